@@ -1,0 +1,240 @@
+"""The contract: an Indexer (recipe) builds an Index (state), which selects keys at a Step."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from topkit.errors import InputError
+
+# What a driver may hand to a recipe that declares it in `needs`.
+INPUTS = frozenset(
+    {
+        "cache",
+        "hidden",
+        "latent",
+        "rope",
+        "values",
+        "prefill_queries",
+        "upstream",
+        "index_queries",
+        "index_keys",
+        "index_weights",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The keys and values that attention reads, by reference: they cost bytes read, never nbytes.
+
+    Shapes: keys [B, Hk, T, D]; values [B, Hk, T, Dv].
+    """
+
+    keys: Tensor
+    values: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the driver knows at a call, and the inputs that the recipe declared.
+
+    Shapes: start [B], the first real slot of each row (left padding; None: 0); stop [B or 1, Tq],
+    query i sees the slots start <= s < stop[i] (None: the queries are the last Tq slots).
+    Raises: InputError when an input is read that was not declared, or that the driver lacks.
+    """
+
+    layer: int = 0
+    scaling: float = 1.0
+    seed: int = 0
+    start: Tensor | None = None
+    stop: Tensor | None = None
+    kv_heads: int = 1
+    capacity: int | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    reader: Indexer | None = None
+
+    def __post_init__(self) -> None:
+        unknown = set(self.inputs) - INPUTS
+        if unknown:
+            raise InputError(f"a step has no input {sorted(unknown)}; known: {sorted(INPUTS)}")
+
+    def given_to(self, indexer: Indexer) -> Step:
+        """This step as `indexer` may see it: only its declared inputs."""
+        seen = {name: x for name, x in self.inputs.items() if name in indexer.needs}
+        return replace(self, inputs=seen, reader=indexer)
+
+    def has(self, name: str) -> bool:
+        return self.inputs.get(name) is not None
+
+    def input(self, name: str) -> Any:
+        if self.inputs.get(name) is not None:
+            return self.inputs[name]
+        if self.reader is not None and name not in self.reader.needs:
+            raise InputError(f"{self.reader} read {name!r}, which its `needs` does not declare")
+        raise InputError(f"{self.reader or 'the indexer'} needs {name!r}; this driver has none")
+
+    @property
+    def cache(self) -> Cache:
+        return self.input("cache")
+
+    @property
+    def hidden(self) -> Tensor:
+        """Hidden states of the tokens of this call [B, t, C]."""
+        return self.input("hidden")
+
+    @property
+    def latent(self) -> Tensor:
+        """Query latent of the tokens of this call [B, t, R] (MLA)."""
+        return self.input("latent")
+
+    @property
+    def rope(self) -> tuple[Tensor, Tensor]:
+        """cos and sin of the tokens of this call [B, t, R]."""
+        return self.input("rope")
+
+    @property
+    def values(self) -> Tensor:
+        """Values of the keys of this call [B, Hk, t, Dv]."""
+        return self.input("values")
+
+    @property
+    def prefill_queries(self) -> Tensor:
+        return self.input("prefill_queries")
+
+    @property
+    def upstream(self) -> Selection:
+        return self.input("upstream")
+
+    def stops(self, length: int, count: int, device: torch.device | None = None) -> Tensor:
+        """One past the last visible slot of each query [B or 1, count]."""
+        if self.stop is not None:
+            return self.stop
+        return torch.arange(length - count + 1, length + 1, device=device)[None]
+
+    def starts(self, device: torch.device | None = None) -> Tensor:
+        """The first real slot of each row [B or 1]."""
+        return self.start if self.start is not None else torch.zeros(1, dtype=torch.long).to(device)
+
+    def visible(self, length: int, count: int, device: torch.device | None = None) -> Tensor | None:
+        """Which slots each query sees [B or 1, 1, count, length]; None where that is all of them."""
+        if self.start is None and self.stop is None and count == 1:
+            return None
+        slots = torch.arange(length, device=device)
+        stops = self.stops(length, count, device)[:, None, :, None]
+        return (slots < stops) & (slots >= self.starts(device)[:, None, None, None])
+
+    def seen(self, length: int, count: int, device: torch.device | None = None) -> Tensor:
+        """How many slots each query sees [B or 1, count]."""
+        return (
+            self.stops(length, count, device).clamp_max(length) - self.starts(device)[:, None]
+        ).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Pseudo-keys that stand for what was not selected.
+
+    Shapes: values [B, Hq, Tq, r, Dv]; either logits [B, Hq, Tq, r], already scaled, which join the
+    softmax (centroid estimates), or share [B, Hq, Tq, r], the part of the output each is given
+    (SparQ's mean value, arXiv 2312.04985 section 3).
+    """
+
+    values: Tensor
+    logits: Tensor | None = None
+    share: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which keys each query keeps, best first.
+
+    Shapes: indices [B, Hs, Tq, k] int64, Hs in {Hq, Hk, 1}, query head h reads row h // (Hq / Hs),
+    -1 last where fewer than k were chosen; log_weights as indices, added to the scaled scores
+    before softmax (0 at -1).
+    Units: keys_scored, keys whose score was computed, a query and selecting head; bytes_read, bytes
+    that choosing read, a query over all heads of the layer. Numbers, or tensors [B or 1, Tq].
+    """
+
+    indices: Tensor
+    log_weights: Tensor | None = None
+    rest: Rest | None = None
+    keys_scored: Tensor | float = 0
+    bytes_read: Tensor | float = 0
+
+
+class Index(ABC):
+    """The state of one decoding stream of one layer, as its recipe built it."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Slots held, padding included."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes held for choosing: each storage once, views of the cache excluded."""
+
+    @abstractmethod
+    def append(self, keys: Tensor, step: Step) -> None:
+        """Add keys [B, Hk, t, D] after those held."""
+
+    @abstractmethod
+    def select(self, queries: Tensor, k: int, step: Step) -> Selection:
+        """Choose at most k keys for each of queries [B, Hq, Tq, D]."""
+
+    @abstractmethod
+    def truncate(self, length: int, step: Step) -> None:
+        """Forget all slots from `length` on (rejected drafts)."""
+
+    @abstractmethod
+    def reorder(self, rows: Tensor) -> None:
+        """Let row i become what row rows[i] was: a gather, which may change B (beams)."""
+
+    def fork(self) -> Index:
+        """An independent copy; right as it stands where no call writes into a tensor held."""
+        return copy.copy(self)
+
+    def score(self, queries: Tensor, step: Step) -> Tensor:
+        """Approximate scores of all keys [B, Hs, Tq, T]; recipes that `score_all` have them."""
+        raise InputError(f"{type(self).__name__} does not score every key")
+
+
+class Indexer:
+    """A recipe: a frozen dataclass of hyper-parameters, named by its repr.
+
+    The class attributes below say how it departs from the common laws (topkit.testing holds them).
+    """
+
+    family: ClassVar[str] = "other"
+    source: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    # k >= visible returns every visible key.
+    exhaustive: ClassVar[bool] = True
+    # Fewer than min(k, visible) keys may be chosen.
+    may_come_short: ClassVar[bool] = False
+    # build(a) then append(b) may select otherwise than build(a ++ b).
+    drifts: ClassVar[bool] = False
+    # Codes hold nothing of later keys, so that several queries may be asked at once.
+    causal_codes: ClassVar[bool] = True
+    # select changes later selections: never shared between runs.
+    remembers: ClassVar[bool] = False
+    # Index.score gives a score for every key.
+    score_all: ClassVar[bool] = False
+
+    def build(self, keys: Tensor, step: Step) -> Index:
+        """An Index of keys [B, Hk, T, D], as attention sees them, after RoPE."""
+        raise InputError(f"{type(self).__name__} does not say how to build its index")
+
+
+def parameters(indexer: type[Indexer] | Indexer) -> list[str]:
+    """The names of a recipe's hyper-parameters, in order."""
+    return [f.name for f in fields(indexer)]  # type: ignore[arg-type]

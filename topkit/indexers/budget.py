@@ -1,0 +1,54 @@
+"""Budgets: k in tokens, or in per cent of the context."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from topkit.errors import InputError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A number of keys, or a share of the context; its str parses back ("16", "1%")."""
+
+    amount: float
+    percent: bool = False
+
+    def at(self, context: int) -> int:
+        """k for a context of so many tokens: at least 1, rounded up."""
+        if self.percent:
+            # Rounded first: 1 % of 300 is 3, whatever the float product says.
+            return max(1, math.ceil(round(self.amount * context / 100, 9)))
+        return int(self.amount)
+
+    def __str__(self) -> str:
+        return f"{self.amount:g}%" if self.percent else f"{int(self.amount)}"
+
+
+def parse_budget(text: str | int | Budget) -> Budget:
+    """Read 16, "16" or "1%".
+
+    Raises: InputError for anything else, for k < 1 and for a share outside (0, 100].
+    """
+    if isinstance(text, Budget):
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", str(text))
+    if isinstance(text, bool) or match is None:
+        raise InputError(f"k must be a number of keys (16) or of per cent (1%); got {text!r}")
+    amount, percent = float(match[1]), bool(match[2])
+    if percent and not 0 < amount <= 100:
+        raise InputError(f"a budget in per cent must lie in (0, 100]; got {text!r}")
+    if not percent and (amount < 1 or amount != int(amount)):
+        raise InputError(f"k must be a whole number of at least 1; got {text!r}")
+    return Budget(amount, percent)
+
+
+def parse_budgets(text: str | int | Budget | list | tuple) -> list[Budget]:
+    """Read "16,32,1%" or a list of budgets."""
+    if isinstance(text, str):
+        text = [part for part in text.split(",") if part.strip()] or [text]
+    if not isinstance(text, list | tuple):
+        text = [text]
+    return list(dict.fromkeys(parse_budget(part) for part in text))

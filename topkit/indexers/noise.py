@@ -1,0 +1,46 @@
+"""Counter-based noise: the same number for the same place, in any batch, order or device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from topkit.indexers.base import Step
+
+_MASK = 0xFFFFFFFF
+
+
+def noise(
+    step: Step,
+    length: int,
+    count: int,
+    heads: int,
+    device: torch.device | None = None,
+    *,
+    salt: int = 0,
+    per_query: bool = True,
+    per_head: bool = True,
+) -> Tensor:
+    """Uniform numbers in [0, 1), hashed from (seed, salt, layer, head, query and key position).
+
+    Shapes: -> [B or 1, heads, count, length] float32. Positions count from each row's first real
+    slot, so that padding changes nothing. `per_query=False` gives every query the same numbers,
+    `per_head=False` every head.
+    """
+    start = step.starts(device).to(torch.int64)
+    keys = (torch.arange(length, device=device) - start[:, None])[:, None, None, :]
+    asked = (step.stops(length, count, device) - start[:, None])[:, None, :, None]
+    head = torch.arange(heads, device=device)[None, :, None, None]
+    tag = (step.layer * 0x27D4EB2F + step.seed * 0x165667B1 + salt * 0x9E3779B9) & _MASK
+    place = _mix(asked * int(per_query) * 0x85EBCA77 + head * int(per_head) * 0xC2B2AE3D + tag)
+    bits = _mix(keys * 0x9E3779B1 + place)
+    # 24 bits are what a float32 holds exactly, so that 1.0 is never reached by rounding.
+    return (bits >> 8).to(torch.float32) / (1 << 24)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A 32-bit finaliser in int64 arithmetic (xor-shift and multiply, as murmur3's)."""
+    x = x & _MASK
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK
+    return x ^ (x >> 16)

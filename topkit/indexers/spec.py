@@ -1,0 +1,109 @@
+"""Specs: indexers written as text, in the call form or the shell-safe form.
+
+    keep(refine(sign(), factor=4), sink=4)        what repr gives
+    quantized:dtype=int4,hadamard=true            no character that a shell would touch
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import shlex
+from collections.abc import Iterable
+from dataclasses import MISSING, fields
+from typing import Any
+
+from topkit.errors import InputError
+from topkit.indexers.base import Indexer, parameters
+
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+def parse(spec: str | Indexer, registry: dict[str, type[Indexer]] | None = None) -> Indexer:
+    """The indexer that a spec names.
+
+    Raises: InputError for a spec that does not parse, an unknown name or a misspelt parameter (the
+    nearest is suggested), and a value that the recipe refuses.
+    """
+    if isinstance(spec, Indexer):
+        return spec
+    if registry is None:
+        from topkit.indexers import INDEXERS as registry
+    return _build(_tree(spec), spec, registry)
+
+
+def quoted(spec: str | Indexer) -> str:
+    """A spec as one shell word."""
+    return shlex.quote(short(spec) if isinstance(spec, Indexer) else spec)
+
+
+def short(indexer: Indexer) -> str:
+    """The spec without what is default: `refine(sign())`."""
+    shown = []
+    for f in fields(indexer):  # type: ignore[arg-type]
+        value = getattr(indexer, f.name)
+        if isinstance(value, Indexer):
+            shown.append(short(value))
+        elif f.default is MISSING or value != f.default:
+            shown.append(f"{f.name}={value!r}")
+    return f"{type(indexer).__name__}({', '.join(shown)})"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint to the nearest known name, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def _tree(spec: str) -> ast.expr:
+    text = spec.strip()
+    head, colon, tail = text.partition(":")
+    if colon and "(" not in head:
+        text = f"{head}({tail})"
+    try:
+        return ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise InputError(
+            f"cannot read the indexer {spec!r}; write name(parameter=value) or name:parameter=value"
+        ) from error
+
+
+def _build(node: ast.expr, spec: str, registry: dict[str, type[Indexer]]) -> Indexer:
+    name, args, keywords = _call(node, spec)
+    if name not in registry:
+        raise InputError(f"unknown indexer {name!r}; {nearest(name, registry)}")
+    recipe = registry[name]
+    known = parameters(recipe)
+    if len(args) > len(known):
+        raise InputError(f"{name} takes {len(known)} parameters ({', '.join(known)}); got {len(args)}")
+    values = {p: _value(a, spec, registry) for p, a in zip(known, args, strict=False)}
+    for keyword in keywords:
+        if keyword.arg is None or keyword.arg in values:
+            raise InputError(f"{name}: parameter {keyword.arg or '**'!r} is given twice in {spec!r}")
+        if keyword.arg not in known:
+            raise InputError(f"{name} has no parameter {keyword.arg!r}; {nearest(keyword.arg, known)}")
+        values[keyword.arg] = _value(keyword.value, spec, registry)
+    try:
+        return recipe(**values)
+    except TypeError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def _call(node: ast.expr, spec: str) -> tuple[str, list[ast.expr], list[ast.keyword]]:
+    if isinstance(node, ast.Name):
+        return node.id, [], []
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return node.func.id, node.args, node.keywords
+    raise InputError(f"expected an indexer such as quest(page_size=16); got {spec!r}")
+
+
+def _value(node: ast.expr, spec: str, registry: dict[str, type[Indexer]]) -> Any:
+    if isinstance(node, ast.Call) or (isinstance(node, ast.Name) and node.id in registry):
+        return _build(node, spec, registry)
+    if isinstance(node, ast.Name):
+        return _WORDS.get(node.id.lower(), node.id)
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise InputError(f"cannot read {ast.unparse(node)!r} in {spec!r} as a value") from error

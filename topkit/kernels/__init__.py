@@ -1,0 +1,1 @@
+"""Fast inner loops: one folder an operation, its plain-torch definition in reference.py."""
