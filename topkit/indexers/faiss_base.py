@@ -1,0 +1,164 @@
+"""What the FAISS recipes share: one FAISS index per row and KV head, copied only when appended to."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from topkit.errors import InputError
+from topkit.indexers.base import Index, Indexer, Selection, Step
+
+
+def import_faiss() -> Any:
+    """The faiss module, one thread a search: per-head searches are too small to share out.
+
+    Raises: InputError when it is not installed, or hidden by a half-removed second distribution.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise InputError("FAISS is not installed; pip install 'topkit[faiss]'") from error
+    if not hasattr(faiss, "IndexFlatIP"):
+        raise InputError("FAISS is broken: faiss-cpu and faiss-gpu overwrote each other; reinstall one")
+    faiss.omp_set_num_threads(1)
+    return faiss
+
+
+@dataclass(frozen=True)
+class FaissIndexer(Indexer):
+    """A recipe that makes, fills and searches one FAISS index over the keys of one head."""
+
+    family: ClassVar[str] = "ann"
+    exhaustive: ClassVar[bool] = False
+    may_come_short: ClassVar[bool] = True
+    drifts: ClassVar[bool] = True
+    causal_codes: ClassVar[bool] = False
+
+    @abstractmethod
+    def make(self, faiss: Any, keys: np.ndarray) -> Any:
+        """A FAISS index of keys [n, D] float32."""
+
+    @abstractmethod
+    def remove(self, faiss: Any, graph: Any, length: int) -> Any:
+        """The index without the keys from `length` on."""
+
+    @abstractmethod
+    def size(self, graph: Any) -> int:
+        """Bytes that the index holds."""
+
+    @abstractmethod
+    def compared(self, faiss: Any) -> int:
+        """Distances computed since FAISS was started, from its own counters."""
+
+    def fixed_bytes(self, graph: Any) -> int:
+        """Bytes that every search reads besides the keys it compares."""
+        return 0
+
+    def build(self, keys: Tensor, step: Step) -> Index:
+        index = _Faiss(self, keys.shape[1])
+        index.append(keys, step)
+        return index
+
+
+class _Faiss(Index):
+    """graphs[row][head], None until the row's first real key has come."""
+
+    def __init__(self, recipe: FaissIndexer, heads: int) -> None:
+        self.recipe, self.faiss = recipe, import_faiss()
+        self.heads, self.slots = heads, 0
+        self.graphs: list[list[Any]] = []
+        self.borrowed: list[bool] = []  # a row whose graphs another index may hold too
+
+    @property
+    def length(self) -> int:
+        return self.slots
+
+    @property
+    def nbytes(self) -> int:
+        held = {id(g): g for row in self.graphs for g in row if g is not None}
+        return sum(self.recipe.size(graph) for graph in held.values())
+
+    def append(self, keys: Tensor, step: Step) -> None:
+        if not self.graphs:
+            self.graphs = [[None] * self.heads for _ in range(keys.shape[0])]
+            self.borrowed = [False] * keys.shape[0]
+        new = keys.detach().float().cpu().numpy()
+        for row, start in enumerate(self._starts(step)):
+            # Padding is never given to FAISS: ids count from the row's first real key.
+            real = new[row, :, max(start - self.slots, 0) :]
+            if real.shape[1]:
+                self._own(row)
+                for head in range(self.heads):
+                    self._add(row, head, np.ascontiguousarray(real[head]))
+        self.slots += keys.shape[2]
+
+    def _add(self, row: int, head: int, keys: np.ndarray) -> None:
+        graph = self.graphs[row][head]
+        if graph is None:
+            self.graphs[row][head] = self.recipe.make(self.faiss, keys)
+        else:
+            graph.add(keys)
+
+    def _own(self, row: int) -> None:
+        if self.borrowed[row]:
+            copies = [g if g is None else self.faiss.clone_index(g) for g in self.graphs[row]]
+            self.graphs[row], self.borrowed[row] = copies, False
+
+    def _starts(self, step: Step) -> list[int]:
+        return step.starts().expand(len(self.graphs)).tolist()
+
+    def select(self, queries: Tensor, k: int, step: Step) -> Selection:
+        if queries.shape[2] != 1 or step.stop is not None and bool((step.stop != self.slots).any()):
+            raise InputError(
+                "a FAISS index answers the newest position alone: append one key, then select"
+            )
+        rows, heads = queries.shape[:2]
+        k = min(k, self.slots)
+        asked = queries.detach().float().cpu().numpy().reshape(rows, self.heads, -1, queries.shape[-1])
+        ids = np.full((rows, self.heads, asked.shape[2], k), -1, dtype=np.int64)
+        scored, read = np.zeros((rows, 1)), np.zeros((rows, 1))
+        for row, start in enumerate(self._starts(step)):
+            before = self.recipe.compared(self.faiss)
+            for head, graph in enumerate(self.graphs[row]):
+                if graph is not None:
+                    ids[row, head] = self._search(graph, asked[row, head], k, start)
+                    read[row] += asked.shape[2] * self.recipe.fixed_bytes(graph)
+            compared = self.recipe.compared(self.faiss) - before
+            scored[row] = compared / heads
+            read[row] += compared * queries.shape[-1] * 4
+        indices = torch.from_numpy(ids.reshape(rows, heads, 1, k)).to(queries.device)
+        return Selection(indices, keys_scored=torch.from_numpy(scored), bytes_read=torch.from_numpy(read))
+
+    def _search(self, graph: Any, asked: np.ndarray, k: int, start: int) -> np.ndarray:
+        found = np.full((len(asked), k), -1, dtype=np.int64)
+        n = min(k, graph.ntotal)
+        _, ids = graph.search(np.ascontiguousarray(asked), n)
+        found[:, :n] = np.where(ids < 0, -1, ids + start)
+        return found
+
+    def truncate(self, length: int, step: Step) -> None:
+        for row, start in enumerate(self._starts(step)):
+            self._own(row)
+            kept = length - start
+            for head, graph in enumerate(self.graphs[row]):
+                if graph is not None and kept <= 0:
+                    self.graphs[row][head] = None
+                elif graph is not None and kept < graph.ntotal:
+                    self.graphs[row][head] = self.recipe.remove(self.faiss, graph, kept)
+        self.slots = length
+
+    def reorder(self, rows: Tensor) -> None:
+        self.graphs = [list(self.graphs[row]) for row in rows.tolist()]
+        self.borrowed = [True] * len(self.graphs)
+
+    def fork(self) -> Index:
+        twin = _Faiss(self.recipe, self.heads)
+        twin.slots = self.slots
+        twin.graphs = [list(row) for row in self.graphs]
+        twin.borrowed, self.borrowed = [True] * len(self.graphs), [True] * len(self.graphs)
+        return twin

@@ -1,0 +1,50 @@
+"""FAISS HNSW: a navigable graph over the keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from topkit.errors import InputError
+from topkit.indexers.faiss_base import FaissIndexer
+
+
+@dataclass(frozen=True)
+class faiss_hnsw(FaissIndexer):
+    """Walks a graph greedily towards the largest inner product, `ef_search` candidates wide.
+
+    A graph cannot forget: truncate builds it anew from the keys kept. Copies (beams, forks) are
+    made on the first append.
+    Source: FAISS IndexHNSWFlat, inner product (arXiv 1603.09320, 2401.08281).
+    """
+
+    M: int = 16
+    ef_construction: int = 40
+    ef_search: int = 64
+
+    source: ClassVar[str] = "FAISS, arXiv 1603.09320"
+    cost: ClassVar[str] = "reads the keys that the walk meets"
+
+    def __post_init__(self) -> None:
+        if min(self.M, self.ef_construction, self.ef_search) < 1 or self.M < 2:
+            raise InputError(f"faiss_hnsw needs M >= 2 and positive ef values; got {self}")
+
+    def make(self, faiss: Any, keys: np.ndarray) -> Any:
+        index = faiss.IndexHNSWFlat(keys.shape[1], self.M, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = self.ef_construction
+        index.hnsw.efSearch = self.ef_search
+        index.add(keys)
+        return index
+
+    def remove(self, faiss: Any, graph: Any, length: int) -> Any:
+        return self.make(faiss, graph.reconstruct_n(0, length))
+
+    def size(self, graph: Any) -> int:
+        hnsw = graph.hnsw
+        links = hnsw.neighbors.size() * 4 + hnsw.offsets.size() * 8 + hnsw.levels.size() * 4
+        return graph.ntotal * graph.d * 4 + links
+
+    def compared(self, faiss: Any) -> int:
+        return faiss.cvar.hnsw_stats.ndis

@@ -1,0 +1,58 @@
+"""FAISS IVF: inverted lists around k-means centroids of the keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from topkit.errors import InputError
+from topkit.indexers.faiss_base import FaissIndexer
+
+
+@dataclass(frozen=True)
+class faiss_ivf(FaissIndexer):
+    """Scores exactly the keys of the `nprobe` lists whose centroids score best, and no others.
+
+    Centroids are those of the keys that the index was built on: appended keys join the nearest
+    list and are never retrained. Fewer than k come back where the probed lists hold fewer.
+    Source: FAISS IndexIVFFlat, inner product (arXiv 2401.08281).
+    """
+
+    nlist: int = 64
+    nprobe: int = 8
+
+    source: ClassVar[str] = "FAISS, arXiv 2401.08281"
+    cost: ClassVar[str] = "reads nlist centroids and the probed lists"
+
+    def __post_init__(self) -> None:
+        if self.nlist < 1 or not 1 <= self.nprobe <= self.nlist:
+            raise InputError(
+                f"faiss_ivf needs 1 <= nprobe <= nlist; got nlist={self.nlist}, nprobe={self.nprobe}"
+            )
+
+    def make(self, faiss: Any, keys: np.ndarray) -> Any:
+        lists = min(self.nlist, len(keys))
+        quantizer = faiss.IndexFlatIP(keys.shape[1])
+        index = faiss.IndexIVFFlat(quantizer, keys.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
+        quantizer.this.disown()
+        index.own_fields = True
+        index.cp.min_points_per_centroid = 1  # short prompts train too, without a warning
+        index.nprobe = min(self.nprobe, lists)
+        index.train(keys)
+        index.add(keys)
+        return index
+
+    def remove(self, faiss: Any, graph: Any, length: int) -> Any:
+        graph.remove_ids(faiss.IDSelectorRange(length, graph.ntotal))
+        return graph
+
+    def size(self, graph: Any) -> int:
+        return graph.ntotal * (graph.d * 4 + 8) + self.fixed_bytes(graph)
+
+    def fixed_bytes(self, graph: Any) -> int:
+        return graph.nlist * graph.d * 4
+
+    def compared(self, faiss: Any) -> int:
+        return faiss.cvar.indexIVF_stats.ndis
