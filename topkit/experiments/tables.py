@@ -30,7 +30,7 @@ def digest(inputs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, then put it in place at once.
 
     Raises: InputError when the disk is full; whatever stood at `path` still stands then.
@@ -43,7 +43,9 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; nothing was kept") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; nothing was kept"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

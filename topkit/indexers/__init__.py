@@ -10,4 +10,14 @@ INDEXERS: dict[str, type[Indexer]] = {
     "random": random,
 }
 
-__all__ = ["INDEXERS", "Cache", "Index", "Indexer", "Rest", "Scored", "Selection", "Step", *INDEXERS]
+__all__ = [
+    "INDEXERS",
+    "Cache",
+    "Index",
+    "Indexer",
+    "Rest",
+    "Scored",
+    "Selection",
+    "Step",
+    *INDEXERS,
+]

@@ -210,7 +210,8 @@ class Index(ABC):
 class Indexer:
     """A recipe: a frozen dataclass of hyper-parameters, named by its repr.
 
-    The class attributes below say how it departs from the common laws (topkit.testing holds them).
+    The attributes below say how it departs from the common laws (topkit.contract holds them); a
+    property stands in for one that depends on the hyper-parameters.
     """
 
     family: ClassVar[str] = "other"
@@ -229,6 +230,14 @@ class Indexer:
     remembers: ClassVar[bool] = False
     # Index.score gives a score for every key.
     score_all: ClassVar[bool] = False
+    # Selections carry log_weights: an estimate of attention, which no list may cut.
+    weighted: ClassVar[bool] = False
+    # Specs that the contract suite tries beside the defaults, or for want of them.
+    examples: ClassVar[tuple[str, ...]] = ()
+
+    def widths(self) -> Mapping[str, int]:
+        """The sizes that this recipe fixes, by name: head_dim, hidden, latent, rope."""
+        return {}
 
     def build(self, keys: Tensor, step: Step) -> Index:
         """An Index of keys [B, Hk, T, D], as attention sees them, after RoPE."""

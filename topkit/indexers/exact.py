@@ -7,14 +7,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from topkit.indexers.base import Index, Indexer, Selection, Step
+from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.scored import best
+from topkit.indexers.stateless import SlotCount, Stateless
 from topkit.kernels.score import score
 
 
 @dataclass(frozen=True)
-class exact(Indexer):
-    """Each query head keeps its k largest dot products, in float32.
+class exact(Stateless):
+    """Each query head keeps its k largest dot products, in float32, at the price of every key read.
 
     Source: arXiv 2512.03494, section "Exact Top-k Decoding".
     """
@@ -26,34 +27,23 @@ class exact(Indexer):
     score_all: ClassVar[bool] = True
 
     def build(self, keys: Tensor, step: Step) -> Index:
-        return _Exact(keys.shape[2])
+        return _Exact(self, keys.shape[2])
+
+    def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
+        return best(true_scores(queries, step, length), k, step, key_bytes(step))
 
 
-class _Exact(Index):
-    """Holds nothing but a count: the keys are the cache's."""
-
-    nbytes = 0
-
-    def __init__(self, length: int) -> None:
-        self._length = length
-
-    @property
-    def length(self) -> int:
-        return self._length
-
-    def append(self, keys: Tensor, step: Step) -> None:
-        self._length += keys.shape[2]
-
-    def truncate(self, length: int, step: Step) -> None:
-        self._length = length
-
-    def reorder(self, rows: Tensor) -> None:
-        pass
-
+class _Exact(SlotCount):
     def score(self, queries: Tensor, step: Step) -> Tensor:
-        return score(queries, step.cache.keys)
+        return true_scores(queries, step, self.slots)
 
-    def select(self, queries: Tensor, k: int, step: Step) -> Selection:
-        keys = step.cache.keys
-        per_key = keys.shape[1] * keys.shape[3] * keys.element_size()
-        return best(self.score(queries, step), k, step, per_key)
+
+def true_scores(queries: Tensor, step: Step, length: int) -> Tensor:
+    """Float32 dot products [B, Hq, Tq, length] with the keys that attention reads."""
+    return score(queries, step.cache.keys[:, :, :length])
+
+
+def key_bytes(step: Step) -> int:
+    """Bytes of one token's keys, over all KV heads."""
+    keys = step.cache.keys
+    return keys.shape[1] * keys.shape[3] * keys.element_size()

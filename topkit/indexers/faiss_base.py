@@ -24,7 +24,9 @@ def import_faiss() -> Any:
     except ImportError as error:
         raise InputError("FAISS is not installed; pip install 'topkit[faiss]'") from error
     if not hasattr(faiss, "IndexFlatIP"):
-        raise InputError("FAISS is broken: faiss-cpu and faiss-gpu overwrote each other; reinstall one")
+        raise InputError(
+            "FAISS is broken: faiss-cpu and faiss-gpu overwrote each other; reinstall one"
+        )
     faiss.omp_set_num_threads(1)
     return faiss
 
@@ -113,13 +115,17 @@ class _Faiss(Index):
         return step.starts().expand(len(self.graphs)).tolist()
 
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
-        if queries.shape[2] != 1 or step.stop is not None and bool((step.stop != self.slots).any()):
+        if queries.shape[2] != 1 or (
+            step.stop is not None and bool((step.stop != self.slots).any())
+        ):
             raise InputError(
                 "a FAISS index answers the newest position alone: append one key, then select"
             )
         rows, heads = queries.shape[:2]
         k = min(k, self.slots)
-        asked = queries.detach().float().cpu().numpy().reshape(rows, self.heads, -1, queries.shape[-1])
+        asked = (
+            queries.detach().float().cpu().numpy().reshape(rows, self.heads, -1, queries.shape[-1])
+        )
         ids = np.full((rows, self.heads, asked.shape[2], k), -1, dtype=np.int64)
         scored, read = np.zeros((rows, 1)), np.zeros((rows, 1))
         for row, start in enumerate(self._starts(step)):
@@ -132,7 +138,9 @@ class _Faiss(Index):
             scored[row] = compared / heads
             read[row] += compared * queries.shape[-1] * 4
         indices = torch.from_numpy(ids.reshape(rows, heads, 1, k)).to(queries.device)
-        return Selection(indices, keys_scored=torch.from_numpy(scored), bytes_read=torch.from_numpy(read))
+        return Selection(
+            indices, keys_scored=torch.from_numpy(scored), bytes_read=torch.from_numpy(read)
+        )
 
     def _search(self, graph: Any, asked: np.ndarray, k: int, start: int) -> np.ndarray:
         found = np.full((len(asked), k), -1, dtype=np.int64)

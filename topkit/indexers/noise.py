@@ -17,22 +17,27 @@ def noise(
     heads: int,
     device: torch.device | None = None,
     *,
+    slots: Tensor | None = None,
     salt: int = 0,
     per_query: bool = True,
-    per_head: bool = True,
+    heads_together: int = 1,
+    slots_together: int = 1,
 ) -> Tensor:
     """Uniform numbers in [0, 1), hashed from (seed, salt, layer, head, query and key position).
 
-    Shapes: -> [B or 1, heads, count, length] float32. Positions count from each row's first real
-    slot, so that padding changes nothing. `per_query=False` gives every query the same numbers,
-    `per_head=False` every head.
+    Shapes: slots [B or 1, heads or 1, count or 1, n] (None: all `length` slots, n = length) ->
+    [B or 1, heads, count, n] float32. Positions count from each row's first real slot, so that
+    padding changes nothing. `per_query=False` gives every query the same numbers; runs of
+    `heads_together` heads, or of `slots_together` slots, share one.
     """
     start = step.starts(device).to(torch.int64)
-    keys = (torch.arange(length, device=device) - start[:, None])[:, None, None, :]
+    if slots is None:
+        slots = torch.arange(length, device=device)[None, None, None]
+    keys = (slots - start[:, None, None, None]).div(slots_together, rounding_mode="floor")
     asked = (step.stops(length, count, device) - start[:, None])[:, None, :, None]
-    head = torch.arange(heads, device=device)[None, :, None, None]
+    head = torch.arange(heads, device=device)[None, :, None, None] // heads_together
     tag = (step.layer * 0x27D4EB2F + step.seed * 0x165667B1 + salt * 0x9E3779B9) & _MASK
-    place = _mix(asked * int(per_query) * 0x85EBCA77 + head * int(per_head) * 0xC2B2AE3D + tag)
+    place = _mix(asked * int(per_query) * 0x85EBCA77 + head * 0xC2B2AE3D + tag)
     bits = _mix(keys * 0x9E3779B1 + place)
     # 24 bits are what a float32 holds exactly, so that 1.0 is never reached by rounding.
     return (bits >> 8).to(torch.float32) / (1 << 24)

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from topkit.indexers.base import Step
+from topkit.indexers.base import Selection, Step
 from topkit.indexers.noise import noise
-from topkit.indexers.scored import Codes, Scored
+from topkit.indexers.scored import best
+from topkit.indexers.stateless import Stateless
 
 
 @dataclass(frozen=True)
-class random(Scored):
-    """Each query head keeps k keys drawn anew at every step, without replacement."""
+class random(Stateless):
+    """Each query head keeps k keys drawn anew at every step, whatever they hold."""
 
     family: ClassVar[str] = "control"
     source: ClassVar[str] = "control"
     cost: ClassVar[str] = "reads nothing"
 
-    def encode(self, keys: Tensor, step: Step) -> Codes:
-        return {"none": keys[..., :0]}
-
-    def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
+    def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
         rows, heads, count, _ = queries.shape
-        draws = noise(step, codes["none"].shape[2], count, heads, queries.device)
-        return draws.expand(rows, -1, -1, -1)
+        draws = noise(step, length, count, heads, queries.device).expand(rows, -1, -1, -1)
+        return replace(best(draws, k, step, 0), keys_scored=0)

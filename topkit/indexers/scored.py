@@ -66,7 +66,9 @@ class ScoredIndex(Index):
 
     def append(self, keys: Tensor, step: Step) -> None:
         new = self.recipe.encode(keys, step)
-        self.codes = {n: torch.cat([self.codes[n], c], 2) for n, c in new.items()} if self.codes else new
+        self.codes = (
+            {n: torch.cat([self.codes[n], c], 2) for n, c in new.items()} if self.codes else new
+        )
         self.slots += keys.shape[2]
 
     def truncate(self, length: int, step: Step) -> None:

@@ -1,7 +1,7 @@
 """Specs: indexers written as text, in the call form or the shell-safe form.
 
-    keep(refine(sign(), factor=4), sink=4)        what repr gives
-    quantized:dtype=int4,hadamard=true            no character that a shell would touch
+keep(refine(sign(), factor=4), sink=4)        what repr gives
+quantized:dtype=int4,hadamard=true            no character that a shell would touch
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ def quoted(spec: str | Indexer) -> str:
 def short(indexer: Indexer) -> str:
     """The spec without what is default: `refine(sign())`."""
     shown = []
-    for f in fields(indexer):  # type: ignore[arg-type]
+    for place, f in enumerate(fields(indexer)):  # type: ignore[arg-type]
         value = getattr(indexer, f.name)
-        if isinstance(value, Indexer):
-            shown.append(short(value))
-        elif f.default is MISSING or value != f.default:
-            shown.append(f"{f.name}={value!r}")
+        if f.default is not MISSING and value == f.default:
+            continue
+        text = short(value) if isinstance(value, Indexer) else repr(value)
+        bare = place == 0 and isinstance(value, Indexer)
+        shown.append(text if bare else f"{f.name}={text}")
     return f"{type(indexer).__name__}({', '.join(shown)})"
 
 
@@ -76,13 +77,19 @@ def _build(node: ast.expr, spec: str, registry: dict[str, type[Indexer]]) -> Ind
     recipe = registry[name]
     known = parameters(recipe)
     if len(args) > len(known):
-        raise InputError(f"{name} takes {len(known)} parameters ({', '.join(known)}); got {len(args)}")
+        raise InputError(
+            f"{name} takes {len(known)} parameters ({', '.join(known)}); got {len(args)}"
+        )
     values = {p: _value(a, spec, registry) for p, a in zip(known, args, strict=False)}
     for keyword in keywords:
         if keyword.arg is None or keyword.arg in values:
-            raise InputError(f"{name}: parameter {keyword.arg or '**'!r} is given twice in {spec!r}")
+            raise InputError(
+                f"{name}: parameter {keyword.arg or '**'!r} is given twice in {spec!r}"
+            )
         if keyword.arg not in known:
-            raise InputError(f"{name} has no parameter {keyword.arg!r}; {nearest(keyword.arg, known)}")
+            raise InputError(
+                f"{name} has no parameter {keyword.arg!r}; {nearest(keyword.arg, known)}"
+            )
         values[keyword.arg] = _value(keyword.value, spec, registry)
     try:
         return recipe(**values)

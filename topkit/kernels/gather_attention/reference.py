@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from topkit.errors import InputError
+
 
 def gather_attention(
     queries: Tensor,
@@ -23,11 +25,15 @@ def gather_attention(
     Shapes: queries [B, Hq, Tq, D]; keys [B or 1, Hk, T, D]; values [B or 1, Hk, T, Dv]; indices
     [B, Hs, Tq, k] with Hs in {Hq, Hk, 1} and -1 for none; log_weights as indices, added to the
     scaled scores; rest_values [B, Hq, Tq, r, Dv] with rest_logits [B, Hq, Tq, r], which join the
-    softmax, or rest_share, the part of the output each is given -> [B, Hq, Tq, Dv] in queries' dtype.
-    A query that chose nothing gets zeros.
+    softmax, or rest_share, the part of the output each is given -> [B, Hq, Tq, Dv] in queries'
+    dtype. A query that chose nothing gets zeros.
     """
     rows, heads, count, _ = queries.shape
     groups = keys.shape[1]
+    if indices.shape[1] not in (heads, groups, 1):
+        raise InputError(
+            f"indices have {indices.shape[1]} heads; expected {heads} (query), {groups} (KV) or 1"
+        )
     # Lists per group are gathered once for all heads of the group; other lists, per query head.
     lists = groups if indices.shape[1] in (1, groups) else heads
     picked = indices.expand(-1, lists, -1, -1) if indices.shape[1] == 1 else indices
@@ -44,7 +50,8 @@ def gather_attention(
     logits = logits.masked_fill((picked < 0)[..., None, :], float("-inf"))
     if rest_logits is not None:
         logits = torch.cat([logits, _by_list(rest_logits, lists)], -1)
-    weights = logits.softmax(-1).nan_to_num(0.0)  # all -inf: nothing was chosen
+    nothing = (logits == float("-inf")).all(-1, keepdim=True)
+    weights = logits.softmax(-1).masked_fill(nothing, 0.0)
     kept = picked.shape[-1]
     out = weights[..., :kept] @ values[row, head, slots].float()
     if rest_values is not None:

@@ -8,7 +8,8 @@ from torch import Tensor
 def score(queries: Tensor, keys: Tensor) -> Tensor:
     """Float32 dot products of every query with every key of its group.
 
-    Shapes: queries [B, Hq, Tq, D], keys [B or 1, Hk, T, D] with Hq a multiple of Hk -> [B, Hq, Tq, T].
+    Shapes: queries [B, Hq, Tq, D], keys [B or 1, Hk, T, D], Hq a multiple of Hk ->
+    [B, Hq, Tq, T].
     """
     rows, heads, count, width = queries.shape
     groups = keys.shape[1]
