@@ -1,23 +1,43 @@
 """Indexers: one file a method, one line each in the registry."""
 
 from topkit.indexers.base import Cache, Index, Indexer, Rest, Selection, Step
+from topkit.indexers.combinator import Combinator
+from topkit.indexers.degraded import degraded
 from topkit.indexers.exact import exact
+from topkit.indexers.keep import keep
+from topkit.indexers.quantized import quantized
+from topkit.indexers.quest import quest
 from topkit.indexers.random import random
+from topkit.indexers.refine import refine
 from topkit.indexers.scored import Scored
+from topkit.indexers.shared import shared
+from topkit.indexers.sign import sign
+from topkit.indexers.stateless import Stateless
+from topkit.indexers.streaming_llm import streaming_llm
 
 INDEXERS: dict[str, type[Indexer]] = {
     "exact": exact,
     "random": random,
+    "streaming_llm": streaming_llm,
+    "degraded": degraded,
+    "quantized": quantized,
+    "sign": sign,
+    "quest": quest,
+    "keep": keep,
+    "refine": refine,
+    "shared": shared,
 }
 
 __all__ = [
     "INDEXERS",
     "Cache",
+    "Combinator",
     "Index",
     "Indexer",
     "Rest",
     "Scored",
     "Selection",
+    "Stateless",
     "Step",
     *INDEXERS,
 ]

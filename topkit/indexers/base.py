@@ -206,6 +206,10 @@ class Index(ABC):
         """Approximate scores of all keys [B, Hs, Tq, T]; recipes that `score_all` have them."""
         raise InputError(f"{type(self).__name__} does not score every key")
 
+    def bytes_per_key(self, step: Step) -> float:
+        """Bytes that `score` reads for one key, over all heads of the layer."""
+        raise InputError(f"{type(self).__name__} does not score every key")
+
 
 class Indexer:
     """A recipe: a frozen dataclass of hyper-parameters, named by its repr.

@@ -37,6 +37,9 @@ class _Exact(SlotCount):
     def score(self, queries: Tensor, step: Step) -> Tensor:
         return true_scores(queries, step, self.slots)
 
+    def bytes_per_key(self, step: Step) -> float:
+        return key_bytes(step)
+
 
 def true_scores(queries: Tensor, step: Step, length: int) -> Tensor:
     """Float32 dot products [B, Hq, Tq, length] with the keys that attention reads."""

@@ -35,12 +35,15 @@ class Scored(Indexer):
 
 def best(scores: Tensor, k: int, step: Step, bytes_per_key: float) -> Selection:
     """The k best visible keys of scores [B, Hs, Tq, T], with the cost of having scored all."""
-    count, length = scores.shape[-2:]
-    visible = step.visible(length, count, scores.device)
-    if visible is not None:
-        scores = scores.masked_fill(~visible, float("-inf"))
-    seen = step.seen(length, count, scores.device)
-    return Selection(select_topk(scores, k), keys_scored=seen, bytes_read=seen * bytes_per_key)
+    seen = step.seen(scores.shape[-1], scores.shape[-2], scores.device)
+    slots = select_topk(masked(scores, step), k)
+    return Selection(slots, keys_scored=seen, bytes_read=seen * bytes_per_key)
+
+
+def masked(scores: Tensor, step: Step) -> Tensor:
+    """Scores [B, Hs, Tq, T], -inf where a query does not see the slot."""
+    visible = step.visible(scores.shape[-1], scores.shape[-2], scores.device)
+    return scores if visible is None else scores.masked_fill(~visible, float("-inf"))
 
 
 @dataclass
@@ -59,11 +62,6 @@ class ScoredIndex(Index):
     def nbytes(self) -> int:
         return sum(code.numel() * code.element_size() for code in self.codes.values())
 
-    @property
-    def bytes_per_key(self) -> float:
-        rows = next(iter(self.codes.values())).shape[0]
-        return self.nbytes / max(rows * self.slots, 1)
-
     def append(self, keys: Tensor, step: Step) -> None:
         new = self.recipe.encode(keys, step)
         self.codes = (
@@ -72,7 +70,7 @@ class ScoredIndex(Index):
         self.slots += keys.shape[2]
 
     def truncate(self, length: int, step: Step) -> None:
-        self.codes = {name: code[:, :, :length] for name, code in self.codes.items()}
+        self.codes = {name: code[:, :, :length].clone() for name, code in self.codes.items()}
         self.slots = length
 
     def reorder(self, rows: Tensor) -> None:
@@ -82,4 +80,7 @@ class ScoredIndex(Index):
         return self.recipe.score(queries, self.codes, step)
 
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
-        return best(self.score(queries, step), k, step, self.bytes_per_key)
+        return best(self.score(queries, step), k, step, self.bytes_per_key(step))
+
+    def bytes_per_key(self, step: Step) -> float:
+        return sum(code[0, :, 0].numel() * code.element_size() for code in self.codes.values())

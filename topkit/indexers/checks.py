@@ -1,0 +1,46 @@
+"""What recipes refuse: one clear line each, with the nearest choice where a word is misspelt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from topkit.errors import InputError
+from topkit.indexers.base import Indexer
+from topkit.indexers.spec import nearest
+
+
+def choice(recipe: Indexer, name: str, known: Iterable[str]) -> None:
+    """Require that a parameter is one of the known words."""
+    value, known = getattr(recipe, name), list(known)
+    if value not in known:
+        hint = nearest(str(value), known)
+        raise InputError(
+            f"{_named(recipe, name)} must be one of {', '.join(known)}; got {value!r}; {hint}"
+        )
+
+
+def whole(recipe: Indexer, name: str, least: int) -> None:
+    """Require that a parameter is an int of at least `least`."""
+    value = getattr(recipe, name)
+    if type(value) is not int or value < least:
+        raise InputError(
+            f"{_named(recipe, name)} must be a whole number of at least {least}; got {value!r}"
+        )
+
+
+def share(recipe: Indexer, name: str) -> None:
+    """Require that a parameter is a number in [0, 1]."""
+    value = getattr(recipe, name)
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise InputError(f"{_named(recipe, name)} must be a number from 0 to 1; got {value!r}")
+
+
+def flag(recipe: Indexer, name: str) -> None:
+    """Require that a parameter is True or False."""
+    value = getattr(recipe, name)
+    if type(value) is not bool:
+        raise InputError(f"{_named(recipe, name)} must be true or false; got {value!r}")
+
+
+def _named(recipe: Indexer, name: str) -> str:
+    return f"{type(recipe).__name__}: {name}"

@@ -1,0 +1,118 @@
+"""Recipes over a recipe: all is forwarded but the choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from topkit.errors import InputError
+from topkit.indexers.base import Index, Indexer, Selection, Step
+
+
+@dataclass(frozen=True)
+class Combinator(Indexer):
+    """A recipe that writes how it chooses by way of `base`, whose laws and needs it takes over."""
+
+    base: Indexer
+
+    family: ClassVar[str] = "combinator"
+    # What it reads besides what base reads.
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
+        """At most k keys for each of queries [B, Hq, Tq, D], by way of base's index.
+
+        The step is the combinator's; `step.given_to(self.base)` is base's.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.choose")
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if not isinstance(self.base, Indexer):
+            raise InputError(f"{name}: base must be an indexer such as sign(); got {self.base!r}")
+        if self.base.weighted:
+            raise InputError(
+                f"{name} would bias the weighted sample of {self.base}; put the sampling outermost"
+            )
+
+    def score(self, index: Index, queries: Tensor, step: Step) -> Tensor:
+        """Scores of every key, by way of base's index, for those that `score_all`."""
+        raise InputError(f"{self} does not score every key")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.base.needs | self.reads
+
+    @property
+    def exhaustive(self) -> bool:
+        return self.base.exhaustive
+
+    @property
+    def may_come_short(self) -> bool:
+        return self.base.may_come_short
+
+    @property
+    def drifts(self) -> bool:
+        return self.base.drifts
+
+    @property
+    def causal_codes(self) -> bool:
+        return self.base.causal_codes
+
+    @property
+    def remembers(self) -> bool:
+        return self.base.remembers
+
+    def widths(self) -> dict[str, int]:
+        return dict(self.base.widths())
+
+    def build(self, keys: Tensor, step: Step) -> Index:
+        return Wrapped(self, self.base.build(keys, step.given_to(self.base)))
+
+
+@dataclass
+class Wrapped(Index):
+    """Base's index, chosen from in another way."""
+
+    recipe: Combinator
+    base: Index
+
+    @property
+    def length(self) -> int:
+        return self.base.length
+
+    @property
+    def nbytes(self) -> int:
+        return self.base.nbytes
+
+    def append(self, keys: Tensor, step: Step) -> None:
+        self.base.append(keys, step.given_to(self.recipe.base))
+
+    def select(self, queries: Tensor, k: int, step: Step) -> Selection:
+        return self.recipe.choose(self.base, queries, k, step)
+
+    def score(self, queries: Tensor, step: Step) -> Tensor:
+        return self.recipe.score(self.base, queries, step)
+
+    def bytes_per_key(self, step: Step) -> float:
+        return self.base.bytes_per_key(step.given_to(self.recipe.base))
+
+    def truncate(self, length: int, step: Step) -> None:
+        self.base.truncate(length, step.given_to(self.recipe.base))
+
+    def reorder(self, rows: Tensor) -> None:
+        self.base.reorder(rows)
+
+    def fork(self) -> Index:
+        return replace(self, base=self.base.fork())
+
+
+def every_score(recipe: Combinator) -> None:
+    """Require that base scores every key."""
+    if not recipe.base.score_all:
+        raise InputError(
+            f"{type(recipe).__name__} reads a score for every key, and {recipe.base} has none; "
+            f"wrap it the other way round"
+        )

@@ -1,0 +1,48 @@
+"""The family "hold nothing": keys are chosen from the cache, or from positions alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from topkit.indexers.base import Index, Indexer, Selection, Step
+
+
+class Stateless(Indexer):
+    """A recipe that writes how it chooses among the slots so far, and keeps no index of them."""
+
+    def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
+        """At most k of the first `length` slots for each of queries [B, Hq, Tq, D]."""
+        raise NotImplementedError(f"{type(self).__name__}.choose")
+
+    def build(self, keys: Tensor, step: Step) -> Index:
+        return SlotCount(self, keys.shape[2])
+
+
+@dataclass
+class SlotCount(Index):
+    """How many slots there are."""
+
+    recipe: Stateless
+    slots: int
+
+    @property
+    def length(self) -> int:
+        return self.slots
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    def append(self, keys: Tensor, step: Step) -> None:
+        self.slots += keys.shape[2]
+
+    def truncate(self, length: int, step: Step) -> None:
+        self.slots = length
+
+    def reorder(self, rows: Tensor) -> None:
+        pass
+
+    def select(self, queries: Tensor, k: int, step: Step) -> Selection:
+        return self.recipe.choose(queries, k, step, self.slots)
