@@ -16,7 +16,7 @@ from typing import Any
 from topkit.errors import InputError
 from topkit.indexers.base import Indexer, parameters
 
-_WORDS = {"true": True, "false": False, "none": None}
+_WORDS = {"true": True, "false": False, "null": None}
 
 
 def parse(spec: str | Indexer, registry: dict[str, type[Indexer]] | None = None) -> Indexer:

@@ -1,0 +1,423 @@
+"""The laws can fail: each broken indexer is caught, by the law that it breaks."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from topkit.contract import LAWS, check_indexer, parametrize_with_checks
+from topkit.errors import InputError
+from topkit.indexers import Scored, Step, exact, random, sign, streaming_llm
+from topkit.indexers.base import Indexer
+from topkit.indexers.scored import ScoredIndex, best
+from topkit.indexers.stateless import SlotCount, Stateless
+from topkit.kernels.score import score
+
+
+@dataclass(frozen=True)
+class int8(Scored):
+    """A recipe in ten lines, that keeps every law."""
+
+    def encode(self, keys, step):
+        scale = keys.float().abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
+        return {"codes": (keys / scale).round().to(torch.int8), "scale": scale}
+
+    def score(self, queries, codes, step):
+        return score(queries, codes["codes"].float() * codes["scale"])
+
+
+@dataclass(frozen=True)
+class peeks(int8):
+    """Adds what the next key scores to each key's score."""
+
+    def score(self, queries, codes, step):
+        scores = super().score(queries, codes, step)
+        return scores + scores.roll(-1, -1)
+
+
+@dataclass(frozen=True)
+class uses_torch_generator(Scored):
+    def encode(self, keys, step):
+        return {"draws": torch.rand(keys.shape[:3])}
+
+    def score(self, queries, codes, step):
+        times = queries.shape[1] // codes["draws"].shape[1]
+        draws = codes["draws"].repeat_interleave(times, 1)
+        return draws[:, :, None].expand(-1, -1, queries.shape[2], -1)
+
+
+@dataclass(frozen=True)
+class counts_padding(int8):
+    """Favours every third slot, counted from slot 0 and not from the row's first real one."""
+
+    def score(self, queries, codes, step):
+        scores = super().score(queries, codes, step)
+        return scores + 9.0 * (torch.arange(scores.shape[-1]) % 3 == 0)
+
+
+@dataclass(frozen=True)
+class selects_padding(exact):
+    def choose(self, queries, k, step, length):
+        return super().choose(queries, k, replace(step, start=None), length)
+
+
+@dataclass(frozen=True)
+class selects_the_future(exact):
+    def choose(self, queries, k, step, length):
+        stop = step.stops(length, queries.shape[2]) + 1
+        return super().choose(queries, k, replace(step, stop=stop), length)
+
+
+class _WritesInPlace(ScoredIndex):
+    def append(self, keys, step):
+        if not self.codes:
+            new = self.recipe.encode(keys, step)
+            room = 100
+            self.codes = {n: torch.nn.functional.pad(c, (0, 0, 0, room)) for n, c in new.items()}
+        else:
+            for name, code in self.recipe.encode(keys, step).items():
+                self.codes[name][:, :, self.slots : self.slots + keys.shape[2]] = code
+        self.slots += keys.shape[2]
+
+    def truncate(self, length, step):
+        self.slots = length
+
+    def score(self, queries, step):
+        held = {name: code[:, :, : self.slots] for name, code in self.codes.items()}
+        return self.recipe.score(queries, held, step)
+
+
+@dataclass(frozen=True)
+class mutates_its_fork(int8):
+    def build(self, keys, step):
+        index = _WritesInPlace(self)
+        index.append(keys, step)
+        return index
+
+
+@dataclass(frozen=True)
+class shares_state_with_its_fork(int8):
+    def build(self, keys, step):
+        index = super().build(keys, step)
+        index.fork = lambda: index
+        return index
+
+
+class _Lazy(ScoredIndex):
+    def append(self, keys, step):
+        if not self.codes:
+            super().append(keys, step)
+        else:
+            blank = torch.zeros_like(keys)
+            super().append(blank, step)
+
+
+@dataclass(frozen=True)
+class forgets_appended_keys(int8):
+    def build(self, keys, step):
+        index = _Lazy(self)
+        index.append(keys, step)
+        return index
+
+
+class _KeepsDrafts(ScoredIndex):
+    cut: int = 0
+
+    def truncate(self, length, step):
+        self.codes = {name: code.roll(1, 2) for name, code in self.codes.items()}
+        super().truncate(length, step)
+
+
+@dataclass(frozen=True)
+class truncates_wrong(int8):
+    def build(self, keys, step):
+        index = _KeepsDrafts(self)
+        index.append(keys, step)
+        return index
+
+
+class _KeepsRows(ScoredIndex):
+    def reorder(self, rows):
+        self.codes = {
+            n: c[: len(rows)].expand(len(rows), -1, -1, -1) for n, c in self.codes.items()
+        }
+
+
+@dataclass(frozen=True)
+class reorders_nothing(int8):
+    def build(self, keys, step):
+        index = _KeepsRows(self)
+        index.append(keys, step)
+        return index
+
+
+class _Remembers(ScoredIndex):
+    asked: int = 0
+
+    def score(self, queries, step):
+        self.asked += 1
+        return super().score(queries, step) * (-1) ** self.asked
+
+
+@dataclass(frozen=True)
+class remembers_in_secret(int8):
+    def build(self, keys, step):
+        index = _Remembers(self)
+        index.append(keys, step)
+        return index
+
+
+@dataclass(frozen=True)
+class reads_what_it_did_not_declare(Stateless):
+    def choose(self, queries, k, step, length):
+        return exact().choose(queries, k, step, length)
+
+
+@dataclass(frozen=True)
+class chooses_twice(exact):
+    def choose(self, queries, k, step, length):
+        chosen = super().choose(queries, k, step, length)
+        indices = chosen.indices.clone()
+        indices[..., -1] = indices[..., 0]
+        return replace(chosen, indices=indices)
+
+
+@dataclass(frozen=True)
+class gaps_first(streaming_llm):
+    window: int | None = 3
+
+    def choose(self, queries, k, step, length):
+        chosen = super().choose(queries, k, step, length)
+        return replace(chosen, indices=chosen.indices.flip(-1))
+
+
+@dataclass(frozen=True)
+class comes_short(streaming_llm):
+    window: int | None = 3
+    may_come_short: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class drops_the_first(exact):
+    may_come_short: ClassVar[bool] = True
+
+    def choose(self, queries, k, step, length):
+        chosen = super().choose(queries, k, step, length)
+        first = step.starts()[:, None, None, None]
+        slots = chosen.indices.masked_fill(chosen.indices == first, -1)
+        order = (slots < 0).sort(dim=-1, stable=True).indices
+        return replace(chosen, indices=slots.gather(-1, order))
+
+
+@dataclass(frozen=True)
+class too_wide(exact):
+    def choose(self, queries, k, step, length):
+        chosen = super().choose(queries, k, step, length)
+        return replace(chosen, indices=torch.nn.functional.pad(chosen.indices, (0, 1), value=-1))
+
+
+@dataclass(frozen=True)
+class narrow_integers(exact):
+    def choose(self, queries, k, step, length):
+        chosen = super().choose(queries, k, step, length)
+        return replace(chosen, indices=chosen.indices.int())
+
+
+@dataclass(frozen=True)
+class mixes_heads(exact):
+    """Reads KV head h % Hk where it ought to read h // (Hq / Hk)."""
+
+    score_all: ClassVar[bool] = False
+
+    def build(self, keys, step):
+        return SlotCount(self, keys.shape[2])
+
+    def choose(self, queries, k, step, length):
+        groups = step.cache.keys.shape[1]
+        order = torch.arange(queries.shape[1]).view(groups, -1).T.flatten()
+        return super().choose(queries[:, order], k, step, length)
+
+
+class _ReportsTooLittle(ScoredIndex):
+    @property
+    def nbytes(self):
+        return 12
+
+
+class _ReportsTooMuch(ScoredIndex):
+    @property
+    def nbytes(self):
+        return 10**9
+
+
+@dataclass(frozen=True)
+class hides_its_bytes(int8):
+    index: ClassVar[type] = _ReportsTooLittle
+
+    def build(self, keys, step):
+        index = self.index(self)
+        index.append(keys, step)
+        return index
+
+
+@dataclass(frozen=True)
+class inflates_its_bytes(hides_its_bytes):
+    index: ClassVar[type] = _ReportsTooMuch
+
+
+@dataclass(frozen=True)
+class costs_infinity(exact):
+    def choose(self, queries, k, step, length):
+        return replace(super().choose(queries, k, step, length), bytes_read=float("inf"))
+
+
+@dataclass(frozen=True)
+class writes_into_keys(int8):
+    def encode(self, keys, step):
+        return super().encode(keys.mul_(0.5), step)
+
+
+@dataclass(frozen=True)
+class hides_a_setting(int8):
+    secret: int = field(default=1, repr=False)
+
+
+class _ChoosesTheWorst(ScoredIndex):
+    def select(self, queries, k, step):
+        return best(-self.score(queries, step), k, step, 0)
+
+
+@dataclass(frozen=True)
+class scores_something_else(int8):
+    def build(self, keys, step):
+        index = _ChoosesTheWorst(self)
+        index.append(keys, step)
+        return index
+
+
+@dataclass(frozen=True)
+class fails_in_half(int8):
+    def encode(self, keys, step):
+        if keys.dtype != torch.float32:
+            raise RuntimeError("float32 only")
+        return super().encode(keys, step)
+
+
+BROKEN: dict[type[Indexer], str] = {
+    peeks: "queries_together",
+    uses_torch_generator: "same_seed_same_answer",
+    remembers_in_secret: "same_seed_same_answer",
+    counts_padding: "row_alone",
+    selects_padding: "visible_slots_only",
+    mutates_its_fork: "fork",
+    shares_state_with_its_fork: "fork",
+    forgets_appended_keys: "append",
+    truncates_wrong: "truncate",
+    reorders_nothing: "reorder",
+    reads_what_it_did_not_declare: "declared_inputs",
+    chooses_twice: "unique",
+    gaps_first: "none_last",
+    comes_short: "count",
+    drops_the_first: "exhaustive",
+    too_wide: "shape",
+    narrow_integers: "shape",
+    mixes_heads: "repeated_kv_heads",
+    hides_its_bytes: "honest_bytes",
+    inflates_its_bytes: "honest_bytes",
+    costs_infinity: "bounded_cost",
+    writes_into_keys: "inputs_untouched",
+    hides_a_setting: "named_by_repr",
+    scores_something_else: "scores_explain",
+    fails_in_half: "half_precision",
+}
+
+
+def test_a_recipe_of_ten_lines_keeps_every_law():
+    check_indexer(int8())
+
+
+@pytest.mark.parametrize(("recipe", "law"), BROKEN.items(), ids=lambda x: getattr(x, "__name__", x))
+def test_broken_indexer_is_caught_by_the_law_it_breaks(recipe, law):
+    indexer = hides_a_setting(secret=2) if recipe is hides_a_setting else recipe()
+    with pytest.raises((AssertionError, RuntimeError)):
+        LAWS[law](indexer)
+    with pytest.raises(AssertionError, match=f"{recipe.__name__}.* breaks the law '{law}': ."):
+        check_indexer(indexer)
+
+
+def test_the_first_law_broken_is_named():
+    with pytest.raises(AssertionError, match="breaks the law 'unique': a slot was chosen twice"):
+        check_indexer(chooses_twice())
+
+
+def test_every_law_is_broken_by_some_indexer():
+    # What leaks out of padding breaks row_alone first: it has a test of its own below.
+    assert set(LAWS) - set(BROKEN.values()) == {"padding_is_nothing", "cuda_agrees"}
+
+
+def test_padding_that_leaks_is_caught():
+    @dataclass(frozen=True)
+    class leaks(int8):
+        def encode(self, keys, step):
+            return super().encode(keys + keys.mean(2, keepdim=True), step)
+
+    with pytest.raises(AssertionError, match="padding of row"):
+        LAWS["padding_is_nothing"](leaks())
+
+
+@parametrize_with_checks(
+    [int8(), chooses_twice(), "streaming_llm(sink=1)"],
+    expected_failed_checks={
+        "chooses_twice": {"unique": "it says so", "exhaustive": "a", "count": "b"},
+    },
+)
+def test_expected_failures_by_indexer(indexer, check):
+    if isinstance(indexer, chooses_twice) and "unique" not in str(check.keywords):
+        pytest.skip("only the law in question")
+    check(indexer)
+
+
+def cases_of(*args, **kwargs):
+    return parametrize_with_checks(*args, **kwargs).args[1]
+
+
+def test_ids_name_indexer_and_law():
+    ids = [case.id for case in cases_of(["keep(sign(), sink=2)"])]
+    assert ids == [f"keep(sign(), sink=2)-{law}" for law in LAWS]
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        {"append": "why not"},
+        {"sign": {"append": "why not"}},
+        lambda indexer: {"append": "why not"} if indexer == sign() else {},
+    ],
+)
+def test_expected_failure_is_a_strict_xfail_with_its_reason(expected):
+    marks = {case.id: case.marks for case in cases_of(["sign"], expected_failed_checks=expected)}
+    (mark,) = marks["sign()-append"]
+    assert mark.name == "xfail" and mark.kwargs == {"reason": "why not", "strict": True}
+    assert not marks["sign()-truncate"]
+
+
+def test_unknown_law_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'truncate'"):
+        parametrize_with_checks(["sign"], expected_failed_checks={"truncated": "x"})
+
+
+def test_an_undeclared_input_names_the_indexer_and_the_input():
+    with pytest.raises(InputError, match=r"random\(\) read 'hidden', which its `needs`"):
+        _ = Step(inputs={"hidden": torch.zeros(1, 1, 1)}).given_to(random()).hidden
+    with pytest.raises(InputError, match=r"exact\(\) needs 'cache'; this driver has none"):
+        _ = Step().given_to(exact()).cache
+    with pytest.raises(InputError, match="a step has no input"):
+        Step(inputs={"hiden": 1})
+
+
+def test_recipes_are_values():
+    assert copy.deepcopy(int8()) == int8() and hash(int8()) == hash(int8())

@@ -1,0 +1,45 @@
+"""What an index holds in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from topkit.indexers.base import Indexer
+
+_PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, Indexer, type)
+
+
+def held_bytes(index: Any, cache: set[int]) -> tuple[int, bool]:
+    """Bytes of the tensors and arrays within reach of an index, and whether it holds more than those.
+
+    Each storage counts once; storages whose address is in `cache` do not count.
+    """
+    storages: dict[int, int] = {}
+    opaque = False
+    seen: set[int] = set()
+    ahead = [index]
+    while ahead:
+        x = ahead.pop()
+        if id(x) in seen or isinstance(x, _PLAIN):
+            continue
+        seen.add(id(x))
+        if isinstance(x, Tensor):
+            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        elif isinstance(x, np.ndarray):
+            storages[x.__array_interface__["data"][0]] = x.nbytes
+        elif isinstance(x, dict):
+            ahead += x.values()
+        elif isinstance(x, list | tuple | set):
+            ahead += x
+        elif hasattr(x, "__dict__") and type(x).__module__ != "builtins":
+            opaque = opaque or not type(x).__module__.startswith(
+                type(index).__module__.split(".")[0]
+            )
+            ahead += vars(x).values()
+        else:
+            opaque = True
+    return sum(size for address, size in storages.items() if address not in cache), opaque

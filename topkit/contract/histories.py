@@ -1,0 +1,185 @@
+"""Laws of what came before: how an index grew, was cut, forked, reordered, or stood in a batch."""
+
+from __future__ import annotations
+
+import torch
+
+from topkit.contract.agree import agree
+from topkit.contract.selections import BUDGETS
+from topkit.contract.streams import PADDED, stream
+from topkit.indexers.base import Indexer, Selection
+
+
+def append(indexer: Indexer) -> None:
+    """build(a) then append(b) selects as build(a ++ b), unless the class drifts."""
+    if indexer.drifts:
+        return
+    for one in (stream(indexer), stream(indexer, start=PADDED)):
+        whole = one.build(indexer)
+        for cuts in ([20, one.length], [1, 2, one.length], [30, *range(31, one.length + 1)]):
+            grown = one.build(indexer, cuts)
+            assert grown.length == whole.length, f"length {grown.length}, not {whole.length}"
+            for k in BUDGETS:
+                want, got = one.ask(indexer, whole, k), one.ask(indexer, grown, k)
+                agree(indexer, one, whole, got, want, f"built in pieces {cuts}, k={k}")
+
+
+def queries_together(indexer: Indexer) -> None:
+    """Several queries at once select as one by one, where codes are causal."""
+    if not indexer.causal_codes or indexer.remembers:
+        return
+    for one in (stream(indexer), stream(indexer, start=PADDED)):
+        whole = one.build(indexer)
+        tokens = torch.tensor([6, 20, one.length - 2, one.length - 1])
+        for k in BUDGETS:
+            last = one.ask(indexer, whole, k, 2)
+            spread = one.ask_at(indexer, whole, k, tokens)
+            for i, token in enumerate(tokens.tolist()):
+                index = one.build(indexer, [token + 1])
+                want = one.ask(indexer, index, k)
+                where = f"query {token} asked together, k={k}"
+                agree(indexer, one, index, _query(spread, i), want, where)
+                if i >= 2:
+                    agree(indexer, one, index, _query(last, i - 2), want, where)
+
+
+def row_alone(indexer: Indexer) -> None:
+    """Row i of a batch, its padding removed, chooses the same keys."""
+    one = stream(indexer, start=PADDED)
+    together = one.build(indexer)
+    for row, first in enumerate(one.starts().tolist()):
+        alone = one.alone(row)
+        index = alone.build(indexer)
+        for k in BUDGETS:
+            got, want = one.ask(indexer, together, k), alone.ask(indexer, index, k)
+            slots = got.indices[row : row + 1]
+            slots = slots.where(slots < 0, slots - first)
+            weights = None if got.log_weights is None else got.log_weights[row : row + 1]
+            shifted = Selection(slots, weights)
+            agree(
+                indexer, alone, index, shifted, want, f"row {row} with {first} padded slots, k={k}"
+            )
+
+
+def padding_is_nothing(indexer: Indexer) -> None:
+    """What stands in padded slots changes no selection."""
+    one = stream(indexer, start=PADDED)
+    other = stream(indexer, start=PADDED, seed=1)
+    rows = [one.spliced(other, 0).spliced(one, first) for first in PADDED]
+    for row, changed in enumerate(rows):
+        index, index2 = one.build(indexer), changed.build(indexer)
+        for k in BUDGETS:
+            want, got = one.ask(indexer, index, k), changed.ask(indexer, index2, k)
+            same = torch.equal(got.indices[row], want.indices[row])
+            assert same, f"other keys in the padding of row {row} changed what k={k} selects"
+
+
+def truncate(indexer: Indexer) -> None:
+    """truncate then append selects as if the keys cut off had never come."""
+    for start in (None, (0, 5, 24)):
+        one = stream(indexer, start=start)
+        draft = one.spliced(stream(indexer, start=start, seed=1), 25)
+        cases = [([25], [25, 33], 25), ([18, 25], [18, 25, 26, 30], 25)]
+        if not indexer.drifts:
+            cases += [([19], [one.length], 19), ([25, 27], [25, 27, 31], 2)]
+        for kept, drafted, length in cases:
+            index = draft.build(indexer, drafted)
+            draft.truncate(indexer, index, length)
+            assert index.length == length, f"length is {index.length} after truncate({length})"
+            one.append(indexer, index, one.length)
+            never = one.build(indexer, [*[c for c in kept if c <= length], one.length])
+            for k in BUDGETS:
+                got, want = one.ask(indexer, index, k), one.ask(indexer, never, k)
+                agree(indexer, one, never, got, want, f"after truncate({length}), k={k}")
+
+
+def reorder(indexer: Indexer) -> None:
+    """reorder(rows) leaves what building from the gathered rows would have."""
+    one = stream(indexer, start=(0, 5, 11))
+    for rows in ([1, 1, 0], [2, 0], [0, 2, 1, 1]):
+        gathered = one.gather(torch.tensor(rows))
+        index, want_index = one.build(indexer, [25, 30]), gathered.build(indexer, [25, 30])
+        index.reorder(torch.tensor(rows))
+        for cut in (30, one.length):
+            if cut > index.length:
+                gathered.append(indexer, index, cut)
+                gathered.append(indexer, want_index, cut)
+            for k in BUDGETS:
+                got = gathered.ask(indexer, index, k)
+                want = gathered.ask(indexer, want_index, k)
+                agree(indexer, gathered, want_index, got, want, f"rows {rows}, {cut} keys, k={k}")
+
+
+def fork(indexer: Indexer) -> None:
+    """A fork and its origin go on without regard to each other."""
+    one = stream(indexer, start=(0, 5, 11))
+    other = one.spliced(stream(indexer, start=(0, 5, 11), seed=1), 25)
+    index = one.build(indexer, [20, 25])
+    size, before = index.nbytes, one.ask(indexer, index, 5)
+    twin, cut = index.fork(), index.fork()
+    other.append(indexer, twin, 33)
+    one.truncate(indexer, cut, 22)
+    cut.reorder(torch.tensor([2, 2, 2]))
+    assert index.length == 25, f"the origin has {index.length} keys after its fork grew; it had 25"
+    assert index.nbytes == size, f"the origin holds {index.nbytes} bytes, not {size}"
+    agree(indexer, one, index, one.ask(indexer, index, 5), before, "origin after its fork grew")
+    one.append(indexer, index, one.length)
+    assert twin.length == 33, f"the fork has {twin.length} keys after its origin grew; it had 33"
+    for stream_, got, cuts in ((one, index, [20, 25, one.length]), (other, twin, [20, 25, 33])):
+        want = stream_.build(indexer, cuts)
+        for k in BUDGETS:
+            a, b = stream_.ask(indexer, got, k), stream_.ask(indexer, want, k)
+            agree(indexer, stream_, want, a, b, f"{'origin' if got is index else 'fork'}, k={k}")
+
+
+def same_seed_same_answer(indexer: Indexer) -> None:
+    """No hidden source of chance: torch's generator, and queries before, change nothing."""
+    one = stream(indexer)
+    found = []
+    state = torch.random.get_rng_state()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        index = one.build(indexer, [20, one.length])
+        found.append(one.ask(indexer, index, 5).indices)
+        if not indexer.remembers:
+            one.ask_at(indexer, index, 3, torch.tensor([30]))
+            found += [one.ask(indexer, index, 5).indices for _ in range(2)]
+    torch.random.set_rng_state(state)
+    for other in found[1:]:
+        assert torch.equal(found[0], other), "the same keys, query and seed were answered otherwise"
+
+
+def repeated_kv_heads(indexer: Indexer) -> None:
+    """Grouped heads select as if each query head had a copy of its KV head."""
+    for heads in ((4, 2), (6, 2), (4, 1), (3, 3)):
+        one = stream(indexer, heads=heads)
+        many = one.repeated()
+        index, index2 = one.build(indexer, [20, one.length]), many.build(indexer, [20, one.length])
+        for k in BUDGETS:
+            want, got = one.ask(indexer, index, k), many.ask(indexer, index2, k)
+            agree(
+                indexer, one, index, got, want, f"{heads[0]} query and {heads[1]} KV heads, k={k}"
+            )
+
+
+def cuda_agrees(indexer: Indexer) -> None:
+    """A GPU chooses as the CPU does, by the scores chosen; without a GPU nothing is tried."""
+    if not torch.cuda.is_available():
+        return
+    for here in (stream(indexer), stream(indexer, start=PADDED)):
+        there = here.to(torch.device("cuda"))
+        cuts = [20, here.length]
+        index, index2 = here.build(indexer, cuts), there.build(indexer, cuts)
+        for k in BUDGETS:
+            want, got = here.ask(indexer, index, k), there.ask(indexer, index2, k)
+            assert got.indices.is_cuda, "indices of a query on a GPU are on the CPU"
+            weights = None if got.log_weights is None else got.log_weights.cpu()
+            moved = Selection(got.indices.cpu(), weights)
+            agree(indexer, here, index, moved, want, f"on a GPU, k={k}")
+
+
+def _query(selection: Selection, i: int) -> Selection:
+    weights = selection.log_weights
+    return Selection(
+        selection.indices[:, :, i : i + 1], None if weights is None else weights[:, :, i : i + 1]
+    )

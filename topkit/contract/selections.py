@@ -1,0 +1,176 @@
+"""Laws of one selection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from topkit.contract.streams import PADDED, Stream, parts, stream
+from topkit.indexers.base import Index, Indexer, Selection
+
+BUDGETS = (1, 5, 16, 40)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One selection, with what it was asked of. Shapes: stop, first, visible [B, Tq]."""
+
+    stream: Stream
+    length: int
+    count: int
+    k: int
+    index: Index
+    selection: Selection
+
+    @property
+    def indices(self) -> Tensor:
+        return self.selection.indices
+
+    @property
+    def stop(self) -> Tensor:
+        stop = torch.arange(self.length - self.count + 1, self.length + 1)
+        return stop.to(self.indices.device).expand(self.stream.keys.shape[0], -1)
+
+    @property
+    def first(self) -> Tensor:
+        return self.stream.starts()[:, None].expand_as(self.stop)
+
+    @property
+    def visible(self) -> Tensor:
+        return (self.stop - self.first).clamp_min(0)
+
+
+def streams(indexer: Indexer) -> list[Stream]:
+    return [
+        stream(indexer),
+        stream(indexer, start=PADDED),
+        stream(indexer, whole=True, heads=(6, 2)),
+        stream(indexer, length=1),
+        stream(indexer, length=3, heads=(3, 3)),
+        stream(indexer, length=65, rows=1, heads=(4, 1)),
+    ]
+
+
+def answers(indexer: Indexer, some: list[Stream] | None = None) -> Iterator[Answer]:
+    """Selections over streams with and without padding, ties, groups, and few keys."""
+    for one in some or streams(indexer):
+        cuts = [math.ceil(one.length / 2), one.length] if one.length > 1 else [1]
+        index = one.build(indexer, cuts)
+        assert index.length == one.length, f"length is {index.length}; {one.length} keys were given"
+        for k in BUDGETS:
+            for count in (1, 3) if indexer.causal_codes and one.length >= 3 else (1,):
+                asked = one.ask(indexer, index, k, count)
+                yield Answer(one, one.length, count, k, index, asked)
+
+
+def shape(indexer: Indexer) -> None:
+    """indices is int64 [B, Hs, Tq, min(k, T)], with Hs in {Hq, Hk, 1}."""
+    for a in answers(indexer):
+        rows, heads = a.stream.queries.shape[:2]
+        found = tuple(a.indices.shape)
+        wanted = {(rows, h, a.count, min(a.k, a.length)) for h in (heads, a.stream.kv_heads, 1)}
+        assert found in wanted, f"indices are {found}; expected one of {sorted(wanted)}"
+        assert a.indices.dtype == torch.int64, f"indices are {a.indices.dtype}; expected int64"
+
+
+def visible_slots_only(indexer: Indexer) -> None:
+    """Every slot is visible: neither padding, nor later than the query, nor out of range."""
+    for a in answers(indexer):
+        real = a.indices != -1
+        low = (a.indices >= a.first[:, None, :, None]) | ~real
+        high = (a.indices < a.stop[:, None, :, None]) | ~real
+        assert low.all(), f"a padded or negative slot was chosen: {_first(a, ~low)}"
+        assert high.all(), f"a slot that is not there yet was chosen: {_first(a, ~high)}"
+
+
+def unique(indexer: Indexer) -> None:
+    """No slot is chosen twice."""
+    for a in answers(indexer):
+        ordered = a.indices.sort(-1).values
+        twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
+        assert not twice.any(), f"a slot was chosen twice: {ordered[twice.any(-1)][0].tolist()}"
+
+
+def none_last(indexer: Indexer) -> None:
+    """-1 stands last, with a log-weight of 0; other log-weights are finite."""
+    for a in answers(indexer):
+        real = a.indices >= 0
+        assert (real[..., :-1] | ~real[..., 1:]).all(), "a slot follows a -1"
+        weights = a.selection.log_weights
+        if weights is not None:
+            assert weights.shape == a.indices.shape, "log_weights are not shaped as indices"
+            assert weights.isfinite().all(), "a log-weight is not finite"
+            assert (weights[~real] == 0).all(), "a -1 has a log-weight other than 0"
+
+
+def count(indexer: Indexer) -> None:
+    """min(k, visible) slots are chosen; fewer only if the class may_come_short."""
+    for a in answers(indexer):
+        kept = (a.indices >= 0).sum(-1)
+        wanted = a.visible.clamp_max(a.k)[:, None].expand_as(kept)
+        assert (kept <= wanted).all(), "more slots were chosen than k or than are visible"
+        if not indexer.may_come_short:
+            short_of = kept < wanted
+            assert not short_of.any(), (
+                f"{kept[short_of][0]} of {wanted[short_of][0]} slots were chosen (k={a.k}), and the "
+                "class does not say may_come_short"
+            )
+
+
+def exhaustive(indexer: Indexer) -> None:
+    """k >= visible chooses every visible slot, for classes that are exhaustive."""
+    if not indexer.exhaustive:
+        return
+    for a in answers(indexer):
+        whole = (a.visible <= a.k)[:, None].expand(a.indices.shape[:-1])
+        kept = (a.indices >= 0).sum(-1)
+        missed = whole & (kept != a.visible[:, None])
+        assert not missed.any(), (
+            f"k={a.k} covers all visible slots, but {kept[missed][0]} were chosen"
+        )
+
+
+def half_precision(indexer: Indexer) -> None:
+    """bfloat16 and float16 tensors give selections that keep the laws of float32's."""
+    for dtype in (torch.bfloat16, torch.float16):
+        for a in answers(indexer, [stream(indexer, start=PADDED).to(dtype)]):
+            real = a.indices >= 0
+            inside = (a.indices >= a.first[:, None, :, None]) & (
+                a.indices < a.stop[:, None, :, None]
+            )
+            assert (inside | ~real).all(), f"{dtype}: a slot that is not visible was chosen"
+            if not indexer.may_come_short:
+                kept = real.sum(-1)
+                assert (kept == a.visible.clamp_max(a.k)[:, None]).all(), f"{dtype}: too few slots"
+
+
+def bounded_cost(indexer: Indexer) -> None:
+    """keys_scored and bytes_read are finite numbers, or tensors [B or 1, Tq], within reason.
+
+    Within reason: each stage of a combinator scores every visible key at most once, and reads the
+    index and the keys of every query head at most once.
+    """
+    stages = len(parts(indexer))
+    for a in answers(indexer):
+        rows, heads = a.stream.queries.shape[:2]
+        keys = heads * a.length * a.stream.keys.shape[3] * a.stream.keys.element_size()
+        caps = {
+            "keys_scored": stages * a.visible.double(),
+            "bytes_read": stages * (a.index.nbytes + keys) * torch.ones_like(a.visible.double()),
+        }
+        for name, cap in caps.items():
+            cost = torch.as_tensor(getattr(a.selection, name)).double()
+            fits = cost.dim() == 0 or tuple(cost.shape) in {(rows, a.count), (1, a.count)}
+            assert fits, f"{name} has shape {tuple(cost.shape)}; expected a number or [B, Tq]"
+            assert cost.isfinite().all() and (cost >= 0).all(), f"{name} is {cost}"
+            assert (cost <= cap + 1e-6).all(), f"{name} is {cost.max():g}; at most {cap.max():g}"
+
+
+def _first(a: Answer, wrong: Tensor) -> str:
+    row, head, query, _ = wrong.nonzero()[0].tolist()
+    start, stop = int(a.first[row, query]), int(a.stop[row, query])
+    return f"{a.indices[row, head, query].tolist()} where {start} <= slot < {stop} (k={a.k})"

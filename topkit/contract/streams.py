@@ -1,0 +1,208 @@
+"""Random decoding streams, and the driver's side of the contract over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topkit.indexers.base import Cache, Index, Indexer, Selection, Step
+from topkit.indexers.streaming_llm import ends
+
+PADDED = (0, 5, 36)  # the last row shows one key, and none to the queries before it
+_WIDTHS = {"head_dim": 16, "hidden": 24, "latent": 12, "rope": 8}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """All that a driver could hand over, token by token; token i asks queries[:, :, i].
+
+    Shapes: queries [B, Hq, T, D]; keys, values [B, Hk, T, D]; start [B] or None; tokens, name to
+    [B, T, width].
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    tokens: dict[str, Tensor]
+    start: Tensor | None = None
+    kv_heads: int = 2
+    seed: int = 0
+
+    @property
+    def length(self) -> int:
+        return self.keys.shape[2]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.queries, self.keys, self.values, *self.tokens.values()]
+
+    def starts(self) -> Tensor:
+        """The first real slot of each row [B]."""
+        none = torch.zeros(self.keys.shape[0], dtype=torch.long, device=self.keys.device)
+        return none if self.start is None else self.start
+
+    def inputs(self, tokens: slice | Tensor, length: int, stop: Tensor | None) -> dict[str, Any]:
+        """Every input there is: the tokens' own, and the cache of the first `length` slots."""
+        own = {name: x[:, tokens] for name, x in self.tokens.items()}
+        count = next(iter(own.values())).shape[1]
+        where = Step(start=self.start, stop=stop)
+        newest = ends(where, length, count, 0, 8, min(8, length), self.keys.device)
+        return {
+            "cache": Cache(self.keys[:, :, :length], self.values[:, :, :length]),
+            "hidden": own["hidden"],
+            "latent": own["latent"],
+            "rope": (own["rope"].cos(), own["rope"].sin()),
+            "values": self.values[:, :, tokens],
+            "prefill_queries": self.queries[:, :, tokens],
+            "upstream": Selection(newest.expand(self.keys.shape[0], -1, -1, -1)),
+            "index_queries": self.queries[:, :, tokens],
+            "index_keys": self.keys[:, :1, tokens],
+            "index_weights": self.queries[:, :, tokens].mean(-1).mT,
+        }
+
+    def step(
+        self,
+        indexer: Indexer,
+        tokens: slice | Tensor,
+        length: int,
+        stop: Tensor | None = None,
+        without: str = "",
+    ) -> Step:
+        """The step of a call for `tokens` when `length` slots are cached, as `indexer` may see it."""
+        offered = {n: x for n, x in self.inputs(tokens, length, stop).items() if n != without}
+        return Step(
+            scaling=self.keys.shape[3] ** -0.5,
+            seed=self.seed,
+            start=self.start,
+            stop=stop,
+            kv_heads=self.kv_heads,
+            inputs=offered,
+        ).given_to(indexer)
+
+    def build(
+        self, indexer: Indexer, cuts: Sequence[int] | None = None, without: str = ""
+    ) -> Index:
+        """An index built on the first cut and appended to up to each other (None: all at once)."""
+        first, *others = cuts or [self.length]
+        step = self.step(indexer, slice(0, first), first, without=without)
+        index = indexer.build(self.keys[:, :, :first], step)
+        for cut in others:
+            self.append(indexer, index, cut, without)
+        return index
+
+    def append(self, indexer: Indexer, index: Index, cut: int, without: str = "") -> None:
+        tokens = slice(index.length, cut)
+        step = self.step(indexer, tokens, cut, without=without)
+        index.append(self.keys[:, :, tokens], step)
+
+    def truncate(self, indexer: Indexer, index: Index, length: int) -> None:
+        index.truncate(length, self.step(indexer, slice(0, 0), length))
+
+    def ask(
+        self, indexer: Indexer, index: Index, k: int, count: int = 1, without: str = ""
+    ) -> Selection:
+        """What the last `count` tokens of the index select."""
+        tokens = slice(index.length - count, index.length)
+        step = self.step(indexer, tokens, index.length, without=without)
+        return index.select(self.queries[:, :, tokens], k, step)
+
+    def ask_at(self, indexer: Indexer, index: Index, k: int, tokens: Tensor) -> Selection:
+        """What earlier tokens select, each of the slots up to its own."""
+        step = self.step(indexer, tokens, index.length, stop=tokens[None] + 1)
+        return index.select(self.queries[:, :, tokens], k, step)
+
+    def gather(self, rows: Tensor) -> Stream:
+        """Row i becomes row rows[i]."""
+        return self._map(lambda x: x[rows], None if self.start is None else self.start[rows])
+
+    def alone(self, row: int) -> Stream:
+        """One row, its padding removed."""
+        first = int(self.starts()[row])
+        one = self._map(lambda x: x[row : row + 1], None)
+        return replace(
+            one,
+            queries=one.queries[:, :, first:],
+            keys=one.keys[:, :, first:],
+            values=one.values[:, :, first:],
+            tokens={name: x[:, first:] for name, x in one.tokens.items()},
+        )
+
+    def to(self, to: torch.device | torch.dtype) -> Stream:
+        start = self.start
+        if start is not None and isinstance(to, torch.device):
+            start = start.to(to)
+        return self._map(lambda x: x.to(to), start)
+
+    def spliced(self, other: Stream, at: int) -> Stream:
+        """This stream up to slot `at`, the other's tokens from there on."""
+        return replace(
+            self,
+            queries=torch.cat([self.queries[:, :, :at], other.queries[:, :, at:]], 2),
+            keys=torch.cat([self.keys[:, :, :at], other.keys[:, :, at:]], 2),
+            values=torch.cat([self.values[:, :, :at], other.values[:, :, at:]], 2),
+            tokens={
+                name: torch.cat([x[:, :at], other.tokens[name][:, at:]], 1)
+                for name, x in self.tokens.items()
+            },
+        )
+
+    def repeated(self) -> Stream:
+        """One copy of its group's KV head for each query head."""
+        times = self.queries.shape[1] // self.keys.shape[1]
+        return replace(
+            self,
+            keys=self.keys.repeat_interleave(times, 1),
+            values=self.values.repeat_interleave(times, 1),
+        )
+
+    def _map(self, change: Any, start: Tensor | None) -> Stream:
+        return replace(
+            self,
+            queries=change(self.queries),
+            keys=change(self.keys),
+            values=change(self.values),
+            tokens={name: change(x) for name, x in self.tokens.items()},
+            start=start,
+        )
+
+
+def stream(
+    indexer: Indexer,
+    *,
+    length: int = 37,
+    rows: int = 2,
+    heads: tuple[int, int] = (4, 2),
+    start: Sequence[int] | None = None,
+    whole: bool = False,
+    seed: int = 0,
+) -> Stream:
+    """A random stream of the widths that `indexer` asks for; whole numbers, for ties, on request."""
+    widths = {**_WIDTHS, **indexer.widths()}
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        if whole:
+            return torch.randint(-2, 3, shape, generator=generator).float()
+        return torch.randn(*shape, generator=generator)
+
+    rows = len(start) if start is not None else rows
+    queries, keys = heads
+    return Stream(
+        queries=draw(rows, queries, length, widths["head_dim"]),
+        keys=draw(rows, keys, length, widths["head_dim"]),
+        values=draw(rows, keys, length, widths["head_dim"]),
+        tokens={name: draw(rows, length, widths[name]) for name in ("hidden", "latent", "rope")},
+        start=None if start is None else torch.tensor(start),
+        kv_heads=keys,
+        seed=seed,
+    )
+
+
+def parts(indexer: Indexer) -> list[Indexer]:
+    """A recipe and all the recipes inside it."""
+    inner = [x for x in vars(indexer).values() if isinstance(x, Indexer)]
+    return [indexer, *(part for x in inner for part in parts(x))]
