@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from topkit.experiments import capture_files as files
 from topkit.experiments.captures import Capture, LayerTensors, estimate_bytes
 
 
-def made(rows=2, heads=4, kv_heads=2, keys=9, queries=3, dim=8, dtype=torch.float32):
+def made(rows=2, heads=4, kv_heads=2, keys=9, queries=3, dim=8, dtype=torch.float32) -> Any:
     make = torch.Generator().manual_seed(rows + keys)
     shape = {"queries": (heads, queries), "keys": (kv_heads, keys), "values": (kv_heads, keys)}
     return {
@@ -47,13 +48,16 @@ def test_each_row_is_a_sample_and_each_query_one_of_the_last_real_tokens():
     assert whole.scaling == 8**-0.5
 
 
+def each(x: dict[str, Any], change) -> Any:
+    return {name: change(y) for name, y in x.items()}
+
+
 def test_numpy_without_a_batch_and_several_layers():
-    x = {name: y.numpy() for name, y in made(rows=3).items()}
-    one = Capture.from_tensors(**{name: y[0] for name, y in x.items()})
-    assert one.samples == [0]
-    stacked = Capture.from_tensors(**{name: np.stack([y, 2 * y]) for name, y in x.items()})
-    listed = Capture.from_tensors(**{name: [y, 2 * y] for name, y in x.items()})
-    mapped = Capture.from_tensors(**{name: {5: 2 * y, 3: y} for name, y in x.items()})
+    x = each(made(rows=3), lambda y: y.numpy())
+    assert Capture.from_tensors(**each(x, lambda y: y[0])).samples == [0]
+    stacked = Capture.from_tensors(**each(x, lambda y: np.stack([y, 2 * y])))
+    listed = Capture.from_tensors(**each(x, lambda y: [y, 2 * y]))
+    mapped = Capture.from_tensors(**each(x, lambda y: {5: 2 * y, 3: y}))
     assert (stacked.layers, mapped.layers) == ([0, 1], [3, 5])
     assert stacked.fingerprint == listed.fingerprint
     assert same_tensors(stacked.load(2, 1), mapped.load(2, 5))
@@ -288,7 +292,7 @@ def test_an_interrupted_capture_does_not_open_and_goes_on_with_what_is_whole(tmp
     altered.write_bytes(altered.read_bytes()[:-1] + b"\7")
     (tmp_path / files.file_name(0, 1)).write_bytes(b"never finished")
     again = files.Writer(tmp_path, {"from": "here"}, [0, 1])
-    assert [again.has(sample) for sample in range(3)] == [True, False, False]
+    assert [again.has({"sample": sample}) for sample in range(3)] == [True, False, False]
     again.add(*entries(1))
     again.close({})
     assert Capture.open(tmp_path).samples == [0, 1]
@@ -304,11 +308,22 @@ def test_an_interrupted_capture_does_not_open_and_goes_on_with_what_is_whole(tmp
         files.Writer(tmp_path, {"from": "here"}, [0])
 
 
+def test_a_finished_capture_opens_while_more_samples_join_it(tmp_path):
+    for samples in ([0], [0, 1]):
+        writer = files.Writer(tmp_path, {}, samples)
+        writer.add(*entries(samples[-1]))
+        if samples == [0]:
+            writer.close({})
+    assert Capture.open(tmp_path).samples == [0]
+    again = files.Writer(tmp_path, {}, [0, 1])
+    assert [again.has({"sample": sample}) for sample in range(2)] == [True, True]
+
+
 def test_more_samples_join_a_finished_capture(tmp_path):
     for count in (1, 2):
         writer = files.Writer(tmp_path, {}, range(count))
         for sample in range(count):
-            if not writer.has(sample):
+            if not writer.has({"sample": sample}):
                 writer.add(*entries(sample))
         writer.close({})
         assert Capture.open(tmp_path).samples == list(range(count))

@@ -1,7 +1,7 @@
 """A capture on disk: safetensors files, and a manifest that vouches for every byte of them.
 
-The manifest comes last. Until then `unfinished.json`, sealed in the same way, lists the samples
-that are whole, so that a rerun computes the others alone and trusts nothing half-written.
+The manifest comes last. Until then each sample that is whole has a small one of its own, sealed in
+the same way, so that a rerun computes the others alone and trusts nothing half-written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -25,7 +24,7 @@ from topkit.errors import InputError
 from topkit.experiments.tables import write_whole
 
 MANIFEST = "manifest.json"
-UNFINISHED = "unfinished.json"
+OF_SAMPLES = "sample-*.json"
 FORMAT = {"format": "topkit-capture", "version": 1}
 DTYPES = {
     torch.float64: "F64",
@@ -65,14 +64,14 @@ def file_bytes(tensors: Mapping[str, Tensor]) -> int:
     return len(_header(tensors)) + sum(x.numel() * x.element_size() for x in tensors.values())
 
 
-def file_blocks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | np.ndarray]:
+def file_blocks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file of `tensors`, in blocks: equal tensors, equal bytes."""
     yield _header(tensors)
     for _, x in _in_order(tensors):
-        yield x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        yield x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def digest_blocks(blocks: Iterable[bytes | np.ndarray]) -> str:
+def digest_blocks(blocks: Iterable[bytes | memoryview]) -> str:
     """The sha256 of the blocks, one after the other."""
     digest = hashlib.sha256()
     for block in blocks:
@@ -177,7 +176,7 @@ def open_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"there is no capture at {folder}")
     if not (folder / MANIFEST).exists():
-        if (folder / UNFINISHED).exists():
+        if any(folder.glob(OF_SAMPLES)):
             raise InputError(
                 f"the capture in {folder} was interrupted; the same command finishes it"
             )
@@ -240,35 +239,40 @@ class Writer:
 
     def _clear(self) -> None:
         # The manifests first: a crash in between must leave nothing that vouches for the rest.
-        for pattern in (MANIFEST, UNFINISHED, "sample-*-layer-*.safetensors", ".*.tmp"):
+        for pattern in (MANIFEST, OF_SAMPLES, "sample-*-layer-*.safetensors", ".*.tmp"):
             for path in self.folder.glob(pattern):
                 path.unlink()
 
     def _resume(self) -> None:
-        standing = [self.folder / name for name in (MANIFEST, UNFINISHED)]
-        found = next((unseal(path) for path in standing if path.exists()), None)
-        if found is None:
-            return
-        here, asked = found["origin"], self.content["origin"]
-        differs = sorted(k for k in {*here, *asked} if here.get(k) != asked.get(k))
-        if {entry["sample"] for entry in found["samples"]} - set(self.samples):
-            differs.append("samples")
-        if differs:
-            raise InputError(
-                f"{self.folder} holds another capture (it differs in {', '.join(differs)}); "
-                "choose another --out, or --force to replace it"
-            )
-        self.content.update(samples=found["samples"], files=found["files"])
+        for path in (*self.folder.glob(MANIFEST), *self.folder.glob(OF_SAMPLES)):
+            found = unseal(path)
+            here, asked = found["origin"], self.content["origin"]
+            differs = sorted(k for k in {*here, *asked} if here.get(k) != asked.get(k))
+            if {entry["sample"] for entry in found["samples"]} - set(self.samples):
+                differs.append("samples")
+            if differs:
+                raise InputError(
+                    f"{self.folder} holds another capture (it differs in {', '.join(differs)}); "
+                    "choose another --out, or --force to replace it"
+                )
+            self._take(found)
 
-    def has(self, sample: int) -> bool:
-        """Whether a sample is there whole, to the byte."""
-        files = [entry for entry in self.content["files"] if entry["sample"] == sample]
+    def _take(self, found: Mapping[str, Any]) -> None:
+        """What is found of a sample replaces what was known of it."""
+        fresh = {record["sample"] for record in found["samples"]}
+        for key in ("samples", "files"):
+            kept = [entry for entry in self.content[key] if entry["sample"] not in fresh]
+            self.content[key] = kept + found[key]
+
+    def has(self, record: Mapping[str, Any]) -> bool:
+        """Whether the sample of this record is there whole, to the byte."""
+        files = [e for e in self.content["files"] if e["sample"] == record["sample"]]
         try:
             for entry in files:
                 verify_file(self.folder, entry)
         except InputError:
             return False
-        return bool(files)
+        return bool(files) and dict(record) in self.content["samples"]
 
     def add(self, record: Mapping[str, Any], layers: Mapping[int, Mapping[str, Tensor]]) -> None:
         """Write one sample: what the manifest says of it, and its tensors by layer.
@@ -281,29 +285,24 @@ class Writer:
             entry = write_tensors(self.folder / file_name(sample, layer), layers[layer])
             return {"sample": sample, "layer": layer, **entry}
 
-        self._forget(sample)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            self.content["files"] += threads.map(write, sorted(layers))
-        self.content["samples"].append(dict(record))
-        self._write(UNFINISHED)
-
-    def _forget(self, sample: int) -> None:
-        for key in ("samples", "files"):
-            self.content[key] = [e for e in self.content[key] if e["sample"] != sample]
-        if (self.folder / MANIFEST).exists():
-            self._write(UNFINISHED)
-            (self.folder / MANIFEST).unlink()
+            files = list(threads.map(write, sorted(layers)))
+        done = {"samples": [dict(record)], "files": files}
+        self._take(done)
+        origin = self.content["origin"]
+        self._write(f"sample-{sample:05d}.json", {**FORMAT, "origin": origin, **done})
 
     def close(self, facts: Mapping[str, Any]) -> None:
         """Finish the capture: from here on it opens. `facts` join its manifest."""
         self.content.update(facts)
         for key in ("samples", "files"):
             self.content[key].sort(key=lambda entry: (entry["sample"], entry.get("layer", 0)))
-        self._write(MANIFEST)
-        (self.folder / UNFINISHED).unlink(missing_ok=True)
+        self._write(MANIFEST, self.content)
+        for path in (*self.folder.glob(OF_SAMPLES), *self.folder.glob(".*.tmp")):
+            path.unlink()
 
-    def _write(self, name: str) -> None:
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
         def write(path: Path) -> None:
-            path.write_bytes(seal(self.content))
+            path.write_bytes(seal(content))
 
         write_whole(self.folder / name, write)

@@ -19,6 +19,7 @@ __all__ = ["Capture", "LayerTensors", "estimate_bytes"]
 
 Array = Tensor | np.ndarray
 ByLayer = Array | Mapping[int, Array] | Sequence[Array]
+Positions = Sequence[int] | Sequence[Sequence[int]] | Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,7 @@ class Capture:
         scaling: float | None = None,
         lengths: Sequence[int] | Array | None = None,
         *,
-        positions: Sequence[int] | Array | None = None,
+        positions: Positions | None = None,
         hidden: ByLayer | None = None,
         latent: ByLayer | None = None,
         rope: tuple[ByLayer, ByLayer] | None = None,
@@ -148,7 +149,7 @@ class Capture:
         files.require_space(folder, sum(entry["bytes"] for entry in self.manifest["files"]))
         writer = files.Writer(folder, origin, self.samples, force=force)
         for record in self.manifest["samples"]:
-            if not writer.has(record["sample"]):
+            if not writer.has(record):
                 loaded = [self.load(record["sample"], layer) for layer in self.layers]
                 writer.add(record, {x.layer: x.tensors() for x in loaded})
         known = {"origin", "samples", "files"}
@@ -209,7 +210,7 @@ def _rows(
     named: dict[str, Tensor],
     scaling: float | None,
     lengths: Sequence[int] | Array | None,
-    positions: Sequence[int] | Array | None,
+    positions: Positions | None,
 ) -> Iterator[LayerTensors]:
     batched = _batched(layer, named)
     rows, _, count, dim = batched["queries"].shape
@@ -246,9 +247,7 @@ def _cut(name: str, x: Tensor, length: int) -> Tensor:
     return x.narrow(form.index("T"), 0, min(length, x.shape[form.index("T")])) if "T" in form else x
 
 
-def _positions(
-    positions: Sequence[int] | Array | None, rows: int, row: int, count: int, length: int
-) -> Tensor:
+def _positions(positions: Positions | None, rows: int, row: int, count: int, length: int) -> Tensor:
     if positions is None:
         if count > length:
             raise InputError(

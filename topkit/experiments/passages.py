@@ -1,0 +1,107 @@
+"""What a capture runs over: token sequences, from a task or a text, and the positions to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topkit.errors import InputError
+from topkit.experiments.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One sample: its tokens, and the positions whose queries are kept unless others are asked."""
+
+    ids: Sequence[int]
+    positions: Sequence[int]
+    text: str = ""
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file. Raises: InputError when it is missing or not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error.reason} at {error.start}") from error
+
+
+def text_passages(text: str, tokenizer: Any, length: int, samples: int) -> list[Passage]:
+    """Passages of `length` tokens, one after the other, each begun as the tokenizer begins a text.
+
+    Kept by default: the last 32 positions.
+    Raises: InputError when the text is too short.
+    """
+    bos = tokenizer.bos_token_id
+    begin = [token for token in tokenizer("").input_ids if token == bos]
+    tokens = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    width = length - len(begin)
+    if width < 1 or len(tokens) < width * samples:
+        raise InputError(
+            f"the text has {len(tokens)} tokens; {samples} samples of length {length} need "
+            f"{max(width, 1) * samples}; give a longer text, or ask for fewer or shorter samples"
+        )
+    kept = range(max(length - 32, 0), length)
+    pieces = [tokens[width * n : width * (n + 1)] for n in range(samples)]
+    return [Passage(begin + piece, kept, tokenizer.decode(piece)) for piece in pieces]
+
+
+def task_passages(
+    task: Task, tokenizer: Any, length: int, samples: int, seed: int
+) -> list[Passage]:
+    """Passages of at most `length` tokens: haystack n, one of its questions, and the answer to it.
+
+    Kept by default: question and answer, as the model reads them while it answers rightly.
+    Raises: InputError when the task does not fit into so few tokens.
+    """
+    passages = []
+    for sample in range(samples):
+        prompt = task.sample(tokenizer, length, sample, seed=seed)
+        question = prompt.questions[sample % len(prompt.questions)]
+        ids = [*prompt.ids, *question.ids, *question.answer_ids]
+        text = prompt.text + question.text + question.answer
+        passages.append(Passage(ids, range(len(prompt.ids), len(ids)), text))
+    return passages
+
+
+def positions_of(passage: Passage, asked: str | Sequence[int] | None) -> Tensor:
+    """The positions to keep, ascending: "last:32", "every:64", "5,9", numbers, or the passage's.
+
+    Raises: InputError when they are not understood, or not in the passage.
+    """
+    length = len(passage.ids)
+    if asked is None:
+        found = set(passage.positions)
+    elif isinstance(asked, str):
+        found = set(_parse(asked, length))
+    else:
+        found = {int(position) for position in asked}
+    if not found or min(found) < 0 or max(found) >= length:
+        raise InputError(f"positions {asked!r} are not within a passage of {length} tokens")
+    return torch.tensor(sorted(found))
+
+
+def _parse(asked: str, length: int) -> Sequence[int]:
+    how, _, number = asked.rpartition(":")
+    try:
+        if how == "":
+            return numbers(asked)
+        if how == "last" and int(number) > 0:
+            return range(length - int(number), length)
+        if how == "every" and int(number) > 0:
+            return range(int(number) - 1, length, int(number))
+    except ValueError:
+        pass
+    raise InputError(f"positions must be last:N, every:N or numbers as 5,9; got {asked!r}")
+
+
+def numbers(text: str) -> list[int]:
+    """The numbers of a list as "0,3,5"."""
+    return [int(number) for number in text.split(",")]
