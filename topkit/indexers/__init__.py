@@ -14,6 +14,8 @@ from topkit.indexers.shared import shared
 from topkit.indexers.sign import sign
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.streaming_llm import streaming_llm
+from topkit.indexers.top_p import top_p
+from topkit.indexers.vattention import vattention
 
 INDEXERS: dict[str, type[Indexer]] = {
     "exact": exact,
@@ -26,6 +28,8 @@ INDEXERS: dict[str, type[Indexer]] = {
     "keep": keep,
     "refine": refine,
     "shared": shared,
+    "top_p": top_p,
+    "vattention": vattention,
 }
 
 __all__ = [

@@ -1,0 +1,58 @@
+"""Adaptive budgets: as many keys as a share of the attention mass needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from topkit.indexers.base import Index, Indexer, Selection, Step
+from topkit.indexers.checks import share
+from topkit.indexers.combinator import Combinator, every_score
+from topkit.indexers.exact import exact
+from topkit.indexers.scored import best, masked
+
+
+@dataclass(frozen=True)
+class top_p(Combinator):
+    """Keeps the fewest keys that hold `mass` of the softmax of base's scores, and at most k.
+
+    What base misjudges, the mass misjudges too. Source: arXiv 2502.02770, section 3.
+    """
+
+    base: Indexer = exact()  # noqa: RUF009 (a frozen value)
+    mass: float = 0.9
+
+    family: ClassVar[str] = "adaptive"
+    source: ClassVar[str] = "arXiv 2502.02770"
+    cost: ClassVar[str] = "as base"
+    examples: ClassVar[tuple[str, ...]] = (
+        "top_p(mass=0.5)",
+        "top_p(quantized(dtype='int4'), mass=0.8)",
+        "top_p(shared(exact()), mass=1.0)",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share(self, "mass")
+        every_score(self)
+
+    @property
+    def exhaustive(self) -> bool:
+        return False
+
+    @property
+    def may_come_short(self) -> bool:
+        return True
+
+    def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
+        inner = step.given_to(self.base)
+        scores = masked(index.score(queries, inner).float(), step)
+        chosen = best(scores, k, step, index.bytes_per_key(inner))
+        shares = (step.scaling * scores).softmax(-1)
+        held = shares.gather(-1, chosen.indices.clamp_min(0))
+        # A key stays if those before it do not hold enough; the best one always does.
+        enough = held.cumsum(-1) - held >= self.mass
+        enough[..., :1] = False
+        return replace(chosen, indices=chosen.indices.masked_fill(enough, -1))

@@ -1,0 +1,77 @@
+"""vAttention: the best keys as they are, a weighted sample for all the others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from topkit.errors import InputError
+from topkit.indexers.base import Index, Indexer, Selection, Step
+from topkit.indexers.checks import share
+from topkit.indexers.combinator import Combinator
+from topkit.indexers.exact import exact
+from topkit.indexers.noise import noise
+from topkit.kernels.select_topk import select_topk
+
+_SAMPLE = 5  # salt
+
+
+@dataclass(frozen=True)
+class vattention(Combinator):
+    """Spends the share `top` of k on base's best keys and the rest on a uniform sample of the others.
+
+    A drawn key stands for (others / drawn) keys, by its log-weight. k fixes the sample's size, which
+    the paper sets from an error bound (epsilon, delta); the paper's sinks and window are
+    vattention(keep(exact(), sink=..., window=...)). Source: arXiv 2510.05688.
+    """
+
+    base: Indexer = exact()  # noqa: RUF009 (a frozen value)
+    top: float = 0.5
+
+    family: ClassVar[str] = "sampling"
+    source: ClassVar[str] = "arXiv 2510.05688"
+    cost: ClassVar[str] = "as base"
+    weighted: ClassVar[bool] = True
+    examples: ClassVar[tuple[str, ...]] = (
+        "vattention()",
+        "vattention(keep(sign(), sink=1, window=2), top=0.7)",
+        "vattention(shared(quantized(), per='layer'), top=0.2)",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share(self, "top")
+        if self.top == 0:
+            raise InputError(
+                "vattention: top must be above 0; got 0: a sample alone has no best keys"
+            )
+
+    def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
+        width = min(k, index.length)
+        first = index.select(queries, math.ceil(self.top * k), step.given_to(self.base))
+        best = first.indices
+        log_weights = torch.zeros(best.shape, device=best.device)
+        if best.shape[-1] == width:
+            return replace(first, log_weights=log_weights)
+        others = _others(best, step, index.length)
+        draws = noise(step, index.length, best.shape[2], best.shape[1], best.device, salt=_SAMPLE)
+        drawn = select_topk(draws.where(others, -torch.inf), width - best.shape[-1])
+        stands_for = others.sum(-1, keepdim=True) / (drawn >= 0).sum(-1, keepdim=True).clamp_min(1)
+        weight = stands_for.log().where(drawn >= 0, 0.0)
+        slots, log_weights = torch.cat([best, drawn], -1), torch.cat([log_weights, weight], -1)
+        order = (slots < 0).sort(dim=-1, stable=True).indices
+        return replace(
+            first, indices=slots.gather(-1, order), log_weights=log_weights.gather(-1, order)
+        )
+
+
+def _others(chosen: Tensor, step: Step, length: int) -> Tensor:
+    """Which visible slots [B, Hs, Tq, T] were not chosen."""
+    taken = torch.zeros(*chosen.shape[:-1], length, device=chosen.device)
+    taken.scatter_add_(-1, chosen.clamp_min(0), (chosen >= 0).float())
+    visible = step.visible(length, chosen.shape[2], chosen.device)
+    return taken == 0 if visible is None else (taken == 0) & visible
