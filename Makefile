@@ -1,43 +1,44 @@
 # Shortcuts. Each target makes .venv when it is missing; Python is 3.11 or later.
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p && break; done)
+# A candidate is run, not only found: a version manager's shim may stand for a Python that is off.
+SUITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '$(SUITS)' >/dev/null 2>&1 && echo $$p && break; done)
 BIN := .venv/bin
-STUDY_EXTRAS := faiss,hf,report
-ALL_EXTRAS := faiss,hf,report,dev,triton
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install install-dev test check study bench test-gpu clean
+.PHONY: install study test test-gpu check bench clean
 
-install: .venv/.study
-
-install-dev: .venv/.dev
+install: .venv/.dev
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "topkit needs Python 3.11 or later; set PYTHON=...")'
+	@test -n "$(PYTHON)" || { echo "topkit needs Python 3.11 or later with venv and pip; say which: make PYTHON=/path/to/python3" >&2; exit 2; }
+	$(PYTHON) -c '$(SUITS)' || { echo "$(PYTHON) is not Python 3.11 or later with venv and pip" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 
+# What `make study` needs: no Triton, no developer's tools.
 .venv/.study: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(STUDY_EXTRAS)]"
+	$(PIP) -e ".[hf,report,faiss]"
 	touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e ".[$(ALL_EXTRAS)]"
-	touch $@
+	$(PIP) -e ".[hf,report,faiss,dev]"
+	touch $@ .venv/.study
+
+study: .venv/.study
+	$(BIN)/topkit study fidelity-vs-accuracy --preset quick --out runs/study
 
 test: .venv/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	$(BIN)/python -m pytest
 
 test-gpu: .venv/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu
 
 check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-study: .venv/.study
-	$(BIN)/topkit study fidelity-vs-accuracy --preset quick --out runs/study
-	$(BIN)/topkit report runs/study
-
-bench: .venv/.study
+bench: .venv/.dev
 	$(BIN)/topkit bench
 
 clean:
