@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 import transformers
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import topkit
@@ -20,20 +18,16 @@ from topkit.errors import InputError
 from topkit.experiments import capture_files as files
 from topkit.experiments.captures import Capture
 from topkit.experiments.digests import tokenizer_digest, weights_digest
-from topkit.experiments.layer_tensors import LayerTensors, estimate_bytes
+from topkit.experiments.layer_tensors import LayerTensors
 from topkit.experiments.passages import (
     Passage,
-    numbers,
-    positions_of,
     read_text,
     task_passages,
     text_passages,
 )
-from topkit.experiments.record import check, record
+from topkit.experiments.record import check
+from topkit.experiments.survey import Survey, survey_layers
 from topkit.experiments.tasks import Task, make_task
-
-# Tokens of a first, short pass that finds layers and shapes before anything is promised.
-SURVEYED = 16
 
 
 def capture_model(
@@ -120,9 +114,9 @@ def capture_passages(
     `origin` says where model and tokens are from: a folder of the same origin is gone on with.
     """
     out, console = Path(out), Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-    at = [positions_of(passage, positions) for passage in passages]
-    survey = _survey(model, passages, layers, hidden)
-    sizes = [survey.bytes(len(x.ids), len(where)) for x, where in zip(passages, at, strict=True)]
+    passages = [passage.at(positions) for passage in passages]
+    survey = survey_layers(model, passages, layers, hidden)
+    sizes = [survey.bytes(passage) for passage in passages]
     console.print(
         f"{len(passages)} samples of {len(survey.modules)} layers: {sum(sizes)} bytes "
         f"({files.readable(sum(sizes))}) in {out}"
@@ -131,125 +125,34 @@ def capture_passages(
         console.print(f"layer {note['layer']} is left out: {note['reason']}")
     if dry_run:
         return None
-    writer = files.Writer(
-        out,
-        {
-            **origin,
-            "weights_sha256": weights_digest(model),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "layers": sorted(survey.modules),
-            "hidden": hidden,
-        },
-        range(len(passages)),
-        force=force,
-    )
-    records = [
-        _describe(n, x, where) for n, (x, where) in enumerate(zip(passages, at, strict=True))
-    ]
-    missing = [n for n, described in enumerate(records) if not writer.has(described)]
+    made_from = {
+        **origin,
+        "weights_sha256": weights_digest(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "layers": sorted(survey.modules),
+        "hidden": hidden,
+    }
+    writer = files.Writer(out, made_from, range(len(passages)), force=force)
+    missing = [n for n, passage in enumerate(passages) if not writer.has(passage.record(n))]
     files.require_space(out, sum(sizes[n] for n in missing))
     for n in track(missing, "capturing", console=console, disable=quiet):
-        tensors = _forward(model, n, passages[n], at[n], survey, hidden, first=n == missing[0])
-        writer.add(records[n], {layer: x.tensors() for layer, x in tensors.items()})
+        tensors = _tensors(model, n, passages[n], survey, trusted=n != missing[0])
+        writer.add(passages[n].record(n), {layer: x.tensors() for layer, x in tensors.items()})
     writer.close({"layers": survey.layers(), "skipped": survey.skipped, "versions": _versions()})
     return Capture.open(out)
 
 
-@dataclass(frozen=True)
-class Survey:
-    """Which layers can be captured: their modules, short tensors of each, and the others."""
-
-    modules: dict[int, nn.Module]
-    examples: dict[int, LayerTensors]
-    skipped: list[dict[str, Any]]
-
-    def bytes(self, keys: int, queries: int) -> int:
-        """What a sample of this many keys and query positions takes."""
-        return sum(estimate_bytes(example, keys, queries) for example in self.examples.values())
-
-    def layers(self) -> list[dict[str, Any]]:
-        """What the manifest says of each layer."""
-        return [
-            {"layer": layer, "scaling": example.scaling}
-            for layer, example in sorted(self.examples.items())
-        ]
-
-
-def _survey(
-    model: PreTrainedModel, passages: Sequence[Passage], asked: str | Sequence[int], hidden: bool
-) -> Survey:
-    ids = torch.tensor([passages[0].ids[:SURVEYED]])
-    at = torch.arange(ids.shape[1])
-    seen = record(model, ids, at)
-    longest = max(len(passage.ids) for passage in passages)
-    reasons = {
-        layer: "it does not attend through AttentionInterface"
-        for layer in range(model.config.get_text_config().num_hidden_layers)
-        if layer not in seen
-    }
-    for layer, one in seen.items():
-        if one.window is not None and one.window < longest:
-            reasons[layer] = f"it sees a sliding window of {one.window} keys, not all"
-    layers = _chosen_layers(asked, {*seen, *reasons}, reasons, type(model).__name__)
-    modules = {layer: seen[layer].module for layer in layers}
-    seen = record(model, ids, at, layers, modules if hidden else None)
-    examples = {layer: seen[layer].tensors(0, layer, at) for layer in layers}
-    return Survey(
-        modules, examples, [{"layer": n, "reason": r} for n, r in sorted(reasons.items())]
-    )
-
-
-def _chosen_layers(
-    asked: str | Sequence[int], there: set[int], reasons: Mapping[int, str], name: str
-) -> list[int]:
-    if asked == "all":
-        wanted = sorted(there - set(reasons))
-        if not wanted:
-            raise InputError(f"no layer of {name} can be captured: {next(iter(reasons.values()))}")
-        return wanted
-    try:
-        wanted = sorted(set(numbers(asked) if isinstance(asked, str) else asked))
-    except ValueError:
-        raise InputError(f"layers must be all, or numbers as 0,3,5; got {asked!r}") from None
-    for layer in wanted:
-        if layer not in there:
-            raise InputError(f"{name} has no layer {layer}; it has {min(there)} to {max(there)}")
-        if layer in reasons:
-            raise InputError(f"layer {layer} of {name} cannot be captured: {reasons[layer]}")
-    return wanted
-
-
-def _forward(
-    model: PreTrainedModel,
-    sample: int,
-    passage: Passage,
-    at: Tensor,
-    survey: Survey,
-    hidden: bool,
-    first: bool,
+def _tensors(
+    model: PreTrainedModel, sample: int, passage: Passage, survey: Survey, trusted: bool
 ) -> dict[int, LayerTensors]:
-    layers = sorted(survey.modules)
-    ids = torch.tensor([list(passage.ids)])
-    seen = record(model, ids, at, layers, survey.modules if hidden else None)
+    at = torch.tensor(passage.positions)
     tensors = {}
-    for layer in layers:
-        tensors[layer] = seen[layer].tensors(sample, layer, at)
+    for layer, seen in survey.run(model, passage.ids, at).items():
+        tensors[layer] = seen.tensors(sample, layer, at)
         tensors[layer].require_finite()
-        if first:
-            check(model, layer, seen[layer], at)
+        if not trusted:
+            check(model, layer, seen, at)
     return tensors
-
-
-def _describe(sample: int, passage: Passage, at: Tensor) -> dict[str, Any]:
-    ids = " ".join(str(token) for token in passage.ids)
-    return {
-        "sample": sample,
-        "tokens": len(passage.ids),
-        "ids": ids,
-        "ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
-        "prompt": passage.text,
-        "positions": at.tolist(),
-    }
 
 
 def _versions() -> dict[str, str]:

@@ -26,6 +26,8 @@ from topkit.experiments.tables import write_whole
 MANIFEST = "manifest.json"
 OF_SAMPLES = "sample-*.json"
 FORMAT = {"format": "topkit-capture", "version": 1}
+# Digests and disks: both leave the interpreter free.
+THREADS = min(8, os.cpu_count() or 1)
 DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -134,6 +136,16 @@ def verify_file(folder: Path, entry: Mapping[str, Any]) -> None:
         raise InputError(f"cannot read {path}: {error.strerror}; capture again") from error
     if found != entry["sha256"]:
         raise InputError(f"{path} is not the file that was captured (sha256); capture again")
+
+
+def verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Verify every file of a manifest.
+
+    Raises: InputError naming one that is missing, truncated or altered.
+    """
+    with ThreadPoolExecutor(THREADS) as threads:
+        for _ in threads.map(lambda entry: verify_file(folder, entry), manifest["files"]):
+            pass
 
 
 def seal(content: Mapping[str, Any]) -> bytes:
@@ -285,7 +297,7 @@ class Writer:
             entry = write_tensors(self.folder / file_name(sample, layer), layers[layer])
             return {"sample": sample, "layer": layer, **entry}
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        with ThreadPoolExecutor(THREADS) as threads:
             files = list(threads.map(write, sorted(layers)))
         done = {"samples": [dict(record)], "files": files}
         self._take(done)

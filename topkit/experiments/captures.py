@@ -48,8 +48,7 @@ class Capture:
             return _open_file(path)
         manifest = files.open_manifest(path)
         if verify:
-            for entry in manifest["files"]:
-                files.verify_file(path, entry)
+            files.verify_files(path, manifest)
         return cls(manifest, folder=path, verified=verify)
 
     @classmethod

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.experiments.tasks.base import Task
@@ -21,6 +19,30 @@ class Passage:
     ids: Sequence[int]
     positions: Sequence[int]
     text: str = ""
+
+    def at(self, asked: str | Sequence[int] | None) -> Passage:
+        """The same passage, other positions: "last:32", "every:64", "5,9" or numbers; None: its own.
+
+        Raises: InputError when they are not understood, or not in the passage.
+        """
+        length = len(self.ids)
+        wanted = self.positions if asked is None else asked
+        found = {int(n) for n in (_parse(wanted, length) if isinstance(wanted, str) else wanted)}
+        if not found or min(found) < 0 or max(found) >= length:
+            raise InputError(f"positions {asked!r} are not within a passage of {length} tokens")
+        return replace(self, positions=sorted(found))
+
+    def record(self, sample: int) -> dict[str, Any]:
+        """What a capture's manifest says of it."""
+        ids = " ".join(str(token) for token in self.ids)
+        return {
+            "sample": sample,
+            "tokens": len(self.ids),
+            "ids": ids,
+            "ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+            "prompt": self.text,
+            "positions": list(self.positions),
+        }
 
 
 def read_text(path: str | Path) -> str:
@@ -69,23 +91,6 @@ def task_passages(
         text = prompt.text + question.text + question.answer
         passages.append(Passage(ids, range(len(prompt.ids), len(ids)), text))
     return passages
-
-
-def positions_of(passage: Passage, asked: str | Sequence[int] | None) -> Tensor:
-    """The positions to keep, ascending: "last:32", "every:64", "5,9", numbers, or the passage's.
-
-    Raises: InputError when they are not understood, or not in the passage.
-    """
-    length = len(passage.ids)
-    if asked is None:
-        found = set(passage.positions)
-    elif isinstance(asked, str):
-        found = set(_parse(asked, length))
-    else:
-        found = {int(position) for position in asked}
-    if not found or min(found) < 0 or max(found) >= length:
-        raise InputError(f"positions {asked!r} are not within a passage of {length} tokens")
-    return torch.tensor(sorted(found))
 
 
 def _parse(asked: str, length: int) -> Sequence[int]:
