@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 from topkit.contract import parametrize_with_checks
@@ -13,6 +15,8 @@ def examples() -> list[str]:
     """Each recipe's own examples, or its defaults; and every plain recipe inside two combinators."""
     specs = []
     for name, recipe in INDEXERS.items():
+        if recipe.requires and find_spec(recipe.requires) is None:
+            continue
         own = list(recipe.examples) or [f"{name}()"]
         specs += own
         if recipe.family != "combinator" and not recipe.weighted:

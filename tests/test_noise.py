@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from topkit.indexers import Step
-from topkit.indexers.noise import noise
+from topkit.indexers.noise import noise as noise_for
+
+
+def noise(step, length, count, heads, device=None, **options):
+    return noise_for(step, length, torch.empty(1, heads, count, 0, device=device), **options)
 
 
 def test_padding_batch_order_and_the_number_of_queries_change_nothing():

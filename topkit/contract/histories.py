@@ -142,7 +142,7 @@ def same_seed_same_answer(indexer: Indexer) -> None:
         index = one.build(indexer, [20, one.length])
         found.append(one.ask(indexer, index, 5).indices)
         if not indexer.remembers:
-            one.ask_at(indexer, index, 3, torch.tensor([30]))
+            one.ask(indexer, index, 3)
             found += [one.ask(indexer, index, 5).indices for _ in range(2)]
     torch.random.set_rng_state(state)
     for other in found[1:]:

@@ -151,16 +151,16 @@ def half_precision(indexer: Indexer) -> None:
 def bounded_cost(indexer: Indexer) -> None:
     """keys_scored and bytes_read are finite numbers, or tensors [B or 1, Tq], within reason.
 
-    Within reason: each stage of a combinator scores every visible key at most once, and reads the
-    index and the keys of every query head at most once.
+    Within reason: each stage of a combinator scores a visible key at most twice (a graph meets some
+    keys on two levels), and reads the index and the keys of every query head at most twice.
     """
-    stages = len(parts(indexer))
+    most = 2 * len(parts(indexer))
     for a in answers(indexer):
         rows, heads = a.stream.queries.shape[:2]
         keys = heads * a.length * a.stream.keys.shape[3] * a.stream.keys.element_size()
         caps = {
-            "keys_scored": stages * a.visible.double(),
-            "bytes_read": stages * (a.index.nbytes + keys) * torch.ones_like(a.visible.double()),
+            "keys_scored": most * a.visible.double(),
+            "bytes_read": most * (a.index.nbytes + keys) * torch.ones_like(a.visible.double()),
         }
         for name, cap in caps.items():
             cost = torch.as_tensor(getattr(a.selection, name)).double()

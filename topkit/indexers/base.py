@@ -236,6 +236,8 @@ class Indexer:
     score_all: ClassVar[bool] = False
     # Selections carry log_weights: an estimate of attention, which no list may cut.
     weighted: ClassVar[bool] = False
+    # The optional package that it imports at use.
+    requires: ClassVar[str] = ""
     # Specs that the contract suite tries beside the defaults, or for want of them.
     examples: ClassVar[tuple[str, ...]] = ()
 

@@ -92,20 +92,17 @@ class degraded(Stateless):
         """Which of the exact slots [B, H, Tq, k], best first, are lost."""
         if self._reaches_further:
             together = _PAGE if self.miss == "page" else 1
-            draws = self._noise(slots, step, length, _KEYS, together)
-            return draws < 1 - self.precision
+            return self._noise(slots, step, length, _KEYS, together) < 1 - self.precision
         rank = torch.arange(slots.shape[-1], device=slots.device).expand_as(slots)
         order = self._worst_first(slots, rank, step, length).sort(-1, descending=True).indices
         lost_rank = torch.empty_like(order).scatter_(-1, order, rank)
         share = self._share(slots.shape[-1])
         first = step.starts(slots.device)[:, None, None, None]
-        toss = noise(
-            step, length, slots.shape[2], slots.shape[1], slots.device, slots=first, salt=_TOSS
-        )
+        toss = noise(step, length, slots, slots=first, salt=_TOSS)
         return lost_rank < math.floor(share) + (toss < share % 1).int()
 
     def _worst_first(self, slots: Tensor, rank: Tensor, step: Step, length: int) -> Tensor:
-        """Distinct numbers [B, H, Tq, k], greatest where a key is lost first."""
+        """Numbers [B, H, Tq, k], greatest where a key is lost first."""
         if self.miss == "boundary":
             return rank
         if self.miss == "heavy":
@@ -127,26 +124,24 @@ class degraded(Stateless):
         if self.fill == "next":
             first = scores
         elif self.fill == "recent":
-            first = place.float().expand_as(scores)
+            first = place.float()
         else:
-            first = self._noise(place, step, length, _FILL).expand_as(scores)
+            first = self._noise(place, step, length, _FILL)
         may = ~hidden & (scores < least - slack)
         most = width if self._reaches_further else min(math.floor(self._share(width)) + 1, width)
-        return select_topk(first.masked_fill(~may, -float("inf")), most)
+        return select_topk(first.where(may, -torch.inf), most)
 
     def _noise(
-        self, where: Tensor, step: Step, length: int, salt: int, slots_together: int = 1
+        self, slots: Tensor, step: Step, length: int, salt: int, slots_together: int = 1
     ) -> Tensor:
-        """Numbers that decide for the slots `where` [B or 1, H, Tq, n]."""
-        heads, count = where.shape[1:3]
+        """Numbers that decide for slots [B or 1, H, Tq, n], as far as persist and per reach."""
+        heads = slots.shape[1]
         reach = {"head": 1, "group": max(heads // step.kv_heads, 1), "layer": heads}
         return noise(
             step,
             length,
-            count,
-            heads,
-            where.device,
-            slots=where,
+            slots,
+            slots=slots,
             salt=salt,
             per_query=self.persist == "step",
             heads_together=reach[self.per],

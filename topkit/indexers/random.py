@@ -22,6 +22,5 @@ class random(Stateless):
     cost: ClassVar[str] = "reads nothing"
 
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
-        rows, heads, count, _ = queries.shape
-        draws = noise(step, length, count, heads, queries.device).expand(rows, -1, -1, -1)
+        draws = noise(step, length, queries).expand(queries.shape[0], -1, -1, -1)
         return replace(best(draws, k, step, 0), keys_scored=0)

@@ -58,7 +58,7 @@ class vattention(Combinator):
         if best.shape[-1] == width:
             return replace(first, log_weights=log_weights)
         others = _others(best, step, index.length)
-        draws = noise(step, index.length, best.shape[2], best.shape[1], best.device, salt=_SAMPLE)
+        draws = noise(step, index.length, best, salt=_SAMPLE)
         drawn = select_topk(draws.where(others, -torch.inf), width - best.shape[-1])
         stands_for = others.sum(-1, keepdim=True) / (drawn >= 0).sum(-1, keepdim=True).clamp_min(1)
         weight = stands_for.log().where(drawn >= 0, 0.0)
