@@ -1,0 +1,259 @@
+"""The console script: its exit codes, its one line of complaint, and what it lists."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from topkit.cli import doctor, listing
+from topkit.cli.commands import app
+from topkit.cli.exits import exit_code, run
+from topkit.cli.values import parse_length, parse_lengths, parse_task
+from topkit.errors import GateFailed, InputError, Undecided
+from topkit.indexers import INDEXERS, Combinator
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run a command line in this process: exit code, stdout, stderr."""
+
+    def _call(*words: object) -> tuple[int, str, str]:
+        code = run(app, [str(word) for word in words])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return _call
+
+
+@pytest.fixture
+def refused(call: Call) -> Callable[..., str]:
+    """Run a command line that must be refused: exit 2, and the one line that says why."""
+
+    def _refused(*words: object) -> str:
+        code, out, err = call(*words)
+        assert (code, out) == (2, ""), err
+        assert err.startswith("topkit: ")
+        assert err.count("\n") == 1
+        return err
+
+    return _refused
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def body() -> None:
+        raise error
+
+    return body
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("k must be\nat least 1"), 2),
+        (GateFailed("recall 0.4 < 0.5"), 1),
+        (Undecided("the interval holds 0"), 3),
+        (KeyboardInterrupt(), 130),
+        (OSError(errno.ENOSPC, "No space left on device", "run/part"), 2),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "gone"), 2),
+        (MemoryError(), 2),
+        (ModuleNotFoundError("No module named 'faiss'", name="faiss"), 2),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, BaseException) else str(x),
+)
+def test_errors_become_one_line_and_a_code(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(raising(error)) == code
+    err = capsys.readouterr().err
+    assert err.startswith("topkit: ")
+    assert err.count("\n") == 1
+
+
+def test_a_full_disk_is_said_with_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    exit_code(raising(OSError(errno.ENOSPC, "No space left on device", "run/part")))
+    assert capsys.readouterr().err == "topkit: No space left on device: run/part\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("of torch"), KeyError("x"), RuntimeError("y")])
+def test_a_fault_of_ours_shows_its_traceback(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(raising(error)) == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_names_every_command_and_option(call: Call) -> None:
+    code, out, _ = call("--help")
+    assert code == 0
+    assert call()[:2] == (0, out)
+    for name in COMMANDS:
+        assert f"\n  {name} " in out
+        code, text, _ = call(name, "--help")
+        assert code == 0
+        for flag in COMMANDS[name].split():
+            assert f" {flag}" in text, f"{name} lacks {flag}"
+
+
+COMMANDS = {
+    "capture": "--task --text --length --samples --out --layers --positions --hidden --seed "
+    "--device --dtype --dry-run --force --json --config",
+    "train": "--corpus --out --seed --device --jobs --config",
+    "list": "--json",
+    "doctor": "--json",
+}
+
+
+def test_unknown_words_suggest_the_nearest(refused: Callable[..., str]) -> None:
+    assert "'list'" in refused("lisst")
+    assert "--json" in refused("list", "tasks", "--jsno")
+    assert "'indexers'" in refused("list", "indexer")
+    assert "'reference'" in refused("train", "refrence", "--corpus", ".", "--out", "x", *CPU)
+
+
+CPU = ("--device", "cpu")
+CAPTURE = ("capture", "reference", "--samples", "1", "--out", "unwritten")
+
+
+def test_bad_words_are_refused_before_anything_is_written(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    single = ("--task", "niah-single")
+    assert "4096 or 4k" in refused(*CAPTURE, *single, "--length", "4q")
+    assert "'niah-single'" in refused(*CAPTURE, "--task", "niah-singel", "--length", "4k")
+    assert "'depth'" in refused(*CAPTURE, "--task", "niah-single:depht=1", "--length", "4k")
+    assert "bfloat16" in refused(*CAPTURE, *single, "--length", "4k", "--dtype", "bf16")
+    assert "cuda:N" in refused(*CAPTURE, *single, "--length", "4k", "--device", "gpu")
+    assert "GPUs" in refused(*CAPTURE, *single, "--length", "4k", "--device", "cuda:99")
+    assert "either a task or a text" in refused(*CAPTURE, "--length", "4k")
+    assert "nowhere.txt" in refused(*CAPTURE, "--text", "nowhere.txt", "--length", "4k")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_file_gives_defaults_under_the_flags(call: Call, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("task: niah-singel\nlength: 4k\nsamples: 2\nout: x\nmodel: reference\n")
+    code, _, err = call("capture", "--config", config)
+    assert (code, "niah-singel" in err) == (2, True)
+    code, _, err = call("capture", "--config", config, "--task", "reciet")
+    assert (code, "'recite'" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lenght: 4k", "did you mean 'length'"),
+        ("- 1", "option: value"),
+        ("a: [", "cannot read"),
+        ("samples: many\nlength: 4k\nout: x", "--samples"),
+    ],
+)
+def test_a_config_file_is_read_with_care(
+    text: str, said: str, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    assert said in refused("capture", "reference", "--config", config)
+
+
+def test_a_config_file_must_be_there(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "No such file" in refused("capture", "--config", tmp_path / "no.yaml")
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("4096", 4096), ("4k", 4096), ("1K", 1024)])
+def test_lengths(text: str, tokens: int) -> None:
+    assert parse_length(text) == tokens
+
+
+def test_several_lengths() -> None:
+    assert parse_lengths("4k, 8k") == [4096, 8192]
+
+
+@pytest.mark.parametrize("text", ["", "0", "-4k", "4.5k", "k", "4kk", "1e3"])
+def test_lengths_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match="length"):
+        parse_length(text)
+
+
+def test_tasks_with_parameters() -> None:
+    task = parse_task("niah-multikey:distractors=3,wording=code,depth=0.5")
+    assert vars(task) == {**vars(parse_task("niah-multikey")), **vars(task)}
+    assert (vars(task)["distractors"], vars(task)["wording"], vars(task)["depth"]) == (
+        3,
+        "code",
+        0.5,
+    )
+    with pytest.raises(InputError, match="name:parameter=value"):
+        parse_task("niah-multikey:distractors")
+
+
+def test_list_shows_the_registry(call: Call) -> None:
+    code, out, _ = call("list", "indexers", "--json")
+    shown = {row["name"]: row for row in json.loads(out)}
+    assert code == 0
+    assert list(shown) == list(INDEXERS)
+    for name, recipe in INDEXERS.items():
+        assert set(shown[name]) == {"name", "family", "source", "parameters", "cost"}
+        assert issubclass(recipe, Combinator) or shown[name]["family"] != "combinator"
+        assert shown[name]["family"]
+        assert shown[name]["cost"]
+    assert shown["quest"]["parameters"] == "page_size=16"
+    combinators = {name for name, row in shown.items() if row["family"] == "combinator"}
+    assert combinators == {"keep", "refine", "shared"}
+    text = call("list", "indexers")[1]
+    assert all(name in text for name in INDEXERS)
+
+
+@pytest.mark.parametrize("kind", listing.KINDS)
+def test_every_list_is_a_table_of_text(kind: str) -> None:
+    table = listing.rows(kind)
+    assert table
+    assert len({tuple(row) for row in table}) == 1
+    assert all(isinstance(x, str) for row in table for x in row.values())
+    assert len(listing.markdown(table).splitlines()) == len(table) + 2
+
+
+def test_doctor_says_what_is_here(call: Call) -> None:
+    import torch
+
+    code, out, err = call("doctor", "--json")
+    findings = {row["name"]: row for row in json.loads(out)}
+    assert findings["torch"]["value"] == torch.__version__
+    assert (code == 1) == any(row["problem"] for row in findings.values())
+    assert (code == 1) == bool(err)
+
+
+def test_doctor_finds_what_is_broken() -> None:
+    assert "both" in doctor._faiss("1.15.1", "1.15.1").problem
+    assert doctor._triton("2.13.0+cpu", "3.6.0").problem
+    assert not doctor._triton("2.13.0+cpu", "3.7.1").problem
+    assert not doctor._triton("2.13.0", "").problem
+    assert doctor._disk(2**20).problem
+    assert not doctor._disk(2**40).problem
+    assert doctor._package("no-such-distribution", needed=True).problem
+    assert not doctor._package("no-such-distribution", needed=False).problem
+    assert doctor._release("5.23.0") == (5, 23)
+    assert doctor._release("2.13.0+cpu") == (2, 13)
+    assert doctor._release("3") == (3, 0)
+
+
+def test_doctor_fails_when_something_is_broken(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "LEAST_DISK", 2**80)
+    code, _, err = call("doctor")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "free disk" in err
+
+
+def test_the_installed_script_leaves_with_the_code() -> None:
+    code = "import sys; sys.argv = ['topkit', 'lisst']; from topkit.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("topkit: ")

@@ -1,0 +1,113 @@
+"""The rooms of the house: what each may import, and what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(ROOT.glob("topkit/**/*.py"))
+
+# What the files of a room may import of topkit, beside its own room and topkit.errors; "" stands for
+# the bare package, with its version and lazy names.
+MAY_IMPORT = {
+    "kernels": set(),
+    "indexers": {"kernels"},
+    "fidelity": {"kernels"},
+    "contract": {"kernels", "indexers", "fidelity"},
+    "testing": {"kernels", "indexers", "fidelity", "contract"},
+    "experiments": {"kernels", "indexers", "fidelity", ""},
+    "cli": {"kernels", "indexers", "fidelity", "experiments", "contract", "__version__"},
+    "errors": set(),
+    # A table of lazy names; its imports stand under TYPE_CHECKING or in __getattr__.
+    "__init__": {"testing", "experiments", "indexers"},
+}
+
+# Libraries that only some files may import at all, and where.
+ONLY_IN = {
+    "transformers": ("topkit/experiments/",),
+    "tokenizers": ("topkit/experiments/",),
+    "pyarrow": ("topkit/experiments/",),
+    "matplotlib": ("topkit/experiments/",),
+    "faiss": ("topkit/indexers/faiss_", "topkit/cli/doctor.py"),
+}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module or name that a file imports, dotted: `from a.b import c` gives a.b.c."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT / "topkit").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    allowed = MAY_IMPORT[room(path)] | {room(path), "errors"}
+    for name in imported(path):
+        top, _, rest = name.partition(".")
+        if top == "topkit":
+            assert rest.partition(".")[0] in allowed, f"{path.name} imports {name}"
+        elif top in ONLY_IN:
+            where = str(path.relative_to(ROOT))
+            assert where.startswith(ONLY_IN[top]), f"{where} imports {name}"
+
+
+def test_the_walk_sees_late_imports(tmp_path: Path) -> None:
+    late = tmp_path / "late.py"
+    late.write_text("def f():\n    from topkit.experiments import captures\n")
+    assert list(imported(late)) == ["topkit.experiments.captures"]
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules in memory after a statement, in a fresh interpreter."""
+    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+HEAVY = {"transformers", "tokenizers", "pyarrow", "scipy", "faiss", "matplotlib", "pandas"}
+
+
+def test_import_topkit_loads_nothing_heavy() -> None:
+    assert not loaded_by("import topkit") & (HEAVY | {"torch", "numpy"})
+
+
+def test_indexers_load_torch_alone() -> None:
+    loaded = loaded_by("import topkit; topkit.indexer('keep(sign(), sink=4)')")
+    assert "torch" in loaded
+    assert not loaded & HEAVY
+
+
+def test_console_script_starts_without_torch() -> None:
+    assert not loaded_by("from topkit.cli.commands import app") & (HEAVY | {"torch", "numpy"})
+
+
+def test_measuring_never_loads_transformers() -> None:
+    loaded = loaded_by("from topkit import Capture")
+    assert not loaded & {"transformers", "matplotlib", "faiss"}
+
+
+def test_every_lazy_name_is_there() -> None:
+    import topkit
+
+    for name in ("Capture", "indexer", "testing"):
+        assert getattr(topkit, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'indexr'"):
+        topkit.indexr  # noqa: B018
+
+
+def test_banned_file_names() -> None:
+    banned = {"utils.py", "common.py", "helpers.py", "misc.py"}
+    assert not banned & {path.name for path in FILES}

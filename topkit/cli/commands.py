@@ -1,0 +1,187 @@
+"""The commands: each reads its words and calls one function of the package."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from topkit.cli import options as o
+from topkit.cli.values import parse_length, parse_task
+from topkit.errors import GateFailed, InputError
+
+app = typer.Typer(
+    name="topkit",
+    help="How good must an approximate Top-k indexer be before a language model notices?",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from topkit import __version__
+
+        typer.echo(f"topkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def topkit(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """How good must an approximate Top-k indexer be before a language model notices?"""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def capture(
+    model: o.Model,
+    length: o.Length,
+    samples: o.Samples,
+    out: o.Out,
+    task: o.MaybeTask = None,
+    text: Annotated[Path | None, typer.Option("--text", help="A text file.")] = None,
+    layers: Annotated[str, typer.Option("--layers", help="all, or numbers: 0,3,5.")] = "all",
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            "--positions",
+            help="Query positions: last:32, every:64, or numbers; by default a task's question "
+            "and answer, a text's last 32.",
+        ),
+    ] = None,
+    hidden: Annotated[
+        bool, typer.Option("--hidden", help="Hidden states, MLA's query latent and RoPE as well.")
+    ] = False,
+    seed: o.Seed = 0,
+    device: o.Device = None,
+    dtype: o.DType = None,
+    dry_run: o.DryRun = False,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """Write down what a model's attention sees, over a task or a text."""
+    from topkit.experiments.capture import capture_model
+
+    captured = capture_model(
+        model,
+        task=parse_task(task) if task else None,
+        text=text,
+        length=parse_length(length),
+        samples=samples,
+        out=out,
+        layers=layers,
+        positions=positions,
+        hidden=hidden,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        force=force,
+        dry_run=dry_run,
+    )
+    if captured is not None and as_json:
+        typer.echo(json.dumps({"out": str(out), "fingerprint": captured.fingerprint}))
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(metavar="reference")],
+    corpus: Annotated[
+        Path,
+        typer.Option(
+            "--corpus", help="Folder of books-train.jsonl.xz: title, author, text a line."
+        ),
+    ],
+    out: o.Out,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="A model of seconds, which shows that the recipe runs.")
+    ] = False,
+    stop_after: Annotated[
+        float, typer.Option("--stop-after", help="Seconds; a rerun goes on from there.")
+    ] = math.inf,
+    seed: o.Seed = 0,
+    device: o.Device = "cuda",
+    jobs: o.Jobs = 14,
+    config: o.Config = None,
+) -> None:
+    """Train the bundled model anew, by its own recipe."""
+    known(name, ["reference"], "recipe")
+    from topkit.experiments.reference.train import Recipe, train_reference
+
+    recipe = replace(Recipe.tiny() if tiny else Recipe(), seed=seed)
+    done = train_reference(
+        corpus,
+        out,
+        recipe=recipe,
+        device=device or "cuda",
+        workers=jobs,
+        stop_after=stop_after,
+        report=typer.echo,
+    )
+    typer.echo(
+        f"{out / 'model'} holds the model" if done else f"stopped; {out} can be gone on with"
+    )
+
+
+@app.command("list")
+def list_command(
+    kind: Annotated[str, typer.Argument(metavar="indexers|tasks|metrics")],
+    as_json: o.Json = False,
+) -> None:
+    """List what there is to choose from."""
+    from topkit.cli.listing import rows
+
+    show(rows(kind), as_json)
+
+
+@app.command()
+def doctor(as_json: o.Json = False) -> None:
+    """Look at versions, device and disk; exit 1 when something is broken."""
+    from topkit.cli.doctor import examine
+
+    findings = examine()
+    show([vars(finding) for finding in findings], as_json)
+    broken = [f"{finding.name}: {finding.problem}" for finding in findings if finding.problem]
+    if broken:
+        raise GateFailed("; ".join(broken))
+
+
+def known(name: str, names: Iterable[str], kind: str) -> None:
+    """Refuse a name that is not one of `names`, with the nearest.
+
+    Raises: InputError.
+    """
+    if name not in names:
+        from topkit.indexers.spec import nearest
+
+        raise InputError(f"unknown {kind} {name!r}; {nearest(name, names)}")
+
+
+def show(table: list[dict[str, Any]], as_json: bool) -> None:
+    """Print rows as a table, or as JSON."""
+    if as_json:
+        typer.echo(json.dumps(table, indent=1))
+        return
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for name in table[0]:
+        shown.add_column(name, overflow="fold")
+    for row in table:
+        shown.add_row(*(str(x) for x in row.values()))
+    console.print(shown)

@@ -1,0 +1,61 @@
+"""--config FILE.yaml: defaults for a command's options, under the flags that are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from topkit.errors import InputError
+
+
+def read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the values of a YAML file as the command's defaults; the keys are its option names.
+
+    Raises: InputError for a file that cannot be read and for a key that is no option.
+    """
+    if path is None or context.resilient_parsing:
+        return path
+    known = _options(context)
+    defaults = {}
+    for key, value in _mapping(path).items():
+        name = str(key).removeprefix("--").replace("-", "_")
+        if name not in known:
+            from topkit.indexers.spec import nearest
+
+            raise InputError(
+                f"{path}: {context.info_name} has no option {key!r}; {nearest(name, known)}"
+            )
+        defaults[known[name].name] = _as_flag(known[name], value)
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+def _options(context: typer.Context) -> dict[str, Any]:
+    """Options and arguments by every spelling, without the ones that make no sense in a file."""
+    named = {}
+    for option in context.command.params:
+        for spelling in (option.name, *option.opts):
+            named[spelling.lstrip("-").replace("-", "_")] = option
+    return {name: x for name, x in named.items() if x.name not in ("config", "help")}
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {path} as YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} must hold option: value lines; got {type(found).__name__}")
+    return found
+
+
+def _as_flag(option: Any, value: Any) -> Any:
+    """The value as it would stand on the command line, so that both are read alike."""
+    if isinstance(value, bool):
+        return value
+    values = [str(x) for x in value] if isinstance(value, list) else [str(value)]
+    return values if getattr(option, "multiple", False) else ",".join(values)

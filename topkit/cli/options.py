@@ -1,0 +1,71 @@
+"""Options that several commands share, each written once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from topkit.cli.config import read_config
+from topkit.errors import InputError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _device(name: str | None) -> str | None:
+    if name is None or name == "cpu":
+        return name
+    if not re.fullmatch(r"cuda(:\d+)?", name):
+        raise InputError(f"--device must be cpu, cuda or cuda:N; got {name!r}")
+    import torch
+
+    asked, there = int(name.partition(":")[2] or 0), torch.cuda.device_count()
+    if asked >= there:
+        raise InputError(f"--device {name}: torch sees {there} GPUs here; use --device cpu")
+    return name
+
+
+def _dtype(name: str | None) -> str | None:
+    if name is not None and name not in DTYPES:
+        raise InputError(f"--dtype must be one of {', '.join(DTYPES)}; got {name!r}")
+    return name
+
+
+Seed = Annotated[int, typer.Option("--seed", help="Seed of prompts and of seeded indexers.")]
+Device = Annotated[
+    str | None, typer.Option("--device", callback=_device, help="cpu, cuda or cuda:N.")
+]
+DType = Annotated[
+    str | None, typer.Option("--dtype", callback=_dtype, help="float32, bfloat16 or float16.")
+]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows a forward pass.")]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Worker processes.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
+Force = Annotated[bool, typer.Option("--force", help="Do again what is already there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        is_eager=True,
+        callback=read_config,
+        help="YAML file of defaults: option: value.",
+    ),
+]
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A model's folder, or `reference`, the bundled one.")
+]
+TASK_HELP = "A task (topkit list tasks): name, or name:parameter=value,parameter=value."
+TaskName = Annotated[str, typer.Option("--task", help=TASK_HELP)]
+MaybeTask = Annotated[str | None, typer.Option("--task", help=TASK_HELP)]
+Length = Annotated[str, typer.Option("--length", help="Tokens of a prompt: 4096, 4k.")]
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Haystacks, or pieces of text.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write into; a rerun goes on there.")]
+Indexers = Annotated[
+    list[str],
+    typer.Option("--indexer", help="An indexer's spec, as quest:page_size=16; may be repeated."),
+]
+Budgets = Annotated[str, typer.Option("-k", help="Keys kept, in tokens or per cent: 16,32,1%.")]

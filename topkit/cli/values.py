@@ -1,0 +1,57 @@
+"""Words of the command line that stand for values: 4k, 4k,8k, niah-multikey:distractors=30."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import TYPE_CHECKING, Any
+
+from topkit.errors import InputError
+
+if TYPE_CHECKING:
+    from topkit.experiments.tasks import Task
+
+_UNITS = {"": 1, "k": 1024, "m": 1024 * 1024}
+
+
+def parse_length(text: str) -> int:
+    """A number of tokens: 4096 or 4k.
+
+    Raises: InputError for anything else, and below 1.
+    """
+    match = re.fullmatch(r"(\d+)\s*([km]?)", text.strip().lower())
+    length = int(match[1]) * _UNITS[match[2]] if match else 0
+    if length < 1:
+        raise InputError(f"a length must be a number of tokens such as 4096 or 4k; got {text!r}")
+    return length
+
+
+def parse_lengths(text: str) -> list[int]:
+    """Several lengths: 4k,8k."""
+    return [parse_length(part) for part in text.split(",")]
+
+
+def parse_task(text: str) -> Task:
+    """A task and its parameters: niah-multikey or niah-multikey:distractors=30,wording=code.
+
+    Raises: InputError for an unknown task or a misspelt parameter; the nearest is suggested.
+    """
+    from topkit.experiments.tasks import make_task
+
+    name, _, tail = text.strip().partition(":")
+    parameters: dict[str, Any] = {}
+    for part in filter(None, tail.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(
+                f"write a task as name:parameter=value,parameter=value; got {part!r} in {text!r}"
+            )
+        parameters[key.strip()] = _literal(value.strip())
+    return make_task(name, **parameters)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
