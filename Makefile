@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install study test test-gpu check bench clean
+.PHONY: install study test test-gpu check bench readme clean
 
 install: .venv/.dev
 
@@ -40,6 +40,9 @@ check: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/topkit bench
+
+readme: .venv/.dev
+	$(BIN)/python tools/readme.py
 
 clean:
 	rm -rf .venv

@@ -1,0 +1,99 @@
+"""The pages say what is so: files they name exist, code they show runs, versions agree."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import topkit
+from topkit.contract import check_indexer
+from topkit.indexers import INDEXERS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / f"{name}.md" for name in ("README", "ARCHITECTURE", "CONTRIBUTING", "CHANGELOG")]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if re.match(r"https?://", target):
+            continue
+        there = ROOT / path if path else page
+        assert there.exists(), f"{page.name} links to {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
+            slugs = [re.sub(r"[^\w\- ]", "", t).strip().lower().replace(" ", "-") for t in titles]
+            assert anchor in slugs, f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_named_in_code_font_exist(page: Path) -> None:
+    written_by_the_reader = {"topkit/indexers/leading.py"}
+    for name in re.findall(r"`((?:topkit|tests|benchmarks|results)/[\w./-]+)`", page.read_text()):
+        assert name in written_by_the_reader or (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def test_the_indexer_of_the_guide_keeps_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = code_blocks("CONTRIBUTING.md", "python")
+    space: dict = {"__name__": "leading"}
+    # A dataclass looks its module up by name.
+    monkeypatch.setitem(sys.modules, "leading", type(sys)("leading"))
+    exec(compile(code, "CONTRIBUTING.md", "exec"), space)
+    leading = space["leading"]
+    monkeypatch.setitem(INDEXERS, "leading", leading)
+    for spec in leading.examples:
+        check_indexer(spec)
+
+
+def test_one_version_everywhere() -> None:
+    version = PROJECT["project"]["version"]
+    assert topkit.__version__ == version
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(x.split("==") for x in lines if x and not x.startswith("#"))
+    return {name.lower().replace("_", "-"): version for name, version in pinned.items()}
+
+
+def required() -> set[str]:
+    project = PROJECT["project"]
+    extras = [x for group in project["optional-dependencies"].values() for x in group]
+    everything = [*project["dependencies"], *extras, *PROJECT["build-system"]["requires"]]
+    return {re.split(r"[^\w.-]", x)[0].lower().replace("_", "-") for x in everything}
+
+
+def test_every_dependency_is_pinned() -> None:
+    # faiss-gpu owns the same folder as faiss-cpu, and is installed by hand where there is a GPU.
+    assert required() - {"faiss-gpu"} <= set(pins())
+    assert pins()["torch"] == "2.13.0"
+
+
+def test_users_are_given_ranges() -> None:
+    assert not [x for x in PROJECT["project"]["dependencies"] if "==" in x]
+
+
+def test_core_has_no_triton_and_no_models() -> None:
+    core = " ".join(PROJECT["project"]["dependencies"])
+    for name in ("triton", "transformers", "faiss", "matplotlib"):
+        assert name not in core
+
+
+def test_tables_made_from_the_code_are_current() -> None:
+    check = [sys.executable, ROOT / "tools" / "readme.py", "--check"]
+    done = subprocess.run(check, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
