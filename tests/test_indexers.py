@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topkit.errors import InputError
-from topkit.indexers import Cache, Step
+from topkit.indexers import Cache, Step, quantized
 from topkit.indexers.packing import pack, unpack
 from topkit.indexers.quantized import hadamard_rotate, levels, quantize
 from topkit.indexers.spec import parse
@@ -150,6 +150,7 @@ def test_bytes_of_an_index(spec, per_key):
 def test_quantized_ranks_by_the_rounded_keys(spec):
     queries, keys = tensors()
     recipe = parse(spec)
+    assert isinstance(recipe, quantized)
     rotate = hadamard_rotate if recipe.hadamard else torch.Tensor.float
     codes, scales = quantize(rotate(keys), recipe.dtype, recipe.scale)
     rounded = levels(codes, recipe.dtype, 16) * scales
@@ -364,6 +365,7 @@ def test_top_p_trusts_the_scores_of_its_base():
 def test_vattention_keeps_the_top_and_weighs_the_sample():
     queries, keys = tensors(length=60)
     found = chosen("vattention(top=0.25)", queries, keys, 20)
+    assert found.log_weights is not None
     exact = lists(chosen("exact", queries, keys, 5))
     for got, top, weights in zip(
         lists(found), exact, found.log_weights[0, :, 0].tolist(), strict=True
@@ -379,6 +381,7 @@ def test_vattention_estimates_the_softmax_sum_without_bias():
     estimates = []
     for seed in range(300):
         found = chosen("vattention(top=0.3)", queries, keys, 20, seed=seed)
+        assert found.log_weights is not None
         weights = found.log_weights[0, :, 0].exp()
         estimates.append((mass.gather(-1, found.indices[0, :, 0]) * weights).sum(-1))
     estimates = torch.stack(estimates)

@@ -370,14 +370,10 @@ def test_padding_that_leaks_is_caught():
 
 
 @parametrize_with_checks(
-    [int8(), chooses_twice(), "streaming_llm(sink=1)"],
-    expected_failed_checks={
-        "chooses_twice": {"unique": "it says so", "exhaustive": "a", "count": "b"},
-    },
+    [int8(), costs_infinity(), "streaming_llm(sink=1)"],
+    expected_failed_checks={"costs_infinity": {"bounded_cost": "it reads without end"}},
 )
 def test_expected_failures_by_indexer(indexer, check):
-    if isinstance(indexer, chooses_twice) and "unique" not in str(check.keywords):
-        pytest.skip("only the law in question")
     check(indexer)
 
 
