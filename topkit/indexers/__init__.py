@@ -4,6 +4,8 @@ from topkit.indexers.base import Cache, Index, Indexer, Rest, Selection, Step
 from topkit.indexers.combinator import Combinator
 from topkit.indexers.degraded import degraded
 from topkit.indexers.exact import exact
+from topkit.indexers.faiss_hnsw import faiss_hnsw
+from topkit.indexers.faiss_ivf import faiss_ivf
 from topkit.indexers.keep import keep
 from topkit.indexers.quantized import quantized
 from topkit.indexers.quest import quest
@@ -25,6 +27,8 @@ INDEXERS: dict[str, type[Indexer]] = {
     "quantized": quantized,
     "sign": sign,
     "quest": quest,
+    "faiss_ivf": faiss_ivf,
+    "faiss_hnsw": faiss_hnsw,
     "keep": keep,
     "refine": refine,
     "shared": shared,

@@ -36,6 +36,7 @@ class FaissIndexer(Indexer):
     """A recipe that makes, fills and searches one FAISS index over the keys of one head."""
 
     family: ClassVar[str] = "ann"
+    requires: ClassVar[str] = "faiss"
     exhaustive: ClassVar[bool] = False
     may_come_short: ClassVar[bool] = True
     drifts: ClassVar[bool] = True
