@@ -66,9 +66,9 @@ def capture_model(
     if isinstance(model, PreTrainedModel):
         loaded, name = model, model.config.name_or_path or type(model).__name__
     else:
-        name = str(model)
         from topkit.experiments.models import load
 
+        name = str(model)
         loaded, tokenizer = load(name, device=device, dtype=dtype)
     if asked is not None:
         source = {"task": repr(asked)}

@@ -100,8 +100,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "bytes": file_bytes(tensors),
         "sha256": digest.hexdigest(),
         "tensors": {
-            name: {"dtype": DTYPES[x.dtype], "shape": list(x.shape)}
-            for name, x in sorted(tensors.items())
+            name: f"{DTYPES[x.dtype]} {list(x.shape)}" for name, x in sorted(tensors.items())
         },
     }
 
