@@ -1,0 +1,220 @@
+"""What a curve shows, said in sentences that are made from its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from topkit.errors import GateFailed, InputError, Undecided
+from topkit.experiments import stats
+from topkit.experiments.curves import DENSE, Curve
+from topkit.experiments.stats import Interval, Ordering
+from topkit.indexers.spec import parse
+
+MARGIN = 0.05
+_FEWEST = 4  # cells below which a rank correlation says nothing
+
+
+class Findings:
+    """A curve's intervals, each computed once, and the sentences they allow."""
+
+    def __init__(self, curve: Curve, margin: float = MARGIN) -> None:
+        self.curve, self.margin = curve, margin
+
+    @cached_property
+    def accuracy(self) -> Interval:
+        return stats.accuracy(self.curve.rates, self.curve.questions)
+
+    @cached_property
+    def to_dense(self) -> Interval | None:
+        """Paired differences to full attention."""
+        dense = self.curve.place(DENSE)
+        return None if dense is None else self._to(dense)
+
+    def to_exact(self, place: int) -> Interval | None:
+        """The paired difference of one cell to exact Top-k at its budget."""
+        exact = self.curve.place("exact()", self.curve.cells[place].budget)
+        return None if exact in (None, place) else self._to(exact)[place]
+
+    def _to(self, base: int) -> Interval:
+        return stats.difference(self.curve.rates, self.curve.questions, base)
+
+    def ordering(self, kind: str) -> Ordering | None:
+        """Rank correlations over the cells of a kind, at all budgets; None where they are too few."""
+        curve = self.curve
+        places = [p for p in curve.where(kind) if np.isfinite(curve.mean("recall")[p])]
+        if len(places) < _FEWEST or len(curve.haystacks) < 2:
+            return None
+        recall, mass = curve.fidelity["recall"][places], curve.fidelity["mass"][places]
+        return stats.ordering(recall, mass, curve.rates[places], curve.questions)
+
+    def verdict(self, place: int) -> str:
+        """Of a cell against full attention: as good, worse, better (to audit), or undecided."""
+        if self.to_dense is None or place == self.curve.place(DENSE):
+            return ""
+        return judged(self.to_dense[place], self.margin)
+
+    def sentences(self) -> list[str]:
+        """The findings in order of weight."""
+        found = [self._level(), self._notices()]
+        found += [
+            orders(kind, self.ordering(kind), name)
+            for kind, name in (("real", "real indexers"), ("oracle", "oracles"))
+        ]
+        return [sentence for sentence in [*found, self._held_out()] if sentence]
+
+    def audits(self) -> list[str]:
+        """What looks too good to be true."""
+        found = []
+        for place, cell in enumerate(self.curve.cells):
+            if self.verdict(place) == "better: audit":
+                gap = said(self.to_dense[place], signed=True)  # type: ignore[index]
+                found.append(
+                    f"{cell.at} beats full attention by {gap}. Look for a leak before believing it."
+                )
+            if cell.kind == "control" and self.accuracy.low[place] > 0.1:
+                score = said(self.accuracy[place])
+                found.append(f"The control {cell.at} scores {score}: it should be near chance.")
+        return found
+
+    def _level(self) -> str:
+        curve, words = self.curve, []
+        dense, exact = curve.place(DENSE), curve.place("exact()", curve.budget)
+        if dense is not None:
+            words.append(f"full attention scores {said(self.accuracy[dense])}")
+        if exact is not None:
+            score = said(self.accuracy[exact])
+            words.append(f"exact Top-k at k = {curve.budget} scores {score}")
+        return _sentence(" and ".join(words))
+
+    def _notices(self) -> str:
+        """The least recall that is enough and the greatest that is not, at one budget.
+
+        Against exact Top-k at that budget: what the budget itself costs is no fault of an indexer.
+        """
+        curve, recall, mass = self.curve, self.curve.mean("recall"), self.curve.mean("mass")
+        exact = curve.place("exact()", curve.budget)
+        if exact is None:
+            return ""
+        gaps = self._to(exact)
+        places = curve.where("real", "oracle", budget=curve.budget)
+        places = [p for p in places if p != exact and np.isfinite(recall[p])]
+        fine = [p for p in places if judged(gaps[p], self.margin) in ("as good", "better: audit")]
+        worse = [p for p in places if judged(gaps[p], self.margin) == "worse"]
+
+        def named(place: int) -> str:
+            name = curve.cells[place].name
+            return f"{name} (recall {recall[place]:.2f}, mass {mass[place]:.2f})"
+
+        cost = f"cost at most {self.margin:g} of exact Top-k's accuracy at k = {curve.budget}"
+        words = [] if fine else [f"No cell is shown to {cost}."]
+        if fine:
+            least = min(fine, key=lambda p: recall[p])
+            words.append(f"The least recall shown to {cost} is that of {named(least)}.")
+        if worse:
+            most = max(worse, key=lambda p: recall[p])
+            words.append(f"The greatest recall shown to cost more is that of {named(most)}.")
+        if fine and worse and recall[least] < recall[most]:
+            words.append("So recall alone does not say whether the model notices.")
+        return " ".join(words)
+
+    def _held_out(self) -> str:
+        """Full attention and exact Top-k on wordings that the model was not trained on."""
+        curve = self.curve
+        held_out = np.array(curve.held_out)
+        if not held_out.any() or held_out.all():
+            return ""
+        parts = []
+        for place in (curve.place(DENSE), curve.place("exact()", curve.budget)):
+            if place is not None:
+                score = stats.accuracy(curve.rates[:, held_out], curve.questions[held_out])[place]
+                parts.append(f"{curve.cells[place].at} scores {said(score)}")
+        return (
+            f"On the {held_out.sum()} of {held_out.size} haystacks whose wording or task was absent "
+            f"from the reference model's training, {' and '.join(parts)}."
+        )
+
+
+def judged(gap: Interval, margin: float) -> str:
+    """A paired difference in a word: as good (no worse than `margin`), worse, better, undecided."""
+    _, low, high = gap
+    if low > 0:
+        return "better: audit"
+    if low >= -margin:
+        return "as good"
+    return "worse" if high < -margin else "undecided"
+
+
+def orders(kind: str, found: Ordering | None, name: str) -> str:
+    """Whether accuracy rises with recall and with mass, and which orders it better."""
+    if found is None:
+        return f"Over {name}, nothing is shown: there are fewer than {_FEWEST} to compare."
+    over = f"Over {found.cells} {name}" + (" (exact Top-k among them)" if kind == "oracle" else "")
+    recall, mass = _trend(found.recall), _trend(found.mass)
+    numbers = f"recall {said(found.recall)}, mass {said(found.mass)}"
+    if not recall and not mass:
+        return f"{over}, nothing is shown: Spearman's correlations with accuracy are {numbers}."
+    if recall == mass:
+        trend = f"accuracy {recall} both recall and mass"
+    elif recall and mass:
+        trend = f"accuracy {recall} recall and {mass} mass"
+    else:
+        one, other = ("recall", "mass") if recall else ("mass", "recall")
+        trend = f"accuracy {recall or mass} {one}; with {other} nothing is shown"
+    return f"{over}, {trend} (Spearman: {numbers}). {_better(found.mass_less_recall)}"
+
+
+def _trend(correlation: Interval) -> str:
+    _, low, high = correlation
+    return "rises with" if low > 0 else "falls with" if high < 0 else ""
+
+
+def _better(gap: Interval) -> str:
+    _, low, high = gap
+    shown = said(gap, signed=True)
+    if low > 0:
+        return f"Mass orders accuracy better (mass less recall {shown})."
+    if high < 0:
+        return f"Recall orders accuracy better (mass less recall {shown})."
+    return f"Which of the two orders accuracy better is not decided (mass less recall {shown})."
+
+
+def said(found: Interval, signed: bool = False) -> str:
+    """A number with its interval."""
+    value, low, high = (x + 0.0 if abs(x) >= 0.005 else 0.0 for x in found)
+    sign = "+" if signed else ""
+    return f"{value:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:] + "." if words else ""
+
+
+def require_equivalent(
+    curves: Sequence[Curve], indexer: str, margin: float = MARGIN, budget: str | None = None
+) -> str:
+    """What was found, where every cell of an indexer is as good as full attention within a margin.
+
+    Raises: GateFailed when a cell is worse; Undecided when none is, but one may be; InputError when
+    there is no such cell, or nothing to compare it with.
+    """
+    spec, seen = repr(parse(indexer)), []
+    for curve in curves:
+        findings = Findings(curve, margin)
+        for place, cell in enumerate(curve.cells):
+            if cell.indexer == spec and budget in (None, cell.budget):
+                if findings.to_dense is None:
+                    raise InputError(f"{curve.title} was not run with full attention")
+                gap = findings.to_dense[place]
+                line = f"{cell.at} on {curve.title}: {said(gap, signed=True)} to full attention"
+                seen.append((judged(gap, margin), line))
+    if not seen:
+        known = sorted({cell.at for curve in curves for cell in curve.cells})
+        raise InputError(f"no cell of {spec} in this run; it has: {', '.join(known)}")
+    for verdict, error in (("worse", GateFailed), ("undecided", Undecided)):
+        lines = [line for found, line in seen if found == verdict]
+        if lines:
+            raise error(f"{verdict} at a margin of {margin:g}: {'; '.join(lines)}")
+    return f"as good at a margin of {margin:g}: {'; '.join(line for _, line in seen)}"
