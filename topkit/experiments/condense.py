@@ -55,8 +55,7 @@ def by_head(fidelity: pa.Table) -> pa.Table:
 
 def _judged(fidelity: pa.Table) -> pa.Table:
     """Rows of query heads that had something to choose."""
-    kept = pc.and_(pc.equal(fidelity["level"], "head"), pc.invert(fidelity["trivial"]))
-    return fidelity.filter(kept)
+    return fidelity.filter((pc.field("level") == "head") & ~pc.field("trivial"))
 
 
 def _means(table: pa.Table, keys: list[str], columns: list[str], count: str) -> pa.Table:
