@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 _RINGS = (9, 13, 18, 24, 31, 40, 50, 62, 76)  # points of distance that are tried in turn
 _TURNS = np.radians(np.arange(0, 360, 22.5) + 45)
 _MARKER = 7.0  # points across
-_GAP = 1.0  # points between a number and what stands beside it
+_GAP = 2.0  # points between a number and what stands beside it
 _PER_POINT, _PER_CROSSING = 0.05, 0.3  # what distance costs, and what covering a line costs
 
 
