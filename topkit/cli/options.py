@@ -69,3 +69,7 @@ Indexers = Annotated[
     typer.Option("--indexer", help="An indexer's spec, as quest:page_size=16; may be repeated."),
 ]
 Budgets = Annotated[str, typer.Option("-k", help="Keys kept, in tokens or per cent: 16,32,1%.")]
+Margin = Annotated[
+    float,
+    typer.Option("--margin", min=0, max=1, help="Loss of accuracy that counts as none."),
+]
