@@ -1,0 +1,62 @@
+"""Models by path, or `reference` for the one that comes with topkit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from topkit.errors import InputError
+
+REFERENCE = Path(__file__).parents[1] / "data" / "reference"
+
+
+def resolve(model: str | Path) -> Path:
+    """The folder of a model.
+
+    Raises: InputError when there is none at that path: nothing is ever fetched.
+    """
+    if str(model) == "reference":
+        return REFERENCE
+    path = Path(model)
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"no model at {str(model)!r}: expected a folder with config.json, or `reference`"
+        )
+    return path
+
+
+def load(
+    model: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "auto"
+) -> tuple[Any, Any]:
+    """A causal model in evaluation mode, and its tokenizer.
+
+    dtype: a torch dtype or its name; "auto" is what the file holds, but float32 on a CPU, where
+    bf16 is slow.
+    Raises: InputError when the path, the files, the device or the dtype do not do.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    path = resolve(model)
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {device} was asked for, and torch finds no GPU; use --device cpu")
+    if dtype == "auto" and torch.device(device).type == "cpu":
+        dtype = torch.float32
+    if isinstance(dtype, str) and dtype != "auto":
+        named = getattr(torch, dtype, None)
+        if not isinstance(named, torch.dtype) or not named.is_floating_point:
+            raise InputError(f"dtype must be float32, bfloat16 or float16; got {dtype!r}")
+        dtype = named
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"cannot load a causal model from {path}: {error}") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    return loaded.to(torch.device(device)).eval(), tokenizer

@@ -1,0 +1,1 @@
+"""The reference model's recipe: tokenizer, mixture, training, held-out scores."""

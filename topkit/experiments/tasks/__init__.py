@@ -1,0 +1,47 @@
+"""Tasks in RULER's manner (arXiv 2404.06654), in wordings of topkit's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from topkit.errors import InputError
+from topkit.experiments.tasks.base import Prompt, Question, Task, ruler_score
+from topkit.experiments.tasks.books import Books
+from topkit.experiments.tasks.chains import VariableTracking
+from topkit.experiments.tasks.haystack import Haystack
+from topkit.experiments.tasks.needles import MultiKey, MultiQuery, MultiValue, Single, Word
+from topkit.experiments.tasks.pairs import KeyValueRecall
+from topkit.experiments.tasks.recite import Recite
+from topkit.indexers.spec import nearest
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (
+        Single,
+        MultiKey,
+        MultiValue,
+        MultiQuery,
+        VariableTracking,
+        KeyValueRecall,
+        Recite,
+        Word,
+        Books,
+    )
+}
+
+
+def make_task(name: str, **parameters: Any) -> Task:
+    """The task of that name, with its parameters.
+
+    Raises: InputError for an unknown task or a misspelt parameter; the nearest is suggested.
+    """
+    if name not in TASKS:
+        raise InputError(f"unknown task {name!r}; {nearest(name, TASKS)}")
+    known = TASKS[name].__dataclass_fields__
+    for parameter in parameters:
+        if parameter not in known:
+            raise InputError(f"{name} has no parameter {parameter!r}; {nearest(parameter, known)}")
+    return TASKS[name](**parameters)
+
+
+__all__ = ["TASKS", "Haystack", "Prompt", "Question", "Task", "make_task", "ruler_score"]

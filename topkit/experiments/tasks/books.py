@@ -1,0 +1,57 @@
+"""Books: plain text, whose last tokens are predicted one by one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from topkit.errors import InputError
+from topkit.experiments.tasks.base import Prompt, Question, Task, Tokenizer, random_for
+from topkit.experiments.tasks.haystack import Haystack
+
+
+@dataclass(frozen=True)
+class Books(Task):
+    """Running text: the NLL of its last `tokens` tokens, each after a dense prefix.
+
+    There is no right answer to match: exact match is null.
+    """
+
+    name: ClassVar[str] = "books"
+    source: ClassVar[str] = "language modelling"
+    asks: ClassVar[str] = "the next token of running text"
+
+    questions: int = 1
+    tokens: int = 256
+
+    def sample(
+        self,
+        tokenizer: Tokenizer,
+        length: int,
+        sample: int,
+        *,
+        seed: int = 0,
+        haystack: Haystack | None = None,
+        split: str = "evaluation",
+    ) -> Prompt:
+        if not 1 <= self.tokens <= length - 2:
+            raise InputError(
+                f"books judges {self.tokens} tokens after a prefix; a length of {length} is too short"
+            )
+        rng = random_for(split, self.name, seed, sample)
+        text, ids = (haystack or Haystack.bundled()).bury([], [], tokenizer, length, rng)
+        cut = len(ids) - self.tokens
+        # The last token of the prefix is the question: it is the first to go through a selector.
+        asked = Question("", "", (), tuple(ids[cut - 1 : cut]), tuple(ids[cut:]))
+        return Prompt(
+            self.name,
+            length,
+            sample,
+            seed,
+            "plain",
+            self.family,
+            text,
+            tuple(ids[: cut - 1]),
+            (asked,),
+            {name: getattr(self, name) for name in self.__dataclass_fields__},
+        )

@@ -1,0 +1,213 @@
+"""Needles in a haystack: facts about things, and questions about some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from topkit.errors import InputError
+from topkit.experiments.tasks.base import HELD_OUT, TRAINED, Planted, Question, Task
+from topkit.experiments.tasks.words import NOUNS, things, values
+
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a fact is told and asked for; {a} is the attribute, {key} the thing."""
+
+    attribute: str
+    fact: str
+    ask: str
+    kind: str = TRAINED
+
+
+WORDINGS = {
+    "code": Wording(
+        "access code",
+        "The {a} of the {key} is {value}.",
+        "\nWhat is the {a} of the {key}? The {a} of the {key} is",
+    ),
+    "price": Wording(
+        "price",
+        "For the {key} the {a} was set at {value}.",
+        "\nTell me the {a} of the {key}. For the {key} the {a} was set at",
+    ),
+    "weight": Wording(
+        "weight",
+        "It was noted that the {key} had a {a} of {value}.",
+        "\nHow heavy was it? The {key} had a {a} of",
+    ),
+    "serial": Wording(
+        "serial number",
+        "Whoever asks for the {key} must give the {a} {value}.",
+        "\nWhich {a} must be given for the {key}? Answer:",
+    ),
+    "distance": Wording(
+        "distance",
+        "From here to the {key} the {a} is {value} steps.",
+        "\nHow far is it? From here to the {key} the {a} is",
+    ),
+    "account": Wording(
+        "account",
+        "The {key} keeps its money in {a} {value}.",
+        "\nWhere does the {key} keep its money? The {key} keeps its money in {a}",
+    ),
+    "reward": Wording(
+        "reward",
+        "Anyone who returns the {key} will earn a {a} of {value} coins.",
+        "\nHow large is the {a} for the {key}? Answer:",
+        HELD_OUT,
+    ),
+    "record": Wording(
+        "year",
+        "Old papers name for the {key} a {a} of {value}.",
+        "\nSay which {a} old papers name. For the {key} a {a} of",
+        HELD_OUT,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Needles(Task):
+    """Facts about `questions + distractors` things, some of which are asked for.
+
+    digits: of each value, 0 for made-up names as values; depth: where the needles that are asked for stand, 0 the start and 1 the
+    end (-1: anywhere).
+    """
+
+    distractors: int = 0
+    digits: int = 5
+    depth: float = -1
+
+    def __post_init__(self) -> None:
+        if self.questions < 1 or self.distractors < 0 or self.digits < 0:
+            raise InputError(
+                f"{self.name}: expected questions >= 1, distractors >= 0, digits >= 0; got {self}"
+            )
+        if self.depth != -1 and not 0 <= self.depth <= 1:
+            raise InputError(f"{self.name}: depth must lie in 0..1, or be -1; got {self.depth}")
+
+    def wordings(self) -> dict[str, str]:
+        return {name: wording.kind for name, wording in WORDINGS.items()}
+
+    def drawn(self, rng: np.random.Generator, count: int) -> list[str]:
+        return values(rng, count, self.digits)
+
+    def plant(self, rng: np.random.Generator, wording: str) -> Planted:
+        w = WORDINGS[wording]
+        keys = things(rng, self.questions + self.distractors)
+        told = self.drawn(rng, len(keys))
+        facts = [
+            w.fact.format(a=w.attribute, key=k, value=v) for k, v in zip(keys, told, strict=True)
+        ]
+        asked = tuple(
+            Question(w.ask.format(a=w.attribute, key=k), f" {v}", (v,))
+            for k, v in zip(keys[: self.questions], told, strict=False)
+        )
+        return self.placed(rng, facts, asked, self.questions)
+
+    def placed(
+        self, rng: np.random.Generator, facts: Sequence[str], asked: tuple, wanted: int
+    ) -> Planted:
+        """Facts in random order and places; the first `wanted` at the asked depth, if there is one."""
+        depths = rng.random(len(facts))
+        if self.depth >= 0:
+            depths[:wanted] = self.depth
+        order = np.argsort(depths, kind="stable")
+        return Planted(tuple(facts[i] for i in order), asked, tuple(depths[order].tolist()))
+
+
+@dataclass(frozen=True)
+class Single(Needles):
+    """One needle, one question."""
+
+    name: ClassVar[str] = "niah-single"
+    asks: ClassVar[str] = "one fact in a haystack"
+    questions: int = 1
+
+
+@dataclass(frozen=True)
+class MultiKey(Needles):
+    """Many needles of one form; each question asks for one."""
+
+    name: ClassVar[str] = "niah-multikey"
+    asks: ClassVar[str] = "one fact among many alike"
+    distractors: int = 60
+
+
+@dataclass(frozen=True)
+class Word(Needles):
+    """Needles whose values are words; no such value was in the reference model's training."""
+
+    name: ClassVar[str] = "niah-word"
+    family: ClassVar[str] = HELD_OUT
+    asks: ClassVar[str] = "one fact among many alike, its value a word"
+    distractors: int = 12
+
+    def drawn(self, rng: np.random.Generator, count: int) -> list[str]:
+        if count > len(NOUNS):
+            raise InputError(f"{self.name} has {len(NOUNS)} values; got {count} needles")
+        return [NOUNS[i] for i in rng.choice(len(NOUNS), count, replace=False)]
+
+
+@dataclass(frozen=True)
+class MultiValue(Needles):
+    """Several values of one thing, told apart by an ordinal; a question asks for all of them."""
+
+    name: ClassVar[str] = "niah-multivalue"
+    asks: ClassVar[str] = "all values of one thing, in order"
+    values_each: int = 4
+
+    def plant(self, rng: np.random.Generator, wording: str) -> Planted:
+        if not 2 <= self.values_each <= len(ORDINALS):
+            raise InputError(f"values_each must be 2..{len(ORDINALS)}; got {self.values_each}")
+        w, n = WORDINGS[wording], self.values_each
+        keys = things(rng, self.questions + self.distractors)
+        told = np.reshape(self.drawn(rng, len(keys) * n), (len(keys), n)).tolist()
+        facts = [
+            w.fact.format(a=w.attribute, key=f"{ORDINALS[i]} {key}", value=v)
+            for key, row in zip(keys, told, strict=True)
+            for i, v in enumerate(row)
+        ]
+        asked = tuple(
+            Question(
+                f"\nList every {w.attribute} of the {key} in order.",
+                ";".join(f" {ORDINALS[i]} {key} {v}" for i, v in enumerate(row)),
+                tuple(row),
+            )
+            for key, row in zip(keys[: self.questions], told, strict=False)
+        )
+        return self.placed(rng, facts, asked, self.questions * n)
+
+
+@dataclass(frozen=True)
+class MultiQuery(Needles):
+    """One question asks for several things at once."""
+
+    name: ClassVar[str] = "niah-multiquery"
+    asks: ClassVar[str] = "several facts in one answer"
+    distractors: int = 16
+    keys_each: int = 4
+
+    def plant(self, rng: np.random.Generator, wording: str) -> Planted:
+        if self.keys_each < 1:
+            raise InputError(f"keys_each must be at least 1; got {self.keys_each}")
+        w, n = WORDINGS[wording], self.keys_each
+        keys = things(rng, self.questions * n + self.distractors)
+        pairs = list(zip(keys, self.drawn(rng, len(keys)), strict=True))
+        facts = [w.fact.format(a=w.attribute, key=k, value=v) for k, v in pairs]
+        asked = tuple(
+            Question(
+                f"\nList the {w.attribute} of each:"
+                + ",".join(f" the {k}" for k, _ in pairs[q * n : (q + 1) * n])
+                + ".",
+                ";".join(f" the {k} {v}" for k, v in pairs[q * n : (q + 1) * n]),
+                tuple(v for _, v in pairs[q * n : (q + 1) * n]),
+            )
+            for q in range(self.questions)
+        )
+        return self.placed(rng, facts, asked, self.questions * n)

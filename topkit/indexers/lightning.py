@@ -1,0 +1,178 @@
+"""DeepSeek's Lightning Indexer: a small attention of its own, one selection for a whole layer."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from topkit.indexers.quantized import hadamard_rotate, quantize
+from torch import Tensor
+from torch.nn.functional import layer_norm, linear
+
+from topkit.errors import InputError
+from topkit.indexers.base import Step
+from topkit.indexers.scored import Codes, Scored
+
+_BUNDLED = Path(__file__).parents[1] / "data" / "lightning"
+
+
+@dataclass(frozen=True)
+class lightning(Scored):
+    """Scores a key by the weighted sum over index heads of ReLU(q . k), one shared key a token.
+
+    `weights` is a safetensors file (topkit.experiments.lightning writes one from a model or trains
+    one) or the name of a bundled one. dtype "fp8" rotates by Hadamard and stores e4m3 with one
+    power-of-two scale a vector, as DeepSeek's inference code does; "fp32" scores plainly.
+    Source: DeepSeek-V3.2-Exp report, section 2.1 (arXiv 2512.02556); GLM-5's has interleaved RoPE.
+    """
+
+    weights: str
+    dtype: str = "fp32"
+
+    family: ClassVar[str] = "trained"
+    source: ClassVar[str] = "arXiv 2512.02556"
+    cost: ClassVar[str] = "reads one small key a token and layer"
+    needs: ClassVar[frozenset[str]] = frozenset({"hidden", "latent", "rope"})
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("fp32", "fp8"):
+            raise InputError(f"lightning: dtype must be fp32 or fp8; got {self.dtype!r}")
+        load(self.weights)
+
+    def encode(self, keys: Tensor, step: Step) -> Codes:
+        w = load(self.weights, keys.device).layer(step.layer)
+        return self._stored(w.keys(step.hidden, step.rope))
+
+    def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
+        w = load(self.weights, queries.device).layer(step.layer)
+        asked = w.queries(step.latent if w.reads_latent else step.hidden, step.rope)
+        asked = self._read(self._stored(asked))
+        return index_scores(asked, self._read(codes), w.gates(step.hidden))
+
+    def _stored(self, vectors: Tensor) -> Codes:
+        if self.dtype == "fp32":
+            return {"vectors": vectors}
+        codes, scale = quantize(hadamard_rotate(vectors), "fp8_e4m3", "pow2")
+        return {"vectors": codes, "scale": scale}
+
+    def _read(self, codes: Codes) -> Tensor:
+        vectors = codes["vectors"].float()
+        return vectors * codes["scale"] if "scale" in codes else vectors
+
+
+def index_scores(queries: Tensor, keys: Tensor, gates: Tensor) -> Tensor:
+    """sum_j gates_j ReLU(q_j . k), scaled by (H d)^-1/2.
+
+    Shapes: queries [B, H, Tq, d], keys [B, 1, T, d], gates [B, Tq, H] -> [B, 1, Tq, T].
+    Source: DeepSeek-V3.2-Exp report, equation 1.
+    """
+    scale = (queries.shape[1] * queries.shape[3]) ** -0.5
+    hits = torch.relu(queries @ keys.mT)
+    return (gates.mT[..., None] * scale * hits).sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer's projections, float32."""
+
+    tensors: dict[str, Tensor]
+    heads: int
+    rope: str
+    rope_at: str
+    reads_latent: bool
+
+    def keys(self, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """[B, t, C] -> [B, 1, t, d]."""
+        key = linear(hidden.float(), self.tensors["wk"])
+        key = layer_norm(
+            key, key.shape[-1:], self.tensors["norm"], self.tensors["norm_bias"], eps=1e-6
+        )
+        return self.rotate(key[:, None], rope)
+
+    def queries(self, asked: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """[B, t, R] -> [B, H, t, d]."""
+        q = linear(asked.float(), self.tensors["wq"]).unflatten(-1, (self.heads, -1))
+        return self.rotate(q.transpose(1, 2), rope)
+
+    def gates(self, hidden: Tensor) -> Tensor:
+        """[B, t, C] -> [B, t, H]; they may be negative."""
+        return linear(hidden.float(), self.tensors["gates"])
+
+    def rotate(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Turn the first (or last) dims of x [B, H, t, d] by cos, sin [B, t, r]; the rest stay."""
+        cos, sin = (angle[:, None].float() for angle in rope)
+        width, rest = cos.shape[-1], x.shape[-1] - cos.shape[-1]
+        if rest < 0:
+            raise InputError(f"index heads of {x.shape[-1]} dims cannot take RoPE over {width}")
+        turned, still = (
+            x.split([width, rest], -1)
+            if self.rope_at == "first"
+            else x.split([rest, width], -1)[::-1]
+        )
+        if self.rope == "interleaved":
+            turned = torch.cat([turned[..., 0::2], turned[..., 1::2]], -1)
+        a, b = turned.chunk(2, -1)
+        turned = turned * cos + torch.cat([-b, a], -1) * sin
+        return torch.cat([turned, still] if self.rope_at == "first" else [still, turned], -1)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file of index weights: `{layer}.{wq,wk,norm,norm_bias,gates}` and how to read them."""
+
+    path: Path
+    metadata: dict[str, str]
+    tensors: dict[str, Tensor]
+
+    def layer(self, layer: int) -> LayerWeights:
+        names = {n.split(".", 1)[1]: n for n in self.tensors if n.startswith(f"{layer}.")}
+        if not names:
+            known = sorted({int(n.split(".")[0]) for n in self.tensors})
+            raise InputError(
+                f"{self.path.name} has no index weights for layer {layer}; it has {known}"
+            )
+        return LayerWeights(
+            {short: self.tensors[n] for short, n in names.items()},
+            heads=int(self.metadata["heads"]),
+            rope=self.metadata["rope"],
+            rope_at=self.metadata["rope_at"],
+            reads_latent=self.metadata["reads"] == "latent",
+        )
+
+
+def load(weights: str, device: torch.device | str = "cpu") -> Weights:
+    """Read a weights file once a device.
+
+    Raises: InputError when there is none, when it is no such file, or when its contents are not
+    those that the hash in its name promises.
+    """
+    path = Path(weights)
+    if not path.exists():
+        bundled = sorted(_BUNDLED.glob(f"{weights}-*.safetensors"))
+        if not bundled:
+            raise InputError(f"lightning: no weights at {weights!r}; give a file or a bundled name")
+        path = bundled[0]
+    return _read_file(path.resolve(), path.stat().st_mtime_ns, str(device))
+
+
+@lru_cache(maxsize=16)
+def _read_file(path: Path, _changed: int, device: str) -> Weights:
+    promised = re.search(r"-([0-9a-f]{12})\.safetensors$", path.name)
+    if promised and hashlib.sha256(path.read_bytes()).hexdigest()[:12] != promised[1]:
+        raise InputError(f"{path} is altered: its contents do not hash to {promised[1]}")
+    try:
+        with safe_open(path, "pt", device=device) as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"cannot read {path} as safetensors: {error}") from error
+    missing = {"heads", "rope", "rope_at", "reads"} - set(metadata)
+    if missing:
+        raise InputError(f"{path} holds no lightning weights: its metadata lack {sorted(missing)}")
+    return Weights(path, metadata, tensors)
