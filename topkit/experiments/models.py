@@ -28,18 +28,20 @@ def resolve(model: str | Path) -> Path:
 
 
 def load(
-    model: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "auto"
+    model: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> tuple[Any, Any]:
     """A causal model in evaluation mode, and its tokenizer.
 
-    dtype: a torch dtype or its name; "auto" is what the file holds, but float32 on a CPU, where
-    bf16 is slow.
+    device: by default the CPU. dtype: a torch dtype or its name; by default what the file holds, but
+    float32 on a CPU, where bf16 is slow.
     Raises: InputError when the path, the files, the device or the dtype do not do.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    path = resolve(model)
+    path, device, dtype = resolve(model), device or "cpu", dtype or "auto"
     if str(device).startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {device} was asked for, and torch finds no GPU; use --device cpu")
     if dtype == "auto" and torch.device(device).type == "cpu":
@@ -52,7 +54,7 @@ def load(
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot load a causal model from {path}: {error}") from error
