@@ -1,0 +1,130 @@
+"""Accuracy as rows: one for each question and cell; and what was said, for people to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from topkit.experiments.answers import Answer
+from topkit.experiments.cells import Cell
+from topkit.experiments.stats import accuracy
+from topkit.experiments.tables import write_whole
+from topkit.experiments.tasks import Prompt, Task, ruler_score
+
+_WORDS = ("task", "wording", "family", "indexer", "budget", "sparse_from")
+_TEXTS = ("asked", "answer", "said")
+_NUMBERS = ("exact_match", "score", "token_accuracy", "nll", "kl")
+_COUNTS = ("length", "haystack", "question", "k", "first_divergence", "answer_tokens")
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in _WORDS),
+        *((name, pa.int64()) for name in _COUNTS),
+        *((name, pa.float64()) for name in _NUMBERS),
+        *((name, pa.string()) for name in _TEXTS),
+        ("references", pa.list_(pa.string())),
+    ]
+)
+# One row a question and cell, in this order.
+KEYS = ("task", "length", "sparse_from", "haystack", "question", "indexer", "budget")
+
+
+def task_name(task: Task) -> str:
+    """A task as tables name it: its name, and what of its parameters is not default."""
+    plain = type(task)()
+    odd = [
+        f"{name}={getattr(task, name)}"
+        for name in task.__dataclass_fields__
+        if getattr(task, name) != getattr(plain, name)
+    ]
+    return f"{task.name}:{','.join(odd)}" if odd else task.name
+
+
+def accuracy_rows(
+    prompt: Prompt,
+    constants: Mapping[str, Any],
+    cell: Cell,
+    answers: Sequence[Answer],
+    dense: Sequence[Answer],
+    context: int,
+    tokenizer: Any,
+) -> list[dict[str, Any]]:
+    """The rows of one cell's answers; `dense` are those of full attention, in the same order."""
+    rows = []
+    for answer, full in zip(answers, dense, strict=True):
+        question = prompt.questions[answer.question]
+        said = tokenizer.decode(answer.said)
+        right = [a == b for a, b in zip(answer.likeliest, question.answer_ids, strict=True)]
+        apart = [a != b for a, b in zip(answer.likeliest, full.likeliest, strict=True)]
+        judged = bool(question.references)  # running text has no right answer
+        rows.append(
+            {
+                **constants,
+                **cell.columns,
+                "wording": prompt.wording,
+                "family": prompt.family,
+                "question": answer.question,
+                "k": cell.k(context),
+                "exact_match": float(all(right)) if judged else None,
+                "score": ruler_score(said, question.references) if judged else None,
+                "token_accuracy": float(np.mean(right)),
+                "nll": float(np.mean(answer.nll)),
+                "kl": float(np.mean(answer.kl)),
+                "first_divergence": apart.index(True) if any(apart) else None,
+                "answer_tokens": len(right),
+                "asked": question.text,
+                "answer": question.answer,
+                "said": said,
+                "references": list(question.references),
+            }
+        )
+    return rows
+
+
+def write_predictions(table: pa.Table, path: Path) -> None:
+    """What was said, one JSON line a row of the table."""
+    names = [*KEYS, "wording", "asked", "references", "answer", "said", "exact_match", "score"]
+    rows = table.select(names).rename_columns({"said": "prediction"}).to_pylist()
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_whole(path, lambda to: to.write_text(text, encoding="utf-8"))
+
+
+def summary(table: pa.Table) -> list[dict[str, Any]]:
+    """A row for each task, length and cell: means over questions, and 95 % intervals.
+
+    Questions of one haystack are not independent: the intervals count haystacks.
+    """
+    groups: dict[tuple, dict[tuple, dict[int, list[dict]]]] = {}
+    for row in table.to_pylist():
+        place = (row["task"], row["length"], row["sparse_from"])
+        cell = (row["indexer"], row["budget"])
+        of_cell = groups.setdefault(place, {}).setdefault(cell, {})
+        of_cell.setdefault(row["haystack"], []).append(row)
+    found = []
+    for place, cells in groups.items():
+        for cell, haystacks in cells.items():
+            names = ("task", "length", "sparse_from", "indexer", "k")
+            named = dict(zip(names, (*place, *cell), strict=True))
+            found.append(named | _means(haystacks))
+    return found
+
+
+def _means(haystacks: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    questions = np.array([float(len(rows)) for rows in haystacks.values()])
+    shown: dict[str, Any] = {"questions": int(questions.sum())}
+    for name in ("exact_match", "score", "token_accuracy"):
+        if any(row[name] is None for rows in haystacks.values() for row in rows):
+            shown[name] = ""
+            continue
+        means = [float(np.mean([row[name] for row in rows])) for rows in haystacks.values()]
+        rates = np.array([means], dtype=np.float64)
+        mean, low, high = accuracy(rates, questions)[0]
+        shown[name] = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+    for name in ("nll", "kl"):
+        values = [row[name] for rows in haystacks.values() for row in rows]
+        shown[name] = f"{np.mean(values):.4f}"
+    return shown

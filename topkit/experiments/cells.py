@@ -1,0 +1,73 @@
+"""Cells: what is compared on the same prompts. An indexer at a budget, or full attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from topkit.errors import InputError
+from topkit.indexers.base import Indexer
+from topkit.indexers.budget import Budget, parse_budgets
+from topkit.indexers.spec import parse
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One indexer at one budget; without them, full attention."""
+
+    indexer: Indexer | None = None
+    budget: Budget | None = None
+
+    @property
+    def name(self) -> str:
+        return DENSE if self.indexer is None else repr(self.indexer)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What names the cell in every table."""
+        return {"indexer": self.name, "budget": "" if self.budget is None else str(self.budget)}
+
+    def k(self, context: int) -> int | None:
+        """Keys to keep of a context of so many tokens."""
+        return None if self.budget is None else self.budget.at(context)
+
+
+def parse_cells(
+    indexers: str | Indexer | Iterable[str | Indexer],
+    k: str | int | Budget | list | tuple,
+    dense: bool = True,
+) -> list[Cell]:
+    """Every indexer at every budget, and full attention, in one order whatever the order asked.
+
+    Raises: InputError for a spec or a budget that cannot be read, and when there is nothing to run.
+    """
+    if isinstance(indexers, str | Indexer):
+        indexers = [indexers]
+    recipes = [parse(spec) for spec in indexers]
+    budgets = parse_budgets(k) if recipes else []
+    cells = {Cell(recipe, budget) for recipe in recipes for budget in budgets}
+    if dense:
+        cells.add(Cell())
+    if not cells:
+        raise InputError("no indexer was given; give one, or let dense attention run")
+    return in_order(cells)
+
+
+def in_order(cells: Iterable[Cell]) -> list[Cell]:
+    """Full attention first, then by name and budget."""
+    return sorted(
+        set(cells),
+        key=lambda cell: (
+            cell.indexer is not None,
+            cell.name,
+            cell.budget is not None and cell.budget.percent,
+            0 if cell.budget is None else cell.budget.amount,
+        ),
+    )
+
+
+def chunks(cells: Sequence[Cell], size: int) -> list[list[Cell]]:
+    """The cells in runs of at most `size`."""
+    return [list(cells[at : at + size]) for at in range(0, len(cells), size)]
