@@ -105,6 +105,8 @@ def test_help_names_every_command_and_option(call: Call) -> None:
 COMMANDS = {
     "capture": "--task --text --length --samples --out --layers --positions --hidden --seed "
     "--device --dtype --dry-run --force --json --config",
+    "evaluate": "--task --length --samples --indexer -k --sparse-from --out --seed --device --dtype "
+    "--batch-size --jobs --dry-run --force --json --config",
     "report": "--require -k --margin --json --config",
     "train": "--corpus --out --seed --device --jobs --config",
     "list": "--json",

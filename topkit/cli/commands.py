@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from topkit.cli import options as o
-from topkit.cli.values import parse_length, parse_task
+from topkit.cli.values import parse_length, parse_lengths, parse_task
 from topkit.errors import GateFailed, InputError
 
 app = typer.Typer(
@@ -95,6 +95,61 @@ def capture(
     )
     if captured is not None and as_json:
         typer.echo(json.dumps({"out": str(out), "fingerprint": captured.fingerprint}))
+
+
+@app.command()
+def evaluate(
+    model: o.Model,
+    task: Annotated[list[str], typer.Option("--task", help=o.TASK_HELP + " May be repeated.")],
+    length: Annotated[str, typer.Option("--length", help="Tokens of a prompt: 4k or 4k,8k.")],
+    samples: o.Samples,
+    out: o.Out,
+    indexer: o.MaybeIndexers = None,
+    budgets: o.MaybeBudgets = None,
+    sparse_from: Annotated[
+        str,
+        typer.Option("--sparse-from", metavar="question|answer", help="Where selectors begin."),
+    ] = "question",
+    dense: Annotated[
+        bool, typer.Option("--dense/--no-dense", help="Full attention as well, to compare with.")
+    ] = True,
+    text: Annotated[Path | None, typer.Option("--text", help="A text to hide needles in.")] = None,
+    seed: o.Seed = 0,
+    device: o.Device = None,
+    dtype: o.DType = None,
+    batch_size: o.BatchSize = None,
+    jobs: o.Jobs = 1,
+    dry_run: o.DryRun = False,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """Ask a model the questions of a task, with keys left out of its attention."""
+    from topkit.experiments.evaluate import evaluate as run
+
+    rows = run(
+        model,
+        [parse_task(name) for name in task],
+        parse_lengths(length),
+        samples,
+        indexer or (),
+        budgets or (),
+        out=out,
+        sparse_from=sparse_from,
+        dense=dense,
+        text=text,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        jobs=jobs,
+        batch_size=batch_size,
+        force=force,
+        dry_run=dry_run,
+    )
+    if rows is not None:
+        from topkit.cli.summary import accuracy
+
+        show(accuracy(out, as_json), as_json)
 
 
 @app.command()

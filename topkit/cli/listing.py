@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from topkit.errors import InputError
 
-KINDS = ("indexers", "tasks")
+KINDS = ("indexers", "tasks", "metrics")
 
 Row = dict[str, str]
 
@@ -21,6 +21,8 @@ def rows(kind: str) -> list[Row]:
         return _indexers()
     if kind == "tasks":
         return _tasks()
+    if kind == "metrics":
+        return _metrics()
     from topkit.indexers.spec import nearest
 
     raise InputError(f"there is no list of {kind!r}; {nearest(kind, KINDS)}")
@@ -54,6 +56,12 @@ def _tasks() -> list[Row]:
         }
         for name, task in TASKS.items()
     ]
+
+
+def _metrics() -> list[Row]:
+    from topkit.fidelity import METRICS
+
+    return [{"name": name, **asdict(metric)} for name, metric in METRICS.items()]
 
 
 def _parameters(recipe: Any) -> str:

@@ -64,11 +64,12 @@ MaybeTask = Annotated[str | None, typer.Option("--task", help=TASK_HELP)]
 Length = Annotated[str, typer.Option("--length", help="Tokens of a prompt: 4096, 4k.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Haystacks, or pieces of text.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write into; a rerun goes on there.")]
-Indexers = Annotated[
-    list[str],
-    typer.Option("--indexer", help="An indexer's spec, as quest:page_size=16; may be repeated."),
-]
-Budgets = Annotated[str, typer.Option("-k", help="Keys kept, in tokens or per cent: 16,32,1%.")]
+_INDEXER = typer.Option("--indexer", help="An indexer's spec, as quest:page_size=16; repeatable.")
+Indexers = Annotated[list[str], _INDEXER]
+MaybeIndexers = Annotated[list[str] | None, _INDEXER]
+_BUDGETS = typer.Option("-k", help="Keys kept, in tokens or per cent: 16,32,1%.")
+Budgets = Annotated[str, _BUDGETS]
+MaybeBudgets = Annotated[str | None, _BUDGETS]
 Margin = Annotated[
     float,
     typer.Option("--margin", min=0, max=1, help="Loss of accuracy that counts as none."),
