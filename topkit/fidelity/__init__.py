@@ -1,0 +1,16 @@
+"""Judging a selection: functions of queries, keys, values and what was chosen."""
+
+from topkit.fidelity.metrics import METRICS, Metric, judge, judge_units, overlap
+from topkit.fidelity.truth import Truth, UnitTruth, truth, unit_truth
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Truth",
+    "UnitTruth",
+    "judge",
+    "judge_units",
+    "overlap",
+    "truth",
+    "unit_truth",
+]

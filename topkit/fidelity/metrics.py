@@ -1,0 +1,246 @@
+"""Metrics of a selection: everything follows from the exact scores of the keys it chose."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from topkit.fidelity.truth import MEMORY, Truth, UnitTruth
+from topkit.kernels.gather_attention import gather_attention
+
+NAN = math.nan
+# Two scores closer than this share of the largest are one: float32's own doubt.
+TOLERANCE = 1e-6
+
+
+class Selected(Protocol):
+    """What is read of a selection; an indexer's Selection is one."""
+
+    @property
+    def indices(self) -> Tensor: ...
+    @property
+    def log_weights(self) -> Tensor | None: ...
+    @property
+    def rest(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a column holds; better is "higher", "lower" or "" where neither is."""
+
+    meaning: str
+    better: str = ""
+    unit: str = ""
+
+
+METRICS: dict[str, Metric] = {
+    "kept": Metric("valid slots chosen", unit="keys"),
+    "recall": Metric(
+        "share of the exact Top-k chosen, ties forgiven, missing slots missed", "higher"
+    ),
+    "own_recall": Metric("the same against the Top-kept: for adaptive methods", "higher"),
+    "mass": Metric("attention weight of the keys chosen", "higher"),
+    "mass_ratio": Metric("mass over the exact Top-k's", "higher"),
+    "mass_estimate": Metric("the mass that a weighted selection stands for; may pass 1"),
+    "top1": Metric("the heaviest key was chosen", "higher"),
+    "output_error": Metric("relative L2 error of the attention output", "lower"),
+    "score_regret": Metric("mean shortfall of the sorted scaled scores", "lower", "nats"),
+    "entropy": Metric("entropy of the dense row", unit="nats"),
+    "support": Metric("exp of the entropy", unit="keys"),
+}
+
+
+def judge(
+    exact: Truth,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor | None,
+    selection: Selected,
+    k: int,
+    *,
+    memory: int = MEMORY,
+) -> dict[str, Tensor]:
+    """The metrics of a selection for each query head, against that head's own Top-k.
+
+    Shapes: as `truth`; selection.indices [B, Hs, Tq, w] with -1 for none, its log_weights and rest
+    as attention would apply them -> columns [B, Hq, Tq], NaN where a metric has no meaning; besides
+    METRICS, visible and trivial (k >= visible, to be left out of averages).
+    Definitions: ARCHITECTURE.md, Fidelity.
+    """
+    chosen = chosen_scores(queries, keys, selection.indices, memory)
+    visible = exact.visible[:, None].expand_as(exact.lse)
+    wanted = visible.clamp_max(k)
+    kept = (selection.indices >= 0).sum(-1).repeat_interleave(_share(queries, selection), 1)
+    slack = TOLERANCE * exact.largest
+    weights = _weights(chosen, exact)
+    mass = weights.sum(-1)
+    columns = {
+        "visible": visible,
+        "kept": kept,
+        "trivial": visible <= k,
+        "recall": _found(chosen, exact.scores, wanted, slack),
+        "own_recall": _found(chosen, exact.scores, kept.minimum(visible), slack),
+        "mass": mass,
+        "mass_ratio": mass / _first(_weights(exact.scores, exact), wanted).sum(-1),
+        "mass_estimate": _estimate(mass, weights, exact, selection),
+        "top1": (chosen.amax(-1) >= exact.scores[..., 0] - slack).float(),
+        "output_error": _output_error(exact, queries, keys, values, selection),
+        "score_regret": _regret(chosen, exact, kept.minimum(wanted)),
+        "entropy": exact.entropy,
+        "support": exact.entropy.exp(),
+    }
+    return columns
+
+
+def judge_units(
+    exact: Truth,
+    units: UnitTruth,
+    queries: Tensor,
+    keys: Tensor,
+    selection: Selected,
+    k: int,
+    *,
+    memory: int = MEMORY,
+) -> dict[str, Tensor]:
+    """The metrics of a shared selection, once a unit, against the Top-k of its heads' mean weights.
+
+    Shapes: -> columns [B, Hs, Tq]; what has no meaning for a unit is NaN.
+    """
+    chosen = chosen_scores(queries, keys, selection.indices, memory)
+    weights = _weights(chosen, exact).unflatten(1, (units.weights.shape[1], -1)).mean(2)
+    valid = selection.indices >= 0
+    weights = weights.masked_fill(~valid, -1.0)
+    visible = exact.visible[:, None].expand(weights.shape[:-1])
+    wanted, kept = visible.clamp_max(k), valid.sum(-1)
+    slack = TOLERANCE * units.weights[..., 0]
+    mass = weights.clamp_min(0).sum(-1)
+    nothing = torch.full_like(mass, NAN)
+    found = {
+        "visible": visible,
+        "kept": kept,
+        "trivial": visible <= k,
+        "recall": _found(weights, units.weights, wanted, slack),
+        "own_recall": _found(weights, units.weights, kept.minimum(visible), slack),
+        "mass": mass,
+        "mass_ratio": mass / _first(units.weights, wanted).sum(-1),
+        "top1": (weights.amax(-1) >= units.weights[..., 0] - slack).float(),
+    }
+    return {name: found.get(name, nothing) for name in ("visible", "trivial", *METRICS)}
+
+
+def overlap(indices: Tensor, reference: Tensor) -> Tensor:
+    """The share of another selection's keys that this one chose too [B, Hq or Hs, Tq].
+
+    Shapes: indices [B, Hs, Tq, w], reference [B, Hr, Tq, r]; the finer of the two is kept.
+    """
+    heads = max(indices.shape[1], reference.shape[1])
+    ours = indices.repeat_interleave(heads // indices.shape[1], 1)
+    theirs = reference.repeat_interleave(heads // reference.shape[1], 1)
+    ours = ours.sort(-1).values
+    place = torch.searchsorted(ours, theirs.contiguous()).clamp_max(ours.shape[-1] - 1)
+    hit = (ours.gather(-1, place) == theirs) & (theirs >= 0)
+    return hit.sum(-1) / (theirs >= 0).sum(-1)
+
+
+def chosen_scores(queries: Tensor, keys: Tensor, indices: Tensor, memory: int = MEMORY) -> Tensor:
+    """The exact scores of chosen keys [B, Hq, Tq, w] in float32, -inf for -1."""
+    rows, heads, count, width = queries.shape
+    groups, lists = keys.shape[1], indices.shape[1]
+    # A list for the layer is read through every KV head; one for a group, through its own.
+    lists = max(lists, groups)
+    picked = indices.expand(-1, lists, -1, -1) if indices.shape[1] == 1 else indices
+    row = torch.arange(rows, device=keys.device).clamp_max(keys.shape[0] - 1)[:, None, None, None]
+    head = (torch.arange(lists, device=keys.device) * groups // lists)[:, None, None]
+    asked = queries.float().reshape(rows, lists, heads // lists, count, width).transpose(2, 3)
+    a_query = 8 * rows * lists * picked.shape[-1] * width
+    step = max(1, memory // max(a_query, 1))
+    parts = []
+    for at in range(0, count, step):
+        part = picked[:, :, at : at + step]
+        scores = asked[:, :, at : at + step] @ keys[row, head, part.clamp_min(0)].float().mT
+        parts.append(scores.masked_fill((part < 0)[..., None, :], float("-inf")))
+    scores = torch.cat(parts, 2)
+    return scores.transpose(2, 3).reshape(rows, heads, count, -1)
+
+
+def _share(queries: Tensor, selection: Selected) -> int:
+    return queries.shape[1] // selection.indices.shape[1]
+
+
+def _weights(scores: Tensor, exact: Truth) -> Tensor:
+    return (scores * exact.scaling - exact.lse[..., None]).exp()
+
+
+def _first(sorted_values: Tensor, count: Tensor) -> Tensor:
+    """The first `count` of each row, the others zero."""
+    place = torch.arange(sorted_values.shape[-1], device=sorted_values.device)
+    return sorted_values.masked_fill(place >= count[..., None], 0.0)
+
+
+def _found(chosen: Tensor, best: Tensor, wanted: Tensor, slack: Tensor) -> Tensor:
+    """How much of the best `wanted` was chosen: what reaches the last of them, capped."""
+    last = best.gather(-1, (wanted - 1).clamp(0, best.shape[-1] - 1)[..., None])
+    reached = (chosen >= last - slack[..., None]).sum(-1).minimum(wanted)
+    return (reached / wanted).masked_fill(wanted == 0, NAN)
+
+
+def _regret(chosen: Tensor, exact: Truth, count: Tensor) -> Tensor:
+    ours = chosen.sort(-1, descending=True).values
+    width = min(ours.shape[-1], exact.scores.shape[-1])
+    place = torch.arange(width, device=chosen.device)
+    short = (exact.scores[..., :width] - ours[..., :width]).masked_fill(
+        place >= count[..., None], 0.0
+    )
+    return (exact.scaling * short.sum(-1) / count).masked_fill(count == 0, NAN)
+
+
+def _estimate(mass: Tensor, weights: Tensor, exact: Truth, selection: Selected) -> Tensor:
+    rest = selection.rest
+    logits = getattr(rest, "logits", None)
+    if selection.log_weights is None and logits is None:
+        return torch.full_like(mass, NAN)
+    total = mass
+    if selection.log_weights is not None:
+        factor = selection.log_weights.exp()
+        total = (weights * factor.repeat_interleave(weights.shape[1] // factor.shape[1], 1)).sum(-1)
+    if logits is not None:
+        total = total + (logits.float() - exact.lse[..., None]).exp().sum(-1)
+    return total
+
+
+def _output_error(
+    exact: Truth, queries: Tensor, keys: Tensor, values: Tensor | None, selection: Selected
+) -> Tensor:
+    if values is None or exact.output is None:
+        return torch.full_like(exact.lse, NAN)
+    rest = selection.rest
+    width = selection.indices.shape[-1] * (keys.shape[-1] + values.shape[-1])
+    lists = max(selection.indices.shape[1], keys.shape[1])
+    step = max(1, MEMORY // max(8 * queries.shape[0] * lists * width, 1))
+    parts = []
+    for at in range(0, queries.shape[2], step):
+        span = slice(at, at + step)
+
+        def cut(x: Tensor | None, span: slice = span) -> Tensor | None:
+            return None if x is None else x[:, :, span]
+
+        parts.append(
+            gather_attention(
+                queries[:, :, span].float(),
+                keys,
+                values,
+                selection.indices[:, :, span],
+                scaling=exact.scaling,
+                log_weights=cut(selection.log_weights),
+                rest_values=cut(getattr(rest, "values", None)),
+                rest_logits=cut(getattr(rest, "logits", None)),
+                rest_share=cut(getattr(rest, "share", None)),
+            )
+        )
+    sparse = torch.cat(parts, 2)
+    dense = exact.output.norm(dim=-1)
+    return ((sparse - exact.output).norm(dim=-1) / dense).masked_fill(dense == 0, NAN)
