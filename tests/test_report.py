@@ -14,12 +14,16 @@ from matplotlib.text import Text
 
 from topkit.errors import GateFailed, InputError, Undecided
 from topkit.experiments import figures
+from topkit.experiments.cells import DENSE, Cell
 from topkit.experiments.condense import condensed
-from topkit.experiments.curves import DENSE, Cell, curves
+from topkit.experiments.curves import curves, kind_of
 from topkit.experiments.findings import Findings, judged, orders, require_equivalent
 from topkit.experiments.report import checks, write_report
 from topkit.experiments.stats import Interval
 from topkit.experiments.tables import write_part
+from topkit.indexers import sign
+from topkit.indexers.budget import Budget
+from topkit.indexers.spec import parse
 
 # A study whose truth is known: accuracy is a function of mass, and of nothing else.
 REAL = {  # spec: recall, mass, bytes a step
@@ -108,6 +112,10 @@ def curve():
     return curves(*tables())[0]
 
 
+def cell(spec):
+    return Cell() if spec == DENSE else Cell(parse(spec), Budget(32))
+
+
 def write(run, haystacks, heads):
     write_part(run / "curve" / "haystacks", "rows", haystacks)
     write_part(run / "curve" / "heads", "rows", heads)
@@ -131,15 +139,15 @@ def test_cells_are_told_apart_by_what_they_know():
         "keep(sign())": "real",
         "random()": "control",
     }
-    assert {spec: Cell(spec, "32").kind for spec in kinds} == kinds
+    assert {spec: kind_of(cell(spec)) for spec in kinds} == kinds
 
 
 def test_a_curve_holds_every_cell_and_haystack(curve):
     assert len(curve.cells) == len(cells()) and len(curve.haystacks) == 24
-    assert curve.budget == "32"
-    place = curve.place("sign()", "32")
+    assert curve.budget == Budget(32)
+    place = curve.place(sign(), Budget(32))
     assert curve.mean("recall")[place] == pytest.approx(REAL["sign()"][0], abs=0.01)
-    assert np.isnan(curve.mean("recall")[curve.place(DENSE)])
+    assert np.isnan(curve.mean("recall")[curve.place(None)])
     assert curve.heads[curve.cells[place]].shape == (8, 6)
 
 
@@ -245,7 +253,7 @@ def test_no_label_covers_another_or_leaves_the_figure(draw, crowded):
     if crowded:
         rows = haystacks.to_pylist()
         for row in rows:
-            if Cell(row["indexer"]).kind == "real":
+            if kind_of(cell(row["indexer"])) == "real":
                 row |= {"recall": 0.9, "mass": 0.95, "exact_match": 1.0, "bytes_read": 4096.0}
         haystacks = pa.Table.from_pylist(rows)
     curve = curves(haystacks, heads)[0]

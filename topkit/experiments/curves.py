@@ -11,40 +11,35 @@ import numpy as np
 import pyarrow as pa
 
 from topkit.errors import InputError
+from topkit.experiments.cells import DENSE, Cell, in_order
 from topkit.experiments.stats import Array
+from topkit.indexers import exact
 from topkit.indexers.base import Indexer
+from topkit.indexers.budget import Budget, parse_budget
 from topkit.indexers.spec import parse
 
-DENSE = "dense"
+EXACT = exact()
 # A task whose answers are never right to the letter is judged by the share of its tokens.
 MEASURES = {"books": "token_accuracy", "recite": "token_accuracy"}
 FIDELITY = ("recall", "mass", "output_error", "kept", "bytes_read", "index_bytes")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One indexer at one budget; `dense` is full attention, which has none."""
+def kind_of(cell: Cell) -> str:
+    """dense, oracle (judges keys by their true scores), control (by nothing), or real."""
+    if cell.indexer is None:
+        return DENSE
+    family = innermost(cell.indexer).family
+    return family if family in ("oracle", "control") else "real"
 
-    indexer: str
-    budget: str = ""
 
-    @property
-    def name(self) -> str:
-        """The indexer as figures name it."""
-        return DENSE if self.indexer == DENSE else plain(parse(self.indexer))
+def name_of(cell: Cell) -> str:
+    """The cell's indexer as figures name it."""
+    return DENSE if cell.indexer is None else plain(cell.indexer)
 
-    @property
-    def kind(self) -> str:
-        """dense, oracle (judges keys by their true scores), control (by nothing), or real."""
-        if self.indexer == DENSE:
-            return DENSE
-        family = innermost(parse(self.indexer)).family
-        return family if family in ("oracle", "control") else "real"
 
-    @property
-    def at(self) -> str:
-        """The cell in words."""
-        return self.name if self.indexer == DENSE else f"{self.name} at k = {self.budget}"
+def words_of(cell: Cell) -> str:
+    """The cell in words."""
+    return "full attention" if cell.indexer is None else f"{name_of(cell)} at k = {cell.budget}"
 
 
 def plain(indexer: Indexer) -> str:
@@ -100,27 +95,27 @@ class Curve:
         """A fidelity metric over haystacks [C]."""
         return self.fidelity[metric] @ self.questions / self.questions.sum()
 
-    def where(self, *kinds: str, budget: str | None = None) -> list[int]:
+    def where(self, *kinds: str, budget: Budget | None = None) -> list[int]:
         """The places of the cells of some kinds, at one budget or at all."""
         return [
             place
             for place, cell in enumerate(self.cells)
-            if cell.kind in kinds and budget in (None, cell.budget)
+            if kind_of(cell) in kinds and budget in (None, cell.budget)
         ]
 
-    def place(self, indexer: str, budget: str | None = None) -> int | None:
-        """The place of a cell, or None."""
+    def place(self, indexer: Indexer | None, budget: Budget | None = None) -> int | None:
+        """The place of an indexer at a budget, or at its first; without an indexer, full attention's."""
         for place, cell in enumerate(self.cells):
             if cell.indexer == indexer and budget in (None, cell.budget):
                 return place
         return None
 
     @property
-    def budget(self) -> str:
+    def budget(self) -> Budget:
         """The budget that most real indexers were run at."""
-        budgets = [self.cells[place].budget for place in self.where("real")]
-        budgets = budgets or [cell.budget for cell in self.cells if cell.budget]
-        return max(dict.fromkeys(budgets), key=budgets.count, default="")
+        places = self.where("real") or self.where("oracle", "control")
+        budgets = [self.cells[place].budget for place in places]
+        return max(dict.fromkeys(budgets), key=budgets.count)  # type: ignore[return-value]
 
 
 def curves(haystacks: pa.Table, heads: pa.Table) -> list[Curve]:
@@ -140,7 +135,7 @@ def _curve(key: tuple, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) 
     task, length, sparse_from = key
     measure = MEASURES.get(task, "exact_match")
     found = {(_cell(row), row["haystack"]): row for row in rows}
-    cells = _in_order({cell for cell, _ in found})
+    cells = _by_kind({cell for cell, _ in found})
     every = {haystack for _, haystack in found}
     whole = sorted(h for h in every if all((cell, h) in found for cell in cells))
     if not whole:
@@ -172,18 +167,15 @@ def _curve(key: tuple, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) 
 
 
 def _cell(row: Mapping[str, Any]) -> Cell:
-    return Cell(row["indexer"], row["budget"] or "")
+    if row["indexer"] == DENSE:
+        return Cell()
+    return Cell(parse(row["indexer"]), parse_budget(row["budget"]))
 
 
-def _in_order(cells: Iterable[Cell]) -> tuple[Cell, ...]:
-    """Dense, oracles, real indexers, controls; each by name, then by budget."""
+def _by_kind(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    """Full attention, oracles, real indexers, controls; each by name, then by budget."""
     kinds = [DENSE, "oracle", "real", "control"]
-
-    def key(cell: Cell) -> tuple:
-        amount = float(cell.budget.rstrip("%") or 0)
-        return kinds.index(cell.kind), cell.indexer, cell.budget.endswith("%"), amount
-
-    return tuple(sorted(cells, key=key))
+    return tuple(sorted(in_order(cells), key=lambda cell: kinds.index(kind_of(cell))))
 
 
 def _heads(rows: list[dict[str, Any]]) -> dict[Cell, Array]:

@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from topkit.experiments import stats
-from topkit.experiments.curves import DENSE, Cell, Curve
+from topkit.experiments.cells import Cell
+from topkit.experiments.curves import EXACT, Curve, name_of
 from topkit.experiments.labels import label
+from topkit.indexers.budget import Budget
 from topkit.indexers.degraded import degraded
-from topkit.indexers.spec import parse
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -77,12 +78,12 @@ class Entry:
     color: str
 
 
-def entries(curve: Curve, budget: str) -> dict[int, Entry]:
+def entries(curve: Curve, budget: Budget) -> dict[int, Entry]:
     """The real and control cells of a budget, by their place; numbered in the order of their names."""
     found = {}
     for number, place in enumerate(curve.where("real", "control", budget=budget), 1):
         cell = curve.cells[place]
-        marker, color = _FAMILIES.get(parse(cell.indexer).family, ("o", "#555555"))
+        marker, color = _FAMILIES.get(cell.indexer.family, ("o", "#555555"))  # type: ignore[union-attr]
         found[place] = Entry(number, cell, marker, color)
     return found
 
@@ -107,11 +108,11 @@ def by_budget(curves: Sequence[Curve]) -> Figure:
 
 def _exact_line(axes: Axes, curve: Curve) -> None:
     found = stats.accuracy(curve.rates, curve.questions)
-    dense = curve.place(DENSE)
+    dense = curve.place(None)
     if dense is not None:
         _dense_line(axes, found[dense])
-    places = [p for p in curve.where("oracle") if curve.cells[p].indexer == "exact()"]
-    amounts = [float(curve.cells[p].budget.rstrip("%")) for p in places]
+    places = [p for p in curve.where("oracle") if curve.cells[p].indexer == EXACT]
+    amounts = [curve.cells[p].budget.amount for p in places]  # type: ignore[union-attr]
     _with_intervals(axes, amounts, found, places, fmt="o-", color=_INK, label="exact Top-k")
     axes.set_xscale("log", base=2)
     axes.set_xticks(amounts, [f"{x:g}" for x in amounts])
@@ -120,7 +121,7 @@ def _exact_line(axes: Axes, curve: Curve) -> None:
 
 
 def _percent(curve: Curve) -> str:
-    return " (% of the context)" if curve.budget.endswith("%") else " (by each head)"
+    return " (% of the context)" if curve.budget.percent else " (by each head)"
 
 
 def _accuracy_label(curve: Curve) -> str:
@@ -141,13 +142,13 @@ def _with_intervals(
     axes.errorbar(x, y, errors, ms=4, lw=1.2, elinewidth=0.7, capsize=1.5, **style)
 
 
-def by_fidelity(curve: Curve, budget: str) -> Figure:
+def by_fidelity(curve: Curve, budget: Budget) -> Figure:
     """(b) Accuracy against recall and against mass: oracles as curves, real indexers as points."""
     with drawing():
         figure, left, right = _two_panels(curve, budget)
         found = stats.accuracy(curve.rates, curve.questions)
         for axes, metric in ((left, "recall"), (right, "mass")):
-            dense = curve.place(DENSE)
+            dense = curve.place(None)
             if dense is not None:
                 _dense_line(axes, found[dense])
             _oracle_curves(axes, curve, budget, metric, found)
@@ -170,7 +171,7 @@ _WORDS = {
 }
 
 
-def _two_panels(curve: Curve, budget: str) -> tuple[Figure, Axes, Axes]:
+def _two_panels(curve: Curve, budget: Budget) -> tuple[Figure, Axes, Axes]:
     figure = Figure(figsize=(11, 4.4))
     left, right = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.055, right=0.70, bottom=0.115, top=0.93, wspace=0.2)
@@ -179,10 +180,10 @@ def _two_panels(curve: Curve, budget: str) -> tuple[Figure, Axes, Axes]:
 
 
 def _oracle_curves(
-    axes: Axes, curve: Curve, budget: str, metric: str, found: stats.Interval
+    axes: Axes, curve: Curve, budget: Budget, metric: str, found: stats.Interval
 ) -> None:
     fidelity = curve.mean(metric)
-    exact = curve.place("exact()", budget)
+    exact = curve.place(EXACT, budget)
     for (name, places), (dash, marker, color) in zip(
         oracle_families(curve, budget).items(), _ORACLES, strict=False
     ):
@@ -192,11 +193,11 @@ def _oracle_curves(
         _with_intervals(axes, fidelity[line], found, line, zorder=3, **style)
 
 
-def oracle_families(curve: Curve, budget: str) -> dict[str, list[int]]:
+def oracle_families(curve: Curve, budget: Budget) -> dict[str, list[int]]:
     """The places of degraded(...) cells that differ in precision alone, by a name for the manner."""
     families: dict[str, list[int]] = {}
     for place in curve.where("oracle", budget=budget):
-        indexer = parse(curve.cells[place].indexer)
+        indexer = curve.cells[place].indexer
         if isinstance(indexer, degraded):
             families.setdefault(_manner(indexer), []).append(place)
     return families
@@ -211,9 +212,9 @@ def _manner(oracle: degraded) -> str:
     return "oracle: " + ", ".join(words)
 
 
-def _null(axes: Axes, curve: Curve, budget: str, metric: str) -> None:
+def _null(axes: Axes, curve: Curve, budget: Budget, metric: str) -> None:
     """p^m: what chance alone leaves of an m-token answer, each key lost anew with chance 1 - p."""
-    exact = curve.place("exact()", budget)
+    exact = curve.place(EXACT, budget)
     if curve.measure != "exact_match" or exact is None:
         return
     p, m = np.linspace(0, 1, 200), curve.answer_tokens
@@ -223,7 +224,7 @@ def _null(axes: Axes, curve: Curve, budget: str, metric: str) -> None:
 
 
 def _points(
-    axes: Axes, curve: Curve, budget: str, x: Any, y: Any, found: stats.Interval | None
+    axes: Axes, curve: Curve, budget: Budget, x: Any, y: Any, found: stats.Interval | None
 ) -> None:
     """Real and control cells, numbered as in the key; intervals where y is an accuracy."""
     shown = {p: e for p, e in entries(curve, budget).items() if np.isfinite(x[p] + y[p])}
@@ -248,10 +249,10 @@ def _marker(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _key(figure: Figure, curve: Curve, budget: str, lines: Sequence[tuple[Any, str]]) -> None:
+def _key(figure: Figure, curve: Curve, budget: Budget, lines: Sequence[tuple[Any, str]]) -> None:
     """Lines first, then the numbered points, in one column at the right."""
     numbered = [
-        (Line2D([], [], **_marker(e)), f"{e.number}  {e.cell.name}")
+        (Line2D([], [], **_marker(e)), f"{e.number}  {name_of(e.cell)}")
         for e in entries(curve, budget).values()
     ]
     handles, names = zip(*lines, *numbered, strict=True)
@@ -259,7 +260,7 @@ def _key(figure: Figure, curve: Curve, budget: str, lines: Sequence[tuple[Any, s
     figure.legend(handles, names, loc="center left", bbox_to_anchor=(0.705, 0.52), fontsize=7)
 
 
-def by_head(curve: Curve, budget: str) -> Figure | None:
+def by_head(curve: Curve, budget: Budget) -> Figure | None:
     """(c) Mean recall of each layer and head; a map a real indexer. None where there is nothing."""
     shown = [e for e in entries(curve, budget).values() if e.cell in curve.heads]
     if not shown:
@@ -274,7 +275,7 @@ def by_head(curve: Curve, budget: str) -> Figure | None:
         for place, (axes, entry) in enumerate(zip(grid.flat, shown, strict=False)):
             recall = curve.heads[entry.cell]
             image = axes.imshow(recall, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-            name = f"{entry.number}  {entry.cell.name}"
+            name = f"{entry.number}  {name_of(entry.cell)}"
             axes.set_title(fill(name, 26, max_lines=3, placeholder=" …"))
             axes.set_xticks(_ticks(recall.shape[1]))
             axes.set_yticks(_ticks(recall.shape[0]))
@@ -290,12 +291,12 @@ def _ticks(count: int) -> list[int]:
     return list(range(0, count, max(1, math.ceil(count / 8))))
 
 
-def by_bytes(curve: Curve, budget: str) -> Figure:
+def by_bytes(curve: Curve, budget: Budget) -> Figure:
     """(d) Bytes read to choose keys, a decoding step, against the fidelity that they buy."""
     with drawing():
         figure, left, right = _two_panels(curve, budget)
         read = curve.mean("bytes_read") / 1024
-        exact = curve.place("exact()", budget)
+        exact = curve.place(EXACT, budget)
         for axes, metric in ((left, "recall"), (right, "mass")):
             if exact is not None:
                 axes.axvline(read[exact], color="0.35", lw=1, ls=(0, (5, 2)), label="every key")

@@ -9,8 +9,9 @@ import numpy as np
 
 from topkit.errors import GateFailed, InputError, Undecided
 from topkit.experiments import stats
-from topkit.experiments.curves import DENSE, Curve
+from topkit.experiments.curves import EXACT, Curve, kind_of, name_of, plain, words_of
 from topkit.experiments.stats import Interval, Ordering
+from topkit.indexers.budget import parse_budget
 from topkit.indexers.spec import parse
 
 MARGIN = 0.05
@@ -30,12 +31,12 @@ class Findings:
     @cached_property
     def to_dense(self) -> Interval | None:
         """Paired differences to full attention."""
-        dense = self.curve.place(DENSE)
+        dense = self.curve.place(None)
         return None if dense is None else self._to(dense)
 
     def to_exact(self, place: int) -> Interval | None:
         """The paired difference of one cell to exact Top-k at its budget."""
-        exact = self.curve.place("exact()", self.curve.cells[place].budget)
+        exact = self.curve.place(EXACT, self.curve.cells[place].budget)
         return None if exact in (None, place) else self._to(exact)[place]
 
     def _to(self, base: int) -> Interval:
@@ -52,7 +53,7 @@ class Findings:
 
     def verdict(self, place: int) -> str:
         """Of a cell against full attention: as good, worse, better (to audit), or undecided."""
-        if self.to_dense is None or place == self.curve.place(DENSE):
+        if self.to_dense is None or place == self.curve.place(None):
             return ""
         return judged(self.to_dense[place], self.margin)
 
@@ -72,16 +73,18 @@ class Findings:
             if self.verdict(place) == "better: audit":
                 gap = said(self.to_dense[place], signed=True)  # type: ignore[index]
                 found.append(
-                    f"{cell.at} beats full attention by {gap}. Look for a leak before believing it."
+                    f"{words_of(cell)} beats full attention by {gap}. Look for a leak before believing it."
                 )
-            if cell.kind == "control" and self.accuracy.low[place] > 0.1:
+            if kind_of(cell) == "control" and self.accuracy.low[place] > 0.1:
                 score = said(self.accuracy[place])
-                found.append(f"The control {cell.at} scores {score}: it should be near chance.")
+                found.append(
+                    f"The control {words_of(cell)} scores {score}: it should be near chance."
+                )
         return found
 
     def _level(self) -> str:
         curve, words = self.curve, []
-        dense, exact = curve.place(DENSE), curve.place("exact()", curve.budget)
+        dense, exact = curve.place(None), curve.place(EXACT, curve.budget)
         if dense is not None:
             words.append(f"full attention scores {said(self.accuracy[dense])}")
         if exact is not None:
@@ -95,7 +98,7 @@ class Findings:
         Against exact Top-k at that budget: what the budget itself costs is no fault of an indexer.
         """
         curve, recall, mass = self.curve, self.curve.mean("recall"), self.curve.mean("mass")
-        exact = curve.place("exact()", curve.budget)
+        exact = curve.place(EXACT, curve.budget)
         if exact is None:
             return ""
         gaps = self._to(exact)
@@ -105,7 +108,7 @@ class Findings:
         worse = [p for p in places if judged(gaps[p], self.margin) == "worse"]
 
         def named(place: int) -> str:
-            name = curve.cells[place].name
+            name = name_of(curve.cells[place])
             return f"{name} (recall {recall[place]:.2f}, mass {mass[place]:.2f})"
 
         cost = f"cost at most {self.margin:g} of exact Top-k's accuracy at k = {curve.budget}"
@@ -127,10 +130,10 @@ class Findings:
         if not held_out.any() or held_out.all():
             return ""
         parts = []
-        for place in (curve.place(DENSE), curve.place("exact()", curve.budget)):
+        for place in (curve.place(None), curve.place(EXACT, curve.budget)):
             if place is not None:
                 score = stats.accuracy(curve.rates[:, held_out], curve.questions[held_out])[place]
-                parts.append(f"{curve.cells[place].at} scores {said(score)}")
+                parts.append(f"{words_of(curve.cells[place])} scores {said(score)}")
         return (
             f"On the {held_out.sum()} of {held_out.size} haystacks whose wording or task was absent "
             f"from the reference model's training, {' and '.join(parts)}."
@@ -200,19 +203,22 @@ def require_equivalent(
     Raises: GateFailed when a cell is worse; Undecided when none is, but one may be; InputError when
     there is no such cell, or nothing to compare it with.
     """
-    spec, seen = repr(parse(indexer)), []
+    asked, seen = parse(indexer), []
+    wanted = None if budget is None else parse_budget(budget)
     for curve in curves:
         findings = Findings(curve, margin)
         for place, cell in enumerate(curve.cells):
-            if cell.indexer == spec and budget in (None, cell.budget):
+            if cell.indexer == asked and wanted in (None, cell.budget):
                 if findings.to_dense is None:
                     raise InputError(f"{curve.title} was not run with full attention")
                 gap = findings.to_dense[place]
-                line = f"{cell.at} on {curve.title}: {said(gap, signed=True)} to full attention"
+                line = (
+                    f"{words_of(cell)} on {curve.title}: {said(gap, signed=True)} to full attention"
+                )
                 seen.append((judged(gap, margin), line))
     if not seen:
-        known = sorted({cell.at for curve in curves for cell in curve.cells})
-        raise InputError(f"no cell of {spec} in this run; it has: {', '.join(known)}")
+        known = sorted({words_of(cell) for curve in curves for cell in curve.cells})
+        raise InputError(f"no cell of {plain(asked)} in this run; it has: {', '.join(known)}")
     for verdict, error in (("worse", GateFailed), ("undecided", Undecided)):
         lines = [line for found, line in seen if found == verdict]
         if lines:

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from topkit.experiments import curves as reading
 from topkit.experiments import figures
-from topkit.experiments.curves import DENSE
+from topkit.experiments.cells import DENSE
+from topkit.experiments.curves import EXACT, kind_of, name_of
 from topkit.experiments.findings import MARGIN, Findings, said
 from topkit.experiments.tables import write_whole
 
@@ -180,8 +181,8 @@ def _table(findings: Findings) -> str:
     columns = [c.replace(f"{MARGIN:g}", f"{findings.margin:g}") for c in _COLUMNS]
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     for place, cell in enumerate(curve.cells):
-        if cell.kind != kind:
-            kind = cell.kind
+        if kind_of(cell) != kind:
+            kind = kind_of(cell)
             lines.append(f'<tr class="kind"><td colspan="{len(columns)}">{_KINDS[kind]}</td></tr>')
         cells = "".join(f"<td>{escape(text)}</td>" for text in _row(findings, place))
         lines.append(f"<tr>{cells}</tr>")
@@ -205,14 +206,14 @@ _KINDS = {
 def _row(findings: Findings, place: int) -> list[str]:
     curve, to_exact = findings.curve, findings.to_exact(place)
     cell, numbers = curve.cells[place], {m: curve.mean(m)[place] for m in curve.fidelity}
-    compared = findings.to_dense is not None and cell.kind != DENSE
+    compared = findings.to_dense is not None and kind_of(cell) != DENSE
     return [
-        cell.name,
-        cell.budget,
+        name_of(cell),
+        str(cell.budget or ""),
         said(findings.accuracy[place]),
         said(findings.to_dense[place], signed=True) if compared else "",  # type: ignore[index]
         findings.verdict(place),
-        said(to_exact, signed=True) if to_exact is not None and cell.kind != DENSE else "",
+        said(to_exact, signed=True) if to_exact is not None and kind_of(cell) != DENSE else "",
         _number(numbers["recall"]),
         _number(numbers["mass"]),
         _number(numbers["bytes_read"] / 1024, 1),
@@ -268,9 +269,9 @@ def checks(findings: Findings, study: Mapping[str, Any]) -> list[str]:
         )
     if "exact_between" in aims:
         low, high = aims["exact_between"]
-        places = [p for p in curve.where("oracle") if curve.cells[p].indexer == "exact()"]
+        places = [p for p in curve.where("oracle") if curve.cells[p].indexer == EXACT]
         within = [p for p in places if low <= findings.accuracy.value[p] <= high]
-        budgets = ", ".join(curve.cells[p].budget for p in within)
+        budgets = ", ".join(str(curve.cells[p].budget) for p in within)
         met = f"met at k = {budgets}" if within else "NOT met at any k that was run"
         lines.append(
             f"{curve.title}: that exact Top-k scores between {low:g} and {high:g} is {met}."
