@@ -35,19 +35,20 @@ class Cell:
 
 
 def parse_cells(
-    indexers: str | Indexer | Iterable[str | Indexer],
+    indexers: str | Indexer | Cell | Iterable[str | Indexer | Cell],
     k: str | int | Budget | list | tuple,
     dense: bool = True,
 ) -> list[Cell]:
     """Every indexer at every budget, and full attention, in one order whatever the order asked.
 
+    Cells among the indexers have their own budgets and stay as they are.
     Raises: InputError for a spec or a budget that cannot be read, and when there is nothing to run.
     """
-    if isinstance(indexers, str | Indexer):
-        indexers = [indexers]
-    recipes = [parse(spec) for spec in indexers]
+    asked = [indexers] if isinstance(indexers, str | Indexer | Cell) else list(indexers)
+    recipes = [parse(spec) for spec in asked if not isinstance(spec, Cell)]
     budgets = parse_budgets(k) if recipes else []
     cells = {Cell(recipe, budget) for recipe in recipes for budget in budgets}
+    cells |= {cell for cell in asked if isinstance(cell, Cell)}
     if dense:
         cells.add(Cell())
     if not cells:
