@@ -141,6 +141,45 @@ def test_bad_words_are_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+EVALUATE = ("evaluate", "reference", "--samples", "1", "--out", "unwritten")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--indexer sing -k 16", "did you mean 'sign'"),
+        ("--indexer sign -k 0", "at least 1; got '0'"),
+        ("--indexer sign -k 120%", "(0, 100]"),
+        ("--indexer sign", "k must be"),
+        ("--indexer quest:page_sise=3 -k 16", "did you mean 'page_size'"),
+        ("--indexer quantized:dtype=int3 -k 16", "int8"),
+        ("--indexer sign(( -k 16", "cannot read the indexer"),
+        ("--indexer sign -k 16 --sparse-from prompt", "question or answer"),
+        ("--indexer sign -k 16 --length 20", "longer length"),
+        ("--indexer sign -k 16 --jobs 0", "--jobs"),
+        ("--indexer sign -k 16 --batch-size 0", "--batch-size"),
+        ("--indexer sign -k 16 --task niah-multikee", "niah-multikey"),
+    ],
+)
+def test_a_bad_evaluation_is_refused(
+    words: str,
+    said: str,
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = words.split()
+    for flag, value in (("--task", "niah-single"), ("--length", "1k")):
+        given += [] if flag in given else [flag, value]
+    code, out, err = call(*EVALUATE, *given)
+    *_, line = err.splitlines()
+    assert (code, out) == (2, "")
+    assert line.startswith("topkit: ")
+    assert said in line
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
 def test_a_config_file_gives_defaults_under_the_flags(call: Call, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("task: niah-singel\nlength: 4k\nsamples: 2\nout: x\nmodel: reference\n")

@@ -133,7 +133,7 @@ def evaluate(
         parse_lengths(length),
         samples,
         indexer or (),
-        budgets or (),
+        budgets or "",
         out=out,
         sparse_from=sparse_from,
         dense=dense,
