@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import topkit
+from topkit.cli.commands import app
 from topkit.contract import check_indexer
 from topkit.indexers import INDEXERS
 
@@ -55,6 +58,38 @@ def test_the_indexer_of_the_guide_keeps_the_contract(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(INDEXERS, "leading", leading)
     for spec in leading.examples:
         check_indexer(spec)
+
+
+def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for code in code_blocks("README.md", "python"):
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def commands_shown() -> list[list[str]]:
+    blocks = [b for page in PAGES for b in code_blocks(page.name, "sh")]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [w[1:] for w in words if w and w[0].endswith("topkit")]
+
+
+@pytest.mark.parametrize("words", commands_shown(), ids=" ".join)
+def test_commands_of_the_pages_parse(words: list[str]) -> None:
+    from typer.main import get_command
+
+    group: Any = get_command(app)
+    if words[0] == "--help":
+        return
+    assert words[0] in group.commands
+    # Words are read and checked, nothing is run.
+    group.commands[words[0]].make_context(words[0], words[1:])
+
+
+def test_make_targets_of_the_pages_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        named = set(re.findall(r"(?:^|`)make ([\w-]+)", page.read_text(), re.MULTILINE))
+        assert named <= targets, page.name
 
 
 def test_one_version_everywhere() -> None:
