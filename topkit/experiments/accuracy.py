@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from topkit.experiments.answers import Answer
 from topkit.experiments.cells import Cell
-from topkit.experiments.stats import accuracy
 from topkit.experiments.tables import write_whole
 from topkit.experiments.tasks import Prompt, Task, ruler_score
 
@@ -91,40 +90,3 @@ def write_predictions(table: pa.Table, path: Path) -> None:
     rows = table.select(names).rename_columns({"said": "prediction"}).to_pylist()
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_whole(path, lambda to: to.write_text(text, encoding="utf-8"))
-
-
-def summary(table: pa.Table) -> list[dict[str, Any]]:
-    """A row for each task, length and cell: means over questions, and 95 % intervals.
-
-    Questions of one haystack are not independent: the intervals count haystacks.
-    """
-    groups: dict[tuple, dict[tuple, dict[int, list[dict]]]] = {}
-    for row in table.to_pylist():
-        place = (row["task"], row["length"], row["sparse_from"])
-        cell = (row["indexer"], row["budget"])
-        of_cell = groups.setdefault(place, {}).setdefault(cell, {})
-        of_cell.setdefault(row["haystack"], []).append(row)
-    found = []
-    for place, cells in groups.items():
-        for cell, haystacks in cells.items():
-            names = ("task", "length", "sparse_from", "indexer", "k")
-            named = dict(zip(names, (*place, *cell), strict=True))
-            found.append(named | _means(haystacks))
-    return found
-
-
-def _means(haystacks: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    questions = np.array([float(len(rows)) for rows in haystacks.values()])
-    shown: dict[str, Any] = {"questions": int(questions.sum())}
-    for name in ("exact_match", "score", "token_accuracy"):
-        if any(row[name] is None for rows in haystacks.values() for row in rows):
-            shown[name] = ""
-            continue
-        means = [float(np.mean([row[name] for row in rows])) for rows in haystacks.values()]
-        rates = np.array([means], dtype=np.float64)
-        mean, low, high = accuracy(rates, questions)[0]
-        shown[name] = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-    for name in ("nll", "kl"):
-        values = [row[name] for rows in haystacks.values() for row in rows]
-        shown[name] = f"{np.mean(values):.4f}"
-    return shown

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from topkit.experiments.batch import forward, prefill
 from topkit.experiments.cells import Cell
 from topkit.experiments.decoding import Past, Stream
+from topkit.experiments.observe import Observer
 from topkit.experiments.tasks import Prompt, Question
 from topkit.indexers.base import Index, Indexer, Step
 
@@ -38,7 +40,10 @@ class Answer:
 class Asked:
     """Questions of one length, as rows: question [B, m]; answer [B, a] and which of it is real."""
 
-    def __init__(self, questions: Sequence[Question], device: torch.device) -> None:
+    def __init__(
+        self, asked: Sequence[Question], numbers: Sequence[int], device: torch.device
+    ) -> None:
+        questions, self.numbers = [asked[n] for n in numbers], numbers
         self.lengths = [len(q.answer_ids) for q in questions]
         self.longest = max(self.lengths)
         answers = [[*q.answer_ids, *[0] * (self.longest - len(q.answer_ids))] for q in questions]
@@ -57,14 +62,23 @@ class Haystack:
     """A prompt's haystack, prefilled dense, and an index of it for every recipe and layer."""
 
     def __init__(
-        self, model: PreTrainedModel, prompt: Prompt, cells: Sequence[Cell], context: int, seed: int
+        self,
+        model: PreTrainedModel,
+        prompt: Prompt,
+        cells: Sequence[Cell],
+        *,
+        context: int,
+        seed: int,
+        observe: bool | str = False,
     ) -> None:
         self.model, self.prompt, self.context, self.seed = model, prompt, context, seed
+        self.observe = observe
         # Full attention leads every batch: the others are compared with it.
         self.cells = [Cell(), *(cell for cell in cells if cell.indexer is not None)]
         self.prefix = prefill(model, prompt.ids)
         self.built: dict[Indexer, dict[int, Index]] = {}
         self.past: dict[int, Past] = {}
+        self.fidelity: list[pa.Table] = []
 
     def answers(self, sparse_from: str, rows: int) -> dict[Cell, list[Answer]]:
         """Every cell's answers, in batches of at most so many rows where a question allows it."""
@@ -72,7 +86,7 @@ class Haystack:
         together = max(1, rows // len(self.cells))
         self._make_room(together)
         for numbers in alike(self.prompt.questions, together):
-            asked = Asked([self.prompt.questions[n] for n in numbers], self.model.device)
+            asked = Asked(self.prompt.questions, numbers, self.model.device)
             for cell, said in zip(self.cells, self._ask(asked, sparse_from), strict=True):
                 found[cell] += [Answer(n, *lists) for n, lists in zip(numbers, said, strict=True)]
         return found
@@ -86,8 +100,13 @@ class Haystack:
         streams = [self._stream(cell, len(asked.lengths)) for cell in self.cells]
         self._read(streams, asked.question[:, :-1], sparse_from)
         waiting = [stream.fork() for stream in streams]
+        observers = self._observers(streams) if self.observe else []
         fed = torch.cat([asked.last, asked.answer[:, :-1]], 1)
         logits = self._forward(streams, fed.repeat(len(streams), 1), asked.longest)
+        first = len(self.prompt.ids) + asked.question.shape[1] - 1
+        for observer in observers:
+            each = self.observe == "rows"
+            self.fidelity += observer.tables(asked.numbers, asked.real, first, each)
         likeliest, nll, kl = _judge(logits.unflatten(0, (len(streams), -1)), asked.answer)
         said = self._decode(waiting, asked, likeliest).tolist()
         lists = [x.tolist() for x in (likeliest, nll, kl)]
@@ -129,6 +148,13 @@ class Haystack:
             self._forward(streams, ids.repeat(len(streams), 1), 1)
         else:
             self._forward(streams[:1], ids, 1, followers=streams[1:])
+
+    def _observers(self, streams: Sequence[Stream]) -> list[Observer]:
+        scaling = {layer: past.scaling for layer, past in self.past.items()}
+        observers = [Observer(stream, scaling) for stream in streams if stream.k is not None]
+        for observer in observers:
+            observer.stream.watch = observer
+        return observers
 
     def _decode(self, streams: Sequence[Stream], asked: Asked, likeliest: Tensor) -> Tensor:
         """What is said greedily [C, B, a]."""

@@ -25,6 +25,7 @@ from topkit.experiments.accuracy import KEYS, SCHEMA, accuracy_rows, task_name, 
 from topkit.experiments.answers import Haystack
 from topkit.experiments.cells import Cell, chunks, parse_cells
 from topkit.experiments.digests import tokenizer_digest, weights_digest
+from topkit.experiments.observe import fidelity_table
 from topkit.experiments.tables import Job, digest, read_table, runner, write_part, write_whole
 from topkit.experiments.tasks import Haystack as Text
 from topkit.experiments.tasks import Prompt, Task, make_task
@@ -57,7 +58,7 @@ def evaluate(
     tasks: str | Task | Sequence[str | Task],
     lengths: int | Sequence[int],
     samples: int,
-    indexers: str | Indexer | Sequence[str | Indexer] = (),
+    indexers: str | Indexer | Cell | Sequence[str | Indexer | Cell] = (),
     k: str | int | Budget | list | tuple = (),
     *,
     out: str | Path,
@@ -223,7 +224,14 @@ def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None
         torch.set_num_threads(setting.threads)
     model, tokenizer = loaded or _loaded(setting.model, setting.device, setting.dtype)
     prompt = _prompt(setting, piece.task, piece.length, piece.sample, tokenizer)
-    haystack = Haystack(model, prompt, piece.cells, piece.length, setting.seed)
+    haystack = Haystack(
+        model,
+        prompt,
+        piece.cells,
+        context=piece.length,
+        seed=setting.seed,
+        observe=setting.observe,
+    )
     answers = haystack.answers(setting.sparse_from, setting.rows)
     constants = {
         "task": task_name(piece.task),
@@ -239,6 +247,10 @@ def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None
             prompt, constants, cell, answers[cell], dense, piece.length, tokenizer
         )
     ]
+    if haystack.fidelity:
+        write_part(
+            setting.out / "fidelity", piece.part, fidelity_table(haystack.fidelity, constants)
+        )
     held = json.dumps([list(cell.columns.values()) for cell in piece.cells])
     table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({"cells": held}))
     write_part(setting.out / "accuracy", piece.part, table)
