@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 
 from topkit.cli import doctor, listing
 from topkit.cli.commands import app
@@ -75,6 +76,13 @@ def test_errors_become_one_line_and_a_code(
     err = capsys.readouterr().err
     assert err.startswith("topkit: ")
     assert err.count("\n") == 1
+
+
+def test_an_interrupted_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted = typer.Typer()
+    interrupted.command()(raising(KeyboardInterrupt()))
+    assert run(interrupted, []) == 130
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_said_with_the_file(capsys: pytest.CaptureFixture[str]) -> None:

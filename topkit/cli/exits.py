@@ -30,6 +30,9 @@ def exit_code(body: Callable[[], object]) -> int:
     """Call `body`, and turn whatever it raises into a line and an exit code."""
     try:
         returned = body()
+        # Some versions of typer return 130 where others raise.
+        if returned == INTERRUPTED:
+            raise KeyboardInterrupt
         return returned if isinstance(returned, int) else DONE
     except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted; run the same command again to go on", INTERRUPTED)
