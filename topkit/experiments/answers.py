@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from topkit.experiments.batch import forward, prefill
 from topkit.experiments.cells import Cell
 from topkit.experiments.decoding import Past, Stream
-from topkit.experiments.observe import Observer
 from topkit.experiments.tasks import Prompt, Question
+from topkit.experiments.witness import Observer
 from topkit.indexers.base import Index, Indexer, Step
 
 

@@ -25,10 +25,10 @@ from topkit.experiments.accuracy import KEYS, SCHEMA, accuracy_rows, task_name, 
 from topkit.experiments.answers import Haystack
 from topkit.experiments.cells import Cell, chunks, parse_cells
 from topkit.experiments.digests import tokenizer_digest, weights_digest
-from topkit.experiments.observe import fidelity_table
 from topkit.experiments.tables import Job, digest, read_table, runner, write_part, write_whole
 from topkit.experiments.tasks import Haystack as Text
 from topkit.experiments.tasks import Prompt, Task, make_task
+from topkit.experiments.witness import fidelity_table
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget
 
