@@ -1,147 +1,195 @@
-"""Fidelity of the selections that answers were given by: observed where they are made, as rows."""
+"""Fidelity rows of captured tensors: an indexer is built on the prefix and asked as decoding would."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from topkit.experiments.decoding import Stream
-from topkit.fidelity import METRICS, judge, judge_units, truth, unit_truth
-from topkit.indexers.base import Selection
+from topkit.errors import InputError
+from topkit.experiments.layer_tensors import LayerTensors
+from topkit.fidelity import Truth, judge, judge_units, overlap, truth, unit_truth
+from topkit.indexers.base import Cache, Index, Indexer, Rest, Selection, Step
 
-COSTS = ("keys_scored", "bytes_read")
-# Of one query or the mean over an answer's; trivial ones are left out of means.
-NUMBERS = ("visible", *METRICS, *COSTS)
-_WORDS = ("task", "sparse_from", "indexer", "budget", "reference", "level")
-_COUNTS = ("length", "haystack", "question", "layer", "head", "position", "positions", "k")
-SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in _WORDS),
-        *((name, pa.int64()) for name in _COUNTS),
-        *((name, pa.float64()) for name in (*NUMBERS, "index_bytes")),
-        ("trivial", pa.bool_()),
-    ]
-)
+_TOKENS = ("hidden", "latent", "index_keys")
 
 
-@dataclass
-class Observer:
-    """Judges every selection of one stream, against the exact rows of the queries that made it."""
+class Driver:
+    """Feeds one layer's captured tensors to recipes, and keeps the exact rows to judge them by."""
 
-    stream: Stream
-    scaling: Mapping[int, float]
-    # (layer, level) -> columns [B, H, Tq] of each piece of queries.
-    found: dict[tuple[int, str], list[dict[str, Tensor]]] = field(default_factory=dict)
-
-    def __call__(
-        self,
-        layer: int,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        selection: Selection,
-        stops: Tensor,
-    ) -> None:
-        k, stop, scaling = self.stream.k, stops[None], self.scaling[layer]
-        assert k is not None
-        exact = truth(queries, keys, values, k, scaling=scaling, stop=stop, layer=layer)
-        columns = judge(exact, queries, keys, values, selection, k)
-        self._keep(layer, "head", columns, selection)
-        units = selection.indices.shape[1]
-        if units < queries.shape[1]:
-            shared = unit_truth(exact, queries, keys, k, units, stop=stop)
-            columns = judge_units(exact, shared, queries, keys, selection, k)
-            self._keep(layer, "layer" if units == 1 else "group", columns, selection)
-
-    def _keep(
-        self, layer: int, level: str, columns: dict[str, Tensor], selection: Selection
-    ) -> None:
-        shape = columns["recall"].shape
-        device = columns["recall"].device
-        for name in COSTS:
-            cost = torch.as_tensor(getattr(selection, name), device=device)
-            # A number, or one a query [B or 1, Tq]: the same for all heads.
-            columns[name] = (cost if cost.ndim == 0 else cost[:, None]).expand(shape)
-        self.found.setdefault((layer, level), []).append(columns)
-
-    def tables(
-        self, questions: Sequence[int], real: Tensor, first: int, each: bool
-    ) -> list[pa.Table]:
-        """What was observed of the questions in the stream's rows, a table a level.
-
-        real [B, Tq]: which of the queries are an answer's; `first` is the position of the first;
-        `each` keeps every query, not the means over them.
-        """
-        answered = real.cpu().numpy()
-        return [
-            self._table(level, questions, answered, first, each)
-            for level in sorted({level for _, level in self.found})
-        ]
-
-    def _table(
-        self, level: str, questions: Sequence[int], real: np.ndarray, first: int, each: bool
-    ) -> pa.Table:
-        layers = [layer for layer, at in self.found if at == level]
-        columns = {}
-        for name in (*NUMBERS, "trivial"):
-            pieces = [[piece[name] for piece in self.found[n, level]] for n in layers]
-            stacked = torch.stack([torch.cat(parts, -1) for parts in pieces], 1)
-            columns[name] = stacked.double().cpu().numpy()  # [B, layers, H, Tq]
-        count = columns["recall"].shape[2]
-        held = [self.stream.indices[n].nbytes / self.stream.rows for n in layers]
-        places = {
-            "question": np.array(questions)[:, None, None, None],
-            "layer": np.array(layers)[:, None, None],
-            "head": np.arange(count)[:, None],
-            "index_bytes": np.array(held)[:, None, None],
-            "position": first + np.arange(real.shape[1]),
-        }
-        shape = columns["recall"].shape
-        wide = {n: np.broadcast_to(x, shape) for n, x in (columns | places).items()}
-        kept = np.broadcast_to(real[:, None, None], shape)
-        rows = _each(wide, kept) if each else _means(wide, kept)
-        words = {"level": level, "reference": level, **self.stream.cell.columns}
-        size = len(rows["head"])
-        return pa.table(
-            {n: pa.array(x, SCHEMA.field(n).type, from_pandas=True) for n, x in rows.items()}
-            | {n: [word] * size for n, word in words.items()}
-            | {"k": np.full(size, self.stream.k)}
+    def __init__(self, tensors: LayerTensors, k: int, seed: int, device: torch.device) -> None:
+        self.tensors = _moved(tensors, device)
+        self.seed = seed
+        self.stop = self.tensors.positions[None] + 1
+        t = self.tensors
+        self.exact: Truth = truth(
+            t.queries, t.keys, t.values, k, scaling=t.scaling, stop=self.stop, layer=t.layer
         )
 
+    def select(self, recipe: Indexer, ks: Sequence[int]) -> tuple[dict[int, Selection], int]:
+        """One selection for all captured positions at each k, and the bytes the index held."""
+        if recipe.remembers:
+            each = [self._select(recipe, [k]) for k in ks]
+            return {k: found[k] for k, (found, _) in zip(ks, each, strict=True)}, each[0][1]
+        return self._select(recipe, ks)
 
-def _each(columns: Mapping[str, np.ndarray], kept: np.ndarray) -> dict[str, np.ndarray]:
-    """A row for each query that is kept; all arrays [B, layers, H, Tq]."""
-    rows = {name: values[kept] for name, values in columns.items()}
-    rows["trivial"] = rows["trivial"] > 0
-    return rows | {"positions": np.ones(len(rows["head"]))}
+    def _select(self, recipe: Indexer, ks: Sequence[int]) -> tuple[dict[int, Selection], int]:
+        if recipe.causal_codes and not recipe.drifts:
+            length = self.tensors.keys.shape[2]
+            index = self._build(recipe, length)
+            every = slice(0, len(self.tensors.positions))
+            step = self._step(recipe, every, length, self.stop)
+            return {k: index.select(self.tensors.queries, k, step) for k in ks}, index.nbytes
+        return self._one_by_one(recipe, ks)
+
+    def _one_by_one(self, recipe: Indexer, ks: Sequence[int]) -> tuple[dict[int, Selection], int]:
+        """Build on what comes before the first query; then append up to each query, and ask it."""
+        positions = self.tensors.positions.tolist()
+        index = self._build(recipe, max(positions[0], 1))
+        found: dict[int, list[Selection]] = {k: [] for k in ks}
+        for i, position in enumerate(positions):
+            if index.length < position + 1:
+                span = slice(index.length, position + 1)
+                index.append(self.tensors.keys[:, :, span], self._keys_step(recipe, span))
+            step = self._step(recipe, slice(i, i + 1), position + 1, None)
+            for k in ks:
+                found[k].append(index.select(self.tensors.queries[:, :, i : i + 1], k, step))
+        return {k: joined(parts) for k, parts in found.items()}, index.nbytes
+
+    def _build(self, recipe: Indexer, length: int) -> Index:
+        span = slice(0, length)
+        return recipe.build(self.tensors.keys[:, :, span], self._keys_step(recipe, span))
+
+    def _keys_step(self, recipe: Indexer, span: slice) -> Step:
+        """The step at which the keys of `span` come."""
+        t = self.tensors
+        inputs: dict[str, Any] = {
+            "cache": self._cache(span.stop),
+            "values": None if t.values is None else t.values[:, :, span],
+        }
+        inputs |= {name: _cut(getattr(t, name), span, name) for name in _TOKENS}
+        if t.rope is not None:
+            inputs["rope"] = tuple(angle[:, span] for angle in t.rope)
+        return self._given(recipe, inputs, None)
+
+    def _step(self, recipe: Indexer, asked: slice, length: int, stop: Tensor | None) -> Step:
+        """The step at which the queries number `asked` are asked."""
+        t = self.tensors
+        at = t.positions[asked]
+        inputs: dict[str, Any] = {"cache": self._cache(length)}
+        inputs |= {
+            n: None if (x := getattr(t, n)) is None else x[:, at] for n in ("hidden", "latent")
+        }
+        if t.rope is not None:
+            inputs["rope"] = tuple(angle[:, at] for angle in t.rope)
+        if t.index_queries is not None:
+            inputs["index_queries"] = t.index_queries[:, :, asked]
+        if t.index_weights is not None:
+            inputs["index_weights"] = t.index_weights[:, asked]
+        return self._given(recipe, inputs, stop)
+
+    def _cache(self, length: int) -> Cache:
+        t = self.tensors
+        values = None if t.values is None else t.values[:, :, :length]
+        return Cache(t.keys[:, :, :length], values)
+
+    def _given(self, recipe: Indexer, inputs: dict[str, Any], stop: Tensor | None) -> Step:
+        t = self.tensors
+        step = Step(
+            layer=t.layer,
+            scaling=t.scaling,
+            seed=self.seed,
+            stop=stop,
+            kv_heads=t.keys.shape[1],
+            inputs=inputs,
+        )
+        return step.given_to(recipe)
+
+    def columns(
+        self, selection: Selection, k: int, reference: Selection | None = None
+    ) -> Iterable[tuple[str, str, dict[str, Tensor]]]:
+        """(reference, level, columns [1, heads or units, Tq]) of one selection."""
+        t, s = self.tensors, selection
+        yield "head", "head", judge(self.exact, t.queries, t.keys, t.values, s, k)
+        units = s.indices.shape[1]
+        if units < t.queries.shape[1]:
+            level = "layer" if units == 1 else "group"
+            best = unit_truth(self.exact, t.queries, t.keys, k, units, stop=self.stop)
+            yield level, level, judge_units(self.exact, best, t.queries, t.keys, s, k)
+        if reference is not None:
+            found = overlap(s.indices, reference.indices)
+            visible = self.exact.visible[:, None].expand_as(found)
+            yield "other", "head", {"recall": found, "visible": visible, "trivial": visible <= k}
 
 
-def _means(columns: Mapping[str, np.ndarray], kept: np.ndarray) -> dict[str, np.ndarray]:
-    """A row for each question, layer and head: means over what is kept and not trivial."""
-    trivial = (columns["trivial"] > 0) | ~kept
-    all_trivial = np.all(trivial, axis=-1)
-    counted = kept & (~trivial | all_trivial[..., None])
-    rows = {}
-    for name, values in columns.items():
-        there = counted & ~np.isnan(values)
-        number = there.sum(-1)
-        total = np.where(there, values, 0.0).sum(-1)
-        empty = np.full(total.shape, np.nan)
-        rows[name] = np.divide(total, number, out=empty, where=number > 0).reshape(-1)
-    rows["trivial"] = all_trivial.reshape(-1)
-    rows["positions"] = kept.sum(-1).reshape(-1)
-    rows["position"] = np.full(rows["head"].shape, np.nan)
-    return rows
+def joined(parts: Sequence[Selection]) -> Selection:
+    """Selections of one query each as one of many; narrow ones are filled up with -1."""
+    width = max(part.indices.shape[-1] for part in parts)
+
+    def wide(x: Tensor, fill: float) -> Tensor:
+        return pad(x, (0, width - x.shape[-1]), value=fill)
+
+    def cost(name: str) -> Tensor:
+        costs = [torch.as_tensor(getattr(p, name), dtype=torch.float64) for p in parts]
+        return torch.cat([c.reshape(1, 1).cpu() if c.dim() == 0 else c.cpu() for c in costs], -1)
+
+    first = parts[0]
+    weights = None
+    if first.log_weights is not None:
+        weights = torch.cat(
+            [wide(p.log_weights, 0.0) for p in parts if p.log_weights is not None], 2
+        )
+    rest = None
+    if first.rest is not None:
+        rests = [p.rest for p in parts if p.rest is not None]
+        both = {
+            name: None
+            if getattr(first.rest, name) is None
+            else torch.cat([getattr(r, name) for r in rests], 2)
+            for name in ("values", "logits", "share")
+        }
+        rest = Rest(**both)  # type: ignore[arg-type]
+    return Selection(
+        torch.cat([wide(p.indices, -1) for p in parts], 2),
+        weights,
+        rest,
+        cost("keys_scored"),
+        cost("bytes_read"),
+    )
 
 
-def fidelity_table(parts: Sequence[pa.Table], constants: Mapping[str, str | int]) -> pa.Table:
-    """The rows of all parts, with the columns that are the same in all."""
-    table = pa.concat_tables(parts, promote_options="permissive")
-    for name, value in constants.items():
-        table = table.append_column(name, pa.array([value] * len(table)))
-    return table.select(SCHEMA.names).cast(SCHEMA)
+def _cut(x: Tensor | None, span: slice, name: str) -> Tensor | None:
+    if x is None:
+        return None
+    return x[:, :, span] if name == "index_keys" else x[:, span]
+
+
+def _moved(tensors: LayerTensors, device: torch.device) -> LayerTensors:
+    moved: dict[str, Any] = {
+        name: x.to(device)
+        for name in (f for f in tensors.__dataclass_fields__ if f != "rope")
+        if isinstance(x := getattr(tensors, name), Tensor)
+    }
+    if tensors.rope is not None:
+        moved["rope"] = tuple(angle.to(device) for angle in tensors.rope)
+    return replace(tensors, **moved)
+
+
+def require_inputs(recipe: Indexer, tensors: LayerTensors) -> None:
+    """Refuse a recipe whose inputs were not captured.
+
+    Raises: InputError that says how to capture them.
+    """
+    have = {name for name in ("values", *_TOKENS, "rope", "index_queries", "index_weights")}
+    have = {name for name in have if getattr(tensors, name) is not None} | {"cache"}
+    # A model without MLA has no query latent; recipes that can do without it say so when asked.
+    lacking = sorted(recipe.needs - have - {"latent"})
+    if lacking:
+        raise InputError(
+            f"{recipe} needs {', '.join(lacking)}, which the capture does not hold; "
+            "capture with --hidden, or give the tensors to Capture.from_tensors"
+        )

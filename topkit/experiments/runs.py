@@ -1,0 +1,83 @@
+"""A run's folder: whose it is, what it holds, and what is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+import topkit
+from topkit.errors import InputError
+from topkit.experiments.cells import Cell
+from topkit.experiments.tables import digest, write_whole
+
+
+def claim(out: Path, identity: Mapping[str, Any], tables: Sequence[str], force: bool) -> None:
+    """Make sure that a folder is empty or holds a run of the same identity; `force` empties it.
+
+    Raises: InputError when it holds another run: rows of two must not mix.
+    """
+    path = out / "run.json"
+    if force:
+        for old in [path, *(part for name in tables for part in (out / name).glob("*.parquet"))]:
+            old.unlink(missing_ok=True)
+    if not path.exists():
+        return
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"cannot read {path}; use another folder, or --force") from None
+    apart = [name for name in {**held, **identity} if held.get(name) != identity.get(name)]
+    if apart:
+        raise InputError(
+            f"{out} holds another run ({', '.join(apart)} differ); use another folder, or --force"
+        )
+
+
+def describe(out: Path, identity: Mapping[str, Any], **more: Any) -> None:
+    """Write run.json: what the rows were made from, and by what."""
+    gpu = torch.cuda.get_device_name() if str(identity.get("device")) == "cuda" else None
+    held = {
+        "identity": dict(identity),
+        **more,
+        "machine": {"platform": platform.platform(), "processors": os.cpu_count(), "gpu": gpu},
+        "versions": {
+            "topkit": topkit.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "pyarrow": pa.__version__,
+        },
+    }
+    text = json.dumps(held, indent=1) + "\n"
+    write_whole(out / "run.json", lambda to: to.write_text(text, encoding="utf-8"))
+
+
+def part_name(job: str, cells: Sequence[Cell]) -> str:
+    """The name of a part that holds some cells of a job; the job's stands first."""
+    return f"{job}-{digest([cell.columns for cell in cells])}"
+
+
+def with_cells(table: pa.Table, cells: Sequence[Cell]) -> pa.Table:
+    """The table, its file to say which cells it holds."""
+    held = json.dumps([list(cell.columns.values()) for cell in cells])
+    return table.replace_schema_metadata({"cells": held})
+
+
+def done(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """(job, indexer, budget) of every cell that a part of the table in `folder` holds.
+
+    Raises: InputError naming a part that cannot be read.
+    """
+    for path in folder.glob("*.parquet"):
+        try:
+            held = json.loads((pq.read_schema(path).metadata or {})[b"cells"])
+        except (OSError, KeyError, ValueError, pa.ArrowException):
+            raise InputError(f"cannot read {path}; delete it and run again") from None
+        yield from ((path.name.partition("-")[0], *cell) for cell in held)
