@@ -10,13 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import typer
+from safetensors.torch import save_file
 
 from topkit.cli import doctor, listing
 from topkit.cli.commands import app
 from topkit.cli.exits import exit_code, run
 from topkit.cli.values import parse_length, parse_lengths, parse_task
 from topkit.errors import GateFailed, InputError, Undecided
+from topkit.experiments.tables import read_table
 from topkit.indexers import INDEXERS, Combinator
 
 Call = Callable[..., tuple[int, str, str]]
@@ -113,6 +116,7 @@ def test_help_names_every_command_and_option(call: Call) -> None:
 COMMANDS = {
     "capture": "--task --text --length --samples --out --layers --positions --hidden --seed "
     "--device --dtype --dry-run --force --json --config",
+    "measure": "--indexer -k --out --reduce --seed --device --jobs --dry-run --force --json --config",
     "evaluate": "--task --length --samples --indexer -k --sparse-from --out --seed --device --dtype "
     "--batch-size --jobs --dry-run --force --json --config",
     "report": "--require -k --margin --json --config",
@@ -186,6 +190,83 @@ def test_a_bad_evaluation_is_refused(
     assert line.startswith("topkit: ")
     assert said in line
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+@pytest.fixture
+def tensors(tmp_path: Path) -> Path:
+    """A safetensors file of one's own: queries and keys."""
+    drawn = torch.Generator().manual_seed(0)
+    path = tmp_path / "own.safetensors"
+    save_file(
+        {
+            "queries": torch.randn(2, 4, 3, 16, generator=drawn),
+            "keys": torch.randn(2, 2, 50, 16, generator=drawn),
+        },
+        path,
+    )
+    return path
+
+
+def test_measure_prints_numbers_that_are_in_its_table(
+    call: Call, tensors: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = ("measure", tensors, "--indexer", "sign", "--indexer", "exact", "-k", "8,100%")
+    code, text, _ = call(*words, "--out", out, "--json")
+    rows = {(row["indexer"], row["budget"]): row for row in json.loads(text)}
+    table = read_table(out / "fidelity").to_pylist()
+    mine = [r["recall"] for r in table if (r["indexer"], r["budget"]) == ("sign()", "8")]
+    assert code == 0
+    assert rows["exact()", "8"]["recall"] == 1
+    assert rows["sign()", "8"]["recall"] == pytest.approx(sum(mine) / len(mine))
+    assert rows["sign()", "100%"]["recall"] is None
+    code, text, err = call(*words, "--out", out)
+    assert code == 0
+    assert f"{rows['sign()', '8']['recall']:.3f} [" in text
+    assert "2 of 2 jobs done" in err
+
+
+def test_measure_from_a_config_file_and_dry(call: Call, tensors: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"indexer: [sign, exact]\nk: [8, 10%]\nout: {tmp_path}/run\ndry-run: true\n")
+    code, out, err = call("measure", tensors, "--config", config)
+    assert (code, out) == (0, "")
+    assert "4 cells" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--indexer sign -k 0", "at least 1"),
+        ("--indexer sgn -k 4", "did you mean 'sign'"),
+        ("--indexer lightning -k 4", "lightning"),
+        ("--indexer sign -k 4 --layers 0,x", "0,3,5"),
+        ("--indexer sign -k 4 --layers 7", "no layer"),
+        ("--indexer sign -k 4 --reference exakt", "did you mean 'exact'"),
+        ("--indexer sign -k 4 --device cuda:99", "GPUs"),
+    ],
+)
+def test_a_bad_measurement_is_refused(
+    words: str, said: str, call: Call, tensors: Path, tmp_path: Path
+) -> None:
+    code, out, err = call("measure", tensors, "--out", tmp_path / "run", *words.split())
+    assert (code, out) == (2, "")
+    assert said in err.splitlines()[-1]
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_nan_is_refused_with_its_layer_and_head(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    keys = torch.ones(1, 2, 50, 16)
+    keys[0, 1, 7, 3] = torch.nan
+    save_file({"queries": torch.ones(1, 4, 3, 16), "keys": keys}, tmp_path / "own.safetensors")
+    line = refused(
+        "measure", tmp_path / "own.safetensors", "--indexer", "sign", "-k", 4, "--out", tmp_path
+    )
+    assert "layer 0" in line
+    assert "head 1" in line
 
 
 def test_a_config_file_gives_defaults_under_the_flags(call: Call, tmp_path: Path) -> None:
@@ -272,8 +353,6 @@ def test_every_list_is_a_table_of_text(kind: str) -> None:
 
 
 def test_doctor_says_what_is_here(call: Call) -> None:
-    import torch
-
     code, out, err = call("doctor", "--json")
     findings = {row["name"]: row for row in json.loads(out)}
     assert findings["torch"]["value"] == torch.__version__

@@ -1,6 +1,7 @@
 """Truth and metrics against slow float64 renderings of their formulas."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -185,7 +186,7 @@ def test_rest_joins_the_output_and_the_estimate():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_bad_numbers_are_named(which, bad):
     torch.manual_seed(0)
-    tensors = {"queries": torch.randn(1, 4, 2, 3), "keys": torch.randn(1, 2, 9, 3)}
+    tensors: dict[str, Any] = {"queries": torch.randn(1, 4, 2, 3), "keys": torch.randn(1, 2, 9, 3)}
     tensors["values"] = torch.randn(1, 2, 9, 3)
     tensors[which][0, 1, 1, 0] = bad
     head = {"queries": "head 1", "keys": "head 2", "values": "head 2"}[which]

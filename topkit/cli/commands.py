@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from topkit.cli import options as o
-from topkit.cli.values import parse_length, parse_lengths, parse_task
-from topkit.errors import GateFailed, InputError
+from topkit.cli.screen import show
+from topkit.cli.values import parse_length, parse_lengths, parse_name, parse_numbers, parse_task
+from topkit.errors import GateFailed
 
 app = typer.Typer(
     name="topkit",
@@ -95,6 +93,54 @@ def capture(
     )
     if captured is not None and as_json:
         typer.echo(json.dumps({"out": str(out), "fingerprint": captured.fingerprint}))
+
+
+@app.command()
+def measure(
+    capture: Annotated[
+        Path, typer.Argument(metavar="CAPTURE", help="A capture's folder, or a safetensors file.")
+    ],
+    indexer: o.Indexers,
+    budgets: o.Budgets,
+    out: o.Out,
+    layers: Annotated[str, typer.Option("--layers", help="all, or numbers: 0,3,5.")] = "all",
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", metavar="SPEC", help="Overlap with this indexer's as well."),
+    ] = None,
+    reduce: Annotated[
+        bool, typer.Option("--reduce", help="One row a head, not one a head and position.")
+    ] = False,
+    seed: o.Seed = 0,
+    device: o.Device = None,
+    jobs: o.Jobs = 1,
+    dry_run: o.DryRun = False,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """Judge indexers on captured tensors, against exact Top-k."""
+    from topkit.experiments.measure import measure as run
+
+    measured = run(
+        capture,
+        indexer,
+        budgets,
+        out=out,
+        layers=None if layers == "all" else parse_numbers(layers),
+        reference=reference,
+        reduce=reduce,
+        seed=seed,
+        device=device,
+        jobs=jobs,
+        force=force,
+        dry_run=dry_run,
+    )
+    if measured is not None:
+        from topkit.cli.summary import fidelity
+
+        rows = measured.summary()
+        show(rows if as_json else fidelity(rows), as_json)
 
 
 @app.command()
@@ -206,7 +252,7 @@ def train(
     config: o.Config = None,
 ) -> None:
     """Train the bundled model anew, by its own recipe."""
-    known(name, ["reference"], "recipe")
+    parse_name(name, ["reference"], "recipe")
     from topkit.experiments.reference.train import Recipe, train_reference
 
     recipe = replace(Recipe.tiny() if tiny else Recipe(), seed=seed)
@@ -245,30 +291,3 @@ def doctor(as_json: o.Json = False) -> None:
     broken = [f"{finding.name}: {finding.problem}" for finding in findings if finding.problem]
     if broken:
         raise GateFailed("; ".join(broken))
-
-
-def known(name: str, names: Iterable[str], kind: str) -> None:
-    """Refuse a name that is not one of `names`, with the nearest.
-
-    Raises: InputError.
-    """
-    if name not in names:
-        from topkit.indexers.spec import nearest
-
-        raise InputError(f"unknown {kind} {name!r}; {nearest(name, names)}")
-
-
-def show(table: list[dict[str, Any]], as_json: bool) -> None:
-    """Print rows as a table, or as JSON."""
-    if as_json:
-        typer.echo(json.dumps(table, indent=1))
-        return
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in table[0]:
-        shown.add_column(name, overflow="fold")
-    for row in table:
-        shown.add_row(*(str(x) for x in row.values()))
-    console.print(shown)

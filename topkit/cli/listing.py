@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
-from topkit.errors import InputError
+from topkit.cli.values import parse_name
 
 KINDS = ("indexers", "tasks", "metrics")
 
@@ -17,15 +17,8 @@ def rows(kind: str) -> list[Row]:
 
     Raises: InputError for any other kind; the nearest is suggested.
     """
-    if kind == "indexers":
-        return _indexers()
-    if kind == "tasks":
-        return _tasks()
-    if kind == "metrics":
-        return _metrics()
-    from topkit.indexers.spec import nearest
-
-    raise InputError(f"there is no list of {kind!r}; {nearest(kind, KINDS)}")
+    tables = {"indexers": _indexers, "tasks": _tasks, "metrics": _metrics}
+    return tables[parse_name(kind, KINDS, "list")]()
 
 
 def _indexers() -> list[Row]:

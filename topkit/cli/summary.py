@@ -1,4 +1,4 @@
-"""A run's accuracy as rows for the screen: each number with its interval."""
+"""A run's fidelity and accuracy as rows for the screen: a mean never without its interval."""
 
 from __future__ import annotations
 
@@ -9,11 +9,41 @@ import numpy as np
 
 from topkit.experiments.curves import Curve, load, name_of
 from topkit.experiments.findings import Findings, said
+from topkit.indexers.spec import parse, short
 
 
 def accuracy(run: Path, as_json: bool) -> list[dict[str, Any]]:
     """One row a task, length and cell; numbers for a program, or text for the eye."""
     return [row for curve in load(run) for row in (_numbers(curve) if as_json else _words(curve))]
+
+
+def fidelity(summary: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was measured, an indexer and budget a row; blank where k covers all that is visible."""
+    return [
+        {
+            "indexer": short(parse(row["indexer"])),
+            "k": row["budget"],
+            "rows": f"{row['rows'] or 0:,}",
+            "recall [95 %]": _ranged(row["recall"], row["low"], row["high"]),
+            "1st percentile": _short(row["recall_p1"]),
+            "worst": _short(row["worst"]),
+            "worst at": _place(row["worst_row"]),
+            "mass": _short(row["mass"]),
+            "output error": _short(row["output_error"]),
+            "KiB read": _short(row["bytes_read"] and row["bytes_read"] / 1024, 1),
+        }
+        for row in summary
+    ]
+
+
+def _ranged(value: float | None, low: float | None, high: float | None) -> str:
+    # One sample has no spread to speak of.
+    reach = "[one sample]" if low is None else f"[{low:.3f}, {high:.3f}]"
+    return "" if value is None else f"{value:.3f} {reach}"
+
+
+def _place(row: dict[str, int] | None) -> str:
+    return ", ".join(f"{name} {number}" for name, number in (row or {}).items())
 
 
 def _numbers(curve: Curve) -> list[dict[str, Any]]:
@@ -57,5 +87,5 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _short(value: float) -> str:
-    return f"{value:.3f}" if np.isfinite(value) else ""
+def _short(value: float | None, digits: int = 3) -> str:
+    return "" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"

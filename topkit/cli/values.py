@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from topkit.errors import InputError
@@ -29,6 +30,28 @@ def parse_length(text: str) -> int:
 def parse_lengths(text: str) -> list[int]:
     """Several lengths: 4k,8k."""
     return [parse_length(part) for part in text.split(",")]
+
+
+def parse_numbers(text: str) -> list[int]:
+    """Numbers from 0 on: 0,3,5.
+
+    Raises: InputError for anything else.
+    """
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
+        raise InputError(f"expected numbers such as 0,3,5; got {text!r}")
+    return [int(part) for part in text.split(",")]
+
+
+def parse_name(name: str, names: Sequence[str], kind: str) -> str:
+    """One of some names.
+
+    Raises: InputError for any other; the nearest is suggested.
+    """
+    if name not in names:
+        from topkit.indexers.spec import nearest
+
+        raise InputError(f"unknown {kind} {name!r}; {nearest(name, names)}")
+    return name
 
 
 def parse_task(text: str) -> Task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -57,7 +58,7 @@ def plain(indexer: Indexer) -> str:
 def innermost(indexer: Indexer) -> Indexer:
     """The indexer that combinators stand around."""
     base = getattr(indexer, "base", None)
-    return innermost(base) if isinstance(base, Indexer) else indexer
+    return innermost(base) if indexer.family == "combinator" and base is not None else indexer
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Curve:
 
     @property
     def slug(self) -> str:
-        return f"{self.task}-{self.length}-{self.sparse_from}"
+        """The curve's part of a file's name."""
+        return re.sub(r"[^a-z0-9.]+", "-", f"{self.task}-{self.length}-{self.sparse_from}".lower())
 
     def mean(self, metric: str) -> Array:
         """A fidelity metric over haystacks [C]."""
@@ -133,7 +135,7 @@ def _split(table: pa.Table) -> dict[tuple, list[dict[str, Any]]]:
 
 def _curve(key: tuple, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) -> Curve:
     task, length, sparse_from = key
-    measure = MEASURES.get(task, "exact_match")
+    measure = MEASURES.get(task.partition(":")[0], "exact_match")
     found = {(_cell(row), row["haystack"]): row for row in rows}
     cells = _by_kind({cell for cell, _ in found})
     every = {haystack for _, haystack in found}

@@ -11,12 +11,12 @@ from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from topkit.indexers.quantized import hadamard_rotate, quantize
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
 from topkit.errors import InputError
 from topkit.indexers.base import Step
+from topkit.indexers.quantized import hadamard_rotate, quantize
 from topkit.indexers.scored import Codes, Scored
 
 _BUNDLED = Path(__file__).parents[1] / "data" / "lightning"

@@ -111,14 +111,18 @@ class Needles(Task):
         return self.placed(rng, facts, asked, self.questions)
 
     def placed(
-        self, rng: np.random.Generator, facts: Sequence[str], asked: tuple, wanted: int
+        self,
+        rng: np.random.Generator,
+        facts: Sequence[str],
+        asked: tuple[Question, ...],
+        wanted: int,
     ) -> Planted:
         """Facts in random order and places; the first `wanted` at the asked depth, if there is one."""
         depths = rng.random(len(facts))
         if self.depth >= 0:
             depths[:wanted] = self.depth
         order = np.argsort(depths, kind="stable")
-        return Planted(tuple(facts[i] for i in order), asked, tuple(depths[order].tolist()))
+        return Planted(tuple(facts[int(i)] for i in order), asked, tuple(depths[order].tolist()))
 
 
 @dataclass(frozen=True)

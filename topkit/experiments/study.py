@@ -1,0 +1,142 @@
+"""Studies: which cells answer which tasks, under the name of a preset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from topkit.errors import InputError
+from topkit.experiments.cells import Cell, in_order
+from topkit.experiments.evaluate import evaluate
+from topkit.experiments.report import STUDY, write_report
+from topkit.experiments.tables import write_whole
+from topkit.experiments.tasks import Task
+from topkit.experiments.tasks.needles import MultiKey
+from topkit.experiments.tasks.pairs import KeyValueRecall
+from topkit.indexers.budget import parse_budgets
+from topkit.indexers.spec import nearest, parse
+
+NAME = "fidelity-vs-accuracy"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tasks that are asked at some lengths, each on so many haystacks."""
+
+    tasks: tuple[Task, ...]
+    lengths: tuple[int, ...]
+    haystacks: int
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a study runs, and what it should reach.
+
+    reach: half the width of an interval on an accuracy, at most; exact_between: where exact Top-k
+    should score at some budget, else the task is too easy or too hard to tell indexers apart.
+    """
+
+    parts: tuple[Part, ...]
+    cells: tuple[Cell, ...]
+    reach: float
+    exact_between: tuple[float, float] = (0.3, 0.95)
+
+    @property
+    def aims(self) -> dict[str, Any]:
+        return {"reach": self.reach, "exact_between": list(self.exact_between)}
+
+
+# A loss drawn anew at every step; the same with near misses; near misses lost first; a loss that
+# lasts, alike in all heads of a layer.
+_MANNERS = (
+    "",
+    "fill='next'",
+    "miss='boundary',fill='next'",
+    "persist='stream',per='layer'",
+)
+_REAL = (
+    "quantized(dtype='fp8_e4m3')",
+    "quantized(dtype='int4')",
+    "quantized(dtype='int2')",
+    "sign()",
+    "refine(sign(),factor=4)",
+    "keep(sign(),sink=2,window=4)",
+    "shared(sign())",
+    "shared(quantized(dtype='int8'))",
+    "quest(page_size=4)",
+    "streaming_llm(sink=4,window=64)",
+    "top_p(quantized(dtype='int4'),mass=0.9)",
+    "vattention(quantized(dtype='int4'))",
+    "faiss_ivf(nlist=64)",
+)
+_GRAPHS = ("faiss_hnsw(M=16)",)
+_CONTROL = ("random()",)
+
+
+def _cells(specs: Sequence[str], budgets: str) -> list[Cell]:
+    return [Cell(parse(spec), budget) for spec in specs for budget in parse_budgets(budgets)]
+
+
+def _oracles(precisions: Sequence[float]) -> list[str]:
+    return [f"degraded({p},{manner})" for manner in _MANNERS for p in precisions]
+
+
+def quick() -> Preset:
+    """One task in minutes on two cores: at most 30 cells."""
+    cells = [
+        Cell(),
+        *_cells(["exact()"], "2,4,6,16"),
+        *_cells(_oracles((0.6, 0.8, 0.95))[:9], "16"),
+        *_cells((*_REAL, *_CONTROL), "16"),
+    ]
+    part = Part((MultiKey(wording="trained"),), (4096,), haystacks=24)
+    return Preset((part,), tuple(in_order(cells)), reach=0.12)
+
+
+def full() -> Preset:
+    """Several tasks, lengths, budgets and answer lengths, for a GPU; quick's cells are among these."""
+    cells = {
+        *quick().cells,
+        *_cells(["exact()"], "2,4,6,8,12,16,32,64"),
+        *_cells(_oracles((0.4, 0.6, 0.8, 0.9, 0.95)), "16"),
+        *_cells(_oracles((0.6, 0.8, 0.95)), "32"),
+        *_cells((*_REAL, *_GRAPHS), "8,16,32"),
+        *_cells(_CONTROL, "16,32"),
+    }
+    trained = MultiKey(wording="trained")
+    answers = (MultiKey(wording="trained", digits=2), MultiKey(wording="trained", digits=10))
+    parts = (
+        Part((trained, *answers, KeyValueRecall()), (4096,), haystacks=128),
+        Part((trained,), (8192,), haystacks=128),
+    )
+    return Preset(parts, tuple(in_order(cells)), reach=0.06)
+
+
+PRESETS = {"quick": quick, "full": full}
+
+
+def run_study(
+    name: str,
+    preset: str,
+    out: str | Path,
+    model: str | Path = "reference",
+    **options: Any,
+) -> Path:
+    """Evaluate a preset's cells into RUN and write its report; a rerun computes what is missing.
+
+    options: as `evaluate` takes them (device, dtype, seed, jobs, ...). Gives the report's path.
+    Raises: InputError for an unknown study or preset.
+    """
+    for given, known, kind in ((name, [NAME], "study"), (preset, PRESETS, "preset")):
+        if given not in known:
+            raise InputError(f"unknown {kind} {given!r}; {nearest(given, known)}")
+    run, chosen = Path(out), PRESETS[preset]()
+    for part in chosen.parts:
+        evaluate(model, part.tasks, part.lengths, part.haystacks, chosen.cells, out=run, **options)
+    held = {"study": name, "preset": preset, "model": str(model), "aims": chosen.aims}
+    text = json.dumps(held, indent=1) + "\n"
+    write_whole(run / STUDY, lambda path: path.write_text(text, encoding="utf-8"))
+    return write_report(run)
