@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from topkit.experiments.batch import forward, prefill
-from topkit.experiments.cells import Cell
+from topkit.experiments.cells import Cell, needs
 from topkit.experiments.decoding import Past, Stream
 from topkit.experiments.tasks import Prompt, Question
 from topkit.experiments.witness import Observer
@@ -75,7 +75,7 @@ class Haystack:
         self.observe = observe
         # Full attention leads every batch: the others are compared with it.
         self.cells = [Cell(), *(cell for cell in cells if cell.indexer is not None)]
-        self.prefix = prefill(model, prompt.ids)
+        self.prefix = prefill(model, prompt.ids, needs(self.cells))
         self.built: dict[Indexer, dict[int, Index]] = {}
         self.past: dict[int, Past] = {}
         self.fidelity: list[pa.Table] = []
@@ -135,7 +135,7 @@ class Haystack:
                 past.scaling,
                 self.seed,
                 kv_heads=keys.shape[1],
-                inputs={"cache": past.prefix, "values": past.prefix.values, **past.inputs},
+                inputs={"cache": past.prefix, **past.inputs},
             )
             indices[layer] = indexer.build(keys, step.given_to(indexer))
         return indices

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from topkit.errors import InputError
+from topkit.experiments.cells import needs
 from topkit.experiments.decoding import Past, Stream
+from topkit.experiments.hooks import Inputs, attending_through, attention_modules, inputs_of
 
 NAME = "topkit_rows"
 
 
 class Attending(Protocol):
-    """What stands in for a model's attention."""
+    """What stands in for a model's attention; `given`: what its modules were given besides."""
+
+    given: Inputs
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **given: Any
@@ -40,23 +43,17 @@ def _attention(
 
 
 @contextmanager
-def _replaced(model: PreTrainedModel, attending: Attending) -> Iterator[None]:
-    """The model attends through `attending` in here, and as before afterwards, whatever happens."""
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-    before = [(config, config._attn_implementation) for config in configs.values()]
-    training, token = model.training, _attending.set(attending)
+def _replaced(
+    model: PreTrainedModel, attending: Attending, wanted: frozenset[str]
+) -> Iterator[None]:
+    """The model attends through `attending`, which is told what indexers want beside q, k and v."""
+    token = _attending.set(attending)
     try:
-        model.eval()
-        model.set_attn_implementation(NAME)
-        with torch.no_grad():
+        modules = attention_modules(model) if wanted & {"hidden", "latent", "rope"} else []
+        with inputs_of(modules) as attending.given, attending_through(model, NAME, _attention):
             yield
     finally:
         _attending.reset(token)
-        model.train(training)
-        for config, name in before:
-            config._attn_implementation = name
 
 
 @dataclass
@@ -64,6 +61,8 @@ class Prefilling:
     """Dense attention that keeps each layer's keys and values."""
 
     layers: dict[int, Past]
+    wanted: frozenset[str]
+    given: Inputs = field(default_factory=dict)
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **given: Any
@@ -71,7 +70,10 @@ class Prefilling:
         scaling = given.pop("scaling", None)
         scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         mask, window = given.pop("mask"), given.get("sliding_window")
-        self.layers[_layer(module)] = Past(key, value, key.shape[2], scaling, window)
+        layer = _layer(module)
+        inputs = {"prefill_queries": query, "values": value, **self.given.get(layer, {})}
+        inputs = {name: x for name, x in inputs.items() if name in self.wanted}
+        self.layers[layer] = Past(key, value, key.shape[2], scaling, window, inputs)
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **given)[0]
 
 
@@ -85,6 +87,7 @@ class Together:
     prefix: dict[int, Past]
     streams: Sequence[Stream]
     followers: Sequence[Stream] = ()
+    given: Inputs = field(default_factory=dict)
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **given: Any
@@ -93,11 +96,21 @@ class Together:
         past = self.prefix[layer]
         for stream in self.streams:
             rows = slice(first, first + stream.rows)
-            outputs.append(stream.attend(layer, past, query[rows], key[rows], value[rows], {}))
+            inputs = {"values": value[rows]}
+            inputs |= {name: _rows(x, rows) for name, x in self.given.get(layer, {}).items()}
+            outputs.append(stream.attend(layer, past, query[rows], key[rows], value[rows], inputs))
             first = rows.stop
         for stream in self.followers:
-            stream.follow(layer, past, key, value, {})
+            inputs = {"values": value, **self.given.get(layer, {})}
+            stream.follow(layer, past, key, value, inputs)
         return torch.cat(outputs).transpose(1, 2)
+
+
+def _rows(given: Any, rows: slice) -> Any:
+    """Some rows of an input; angles may be alike in all, and have one row then."""
+    if isinstance(given, tuple):
+        return tuple(_rows(x, rows) for x in given)
+    return given if given.shape[0] == 1 else given[rows]
 
 
 def _layer(module: nn.Module) -> int:
@@ -107,10 +120,15 @@ def _layer(module: nn.Module) -> int:
     return layer
 
 
-def prefill(model: PreTrainedModel, ids: Sequence[int]) -> dict[int, Past]:
-    """Run the model over a prefix and keep what each layer's attention saw."""
-    seen = Prefilling({})
-    with _replaced(model, seen):
+def prefill(
+    model: PreTrainedModel, ids: Sequence[int], wanted: frozenset[str] = frozenset()
+) -> dict[int, Past]:
+    """Run the model over a prefix and keep what each layer's attention saw.
+
+    wanted: the inputs that indexers will ask for.
+    """
+    seen = Prefilling({}, wanted)
+    with _replaced(model, seen, wanted):
         model.base_model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
     return seen.layers
 
@@ -131,7 +149,8 @@ def forward(
     tail = streams[0].tails.get(any_layer)
     first = prefix[any_layer].length + (0 if tail is None else tail.keys.shape[2])
     places = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
-    with _replaced(model, Together(prefix, streams, followers)):
+    wanted = needs([stream.cell for stream in (*streams, *followers)])
+    with _replaced(model, Together(prefix, streams, followers), wanted):
         return model(
             input_ids=ids, position_ids=places, use_cache=False, logits_to_keep=last
         ).logits

@@ -56,6 +56,11 @@ def parse_cells(
     return in_order(cells)
 
 
+def needs(cells: Iterable[Cell]) -> frozenset[str]:
+    """All inputs that the cells' indexers ask for."""
+    return frozenset(name for cell in cells if cell.indexer for name in cell.indexer.needs)
+
+
 def in_order(cells: Iterable[Cell]) -> list[Cell]:
     """Full attention first, then by name and budget."""
     return sorted(

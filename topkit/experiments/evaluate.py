@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -12,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-import transformers
 from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedModel
@@ -25,7 +21,8 @@ from topkit.experiments.accuracy import KEYS, SCHEMA, accuracy_rows, task_name, 
 from topkit.experiments.answers import Haystack
 from topkit.experiments.cells import Cell, chunks, parse_cells
 from topkit.experiments.digests import tokenizer_digest, weights_digest
-from topkit.experiments.tables import Job, digest, read_table, runner, write_part, write_whole
+from topkit.experiments.runs import claim, describe, done, part_name, with_cells
+from topkit.experiments.tables import Job, digest, read_table, runner, write_part
 from topkit.experiments.tasks import Haystack as Text
 from topkit.experiments.tasks import Prompt, Task, make_task
 from topkit.experiments.witness import fidelity_table
@@ -116,7 +113,7 @@ def evaluate(
     loaded = (model, tokenizer) if given else _loaded(setting.model, device, dtype)
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     identity = _identity(setting, *loaded)
-    _claim(setting.out, identity, force and not dry_run)
+    claim(setting.out, identity, ["accuracy", "fidelity"], force and not dry_run)
     for task in asked:
         for length in lengths:  # a length too short is refused before anything is written
             _prompt(setting, task, length, 0, loaded[1])
@@ -163,7 +160,7 @@ class Piece:
     @property
     def part(self) -> str:
         """The name of the parts that hold its rows; that of the haystack stands first."""
-        return f"{self.name}-{digest([cell.columns for cell in self.cells])}"
+        return part_name(self.name, self.cells)
 
 
 def _plan(
@@ -192,7 +189,8 @@ def _plan(
 
 def _missing(setting: Setting, pieces: Sequence[Piece]) -> list[Job]:
     """Jobs for the cells that no part holds yet; a part under way when a run died is not there."""
-    there = _done(setting.out)
+    there = set(done(setting.out / "accuracy"))
+    _drop_orphans(setting.out)
     jobs = []
     for piece in pieces:
         left = tuple(c for c in piece.cells if (piece.name, *c.columns.values()) not in there)
@@ -203,19 +201,11 @@ def _missing(setting: Setting, pieces: Sequence[Piece]) -> list[Job]:
     return jobs
 
 
-def _done(out: Path) -> set[tuple[str, str, str]]:
-    """(haystack, indexer, budget) of every row there; parts of fidelity without accuracy are dropped."""
-    found = set()
-    for path in (out / "accuracy").glob("*.parquet"):
-        try:
-            held = json.loads((pq.read_schema(path).metadata or {})[b"cells"])
-        except (OSError, KeyError, ValueError, pa.ArrowException):
-            raise InputError(f"cannot read {path}; delete it and run again") from None
-        found |= {(path.name.partition("-")[0], indexer, budget) for indexer, budget in held}
+def _drop_orphans(out: Path) -> None:
+    """Accuracy is written last: fidelity without it is of a piece that was never finished."""
     for path in (out / "fidelity").glob("*.parquet"):
         if not (out / "accuracy" / path.name).exists():
             path.unlink()
-    return found
 
 
 def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None:
@@ -251,8 +241,7 @@ def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None
         write_part(
             setting.out / "fidelity", piece.part, fidelity_table(haystack.fidelity, constants)
         )
-    held = json.dumps([list(cell.columns.values()) for cell in piece.cells])
-    table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({"cells": held}))
+    table = with_cells(pa.Table.from_pylist(rows, SCHEMA), piece.cells)
     write_part(setting.out / "accuracy", piece.part, table)
 
 
@@ -274,25 +263,6 @@ def _identity(setting: Setting, model: PreTrainedModel, tokenizer: Any) -> dict[
     }
 
 
-def _claim(out: Path, identity: dict[str, Any], force: bool) -> None:
-    """Make sure that a folder is empty or holds a run of the same model, text and seed."""
-    path = out / "run.json"
-    if force:
-        for old in [path, *out.glob("accuracy/*.parquet"), *out.glob("fidelity/*.parquet")]:
-            old.unlink(missing_ok=True)
-    if not path.exists():
-        return
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))["identity"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"cannot read {path}; use another folder, or --force") from None
-    apart = [name for name, value in identity.items() if held.get(name) != value]
-    if apart:
-        raise InputError(
-            f"{out} holds another run ({', '.join(apart)} differ); use another folder, or --force"
-        )
-
-
 def _describe(
     setting: Setting,
     identity: dict[str, Any],
@@ -302,25 +272,15 @@ def _describe(
     cells: Sequence[Cell],
 ) -> None:
     """Write run.json: what the rows were made from, and by what."""
-    gpu = torch.cuda.get_device_name() if identity["device"] == "cuda" else None
-    held = {
-        "identity": identity,
-        "model": setting.model,
-        "tasks": [{"task": task_name(task), **asdict(task)} for task in tasks],
-        "lengths": list(lengths),
-        "samples": samples,
-        "cells": [cell.columns for cell in cells],
-        "sparse_from": setting.sparse_from,
-        "observe": setting.observe,
-        "rows": setting.rows,
-        "machine": {"platform": platform.platform(), "processors": os.cpu_count(), "gpu": gpu},
-        "versions": {
-            "topkit": topkit.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "pyarrow": pa.__version__,
-        },
-    }
-    text = json.dumps(held, indent=1) + "\n"
-    write_whole(setting.out / "run.json", lambda to: to.write_text(text, encoding="utf-8"))
+    describe(
+        setting.out,
+        identity,
+        model=setting.model,
+        tasks=[{"task": task_name(task), **asdict(task)} for task in tasks],
+        lengths=list(lengths),
+        samples=samples,
+        cells=[cell.columns for cell in cells],
+        sparse_from=setting.sparse_from,
+        observe=setting.observe,
+        rows=setting.rows,
+    )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
@@ -71,6 +73,7 @@ def train_weights(
     batches: Iterable[Tensor],
     folder: Path | str,
     *,
+    name: str | None = None,
     heads: int = 8,
     dim: int = 64,
     steps: int = 1000,
@@ -83,7 +86,7 @@ def train_weights(
 
     The target of a query is its attention summed over heads, as a distribution over the keys; the
     loss is KL(target || softmax of the index scores), at `queries` random positions a batch.
-    Shapes: batches of token ids [B, T]; RoPE must span at most `dim`.
+    Shapes: batches of token ids [B, T]; RoPE must span at most `dim`. The file is named `name`-HASH.
     Source: DeepSeek-V3.2-Exp report, section 2.1, dense warm-up stage.
     """
     teacher = _Teacher(model, heads, dim, queries, seed)
@@ -104,7 +107,58 @@ def train_weights(
     tensors = {f"{n}.{k}": t for n, w in teacher.layers.items() for k, t in w.tensors.items()}
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
     described = {"heads": heads, "rope": "half", "rope_at": "first", "reads": "hidden"}
-    return save_weights(Path(folder), model.config.model_type, tensors, **described)
+    return save_weights(Path(folder), name or model.config.model_type, tensors, **described)
+
+
+def train_for(
+    name: str,
+    corpus: Path | str,
+    out: Path | str,
+    *,
+    heads: int = 4,
+    dim: int = 64,
+    steps: int = 1000,
+    rows: int = 8,
+    length: int = 4096,
+    device: str = "cuda",
+    workers: int = 8,
+    seed: int = 0,
+    report: Callable[[str], None] = print,
+) -> Path:
+    """Train a lightning indexer for the model `name` on what the reference model was trained on.
+
+    Batches are other draws of the training mixture: books with facts and questions woven in.
+    Files: out/NAME-HASH.safetensors, and out/text, the corpus as tokens.
+    """
+    from tokenizers import Tokenizer
+
+    from topkit.experiments.models import load, resolve
+    from topkit.experiments.reference.corpus import books, tokenise
+    from topkit.experiments.reference.mixture import Mixture
+
+    model, _ = load(name, device)
+    text, encoder = Path(out) / "text", (resolve(name) / "tokenizer.json").read_text()
+    if not (text / "ends.npy").exists():
+        texts = (book["text"] for book in books(corpus, "train"))
+        tokenise(texts, Tokenizer.from_str(encoder)).save(text)
+    plans = [(Mixture(text, encoder, seed + 1000), n, rows, length) for n in range(steps)]
+    with get_context("spawn").Pool(workers) as pool:
+        return train_weights(
+            model,
+            (torch.from_numpy(ids) for ids in pool.imap(_batch, plans)),
+            out,
+            name=Path(name).name,
+            heads=heads,
+            dim=dim,
+            steps=steps,
+            seed=seed,
+            report=lambda step, loss: report(f"step {step} KL {loss:.4f}"),
+        )
+
+
+def _batch(plan: tuple) -> np.ndarray:
+    mixture, number, rows, length = plan
+    return mixture.batch(number, rows, length - 1)[0].astype(np.int64)
 
 
 class _Teacher:

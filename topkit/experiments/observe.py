@@ -186,8 +186,7 @@ def require_inputs(recipe: Indexer, tensors: LayerTensors) -> None:
     """
     have = {name for name in ("values", *_TOKENS, "rope", "index_queries", "index_weights")}
     have = {name for name in have if getattr(tensors, name) is not None} | {"cache"}
-    # A model without MLA has no query latent; recipes that can do without it say so when asked.
-    lacking = sorted(recipe.needs - have - {"latent"})
+    lacking = sorted(recipe.needs - have)
     if lacking:
         raise InputError(
             f"{recipe} needs {', '.join(lacking)}, which the capture does not hold; "

@@ -6,19 +6,19 @@ what scaled_dot_product_attention returns, so that the model computes its own ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from topkit.errors import InputError
+from topkit.experiments.hooks import Inputs, attending_through, inputs_of
 from topkit.experiments.layer_tensors import LayerTensors
 
 NAME = "topkit_capture"
@@ -78,11 +78,11 @@ class Seen:
 class Recorder:
     """Collects a Seen for each of `layers` (None: every one) during one forward of one sequence."""
 
-    def __init__(self, positions: Tensor, layers: Sequence[int] | None = None) -> None:
+    def __init__(self, positions: Tensor, layers: Sequence[int] | None, inputs: Inputs) -> None:
         self.positions = positions
         self.layers = layers
+        self.inputs = inputs
         self.seen: dict[int, Seen] = {}
-        self.inputs: dict[int, dict[str, Any]] = {}
 
     def note(self, module: nn.Module, seen: Seen) -> None:
         layer = getattr(module, "layer_idx", None)
@@ -141,47 +141,26 @@ def _within(indices: Tensor, mask: Tensor | None, length: int) -> Tensor:
     return mask.masked_fill(~chosen, torch.finfo(mask.dtype).min)
 
 
-@contextmanager
-def _attention(model: PreTrainedModel, recorder: Recorder) -> Iterator[None]:
-    """The model attends through `_attend` in here, and as before afterwards, whatever happens."""
-    AttentionInterface.register(NAME, _attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-    before = [(config, config._attn_implementation) for config in configs.values()]
-    training = model.training
-    token = _recorder.set(recorder)
-    try:
-        model.eval()
-        model.set_attn_implementation(NAME)
-        yield
-    finally:
-        _recorder.reset(token)
-        model.train(training)
-        for config, name in before:
-            config._attn_implementation = name
-
-
 def record(
     model: PreTrainedModel,
     ids: Tensor,
     positions: Tensor,
     layers: Sequence[int] | None = None,
-    inputs_of: dict[int, nn.Module] | None = None,
+    inputs: dict[int, nn.Module] | None = None,
 ) -> dict[int, Seen]:
     """Run the model once over ids [1, T] and return what attention saw, by layer.
 
-    `inputs_of`: the attention modules, by layer, whose inputs (hidden states, query latent, RoPE)
+    `inputs`: the attention modules, by layer, whose inputs (hidden states, query latent, RoPE)
     are wanted as well.
     Raises: InputError naming the model that cannot be captured, and why.
     """
-    recorder = Recorder(positions, layers)
     name = type(model).__name__
     with ExitStack() as stack:
-        for layer, module in (inputs_of or {}).items():
-            for handle in _hook(module, recorder.inputs.setdefault(layer, {})):
-                stack.callback(handle.remove)
-        stack.enter_context(_attention(model, recorder))
-        stack.enter_context(torch.no_grad())
+        given = stack.enter_context(inputs_of((inputs or {}).values()))
+        recorder = Recorder(positions, layers, given)
+        token = _recorder.set(recorder)
+        stack.callback(_recorder.reset, token)
+        stack.enter_context(attending_through(model, NAME, _attend))
         try:
             # The decoder alone: logits of every token would cost more than all that is kept.
             model.base_model(input_ids=ids.to(model.device), use_cache=False)
@@ -193,22 +172,6 @@ def record(
             "AttentionInterface"
         )
     return recorder.seen
-
-
-def _hook(module: nn.Module, found: dict[str, Any]) -> Iterator[Any]:
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found["hidden"] = args[0] if args else kwargs["hidden_states"]
-        rope = kwargs.get("position_embeddings")
-        if isinstance(rope, tuple) and all(isinstance(x, Tensor) and x.ndim == 3 for x in rope):
-            found["rope"] = rope
-
-    def latent(_: nn.Module, __: Any, output: Tensor) -> None:
-        found["latent"] = output
-
-    yield module.register_forward_pre_hook(before, with_kwargs=True)
-    norm = getattr(module, "q_a_layernorm", None)
-    if norm is not None:
-        yield norm.register_forward_hook(latent)
 
 
 def check(model: PreTrainedModel, layer: int, seen: Seen, positions: Tensor) -> float:

@@ -6,6 +6,8 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,11 @@ from topkit.experiments.tables import digest, write_whole
 def claim(out: Path, identity: Mapping[str, Any], tables: Sequence[str], force: bool) -> None:
     """Make sure that a folder is empty or holds a run of the same identity; `force` empties it.
 
+    What a killed run was writing goes.
     Raises: InputError when it holds another run: rows of two must not mix.
     """
+    for half in (half for name in tables for half in (out / name).glob(".*.tmp")):
+        half.unlink(missing_ok=True)
     path = out / "run.json"
     if force:
         for old in [path, *(part for name in tables for part in (out / name).glob("*.parquet"))]:
@@ -48,15 +53,23 @@ def describe(out: Path, identity: Mapping[str, Any], **more: Any) -> None:
         "identity": dict(identity),
         **more,
         "machine": {"platform": platform.platform(), "processors": os.cpu_count(), "gpu": gpu},
-        "versions": {
-            "topkit": topkit.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "pyarrow": pa.__version__,
-        },
+        "versions": _versions(),
     }
     text = json.dumps(held, indent=1) + "\n"
     write_whole(out / "run.json", lambda to: to.write_text(text, encoding="utf-8"))
+
+
+def _versions() -> dict[str, str]:
+    """Of what rows may depend on, as far as it is installed."""
+    found = {
+        "topkit": topkit.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    for name in ("transformers", "pyarrow", "faiss-cpu"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def part_name(job: str, cells: Sequence[Cell]) -> str:

@@ -35,8 +35,8 @@ class Survey:
 
     def run(self, model: PreTrainedModel, ids: Sequence[int], at: Tensor) -> dict[int, Seen]:
         """What these layers see of a token sequence."""
-        inputs_of = self.modules if self.hidden else None
-        return record(model, torch.tensor([list(ids)]), at, sorted(self.modules), inputs_of)
+        inputs = self.modules if self.hidden else None
+        return record(model, torch.tensor([list(ids)]), at, sorted(self.modules), inputs)
 
     def layers(self) -> list[dict[str, Any]]:
         """What the manifest says of each layer."""

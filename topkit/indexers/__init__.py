@@ -7,6 +7,7 @@ from topkit.indexers.exact import exact
 from topkit.indexers.faiss_hnsw import faiss_hnsw
 from topkit.indexers.faiss_ivf import faiss_ivf
 from topkit.indexers.keep import keep
+from topkit.indexers.lightning import lightning
 from topkit.indexers.quantized import quantized
 from topkit.indexers.quest import quest
 from topkit.indexers.random import random
@@ -29,6 +30,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "quest": quest,
     "faiss_ivf": faiss_ivf,
     "faiss_hnsw": faiss_hnsw,
+    "lightning": lightning,
     "keep": keep,
     "refine": refine,
     "shared": shared,

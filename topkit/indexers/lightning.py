@@ -32,13 +32,21 @@ class lightning(Scored):
     Source: DeepSeek-V3.2-Exp report, section 2.1 (arXiv 2512.02556); GLM-5's has interleaved RoPE.
     """
 
-    weights: str
+    weights: str = "reference"
     dtype: str = "fp32"
 
     family: ClassVar[str] = "trained"
     source: ClassVar[str] = "arXiv 2512.02556"
     cost: ClassVar[str] = "reads one small key a token and layer"
-    needs: ClassVar[frozenset[str]] = frozenset({"hidden", "latent", "rope"})
+    examples: ClassVar[tuple[str, ...]] = ("lightning()", "lightning(dtype='fp8')")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        latent = {"latent"} if load(self.weights).reads_latent else set()
+        return frozenset({"hidden", "rope"} | latent)
+
+    def widths(self) -> dict[str, int]:
+        return load(self.weights).widths()
 
     def __post_init__(self) -> None:
         if self.dtype not in ("fp32", "fp8"):
@@ -130,19 +138,35 @@ class Weights:
     metadata: dict[str, str]
     tensors: dict[str, Tensor]
 
+    @property
+    def reads_latent(self) -> bool:
+        return self.metadata["reads"] == "latent"
+
+    def widths(self) -> dict[str, int]:
+        """How wide the hidden states, and what queries are made from, must be."""
+        first = self.layer(min(self.layers))
+        asked = "latent" if self.reads_latent else "hidden"
+        return {
+            "hidden": first.tensors["gates"].shape[1],
+            asked: first.tensors["wq"].shape[1],
+        }
+
+    @property
+    def layers(self) -> list[int]:
+        return sorted({int(name.split(".")[0]) for name in self.tensors})
+
     def layer(self, layer: int) -> LayerWeights:
         names = {n.split(".", 1)[1]: n for n in self.tensors if n.startswith(f"{layer}.")}
         if not names:
-            known = sorted({int(n.split(".")[0]) for n in self.tensors})
             raise InputError(
-                f"{self.path.name} has no index weights for layer {layer}; it has {known}"
+                f"{self.path.name} has no index weights for layer {layer}; it has {self.layers}"
             )
         return LayerWeights(
             {short: self.tensors[n] for short, n in names.items()},
             heads=int(self.metadata["heads"]),
             rope=self.metadata["rope"],
             rope_at=self.metadata["rope_at"],
-            reads_latent=self.metadata["reads"] == "latent",
+            reads_latent=self.reads_latent,
         )
 
 
