@@ -6,15 +6,15 @@ number of selectors; each selector writes its tail behind them just before it re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from topkit.experiments.cells import Cell
-from topkit.indexers.base import Cache, Index, Selection, Step
+from topkit.indexers.base import Cache, Index, Indexer, Selection, Step
 from topkit.kernels.gather_attention import gather_attention
 from topkit.kernels.score import score
 
@@ -102,7 +102,7 @@ class Stream:
         """Take in keys and values [b, Hk, t, D] that another stream attended to."""
         cache = self._grow(layer, past, keys, values)
         if layer in self.indices:
-            step = self._step(layer, past, cache, inputs)
+            step = replace(self._step(layer, past, cache), inputs={"cache": cache, **inputs})
             self.indices[layer].append(keys, step.given_to(self.cell.indexer))  # type: ignore[arg-type]
 
     def attend(
@@ -120,8 +120,11 @@ class Stream:
         stops = torch.arange(length - count + 1, length + 1, device=queries.device)
         if layer not in self.indices or past.dense(length):
             return dense_attention(queries, cache, stops, past.scaling, past.window)
-        outputs = []
-        for asked, selection, at in self._select(layer, past, queries, keys, cache, inputs):
+        indexer, index, k, outputs = self.cell.indexer, self.indices[layer], self.k, []
+        assert indexer is not None and k is not None
+        step = self._step(layer, past, cache)
+        chosen = select_each(indexer, index, k, queries, keys, cache, inputs, step)
+        for asked, selection, at in chosen:
             part = queries[:, :, asked]
             assert cache.values is not None
             outputs.append(attend_chosen(part, cache, selection, past.scaling))
@@ -137,35 +140,43 @@ class Stream:
         self.tails[layer] = Cache(keys, values)
         return past.then(keys, values)
 
-    def _step(
-        self, layer: int, past: Past, cache: Cache, inputs: dict, stop: Tensor | None = None
-    ) -> Step:
-        heads = cache.keys.shape[1]
-        given = {"cache": cache, **inputs}
-        return Step(layer, past.scaling, self.seed, stop=stop, kv_heads=heads, inputs=given)
+    def _step(self, layer: int, past: Past, cache: Cache) -> Step:
+        return Step(layer, past.scaling, self.seed, kv_heads=cache.keys.shape[1])
 
-    def _select(
-        self, layer: int, past: Past, queries: Tensor, keys: Tensor, cache: Cache, inputs: dict
-    ) -> Iterator[tuple[slice, Selection, Tensor]]:
-        """What each query chooses, in pieces: its place among the queries, selection, stops."""
-        indexer, index, k = self.cell.indexer, self.indices[layer], self.k
-        assert indexer is not None and k is not None
-        length, count = cache.keys.shape[2], queries.shape[2]
-        stops = torch.arange(length - count + 1, length + 1, device=queries.device)
-        if indexer.causal_codes:
-            step = self._step(layer, past, cache, inputs).given_to(indexer)
-            index.append(keys, step)
-        # A code that has seen the next key would let the future in: one key, then one query.
-        width = _piece(queries, length, k) if indexer.causal_codes else 1
-        for first in range(0, count, width):
-            asked = slice(first, min(first + width, count))
-            now = cache if indexer.causal_codes else _until(cache, length - count + asked.stop)
-            stop = stops[None, asked] if indexer.causal_codes and count > 1 else None
-            given = {name: _tokens(x, asked) for name, x in inputs.items()}
-            step = self._step(layer, past, now, given, stop).given_to(indexer)
-            if not indexer.causal_codes:
-                index.append(keys[:, :, asked], step)
-            yield asked, index.select(queries[:, :, asked], k, step), stops[asked]
+
+def select_each(
+    indexer: Indexer,
+    index: Index,
+    k: int,
+    queries: Tensor,
+    keys: Tensor,
+    cache: Cache,
+    inputs: Mapping[str, Any],
+    step: Step,
+) -> Iterator[tuple[slice, Selection, Tensor]]:
+    """Take in keys and ask their queries, in pieces: place among the queries, selection, stops [t].
+
+    The queries, keys and inputs are of the newest tokens of the cache; `step` lacks the inputs.
+    """
+    length, count = cache.keys.shape[2], queries.shape[2]
+    stops = torch.arange(length - count + 1, length + 1, device=queries.device)
+
+    def at(now: Cache, asked: slice, stop: Tensor | None) -> Step:
+        given = {name: tokens(x, asked) for name, x in inputs.items()}
+        return replace(step, stop=stop, inputs={"cache": now, **given}).given_to(indexer)
+
+    if indexer.causal_codes:
+        index.append(keys, at(cache, slice(None), None))
+    # A code that has seen the next key would let the future in: one key, then one query.
+    width = _piece(queries, length, k) if indexer.causal_codes else 1
+    for first in range(0, count, width):
+        asked = slice(first, min(first + width, count))
+        now = cache if indexer.causal_codes else _until(cache, length - count + asked.stop)
+        stop = stops[None, asked] if indexer.causal_codes and count > 1 else None
+        here = at(now, asked, stop)
+        if not indexer.causal_codes:
+            index.append(keys[:, :, asked], here)
+        yield asked, index.select(queries[:, :, asked], k, here), stops[asked]
 
 
 def attend_chosen(queries: Tensor, cache: Cache, chosen: Selection, scaling: float) -> Tensor:
@@ -219,8 +230,8 @@ def _until(cache: Cache, stop: int) -> Cache:
     return Cache(cache.keys[:, :, :stop], cache.values[:, :, :stop])
 
 
-def _tokens(given: Any, asked: slice) -> Any:
+def tokens(given: Any, asked: slice) -> Any:
     """An input's tokens: hidden states [B, t, C], values [B, Hk, t, Dv], or a pair of angles."""
     if isinstance(given, tuple):
-        return tuple(_tokens(x, asked) for x in given)
+        return tuple(tokens(x, asked) for x in given)
     return given[..., asked, :]

@@ -18,7 +18,19 @@ Inputs = dict[int, dict[str, Any]]
 def attending_through(
     model: PreTrainedModel, name: str, function: Callable[..., Any]
 ) -> Iterator[None]:
-    """The model attends through `function` in here, without gradients, and as before afterwards.
+    """As `switched`, and without gradients, in evaluation mode."""
+    training = model.training
+    try:
+        model.eval()
+        with switched(model, name, function), torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def switched(model: PreTrainedModel, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """The model attends through `function` in here, and as before afterwards.
 
     Masks are those of SDPA. Whatever happens inside, the model's own attention comes back.
     """
@@ -26,14 +38,10 @@ def attending_through(
     AttentionMaskInterface.register(name, sdpa_mask)
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     before = [(config, config._attn_implementation) for config in configs.values()]
-    training = model.training
     try:
-        model.eval()
         model.set_attn_implementation(name)
-        with torch.no_grad():
-            yield
+        yield
     finally:
-        model.train(training)
         for config, own in before:
             config._attn_implementation = own
 

@@ -120,7 +120,7 @@ def _attend(
             raise InputError(
                 REASONS.get(name, f"its attention takes a tensor {name!r} beside q, k, v")
             )
-    mask = attention_mask if indices is None else _within(indices, attention_mask, key.shape[2])
+    mask = attention_mask if indices is None else within(indices, attention_mask, key.shape[2])
     output, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     window = kwargs.get("sliding_window")
@@ -129,7 +129,7 @@ def _attend(
     return output, None
 
 
-def _within(indices: Tensor, mask: Tensor | None, length: int) -> Tensor:
+def within(indices: Tensor, mask: Tensor | None, length: int) -> Tensor:
     rows, count, _ = indices.shape
     chosen = torch.zeros(rows, count, length, dtype=torch.bool, device=indices.device)
     chosen = chosen.scatter_(-1, indices.long(), True)[:, None]
@@ -147,12 +147,13 @@ def record(
     positions: Tensor,
     layers: Sequence[int] | None = None,
     inputs: dict[int, nn.Module] | None = None,
+    purpose: str = "captured",
 ) -> dict[int, Seen]:
     """Run the model once over ids [1, T] and return what attention saw, by layer.
 
     `inputs`: the attention modules, by layer, whose inputs (hidden states, query latent, RoPE)
     are wanted as well.
-    Raises: InputError naming the model that cannot be captured, and why.
+    Raises: InputError naming the model that cannot be captured (or what `purpose` says), and why.
     """
     name = type(model).__name__
     with ExitStack() as stack:
@@ -165,10 +166,10 @@ def record(
             # The decoder alone: logits of every token would cost more than all that is kept.
             model.base_model(input_ids=ids.to(model.device), use_cache=False)
         except InputError as error:
-            raise InputError(f"{name} cannot be captured: {error}") from None
+            raise InputError(f"{name} cannot be {purpose}: {error}") from None
     if not recorder.seen:
         raise InputError(
-            f"{name} cannot be captured: it does not attend through transformers' "
+            f"{name} cannot be {purpose}: it does not attend through transformers' "
             "AttentionInterface"
         )
     return recorder.seen

@@ -1,0 +1,281 @@
+"""An indexer plugged into a model's decoding: attention reads the keys that it selects, and no others."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from topkit.errors import InputError
+from topkit.experiments.follow import Followed, follow, leave
+from topkit.experiments.hooks import Inputs, inputs_of, switched
+from topkit.experiments.judged import Judged
+from topkit.experiments.padding import Padding
+from topkit.experiments.record import Seen, record, within
+from topkit.experiments.sparse import OFFERED, Call, Reader
+from topkit.indexers.base import Indexer
+from topkit.indexers.budget import Budget, parse_budget
+from topkit.indexers.spec import parse
+
+NAME = "topkit_attach"
+# Tokens of the short pass that shows how a model attends.
+PROBED = 8
+
+
+def attach(
+    model: PreTrainedModel,
+    indexer: str | Indexer,
+    k: int | str | Budget,
+    *,
+    layers: Iterable[int] | None = None,
+    observe: bool | str = False,
+    sparse_prefill: bool = False,
+    seed: int = 0,
+) -> Attachment:
+    """Let a transformers model decode through an indexer, until `detach` or the end of a `with`.
+
+    The prompt attends densely (unless `sparse_prefill`); each later token reads at most k keys a
+    head, in every layer of full attention or in `layers`. k in keys, or per cent of the slots at
+    that step ("1%"). In `generate` the prompt is what it was given; in direct calls of the model,
+    what comes several tokens at a time or into an empty cache. `observe=True` judges every selection
+    (`Attachment.fidelity`); `observe="shadow"` does so too, and leaves the output dense.
+    Raises: InputError for a model, layer, cache or mask that it would not serve rightly.
+    """
+    recipe, budget = parse(indexer), parse_budget(k)
+    if observe not in (True, False, "shadow"):
+        raise InputError(f'observe must be True, False or "shadow"; got {observe!r}')
+    modules = _attachable(model, recipe, layers)
+    judged = Judged(recipe, budget) if observe else None
+    reader = Reader(recipe, budget, seed, judged)
+    return Attachment(model, reader, modules, observe == "shadow", sparse_prefill)
+
+
+class Attachment:
+    """A model that decodes through an indexer; as a context manager it detaches at the end."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        reader: Reader,
+        modules: dict[int, nn.Module],
+        shadow: bool,
+        sparse_prefill: bool,
+    ) -> None:
+        self.layers = sorted(modules)
+        self._model, self._reader = model, reader
+        self._shadow, self._sparse_prefill = shadow, sparse_prefill
+        self._padding = Padding()
+        self._caches: dict[int, Any] = {}
+        self._followed: WeakSet[Any] = WeakSet()
+        # Slots of the prompt that `generate` was given, while it runs.
+        self._prompt: int | None = None
+        with ExitStack() as undo:
+            for module in modules.values():
+                _attachments[module] = self
+                undo.callback(_attachments.pop, module, None)
+                hook = module.register_forward_pre_hook(self._note_cache, with_kwargs=True)
+                undo.callback(hook.remove)
+            wanted = reader.indexer.needs & {"hidden", "latent", "rope"}
+            given = inputs_of(modules.values() if wanted else [])
+            self._given: Inputs = undo.enter_context(given)
+            undo.enter_context(switched(model, NAME, _attention))
+            undo.callback(self._leave_caches)
+            if hasattr(model, "generate"):
+                self._wrap_generate(model, undo)
+            self._undo = undo.pop_all()
+
+    def detach(self) -> None:
+        """Give the model its own attention back, and caches their own layers; twice is once."""
+        self._undo.close()
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def fidelity(self) -> pa.Table:
+        """The rows observed so far: one a call of generate, row of the batch, layer, head, position.
+
+        Positions count from a row's first real token; rows that have ended go on with padding.
+        Raises: InputError without `observe`.
+        """
+        if self._reader.judged is None:
+            raise InputError("nothing was observed; attach with observe=True")
+        return self._reader.judged.table()
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float | None = None,
+        position_ids: Tensor | None = None,
+        **given: Any,
+    ) -> Tensor:
+        """What stands in for the attention function of the model: its output [B, t, Hq, Dv]."""
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        count, length = query.shape[2], key.shape[2]
+        held = length - count
+        scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        start = self._padding.start(mask, position_ids, count, length)
+        inputs = {"values": value[:, :, held:], **self._given.get(layer, {})}
+        call = Call(layer, query, key, value, scale, start, inputs)
+        followed, prompt = self._follow(layer, held), self._of_prompt(held, count)
+        with torch.no_grad():
+            self._reader.take(followed, call, prompt)
+        outputs = []
+        if prompt or self._shadow:
+            dense = _dense(module, query, key, value, mask, scaling=scaling, **given)
+            outputs = [dense if self._shadow else dense[:, :prompt]]
+        if prompt < count:
+            sparse = self._reader.read(followed, call, prompt, not self._shadow)
+            if sparse is not None:
+                outputs.append(sparse.transpose(1, 2))
+        followed.valid = length
+        return outputs[0].contiguous() if len(outputs) == 1 else torch.cat(outputs, 1)
+
+    def _follow(self, layer: int, held: int) -> Followed:
+        cache = self._caches.pop(layer, None)
+        if cache is None:  # without a cache every call brings all tokens
+            return Followed(self)
+        if layer >= len(getattr(cache, "layers", ())):
+            raise InputError(f"attach follows a DynamicCache; got a {type(cache).__name__}")
+        followed = follow(cache.layers[layer], self)
+        self._followed.add(cache.layers[layer])
+        if followed.index is not None and followed.valid != held:
+            raise InputError(
+                f"the index of layer {layer} has {followed.valid} slots and its cache {held}: the "
+                "cache was changed in a way that attach does not follow"
+            )
+        return followed
+
+    def _of_prompt(self, held: int, count: int) -> int:
+        """How many of a call's tokens are the prompt's."""
+        if self._sparse_prefill:
+            return 0
+        if self._prompt is not None:
+            return min(max(self._prompt - held, 0), count)
+        return count if count > 1 or held == 0 else 0
+
+    def _note_cache(self, module: nn.Module, _: Any, given: dict[str, Any]) -> None:
+        self._caches[module.layer_idx] = given.get("past_key_values")  # type: ignore[index]
+
+    def _leave_caches(self) -> None:
+        for layer in self._followed:
+            leave(layer)
+
+    def _wrap_generate(self, model: PreTrainedModel, undo: ExitStack) -> None:
+        own, before = model.generate, vars(model).get("generate")
+
+        @functools.wraps(own)
+        def generate(inputs: Any = None, *args: Any, **given: Any) -> Any:
+            outer, self._prompt = self._prompt, _prompt_length(inputs, given)
+            if self._reader.judged is not None:
+                self._reader.judged.call += 1
+            try:
+                return own(inputs, *args, **given)
+            finally:
+                self._prompt = outer
+
+        def restore() -> None:
+            del model.generate
+            if before is not None:
+                model.generate = before
+
+        model.generate = generate  # type: ignore[assignment]
+        undo.callback(restore)
+
+
+_attachments: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **given: Any
+) -> tuple[Tensor, None]:
+    attachment = _attachments.get(module)
+    if attachment is None:
+        return _dense(module, query, key, value, mask, **given), None
+    return attachment.attend(module, query, key, value, mask, **given), None
+
+
+def _dense(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    indices: Tensor | None = None,
+    **given: Any,
+) -> Tensor:
+    mask = mask if indices is None else within(indices, mask, key.shape[2])
+    return sdpa_attention_forward(module, query, key, value, mask, **given)[0]
+
+
+def _prompt_length(inputs: Any, given: dict[str, Any]) -> int:
+    """Slots that a call of generate starts from; the tokens given may leave out those cached."""
+    prompts = (inputs, *(given.get(name) for name in ("inputs", "input_ids", "inputs_embeds")))
+    length = max((x.shape[1] for x in prompts if isinstance(x, Tensor)), default=1)
+    mask, cache = given.get("attention_mask"), given.get("past_key_values")
+    if isinstance(mask, Tensor):
+        return max(length, mask.shape[1])
+    cached = 0 if cache is None else int(cache.get_seq_length())
+    return length if length > cached else length + cached
+
+
+def _attachable(
+    model: PreTrainedModel, indexer: Indexer, layers: Iterable[int] | None
+) -> dict[int, nn.Module]:
+    """The attention modules to serve, by layer, found by a short pass."""
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(f"attach takes a loaded transformers model; got {type(model).__name__}")
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise InputError(f"{name} cannot be attached to: it has an encoder")
+    seen = _probe(model)
+    whole = {layer: one.module for layer, one in seen.items() if one.window is None}
+    chosen = sorted(whole if layers is None else set(layers))
+    if not chosen:
+        raise InputError(f"{name} has no layer to attach to: none attends to all keys")
+    for layer in chosen:
+        if layer not in seen:
+            raise InputError(f"{name} has no attention in layer {layer!r}; it has {sorted(seen)}")
+        if layer not in whole:
+            raise InputError(
+                f"layer {layer} of {name} sees a sliding window and stays dense; leave it out"
+            )
+        if whole[layer] in _attachments:
+            raise InputError(f"{name} is attached already; detach it first")
+    modules = {layer: whole[layer] for layer in chosen}
+    _require_inputs(indexer, _probe(model, modules)[chosen[0]], name)
+    return modules
+
+
+def _probe(model: PreTrainedModel, inputs: dict[int, nn.Module] | None = None) -> dict[int, Seen]:
+    places = torch.arange(PROBED)
+    ids = places[None] % model.config.get_text_config().vocab_size
+    return record(model, ids, places, inputs=inputs, purpose="attached to")
+
+
+def _require_inputs(indexer: Indexer, seen: Seen, name: str) -> None:
+    given = {"hidden": seen.hidden, "latent": seen.latent, "rope": seen.rope and seen.rope[0]}
+    there = OFFERED - {given_name for given_name, x in given.items() if x is None}
+    lacking = sorted(indexer.needs - there)
+    if lacking:
+        raise InputError(f"{indexer} needs {', '.join(lacking)}, which {name} does not hand out")
+    widths = {n: x.shape[-1] for n, x in {**given, "head_dim": seen.keys}.items() if x is not None}
+    for what, width in indexer.widths().items():
+        if widths.get(what, width) != width:
+            raise InputError(
+                f"{indexer} is made for {what} of width {width}; {name} has {widths[what]}"
+            )

@@ -1,0 +1,101 @@
+"""Indexes that follow a transformers cache: cropped, reordered, repeated and copied as its layer is."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer, QuantizedLayer
+
+from topkit.errors import InputError
+from topkit.indexers.base import Index
+
+
+class Followed:
+    """The index over one cache layer; the layer still holds its first `valid` slots as they were."""
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
+        self.index: Index | None = None
+        self.valid = 0
+
+    def crop(self, length: int) -> None:
+        # The index itself is cut when the driver next knows what that takes: padding, keys.
+        self.valid = min(self.valid, length)
+
+    def reorder(self, rows: Tensor) -> None:
+        if self.index is not None:
+            self.index.reorder(rows)
+
+    def forget(self) -> None:
+        self.index, self.valid = None, 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Followed:
+        twin = Followed(self.owner)
+        twin.index = None if self.index is None else self.index.fork()
+        twin.valid = self.valid
+        return twin
+
+
+def follow(layer: Any, owner: object) -> Followed:
+    """What follows a cache layer on behalf of `owner`; a layer not yet followed is from now on.
+
+    Raises: InputError for a cache that is not kept whole: static, quantized, sliding, shared.
+    """
+    found = vars(layer).get("followed")
+    if found is not None and found.owner is owner:
+        return found
+    kind = type(layer)
+    if not isinstance(layer, DynamicLayer) or isinstance(layer, QuantizedLayer) or layer.is_sliding:
+        raise InputError(f"attach follows a DynamicCache of whole layers; got a {kind.__name__}")
+    if found is None:
+        layer.__class__ = _following(kind)
+    layer.followed = Followed(owner)
+    return layer.followed
+
+
+def leave(layer: Any) -> None:
+    """Give a cache layer its own class back."""
+    if "followed" in vars(layer):
+        del layer.followed
+        layer.__class__ = type(layer).__base__
+
+
+@cache
+def _following(kind: type) -> type:
+    class Following(kind):
+        """A cache layer that tells its index what becomes of it."""
+
+        followed: Followed
+        # transformers would take a subclass with a layer type for the one to make by default.
+        _layer_type = None
+
+        def crop(self, *args: Any, **kwargs: Any) -> None:
+            super().crop(*args, **kwargs)
+            self.followed.crop(self.get_seq_length())
+
+        def reset(self) -> None:
+            super().reset()
+            self.followed.forget()
+
+        def reorder_cache(self, beam_idx: Tensor) -> None:
+            super().reorder_cache(beam_idx)
+            self.followed.reorder(beam_idx.to(self.device))
+
+        def batch_repeat_interleave(self, repeats: int) -> None:
+            rows = self._rows()
+            super().batch_repeat_interleave(repeats)
+            self.followed.reorder(rows.repeat_interleave(repeats))
+
+        def batch_select_indices(self, indices: Tensor) -> None:
+            rows = self._rows()
+            super().batch_select_indices(indices)
+            self.followed.reorder(rows[indices])
+
+        def _rows(self) -> Tensor:
+            return torch.arange(self.keys.shape[0], device=self.keys.device)
+
+    Following.__name__ = kind.__name__
+    return Following
