@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -231,8 +232,50 @@ def report(
 
 
 @app.command()
+def study(
+    name: Annotated[str, typer.Argument(metavar="fidelity-vs-accuracy")],
+    out: o.Out,
+    preset: Annotated[
+        str, typer.Option("--preset", metavar="quick|full", help="Minutes here, or hours.")
+    ] = "quick",
+    model: Annotated[
+        str, typer.Option("--model", help="A model's folder, or `reference`, the bundled one.")
+    ] = "reference",
+    seed: o.Seed = 0,
+    device: o.Device = None,
+    dtype: o.DType = None,
+    batch_size: o.BatchSize = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Worker processes; one a core by default.")
+    ] = None,
+    dry_run: o.DryRun = False,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """Run a study to its report: which indexers, at which budgets, on which tasks."""
+    from topkit.experiments.study import run_study
+
+    path = run_study(
+        name,
+        preset,
+        out,
+        model,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        jobs=jobs or os.cpu_count() or 1,
+        force=force,
+        dry_run=dry_run,
+    )
+    if path is not None:
+        typer.echo(json.dumps({"report": str(path)}) if as_json else path)
+
+
+@app.command()
 def train(
-    name: Annotated[str, typer.Argument(metavar="reference")],
+    name: Annotated[str, typer.Argument(metavar="reference|lightning")],
     corpus: Annotated[
         Path,
         typer.Option(
@@ -240,26 +283,49 @@ def train(
         ),
     ],
     out: o.Out,
+    model: Annotated[
+        str, typer.Option("--model", help="lightning: the model whose attention it learns.")
+    ] = "reference",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="lightning: batches.")] = 1000,
+    start_from: Annotated[
+        Path | None, typer.Option("--start-from", help="reference: the second run, from a first's.")
+    ] = None,
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="A model of seconds, which shows that the recipe runs.")
+        bool, typer.Option("--tiny", help="Seconds, to show that the recipe runs.")
     ] = False,
     stop_after: Annotated[
-        float, typer.Option("--stop-after", help="Seconds; a rerun goes on from there.")
+        float, typer.Option("--stop-after", help="reference: seconds; a rerun goes on from there.")
     ] = math.inf,
     seed: o.Seed = 0,
     device: o.Device = "cuda",
     jobs: o.Jobs = 14,
     config: o.Config = None,
 ) -> None:
-    """Train the bundled model anew, by its own recipe."""
-    parse_name(name, ["reference"], "recipe")
+    """Train the bundled model, or a lightning indexer for one, anew."""
+    parse_name(name, ["reference", "lightning"], "recipe")
+    if name == "lightning":
+        from topkit.experiments.lightning import train_for
+
+        small = {"steps": 2, "rows": 1, "length": 256, "workers": 1} if tiny else {"steps": steps}
+        path = train_for(
+            model,
+            corpus,
+            out,
+            device=device or "cuda",
+            seed=seed,
+            report=typer.echo,
+            **{"workers": jobs, **small},
+        )
+        typer.echo(path)
+        return
     from topkit.experiments.reference.train import Recipe, train_reference
 
-    recipe = replace(Recipe.tiny() if tiny else Recipe(), seed=seed)
+    recipe = Recipe() if start_from is None else Recipe.second()
     done = train_reference(
         corpus,
         out,
-        recipe=recipe,
+        recipe=replace(Recipe.tiny() if tiny else recipe, seed=seed or recipe.seed),
+        start_from=start_from,
         device=device or "cuda",
         workers=jobs,
         stop_after=stop_after,
@@ -268,6 +334,36 @@ def train(
     typer.echo(
         f"{out / 'model'} holds the model" if done else f"stopped; {out} can be gone on with"
     )
+
+
+@app.command()
+def score(
+    model: o.Model,
+    out: Annotated[Path, typer.Option("--out", help="The JSON file to write.")],
+    lengths: Annotated[str, typer.Option("--length", help="Tokens: 4k,8k.")] = "4k,8k",
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Prompts a row.")] = 200,
+    corpus: Annotated[
+        Path | None, typer.Option("--corpus", help="Folder of books-valid.jsonl.xz: perplexity.")
+    ] = None,
+    seed: o.Seed = 1,
+    device: o.Device = None,
+    jobs: o.Jobs = 1,
+    config: o.Config = None,
+) -> None:
+    """Score a model, dense, on every task: what it can do before any key is left out."""
+    from topkit.experiments.reference.scores import score_model, write_scores
+
+    found = score_model(
+        model,
+        lengths=parse_lengths(lengths),
+        prompts=samples,
+        seed=seed,
+        corpus=corpus,
+        device=device,
+        jobs=jobs,
+        report=typer.echo,
+    )
+    write_scores(out, found)
 
 
 @app.command("list")

@@ -36,7 +36,8 @@ def claim(out: Path, identity: Mapping[str, Any], tables: Sequence[str], force: 
     if not path.exists():
         return
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))["identity"]
+        run = json.loads(path.read_text(encoding="utf-8"))
+        held, _ = dict(run["identity"]), list(run["asked"])
     except (ValueError, KeyError, TypeError):
         raise InputError(f"cannot read {path}; use another folder, or --force") from None
     apart = [name for name in {**held, **identity} if held.get(name) != identity.get(name)]
@@ -46,17 +47,19 @@ def claim(out: Path, identity: Mapping[str, Any], tables: Sequence[str], force: 
         )
 
 
-def describe(out: Path, identity: Mapping[str, Any], **more: Any) -> None:
-    """Write run.json: what the rows were made from, and by what."""
+def describe(out: Path, identity: Mapping[str, Any], **asked: Any) -> None:
+    """Write run.json: what the rows were made from, by what, and each thing that was asked for."""
+    path = out / "run.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["asked"] if path.exists() else []
     gpu = torch.cuda.get_device_name() if str(identity.get("device")) == "cuda" else None
     held = {
         "identity": dict(identity),
-        **more,
+        "asked": before if asked in before else [*before, asked],
         "machine": {"platform": platform.platform(), "processors": os.cpu_count(), "gpu": gpu},
         "versions": _versions(),
     }
     text = json.dumps(held, indent=1) + "\n"
-    write_whole(out / "run.json", lambda to: to.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda to: to.write_text(text, encoding="utf-8"))
 
 
 def _versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from topkit.experiments.evaluate import evaluate
 from topkit.experiments.report import STUDY, write_report
 from topkit.experiments.tables import write_whole
 from topkit.experiments.tasks import Task
+from topkit.experiments.tasks.chains import VariableTracking
 from topkit.experiments.tasks.needles import MultiKey
 from topkit.experiments.tasks.pairs import KeyValueRecall
 from topkit.indexers.budget import parse_budgets
@@ -24,11 +25,12 @@ NAME = "fidelity-vs-accuracy"
 
 @dataclass(frozen=True)
 class Part:
-    """Tasks that are asked at some lengths, each on so many haystacks."""
+    """Tasks that are asked at some lengths, each on so many haystacks, of some cells."""
 
     tasks: tuple[Task, ...]
     lengths: tuple[int, ...]
     haystacks: int
+    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,6 @@ class Preset:
     """
 
     parts: tuple[Part, ...]
-    cells: tuple[Cell, ...]
     reach: float
     exact_between: tuple[float, float] = (0.3, 0.95)
 
@@ -71,8 +72,9 @@ _REAL = (
     "top_p(quantized(dtype='int4'),mass=0.9)",
     "vattention(quantized(dtype='int4'))",
     "faiss_ivf(nlist=64)",
+    "lightning(dtype='fp8')",
 )
-_GRAPHS = ("faiss_hnsw(M=16)",)
+_SLOW = ("faiss_hnsw(M=16)",)
 _CONTROL = ("random()",)
 
 
@@ -80,8 +82,8 @@ def _cells(specs: Sequence[str], budgets: str) -> list[Cell]:
     return [Cell(parse(spec), budget) for spec in specs for budget in parse_budgets(budgets)]
 
 
-def _oracles(precisions: Sequence[float]) -> list[str]:
-    return [f"degraded({p},{manner})" for manner in _MANNERS for p in precisions]
+def _oracles(precisions: Sequence[float], manners: Sequence[str] = _MANNERS) -> list[str]:
+    return [f"degraded({p},{manner})" for manner in manners for p in precisions]
 
 
 def quick() -> Preset:
@@ -89,30 +91,37 @@ def quick() -> Preset:
     cells = [
         Cell(),
         *_cells(["exact()"], "2,4,6,16"),
-        *_cells(_oracles((0.6, 0.8, 0.95))[:9], "16"),
+        *_cells(_oracles((0.6, 0.8, 0.95), _MANNERS[:3]), "16"),
         *_cells((*_REAL, *_CONTROL), "16"),
     ]
-    part = Part((MultiKey(wording="trained"),), (4096,), haystacks=24)
-    return Preset((part,), tuple(in_order(cells)), reach=0.12)
+    part = Part((MultiKey(wording="trained"),), (4096,), 24, tuple(in_order(cells)))
+    return Preset((part,), reach=0.12)
 
 
 def full() -> Preset:
     """Several tasks, lengths, budgets and answer lengths, for a GPU; quick's cells are among these."""
-    cells = {
-        *quick().cells,
-        *_cells(["exact()"], "2,4,6,8,12,16,32,64"),
+    wide = {
+        *quick().parts[0].cells,
+        *_cells(["exact()"], "2,3,4,6,8,12,16,32,64"),
         *_cells(_oracles((0.4, 0.6, 0.8, 0.9, 0.95)), "16"),
-        *_cells(_oracles((0.6, 0.8, 0.95)), "32"),
-        *_cells((*_REAL, *_GRAPHS), "8,16,32"),
+        *_cells((*_REAL, *_SLOW), "16,32"),
         *_cells(_CONTROL, "16,32"),
     }
-    trained = MultiKey(wording="trained")
-    answers = (MultiKey(wording="trained", digits=2), MultiKey(wording="trained", digits=10))
+    narrow = [
+        Cell(),
+        *_cells(["exact()"], "4,8,16,32"),
+        *_cells(_oracles((0.6, 0.8, 0.95), _MANNERS[:3]), "16"),
+        *_cells((*_REAL, *_CONTROL), "16"),
+    ]
+    needles, wide, narrow = MultiKey(wording="trained"), in_order(wide), in_order(narrow)
+    chains = VariableTracking(hops=2)
+    others = (KeyValueRecall(), chains, MultiKey(wording="trained", digits=10))
     parts = (
-        Part((trained, *answers, KeyValueRecall()), (4096,), haystacks=128),
-        Part((trained,), (8192,), haystacks=128),
+        Part((needles,), (4096,), 128, tuple(wide)),
+        Part(others, (4096,), 128, tuple(narrow)),
+        Part((needles,), (8192,), 128, tuple(narrow)),
     )
-    return Preset(parts, tuple(in_order(cells)), reach=0.06)
+    return Preset(parts, reach=0.06)
 
 
 PRESETS = {"quick": quick, "full": full}
@@ -123,19 +132,35 @@ def run_study(
     preset: str,
     out: str | Path,
     model: str | Path = "reference",
+    *,
+    force: bool = False,
+    dry_run: bool = False,
     **options: Any,
-) -> Path:
+) -> Path | None:
     """Evaluate a preset's cells into RUN and write its report; a rerun computes what is missing.
 
-    options: as `evaluate` takes them (device, dtype, seed, jobs, ...). Gives the report's path.
+    options: as `evaluate` takes them (device, dtype, seed, jobs, ...).
+    Returns: the report's path, or None for dry_run.
     Raises: InputError for an unknown study or preset.
     """
     for given, known, kind in ((name, [NAME], "study"), (preset, PRESETS, "preset")):
         if given not in known:
             raise InputError(f"unknown {kind} {given!r}; {nearest(given, known)}")
     run, chosen = Path(out), PRESETS[preset]()
-    for part in chosen.parts:
-        evaluate(model, part.tasks, part.lengths, part.haystacks, chosen.cells, out=run, **options)
+    for number, part in enumerate(chosen.parts):
+        evaluate(
+            model,
+            part.tasks,
+            part.lengths,
+            part.haystacks,
+            part.cells,
+            out=run,
+            force=force and number == 0,
+            dry_run=dry_run,
+            **options,
+        )
+    if dry_run:
+        return None
     held = {"study": name, "preset": preset, "model": str(model), "aims": chosen.aims}
     text = json.dumps(held, indent=1) + "\n"
     write_whole(run / STUDY, lambda path: path.write_text(text, encoding="utf-8"))

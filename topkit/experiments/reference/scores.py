@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from topkit.experiments.tasks import TASKS, Prompt, make_task
+from topkit.experiments.models import load
+from topkit.experiments.tables import Job, runner, write_whole
+from topkit.experiments.tasks import TASKS, Prompt, Task, make_task
 from topkit.experiments.tasks.base import HELD_OUT, TRAINED
 
 # Name of a row -> task and its parameters.
@@ -31,22 +34,44 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@torch.no_grad()
-def exact_matches(model: Any, prompt: Prompt) -> list[bool]:
-    """Whether each question's answer is what the model, dense, says greedily.
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One line of the scores: a task, its wording (trained, held-out or any) and a length."""
 
-    Judged in one pass over question and answer: greedy decoding gives the answer exactly when every
-    token of it is the likeliest after those before it.
+    name: str
+    task: str
+    parameters: dict[str, Any]
+    wording: str
+    length: int
+
+    def made(self) -> Task:
+        free = {} if "plain" in TASKS[self.task]().wordings() else {"wording": self.wording}
+        return make_task(self.task, **free, **self.parameters)
+
+
+def rows(lengths: Sequence[int]) -> list[Row]:
+    """Every line at every length; tasks with wordings absent from training have two."""
+    found = []
+    for name, (task, parameters) in ROWS.items():
+        kinds = [TRAINED, HELD_OUT] if HELD_OUT in TASKS[task]().wordings().values() else ["any"]
+        if TASKS[task].family == HELD_OUT:
+            kinds = ["any"]
+        found += [Row(name, task, parameters, kind, length) for length in lengths for kind in kinds]
+    return found
+
+
+@torch.no_grad()
+def exact_match(model: Any, prompt: Prompt) -> bool:
+    """Whether the first question's answer is what the model, dense, says greedily.
+
+    Judged in one pass over haystack, question and answer: greedy decoding gives the answer exactly
+    when every token of it is the likeliest after those before it.
     """
-    haystack = torch.tensor([prompt.ids], device=model.device)
-    read = model(haystack, use_cache=True, logits_to_keep=1).past_key_values
-    hits = []
-    for question in prompt.questions:
-        asked = torch.tensor([[*question.ids, *question.answer_ids]], device=model.device)
-        answer = len(question.answer_ids)
-        out = model(asked, past_key_values=copy.deepcopy(read), logits_to_keep=answer + 1)
-        hits.append(bool((out.logits[0, :-1].argmax(-1) == asked[0, -answer:]).all()))
-    return hits
+    question = prompt.questions[0]
+    ids = torch.tensor([[*prompt.ids, *question.ids, *question.answer_ids]], device=model.device)
+    answer = len(question.answer_ids)
+    logits = _logits(model, ids, answer)
+    return bool((logits[0].argmax(-1) == ids[0, -answer:]).all())
 
 
 def perplexity(model: Any, ids: Tensor, length: int = 4096) -> float:
@@ -66,7 +91,7 @@ def _logits(model: Any, ids: Tensor, last: int) -> Tensor:
 
 
 def interval(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share; questions are counted as independent."""
+    """Wilson's 95 % interval of a share of independent prompts."""
     z, share = 1.959964, hits / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
@@ -74,67 +99,77 @@ def interval(hits: int, count: int) -> tuple[float, float]:
 
 
 def score_model(
-    model: Any,
-    tokenizer: Any,
+    model: str | Path = "reference",
     *,
     lengths: Sequence[int] = (4096, 8192),
     prompts: int = 200,
     seed: int = 1,
     corpus: Path | str | None = None,
-    report: Any = print,
+    device: str | None = None,
+    jobs: int = 1,
+    report: Callable[[str], object] = print,
 ) -> dict[str, Any]:
-    """Exact match on every row of ROWS, trained and held-out wordings apart, with intervals."""
-    rows = []
-    for row, (name, parameters) in ROWS.items():
-        kinds = [TRAINED]
-        if HELD_OUT in TASKS[name]().wordings().values() and TASKS[name].family == TRAINED:
-            kinds.append(HELD_OUT)
-        for length in lengths:
-            for kind in kinds:
-                hits = _row(model, tokenizer, name, parameters, kind, length, prompts, seed)
-                low, high = interval(sum(hits), len(hits))
-                rows.append(
-                    {
-                        "row": row,
-                        "task": name,
-                        **parameters,
-                        "family": HELD_OUT if TASKS[name].family == HELD_OUT else TRAINED,
-                        "wording": kind,
-                        "length": length,
-                        "exact_match": sum(hits) / len(hits),
-                        "interval": [round(low, 4), round(high, 4)],
-                        "questions": len(hits),
-                    }
-                )
-                report(
-                    f"{row:28s} {kind:9s} {length:5d}: {rows[-1]['exact_match']:.3f} "
-                    f"[{low:.3f}, {high:.3f}] of {len(hits)}"
-                )
-    result: dict[str, Any] = {"rows": rows, **_machine(model)}
+    """Exact match on every row of ROWS, trained and held-out wordings apart, with intervals.
+
+    One question a haystack, so that no two share one. With a corpus, the perplexity on its
+    validation books as well.
+    """
+    loaded, tokenizer = _loaded(str(model), device)
+    asked = [
+        (row, range(first, min(first + _SHARE, prompts)))
+        for row in rows(lengths)
+        for first in range(0, prompts, _SHARE)
+    ]
+    planned = [
+        Job({}, (n, str(model), device, row, samples, seed))
+        for n, (row, samples) in enumerate(asked)
+    ]
+    hits: dict[Row, int] = dict.fromkeys((row for row, _ in asked), 0)  # type: ignore[arg-type]
+    for n, found in runner(jobs)(_count, planned):
+        hits[asked[n][0]] += found
+    table = []
+    for row, right in hits.items():
+        low, high = interval(right, prompts)
+        table.append(
+            {
+                "row": row.name,
+                "task": row.task,
+                **row.parameters,
+                "family": TASKS[row.task].family,
+                "wording": row.wording,
+                "length": row.length,
+                "exact_match": right / prompts,
+                "interval": [round(low, 4), round(high, 4)],
+                "prompts": prompts,
+            }
+        )
+        report(
+            f"{row.name:28s} {row.wording:9s} {row.length:5d}: {right / prompts:.3f} "
+            f"[{low:.3f}, {high:.3f}] of {prompts}"
+        )
+    result: dict[str, Any] = {"rows": table, "seed": seed, **_machine(loaded)}
     if corpus is not None:
-        result["perplexity"] = _perplexities(model, tokenizer, corpus)
+        result["perplexity"] = _perplexities(loaded, tokenizer, corpus)
         report(f"perplexity {result['perplexity']}")
     return result
 
 
-def _row(
-    model: Any,
-    tokenizer: Any,
-    name: str,
-    parameters: dict,
-    kind: str,
-    length: int,
-    prompts: int,
-    seed: int,
-) -> list[bool]:
-    each = TASKS[name]().questions
-    task = make_task(name, wording=kind if TASKS[name].family == TRAINED else "any", **parameters)
-    if "plain" in task.wordings():
-        task = make_task(name, **parameters)
-    hits: list[bool] = []
-    for sample in range(-(-prompts // each)):
-        hits += exact_matches(model, task.sample(tokenizer, length, sample, seed=seed))
-    return hits
+# Prompts of one job.
+_SHARE = 50
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str, device: str | None) -> tuple[Any, Any]:
+    return load(model, device)
+
+
+def _count(
+    number: int, name: str, device: str | None, row: Row, samples: range, seed: int
+) -> tuple[int, int]:
+    model, tokenizer = _loaded(name, device)
+    task = row.made()
+    prompts = (task.sample(tokenizer, row.length, sample, seed=seed) for sample in samples)
+    return number, sum(exact_match(model, prompt) for prompt in prompts)
 
 
 def _perplexities(model: Any, tokenizer: Any, corpus: Path | str) -> dict[str, float]:
@@ -161,4 +196,5 @@ def _machine(model: Any) -> dict[str, Any]:
 
 
 def write_scores(path: Path, result: dict[str, Any]) -> None:
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    text = json.dumps(result, indent=1) + "\n"
+    write_whole(path, lambda to: to.write_text(text, encoding="utf-8"))
