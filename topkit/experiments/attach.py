@@ -128,10 +128,10 @@ class Attachment:
         count, length = query.shape[2], key.shape[2]
         held = length - count
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        followed, prompt = self._follow(layer, held), self._of_prompt(held, count)
         start = self._padding.start(mask, position_ids, count, length)
         inputs = {"values": value[:, :, held:], **self._given.get(layer, {})}
         call = Call(layer, query, key, value, scale, start, inputs)
-        followed, prompt = self._follow(layer, held), self._of_prompt(held, count)
         with torch.no_grad():
             self._reader.take(followed, call, prompt)
         outputs = []
@@ -176,7 +176,8 @@ class Attachment:
             leave(layer)
 
     def _wrap_generate(self, model: PreTrainedModel, undo: ExitStack) -> None:
-        own, before = model.generate, vars(model).get("generate")
+        own: Any = model.generate
+        before = vars(model).get("generate")
 
         @functools.wraps(own)
         def generate(inputs: Any = None, *args: Any, **given: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, QuantizedLayer
+from transformers.cache_utils import DynamicLayer
 
 from topkit.errors import InputError
 from topkit.indexers.base import Index
@@ -48,7 +48,7 @@ def follow(layer: Any, owner: object) -> Followed:
     if found is not None and found.owner is owner:
         return found
     kind = type(layer)
-    if not isinstance(layer, DynamicLayer) or isinstance(layer, QuantizedLayer) or layer.is_sliding:
+    if not issubclass(kind, DynamicLayer) or kind.is_sliding or hasattr(kind, "_quantize"):
         raise InputError(f"attach follows a DynamicCache of whole layers; got a {kind.__name__}")
     if found is None:
         layer.__class__ = _following(kind)

@@ -45,8 +45,7 @@ def _start(mask: Tensor, count: int, length: int) -> Tensor | None:
     slots = torch.arange(length, device=mask.device)
     stops = slots[length - count :, None] + 1
     first = start[:, None, None, None]
-    # What a query in the padding sees is nobody's concern.
-    if not ((visible == ((slots < stops) & (slots >= first))) | (stops <= first)).all():
+    if not (visible == ((slots < stops) & (slots >= first))).all():
         raise InputError(
             "attach reads causal masks with padding on the left; this one is packed, padded "
             "elsewhere or custom"

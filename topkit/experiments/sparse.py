@@ -16,9 +16,9 @@ from topkit.experiments.judged import Judged
 from topkit.indexers.base import Cache, Indexer, Step
 from topkit.indexers.budget import Budget
 
-# What a running model can hand to an indexer; of tokens that came before attach, only the first two.
+# What a running model can hand to an indexer; of earlier tokens, only what the cache keeps.
 OFFERED = frozenset({"cache", "values", "hidden", "latent", "rope", "prefill_queries"})
-_OF_THE_MOMENT = OFFERED - {"cache", "values"}
+_PASSING = OFFERED - {"cache", "values"}
 
 
 @dataclass(frozen=True)
@@ -58,26 +58,28 @@ class Reader:
     def take(self, followed: Followed, call: Call, prompt: int) -> None:
         """Bring the index to where the first query after `prompt` of the call's tokens is asked.
 
-        Raises: InputError when the index cannot be built, for want of what earlier tokens were given.
+        It is built when that query comes, on all that came before; or at once, where it needs what
+        is given at that moment alone.
+        Raises: InputError for tokens before attach whose inputs it needs.
         """
         held, index = call.held, followed.index
         if index is not None and index.length > held:
             index.truncate(held, self._step(call, call.until(held), {}))
-        if index is not None and not prompt:
+        passing = sorted(self.indexer.needs & _PASSING)
+        if index is None and not passing and prompt == call.queries.shape[2]:
             return
-        inputs = {name: tokens(x, slice(0, prompt)) for name, x in call.inputs.items()}
         now = call.until(held + prompt)
-        if index is not None:
-            index.append(now.keys[:, :, held:], self._step(call, now, inputs))
-            return
-        lost = sorted(self.indexer.needs & _OF_THE_MOMENT)
-        if held and lost:
+        inputs = {name: tokens(x, slice(0, prompt)) for name, x in call.inputs.items()}
+        if index is None and passing and held:
             raise InputError(
-                f"{self.indexer} needs {', '.join(lost)} of the {held} tokens that the cache already "
-                "holds; attach before they are computed"
+                f"{self.indexer} needs {', '.join(passing)} of the {held} tokens that the cache "
+                "already holds; attach before they are computed"
             )
-        inputs |= {"values": now.values, "prefill_queries": call.queries[:, :, :prompt]}
-        followed.index = self.indexer.build(now.keys, self._step(call, now, inputs))
+        if index is None:
+            inputs |= {"values": now.values, "prefill_queries": call.queries[:, :, :prompt]}
+            followed.index = self.indexer.build(now.keys, self._step(call, now, inputs))
+        elif prompt:
+            index.append(now.keys[:, :, held:], self._step(call, now, inputs))
 
     def read(
         self, followed: Followed, call: Call, prompt: int, answer: bool = True
