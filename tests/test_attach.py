@@ -273,21 +273,58 @@ def test_turns_go_on_with_one_cache(model: Any, spec: str) -> None:
     assert_same(turn, fresh)
 
 
-def test_a_copied_cache_has_an_index_of_its_own(model: Any) -> None:
+def test_new_tokens_alone_go_on_too(model: Any) -> None:
+    """generate also takes the new tokens without those cached, with the mask of all."""
+    first, more = prompt()["input_ids"], prompt(length=9, seed=3)["input_ids"]
+    both = torch.cat([first, more], 1)
+    with attach(model, "quest(page_size=4)", k=6), torch.no_grad():
+        caches = [model(first, use_cache=True).past_key_values for _ in range(2)]
+        whole = generated(model, {"input_ids": both, "past_key_values": caches[0]})
+        given = {"input_ids": more, "attention_mask": torch.ones_like(both)}
+        rest = generated(model, {**given, "past_key_values": caches[1]})
+    assert_same((torch.cat([first, rest[0]], 1), rest[1]), whole)
+
+
+@pytest.mark.parametrize("spec", ["sign()", "quest(page_size=4)"])
+def test_a_copied_cache_has_an_index_of_its_own(model: Any, spec: str) -> None:
     ids = prompt()["input_ids"]
     tails = [prompt(length=5, seed=seed)["input_ids"] for seed in (3, 4)]
-    with attach(model, "faiss_hnsw()", k=6), torch.no_grad():
+
+    def after(cache: DynamicCache, tail: Tensor) -> Tensor:
+        steps = tail.split(1, 1)
+        return torch.cat([model(step, past_key_values=cache).logits for step in steps], 1)
+
+    with attach(model, spec, k=6), torch.no_grad():
         cache = model(ids[:, :-1], use_cache=True).past_key_values
-        alone = []
-        for tail in tails:
-            whole = torch.cat([ids, tail], 1)
-            mine = copy.deepcopy(cache)
-            alone.append(generated(model, {"input_ids": whole, "past_key_values": mine})[0])
-        for tail, before in zip(tails, alone, strict=True):
-            assert torch.equal(
-                generated(model, {"input_ids": torch.cat([ids, tail], 1)})[0], before
-            )
-        assert cache.get_seq_length() == 23
+        model(ids[:, -1:], past_key_values=cache)
+        late, *copies = (copy.deepcopy(cache) for _ in range(3))
+        steps = [
+            [after(mine, tail[:, i : i + 1]) for mine, tail in zip(copies, tails, strict=True)]
+            for i in range(5)
+        ]
+        copied = [torch.cat(column, 1) for column in zip(*steps, strict=True)]
+        for tail, logits in zip(tails, copied, strict=True):
+            fresh = model(ids[:, :-1], use_cache=True).past_key_values
+            model(ids[:, -1:], past_key_values=fresh)
+            torch.testing.assert_close(after(fresh, tail), logits)
+    # Another attachment builds an index of its own.
+    with attach(model, "exact()", k=1000), torch.no_grad():
+        dense = after(late, tails[0])
+        fresh = copy.deepcopy(cache)
+        torch.testing.assert_close(after(fresh, tails[0]), dense)
+    assert not torch.allclose(dense, copied[0], atol=1e-2)
+
+
+def test_attachments_in_turn_share_no_index(model: Any) -> None:
+    ids = prompt()["input_ids"]
+    with attach(model, "exact()", k=6), torch.no_grad():
+        cache = model(ids[:, :-1], use_cache=True).past_key_values
+        model(ids[:, -1:], past_key_values=cache)
+        late = copy.deepcopy(cache)
+    for held in (cache, late):
+        with attach(model, "sign()", k=6, observe=True) as attached, torch.no_grad():
+            model(ids[:, :1], past_key_values=held)
+        assert set(attached.fidelity()["index_bytes"].to_pylist()) == {25 * 2 * 32 / 8}
 
 
 def test_direct_calls(model: Any) -> None:

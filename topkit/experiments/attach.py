@@ -224,14 +224,10 @@ def _dense(
 
 
 def _prompt_length(inputs: Any, given: dict[str, Any]) -> int:
-    """Slots that a call of generate starts from; the tokens given may leave out those cached."""
-    prompts = (inputs, *(given.get(name) for name in ("inputs", "input_ids", "inputs_embeds")))
-    length = max((x.shape[1] for x in prompts if isinstance(x, Tensor)), default=1)
-    mask, cache = given.get("attention_mask"), given.get("past_key_values")
-    if isinstance(mask, Tensor):
-        return max(length, mask.shape[1])
-    cached = 0 if cache is None else int(cache.get_seq_length())
-    return length if length > cached else length + cached
+    """Slots that a call of generate starts from: its mask spans them where its tokens do not."""
+    names = ("inputs", "input_ids", "inputs_embeds", "attention_mask")
+    prompts = (inputs, *(given.get(name) for name in names))
+    return max((x.shape[1] for x in prompts if isinstance(x, Tensor)), default=1)
 
 
 def _attachable(

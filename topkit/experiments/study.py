@@ -106,9 +106,8 @@ def full() -> Preset:
     wide = {
         *quick().parts[0].cells,
         *_cells(["exact()"], "2,3,4,6,8,12,16,32,64"),
-        *_cells(_oracles((0.4, 0.6, 0.8, 0.9, 0.95)), "16"),
-        *_cells((*_REAL, *_SLOW), "16,32"),
-        *_cells(_CONTROL, "16,32"),
+        *_cells(_oracles((0.6, 0.8, 0.9, 0.95)), "16"),
+        *_cells(_SLOW, "16"),
     }
     narrow = [
         Cell(),
