@@ -1,42 +1,66 @@
-"""Write the tables of README.md that are made from the code; --check only says whether they are current."""
+"""Write the tables of the pages that are made from code and results; --check says if they are current."""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from topkit.cli.listing import markdown, rows
 
-README = Path(__file__).parents[1] / "README.md"
-
-
-def current(text: str) -> str:
-    """The page with every generated table made anew, between its two marks."""
-    for name, table in {"methods": methods()}.items():
-        marks = rf"(<!-- {name}: make readme -->\n).*?(<!-- /{name} -->)"
-        text, found = re.subn(marks, rf"\g<1>{_escaped(table)}\n\g<2>", text, flags=re.DOTALL)
-        if found != 1:
-            raise SystemExit(f"README.md must have the marks of {name!r} once; found {found}")
-    return text
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "topkit" / "data" / "reference"
 
 
 def methods() -> str:
-    """The registry of indexers as a Markdown table."""
+    """The registry of indexers."""
     return markdown([{**row, "name": f"`{row['name']}`"} for row in rows("indexers")])
 
 
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\")
+def scores() -> str:
+    """What the reference model answers, dense."""
+    held = json.loads((REFERENCE / "scores.json").read_text())
+    table: dict[tuple[str, str], dict[str, str]] = {}
+    for row in held["rows"]:
+        low, high = row["interval"]
+        line = table.setdefault((row["row"], row["wording"]), {})
+        line[f"{row['length']} tokens"] = f"{row['exact_match']:.3f} [{low:.3f}, {high:.3f}]"
+    lines = [
+        {"task": name, "wording": wording, **found} for (name, wording), found in table.items()
+    ]
+    books = ", ".join(f"{title} {value:.1f}" for title, value in held["perplexity"].items())
+    machine = f"{held['gpu']}, torch {held['torch']}, transformers {held['transformers']}"
+    return f"{markdown(lines)}\n\nPerplexity of books kept apart, a token: {books}. ({machine}.)"
+
+
+# Page -> the tables that stand in it, each between two marks.
+PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    ROOT / "README.md": {"methods": methods},
+    REFERENCE / "README.md": {"scores": scores},
+}
+
+
+def current(page: Path) -> str:
+    """The page with every generated table made anew."""
+    text = page.read_text()
+    for name, table in PAGES[page].items():
+        marks = rf"(<!-- {name}: make readme -->\n).*?(<!-- /{name} -->)"
+        new = table().replace("\\", "\\\\")
+        text, found = re.subn(marks, rf"\g<1>{new}\n\g<2>", text, flags=re.DOTALL)
+        if found != 1:
+            raise SystemExit(f"{page.name} must have the marks of {name!r} once; found {found}")
+    return text
 
 
 def main() -> None:
-    text = README.read_text()
-    made = current(text)
-    if "--check" in sys.argv and made != text:
-        raise SystemExit("README.md is not current: run `make readme`")
-    if made != text:
-        README.write_text(made)
+    for page in PAGES:
+        made = current(page)
+        if made != page.read_text():
+            if "--check" in sys.argv:
+                raise SystemExit(f"{page} is not current: run `make readme`")
+            page.write_text(made)
 
 
 if __name__ == "__main__":

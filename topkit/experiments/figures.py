@@ -153,7 +153,9 @@ def by_fidelity(curve: Curve, budget: Budget) -> Figure:
                 _dense_line(axes, found[dense])
             _oracle_curves(axes, curve, budget, metric, found)
             _null(axes, curve, budget, metric)
-            axes.set_xlim(-0.03, 1.04)
+            # Recall may be 1; k keys hold a share of the mass, and its differences are to be seen.
+            most = 1.0 if metric == "recall" else np.nanmax(curve.mean(metric), initial=0.01)
+            axes.set_xlim(-0.03 * most, 1.04 * most)
             axes.set_ylim(-0.05, 1.09)
             axes.set_yticks(np.linspace(0, 1, 6))
             axes.set_xlabel(_WORDS[metric])
