@@ -14,7 +14,8 @@ from torch import Tensor
 import topkit
 from topkit.errors import InputError
 from topkit.fidelity import METRICS, judge, truth
-from topkit.indexers import INDEXERS
+from topkit.indexers import INDEXERS, Step
+from topkit.indexers.budget import parse_budget
 
 transformers = pytest.importorskip("transformers")
 
@@ -28,6 +29,9 @@ from transformers import (  # noqa: E402
 from transformers.masking_utils import sdpa_mask  # noqa: E402
 
 from topkit.experiments.attach import attach  # noqa: E402
+from topkit.experiments.batch import forward, prefill  # noqa: E402
+from topkit.experiments.cells import Cell  # noqa: E402
+from topkit.experiments.decoding import Stream  # noqa: E402
 from topkit.experiments.lightning import export_weights, save_weights  # noqa: E402
 
 SMALL = dict(
@@ -233,13 +237,19 @@ def test_exact_with_all_keys_is_dense(model: Any, way: str) -> None:
             "layer_types": ["sliding_attention", "full_attention"],
         },
         "mistral": {"sliding_window": None},
+        "llama4_text": {
+            "layer_types": ["chunked_attention", "full_attention"],
+            "attention_chunk_size": 8,
+            "num_local_experts": 2,
+            "intermediate_size_mlp": 32,
+        },
     }.items(),
 )
 def test_other_models(kind: str, changes: dict[str, Any]) -> None:
     model, given = tiny(kind, **changes), prompt(2, padded=True)
     dense = generated(model, given)
     with attach(model, "sign()", k=1000) as attached:
-        assert attached.layers == ([1] if kind == "gemma3_text" else [0, 1])
+        assert attached.layers == ([1] if "layer_types" in changes else [0, 1])
         assert_same(generated(model, given), dense)
     with attach(model, "sign()", k=2):
         assert not torch.equal(generated(model, given)[1][-1], dense[1][-1])
@@ -345,6 +355,26 @@ def test_direct_calls(model: Any) -> None:
     torch.testing.assert_close(late, slow, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("spec", ["sign()", "quest(page_size=4)", "vattention()", "degraded(0.5)"])
+def test_agrees_with_the_driver_of_studies(model: Any, spec: str) -> None:
+    """A question after a dense prefix: `forward` over shared rows, and an attached model."""
+    ids, indexer = prompt(2)["input_ids"], topkit.indexer(spec)
+    ids[1, :16] = ids[0, :16]
+    prefix = prefill(model, ids[0, :16].tolist())
+    room = {layer: past.with_room(2, 8) for layer, past in prefix.items()}
+    indices = {}
+    for layer, past in prefix.items():
+        step = Step(layer, past.scaling, kv_heads=2, inputs={"cache": past.prefix})
+        indices[layer] = indexer.build(past.prefix.keys, step.given_to(indexer))
+    stream = Stream(Cell(indexer, parse_budget(6)), 6, indices, 0, 1).fork(torch.tensor([0, 0]))
+    theirs = forward(model, room, [stream], ids[:, 16:], 8)
+    with torch.no_grad():
+        cache = model(ids[:, :16], use_cache=True).past_key_values
+        with attach(model, spec, k=6, sparse_prefill=True):
+            ours = model(ids[:, 16:], past_key_values=cache).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("spec", CHOICES)
 def test_sparse_prefill(model: Any, spec: str) -> None:
     given = prompt(2, padded=True)
@@ -375,7 +405,7 @@ def test_k_in_per_cent_follows_the_context(model: Any) -> None:
 # --- every indexer
 
 
-def lightning_for(model: Any, folder: Any) -> str:
+def lightning_for(folder: Any, reads: str = "hidden") -> str:
     torch.manual_seed(3)
     shapes = {
         "wq": (2 * 32, 32),
@@ -385,7 +415,7 @@ def lightning_for(model: Any, folder: Any) -> str:
         "gates": (2, 32),
     }
     tensors = {f"{n}.{w}": torch.randn(shape) for n in range(2) for w, shape in shapes.items()}
-    how = {"heads": 2, "rope": "half", "rope_at": "first", "reads": "hidden"}
+    how = {"heads": 2, "rope": "half", "rope_at": "first", "reads": reads}
     return f"lightning(weights={str(save_weights(folder, 'tiny', tensors, **how))!r})"
 
 
@@ -400,7 +430,7 @@ BARE = {
 @pytest.mark.parametrize("name", INDEXERS)
 def test_every_indexer_generates(model: Any, name: str, tmp_path: Any) -> None:
     """Beams of padded rows, and drafts: as the indexer would on a fresh index at every call."""
-    spec = lightning_for(model, tmp_path) if name == "lightning" else BARE.get(name, f"{name}()")
+    spec = lightning_for(tmp_path) if name == "lightning" else BARE.get(name, f"{name}()")
     with attach(model, spec, k=6, observe=True) as attached:
         given = prompt(2, padded=True)
         beams = generated(model, given, 8, num_beams=2)[0]
@@ -595,6 +625,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: attach(tiny(), "sign()", k=4, layers=[5]),
         r"no attention in layer 5; .*0, 1",
     ),
+    "a layer of windows": (
+        lambda: attach(tiny("mistral", sliding_window=8), "sign()", k=4, layers=[0]),
+        "layer 0 .* sees a window",
+    ),
     "no layers": (lambda: attach(tiny(), "sign()", k=4, layers=[]), "no layer"),
     "observe": (lambda: attach(tiny(), "sign()", k=4, observe="yes"), "observe must be"),
 }
@@ -609,9 +643,10 @@ def test_refuses_to_attach(case: str) -> None:
 
 
 def test_refuses_what_was_made_for_another_model(tmp_path: Any) -> None:
-    spec = lightning_for(None, tmp_path)
     with pytest.raises(InputError, match="hidden of width 32; Qwen3ForCausalLM has 64"):
-        attach(tiny(hidden_size=64), spec, k=4)
+        attach(tiny(hidden_size=64), lightning_for(tmp_path), k=4)
+    with pytest.raises(InputError, match="needs latent, which Qwen3ForCausalLM does not hand out"):
+        attach(tiny(), lightning_for(tmp_path, reads="latent"), k=4)
 
 
 def test_refuses_a_second_attachment(model: Any) -> None:
@@ -663,5 +698,5 @@ def test_refuses_what_happened_behind_its_back(model: Any, tmp_path: Any) -> Non
         with pytest.raises(InputError, match="25 slots and its cache 23"):
             model(ids[:, :1], past_key_values=cache)
     cache, late = model(ids, use_cache=True).past_key_values, r"hidden, rope of the 24 tokens"
-    with attach(model, lightning_for(model, tmp_path), k=4), pytest.raises(InputError, match=late):
+    with attach(model, lightning_for(tmp_path), k=4), pytest.raises(InputError, match=late):
         model(ids[:, :1], past_key_values=cache)

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from topkit.errors import InputError
@@ -240,7 +240,8 @@ def _attachable(
     if model.config.is_encoder_decoder:
         raise InputError(f"{name} cannot be attached to: it has an encoder")
     seen = _probe(model)
-    whole = {layer: one.module for layer, one in seen.items() if one.window is None}
+    local = DynamicCache(config=model.config).is_sliding  # windows and chunks
+    whole = {n: one.module for n, one in seen.items() if one.window is None and not local[n]}
     chosen = sorted(whole if layers is None else set(layers))
     if not chosen:
         raise InputError(f"{name} has no layer to attach to: none attends to all keys")
@@ -249,7 +250,7 @@ def _attachable(
             raise InputError(f"{name} has no attention in layer {layer!r}; it has {sorted(seen)}")
         if layer not in whole:
             raise InputError(
-                f"layer {layer} of {name} sees a sliding window and stays dense; leave it out"
+                f"layer {layer} of {name} sees a window of keys and stays dense; leave it out"
             )
         if whole[layer] in _attachments:
             raise InputError(f"{name} is attached already; detach it first")
