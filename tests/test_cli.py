@@ -120,6 +120,9 @@ COMMANDS = {
     "evaluate": "--task --length --samples --indexer -k --sparse-from --out --seed --device --dtype "
     "--batch-size --jobs --dry-run --force --json --config",
     "report": "--require -k --margin --json --config",
+    "study": "--preset --out --model --seed --device --dtype --batch-size --jobs --dry-run --force "
+    "--json --config",
+    "score": "--out --length --samples --corpus --seed --device --jobs --config",
     "train": "--corpus --out --seed --device --jobs --config",
     "list": "--json",
     "doctor": "--json",

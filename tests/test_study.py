@@ -1,0 +1,76 @@
+"""Studies: what their presets hold, and one run to its report on the bundled model."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from topkit.errors import InputError
+from topkit.experiments import study
+from topkit.experiments.cells import Cell
+from topkit.experiments.curves import EXACT, kind_of
+from topkit.experiments.tasks import make_task
+
+
+def test_quick_is_small_and_part_of_full():
+    (quick,), first = study.quick().parts, study.full().parts[0]
+    assert len(quick.cells) <= 30
+    assert set(quick.cells) <= set(first.cells)
+    assert (quick.tasks, quick.lengths) == (first.tasks, first.lengths)
+    assert quick.haystacks * quick.tasks[0].questions >= 96
+
+
+def test_full_asks_each_task_500_times():
+    for part in study.full().parts:
+        assert all(part.haystacks * task.questions >= 500 for task in part.tasks)
+
+
+@pytest.mark.parametrize("preset", study.PRESETS)
+def test_parts_have_what_a_curve_needs(preset):
+    for part in study.PRESETS[preset]().parts:
+        kinds = [kind_of(cell) for cell in part.cells]
+        assert Cell() in part.cells
+        assert sum(cell.indexer == EXACT for cell in part.cells) >= 4
+        assert kinds.count("real") >= 10
+        assert kinds.count("oracle") >= 9
+        assert "control" in kinds
+        assert any(cell.indexer and cell.indexer.family == "trained" for cell in part.cells)
+        assert any(cell.indexer and cell.indexer.family == "ann" for cell in part.cells)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The quick preset with two short haystacks and few cells."""
+    whole = study.quick()
+    cells = tuple(c for c in whole.parts[0].cells if "degraded" not in c.name)[:8]
+    task = make_task("niah-multikey", wording="trained", questions=2, distractors=6)
+    part = study.Part((task,), (640,), 2, cells)
+    monkeypatch.setitem(study.PRESETS, "small", lambda: replace(whole, parts=(part,)))
+
+
+def test_a_study_runs_to_its_report_and_resumes(tmp_path, small):
+    report = study.run_study(study.NAME, "small", tmp_path, quiet=True)
+    assert report == tmp_path / "report.html"
+    page = report.read_text()
+    assert "does not show" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    for kind in ("png", "svg"):
+        assert len(list((tmp_path / "figures").glob(f"*.{kind}"))) == 4
+    held = json.loads((tmp_path / study.STUDY).read_text())
+    assert (held["study"], held["preset"], held["model"]) == (study.NAME, "small", "reference")
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("accuracy/*.parquet")}
+    assert len(before) == 2
+    study.run_study(study.NAME, "small", tmp_path, quiet=True)
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("accuracy/*.parquet")}
+
+
+def test_a_dry_run_writes_nothing(tmp_path, small):
+    assert study.run_study(study.NAME, "small", tmp_path / "run", dry_run=True) is None
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_nearest_name_is_suggested(tmp_path):
+    with pytest.raises(InputError, match="fidelity-vs-accuracy"):
+        study.run_study("fidelity-vs-acuracy", "quick", tmp_path)
+    with pytest.raises(InputError, match="quick"):
+        study.run_study(study.NAME, "quik", tmp_path)
