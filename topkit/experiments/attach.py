@@ -70,8 +70,7 @@ class Attachment:
         sparse_prefill: bool,
     ) -> None:
         self.layers = sorted(modules)
-        self._model, self._reader = model, reader
-        self._shadow, self._sparse_prefill = shadow, sparse_prefill
+        self._reader, self._shadow, self._sparse_prefill = reader, shadow, sparse_prefill
         self._padding = Padding()
         self._caches: dict[int, Any] = {}
         self._followed: WeakSet[Any] = WeakSet()
