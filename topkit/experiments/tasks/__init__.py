@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any
 
 from topkit.errors import InputError
@@ -30,17 +32,24 @@ TASKS: dict[str, type[Task]] = {
 }
 
 
+# What may be given for a parameter of each type.
+_KINDS: dict[str, type] = {"int": Integral, "float": Real, "str": str}
+
+
 def make_task(name: str, **parameters: Any) -> Task:
     """The task of that name, with its parameters.
 
-    Raises: InputError for an unknown task or a misspelt parameter; the nearest is suggested.
+    Raises: InputError for an unknown task or a misspelt parameter, with the nearest, and for a value
+    of another type.
     """
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}; {nearest(name, TASKS)}")
-    known = TASKS[name].__dataclass_fields__
-    for parameter in parameters:
+    known = {field.name: field.type for field in fields(TASKS[name])}
+    for parameter, value in parameters.items():
         if parameter not in known:
             raise InputError(f"{name} has no parameter {parameter!r}; {nearest(parameter, known)}")
+        if isinstance(value, bool) or not isinstance(value, _KINDS[str(known[parameter])]):
+            raise InputError(f"{name}: {parameter} must be {known[parameter]}; got {value!r}")
     return TASKS[name](**parameters)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from topkit.errors import InputError
 from topkit.experiments.tasks.haystack import Haystack
+from topkit.indexers.spec import nearest
 
 TRAINED, HELD_OUT = "trained", "held-out"
 
@@ -73,6 +74,12 @@ def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def require_depth(task: str, depth: float) -> None:
+    """Raises: InputError for what is neither a depth, 0 the start and 1 the end, nor -1."""
+    if depth != -1 and not 0 <= depth <= 1:
+        raise InputError(f"{task}: depth must lie in 0..1, or be -1; got {depth}")
+
+
 @dataclass(frozen=True)
 class Task:
     """A recipe for prompts; its fields are the parameters that a run may set."""
@@ -125,7 +132,7 @@ class Task:
             text,
             tuple(ids),
             asked,
-            {name: getattr(self, name) for name in self.__dataclass_fields__},
+            asdict(self),
         )
 
     def _wording(self, rng: np.random.Generator) -> str:
@@ -134,9 +141,7 @@ class Task:
             return self.wording
         chosen = [w for w, kind in known.items() if self.wording in ("any", kind)]
         if not chosen:
-            from topkit.indexers.spec import nearest
-
-            words = [*known, "any", TRAINED, HELD_OUT]
+            words = dict.fromkeys([*known, "any", *known.values()])
             raise InputError(
                 f"{self.name} has no wording {self.wording!r}; {nearest(self.wording, words)}"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from topkit.errors import InputError
@@ -24,6 +24,10 @@ class Books(Task):
     questions: int = 1
     tokens: int = 256
 
+    def __post_init__(self) -> None:
+        if self.questions != 1 or self.tokens < 1:
+            raise InputError(f"{self.name}: expected questions=1 and tokens >= 1; got {self}")
+
     def sample(
         self,
         tokenizer: Tokenizer,
@@ -34,13 +38,15 @@ class Books(Task):
         haystack: Haystack | None = None,
         split: str = "evaluation",
     ) -> Prompt:
-        if not 1 <= self.tokens <= length - 2:
-            raise InputError(
-                f"books judges {self.tokens} tokens after a prefix; a length of {length} is too short"
-            )
         rng = random_for(split, self.name, seed, sample)
         text, ids = (haystack or Haystack.bundled()).bury([], [], tokenizer, length, rng)
+        wording = self._wording(rng)
         cut = len(ids) - self.tokens
+        if cut < 2:
+            raise InputError(
+                f"{self.name} judges {self.tokens} tokens after a prefix; a length of {length} is too "
+                "short"
+            )
         # The last token of the prefix is the question: it is the first to go through a selector.
         asked = Question("", "", (), tuple(ids[cut - 1 : cut]), tuple(ids[cut:]))
         return Prompt(
@@ -48,10 +54,10 @@ class Books(Task):
             length,
             sample,
             seed,
-            "plain",
+            wording,
             self.family,
             text,
             tuple(ids[: cut - 1]),
             (asked,),
-            {name: getattr(self, name) for name in self.__dataclass_fields__},
+            asdict(self),
         )

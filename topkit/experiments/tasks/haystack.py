@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,9 @@ import numpy as np
 from topkit.errors import InputError
 
 EXCERPT = Path(__file__).parents[2] / "data" / "excerpt.txt"
+
+# Text without full stops, or without spaces, is cut after so many characters.
+LONGEST_SENTENCE, LONGEST_WORD = 1200, 100
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class Haystack:
         bare = _tokens(tokenizer, " ".join(planted))
         if len(bare) > room:
             raise InputError(
-                f"{task} needs {len(bare)} tokens of {room} for what it plants; ask for a longer length"
+                f"{task} plants {len(bare)} tokens where its questions leave room for {max(room, 0)}; "
+                "ask for a longer length"
             )
         depths = list(depths) or sorted(rng.random(len(planted)).tolist())
         filler = self._filler(tokenizer, room - len(bare), rng)
@@ -95,13 +100,21 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=True)["input_ids"])
 
 
+def _pieces(sentence: str) -> list[str]:
+    """A sentence in parts of a length that a haystack can be cut to, and facts planted between."""
+    parts = re.findall(rf"\S{{1,{LONGEST_WORD}}}", sentence)
+    return textwrap.wrap(" ".join(parts), LONGEST_SENTENCE, break_on_hyphens=False)
+
+
 @lru_cache(maxsize=4)
 def _read(path: Path) -> Haystack:
     try:
         text = " ".join(path.read_text(encoding="utf-8").split())
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error.reason}") from error
-    sentences = tuple(s for s in re.split(r"(?<=[.!?])\s+", text) if s)
+    # The full stops, too, of text that has no spaces.
+    ends = re.split(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])", text)
+    sentences = tuple(piece for sentence in ends for piece in _pieces(sentence))
     if not sentences:
         raise InputError(f"{path} holds no text")
     return Haystack(path.name, sentences)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from topkit.errors import InputError
-from topkit.experiments.tasks.base import HELD_OUT, TRAINED, Planted, Question, Task
+from topkit.experiments.tasks.base import HELD_OUT, TRAINED, Planted, Question, Task, require_depth
 from topkit.experiments.tasks.words import NOUNS, things, values
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
@@ -75,8 +75,8 @@ WORDINGS = {
 class Needles(Task):
     """Facts about `questions + distractors` things, some of which are asked for.
 
-    digits: of each value, 0 for made-up names as values; depth: where the needles that are asked for stand, 0 the start and 1 the
-    end (-1: anywhere).
+    digits: of each value, 0 for made-up names as values; depth: where the needles that are asked for
+    stand among the sentences, 0 the start and 1 the end (-1: anywhere).
     """
 
     distractors: int = 0
@@ -88,8 +88,7 @@ class Needles(Task):
             raise InputError(
                 f"{self.name}: expected questions >= 1, distractors >= 0, digits >= 0; got {self}"
             )
-        if self.depth != -1 and not 0 <= self.depth <= 1:
-            raise InputError(f"{self.name}: depth must lie in 0..1, or be -1; got {self.depth}")
+        require_depth(self.name, self.depth)
 
     def wordings(self) -> dict[str, str]:
         return {name: wording.kind for name, wording in WORDINGS.items()}

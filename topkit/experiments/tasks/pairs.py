@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from topkit.errors import InputError
-from topkit.experiments.tasks.base import Planted, Question, Task
+from topkit.experiments.tasks.base import Planted, Question, Task, require_depth
 from topkit.experiments.tasks.words import names, values
 
 
@@ -29,6 +29,7 @@ class KeyValueRecall(Task):
             raise InputError(
                 f"{self.name}: expected questions >= 1, distractors >= 0, digits >= 0; got {self}"
             )
+        require_depth(self.name, self.depth)
 
     def plant(self, rng: np.random.Generator, wording: str) -> Planted:
         count = self.questions + self.distractors

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from topkit.errors import InputError
+
 ADJECTIVES = (
     "amber ancient bitter brave bright broken bronze calm careful clever cold copper coral "
     "crimson crooked curious dark distant dusty eager early empty faded fair false fierce "
@@ -36,14 +38,14 @@ _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 def things(rng: np.random.Generator, count: int) -> list[str]:
     """So many different names of things: "copper lantern"."""
-    places = rng.choice(len(ADJECTIVES) * len(NOUNS), count, replace=False).tolist()
+    places = _places(rng, len(ADJECTIVES) * len(NOUNS), count, "names of things")
     return [f"{ADJECTIVES[p // len(NOUNS)]} {NOUNS[p % len(NOUNS)]}" for p in places]
 
 
 def names(rng: np.random.Generator, count: int) -> list[str]:
     """So many different made-up names of three syllables: "Kabore"."""
     syllables = len(_CONSONANTS) * len(_VOWELS)
-    places = rng.choice(syllables**3, count, replace=False).tolist()
+    places = _places(rng, syllables**3, count, "made-up names")
     return [
         (
             _syllable(p % syllables)
@@ -60,11 +62,18 @@ def values(rng: np.random.Generator, count: int, digits: int) -> list[str]:
         return names(rng, count)
     low, high = 10 ** (digits - 1), 10**digits
     if high - low <= 10**6:
-        return [str(n) for n in rng.choice(np.arange(low, high), count, replace=False)]
+        places = _places(rng, high - low, count, f"numbers of {digits} digits")
+        return [str(low + place) for place in places]
     drawn: dict[str, None] = {}
     while len(drawn) < count:
         drawn["".join(map(str, [rng.integers(1, 10), *rng.integers(0, 10, digits - 1)]))] = None
     return list(drawn)
+
+
+def _places(rng: np.random.Generator, most: int, count: int, what: str) -> list[int]:
+    if count > most:
+        raise InputError(f"there are {most} different {what}, and {count} are asked for")
+    return rng.choice(most, count, replace=False).tolist()
 
 
 def _syllable(place: int) -> str:
