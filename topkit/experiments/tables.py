@@ -12,8 +12,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pyarrow as pa
@@ -101,7 +103,8 @@ def pool(workers: int) -> Runner:
     """A runner over spawned processes; forked ones hang once torch has used its threads."""
 
     def run(function: Callable[..., Any], jobs: Sequence[Job]) -> Iterable[Any]:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
+        spawned = get_context("spawn")
+        with ProcessPoolExecutor(workers, spawned, _leave_with_parent) as executor:
             futures = [executor.submit(function, *job.arguments) for job in jobs]
             try:
                 yield from (future.result() for future in as_completed(futures))
@@ -110,6 +113,18 @@ def pool(workers: int) -> Runner:
                 raise
 
     return run
+
+
+def _leave_with_parent() -> None:
+    """End this worker when the process that asked for it is gone: it would wait for jobs for ever."""
+
+    def watch(parent: BaseProcess) -> None:
+        parent.join()
+        os._exit(1)
+
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=watch, args=(parent,), daemon=True).start()
 
 
 def runner(workers: int) -> Runner:
