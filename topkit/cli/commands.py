@@ -246,7 +246,8 @@ def study(
     dtype: o.DType = None,
     batch_size: o.BatchSize = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Worker processes; one a core by default.")
+        int | None,
+        typer.Option("--jobs", min=1, help="Worker processes; by default one a core, at most 4."),
     ] = None,
     dry_run: o.DryRun = False,
     force: o.Force = False,
@@ -265,7 +266,8 @@ def study(
         device=device,
         dtype=dtype,
         batch_size=batch_size,
-        jobs=jobs or os.cpu_count() or 1,
+        # A worker may take 3 GB; the cores that are left serve the workers' threads.
+        jobs=jobs or min(os.cpu_count() or 1, 4),
         force=force,
         dry_run=dry_run,
     )
