@@ -162,7 +162,7 @@ def batches(mixture: Mixture, recipe: Recipe, start: int, workers: int) -> Itera
         (mixture, step, recipe.phase(step).rows, recipe.phase(step).length)
         for step in range(start, recipe.steps)
     ]
-    if workers == 0:
+    if workers == 0 or not plans:
         yield from map(_make, plans)
         return
     with get_context("spawn").Pool(workers) as pool:
@@ -210,14 +210,18 @@ def train_reference(
     `start_from` is the folder of a model whose weights and tokenizer are gone on with, its digits'
     embeddings drawn anew.
 
-    Writes out/model (Hugging Face format, bf16, once done), training_log.csv, recipe.json.
-    Returns whether the recipe's end was reached.
+    Writes out/model (Hugging Face format, bf16, once done), training_log.csv, recipe.json,
+    checkpoint.pt. Returns whether the recipe's end was reached.
+    Raises: InputError when there is no such GPU or corpus, or `out` was begun with another recipe.
     """
     recipe, out = recipe or Recipe(), Path(out)
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("training asks for a CUDA GPU and there is none; use --tiny --device cpu")
+    text, begun = json.dumps(asdict(recipe), indent=1), out / "recipe.json"
+    if begun.exists() and begun.read_text() != text:
+        raise InputError(f"{out} was begun with another recipe; choose another folder")
     mixture = prepare(Path(corpus), out, recipe, start_from)
-    (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
+    begun.write_text(text)
     model = new_model(recipe)
     if start_from is not None:
         model.load_state_dict(load_file(Path(start_from) / "model.safetensors"), strict=False)
@@ -240,27 +244,23 @@ def train_reference(
         optimizer.step()
         seen.append(torch.stack([loss.detach(), told]))
         tokens += ids[:, 1:].numel()
-        if (step + 1) % 50 == 0 or step + 1 == recipe.steps:
+        last = step + 1 == recipe.steps
+        stop = last or time.monotonic() - began > stop_after
+        if stop or (step + 1) % 50 == 0:
             (mean, answer), seen = torch.stack(seen).mean(0).tolist(), []
-            seconds = time.monotonic() - began
-            row = [
-                step + 1,
-                f"{mean:.5f}",
-                f"{answer:.5f}",
-                f"{recipe.rate(step):.3e}",
-                tokens,
-                f"{seconds:.1f}",
-            ]
+            seconds, rate = time.monotonic() - began, f"{recipe.rate(step):.3e}"
+            row = [step + 1, f"{mean:.5f}", f"{answer:.5f}", rate, tokens, f"{seconds:.1f}"]
             _log(out / "training_log.csv", row)
             report(
                 f"step {step + 1} loss {mean:.4f} answers {answer:.4f} "
                 f"{tokens / seconds:,.0f} tokens/s {seconds:.0f} s"
             )
-            if seconds > stop_after and step + 1 < recipe.steps:
-                _save(out / "checkpoint.pt", model, optimizer, step + 1)
+        if stop:
+            _save(out / "checkpoint.pt", model, optimizer, step + 1)
+            if not last:
                 return False
+    # A call after the end comes straight here, in case this was cut off.
     model.to(torch.bfloat16).save_pretrained(out / "model")
-    (out / "checkpoint.pt").unlink(missing_ok=True)
     return True
 
 
