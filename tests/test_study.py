@@ -20,8 +20,9 @@ def test_quick_is_small_and_part_of_full():
     assert quick.haystacks * quick.tasks[0].questions >= 96
 
 
-def test_full_asks_each_task_500_times():
-    for part in study.full().parts:
+@pytest.mark.parametrize("preset", ["full", "tasks"])
+def test_large_presets_ask_each_task_500_times(preset):
+    for part in study.PRESETS[preset]().parts:
         assert all(part.haystacks * task.questions >= 500 for task in part.tasks)
 
 

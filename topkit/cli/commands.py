@@ -236,7 +236,7 @@ def study(
     name: Annotated[str, typer.Argument(metavar="fidelity-vs-accuracy")],
     out: o.Out,
     preset: Annotated[
-        str, typer.Option("--preset", metavar="quick|full", help="Minutes here, or hours.")
+        str, typer.Option("--preset", metavar="quick|full|tasks", help="Minutes, an hour, hours.")
     ] = "quick",
     model: Annotated[
         str, typer.Option("--model", help="A model's folder, or `reference`, the bundled one.")
