@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from topkit.cli.listing import markdown, rows
+from topkit.experiments.curves import EXACT, kind_of, load, name_of
+from topkit.experiments.findings import Findings, said
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results" / "fidelity-vs-accuracy"
 REFERENCE = ROOT / "topkit" / "data" / "reference"
 
 
@@ -26,7 +29,7 @@ def scores() -> str:
     for row in held["rows"]:
         low, high = row["interval"]
         line = table.setdefault((row["row"], row["wording"]), {})
-        line[f"{row['length']} tokens"] = f"{row['exact_match']:.3f} [{low:.3f}, {high:.3f}]"
+        line[f"{row['length']} tokens"] = f"{row['exact_match']:.3f} [{low + 0.0:.3f}, {high:.3f}]"
     lines = [
         {"task": name, "wording": wording, **found} for (name, wording), found in table.items()
     ]
@@ -35,9 +38,37 @@ def scores() -> str:
     return f"{markdown(lines)}\n\nPerplexity of books kept apart, a token: {books}. ({machine}.)"
 
 
+def findings() -> str:
+    """What the full study found: its sentences, and the cells of its first curve."""
+    found = [Findings(curve) for curve in load(RESULTS)]
+    first = next(f for f in found if f.curve.length == 4096 and "multikey" in f.curve.task)
+    others = [f for f in found if f is not first]
+    curve, lines = first.curve, []
+    for place in curve.where("real", "control", "oracle", budget=curve.budget):
+        if kind_of(curve.cells[place]) != "oracle" or place == curve.place(EXACT, curve.budget):
+            lines.append(
+                {
+                    "indexer": f"`{name_of(curve.cells[place])}`",
+                    "accuracy": said(first.accuracy[place]),
+                    "recall": f"{curve.mean('recall')[place]:.2f}",
+                    "mass": f"{curve.mean('mass')[place]:.2f}",
+                    "KiB read, a step and layer": f"{curve.mean('bytes_read')[place] / 1024:.0f}",
+                }
+            )
+    lines.sort(key=lambda line: line["accuracy"], reverse=True)
+    parts = [_told(first), markdown(lines), *(_told(f) for f in others)]
+    return "\n\n".join(parts)
+
+
+def _told(found: Findings) -> str:
+    prompts = int(found.curve.questions.sum())
+    title = f"**{found.curve.title}** ({prompts} questions, {len(found.curve.haystacks)} haystacks)"
+    return "\n".join([f"{title}:", "", *(f"- {line}" for line in found.sentences())])
+
+
 # Page -> the tables that stand in it, each between two marks.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"methods": methods},
+    ROOT / "README.md": {"methods": methods, "findings": findings},
     REFERENCE / "README.md": {"scores": scores},
 }
 
