@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from topkit.cli import summary
 from topkit.cli.listing import markdown, rows
 from topkit.experiments.curves import EXACT, kind_of, load, name_of
 from topkit.experiments.findings import Findings, said
@@ -66,9 +68,18 @@ def _told(found: Findings) -> str:
     return "\n".join([f"{title}:", "", *(f"- {line}" for line in found.sentences())])
 
 
+def speed() -> str:
+    """Ratios to plain torch, and where they were measured."""
+    with (ROOT / "benchmarks" / "results" / "cpu.csv").open() as file:
+        held = list(csv.DictReader(file))
+    first = held[0]
+    machine = f"{first['device']}, {first['cores']} threads, torch {first['torch']}"
+    return f"{markdown(summary.speed(held))}\n\n({machine}; medians of {first['date']}.)"
+
+
 # Page -> the tables that stand in it, each between two marks.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"methods": methods, "findings": findings},
+    ROOT / "README.md": {"methods": methods, "findings": findings, "speed": speed},
     REFERENCE / "README.md": {"scores": scores},
 }
 

@@ -368,6 +368,38 @@ def score(
     write_scores(out, found)
 
 
+@app.command()
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[truth|measure|attach|capture]...")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The CSV to write.")] = Path(
+        "benchmarks/results/cpu.csv"
+    ),
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Seconds, to show that they run; writes nothing.")
+    ] = False,
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", min=1, help="Times that everything is timed.")
+    ] = None,
+    as_json: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """Time topkit beside plain torch on this machine: ratios, with their spread."""
+    from topkit.cli.summary import speed
+    from topkit.experiments.bench import run_benches, write_rows
+
+    rows = run_benches(
+        names or (),
+        tiny=tiny,
+        repeats=repeats,
+        report=lambda row: typer.echo(row["what"], err=True),
+    )
+    show(rows if as_json else speed(rows), as_json)
+    if not tiny:
+        write_rows(out, rows)
+
+
 @app.command("list")
 def list_command(
     kind: Annotated[str, typer.Argument(metavar="indexers|tasks|metrics")],

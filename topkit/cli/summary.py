@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,22 @@ def fidelity(summary: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "KiB read": _short(row["bytes_read"] and row["bytes_read"] / 1024, 1),
         }
         for row in summary
+    ]
+
+
+def speed(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Benchmarks: the median and its quartiles, the ratio and its, and the limit held to."""
+    return [
+        {
+            "what": str(row["what"]),
+            "median [quartiles]": f"{row['median']} [{row['low']}, {row['high']}] {row['unit']}",
+            "against": str(row["against"]),
+            "ratio [quartiles]": f"{row['ratio']} [{row['ratio_low']}, {row['ratio_high']}]"
+            if row["ratio"]
+            else "",
+            "at most": str(row["limit"]),
+        }
+        for row in rows
     ]
 
 
