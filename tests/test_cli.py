@@ -122,6 +122,7 @@ COMMANDS = {
     "report": "--require -k --margin --json --config",
     "study": "--preset --out --model --seed --device --dtype --batch-size --jobs --dry-run --force "
     "--json --config",
+    "bench": "--out --tiny --repeats --json --config",
     "score": "--out --length --samples --corpus --seed --device --jobs --config",
     "train": "--corpus --out --seed --device --jobs --config",
     "list": "--json",
