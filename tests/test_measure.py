@@ -14,6 +14,7 @@ import torch
 
 import topkit
 from topkit.errors import InputError
+from topkit.experiments.capture import capture_model
 from topkit.experiments.captures import Capture
 from topkit.experiments.observe import Driver
 from topkit.experiments.summary import interval
@@ -231,3 +232,18 @@ def test_bad_input_is_refused(given, message):
 def test_an_undeclared_step_input_stays_hidden():
     with pytest.raises(InputError, match="declare"):
         Step(inputs={"hidden": torch.zeros(1)}).given_to(parse("sign")).hidden  # noqa: B018
+
+
+def test_the_rows_are_counted_before_the_run(tmp_path, capsys):
+    """Questions differ in length, and so do the positions captured."""
+    capture = capture_model(
+        "reference", task="niah-single", length=512, samples=4, layers="0", out=tmp_path, quiet=True
+    )
+    assert capture is not None
+    counts = {len(one["positions"]) for one in capture.manifest["samples"]}
+    assert len(counts) > 1
+    for reduce in (False, True):
+        measured = topkit.measure(capture, ["sign", "random"], k=[4, 8], reduce=reduce)
+        said = capsys.readouterr().err
+        heads = measured.table.filter(pc.field("level") == "head").num_rows
+        assert f": {heads:,} rows" in said

@@ -150,8 +150,9 @@ def _layers(capture: Capture, layers: Sequence[int] | None) -> list[int]:
 def _announce(
     console: Console, capture: Capture, places: list, cells: list[Cell], work: list, reduce: bool
 ) -> None:
-    shapes = capture.load(*places[0]).queries.shape
-    rows = len(places) * len(cells) * shapes[1] * (1 if reduce else shapes[2])
+    heads = capture.load(*places[0]).queries.shape[1]
+    asked = {one["sample"]: len(one["positions"]) for one in capture.manifest["samples"]}
+    rows = sum(1 if reduce else asked[sample] for sample, _ in places) * len(cells) * heads
     console.print(
         f"{len(places)} layers of samples, {len(cells)} cells: {rows:,} rows at the level of heads; "
         f"{len(places) - len(work)} of {len(places)} jobs done"
