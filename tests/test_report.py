@@ -328,8 +328,13 @@ def test_held_out_wordings_are_reported_apart():
     rows = haystacks.to_pylist()
     for row in rows:
         row["family"] = "held-out" if row["haystack"] < 6 else "trained"
-    sentences = Findings(curves(pa.Table.from_pylist(rows), heads)[0]).sentences()
-    assert sentences[-1].startswith("On the 6 of 24 haystacks")
+    curve = curves(pa.Table.from_pylist(rows), heads)[0]
+    findings = Findings(curve)
+    assert findings.sentences()[-1].startswith("On the 6 of 24 haystacks")
+    trained, held_out = (findings.apart[name] for name in ("trained words", "held-out words"))
+    whole = findings.accuracy.value
+    assert trained.value * 18 / 24 + held_out.value * 6 / 24 == pytest.approx(whole)
+    assert list(Findings(curves(haystacks, heads)[0]).apart) == ["trained words"]
 
 
 def test_rows_are_condensed_as_by_hand(tmp_path):

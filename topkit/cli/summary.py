@@ -78,6 +78,7 @@ def _numbers(curve: Curve) -> list[dict[str, Any]]:
             "accuracy": value,
             "low": low,
             "high": high,
+            **{name.replace(" ", "_"): float(x[place].value) for name, x in findings.apart.items()},
         }
         rows.append(row | {name: _finite(curve.mean(name)[place]) for name in curve.fidelity})
     return rows
@@ -92,6 +93,10 @@ def _words(curve: Curve) -> list[dict[str, Any]]:
             "k": "" if cell.budget is None else str(cell.budget),
             "questions": int(curve.questions.sum()),
             "accuracy [95 %]": said(findings.accuracy[place]),
+            **{
+                name: said(findings.apart[name][place]) if name in findings.apart else ""
+                for name in ("trained words", "held-out words")
+            },
             "to full attention": findings.verdict(place),
             "recall": _short(curve.mean("recall")[place]),
             "mass": _short(curve.mean("mass")[place]),

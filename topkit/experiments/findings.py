@@ -34,6 +34,17 @@ class Findings:
         dense = self.curve.place(None)
         return None if dense is None else self._to(dense)
 
+    @cached_property
+    def apart(self) -> dict[str, Interval]:
+        """Accuracy where the words were the reference model's own, and where it had not seen them."""
+        curve, held_out = self.curve, np.array(self.curve.held_out, dtype=bool)
+        kinds = {"trained words": ~held_out, "held-out words": held_out}
+        return {
+            name: stats.accuracy(curve.rates[:, those], curve.questions[those])
+            for name, those in kinds.items()
+            if those.any()
+        }
+
     def to_exact(self, place: int) -> Interval | None:
         """The paired difference of one cell to exact Top-k at its budget."""
         exact = self.curve.place(EXACT, self.curve.cells[place].budget)
@@ -126,16 +137,15 @@ class Findings:
     def _held_out(self) -> str:
         """Full attention and exact Top-k on wordings that the model was not trained on."""
         curve = self.curve
-        held_out = np.array(curve.held_out)
-        if not held_out.any() or held_out.all():
+        if len(self.apart) < 2:
             return ""
         parts = []
         for place in (curve.place(None), curve.place(EXACT, curve.budget)):
             if place is not None:
-                score = stats.accuracy(curve.rates[:, held_out], curve.questions[held_out])[place]
+                score = self.apart["held-out words"][place]
                 parts.append(f"{words_of(curve.cells[place])} scores {said(score)}")
         return (
-            f"On the {held_out.sum()} of {held_out.size} haystacks whose wording or task was absent "
+            f"On the {sum(curve.held_out)} of {len(curve.held_out)} haystacks whose wording or task was absent "
             f"from the reference model's training, {' and '.join(parts)}."
         )
 

@@ -179,6 +179,7 @@ _COLUMNS = (
 def _table(findings: Findings) -> str:
     curve, lines, kind = findings.curve, [], ""
     columns = [c.replace(f"{MARGIN:g}", f"{findings.margin:g}") for c in _COLUMNS]
+    columns[3:3] = _apart(findings)
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     for place, cell in enumerate(curve.cells):
         if kind_of(cell) != kind:
@@ -203,6 +204,11 @@ _KINDS = {
 }
 
 
+def _apart(findings: Findings) -> list[str]:
+    """The columns of trained and of held-out words, where there are both."""
+    return list(findings.apart) if len(findings.apart) > 1 else []
+
+
 def _row(findings: Findings, place: int) -> list[str]:
     curve, to_exact = findings.curve, findings.to_exact(place)
     cell, numbers = curve.cells[place], {m: curve.mean(m)[place] for m in curve.fidelity}
@@ -211,6 +217,7 @@ def _row(findings: Findings, place: int) -> list[str]:
         name_of(cell),
         str(cell.budget or ""),
         said(findings.accuracy[place]),
+        *(said(findings.apart[name][place]) for name in _apart(findings)),
         said(findings.to_dense[place], signed=True) if compared else "",  # type: ignore[index]
         findings.verdict(place),
         said(to_exact, signed=True) if to_exact is not None and kind_of(cell) != DENSE else "",

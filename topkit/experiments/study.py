@@ -122,12 +122,14 @@ def tasks() -> Preset:
         *_cells((*_REAL, *_CONTROL), "16"),
     ]
     needles = MultiKey(wording="trained")
-    others = (KeyValueRecall(), VariableTracking(hops=2), replace(needles, digits=10))
-    parts = (
-        Part(others, (4096,), 128, tuple(in_order(cells))),
-        Part((needles,), (8192,), 128, tuple(in_order(cells))),
+    settings = (
+        (KeyValueRecall(), 4096),
+        (needles, 8192),
+        (VariableTracking(hops=2), 4096),
+        (replace(needles, digits=10), 4096),
     )
-    return Preset(parts, reach=0.06)
+    parts = [Part((task,), (length,), 128, tuple(in_order(cells))) for task, length in settings]
+    return Preset(tuple(parts), reach=0.06)
 
 
 PRESETS = {"quick": quick, "full": full, "tasks": tasks}
