@@ -15,7 +15,7 @@ from topkit.experiments.curves import EXACT, kind_of, load, name_of
 from topkit.experiments.findings import Findings, said
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "results" / "fidelity-vs-accuracy"
+RESULTS = ROOT / "results"
 REFERENCE = ROOT / "topkit" / "data" / "reference"
 
 
@@ -41,10 +41,9 @@ def scores() -> str:
 
 
 def findings() -> str:
-    """What the full study found: its sentences, and the cells of its first curve."""
-    found = [Findings(curve) for curve in load(RESULTS)]
-    first = next(f for f in found if f.curve.length == 4096 and "multikey" in f.curve.task)
-    others = [f for f in found if f is not first]
+    """What the studies found: their sentences, and the cells of the first."""
+    (first,) = (Findings(curve) for curve in load(RESULTS / "fidelity-vs-accuracy"))
+    others = [Findings(curve) for curve in load(RESULTS / "tasks")]
     curve, lines = first.curve, []
     for place in curve.where("real", "control", "oracle", budget=curve.budget):
         if kind_of(curve.cells[place]) != "oracle" or place == curve.place(EXACT, curve.budget):
