@@ -149,8 +149,11 @@ def _chunks(
     a_slot = 4 * (5 * rows * heads * count + 2 * keys.shape[0] * keys.shape[1] * wide)
     step = max(1, min(length, memory // a_slot))
     always = int(stops.min()), int(starts.max())
-    for at in range(0, min(length, int(stops.max())), step):
+    at, end = 0, min(length, int(stops.max()))
+    while at < end:
         until = min(at + step, length)
+        # What every query sees stands in chunks of its own, and needs no mask.
+        until = min([until, *(edge for edge in always if at < edge < until)])
         chunk = score(queries, keys[:, :, at:until])
         hidden = None
         if until > always[0] or at < always[1]:
@@ -159,6 +162,7 @@ def _chunks(
             # Hidden keys may hold anything, and must not count as the largest score.
             chunk = chunk.masked_fill(hidden, 0.0)
         yield at, chunk, hidden
+        at = until
 
 
 def _stops(length: int, count: int, stop: Tensor | None, device: torch.device) -> Tensor:
