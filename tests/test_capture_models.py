@@ -230,7 +230,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
     attn = model.model.layers[0].self_attn
     attn.forward = None
     with pytest.raises(TypeError):
-        record(model, torch.tensor([ids]), torch.tensor([0]), inputs_of={0: attn})
+        record(model, torch.tensor([ids]), torch.tensor([0]), inputs={0: attn})
     assert model.config._attn_implementation != NAME
     assert not attn._forward_pre_hooks
 

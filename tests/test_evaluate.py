@@ -34,7 +34,9 @@ def run(out, indexers=(), k=(), samples=2, tasks=TASK, **options):
     given = dict(tokenizer=tokenizer) if options.get("jobs", 1) == 1 else {}
     model = model if given else "reference"
     options = {"out": out, "quiet": True, **given, **options}
-    return evaluate(model, tasks, LENGTH, samples, indexers, k, **options).to_pylist()
+    table = evaluate(model, tasks, LENGTH, samples, indexers, k, **options)
+    assert table is not None
+    return table.to_pylist()
 
 
 def of(rows, indexer, **where):
@@ -138,7 +140,7 @@ def test_all_keys_are_full_attention(tmp_path):
 def test_dense_says_what_generate_says(tmp_path):
     model, tokenizer = reference()
     tasks = [make_task("niah-word", questions=2, distractors=6), TASK]
-    rows = run(tmp_path, samples=1, tasks=tasks)
+    rows = run(tmp_path, samples=1, tasks=tasks)  # type: ignore[arg-type]
     for task, name in zip(tasks, ("niah-word", "niah-multikey"), strict=True):
         prompt = task.sample(tokenizer, LENGTH, 0, seed=0)
         for number, question in enumerate(prompt.questions):

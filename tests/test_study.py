@@ -52,6 +52,7 @@ def small(monkeypatch):
 def test_a_study_runs_to_its_report_and_resumes(tmp_path, small):
     report = study.run_study(study.NAME, "small", tmp_path, quiet=True)
     assert report == tmp_path / "report.html"
+    assert report is not None
     page = report.read_text()
     assert "does not show" in page
     assert "http" not in page.replace("http://www.w3.org", "")
