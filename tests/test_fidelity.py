@@ -2,6 +2,7 @@
 
 import math
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topkit.errors import InputError
-from topkit.fidelity import METRICS, judge, judge_units, overlap, truth, unit_truth
+from topkit.fidelity import METRICS, judge, judge_units, metrics, overlap, truth, unit_truth
 from topkit.indexers import Rest, Selection
 
 ROWS = 1e-4
@@ -114,7 +115,8 @@ def slow(scores, picked, extra, values, k, scaling):
 def test_metrics_are_their_formulas(problem, scaling, memory):
     queries, keys, values, start, stop, k, selection = problem
     exact = truth(queries, keys, values, k, scaling=scaling, start=start, stop=stop, memory=memory)
-    columns = judge(exact, queries, keys, values, selection, k, memory=memory)
+    with patch.object(metrics, "GATHERED", memory):
+        columns = judge(exact, queries, keys, values, selection, k)
     assert set(columns) == {"visible", "trivial", *METRICS}
     for place, scores, picked, extra, v in rows(problem):
         for name, expected in slow(scores, picked, extra, v, k, scaling).items():

@@ -9,12 +9,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from topkit.fidelity.truth import MEMORY, Truth, UnitTruth
-from topkit.kernels.gather_attention import gather_attention
+from topkit.fidelity.truth import Truth, UnitTruth
+from topkit.kernels.gather_attention import attend, gather_scores
 
 NAN = math.nan
 # Two scores closer than this share of the largest are one: float32's own doubt.
 TOLERANCE = 1e-6
+# Bytes of keys gathered at a time: what a cache holds is read again faster than fresh memory.
+GATHERED = 1 << 24
 
 
 class Selected(Protocol):
@@ -61,8 +63,6 @@ def judge(
     values: Tensor | None,
     selection: Selected,
     k: int,
-    *,
-    memory: int = MEMORY,
 ) -> dict[str, Tensor]:
     """The metrics of a selection for each query head, against that head's own Top-k.
 
@@ -71,7 +71,7 @@ def judge(
     METRICS, visible and trivial (k >= visible, to be left out of averages).
     Definitions: ARCHITECTURE.md, Fidelity.
     """
-    chosen = chosen_scores(queries, keys, selection.indices, memory)
+    chosen, sparse = _attended(queries, keys, values, selection, exact.scaling)
     visible = exact.visible[:, None].expand_as(exact.lse)
     wanted = visible.clamp_max(k)
     kept = (selection.indices >= 0).sum(-1).repeat_interleave(_share(queries, selection), 1)
@@ -88,7 +88,7 @@ def judge(
         "mass_ratio": mass / _first(_weights(exact.scores, exact), wanted).sum(-1),
         "mass_estimate": _estimate(mass, weights, exact, selection),
         "top1": (chosen.amax(-1) >= exact.scores[..., 0] - slack).float(),
-        "output_error": _output_error(exact, queries, keys, values, selection),
+        "output_error": _output_error(exact, sparse),
         "score_regret": _regret(chosen, exact, kept.minimum(wanted)),
         "entropy": exact.entropy,
         "support": exact.entropy.exp(),
@@ -103,14 +103,12 @@ def judge_units(
     keys: Tensor,
     selection: Selected,
     k: int,
-    *,
-    memory: int = MEMORY,
 ) -> dict[str, Tensor]:
     """The metrics of a shared selection, once a unit, against the Top-k of its heads' mean weights.
 
     Shapes: -> columns [B, Hs, Tq]; what has no meaning for a unit is NaN.
     """
-    chosen = chosen_scores(queries, keys, selection.indices, memory)
+    chosen, _ = _attended(queries, keys, None, selection, exact.scaling)
     weights = _weights(chosen, exact).unflatten(1, (units.weights.shape[1], -1)).mean(2)
     valid = selection.indices >= 0
     weights = weights.masked_fill(~valid, -1.0)
@@ -144,27 +142,6 @@ def overlap(indices: Tensor, reference: Tensor) -> Tensor:
     place = torch.searchsorted(ours, theirs.contiguous()).clamp_max(ours.shape[-1] - 1)
     hit = (ours.gather(-1, place) == theirs) & (theirs >= 0)
     return hit.sum(-1) / (theirs >= 0).sum(-1)
-
-
-def chosen_scores(queries: Tensor, keys: Tensor, indices: Tensor, memory: int = MEMORY) -> Tensor:
-    """The exact scores of chosen keys [B, Hq, Tq, w] in float32, -inf for -1."""
-    rows, heads, count, width = queries.shape
-    groups, lists = keys.shape[1], indices.shape[1]
-    # A list for the layer is read through every KV head; one for a group, through its own.
-    lists = max(lists, groups)
-    picked = indices.expand(-1, lists, -1, -1) if indices.shape[1] == 1 else indices
-    row = torch.arange(rows, device=keys.device).clamp_max(keys.shape[0] - 1)[:, None, None, None]
-    head = (torch.arange(lists, device=keys.device) * groups // lists)[:, None, None]
-    asked = queries.float().reshape(rows, lists, heads // lists, count, width).transpose(2, 3)
-    a_query = 8 * rows * lists * picked.shape[-1] * width
-    step = max(1, memory // max(a_query, 1))
-    parts = []
-    for at in range(0, count, step):
-        part = picked[:, :, at : at + step]
-        scores = asked[:, :, at : at + step] @ keys[row, head, part.clamp_min(0)].float().mT
-        parts.append(scores.masked_fill((part < 0)[..., None, :], float("-inf")))
-    scores = torch.cat(parts, 2)
-    return scores.transpose(2, 3).reshape(rows, heads, count, -1)
 
 
 def _share(queries: Tensor, selection: Selected) -> int:
@@ -212,35 +189,33 @@ def _estimate(mass: Tensor, weights: Tensor, exact: Truth, selection: Selected) 
     return total
 
 
-def _output_error(
-    exact: Truth, queries: Tensor, keys: Tensor, values: Tensor | None, selection: Selected
-) -> Tensor:
-    if values is None or exact.output is None:
+def _output_error(exact: Truth, sparse: Tensor | None) -> Tensor:
+    if sparse is None or exact.output is None:
         return torch.full_like(exact.lse, NAN)
-    rest = selection.rest
-    width = selection.indices.shape[-1] * (keys.shape[-1] + values.shape[-1])
-    lists = max(selection.indices.shape[1], keys.shape[1])
-    step = max(1, MEMORY // max(8 * queries.shape[0] * lists * width, 1))
-    parts = []
-    for at in range(0, queries.shape[2], step):
-        span = slice(at, at + step)
-
-        def cut(x: Tensor | None, span: slice = span) -> Tensor | None:
-            return None if x is None else x[:, :, span]
-
-        parts.append(
-            gather_attention(
-                queries[:, :, span].float(),
-                keys,
-                values,
-                selection.indices[:, :, span],
-                scaling=exact.scaling,
-                log_weights=cut(selection.log_weights),
-                rest_values=cut(getattr(rest, "values", None)),
-                rest_logits=cut(getattr(rest, "logits", None)),
-                rest_share=cut(getattr(rest, "share", None)),
-            )
-        )
-    sparse = torch.cat(parts, 2)
     dense = exact.output.norm(dim=-1)
     return ((sparse - exact.output).norm(dim=-1) / dense).masked_fill(dense == 0, NAN)
+
+
+def _attended(
+    queries: Tensor, keys: Tensor, values: Tensor | None, selection: Selected, scaling: float
+) -> tuple[Tensor, Tensor | None]:
+    """The exact scores of the chosen keys [B, Hq, Tq, w], and the output over them, some queries at a time."""
+    indices, rest = selection.indices, selection.rest
+    wide = max(keys.shape[-1], 0 if values is None else values.shape[-1])
+    a_query = 4 * indices[:, :, 0].numel() * max(1, keys.shape[1] // indices.shape[1]) * wide
+    step = max(1, GATHERED // max(a_query, 1))
+    scores, outputs = [], []
+    for at in range(0, queries.shape[2], step):
+        span = slice(at, at + step)
+        scores.append(gather_scores(queries[:, :, span], keys, indices[:, :, span]))
+        if values is None:
+            continue
+        asked = {
+            "log_weights": selection.log_weights,
+            "rest_values": getattr(rest, "values", None),
+            "rest_logits": getattr(rest, "logits", None),
+            "rest_share": getattr(rest, "share", None),
+        }
+        asked = {name: x[:, :, span] for name, x in asked.items() if x is not None}
+        outputs.append(attend(scores[-1], values, indices[:, :, span], scaling=scaling, **asked))
+    return torch.cat(scores, 2), None if values is None else torch.cat(outputs, 2)

@@ -1,5 +1,5 @@
 """Attention over chosen keys."""
 
-from topkit.kernels.gather_attention.reference import gather_attention
+from topkit.kernels.gather_attention.reference import attend, gather_attention, gather_scores
 
-__all__ = ["gather_attention"]
+__all__ = ["attend", "gather_attention", "gather_scores"]

@@ -28,41 +28,82 @@ def gather_attention(
     softmax, or rest_share, the part of the output each is given -> [B, Hq, Tq, Dv] in queries'
     dtype. A query that chose nothing gets zeros.
     """
-    rows, heads, count, _ = queries.shape
-    groups = keys.shape[1]
-    if indices.shape[1] not in (heads, groups, 1):
-        raise InputError(
-            f"indices have {indices.shape[1]} heads; expected {heads} (query), {groups} (KV) or 1"
-        )
-    # Lists per group are gathered once for all heads of the group; other lists, per query head.
-    lists = groups if indices.shape[1] in (1, groups) else heads
-    picked = indices.expand(-1, lists, -1, -1) if indices.shape[1] == 1 else indices
+    scores = gather_scores(queries, keys, indices)
+    rest = {"rest_values": rest_values, "rest_logits": rest_logits, "rest_share": rest_share}
+    out = attend(scores, values, indices, scaling=scaling, log_weights=log_weights, **rest)
+    return out.to(queries.dtype)
+
+
+def gather_scores(queries: Tensor, keys: Tensor, indices: Tensor) -> Tensor:
+    """The dot products of each query with its chosen keys, [B, Hq, Tq, k] in float32; -inf for -1.
+
+    Shapes: as `gather_attention`.
+    """
+    heads, groups = queries.shape[1], keys.shape[1]
+    picked = _lists(indices, heads, groups)
+    asked = _by_list(queries.float(), picked.shape[1])  # [B, lists, Tq, Hq / lists, D]
+    scores = asked @ _gathered(keys, picked).mT
+    scores = scores.masked_fill((picked < 0)[..., None, :], float("-inf"))
+    return _by_head(scores)
+
+
+def attend(
+    scores: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    *,
+    scaling: float,
+    log_weights: Tensor | None = None,
+    rest_values: Tensor | None = None,
+    rest_logits: Tensor | None = None,
+    rest_share: Tensor | None = None,
+) -> Tensor:
+    """The values of chosen keys, weighted by the softmax of their scores: [B, Hq, Tq, Dv], float32.
+
+    Shapes: scores [B, Hq, Tq, k], as `gather_scores` gives them; the others as `gather_attention`.
+    """
+    picked = _lists(indices, scores.shape[1], values.shape[1])
+    lists, kept = picked.shape[1], picked.shape[-1]
+    logits = scaling * _by_list(scores, lists)
     if log_weights is not None:
-        log_weights = log_weights.expand_as(picked)
-    row = torch.arange(rows, device=keys.device).clamp_max(keys.shape[0] - 1)[:, None, None, None]
-    head = (torch.arange(lists, device=keys.device) * groups // lists)[:, None, None]
-    slots = picked.clamp_min(0)
-    chosen = keys[row, head, slots].float()  # [B, lists, Tq, k, D]
-    asked = queries.float().reshape(rows, lists, heads // lists, count, -1).transpose(2, 3)
-    logits = scaling * (asked @ chosen.mT)  # [B, lists, Tq, heads / lists, k]
-    if log_weights is not None:
-        logits = logits + log_weights[..., None, :]
-    logits = logits.masked_fill((picked < 0)[..., None, :], float("-inf"))
+        logits = logits + log_weights.expand_as(picked)[..., None, :]
+        logits = logits.masked_fill((picked < 0)[..., None, :], float("-inf"))
     if rest_logits is not None:
         logits = torch.cat([logits, _by_list(rest_logits, lists)], -1)
     nothing = (logits == float("-inf")).all(-1, keepdim=True)
     weights = logits.softmax(-1).masked_fill(nothing, 0.0)
-    kept = picked.shape[-1]
-    out = weights[..., :kept] @ values[row, head, slots].float()
+    out = weights[..., :kept] @ _gathered(values, picked)
     if rest_values is not None:
         share = weights[..., kept:]
         if rest_share is not None:
             share = _by_list(rest_share, lists)
             out = out * (1 - share.sum(-1, keepdim=True))
         out = out + (share[..., None, :] @ _by_list(rest_values.float(), lists)).squeeze(-2)
-    return out.transpose(2, 3).reshape(rows, heads, count, -1).to(queries.dtype)
+    return _by_head(out)
+
+
+def _lists(indices: Tensor, heads: int, groups: int) -> Tensor:
+    """Indices as the lists that are gathered: per group where its heads share one, else per head."""
+    if indices.shape[1] not in (heads, groups, 1):
+        raise InputError(
+            f"indices have {indices.shape[1]} heads; expected {heads} (query), {groups} (KV) or 1"
+        )
+    return indices.expand(-1, groups, -1, -1) if indices.shape[1] == 1 else indices
+
+
+def _gathered(cache: Tensor, picked: Tensor) -> Tensor:
+    """The chosen rows of keys or values, [B, lists, Tq, k, D] in float32."""
+    rows, lists = picked.shape[:2]
+    row = torch.arange(rows, device=cache.device).clamp_max(cache.shape[0] - 1)
+    head = torch.arange(lists, device=cache.device) * cache.shape[1] // lists
+    return cache[row[:, None, None, None], head[:, None, None], picked.clamp_min(0)].float()
 
 
 def _by_list(per_head: Tensor, lists: int) -> Tensor:
     """[B, Hq, Tq, ...] -> [B, lists, Tq, Hq / lists, ...]."""
     return per_head.unflatten(1, (lists, -1)).transpose(2, 3)
+
+
+def _by_head(per_list: Tensor) -> Tensor:
+    """[B, lists, Tq, Hq / lists, ...] -> [B, Hq, Tq, ...]."""
+    return per_list.transpose(2, 3).flatten(1, 2)
