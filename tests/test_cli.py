@@ -154,6 +154,7 @@ def test_bad_words_are_refused_before_anything_is_written(
     assert "GPUs" in refused(*CAPTURE, *single, "--length", "4k", "--device", "cuda:99")
     assert "either a task or a text" in refused(*CAPTURE, "--length", "4k")
     assert "nowhere.txt" in refused(*CAPTURE, "--text", "nowhere.txt", "--length", "4k")
+    assert "8,192 positions" in refused(*CAPTURE, *single, "--length", "16k")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -172,6 +173,7 @@ EVALUATE = ("evaluate", "reference", "--samples", "1", "--out", "unwritten")
         ("--indexer sign(( -k 16", "cannot read the indexer"),
         ("--indexer sign -k 16 --sparse-from prompt", "question or answer"),
         ("--indexer sign -k 16 --length 20", "longer length"),
+        ("--indexer sign -k 16 --length 4k,16k", "beyond the 8,192 positions"),
         ("--indexer sign -k 16 --jobs 0", "--jobs"),
         ("--indexer sign -k 16 --batch-size 0", "--batch-size"),
         ("--indexer sign -k 16 --task niah-multikee", "niah-multikey"),

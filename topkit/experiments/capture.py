@@ -19,6 +19,7 @@ from topkit.experiments import capture_files as files
 from topkit.experiments.captures import Capture
 from topkit.experiments.digests import tokenizer_digest, weights_digest
 from topkit.experiments.layer_tensors import LayerTensors
+from topkit.experiments.models import load, require_positions
 from topkit.experiments.passages import (
     Passage,
     read_text,
@@ -66,10 +67,9 @@ def capture_model(
     if isinstance(model, PreTrainedModel):
         loaded, name = model, model.config.name_or_path or type(model).__name__
     else:
-        from topkit.experiments.models import load
-
         name = str(model)
         loaded, tokenizer = load(name, device=device, dtype=dtype)
+    require_positions(loaded, length)
     if asked is not None:
         source = {"task": repr(asked)}
         passages = task_passages(asked, tokenizer, length, samples, seed)

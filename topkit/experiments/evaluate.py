@@ -21,6 +21,7 @@ from topkit.experiments.accuracy import KEYS, SCHEMA, accuracy_rows, task_name, 
 from topkit.experiments.answers import Haystack
 from topkit.experiments.cells import Cell, chunks, parse_cells
 from topkit.experiments.digests import tokenizer_digest, weights_digest
+from topkit.experiments.models import load, require_positions
 from topkit.experiments.runs import claim, describe, done, part_name, with_cells
 from topkit.experiments.tables import Job, digest, read_table, runner, write_part
 from topkit.experiments.tasks import Haystack as Text
@@ -111,6 +112,7 @@ def evaluate(
     run_jobs = runner(jobs)
     lengths = _listed(lengths)
     loaded = (model, tokenizer) if given else _loaded(setting.model, device, dtype)
+    require_positions(loaded[0], max(lengths))
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     identity = _identity(setting, *loaded)
     claim(setting.out, identity, ["accuracy", "fidelity"], force and not dry_run)
@@ -142,8 +144,6 @@ def _listed(given: Any) -> list[Any]:
 
 @lru_cache(maxsize=1)
 def _loaded(model: str, device: str | None, dtype: str | None) -> tuple[PreTrainedModel, Any]:
-    from topkit.experiments.models import load
-
     return load(model, device=device, dtype=dtype)
 
 

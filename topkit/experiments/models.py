@@ -62,3 +62,17 @@ def load(
         if shown:
             logging.enable_progress_bar()
     return loaded.to(torch.device(device)).eval(), tokenizer
+
+
+def require_positions(model: Any, length: int) -> None:
+    """Refuse a length beyond the positions that a model was made for.
+
+    Raises: InputError.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and length > limit:
+        raise InputError(
+            f"length {length:,} is beyond the {limit:,} positions of the model "
+            "(max_position_embeddings of its config.json); ask for less, or for a model that is "
+            "made for it"
+        )
