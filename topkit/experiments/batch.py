@@ -17,6 +17,7 @@ from topkit.errors import InputError
 from topkit.experiments.cells import needs
 from topkit.experiments.decoding import Past, Stream
 from topkit.experiments.hooks import Inputs, attending_through, attention_modules, inputs_of
+from topkit.experiments.record import require_plain
 
 NAME = "topkit_rows"
 
@@ -39,6 +40,7 @@ _attending: ContextVar[Attending] = ContextVar("attending")
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **given: Any
 ) -> tuple[Tensor, None]:
+    require_plain(given)
     return _attending.get().attend(module, query, key, value, mask=mask, **given), None
 
 

@@ -26,6 +26,7 @@ from topkit.experiments.runs import claim, describe, done, part_name, with_cells
 from topkit.experiments.tables import Job, digest, read_table, runner, write_part
 from topkit.experiments.tasks import Haystack as Text
 from topkit.experiments.tasks import Prompt, Task, make_task
+from topkit.experiments.trial import require_same
 from topkit.experiments.witness import fidelity_table
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget
@@ -113,6 +114,7 @@ def evaluate(
     lengths = _listed(lengths)
     loaded = (model, tokenizer) if given else _loaded(setting.model, device, dtype)
     require_positions(loaded[0], max(lengths))
+    require_same(loaded[0], max(lengths))
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     identity = _identity(setting, *loaded)
     claim(setting.out, identity, ["accuracy", "fidelity"], force and not dry_run)

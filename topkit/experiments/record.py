@@ -6,7 +6,7 @@ what scaled_dot_product_attention returns, so that the model computes its own ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -33,6 +33,7 @@ REASONS = {
     "softcap": "its attention scores are softcapped",
     "position_bias": "its attention scores have a position bias",
     "block_indices": "its attention keeps blocks of keys of its own choice",
+    "indices": "its attention keeps keys of its own choice",
 }
 
 
@@ -104,6 +105,19 @@ class Recorder:
 _recorder: ContextVar[Recorder] = ContextVar("recorder")
 
 
+def require_plain(given: Mapping[str, Any]) -> None:
+    """Refuse what an attention function is given if that makes it other than softmax(q k) v.
+
+    Raises: InputError with the reason.
+    """
+    for name, x in given.items():
+        foreign = isinstance(x, Tensor) and name not in HARMLESS
+        if x is not None and (name in REASONS or foreign):
+            raise InputError(
+                REASONS.get(name, f"its attention takes a tensor {name!r} beside q, k, v")
+            )
+
+
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -114,12 +128,7 @@ def _attend(
     indices: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    for name, given in kwargs.items():
-        foreign = isinstance(given, Tensor) and name not in HARMLESS
-        if given is not None and (name in REASONS or foreign):
-            raise InputError(
-                REASONS.get(name, f"its attention takes a tensor {name!r} beside q, k, v")
-            )
+    require_plain(kwargs)
     mask = attention_mask if indices is None else within(indices, attention_mask, key.shape[2])
     output, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
