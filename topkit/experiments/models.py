@@ -38,6 +38,7 @@ def load(
     float32 on a CPU, where bf16 is slow.
     Raises: InputError when the path, the files, the device or the dtype do not do.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -51,16 +52,33 @@ def load(
         if not isinstance(named, torch.dtype) or not named.is_floating_point:
             raise InputError(f"dtype must be float32, bfloat16 or float16; got {dtype!r}")
         dtype = named
-    shown = logging.is_progress_bar_enabled()
+    shown, spoken = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+        # Never a pickle. What mismatches is refused below, as what is missing: by name.
+        loading: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"cannot load a causal model from {path}: {error}") from error
     finally:
+        logging.set_verbosity(spoken)
         if shown:
             logging.enable_progress_bar()
+    loaded, found = loading
+    drawn = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
+    if drawn:
+        raise InputError(
+            f"{path} lacks weights that its config.json asks for, or has them in other shapes: "
+            f"{', '.join(drawn[:3])}{', ...' if len(drawn) > 3 else ''}"
+        )
     return loaded.to(torch.device(device)).eval(), tokenizer
 
 
