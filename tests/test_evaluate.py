@@ -263,3 +263,39 @@ def test_rows_of_two_models_never_mix(tmp_path):
     with pytest.raises(InputError, match="seed"):
         run(tmp_path, samples=1, seed=1)
     assert run(tmp_path, samples=1, seed=1, force=True)
+
+
+def everything(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_dry_run_deletes_nothing(tmp_path, force):
+    """Not even what a run beside it has just begun: fidelity is written before accuracy."""
+    run(tmp_path, "sign", k=8, samples=1)
+    next((tmp_path / "accuracy").glob("*.parquet")).unlink()
+    for half in (".run.json.1.tmp", "accuracy/.x.parquet.1.tmp"):
+        (tmp_path / half).touch()
+    before = everything(tmp_path)
+    model, tokenizer = reference()
+    options = {"dry_run": True, "force": force, "quiet": True, "tokenizer": tokenizer}
+    assert evaluate(model, TASK, LENGTH, 1, "sign", 8, out=tmp_path, **options) is None
+    assert everything(tmp_path) == before
+    run(tmp_path, "sign", k=8, samples=1)
+    assert not list(tmp_path.rglob(".*.tmp"))
+
+
+def test_a_dry_run_with_force_counts_nothing_as_done(tmp_path, capsys):
+    run(tmp_path, samples=1)
+    model, tokenizer = reference()
+    options = {"dry_run": True, "force": True, "tokenizer": tokenizer}
+    evaluate(model, TASK, LENGTH, 1, out=tmp_path, seed=1, **options)
+    assert "1 jobs, 0 of them done" in capsys.readouterr().err
+
+
+def test_what_is_refused_deletes_nothing_by_force(tmp_path):
+    run(tmp_path, samples=1)
+    before = everything(tmp_path)
+    with pytest.raises(InputError, match="longer length"):
+        run(tmp_path, tasks=[TASK, make_task("niah-multikey", distractors=500)], force=True)
+    assert everything(tmp_path) == before

@@ -71,6 +71,16 @@ def test_a_dry_run_writes_nothing(tmp_path, small):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_later_part_that_is_refused_deletes_nothing_by_force(tmp_path, small, monkeypatch):
+    preset = study.PRESETS["small"]()
+    part = replace(preset.parts[0], lengths=(20,))
+    monkeypatch.setitem(study.PRESETS, "two", lambda: replace(preset, parts=(*preset.parts, part)))
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="longer length"):
+        study.run_study(study.NAME, "two", tmp_path, force=True, quiet=True)
+    assert (tmp_path / "run.json").read_text() == "{}"
+
+
 def test_the_nearest_name_is_suggested(tmp_path):
     with pytest.raises(InputError, match="fidelity-vs-accuracy"):
         study.run_study("fidelity-vs-acuracy", "quick", tmp_path)

@@ -117,18 +117,20 @@ def evaluate(
     require_same(loaded[0], max(lengths))
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     identity = _identity(setting, *loaded)
-    claim(setting.out, identity, ["accuracy", "fidelity"], force and not dry_run)
     for task in asked:
-        for length in lengths:  # a length too short is refused before anything is written
+        for length in lengths:  # a length too short is refused before anything is touched
             _prompt(setting, task, length, 0, loaded[1])
+    claim(setting.out, identity, ["accuracy", "fidelity"], force, dry_run)
     planned = list(_plan(setting, identity, asked, lengths, samples, cells))
-    missing = _missing(setting, planned)
+    there = set() if force else set(done(setting.out / "accuracy"))
+    missing = _missing(setting, planned, there)
     console.print(
         f"{len(planned)} jobs, {len(planned) - len(missing)} of them done: "
         f"{samples} haystacks of each task and length, {len(cells)} cells"
     )
     if dry_run:
         return None
+    _drop_orphans(setting.out)
     _describe(setting, identity, asked, lengths, samples, cells)
     if given:
         missing = [replace(job, arguments=(*job.arguments, loaded)) for job in missing]
@@ -189,10 +191,10 @@ def _plan(
                     yield Piece(task, length, sample, tuple(some), digest(inputs))
 
 
-def _missing(setting: Setting, pieces: Sequence[Piece]) -> list[Job]:
+def _missing(
+    setting: Setting, pieces: Sequence[Piece], there: set[tuple[str, str, str]]
+) -> list[Job]:
     """Jobs for the cells that no part holds yet; a part under way when a run died is not there."""
-    there = set(done(setting.out / "accuracy"))
-    _drop_orphans(setting.out)
     jobs = []
     for piece in pieces:
         left = tuple(c for c in piece.cells if (piece.name, *c.columns.values()) not in there)

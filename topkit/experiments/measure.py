@@ -91,8 +91,8 @@ def measure(
         "topkit": topkit.__version__,
     }
     if setting.out is not None:
-        claim(setting.out, identity, ["fidelity"], force and not dry_run)
-    there = set() if setting.out is None else set(done(setting.out / "fidelity"))
+        claim(setting.out, identity, ["fidelity"], force, dry_run)
+    there = set() if setting.out is None or force else set(done(setting.out / "fidelity"))
     places = [(sample, layer) for sample in capture.samples for layer in chosen]
     work = []
     for sample, layer in places:

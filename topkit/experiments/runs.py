@@ -20,16 +20,25 @@ from topkit.errors import InputError
 from topkit.experiments.cells import Cell
 from topkit.experiments.tables import digest, write_whole
 
+# Files of a run's own folder; what a killed run was writing goes by their names.
+FILES = ("run.json", "predictions.jsonl", "study.json", "report.html")
 
-def claim(out: Path, identity: Mapping[str, Any], tables: Sequence[str], force: bool) -> None:
+
+def claim(
+    out: Path, identity: Mapping[str, Any], tables: Sequence[str], force: bool, dry: bool = False
+) -> None:
     """Make sure that a folder is empty or holds a run of the same identity; `force` empties it.
 
-    What a killed run was writing goes.
+    What a killed run was writing goes. `dry` looks, and leaves everything as it is.
     Raises: InputError when it holds another run: rows of two must not mix.
     """
-    for half in (half for name in tables for half in (out / name).glob(".*.tmp")):
-        half.unlink(missing_ok=True)
     path = out / "run.json"
+    if dry and force:
+        return
+    if not dry:
+        halves = [half for name in tables for half in (out / name).glob(".*.tmp")]
+        for half in [*halves, *(half for name in FILES for half in out.glob(f".{name}.*.tmp"))]:
+            half.unlink(missing_ok=True)
     if force:
         for old in [path, *(part for name in tables for part in (out / name).glob("*.parquet"))]:
             old.unlink(missing_ok=True)

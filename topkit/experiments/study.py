@@ -154,6 +154,9 @@ def run_study(
     for given, known, kind in ((name, [NAME], "study"), (preset, PRESETS, "preset")):
         if given not in known:
             raise InputError(f"unknown {kind} {given!r}; {nearest(given, known)}")
+    if force and not dry_run:  # a later part that is refused must find the old run untouched
+        dry = {**options, "quiet": True}
+        run_study(name, preset, out, model, force=True, dry_run=True, **dry)
     run, chosen = Path(out), PRESETS[preset]()
     for number, part in enumerate(chosen.parts):
         evaluate(
@@ -163,7 +166,7 @@ def run_study(
             part.haystacks,
             part.cells,
             out=run,
-            force=force and number == 0,
+            force=force and (dry_run or number == 0),
             dry_run=dry_run,
             **options,
         )
