@@ -273,9 +273,9 @@ def test_no_label_covers_another_or_leaves_the_figure(draw, crowded):
 
 
 def test_an_indexer_looks_the_same_in_every_figure(curve):
+    drawn = [draw(curve, curve.budget) for draw in (figures.by_fidelity, figures.by_bytes)]
     fidelity, read = (
-        {t.get_text() for t in draw(curve, curve.budget).legends[0].get_texts()}
-        for draw in (figures.by_fidelity, figures.by_bytes)
+        {t.get_text() for t in figure.legends[0].get_texts()} for figure in drawn if figure
     )
     numbered = {name for name in fidelity if name[0].isdigit()}
     assert len(numbered) == len(REAL) and numbered <= read
@@ -303,6 +303,17 @@ def test_the_page_stands_alone_and_shows_every_figure(page):
         assert (run / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert (run / "figures" / f"{name}.svg").stat().st_size > 1000
     assert "What this does not show" in page
+
+
+def test_figures_of_what_was_never_judged_are_left_out(tmp_path):
+    """Every visible key fits in k: there is no recall, mass or cost to draw."""
+    haystacks, heads = tables(haystacks=3)
+    rows = [row for row in haystacks.to_pylist() if row["indexer"] in (DENSE, "exact()", "sign()")]
+    for row in rows:
+        row |= dict.fromkeys(("recall", "mass", "output_error", "kept", "bytes_read"))
+    typed = pa.Table.from_pylist(rows, haystacks.schema)
+    page = write_report(write(tmp_path, typed, heads.slice(0, 0))).read_text()
+    assert re.findall('<figure id="([a-z-]+)', page) == ["accuracy-by-k"]
 
 
 def test_every_accuracy_on_the_page_has_an_interval(page):

@@ -142,8 +142,13 @@ def _with_intervals(
     axes.errorbar(x, y, errors, ms=4, lw=1.2, elinewidth=0.7, capsize=1.5, **style)
 
 
-def by_fidelity(curve: Curve, budget: Budget) -> Figure:
-    """(b) Accuracy against recall and against mass: oracles as curves, real indexers as points."""
+def by_fidelity(curve: Curve, budget: Budget) -> Figure | None:
+    """(b) Accuracy against recall and against mass: oracles as curves, real indexers as points.
+
+    None where nothing was judged.
+    """
+    if not _judged(curve, budget):
+        return None
     with drawing():
         figure, left, right = _two_panels(curve, budget)
         found = stats.accuracy(curve.rates, curve.questions)
@@ -165,6 +170,12 @@ def by_fidelity(curve: Curve, budget: Budget) -> Figure:
             _points(axes, curve, budget, curve.mean(metric), found.value, found)
         _key(figure, curve, budget, list(zip(lines, names, strict=True)))
     return figure
+
+
+def _judged(curve: Curve, budget: Budget) -> bool:
+    """Whether any cell has a fidelity to draw: none has where k covers all that is visible."""
+    places = curve.where("oracle", "real", "control", budget=budget)
+    return bool(np.isfinite(curve.mean("recall")[places]).any())
 
 
 _WORDS = {
@@ -293,8 +304,13 @@ def _ticks(count: int) -> list[int]:
     return list(range(0, count, max(1, math.ceil(count / 8))))
 
 
-def by_bytes(curve: Curve, budget: Budget) -> Figure:
-    """(d) Bytes read to choose keys, a decoding step, against the fidelity that they buy."""
+def by_bytes(curve: Curve, budget: Budget) -> Figure | None:
+    """(d) Bytes read to choose keys, a decoding step, against the fidelity that they buy.
+
+    None where nothing was judged.
+    """
+    if not _judged(curve, budget):
+        return None
     with drawing():
         figure, left, right = _two_panels(curve, budget)
         read = curve.mean("bytes_read") / 1024
