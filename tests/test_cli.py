@@ -137,6 +137,13 @@ def test_unknown_words_suggest_the_nearest(refused: Callable[..., str]) -> None:
     assert "'reference'" in refused("train", "refrence", "--corpus", ".", "--out", "x", *CPU)
 
 
+def test_a_score_beyond_the_models_positions_is_refused(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    out = tmp_path / "scores.json"
+    assert "8,192 positions" in refused("score", "reference", "--length", "4k,999k", "--out", out)
+
+
 CPU = ("--device", "cpu")
 CAPTURE = ("capture", "reference", "--samples", "1", "--out", "unwritten")
 

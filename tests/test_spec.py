@@ -37,6 +37,16 @@ def test_both_forms_parse(spec, indexer):
     assert parse(repr(indexer)) == indexer == parse(short(indexer)) == parse(indexer)
 
 
+HUGE_PARAMETERS = (
+    "quest(page_size",
+    "streaming_llm(sink",
+    "streaming_llm(window",
+    "keep(sign(), window",
+    "refine(sign(), factor",
+    "faiss_ivf(nlist",
+)
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
@@ -53,6 +63,11 @@ def test_both_forms_parse(spec, indexer):
         ("quest(page_size=0)", "page_size must be a whole number of at least 1; got 0"),
         ("quest(page_size=True)", "whole number"),
         ("streaming_llm(sink=-1)", "sink must be a whole number of at least 0"),
+        *((f"{name}={10**20})", "at most 2,147,483,647") for name in HUGE_PARAMETERS),
+        ("faiss_hnsw(ef_search=2147483647)", "ef_search must be .* at most 1,048,576"),
+        ("faiss_hnsw(M=2000)", "M must be .* at most 1,024"),
+        ("faiss_hnsw(M=1)", "M must be a whole number of at least 2; got 1"),
+        ("faiss_ivf(nlist=8, nprobe=9)", "1 <= nprobe <= nlist"),
         ("keep(sink=4)", "keep: .*base"),
         ("keep('sign')", "base must be an indexer such as sign"),
         ("keep(vattention())", "would bias the weighted sample"),
@@ -109,7 +124,12 @@ def test_budgets(text, at, k):
     assert parse_budget(str(parse_budget(text))) == parse_budget(text)
 
 
-@pytest.mark.parametrize("bad", ["0", 0, -1, "x", "1.5", "0%", "101%", "", True, None, "1e3"])
+HUGE = [2**31, 2**63 - 1, 10**20, "9" * 400, "9" * 5000]
+
+
+@pytest.mark.parametrize(
+    "bad", ["0", 0, -1, "x", "1.5", "0%", "101%", "", True, None, "1e3", *HUGE]
+)
 def test_bad_budgets_are_refused(bad):
     with pytest.raises(InputError):
         parse_budget(bad)
@@ -118,6 +138,18 @@ def test_bad_budgets_are_refused(bad):
 def test_lists_of_budgets_keep_their_order_once_each():
     assert parse_budgets("16, 1%,16") == [Budget(16), Budget(1, percent=True)]
     assert parse_budgets([16, "1%"]) == parse_budgets("16,1%")
+
+
+@given(st.floats(1e-9, 100) | st.integers(1, 2**31 - 1))
+def test_a_budgets_name_is_its_own(amount):
+    budget = Budget(amount, percent=isinstance(amount, float))
+    assert parse_budget(str(budget)) == budget
+
+
+def test_budgets_that_are_nearly_alike_have_two_names():
+    assert [str(b) for b in parse_budgets("33.33333%,33.333333%,100%,16,1.0%")] == [
+        "33.33333%", "33.333333%", "100%", "16", "1%",
+    ]  # fmt: skip
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**7))

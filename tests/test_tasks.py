@@ -300,6 +300,11 @@ REFUSED = [
     ("niah-multivalue", {"values_each": 9}, "values_each must be 2..8"),
     ("niah-multiquery", {"keys_each": 0}, "keys_each must be at least 1"),
     ("variable-tracking", {"hops": 0}, "hops >= 1"),
+    ("niah-single", {"digits": -1}, "digits must lie in 0..1,000; got -1"),
+    *(
+        (name, {"digits": 10**20}, r"digits must lie in 0\.\.1,000; got 10{20}")
+        for name in ("niah-single", "niah-multivalue", "kv-recall", "variable-tracking")
+    ),
     ("recite", {"words": 10**4}, "words"),
 ]
 

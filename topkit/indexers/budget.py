@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 from topkit.errors import InputError
+
+# No context is longer; what is counted in 32 bits overflows beyond.
+MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,9 @@ class Budget:
         return int(self.amount)
 
     def __str__(self) -> str:
-        return f"{self.amount:g}%" if self.percent else f"{int(self.amount)}"
+        # To the last digit: two budgets must never have one name.
+        text = f"{Decimal(repr(self.amount)).normalize():f}"
+        return f"{text}%" if self.percent else text
 
 
 def parse_budget(text: str | int | Budget) -> Budget:
@@ -40,6 +46,8 @@ def parse_budget(text: str | int | Budget) -> Budget:
     amount, percent = float(match[1]), bool(match[2])
     if percent and not 0 < amount <= 100:
         raise InputError(f"a budget in per cent must lie in (0, 100]; got {text!r}")
+    if not percent and amount > MOST:
+        raise InputError(f"k must be at most {MOST:,}; got {text!r}")
     if not percent and (amount < 1 or amount != int(amount)):
         raise InputError(f"k must be a whole number of at least 1; got {text!r}")
     return Budget(amount, percent)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from topkit.errors import InputError
 from topkit.indexers.base import Indexer
+from topkit.indexers.budget import MOST
 from topkit.indexers.spec import nearest
 
 
@@ -19,13 +20,13 @@ def choice(recipe: Indexer, name: str, known: Iterable[str]) -> None:
         )
 
 
-def whole(recipe: Indexer, name: str, least: int) -> None:
-    """Require that a parameter is an int of at least `least`."""
+def whole(recipe: Indexer, name: str, least: int, most: int = MOST) -> None:
+    """Require that a parameter is an int from `least` to `most`."""
     value = getattr(recipe, name)
-    if type(value) is not int or value < least:
-        raise InputError(
-            f"{_named(recipe, name)} must be a whole number of at least {least}; got {value!r}"
-        )
+    if type(value) is not int or not least <= value <= most:
+        beyond = type(value) is int and value > most
+        bound = f"at most {most:,}" if beyond else f"at least {least}"
+        raise InputError(f"{_named(recipe, name)} must be a whole number of {bound}; got {value!r}")
 
 
 def share(recipe: Indexer, name: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from topkit.errors import InputError
+from topkit.indexers.checks import whole
 from topkit.indexers.faiss_base import FaissIndexer
 
 
@@ -28,8 +28,10 @@ class faiss_hnsw(FaissIndexer):
     cost: ClassVar[str] = "reads the keys that the walk meets"
 
     def __post_init__(self) -> None:
-        if min(self.M, self.ef_construction, self.ef_search) < 1 or self.M < 2:
-            raise InputError(f"faiss_hnsw needs M >= 2 and positive ef values; got {self}")
+        # FAISS sets room aside for all that may be asked, before it looks at a key.
+        whole(self, "M", 2, 2**10)
+        whole(self, "ef_construction", 1, 2**20)
+        whole(self, "ef_search", 1, 2**20)
 
     def make(self, faiss: Any, keys: np.ndarray) -> Any:
         index = faiss.IndexHNSWFlat(keys.shape[1], self.M, faiss.METRIC_INNER_PRODUCT)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from topkit.errors import InputError
+from topkit.indexers.checks import whole
 from topkit.indexers.faiss_base import FaissIndexer
 
 
@@ -27,7 +28,9 @@ class faiss_ivf(FaissIndexer):
     cost: ClassVar[str] = "reads nlist centroids and the probed lists"
 
     def __post_init__(self) -> None:
-        if self.nlist < 1 or not 1 <= self.nprobe <= self.nlist:
+        whole(self, "nlist", 1)
+        whole(self, "nprobe", 1)
+        if self.nprobe > self.nlist:
             raise InputError(
                 f"faiss_ivf needs 1 <= nprobe <= nlist; got nlist={self.nlist}, nprobe={self.nprobe}"
             )

@@ -90,7 +90,8 @@ class Pages(Index):
         return bounds.gather(-1, page[:, None, None].expand(*bounds.shape[:3], -1))
 
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
-        size, width = self.page_size, min(k, self.slots)
+        # A page larger than all that is there is one of just that size.
+        size, width = min(self.page_size, max(self.slots, 1)), min(k, self.slots)
         bounds = self._bounds(queries, step)
         # The newest page may be part full, so that k keys can need one page more.
         pages = select_topk(bounds, math.ceil(k / size) + 1).sort(-1).values

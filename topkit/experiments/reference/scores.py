@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from topkit.experiments.models import load
+from topkit.experiments.models import load, require_positions
 from topkit.experiments.tables import Job, runner, write_whole
 from topkit.experiments.tasks import TASKS, Prompt, Task, make_task
 from topkit.experiments.tasks.base import HELD_OUT, TRAINED
@@ -115,6 +115,7 @@ def score_model(
     validation books as well.
     """
     loaded, tokenizer = _loaded(str(model), device)
+    require_positions(loaded, max(lengths))
     asked = [
         (row, range(first, min(first + _SHARE, prompts)))
         for row in rows(lengths)

@@ -80,6 +80,16 @@ def require_depth(task: str, depth: float) -> None:
         raise InputError(f"{task}: depth must lie in 0..1, or be -1; got {depth}")
 
 
+# More would not fit into any prompt, and be drawn for ever.
+MOST_DIGITS = 1000
+
+
+def require_digits(task: str, digits: int) -> None:
+    """Raises: InputError for a number of digits that no value can have."""
+    if not 0 <= digits <= MOST_DIGITS:
+        raise InputError(f"{task}: digits must lie in 0..{MOST_DIGITS:,}; got {digits}")
+
+
 @dataclass(frozen=True)
 class Task:
     """A recipe for prompts; its fields are the parameters that a run may set."""

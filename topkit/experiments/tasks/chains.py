@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from topkit.errors import InputError
-from topkit.experiments.tasks.base import Planted, Question, Task
+from topkit.experiments.tasks.base import Planted, Question, Task, require_digits
 from topkit.experiments.tasks.words import names, values
 
 
@@ -30,10 +30,11 @@ class VariableTracking(Task):
     digits: int = 5
 
     def __post_init__(self) -> None:
-        if min(self.questions, self.hops) < 1 or min(self.distractors, self.digits) < 0:
+        if min(self.questions, self.hops) < 1 or self.distractors < 0:
             raise InputError(
-                f"{self.name}: expected questions, hops >= 1, distractors, digits >= 0; got {self}"
+                f"{self.name}: expected questions, hops >= 1, distractors >= 0; got {self}"
             )
+        require_digits(self.name, self.digits)
 
     def plant(self, rng: np.random.Generator, wording: str) -> Planted:
         chains = self.questions + self.distractors

@@ -8,7 +8,13 @@ from typing import ClassVar
 import numpy as np
 
 from topkit.errors import InputError
-from topkit.experiments.tasks.base import Planted, Question, Task, require_depth
+from topkit.experiments.tasks.base import (
+    Planted,
+    Question,
+    Task,
+    require_depth,
+    require_digits,
+)
 from topkit.experiments.tasks.words import names, values
 
 
@@ -25,10 +31,9 @@ class KeyValueRecall(Task):
     depth: float = -1
 
     def __post_init__(self) -> None:
-        if self.questions < 1 or self.distractors < 0 or self.digits < 0:
-            raise InputError(
-                f"{self.name}: expected questions >= 1, distractors >= 0, digits >= 0; got {self}"
-            )
+        if self.questions < 1 or self.distractors < 0:
+            raise InputError(f"{self.name}: expected questions >= 1, distractors >= 0; got {self}")
+        require_digits(self.name, self.digits)
         require_depth(self.name, self.depth)
 
     def plant(self, rng: np.random.Generator, wording: str) -> Planted:
