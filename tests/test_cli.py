@@ -339,6 +339,20 @@ def test_tasks_with_parameters() -> None:
         parse_task("niah-multikey:distractors")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("depth={[]:1}", "depth must be float"),
+        pytest.param(f"depth={'-' * 50_000}1", "depth must be float", id="deep"),
+        ("name=x", "no parameter 'name'"),
+        ("depth=0.5,depth=0.6", "'depth' is given twice"),
+    ],
+)
+def test_tasks_that_cannot_be_read(text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        parse_task(f"niah-single:{text}")
+
+
 def test_list_shows_the_registry(call: Call) -> None:
     code, out, _ = call("list", "indexers", "--json")
     shown = {row["name"]: row for row in json.loads(out)}

@@ -30,6 +30,9 @@ from topkit.indexers.spec import parse, quoted, short
         ("keep(base=sign, window=3)", keep(sign(), window=3)),
         ("shared:base=sign,per=layer", shared(sign(), per="layer")),
         ("top_p(mass=0.5)", top_p(mass=0.5)),
+        ("degraded:0.5,miss='boundary'", degraded(0.5, miss="boundary")),
+        ("keep:base=refine(sign(), factor=2),sink=4", keep(refine(sign(), 2), sink=4)),
+        ("sign:", sign()),
     ],
 )
 def test_both_forms_parse(spec, indexer):
@@ -50,6 +53,17 @@ HUGE_PARAMETERS = (
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
+        ("quest(page_size={[]:1})", r"cannot read '\{\[\]: 1\}'"),
+        ("quest:page_size={[]:1}", r"whole number .* got '\{\[\]:1\}'"),
+        ("quest:page_size=", "whole number .* got ''"),
+        ("quest:page_size=4,page_size=8", "'page_size' is given twice"),
+        pytest.param(f"quest(page_size={'-' * 50_000}1)", r"'quest\(.*too deeply", id="deep"),
+        pytest.param(f"quest:page_size={'-' * 50_000}1", "'quest:.*too deeply", id="deep, bare"),
+        ("lightning:weights=/a/b.safetensors", "no weights at '/a/b.safetensors'"),
+        ("lightning:weights=../b,dtype=fp8", "no weights at '../b'"),
+        ("lightning:weights='/a,b',dtype=fp8", "no weights at '/a,b'"),
+        ("lightning(weights='/a/**')", r"no weights at '/a/\*\*'"),
+        ("lightning(weights='*')", r"no weights at '\*'"),
         ("quantised", "unknown indexer 'quantised'; did you mean 'quantized'"),
         ("nonsense_at_all", "unknown indexer .* known: degraded, exact"),
         ("quantized(dtyp='int4')", "no parameter 'dtyp'; did you mean 'dtype'"),

@@ -69,6 +69,8 @@ def parse_task(text: str) -> Task:
             raise InputError(
                 f"write a task as name:parameter=value,parameter=value; got {part!r} in {text!r}"
             )
+        if key.strip() in parameters:
+            raise InputError(f"{name}: parameter {key.strip()!r} is given twice in {text!r}")
         parameters[key.strip()] = _literal(value.strip())
     return make_task(name, **parameters)
 
@@ -76,5 +78,5 @@ def parse_task(text: str) -> Task:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return text

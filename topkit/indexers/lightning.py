@@ -178,7 +178,8 @@ def load(weights: str, device: torch.device | str = "cpu") -> Weights:
     """
     path = Path(weights)
     if not path.exists():
-        bundled = sorted(_BUNDLED.glob(f"{weights}-*.safetensors"))
+        named = re.fullmatch(r"[\w.-]+", weights)  # a path is no pattern
+        bundled = sorted(_BUNDLED.glob(f"{weights}-*.safetensors")) if named else []
         if not bundled:
             raise InputError(f"lightning: no weights at {weights!r}; give a file or a bundled name")
         path = bundled[0]

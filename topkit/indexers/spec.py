@@ -29,7 +29,10 @@ def parse(spec: str | Indexer, registry: dict[str, type[Indexer]] | None = None)
         return spec
     if registry is None:
         from topkit.indexers import INDEXERS as registry
-    return _build(_tree(spec), spec, registry)
+    try:
+        return _build(_tree(spec), spec, registry)
+    except (RecursionError, MemoryError):  # Python's parser raises either
+        raise InputError(f"cannot read the indexer {spec[:40]!r}...: nested too deeply") from None
 
 
 def quoted(spec: str | Indexer) -> str:
@@ -61,13 +64,51 @@ def _tree(spec: str) -> ast.expr:
     text = spec.strip()
     head, colon, tail = text.partition(":")
     if colon and "(" not in head:
-        text = f"{head}({tail})"
+        return _bare(head, tail)
     try:
         return ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError) as error:
         raise InputError(
             f"cannot read the indexer {spec!r}; write name(parameter=value) or name:parameter=value"
         ) from error
+
+
+def _bare(name: str, tail: str) -> ast.expr:
+    """The call that name:parameter=value,parameter=value stands for."""
+    call = ast.Call(ast.Name(name.strip()), [], [])
+    for part in filter(str.strip, _parts(tail)):
+        key, equals, value = part.partition("=")
+        if equals and key.strip().isidentifier():
+            call.keywords.append(ast.keyword(key.strip(), _word(value.strip())))
+        else:
+            call.args.append(_word(part.strip()))
+    return call
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between commas, but for those in brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for c in text:
+        if quote or c in "'\"":
+            quote = "" if c == quote else quote or c
+        else:
+            depth += (c in "([{") - (c in ")]}")
+        if c == "," and not quote and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return parts
+
+
+def _word(text: str) -> ast.expr:
+    """A call, a name or a literal; anything else, as a path, is the text itself."""
+    try:
+        node = ast.parse(text, mode="eval").body
+        if not isinstance(node, ast.Call | ast.Name):
+            ast.literal_eval(node)
+        return node
+    except (SyntaxError, ValueError, TypeError):
+        return ast.Constant(text)
 
 
 def _build(node: ast.expr, spec: str, registry: dict[str, type[Indexer]]) -> Indexer:
@@ -112,5 +153,5 @@ def _value(node: ast.expr, spec: str, registry: dict[str, type[Indexer]]) -> Any
         return _WORDS.get(node.id.lower(), node.id)
     try:
         return ast.literal_eval(node)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"cannot read {ast.unparse(node)!r} in {spec!r} as a value") from error

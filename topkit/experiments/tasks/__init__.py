@@ -36,7 +36,7 @@ TASKS: dict[str, type[Task]] = {
 _KINDS: dict[str, type] = {"int": Integral, "float": Real, "str": str}
 
 
-def make_task(name: str, **parameters: Any) -> Task:
+def make_task(name: str, /, **parameters: Any) -> Task:
     """The task of that name, with its parameters.
 
     Raises: InputError for an unknown task or a misspelt parameter, with the nearest, and for a value
