@@ -238,6 +238,12 @@ def test_a_manifest_written_anew_does_not_pass_for_the_old(tmp_path):
         Capture.open(tmp_path)
 
 
+def test_a_manifest_that_nests_too_deep_is_refused(tmp_path):
+    (tmp_path / files.MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(InputError, match="not as it was written"):
+        Capture.open(tmp_path)
+
+
 def test_without_verify_a_file_is_checked_when_it_is_loaded(tmp_path):
     Capture.from_tensors(**made()).save(tmp_path)
     path = tmp_path / files.file_name(1, 0)

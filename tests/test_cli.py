@@ -137,6 +137,20 @@ def test_unknown_words_suggest_the_nearest(refused: Callable[..., str]) -> None:
     assert "'reference'" in refused("train", "refrence", "--corpus", ".", "--out", "x", *CPU)
 
 
+def test_a_model_to_start_from_must_be_there(refused: Callable[..., str], tmp_path: Path) -> None:
+    words = ("train", "reference", "--corpus", tmp_path, "--out", tmp_path / "out", *CPU)
+    assert "lacks tokenizer.json" in refused(*words, "--start-from", tmp_path / "nope")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_whose_run_cannot_be_read_is_refused(
+    refused: Callable[..., str], tensors: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run.json").write_text("[" * 100_000)
+    words = ("measure", tensors, "--indexer", "sign", "-k", 4, "--out", tmp_path)
+    assert "cannot read" in refused(*words)
+
+
 def test_a_score_beyond_the_models_positions_is_refused(
     refused: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -297,6 +311,7 @@ def test_a_config_file_gives_defaults_under_the_flags(call: Call, tmp_path: Path
         ("lenght: 4k", "did you mean 'length'"),
         ("- 1", "option: value"),
         ("a: [", "cannot read"),
+        pytest.param("a: " + "[" * 3000, "cannot read", id="deep"),
         ("samples: many\nlength: 4k\nout: x", "--samples"),
     ],
 )

@@ -316,6 +316,16 @@ def test_figures_of_what_was_never_judged_are_left_out(tmp_path):
     assert re.findall('<figure id="([a-z-]+)', page) == ["accuracy-by-k"]
 
 
+@pytest.mark.parametrize(
+    "held", ['{"aims": {"re', "[1]", "[" * 100_000], ids=["half", "list", "deep"]
+)
+def test_a_damaged_study_is_named(tmp_path, held):
+    run = write(tmp_path, *tables(haystacks=2))
+    (run / "study.json").write_text(held)
+    with pytest.raises(InputError, match=r"study\.json is damaged"):
+        write_report(run)
+
+
 def test_every_accuracy_on_the_page_has_an_interval(page):
     rows = re.findall(r"<tr><td>(.*?)</tr>", page.read_text())
     assert len(rows) == len(cells())

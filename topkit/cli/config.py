@@ -46,7 +46,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"cannot read {path} as YAML: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} must hold option: value lines; got {type(found).__name__}")

@@ -170,7 +170,7 @@ def unseal(path: Path) -> dict[str, Any]:
         content = json.loads(raw)
         content.pop("sha256")
         intact = seal(content) == raw
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         intact = False
     if not intact:
         raise InputError(f"{path} is not as it was written; capture again with --force")

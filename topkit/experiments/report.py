@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from topkit.errors import InputError
 from topkit.experiments import curves as reading
 from topkit.experiments import figures
 from topkit.experiments.cells import DENSE
@@ -83,13 +84,26 @@ def write_report(run: str | Path, margin: float = MARGIN) -> Path:
     """
     run = Path(run)
     found = [Findings(curve, margin) for curve in reading.load(run)]
-    study = json.loads((run / STUDY).read_text()) if (run / STUDY).exists() else {}
+    study = _study(run / STUDY)
     page = _PAGE.format(
         title="How good must an indexer be before the model notices?",
         body="\n".join(_body(found, study, run / "figures")),
     )
     write_whole(run / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
     return run / "report.html"
+
+
+def _study(path: Path) -> dict[str, Any]:
+    """What a study says of itself; nothing where `evaluate` wrote the run."""
+    if not path.exists():
+        return {}
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        held = None
+    if not isinstance(held, dict):
+        raise InputError(f"{path} is damaged; run the study again, or delete the file")
+    return held
 
 
 def _body(found: Sequence[Findings], study: Mapping[str, Any], folder: Path) -> Iterator[str]:

@@ -47,7 +47,7 @@ def claim(
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         held, _ = dict(run["identity"]), list(run["asked"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"cannot read {path}; use another folder, or --force") from None
     apart = [name for name in {**held, **identity} if held.get(name) != identity.get(name)]
     if apart:

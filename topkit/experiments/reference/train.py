@@ -215,6 +215,10 @@ def train_reference(
     Raises: InputError when there is no such GPU or corpus, or `out` was begun with another recipe.
     """
     recipe, out = recipe or Recipe(), Path(out)
+    if start_from is not None:
+        for name in ("tokenizer.json", "model.safetensors"):
+            if not (Path(start_from) / name).is_file():
+                raise InputError(f"no model to start from at {start_from}: it lacks {name}")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("training asks for a CUDA GPU and there is none; use --tiny --device cpu")
     text, begun = json.dumps(asdict(recipe), indent=1), out / "recipe.json"
