@@ -629,6 +629,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: attach(tiny("mistral", sliding_window=8), "sign()", k=4, layers=[0]),
         "layer 0 .* sees a window",
     ),
+    "layers that are none": (lambda: attach(tiny(), "sign()", k=4, layers=0), "layers must be"),  # type: ignore[arg-type]
     "no layers": (lambda: attach(tiny(), "sign()", k=4, layers=[]), "no layer"),
     "observe": (lambda: attach(tiny(), "sign()", k=4, observe="yes"), "observe must be"),
 }

@@ -238,6 +238,13 @@ def test_a_manifest_written_anew_does_not_pass_for_the_old(tmp_path):
         Capture.open(tmp_path)
 
 
+def test_half_of_rope_is_refused(tmp_path):
+    tensors = {"queries": torch.ones(1, 1, 1, 4), "keys": torch.ones(1, 1, 3, 4)}
+    save_file(tensors | {"rope_cos": torch.ones(1, 3, 2)}, tmp_path / "own.safetensors")
+    with pytest.raises(InputError, match="rope_cos and rope_sin come together"):
+        Capture.open(tmp_path / "own.safetensors")
+
+
 def test_a_manifest_that_nests_too_deep_is_refused(tmp_path):
     (tmp_path / files.MANIFEST).write_text("[" * 100_000)
     with pytest.raises(InputError, match="not as it was written"):

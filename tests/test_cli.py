@@ -134,7 +134,23 @@ def test_unknown_words_suggest_the_nearest(refused: Callable[..., str]) -> None:
     assert "'list'" in refused("lisst")
     assert "--json" in refused("list", "tasks", "--jsno")
     assert "'indexers'" in refused("list", "indexer")
-    assert "'reference'" in refused("train", "refrence", "--corpus", ".", "--out", "x", *CPU)
+    train = ("train", "refrence", "--corpus", ".", "--out", "x")
+    assert "'reference'" in refused(*train, *CPU)
+    assert "'reference'" in refused(*train)
+    assert "known: indexers, metrics, tasks" in refused("list", "foo")
+
+
+@pytest.mark.parametrize("command", ["capture", "evaluate", "measure", "study", "train", "score"])
+def test_out_that_cannot_be_written_is_said_first(
+    command: str, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    taken = tmp_path / "taken"
+    taken.touch()
+    if command == "score":
+        taken = tmp_path
+    kind = "folder" if command == "score" else "file"
+    assert f"'--out': {taken} is a {kind}" in refused(command, "reference", "--out", taken)
+    assert "'--out': give a " in refused(command, "reference", "--out", "")
 
 
 def test_a_model_to_start_from_must_be_there(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -253,6 +269,29 @@ def test_measure_prints_numbers_that_are_in_its_table(
     assert "2 of 2 jobs done" in err
 
 
+def test_a_dry_run_says_in_json_what_would_be_done(
+    call: Call, tensors: Path, tmp_path: Path
+) -> None:
+    out, dry = tmp_path / "run", ("--out", tmp_path / "run", "--dry-run", "--json")
+    sign = ("--indexer", "sign", "-k", "4,10%")
+    asked = ("reference", "--task", "niah-single", "--samples", 2)
+    shown = {
+        "measure": call("measure", tensors, *sign, *dry),
+        "capture": call("capture", *asked, "--length", 256, "--layers", "1,3", *dry),
+        "evaluate": call("evaluate", *asked, "--length", "256,512,256", *sign, *dry),
+        "study": call("study", "fidelity-vs-accuracy", *dry),
+    }
+    plans = {name: json.loads(text)[0] for name, (code, text, _) in shown.items() if code == 0}
+    assert {plan["out"] for plan in plans.values()} == {str(out)}
+    assert (plans["measure"]["jobs"], plans["measure"]["rows"]) == (2, 48)
+    assert (plans["capture"]["samples"], plans["capture"]["layers"]) == (2, [1, 3])
+    assert plans["capture"]["bytes"] > 10**5
+    assert (plans["evaluate"]["jobs"], plans["evaluate"]["lengths"]) == (4, [256, 512])
+    assert [cell["budget"] for cell in plans["evaluate"]["cells"]] == ["", "4", "10%"]
+    assert plans["study"]["jobs"] == 24
+    assert not out.exists()
+
+
 def test_measure_from_a_config_file_and_dry(call: Call, tensors: Path, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(f"indexer: [sign, exact]\nk: [8, 10%]\nout: {tmp_path}/run\ndry-run: true\n")
@@ -333,7 +372,7 @@ def test_lengths(text: str, tokens: int) -> None:
 
 
 def test_several_lengths() -> None:
-    assert parse_lengths("4k, 8k") == [4096, 8192]
+    assert parse_lengths("4k, 8k,4096") == [4096, 8192]
 
 
 @pytest.mark.parametrize("text", ["", "0", "-4k", "4.5k", "k", "4kk", "1e3"])

@@ -265,6 +265,14 @@ def test_rows_of_two_models_never_mix(tmp_path):
     assert run(tmp_path, samples=1, seed=1, force=True)
 
 
+def test_what_is_asked_twice_is_done_once(tmp_path):
+    plans = []
+    model, tokenizer = reference()
+    options = {"dry_run": True, "quiet": True, "tokenizer": tokenizer, "on_plan": plans.append}
+    evaluate(model, [TASK, TASK], [LENGTH, LENGTH], 3, out=tmp_path / "run", **options)
+    assert plans[0]["jobs"] == 3
+
+
 def everything(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
@@ -296,6 +304,7 @@ def test_a_dry_run_with_force_counts_nothing_as_done(tmp_path, capsys):
 def test_what_is_refused_deletes_nothing_by_force(tmp_path):
     run(tmp_path, samples=1)
     before = everything(tmp_path)
+    tasks = [TASK, make_task("niah-multikey", distractors=500)]
     with pytest.raises(InputError, match="longer length"):
-        run(tmp_path, tasks=[TASK, make_task("niah-multikey", distractors=500)], force=True)
+        run(tmp_path, tasks=tasks, force=True)  # type: ignore[arg-type]
     assert everything(tmp_path) == before

@@ -7,7 +7,7 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +45,11 @@ def topkit(
         typer.echo(context.get_help())
 
 
+def _show_plans(plans: list[dict[str, Any]], asked: bool) -> None:
+    if asked:
+        show(plans, as_json=True)
+
+
 @app.command()
 def capture(
     model: o.Model,
@@ -76,6 +81,7 @@ def capture(
     """Write down what a model's attention sees, over a task or a text."""
     from topkit.experiments.capture import capture_model
 
+    plans: list[dict[str, Any]] = []
     captured = capture_model(
         model,
         task=parse_task(task) if task else None,
@@ -91,7 +97,9 @@ def capture(
         dtype=dtype,
         force=force,
         dry_run=dry_run,
+        on_plan=plans.append,
     )
+    _show_plans(plans, dry_run and as_json)
     if captured is not None and as_json:
         typer.echo(json.dumps({"out": str(out), "fingerprint": captured.fingerprint}))
 
@@ -123,6 +131,7 @@ def measure(
     """Judge indexers on captured tensors, against exact Top-k."""
     from topkit.experiments.measure import measure as run
 
+    plans: list[dict[str, Any]] = []
     measured = run(
         capture,
         indexer,
@@ -136,7 +145,9 @@ def measure(
         jobs=jobs,
         force=force,
         dry_run=dry_run,
+        on_plan=plans.append,
     )
+    _show_plans(plans, dry_run and as_json)
     if measured is not None:
         from topkit.cli.summary import fidelity
 
@@ -174,6 +185,7 @@ def evaluate(
     """Ask a model the questions of a task, with keys left out of its attention."""
     from topkit.experiments.evaluate import evaluate as run
 
+    plans: list[dict[str, Any]] = []
     rows = run(
         model,
         [parse_task(name) for name in task],
@@ -192,7 +204,9 @@ def evaluate(
         batch_size=batch_size,
         force=force,
         dry_run=dry_run,
+        on_plan=plans.append,
     )
+    _show_plans(plans, dry_run and as_json)
     if rows is not None:
         from topkit.cli.summary import accuracy
 
@@ -257,6 +271,7 @@ def study(
     """Run a study to its report: which indexers, at which budgets, on which tasks."""
     from topkit.experiments.study import run_study
 
+    plans: list[dict[str, Any]] = []
     path = run_study(
         name,
         preset,
@@ -270,14 +285,23 @@ def study(
         jobs=jobs or min(os.cpu_count() or 1, 4),
         force=force,
         dry_run=dry_run,
+        on_plan=plans.append,
     )
+    _show_plans(plans, dry_run and as_json)
     if path is not None:
         typer.echo(json.dumps({"report": str(path)}) if as_json else path)
 
 
+def _recipe(name: str) -> str:
+    # Eager: a misspelt name is said before what its options lack.
+    return parse_name(name, ["reference", "lightning"], "recipe")
+
+
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(metavar="reference|lightning")],
+    name: Annotated[
+        str, typer.Argument(metavar="reference|lightning", callback=_recipe, is_eager=True)
+    ],
     corpus: Annotated[
         Path,
         typer.Option(
@@ -304,7 +328,6 @@ def train(
     config: o.Config = None,
 ) -> None:
     """Train the bundled model, or a lightning indexer for one, anew."""
-    parse_name(name, ["reference", "lightning"], "recipe")
     if name == "lightning":
         from topkit.experiments.lightning import train_for
 
@@ -341,7 +364,10 @@ def train(
 @app.command()
 def score(
     model: o.Model,
-    out: Annotated[Path, typer.Option("--out", help="The JSON file to write.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", parser=o.file, metavar="FILE", help="The JSON file to write."),
+    ],
     lengths: Annotated[str, typer.Option("--length", help="Tokens: 4k,8k.")] = "4k,8k",
     samples: Annotated[int, typer.Option("--samples", min=1, help="Prompts a row.")] = 200,
     corpus: Annotated[
@@ -373,9 +399,9 @@ def bench(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[truth|measure|attach|capture]...")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="The CSV to write.")] = Path(
-        "benchmarks/results/cpu.csv"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", parser=o.file, metavar="FILE", help="The CSV to write.")
+    ] = Path("benchmarks/results/cpu.csv"),
     tiny: Annotated[
         bool, typer.Option("--tiny", help="Seconds, to show that they run; writes nothing.")
     ] = False,

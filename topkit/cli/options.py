@@ -33,6 +33,20 @@ def _dtype(name: str | None) -> str | None:
     return name
 
 
+def folder(name: str) -> Path:
+    """A folder to write into: there already, or to be made."""
+    if not name or (Path(name).exists() and not Path(name).is_dir()):
+        raise typer.BadParameter(f"{name} is a file" if name else "give a folder")
+    return Path(name)
+
+
+def file(name: str) -> Path:
+    """A file to write."""
+    if not name or Path(name).is_dir():
+        raise typer.BadParameter(f"{name} is a folder" if name else "give a file")
+    return Path(name)
+
+
 Seed = Annotated[int, typer.Option("--seed", help="Seed of prompts and of seeded indexers.")]
 Device = Annotated[
     str | None, typer.Option("--device", callback=_device, help="cpu, cuda or cuda:N.")
@@ -63,7 +77,15 @@ TaskName = Annotated[str, typer.Option("--task", help=TASK_HELP)]
 MaybeTask = Annotated[str | None, typer.Option("--task", help=TASK_HELP)]
 Length = Annotated[str, typer.Option("--length", help="Tokens of a prompt: 4096, 4k.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Haystacks, or pieces of text.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder to write into; a rerun goes on there.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        parser=folder,
+        metavar="FOLDER",
+        help="Folder to write into; a rerun goes on there.",
+    ),
+]
 _INDEXER = typer.Option("--indexer", help="An indexer's spec, as quest:page_size=16; repeatable.")
 Indexers = Annotated[list[str], _INDEXER]
 MaybeIndexers = Annotated[list[str] | None, _INDEXER]

@@ -28,8 +28,8 @@ def parse_length(text: str) -> int:
 
 
 def parse_lengths(text: str) -> list[int]:
-    """Several lengths: 4k,8k."""
-    return [parse_length(part) for part in text.split(",")]
+    """Several lengths, each once: 4k,8k."""
+    return list(dict.fromkeys(parse_length(part) for part in text.split(",")))
 
 
 def parse_numbers(text: str) -> list[int]:

@@ -241,7 +241,10 @@ def _attachable(
     seen = _probe(model)
     local = DynamicCache(config=model.config).is_sliding  # windows and chunks
     whole = {n: one.module for n, one in seen.items() if one.window is None and not local[n]}
-    chosen = sorted(whole if layers is None else set(layers))
+    try:
+        chosen = sorted(whole if layers is None else set(layers))
+    except TypeError:
+        raise InputError(f"layers must be numbers as [0, 3]; got {layers!r}") from None
     if not chosen:
         raise InputError(f"{name} has no layer to attach to: none attends to all keys")
     for layer in chosen:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,14 @@ def capture_model(
     dry_run: bool = False,
     quiet: bool = False,
     tokenizer: Any = None,
+    on_plan: Callable[[dict[str, Any]], object] = lambda plan: None,
 ) -> Capture | None:
     """Capture a model's attention inputs over the prompts of a task or the tokens of a text file.
 
     layers: "all", "0,3,5" or numbers. positions: "last:32", "every:64" or numbers; by default the
     question and answer of a task, the last 32 of a text. hidden: hidden states, the query latent
-    of MLA, and RoPE as well. A rerun computes what is missing; dry_run says the size alone (None).
+    of MLA, and RoPE as well. A rerun computes what is missing; dry_run says the size alone (None),
+    on_plan is given what is going to be done.
     Raises: InputError for a model that cannot be captured (named, with the reason), a text too
     short, a disk too small, and a folder that holds another capture (unless `force`).
     """
@@ -93,6 +95,7 @@ def capture_model(
         force=force,
         dry_run=dry_run,
         quiet=quiet,
+        on_plan=on_plan,
     )
 
 
@@ -108,6 +111,7 @@ def capture_passages(
     force: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
+    on_plan: Callable[[dict[str, Any]], object] = lambda plan: None,
 ) -> Capture | None:
     """Capture a model's attention inputs over token sequences; see `capture_model`.
 
@@ -123,6 +127,8 @@ def capture_passages(
     )
     for note in survey.skipped:
         console.print(f"layer {note['layer']} is left out: {note['reason']}")
+    plan = {"out": str(out), "samples": len(passages), "layers": sorted(survey.modules)}
+    on_plan({**plan, "skipped": survey.skipped, "bytes": sum(sizes)})
     if dry_run:
         return None
     made_from = {

@@ -165,6 +165,8 @@ def _open_file(path: Path) -> Capture:
             f"it holds {sorted(found)}"
         )
     rope = (found.pop("rope_cos", None), found.pop("rope_sin", None))
+    if (rope[0] is None) != (rope[1] is None):
+        raise InputError(f"{path}: rope_cos and rope_sin come together; it holds one of them")
     scaling = found.pop("scaling", None)
     if scaling is not None and scaling.numel() != 1:
         raise InputError(f"{path}: scaling must be one number; got {list(scaling.shape)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -74,6 +74,7 @@ def evaluate(
     dry_run: bool = False,
     quiet: bool = False,
     tokenizer: Any = None,
+    on_plan: Callable[[dict[str, Any]], object] = lambda plan: None,
 ) -> pa.Table | None:
     """Ask a model the questions of some tasks, each time with other keys left out of its attention.
 
@@ -82,7 +83,7 @@ def evaluate(
     (sparse_from="answer"): the question's last token is then the first to go through it, for that
     step gives the first token of the answer. A rerun computes what is missing, also when cells or
     samples were added. observe: fidelity at the answer's positions, averaged over them; "rows" keeps
-    each; False none. k in per cent counts of the length.
+    each; False none. k in per cent counts of the length. on_plan is given what is going to be done.
     Files: out/accuracy and out/fidelity (Parquet), out/predictions.jsonl, out/run.json.
     Returns: the accuracy rows, or None for dry_run.
     Raises: InputError for bad input, and a folder that holds another run (unless `force`).
@@ -94,7 +95,7 @@ def evaluate(
     if observe not in (True, False, "rows"):
         raise InputError(f"observe must be True, False or 'rows'; got {observe!r}")
     cells = parse_cells(indexers, k, dense)
-    asked = [make_task(t) if isinstance(t, str) else t for t in _listed(tasks)]
+    asked = _listed(tasks, lambda task: make_task(task) if isinstance(task, str) else task)
     given = isinstance(model, PreTrainedModel)
     if given and (tokenizer is None or jobs > 1):
         raise InputError("a loaded model needs its tokenizer, and runs with jobs=1")
@@ -111,7 +112,7 @@ def evaluate(
         None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs),
     )
     run_jobs = runner(jobs)
-    lengths = _listed(lengths)
+    lengths = _listed(lengths, int)
     loaded = (model, tokenizer) if given else _loaded(setting.model, device, dtype)
     require_positions(loaded[0], max(lengths))
     require_same(loaded[0], max(lengths))
@@ -128,6 +129,9 @@ def evaluate(
         f"{len(planned)} jobs, {len(planned) - len(missing)} of them done: "
         f"{samples} haystacks of each task and length, {len(cells)} cells"
     )
+    plan = {"jobs": len(planned), "done": len(planned) - len(missing), "haystacks": samples}
+    plan |= {"lengths": lengths, "tasks": [task_name(task) for task in asked]}
+    on_plan({"out": str(out), **plan, "cells": [cell.columns for cell in cells]})
     if dry_run:
         return None
     _drop_orphans(setting.out)
@@ -142,8 +146,10 @@ def evaluate(
     return table
 
 
-def _listed(given: Any) -> list[Any]:
-    return [given] if isinstance(given, str | int | Task) else list(given)
+def _listed(given: Any, made: Callable[[Any], Any]) -> list[Any]:
+    """What is made of one or several, each once."""
+    given = [given] if isinstance(given, str | int | Task) else given
+    return list(dict.fromkeys(map(made, given)))
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def measure(
     force: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
+    on_plan: Callable[[dict[str, Any]], object] = lambda plan: None,
 ) -> Measured | None:
     """Judge indexers on captured tensors against exact Top-k, in every layer, head and position.
 
@@ -75,6 +76,7 @@ def measure(
     sample's length. `reference` names another indexer: rows whose recall is the overlap with its
     picks are added. `reduce` keeps one row a head in place of one a head and position. With `out`,
     a Parquet part a sample and layer stands under out/fidelity, and a rerun computes what is missing.
+    `on_plan` is given what is going to be done.
     Returns: the rows, or None for dry_run.
     Raises: InputError for bad input, for NaN (layer and head named), for a folder of another run.
     """
@@ -101,7 +103,9 @@ def measure(
         if left:
             work.append(Job({"job": name}, (setting, capture, sample, layer, left, name)))
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-    _announce(console, capture, places, cells, work, reduce)
+    rows = _announce(console, capture, places, cells, work, reduce)
+    plan = {"jobs": len(places), "done": len(places) - len(work), "rows": rows}
+    on_plan({"out": out and str(out), "cells": [c.columns for c in cells], **plan})
     if dry_run:
         return None
     if setting.out is not None:
@@ -149,7 +153,8 @@ def _layers(capture: Capture, layers: Sequence[int] | None) -> list[int]:
 
 def _announce(
     console: Console, capture: Capture, places: list, cells: list[Cell], work: list, reduce: bool
-) -> None:
+) -> int:
+    """Say what is to be done; gives the rows that there will be."""
     heads = capture.load(*places[0]).queries.shape[1]
     asked = {one["sample"]: len(one["positions"]) for one in capture.manifest["samples"]}
     rows = sum(1 if reduce else asked[sample] for sample, _ in places) * len(cells) * heads
@@ -157,6 +162,7 @@ def _announce(
         f"{len(places)} layers of samples, {len(cells)} cells: {rows:,} rows at the level of heads; "
         f"{len(places) - len(work)} of {len(places)} jobs done"
     )
+    return rows
 
 
 def measure_layer(
