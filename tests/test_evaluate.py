@@ -11,14 +11,21 @@ import time
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.masking_utils import sdpa_mask
 
 import topkit
 from topkit.errors import InputError
 from topkit.experiments.evaluate import evaluate
+from topkit.experiments.lightning import save_weights
 from topkit.experiments.models import load
 from topkit.experiments.tasks import make_task
+from topkit.indexers.lightning import load as load_weights
 
 LENGTH = 640
 TASK = make_task("niah-multikey", wording="trained", questions=2, distractors=6)
@@ -256,6 +263,48 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, options, mess
     with pytest.raises(InputError, match=message):
         run(tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def other(width=384):
+    """A random model that reads the reference model's tokens."""
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=width,
+        intermediate_size=64,
+        num_hidden_layers=8,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=64,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("indexer", ["lightning", "keep(lightning(dtype='fp8'), sink=4)"])
+def test_weights_made_for_another_model_are_refused(tmp_path, indexer):
+    _, tokenizer = reference()
+    with pytest.raises(InputError, match=r"another model than this Llama.*topkit train lightning"):
+        evaluate(other(), TASK, LENGTH, 1, indexer, 4, out=tmp_path / "run", tokenizer=tokenizer)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_other_widths_are_refused(tmp_path):
+    """A file that does not say which model it is for is held to the model's widths."""
+    _, tokenizer = reference()
+    held = load_weights("reference")
+    metadata = {name: x for name, x in held.metadata.items() if name != "model"}
+    spec = f"lightning(weights={str(save_weights(tmp_path, 'own', held.tensors, **metadata))!r})"
+    assert run(tmp_path / "fits", spec, k=4, samples=1)
+    small = other(192)
+    with pytest.raises(InputError, match="hidden of width 384; LlamaForCausalLM has 192"):
+        evaluate(small, TASK, LENGTH, 1, spec, 4, out=tmp_path / "run", tokenizer=tokenizer)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_know_their_model_in_any_dtype(tmp_path, dtype):
+    model, tokenizer = load("reference", dtype=dtype)
+    given = {"tokenizer": tokenizer, "dry_run": True, "quiet": True}
+    evaluate(model, TASK, LENGTH, 1, "lightning", 4, out=tmp_path / "run", **given)
 
 
 def test_rows_of_two_models_never_mix(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from topkit.experiments.accuracy import KEYS, SCHEMA, accuracy_rows, task_name, 
 from topkit.experiments.answers import Haystack
 from topkit.experiments.cells import Cell, chunks, parse_cells
 from topkit.experiments.digests import tokenizer_digest, weights_digest
-from topkit.experiments.models import load, require_positions
+from topkit.experiments.models import load_once, require_positions
 from topkit.experiments.runs import claim, describe, done, part_name, with_cells
+from topkit.experiments.served import probe, unserved
 from topkit.experiments.tables import Job, digest, read_table, runner, write_part
 from topkit.experiments.tasks import Haystack as Text
 from topkit.experiments.tasks import Prompt, Task, make_task
@@ -111,8 +111,11 @@ def evaluate(
     )
     run_jobs = runner(jobs)
     lengths = _listed(lengths)
-    loaded = (model, tokenizer) if given else _loaded(setting.model, device, dtype)
+    loaded = (model, tokenizer) if given else load_once(setting.model, device, dtype)
     require_positions(loaded[0], max(lengths))
+    recipes = [cell.indexer for cell in cells if cell.indexer is not None]
+    for reason in unserved(loaded[0], recipes, probe(loaded[0], purpose="evaluated")).values():
+        raise InputError(reason)
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     identity = _identity(setting, *loaded)
     claim(setting.out, identity, ["accuracy", "fidelity"], force and not dry_run)
@@ -140,11 +143,6 @@ def evaluate(
 
 def _listed(given: Any) -> list[Any]:
     return [given] if isinstance(given, str | int | Task) else list(given)
-
-
-@lru_cache(maxsize=1)
-def _loaded(model: str, device: str | None, dtype: str | None) -> tuple[PreTrainedModel, Any]:
-    return load(model, device=device, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -212,7 +210,7 @@ def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None
     """Compute one piece and write its parts; accuracy last, for it says that the piece is done."""
     if setting.threads is not None:
         torch.set_num_threads(setting.threads)
-    model, tokenizer = loaded or _loaded(setting.model, setting.device, setting.dtype)
+    model, tokenizer = loaded or load_once(setting.model, setting.device, setting.dtype)
     prompt = _prompt(setting, piece.task, piece.length, piece.sample, tokenizer)
     haystack = Haystack(
         model,
