@@ -198,6 +198,21 @@ def test_a_bad_evaluation_is_refused(
     assert not list(tmp_path.rglob("*.parquet"))
 
 
+@pytest.mark.parametrize("sparse", [[]])
+def test_without_fidelity_there_is_accuracy_and_a_report(
+    sparse: list, call: Call, tmp_path: Path
+) -> None:
+    words = ("--task", "niah-multikey:distractors=6", "--length", 640, "--samples", 2)
+    code, out, err = call("evaluate", "reference", *words, *sparse, "--out", tmp_path, "--json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert [row["indexer"] for row in rows] == [None, *(["sign()"] if sparse else [])]
+    assert all(row["accuracy"] is not None and row["recall"] is None for row in rows)
+    code, out, err = call("report", tmp_path)
+    assert code == 0, err
+    assert "Full attention scores" in Path(out.strip()).read_text()
+
+
 @pytest.fixture
 def tensors(tmp_path: Path) -> Path:
     """A safetensors file of one's own: queries and keys."""

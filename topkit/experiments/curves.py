@@ -113,11 +113,16 @@ class Curve:
         return None
 
     @property
-    def budget(self) -> Budget:
-        """The budget that most real indexers were run at."""
+    def observed(self) -> bool:
+        """Whether any selection was judged."""
+        return bool(np.isfinite(self.fidelity["recall"]).any())
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget that most real indexers were run at; None where full attention ran alone."""
         places = self.where("real") or self.where("oracle", "control")
         budgets = [self.cells[place].budget for place in places]
-        return max(dict.fromkeys(budgets), key=budgets.count)  # type: ignore[return-value]
+        return max(dict.fromkeys(budgets), key=budgets.count, default=None)
 
 
 def curves(haystacks: pa.Table, heads: pa.Table) -> list[Curve]:

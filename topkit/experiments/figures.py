@@ -121,7 +121,8 @@ def _exact_line(axes: Axes, curve: Curve) -> None:
 
 
 def _percent(curve: Curve) -> str:
-    return " (% of the context)" if curve.budget.percent else " (by each head)"
+    percent = curve.budget is not None and curve.budget.percent
+    return " (% of the context)" if percent else " (by each head)"
 
 
 def _accuracy_label(curve: Curve) -> str:

@@ -135,11 +135,13 @@ def _lead(found: Sequence[Findings], study: Mapping[str, Any]) -> str:
 
 def _section(findings: Findings, folder: Path) -> Iterator[str]:
     curve, budget = findings.curve, findings.curve.budget
-    drawn: list[tuple[str, str, Callable[[], Figure | None]]] = [
-        ("fidelity", "accuracy-by-fidelity", lambda: figures.by_fidelity(curve, budget)),
-        ("heads", "recall-by-head", lambda: figures.by_head(curve, budget)),
-        ("bytes", "bytes-by-fidelity", lambda: figures.by_bytes(curve, budget)),
-    ]
+    drawn: list[tuple[str, str, Callable[[], Figure | None]]] = []
+    if budget is not None and curve.observed:
+        drawn = [
+            ("fidelity", "accuracy-by-fidelity", lambda: figures.by_fidelity(curve, budget)),
+            ("heads", "recall-by-head", lambda: figures.by_head(curve, budget)),
+            ("bytes", "bytes-by-fidelity", lambda: figures.by_bytes(curve, budget)),
+        ]
     yield f"<h2>{escape(curve.title)}</h2>"
     for caption, name, draw in drawn:
         figure = draw()
