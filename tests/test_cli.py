@@ -117,7 +117,7 @@ COMMANDS = {
     "capture": "--task --text --length --samples --out --layers --positions --hidden --seed "
     "--device --dtype --dry-run --force --json --config",
     "measure": "--indexer -k --out --reduce --seed --device --jobs --dry-run --force --json --config",
-    "evaluate": "--task --length --samples --indexer -k --sparse-from --out --seed --device --dtype "
+    "evaluate": "--task --length --samples --indexer -k --sparse-from --observe --out --seed --device --dtype "
     "--batch-size --jobs --dry-run --force --json --config",
     "report": "--require -k --margin --json --config",
     "study": "--preset --out --model --seed --device --dtype --batch-size --jobs --dry-run --force "
@@ -198,7 +198,7 @@ def test_a_bad_evaluation_is_refused(
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-@pytest.mark.parametrize("sparse", [[]])
+@pytest.mark.parametrize("sparse", [[], ["--indexer", "sign", "-k", 4, "--observe", "no"]])
 def test_without_fidelity_there_is_accuracy_and_a_report(
     sparse: list, call: Call, tmp_path: Path
 ) -> None:
@@ -211,6 +211,24 @@ def test_without_fidelity_there_is_accuracy_and_a_report(
     code, out, err = call("report", tmp_path)
     assert code == 0, err
     assert "Full attention scores" in Path(out.strip()).read_text()
+
+
+def test_fidelity_is_a_mean_or_a_row_a_position(call: Call, tmp_path: Path) -> None:
+    words = ("--task", "niah-multikey:distractors=6", "--length", 640, "--samples", 2)
+    words = ("evaluate", "reference", *words, "--indexer", "sign", "-k", 4)
+    rows = {}
+    for how in ("mean", "rows"):
+        assert call(*words, "--observe", how, "--out", tmp_path / how)[0] == 0
+        rows[how] = read_table(tmp_path / how / "fidelity").to_pylist()
+        assert {row["sample"] for row in rows[how]} == {0, 1}
+        assert all(row["sample"] == row["haystack"] for row in rows[how])
+    assert {row["position"] for row in rows["mean"]} == {None}
+    assert min(row["position"] for row in rows["rows"]) > 500
+    assert len(rows["rows"]) == sum(row["positions"] for row in rows["mean"])
+    code, _, err = call(*words, "--observe", "rows", "--out", tmp_path / "mean")
+    assert (code, "observe" in err) == (2, True)
+    code, _, err = call(*words, "--observe", "row", "--out", tmp_path / "row")
+    assert (code, "did you mean 'rows'" in err) == (2, True)
 
 
 @pytest.fixture

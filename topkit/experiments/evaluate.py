@@ -179,7 +179,6 @@ def _plan(
                     "length": length,
                     "sample": sample,
                     "sparse_from": setting.sparse_from,
-                    "observe": setting.observe,
                 }
                 for some in chunks(cells, setting.rows):
                     yield Piece(task, length, sample, tuple(some), digest(inputs))
@@ -237,7 +236,9 @@ def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None
     ]
     if haystack.fidelity:
         write_part(
-            setting.out / "fidelity", piece.part, fidelity_table(haystack.fidelity, constants)
+            setting.out / "fidelity",
+            piece.part,
+            fidelity_table(haystack.fidelity, constants | {"sample": piece.sample}),
         )
     table = with_cells(pa.Table.from_pylist(rows, SCHEMA), piece.cells)
     write_part(setting.out / "accuracy", piece.part, table)
@@ -257,6 +258,8 @@ def _identity(setting: Setting, model: PreTrainedModel, tokenizer: Any) -> dict[
         "device": model.device.type,
         "seed": setting.seed,
         "text": "" if setting.text is None else digest(Text.of_file(setting.text).sentences),
+        # The same accuracy observed in two ways would stand there twice.
+        "observe": setting.observe,
         "topkit": topkit.__version__,
     }
 
@@ -279,6 +282,5 @@ def _describe(
         samples=samples,
         cells=[cell.columns for cell in cells],
         sparse_from=setting.sparse_from,
-        observe=setting.observe,
         rows=setting.rows,
     )
