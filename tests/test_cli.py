@@ -213,6 +213,24 @@ def test_without_fidelity_there_is_accuracy_and_a_report(
     assert "Full attention scores" in Path(out.strip()).read_text()
 
 
+def test_nll_and_kl_are_shown(call: Call, tmp_path: Path) -> None:
+    words = ("--task", "books:tokens=64", "--length", 640, "--samples", 2)
+    words = ("evaluate", "reference", *words, "--indexer", "random", "-k", 4, "--out", tmp_path)
+    code, out, _ = call(*words, "--json")
+    dense, chance = json.loads(out)
+    assert code == 0
+    assert dense["nll_less_dense"] == dense["kl"] == 0
+    assert chance["nll_less_dense"] == pytest.approx(chance["nll"] - dense["nll"])
+    assert chance["nll_less_dense_low"] < chance["nll_less_dense"] < chance["nll_less_dense_high"]
+    assert chance["kl_low"] < chance["kl"]
+    code, out, _ = call(*words)
+    for name in ("NLL", "less full attention", "KL"):
+        assert f" {name}" in out.splitlines()[0]
+    for value in ("nll", "kl"):
+        assert f"{chance[value]:.3f} [" in out
+    assert f"{chance['nll_less_dense']:+.3f} [" in out
+
+
 def test_fidelity_is_a_mean_or_a_row_a_position(call: Call, tmp_path: Path) -> None:
     words = ("--task", "niah-multikey:distractors=6", "--length", 640, "--samples", 2)
     words = ("evaluate", "reference", *words, "--indexer", "sign", "-k", 4)

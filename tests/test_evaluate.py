@@ -21,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 import topkit
 from topkit.errors import InputError
+from topkit.experiments import answers
 from topkit.experiments.evaluate import evaluate
 from topkit.experiments.lightning import save_weights
 from topkit.experiments.models import load
@@ -243,6 +244,16 @@ def test_books_are_scored_by_nll(tmp_path):
     rows = run(tmp_path, "random", k=4, samples=1, tasks=make_task("books", tokens=64))
     assert {r["exact_match"] for r in rows} == {None}
     assert of(rows, "random()")[0]["nll"] > of(rows, "dense")[0]["nll"] + 0.5
+
+
+def test_running_text_is_not_decoded(tmp_path, monkeypatch):
+    """There is nothing to hold it against, and it would take a pass a token."""
+    passes = []
+    forward = answers.forward
+    monkeypatch.setattr(answers, "forward", lambda *a: passes.append(a) or forward(*a))
+    rows = run(tmp_path, "random", k=4, samples=1, tasks=make_task("books", tokens=64))
+    assert len(passes) == 1
+    assert {r["said"] for r in rows} == {""}
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def by_budget(curves: Sequence[Curve]) -> Figure:
 
 
 def _exact_line(axes: Axes, curve: Curve) -> None:
-    found = stats.accuracy(curve.rates, curve.questions)
+    found = stats.accuracy(curve.rates, curve.trials)
     dense = curve.place(None)
     if dense is not None:
         _dense_line(axes, found[dense])
@@ -147,7 +147,7 @@ def by_fidelity(curve: Curve, budget: Budget) -> Figure:
     """(b) Accuracy against recall and against mass: oracles as curves, real indexers as points."""
     with drawing():
         figure, left, right = _two_panels(curve, budget)
-        found = stats.accuracy(curve.rates, curve.questions)
+        found = stats.accuracy(curve.rates, curve.trials)
         for axes, metric in ((left, "recall"), (right, "mass")):
             dense = curve.place(None)
             if dense is not None:
