@@ -318,6 +318,15 @@ def test_weights_know_their_model_in_any_dtype(tmp_path, dtype):
     evaluate(model, TASK, LENGTH, 1, "lightning", 4, out=tmp_path / "run", **given)
 
 
+@pytest.mark.parametrize("indexer", ["random", "streaming_llm", "exact"])
+def test_nan_in_a_weight_is_named_by_layer_and_head(tmp_path, indexer):
+    model, tokenizer = load("reference")
+    with torch.no_grad():
+        model.model.layers[3].self_attn.v_proj.weight[64 + 5, 7] = torch.nan
+    with pytest.raises(InputError, match="layer 3, head 1: values hold NaN or infinity"):
+        evaluate(model, TASK, LENGTH, 1, indexer, 4, out=tmp_path, tokenizer=tokenizer, quiet=True)
+
+
 def test_rows_of_two_models_never_mix(tmp_path):
     run(tmp_path, samples=1)
     with pytest.raises(InputError, match="seed"):

@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from topkit.errors import InputError
+from topkit.experiments.finite import require_finite
 from topkit.experiments.follow import Followed, follow, leave
 from topkit.experiments.hooks import Inputs, inputs_of, switched
 from topkit.experiments.judged import Judged
@@ -128,7 +129,9 @@ class Attachment:
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         followed, prompt = self._follow(layer, held), self._of_prompt(held, count)
         start = self._padding.start(mask, position_ids, count, length)
-        inputs = {"values": value[:, :, held:], **self._given.get(layer, {})}
+        new = {"queries": query, "keys": key[:, :, held:], "values": value[:, :, held:]}
+        require_finite(f"layer {layer}", new, start, held)
+        inputs = {"values": new["values"], **self._given.get(layer, {})}
         call = Call(layer, query, key, value, scale, start, inputs)
         with torch.no_grad():
             self._reader.take(followed, call, prompt)
