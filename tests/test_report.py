@@ -226,6 +226,8 @@ def test_gates(curve):
         require_equivalent(curves(perfect, heads), WHOLE, 0.01)
     with pytest.raises(InputError, match="no cell of quest"):
         require_equivalent([curve], "quest(page_size=8)")
+    with pytest.raises(InputError, match=r"no cell of sign\(\) at k = 999 in this run; it has: "):
+        require_equivalent([curve], "sign", budget="999")
 
 
 def of_books(haystacks=24, tokens=256):

@@ -267,7 +267,8 @@ def require_equivalent(
                 seen.append((judged(gap, margin), line))
     if not seen:
         known = sorted({words_of(cell) for curve in curves for cell in curve.cells})
-        raise InputError(f"no cell of {plain(asked)} in this run; it has: {', '.join(known)}")
+        at = "" if wanted is None else f" at k = {wanted}"
+        raise InputError(f"no cell of {plain(asked)}{at} in this run; it has: {', '.join(known)}")
     for verdict, error in (("worse", GateFailed), ("undecided", Undecided)):
         lines = [line for found, line in seen if found == verdict]
         if lines:
