@@ -3,10 +3,12 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +27,7 @@ from topkit.experiments import answers
 from topkit.experiments.evaluate import evaluate
 from topkit.experiments.lightning import save_weights
 from topkit.experiments.models import load
+from topkit.experiments.runs import commit
 from topkit.experiments.tasks import make_task
 from topkit.indexers.lightning import load as load_weights
 
@@ -186,11 +189,33 @@ def test_a_rerun_adds_what_is_missing(tmp_path):
     same(rows, whole)
     lines = (tmp_path / "parts" / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["prediction"] for line in lines] == [r["said"] for r in rows]
-    asked = json.loads((tmp_path / "parts" / "run.json").read_text())["asked"]
-    assert [a["samples"] for a in asked] == [1, 2, 3]
+    held = json.loads((tmp_path / "parts" / "run.json").read_text())
+    assert [a["samples"] for a in held["asked"]] == [1, 2, 3]
+    assert held["commit"] == commit(Path(topkit.__file__).parents[1])
     accuracy = next((tmp_path / "parts" / "accuracy").glob("*.parquet"))
     accuracy.unlink()
     same(run(tmp_path / "parts", ["sign", "exact"], k=[4, 16], samples=3), whole)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_is_that_of_the_checkout(tmp_path):
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        asked = ["git", "-C", tmp_path, *who, *words]
+        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert commit(tmp_path) is None
+    git("init", "-q")
+    assert commit(tmp_path) is None
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-qm", "one")
+    git("tag", "-am", "v1", "v1")
+    assert commit(tmp_path) == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("two")
+    assert commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+    (tmp_path / "packages").mkdir()
+    assert commit(tmp_path / "packages") is None
 
 
 def test_workers_give_the_same_rows(tmp_path):

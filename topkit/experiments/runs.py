@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -57,6 +58,7 @@ def describe(out: Path, identity: Mapping[str, Any], **asked: Any) -> None:
         "asked": before if asked in before else [*before, asked],
         "machine": {"platform": platform.platform(), "processors": os.cpu_count(), "gpu": gpu},
         "versions": _versions(),
+        "commit": commit(Path(topkit.__file__).parents[1]),
     }
     text = json.dumps(held, indent=1) + "\n"
     write_whole(path, lambda to: to.write_text(text, encoding="utf-8"))
@@ -73,6 +75,20 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def commit(source: Path) -> str | None:
+    """The commit of a git checkout, "-dirty" where files differ from it; None where there is none.
+
+    A folder of packages may lie within another project's checkout, whose commit says nothing here.
+    """
+    if not (source / ".git").exists():
+        return None
+    asked = ["git", "-C", source, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def part_name(job: str, cells: Sequence[Cell]) -> str:
