@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 import topkit
 from topkit.errors import InputError
-from topkit.experiments.accuracy import KEYS, SCHEMA, accuracy_rows, task_name, write_predictions
+from topkit.experiments.accuracy import KEYS, SCHEMA, accuracy_rows, write_predictions
 from topkit.experiments.answers import Haystack
 from topkit.experiments.cells import Cell, chunks, parse_cells
 from topkit.experiments.digests import tokenizer_digest, weights_digest
@@ -25,7 +25,7 @@ from topkit.experiments.runs import claim, describe, done, part_name, with_cells
 from topkit.experiments.served import probe, unserved
 from topkit.experiments.tables import Job, digest, read_table, runner, write_part
 from topkit.experiments.tasks import Haystack as Text
-from topkit.experiments.tasks import Prompt, Task, make_task
+from topkit.experiments.tasks import Prompt, Task, make_task, task_name
 from topkit.experiments.witness import fidelity_table
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget
