@@ -27,7 +27,7 @@ from topkit.experiments import answers
 from topkit.experiments.evaluate import evaluate
 from topkit.experiments.lightning import save_weights
 from topkit.experiments.models import load
-from topkit.experiments.runs import commit
+from topkit.experiments.runs import claim, commit
 from topkit.experiments.tasks import make_task
 from topkit.indexers.lightning import load as load_weights
 
@@ -216,6 +216,24 @@ def test_the_commit_is_that_of_the_checkout(tmp_path):
     assert commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
     (tmp_path / "packages").mkdir()
     assert commit(tmp_path / "packages") is None
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
+    """Whoever comes second is refused, may look, and leaves what the first is writing alone."""
+    half = tmp_path / "accuracy" / ".part.parquet.1.tmp"
+    orphan = tmp_path / "fidelity" / "part.parquet"
+    with claim(tmp_path, {}, []):
+        for path in (half, orphan):
+            path.parent.mkdir()
+            path.touch()
+        for force in (False, True):
+            with pytest.raises(InputError, match="another run is writing to"):
+                run(tmp_path, samples=1, force=force)
+        model, tokenizer = reference()
+        evaluate(model, TASK, LENGTH, 1, out=tmp_path, tokenizer=tokenizer, dry_run=True)
+        assert half.exists() and orphan.exists()
+    assert run(tmp_path, samples=1)
+    assert not half.exists() and not orphan.exists()
 
 
 def test_workers_give_the_same_rows(tmp_path):

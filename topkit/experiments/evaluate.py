@@ -118,26 +118,28 @@ def evaluate(
         raise InputError(reason)
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     identity = _identity(setting, *loaded)
-    claim(setting.out, identity, ["accuracy", "fidelity"], force and not dry_run)
     for task in asked:
         for length in lengths:  # a length too short is refused before anything is written
             _prompt(setting, task, length, 0, loaded[1])
     planned = list(_plan(setting, identity, asked, lengths, samples, cells))
-    missing = _missing(setting, planned)
-    console.print(
-        f"{len(planned)} jobs, {len(planned) - len(missing)} of them done: "
-        f"{samples} haystacks of each task and length, {len(cells)} cells"
-    )
-    if dry_run:
-        return None
-    _describe(setting, identity, asked, lengths, samples, cells)
-    if given:
-        missing = [replace(job, arguments=(*job.arguments, loaded)) for job in missing]
-    results = run_jobs(run_job, missing)
-    for _ in track(results, "evaluating", len(missing), console=console, disable=quiet):
-        pass
-    table = read_table(setting.out / "accuracy").sort_by([(key, "ascending") for key in KEYS])
-    write_predictions(table, setting.out / "predictions.jsonl")
+    tables = ["accuracy", "fidelity"]
+    with claim(setting.out, identity, tables, force=force, dry=dry_run):
+        missing = _missing(setting, planned)
+        console.print(
+            f"{len(planned)} jobs, {len(planned) - len(missing)} of them done: "
+            f"{samples} haystacks of each task and length, {len(cells)} cells"
+        )
+        if dry_run:
+            return None
+        _drop_orphans(setting.out)
+        _describe(setting, identity, asked, lengths, samples, cells)
+        if given:
+            missing = [replace(job, arguments=(*job.arguments, loaded)) for job in missing]
+        results = run_jobs(run_job, missing)
+        for _ in track(results, "evaluating", len(missing), console=console, disable=quiet):
+            pass
+        table = read_table(setting.out / "accuracy").sort_by([(key, "ascending") for key in KEYS])
+        write_predictions(table, setting.out / "predictions.jsonl")
     return table
 
 
@@ -187,7 +189,6 @@ def _plan(
 def _missing(setting: Setting, pieces: Sequence[Piece]) -> list[Job]:
     """Jobs for the cells that no part holds yet; a part under way when a run died is not there."""
     there = set(done(setting.out / "accuracy"))
-    _drop_orphans(setting.out)
     jobs = []
     for piece in pieces:
         left = tuple(c for c in piece.cells if (piece.name, *c.columns.values()) not in there)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,56 @@ from topkit.errors import InputError
 from topkit.experiments.cells import Cell
 from topkit.experiments.tables import digest, write_whole
 
+LOCK = ".lock"
 
-def claim(out: Path, identity: Mapping[str, Any], tables: Sequence[str], force: bool) -> None:
-    """Make sure that a folder is empty or holds a run of the same identity; `force` empties it.
 
-    What a killed run was writing goes.
-    Raises: InputError when it holds another run: rows of two must not mix.
+@contextmanager
+def claim(
+    out: Path,
+    identity: Mapping[str, Any],
+    tables: Sequence[str],
+    *,
+    force: bool = False,
+    dry: bool = False,
+) -> Iterator[None]:
+    """Hold a folder that is empty or holds a run of the same identity; `force` empties it.
+
+    Until the end nobody else writes there; the run's own workers ask for nothing. What a killed run was
+    writing goes. `dry` only looks.
+    Raises: InputError when it holds another run, or another process writes there: rows of two must not
+    mix.
     """
-    for half in (half for name in tables for half in (out / name).glob(".*.tmp")):
-        half.unlink(missing_ok=True)
+    if dry:
+        _require_same(out, identity)
+        yield
+        return
+    with _locked(out):
+        for half in (half for name in tables for half in (out / name).glob(".*.tmp")):
+            half.unlink(missing_ok=True)
+        if force:
+            parts = (part for name in tables for part in (out / name).glob("*.parquet"))
+            for old in [out / "run.json", *parts]:
+                old.unlink(missing_ok=True)
+        _require_same(out, identity)
+        yield
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """The kernel lets go of the lock however this process ends; the file stays, and means nothing."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / LOCK, "a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another run is writing to {out}; wait for its end, or use another folder"
+            ) from None
+        yield
+
+
+def _require_same(out: Path, identity: Mapping[str, Any]) -> None:
     path = out / "run.json"
-    if force:
-        for old in [path, *(part for name in tables for part in (out / name).glob("*.parquet"))]:
-            old.unlink(missing_ok=True)
     if not path.exists():
         return
     try:
