@@ -32,6 +32,7 @@ from topkit.experiments.attach import attach  # noqa: E402
 from topkit.experiments.batch import forward, prefill  # noqa: E402
 from topkit.experiments.cells import Cell  # noqa: E402
 from topkit.experiments.decoding import Stream  # noqa: E402
+from topkit.experiments.finite import require_finite  # noqa: E402
 from topkit.experiments.lightning import export_weights, save_weights  # noqa: E402
 
 SMALL = dict(
@@ -648,6 +649,25 @@ def test_refuses_what_was_made_for_another_model(tmp_path: Any) -> None:
         attach(tiny(hidden_size=64), lightning_for(tmp_path), k=4)
     with pytest.raises(InputError, match="needs latent, which Qwen3ForCausalLM does not hand out"):
         attach(tiny(), lightning_for(tmp_path, reads="latent"), k=4)
+
+
+@pytest.mark.parametrize("spec", ["random", "streaming_llm", "sign"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_in_a_weight_is_named_by_layer_and_head(spec: str, bad: float) -> None:
+    broken = tiny()
+    with torch.no_grad():
+        broken.model.layers[1].self_attn.v_proj.weight[40, 3] = bad
+    with attach(broken, spec, k=4), pytest.raises(InputError, match="layer 1, head 1: values"):
+        broken.generate(**prompt(), max_new_tokens=4)
+
+
+def test_what_padding_holds_is_nobodys() -> None:
+    values = torch.ones(2, 2, 8, 4)
+    values[0, 1, :PAD] = math.nan
+    start = torch.tensor([PAD, 0])
+    require_finite("layer 0", {"values": values}, start)
+    with pytest.raises(InputError, match="layer 0, head 1: values"):
+        require_finite("layer 0", {"values": values[:, :, 2:]}, start - 3, first=2)
 
 
 def test_refuses_a_second_attachment(model: Any) -> None:

@@ -357,6 +357,7 @@ def test_of_a_task_the_question_and_the_answer_are_kept(tmp_path):
     model = tiny("llama", vocab_size=257, max_position_embeddings=1024)
     capture = capture_model(model, task="niah-single", out=tmp_path / "a", layers="0", **options)
     assert capture is not None
+    assert capture.manifest["origin"]["source"] == {"task": "niah-single"}
     for sample in capture.manifest["samples"]:
         ids, at = [int(token) for token in sample["ids"].split()], sample["positions"]
         assert at == list(range(at[0], len(ids)))

@@ -117,7 +117,7 @@ COMMANDS = {
     "capture": "--task --text --length --samples --out --layers --positions --hidden --seed "
     "--device --dtype --dry-run --force --json --config",
     "measure": "--indexer -k --out --reduce --seed --device --jobs --dry-run --force --json --config",
-    "evaluate": "--task --length --samples --indexer -k --sparse-from --out --seed --device --dtype "
+    "evaluate": "--task --length --samples --indexer -k --sparse-from --observe --out --seed --device --dtype "
     "--batch-size --jobs --dry-run --force --json --config",
     "report": "--require -k --margin --json --config",
     "study": "--preset --out --model --seed --device --dtype --batch-size --jobs --dry-run --force "
@@ -204,7 +204,8 @@ EVALUATE = ("evaluate", "reference", "--samples", "1", "--out", "unwritten")
         ("--indexer sing -k 16", "did you mean 'sign'"),
         ("--indexer sign -k 0", "at least 1; got '0'"),
         ("--indexer sign -k 120%", "(0, 100]"),
-        ("--indexer sign", "k must be"),
+        ("--indexer sign", "sign() was given without a budget"),
+        ("-k 16", "no indexer to keep so many keys; add --indexer"),
         ("--indexer quest:page_sise=3 -k 16", "did you mean 'page_size'"),
         ("--indexer quantized:dtype=int3 -k 16", "int8"),
         ("--indexer sign(( -k 16", "cannot read the indexer"),
@@ -233,6 +234,57 @@ def test_a_bad_evaluation_is_refused(
     assert line.startswith("topkit: ")
     assert said in line
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("sparse", [[], ["--indexer", "sign", "-k", 4, "--observe", "no"]])
+def test_without_fidelity_there_is_accuracy_and_a_report(
+    sparse: list, call: Call, tmp_path: Path
+) -> None:
+    words = ("--task", "niah-multikey:distractors=6", "--length", 640, "--samples", 2)
+    code, out, err = call("evaluate", "reference", *words, *sparse, "--out", tmp_path, "--json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert [row["indexer"] for row in rows] == [None, *(["sign()"] if sparse else [])]
+    assert all(row["accuracy"] is not None and row["recall"] is None for row in rows)
+    code, out, err = call("report", tmp_path)
+    assert code == 0, err
+    assert "Full attention scores" in Path(out.strip()).read_text()
+
+
+def test_nll_and_kl_are_shown(call: Call, tmp_path: Path) -> None:
+    words = ("--task", "books:tokens=64", "--length", 640, "--samples", 2)
+    words = ("evaluate", "reference", *words, "--indexer", "random", "-k", 4, "--out", tmp_path)
+    code, out, _ = call(*words, "--json")
+    dense, chance = json.loads(out)
+    assert code == 0
+    assert dense["nll_less_dense"] == dense["kl"] == 0
+    assert chance["nll_less_dense"] == pytest.approx(chance["nll"] - dense["nll"])
+    assert chance["nll_less_dense_low"] < chance["nll_less_dense"] < chance["nll_less_dense_high"]
+    assert chance["kl_low"] < chance["kl"]
+    code, out, _ = call(*words)
+    for name in ("NLL", "less full attention", "KL"):
+        assert f" {name}" in out.splitlines()[0]
+    for value in ("nll", "kl"):
+        assert f"{chance[value]:.3f} [" in out
+    assert f"{chance['nll_less_dense']:+.3f} [" in out
+
+
+def test_fidelity_is_a_mean_or_a_row_a_position(call: Call, tmp_path: Path) -> None:
+    words = ("--task", "niah-multikey:distractors=6", "--length", 640, "--samples", 2)
+    words = ("evaluate", "reference", *words, "--indexer", "sign", "-k", 4)
+    rows = {}
+    for how in ("mean", "rows"):
+        assert call(*words, "--observe", how, "--out", tmp_path / how)[0] == 0
+        rows[how] = read_table(tmp_path / how / "fidelity").to_pylist()
+        assert {row["sample"] for row in rows[how]} == {0, 1}
+        assert all(row["sample"] == row["haystack"] for row in rows[how])
+    assert {row["position"] for row in rows["mean"]} == {None}
+    assert min(row["position"] for row in rows["rows"]) > 500
+    assert len(rows["rows"]) == sum(row["positions"] for row in rows["mean"])
+    code, _, err = call(*words, "--observe", "rows", "--out", tmp_path / "mean")
+    assert (code, "observe" in err) == (2, True)
+    code, _, err = call(*words, "--observe", "row", "--out", tmp_path / "row")
+    assert (code, "did you mean 'rows'" in err) == (2, True)
 
 
 @pytest.fixture

@@ -3,22 +3,33 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.masking_utils import sdpa_mask
 
 import topkit
 from topkit.errors import InputError
+from topkit.experiments import answers
 from topkit.experiments.evaluate import evaluate
+from topkit.experiments.lightning import save_weights
 from topkit.experiments.models import load
+from topkit.experiments.runs import claim, commit
 from topkit.experiments.tasks import make_task
+from topkit.indexers.lightning import load as load_weights
 
 LENGTH = 640
 TASK = make_task("niah-multikey", wording="trained", questions=2, distractors=6)
@@ -178,11 +189,51 @@ def test_a_rerun_adds_what_is_missing(tmp_path):
     same(rows, whole)
     lines = (tmp_path / "parts" / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["prediction"] for line in lines] == [r["said"] for r in rows]
-    asked = json.loads((tmp_path / "parts" / "run.json").read_text())["asked"]
-    assert [a["samples"] for a in asked] == [1, 2, 3]
+    held = json.loads((tmp_path / "parts" / "run.json").read_text())
+    assert [a["samples"] for a in held["asked"]] == [1, 2, 3]
+    assert held["commit"] == commit(Path(topkit.__file__).parents[1])
     accuracy = next((tmp_path / "parts" / "accuracy").glob("*.parquet"))
     accuracy.unlink()
     same(run(tmp_path / "parts", ["sign", "exact"], k=[4, 16], samples=3), whole)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_is_that_of_the_checkout(tmp_path):
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        asked = ["git", "-C", tmp_path, *who, *words]
+        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert commit(tmp_path) is None
+    git("init", "-q")
+    assert commit(tmp_path) is None
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-qm", "one")
+    git("tag", "-am", "v1", "v1")
+    assert commit(tmp_path) == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("two")
+    assert commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+    (tmp_path / "packages").mkdir()
+    assert commit(tmp_path / "packages") is None
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
+    """Whoever comes second is refused, may look, and leaves what the first is writing alone."""
+    half = tmp_path / "accuracy" / ".part.parquet.1.tmp"
+    orphan = tmp_path / "fidelity" / "part.parquet"
+    with claim(tmp_path, {}, []):
+        for path in (half, orphan):
+            path.parent.mkdir()
+            path.touch()
+        for force in (False, True):
+            with pytest.raises(InputError, match="another run is writing to"):
+                run(tmp_path, samples=1, force=force)
+        model, tokenizer = reference()
+        evaluate(model, TASK, LENGTH, 1, out=tmp_path, tokenizer=tokenizer, dry_run=True)
+        assert half.exists() and orphan.exists()
+    assert run(tmp_path, samples=1)
+    assert not half.exists() and not orphan.exists()
 
 
 def test_workers_give_the_same_rows(tmp_path):
@@ -238,6 +289,16 @@ def test_books_are_scored_by_nll(tmp_path):
     assert of(rows, "random()")[0]["nll"] > of(rows, "dense")[0]["nll"] + 0.5
 
 
+def test_running_text_is_not_decoded(tmp_path, monkeypatch):
+    """There is nothing to hold it against, and it would take a pass a token."""
+    passes = []
+    forward = answers.forward
+    monkeypatch.setattr(answers, "forward", lambda *a: passes.append(a) or forward(*a))
+    rows = run(tmp_path, "random", k=4, samples=1, tasks=make_task("books", tokens=64))
+    assert len(passes) == 1
+    assert {r["said"] for r in rows} == {""}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -256,6 +317,57 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, options, mess
     with pytest.raises(InputError, match=message):
         run(tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def other(width=384):
+    """A random model that reads the reference model's tokens."""
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=width,
+        intermediate_size=64,
+        num_hidden_layers=8,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=64,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("indexer", ["lightning", "keep(lightning(dtype='fp8'), sink=4)"])
+def test_weights_made_for_another_model_are_refused(tmp_path, indexer):
+    _, tokenizer = reference()
+    with pytest.raises(InputError, match=r"another model than this Llama.*topkit train lightning"):
+        evaluate(other(), TASK, LENGTH, 1, indexer, 4, out=tmp_path / "run", tokenizer=tokenizer)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_other_widths_are_refused(tmp_path):
+    """A file that does not say which model it is for is held to the model's widths."""
+    _, tokenizer = reference()
+    held = load_weights("reference")
+    metadata = {name: x for name, x in held.metadata.items() if name != "model"}
+    spec = f"lightning(weights={str(save_weights(tmp_path, 'own', held.tensors, **metadata))!r})"
+    assert run(tmp_path / "fits", spec, k=4, samples=1)
+    small = other(192)
+    with pytest.raises(InputError, match="hidden of width 384; LlamaForCausalLM has 192"):
+        evaluate(small, TASK, LENGTH, 1, spec, 4, out=tmp_path / "run", tokenizer=tokenizer)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_know_their_model_in_any_dtype(tmp_path, dtype):
+    model, tokenizer = load("reference", dtype=dtype)
+    given = {"tokenizer": tokenizer, "dry_run": True, "quiet": True}
+    evaluate(model, TASK, LENGTH, 1, "lightning", 4, out=tmp_path / "run", **given)
+
+
+@pytest.mark.parametrize("indexer", ["random", "streaming_llm", "exact"])
+def test_nan_in_a_weight_is_named_by_layer_and_head(tmp_path, indexer):
+    model, tokenizer = load("reference")
+    with torch.no_grad():
+        model.model.layers[3].self_attn.v_proj.weight[64 + 5, 7] = torch.nan
+    with pytest.raises(InputError, match="layer 3, head 1: values hold NaN or infinity"):
+        evaluate(model, TASK, LENGTH, 1, indexer, 4, out=tmp_path, tokenizer=tokenizer, quiet=True)
 
 
 def test_rows_of_two_models_never_mix(tmp_path):

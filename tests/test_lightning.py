@@ -1,11 +1,14 @@
 """The lightning indexer gives the index sets of transformers' own DSA models."""
 
+import copy
+
 import pytest
 import torch
 
 from topkit.errors import InputError
+from topkit.experiments.digests import weights_digest
 from topkit.experiments.lightning import export_weights, save_weights
-from topkit.indexers import Step
+from topkit.indexers import Step, keep
 from topkit.indexers.lightning import lightning, load
 
 transformers = pytest.importorskip("transformers")
@@ -223,6 +226,10 @@ def test_training_learns_where_a_frozen_model_looks(tmp_path):
     assert losses[-1] < 0.8 * losses[0]
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert model.config._attn_implementation != "topkit_lightning_teacher"
+    # They know whose they are, whatever dtype the model is loaded in.
+    recipe = lightning(str(path))
+    assert weights_digest(model) in recipe.models() == keep(recipe, sink=1).models()
+    assert weights_digest(copy.deepcopy(model).half()) in recipe.models()
     assert load(str(path)).layer(1).keys(torch.randn(1, 3, 32), asked(3)[1].rope).shape == (
         1,
         1,

@@ -226,6 +226,44 @@ def test_gates(curve):
         require_equivalent(curves(perfect, heads), WHOLE, 0.01)
     with pytest.raises(InputError, match="no cell of quest"):
         require_equivalent([curve], "quest(page_size=8)")
+    with pytest.raises(InputError, match=r"no cell of sign\(\) at k = 999 in this run; it has: "):
+        require_equivalent([curve], "sign", budget="999")
+
+
+def of_books(haystacks=24, tokens=256):
+    """Books of very unlike difficulty; sign() costs 0.03 nats on each of them, give or take 0.01."""
+    rng = np.random.default_rng(0)
+    hard = rng.normal(3, 1, haystacks)
+    table, heads = tables(haystacks=haystacks, questions=1, task="books")
+    rows = table.to_pylist()
+    for row in rows:
+        lost = 0.0 if row["indexer"] == DENSE else 0.03 + rng.normal(0, 0.01)
+        row |= {"nll": hard[row["haystack"]] + lost, "kl": lost, "answer_tokens": float(tokens)}
+        row["token_accuracy"] = rng.binomial(tokens, 0.45) / tokens
+    return pa.Table.from_pylist(rows), heads
+
+
+def test_books_are_told_by_their_nll(tmp_path):
+    curve = curves(*of_books())[0]
+    findings, place = Findings(curve), curve.place(sign(), Budget(32))
+    assert findings.losses["nll"].reach[place] > 0.3
+    gap = findings.nll_to_dense
+    assert gap is not None and gap.reach[place] < 0.01
+    assert abs(gap.value[place] - 0.03) < gap.reach[place]
+    assert "differs by +0.0" in findings.sentences()[1]
+    page = write_report(write(tmp_path, *of_books())).read_text()
+    assert "<td>+0.03" in page and "NLL less full attention" in page
+
+
+def test_tokens_are_counted_one_by_one():
+    """6,144 tokens, each right or wrong, say more than 24 questions would."""
+    accuracy = Findings(curves(*of_books())[0]).accuracy
+    assert np.all((accuracy.reach > 0.01) & (accuracy.reach < 0.03))
+
+
+def test_one_haystack_has_no_interval():
+    findings = Findings(curves(*of_books(haystacks=1))[0])
+    assert all("[one haystack]" in text for text in findings.nats(1))
 
 
 def texts(figure):

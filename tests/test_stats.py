@@ -24,6 +24,16 @@ def drawn(truth, haystacks, questions, clustering, rng):
     return ease < scipy_stats.norm.ppf(truth)[:, None, None]
 
 
+def test_a_mean_has_students_interval_over_haystacks():
+    values = np.random.default_rng(0).normal(2, 3, (2, 9))
+    value, low, high = stats.mean(values, np.full(9, 4.0))[1]
+    slow = scipy_stats.ttest_1samp(values[1], 0).confidence_interval()
+    assert (value, low, high) == pytest.approx((values[1].mean(), slow.low, slow.high))
+    # A haystack of twice the questions counts as much as two of them.
+    assert stats.mean(np.array([[1.0, 4.0]]), np.array([2, 1])).value == pytest.approx([2])
+    assert np.isnan(stats.mean(values[:, :1], np.ones(1)).low).all()
+
+
 def slow_design_effect(right):
     """The variance of a mean from haystacks' totals, over that of independent questions, by loops."""
     clustered = binomial = 0.0

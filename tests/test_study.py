@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import transformers
 
 from topkit.errors import InputError
 from topkit.experiments import study
 from topkit.experiments.cells import Cell
-from topkit.experiments.curves import EXACT, kind_of
+from topkit.experiments.curves import EXACT, kind_of, load
+from topkit.experiments.models import REFERENCE
 from topkit.experiments.tasks import make_task
 
 
@@ -64,6 +66,37 @@ def test_a_study_runs_to_its_report_and_resumes(tmp_path, small):
     assert len(before) == 2
     study.run_study(study.NAME, "small", tmp_path, quiet=True)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("accuracy/*.parquet")}
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """A random model of the reference model's widths and tokenizer, in a folder."""
+    config = transformers.LlamaConfig(
+        vocab_size=4096,
+        hidden_size=384,
+        intermediate_size=64,
+        num_hidden_layers=8,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=64,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    transformers.AutoTokenizer.from_pretrained(REFERENCE).save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def test_cells_that_a_model_cannot_serve_are_left_out(tmp_path, small, llama, capsys):
+    """The bundled weights of lightning are of the reference model, whatever another's widths are."""
+    report = study.run_study(study.NAME, "small", tmp_path / "run", llama)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("lightning(weights=reference, dtype=fp8) is left out: ")
+    assert "another model than this LlamaForCausalLM" in lines[0]
+    (curve,) = load(tmp_path / "run")
+    assert not any("lightning" in cell.name for cell in curve.cells)
+    assert any("quest" in cell.name or "faiss" in cell.name for cell in curve.cells)
+    assert report is not None
+    assert "topkit train lightning" in report.read_text()
 
 
 def test_a_dry_run_writes_nothing(tmp_path, small):

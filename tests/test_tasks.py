@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from topkit.cli.values import parse_task
 from topkit.errors import InputError
 from topkit.experiments.models import REFERENCE
-from topkit.experiments.tasks import TASKS, Haystack, Prompt, make_task, ruler_score
+from topkit.experiments.tasks import TASKS, Haystack, Prompt, make_task, ruler_score, task_name
 from topkit.experiments.tasks.base import HELD_OUT, TRAINED
 from topkit.experiments.tasks.needles import WORDINGS
 from topkit.experiments.tasks.words import NOUNS, names, things, values
@@ -375,3 +376,12 @@ def test_a_prompt_says_how_it_was_made() -> None:
     again = make_task(prompt.task, **prompt.parameters)
     assert again.sample(TOKENIZER, prompt.length, prompt.sample, seed=prompt.seed) == prompt
     assert again == replace(make_task("niah-multikey"), distractors=7, digits=3)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_tasks_name_parses_back(name):
+    plain = make_task(name)
+    assert task_name(plain) == name
+    number = next(x for x in ("distractors", "words", "tokens") if hasattr(plain, x))
+    odd = replace(plain, **{number: getattr(plain, number) + 1, "wording": "trained"})
+    assert parse_task(task_name(odd)) == odd

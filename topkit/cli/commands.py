@@ -155,6 +155,9 @@ def measure(
         show(rows if as_json else fidelity(rows), as_json)
 
 
+_OBSERVED: dict[str, bool | str] = {"mean": True, "rows": "rows", "no": False}
+
+
 @app.command()
 def evaluate(
     model: o.Model,
@@ -171,6 +174,14 @@ def evaluate(
     dense: Annotated[
         bool, typer.Option("--dense/--no-dense", help="Full attention as well, to compare with.")
     ] = True,
+    observe: Annotated[
+        str,
+        typer.Option(
+            "--observe",
+            metavar="mean|rows|no",
+            help="Fidelity: its mean over an answer, a row a position, or none.",
+        ),
+    ] = "mean",
     text: Annotated[Path | None, typer.Option("--text", help="A text to hide needles in.")] = None,
     seed: o.Seed = 0,
     device: o.Device = None,
@@ -185,6 +196,7 @@ def evaluate(
     """Ask a model the questions of a task, with keys left out of its attention."""
     from topkit.experiments.evaluate import evaluate as run
 
+    parse_name(observe, list(_OBSERVED), "way to observe")
     plans: list[dict[str, Any]] = []
     rows = run(
         model,
@@ -196,6 +208,7 @@ def evaluate(
         out=out,
         sparse_from=sparse_from,
         dense=dense,
+        observe=_OBSERVED[observe],
         text=text,
         seed=seed,
         device=device,

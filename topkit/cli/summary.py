@@ -10,12 +10,20 @@ import numpy as np
 
 from topkit.experiments.curves import Curve, load, name_of
 from topkit.experiments.findings import Findings, said
+from topkit.experiments.stats import Interval
 from topkit.indexers.spec import parse, short
+
+_KINDS = ("trained words", "held-out words")
 
 
 def accuracy(run: Path, as_json: bool) -> list[dict[str, Any]]:
     """One row a task, length and cell; numbers for a program, or text for the eye."""
-    return [row for curve in load(run) for row in (_numbers(curve) if as_json else _words(curve))]
+    found = load(run)
+    if as_json:
+        return [row for curve in found for row in _numbers(curve)]
+    # Of one kind of words, the accuracy apart is the accuracy.
+    kinds = _KINDS if any(len(set(curve.held_out)) > 1 for curve in found) else ()
+    return [row for curve in found for row in _words(curve, kinds)]
 
 
 def fidelity(summary: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -79,12 +87,22 @@ def _numbers(curve: Curve) -> list[dict[str, Any]]:
             "low": low,
             "high": high,
             **{name.replace(" ", "_"): float(x[place].value) for name, x in findings.apart.items()},
+            **_bounds("nll", findings.losses["nll"], place),
+            **_bounds("nll_less_dense", findings.nll_to_dense, place),
+            **_bounds("kl", findings.losses["kl"], place),
         }
         rows.append(row | {name: _finite(curve.mean(name)[place]) for name in curve.fidelity})
     return rows
 
 
-def _words(curve: Curve) -> list[dict[str, Any]]:
+def _bounds(name: str, found: Interval | None, place: int) -> dict[str, float | None]:
+    names = (name, f"{name}_low", f"{name}_high")
+    if found is None:
+        return dict.fromkeys(names)
+    return {name: _finite(x) for name, x in zip(names, found[place], strict=True)}
+
+
+def _words(curve: Curve, kinds: Sequence[str]) -> list[dict[str, Any]]:
     findings = Findings(curve)
     return [
         {
@@ -95,9 +113,10 @@ def _words(curve: Curve) -> list[dict[str, Any]]:
             "accuracy [95 %]": said(findings.accuracy[place]),
             **{
                 name: said(findings.apart[name][place]) if name in findings.apart else ""
-                for name in ("trained words", "held-out words")
+                for name in kinds
             },
             "to full attention": findings.verdict(place),
+            **dict(zip(("NLL", "less full attention", "KL"), findings.nats(place), strict=True)),
             "recall": _short(curve.mean("recall")[place]),
             "mass": _short(curve.mean("mass")[place]),
         }

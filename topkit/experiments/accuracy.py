@@ -13,7 +13,7 @@ import pyarrow as pa
 from topkit.experiments.answers import Answer
 from topkit.experiments.cells import Cell
 from topkit.experiments.tables import write_whole
-from topkit.experiments.tasks import Prompt, Task, ruler_score
+from topkit.experiments.tasks import Prompt, ruler_score
 
 _WORDS = ("task", "wording", "family", "indexer", "budget", "sparse_from")
 _TEXTS = ("asked", "answer", "said")
@@ -30,17 +30,6 @@ SCHEMA = pa.schema(
 )
 # One row a question and cell, in this order.
 KEYS = ("task", "length", "sparse_from", "haystack", "question", "indexer", "budget")
-
-
-def task_name(task: Task) -> str:
-    """A task as tables name it: its name, and what of its parameters is not default."""
-    plain = type(task)()
-    odd = [
-        f"{name}={getattr(task, name)}"
-        for name in task.__dataclass_fields__
-        if getattr(task, name) != getattr(plain, name)
-    ]
-    return f"{task.name}:{','.join(odd)}" if odd else task.name
 
 
 def accuracy_rows(

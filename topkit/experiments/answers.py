@@ -27,7 +27,8 @@ from topkit.indexers.base import Index, Indexer, Step
 class Answer:
     """What one cell said to one question; lists have an entry for each token of the true answer.
 
-    likeliest: its choice at each step, given the true answer before; said: what it decodes greedily.
+    likeliest: its choice at each step, given the true answer before; said: what it decodes greedily,
+    nothing of running text.
     """
 
     question: int
@@ -45,6 +46,8 @@ class Asked:
     ) -> None:
         questions, self.numbers = [asked[n] for n in numbers], numbers
         self.lengths = [len(q.answer_ids) for q in questions]
+        # Of running text nothing is decoded: there is nothing to hold it against.
+        self.told = [len(q.answer_ids) if q.references else 0 for q in questions]
         self.longest = max(self.lengths)
         answers = [[*q.answer_ids, *[0] * (self.longest - len(q.answer_ids))] for q in questions]
         self.question = torch.tensor([list(q.ids) for q in questions], device=device)
@@ -108,12 +111,12 @@ class Haystack:
             each = self.observe == "rows"
             self.fidelity += observer.tables(asked.numbers, asked.real, first, each)
         likeliest, nll, kl = _judge(logits.unflatten(0, (len(streams), -1)), asked.answer)
-        said = self._decode(waiting, asked, likeliest).tolist()
-        lists = [x.tolist() for x in (likeliest, nll, kl)]
+        said = self._decode(waiting, asked, likeliest)
+        lists = [x.tolist() for x in (likeliest, said, nll, kl)]
         for cell in range(len(streams)):
             yield [
-                tuple(x[cell][row][:n] for x in (lists[0], said, lists[1], lists[2]))
-                for row, n in enumerate(asked.lengths)
+                tuple(x[cell][row][:n] for x, n in zip(lists, (n, told, n, n), strict=True))
+                for row, (n, told) in enumerate(zip(asked.lengths, asked.told, strict=True))
             ]
 
     def _stream(self, cell: Cell, rows: int) -> Stream:
@@ -161,7 +164,7 @@ class Haystack:
         right = (likeliest == asked.answer) | ~asked.real
         wrong_at = right.int().cumprod(-1).sum(-1)  # a where nothing is wrong
         # After a mistake at the last token there is nothing more to say.
-        goes_on = wrong_at < torch.tensor(asked.lengths, device=right.device) - 1
+        goes_on = wrong_at < torch.tensor(asked.told, device=right.device) - 1
         rows = [row.nonzero()[:, 0] for row in goes_on]
         said = likeliest.clone()
         if not goes_on.any():

@@ -15,19 +15,19 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from topkit.errors import InputError
+from topkit.experiments.finite import require_finite
 from topkit.experiments.follow import Followed, follow, leave
 from topkit.experiments.hooks import Inputs, inputs_of, switched
 from topkit.experiments.judged import Judged
 from topkit.experiments.padding import Padding
-from topkit.experiments.record import Seen, record, within
-from topkit.experiments.sparse import OFFERED, Call, Reader
+from topkit.experiments.record import within
+from topkit.experiments.served import probe, unserved
+from topkit.experiments.sparse import Call, Reader
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget, parse_budget
 from topkit.indexers.spec import parse
 
 NAME = "topkit_attach"
-# Tokens of the short pass that shows how a model attends.
-PROBED = 8
 
 
 def attach(
@@ -129,7 +129,9 @@ class Attachment:
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         followed, prompt = self._follow(layer, held), self._of_prompt(held, count)
         start = self._padding.start(mask, position_ids, count, length)
-        inputs = {"values": value[:, :, held:], **self._given.get(layer, {})}
+        new = {"queries": query, "keys": key[:, :, held:], "values": value[:, :, held:]}
+        require_finite(f"layer {layer}", new, start, held)
+        inputs = {"values": new["values"], **self._given.get(layer, {})}
         call = Call(layer, query, key, value, scale, start, inputs)
         with torch.no_grad():
             self._reader.take(followed, call, prompt)
@@ -238,7 +240,7 @@ def _attachable(
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise InputError(f"{name} cannot be attached to: it has an encoder")
-    seen = _probe(model)
+    seen = probe(model)
     local = DynamicCache(config=model.config).is_sliding  # windows and chunks
     whole = {n: one.module for n, one in seen.items() if one.window is None and not local[n]}
     try:
@@ -256,26 +258,7 @@ def _attachable(
             )
         if whole[layer] in _attachments:
             raise InputError(f"{name} is attached already; detach it first")
-    modules = {layer: whole[layer] for layer in chosen}
-    _require_inputs(indexer, _probe(model, modules)[chosen[0]], name)
-    return modules
-
-
-def _probe(model: PreTrainedModel, inputs: dict[int, nn.Module] | None = None) -> dict[int, Seen]:
-    places = torch.arange(PROBED)
-    ids = places[None] % model.config.get_text_config().vocab_size
-    return record(model, ids, places, inputs=inputs, purpose="attached to")
-
-
-def _require_inputs(indexer: Indexer, seen: Seen, name: str) -> None:
-    given = {"hidden": seen.hidden, "latent": seen.latent, "rope": seen.rope and seen.rope[0]}
-    there = OFFERED - {given_name for given_name, x in given.items() if x is None}
-    lacking = sorted(indexer.needs - there)
-    if lacking:
-        raise InputError(f"{indexer} needs {', '.join(lacking)}, which {name} does not hand out")
-    widths = {n: x.shape[-1] for n, x in {**given, "head_dim": seen.keys}.items() if x is not None}
-    for what, width in indexer.widths().items():
-        if widths.get(what, width) != width:
-            raise InputError(
-                f"{indexer} is made for {what} of width {width}; {name} has {widths[what]}"
-            )
+    reasons = unserved(model, [indexer], {layer: seen[layer] for layer in chosen})
+    if reasons:
+        raise InputError(reasons[indexer])
+    return {layer: whole[layer] for layer in chosen}

@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from topkit.errors import InputError
 from topkit.experiments.cells import needs
 from topkit.experiments.decoding import Past, Stream
+from topkit.experiments.finite import require_finite
 from topkit.experiments.hooks import Inputs, attending_through, attention_modules, inputs_of
 from topkit.experiments.record import require_plain
 
@@ -72,7 +73,7 @@ class Prefilling:
         scaling = given.pop("scaling", None)
         scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         mask, window = given.pop("mask"), given.get("sliding_window")
-        layer = _layer(module)
+        layer = _taking_in(module, query, key, value)
         inputs = {"prefill_queries": query, "values": value, **self.given.get(layer, {})}
         inputs = {name: x for name, x in inputs.items() if name in self.wanted}
         self.layers[layer] = Past(key, value, key.shape[2], scaling, window, inputs)
@@ -94,7 +95,7 @@ class Together:
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **given: Any
     ) -> Tensor:
-        layer, first, outputs = _layer(module), 0, []
+        layer, first, outputs = _taking_in(module, query, key, value), 0, []
         past = self.prefix[layer]
         for stream in self.streams:
             rows = slice(first, first + stream.rows)
@@ -115,10 +116,12 @@ def _rows(given: Any, rows: slice) -> Any:
     return given if given.shape[0] == 1 else given[rows]
 
 
-def _layer(module: nn.Module) -> int:
+def _taking_in(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> int:
+    """The layer whose new tokens these are, once they are found finite."""
     layer = getattr(module, "layer_idx", None)
     if layer is None or not getattr(module, "is_causal", True):
         raise InputError(f"{type(module).__name__} is not a decoder's causal self-attention")
+    require_finite(f"layer {layer}", {"queries": query, "keys": key, "values": value})
     return layer
 
 

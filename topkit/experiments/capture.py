@@ -28,7 +28,7 @@ from topkit.experiments.passages import (
 )
 from topkit.experiments.record import check
 from topkit.experiments.survey import Survey, survey_layers
-from topkit.experiments.tasks import Task, make_task
+from topkit.experiments.tasks import Task, make_task, task_name
 
 
 def capture_model(
@@ -73,7 +73,7 @@ def capture_model(
         loaded, tokenizer = load(name, device=device, dtype=dtype)
     require_positions(loaded, length)
     if asked is not None:
-        source = {"task": repr(asked)}
+        source = {"task": task_name(asked)}
         passages = task_passages(asked, tokenizer, length, samples, seed)
     else:
         source = {"text_sha256": hashlib.sha256(words.encode()).hexdigest()}

@@ -46,6 +46,14 @@ def parse_cells(
     """
     asked = [indexers] if isinstance(indexers, str | Indexer | Cell) else list(indexers)
     recipes = [parse(spec) for spec in asked if not isinstance(spec, Cell)]
+    if recipes and k in ("", (), []):
+        raise InputError(
+            f"{recipes[0]} was given without a budget; say how many keys: -k 16, or 1%"
+        )
+    if not recipes and k not in ("", (), []):
+        raise InputError(
+            f"k = {k} was given and no indexer to keep so many keys; add --indexer SPEC"
+        )
     budgets = parse_budgets(k) if recipes else []
     cells = {Cell(recipe, budget) for recipe in recipes for budget in budgets}
     cells |= {cell for cell in asked if isinstance(cell, Cell)}

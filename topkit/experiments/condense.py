@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from topkit.errors import InputError
 from topkit.experiments.tables import read_table, write_part
+from topkit.experiments.witness import SCHEMA
 
 SETTING = ["task", "length", "sparse_from"]
 CELL = ["indexer", "budget"]
@@ -27,7 +28,7 @@ def condensed(run: Path) -> tuple[pa.Table, pa.Table]:
     run, folder = Path(run), Path(run) / "curve"
     if (run / "accuracy").is_dir():
         accuracy = read_table(run / "accuracy")
-        fidelity = _judged(read_table(run / "fidelity"))
+        fidelity = _judged(_observed(run / "fidelity"))
         haystacks, heads = by_haystack(accuracy, fidelity), by_head(fidelity)
         write_part(folder / "haystacks", "rows", haystacks)
         write_part(folder / "heads", "rows", heads)
@@ -51,6 +52,11 @@ def by_head(fidelity: pa.Table) -> pa.Table:
     keys = [*SETTING, *CELL, "layer", "head"]
     found = _means(fidelity, keys, ["recall", "mass"], "rows")
     return found.sort_by([(key, "ascending") for key in keys])
+
+
+def _observed(folder: Path) -> pa.Table:
+    """All fidelity rows; none where full attention ran alone, or nothing was observed."""
+    return read_table(folder) if any(folder.glob("*.parquet")) else SCHEMA.empty_table()
 
 
 def _judged(fidelity: pa.Table) -> pa.Table:

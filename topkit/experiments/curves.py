@@ -22,6 +22,8 @@ from topkit.indexers.spec import parse
 EXACT = exact()
 # A task whose answers are never right to the letter is judged by the share of its tokens.
 MEASURES = {"books": "token_accuracy", "recite": "token_accuracy"}
+# Of the true answer and of what full attention would say next, in nats a token.
+LOSSES = ("nll", "kl")
 FIDELITY = ("recall", "mass", "output_error", "kept", "bytes_read", "index_bytes")
 
 
@@ -65,7 +67,7 @@ def innermost(indexer: Indexer) -> Indexer:
 class Curve:
     """A task at a length: C cells on the same H haystacks.
 
-    questions [H]; rates and fidelity's arrays [C, H], NaN where there is nothing to judge; heads:
+    questions [H]; rates, losses and fidelity [C, H], NaN where there is nothing to judge; heads:
     mean recall [layers, heads] of a cell; held_out: haystacks in words that the reference model was
     not trained on; dropped: haystacks that some cell lacks.
     """
@@ -78,6 +80,7 @@ class Curve:
     haystacks: tuple[int, ...]
     questions: Array
     rates: Array
+    losses: Mapping[str, Array]
     fidelity: Mapping[str, Array]
     answer_tokens: float
     heads: Mapping[Cell, Array]
@@ -92,6 +95,17 @@ class Curve:
     def slug(self) -> str:
         """The curve's part of a file's name."""
         return re.sub(r"[^a-z0-9.]+", "-", f"{self.task}-{self.length}-{self.sparse_from}".lower())
+
+    @property
+    def trials(self) -> Array:
+        """How much was right or wrong on each haystack [H]: questions, or the tokens of answers."""
+        by_token = self.measure == "token_accuracy"
+        return self.questions * self.answer_tokens if by_token else self.questions
+
+    @property
+    def running_text(self) -> bool:
+        """Whether there are no right answers, so that NLL says what accuracy cannot."""
+        return self.task.partition(":")[0] == "books"
 
     def mean(self, metric: str) -> Array:
         """A fidelity metric over haystacks [C]."""
@@ -113,11 +127,16 @@ class Curve:
         return None
 
     @property
-    def budget(self) -> Budget:
-        """The budget that most real indexers were run at."""
+    def observed(self) -> bool:
+        """Whether any selection was judged."""
+        return bool(np.isfinite(self.fidelity["recall"]).any())
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget that most real indexers were run at; None where full attention ran alone."""
         places = self.where("real") or self.where("oracle", "control")
         budgets = [self.cells[place].budget for place in places]
-        return max(dict.fromkeys(budgets), key=budgets.count)  # type: ignore[return-value]
+        return max(dict.fromkeys(budgets), key=budgets.count, default=None)
 
 
 def curves(haystacks: pa.Table, heads: pa.Table) -> list[Curve]:
@@ -160,6 +179,7 @@ def _curve(key: tuple, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) 
         tuple(whole),
         questions,
         matrix(measure),
+        {loss: matrix(loss) for loss in LOSSES},
         {metric: matrix(metric) for metric in FIDELITY},
         float(tokens @ questions / questions.sum()),
         _heads(heads),

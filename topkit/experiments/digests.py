@@ -10,12 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# What a model's weights may be loaded as.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-def weights_digest(model: nn.Module) -> str:
-    """The sha256 of all parameters and buffers, by name, in the dtype they are used in."""
+
+def weights_digest(model: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """The sha256 of all parameters and buffers, by name, in the dtype they are used in, or in `dtype`."""
 
     def one(named: tuple[str, Tensor]) -> str:
         name, x = named
+        x = x.to(dtype) if dtype and x.is_floating_point() else x
         digest = hashlib.sha256(f"{name} {x.dtype} {tuple(x.shape)} ".encode())
         digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
@@ -23,6 +27,11 @@ def weights_digest(model: nn.Module) -> str:
     with ThreadPoolExecutor(8) as threads:
         digests = list(threads.map(one, sorted(model.state_dict().items())))
     return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def weights_digests(model: nn.Module) -> list[str]:
+    """The digests that a model's weights have in each dtype that they may be loaded as."""
+    return sorted({weights_digest(model), *(weights_digest(model, dtype) for dtype in DTYPES)})
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,16 @@ from transformers import PreTrainedModel
 
 import topkit
 from topkit.errors import InputError
-from topkit.experiments.accuracy import KEYS, SCHEMA, accuracy_rows, task_name, write_predictions
+from topkit.experiments.accuracy import KEYS, SCHEMA, accuracy_rows, write_predictions
 from topkit.experiments.answers import Haystack
 from topkit.experiments.cells import Cell, chunks, parse_cells
 from topkit.experiments.digests import tokenizer_digest, weights_digest
-from topkit.experiments.models import load, require_positions
+from topkit.experiments.models import load_once, require_positions
 from topkit.experiments.runs import claim, describe, done, part_name, with_cells
+from topkit.experiments.served import probe, unserved
 from topkit.experiments.tables import Job, digest, read_table, runner, write_part
 from topkit.experiments.tasks import Haystack as Text
-from topkit.experiments.tasks import Prompt, Task, make_task
+from topkit.experiments.tasks import Prompt, Task, make_task, task_name
 from topkit.experiments.trial import require_same
 from topkit.experiments.witness import fidelity_table
 from topkit.indexers.base import Indexer
@@ -113,36 +113,40 @@ def evaluate(
     )
     run_jobs = runner(jobs)
     lengths = _listed(lengths, int)
-    loaded = (model, tokenizer) if given else _loaded(setting.model, device, dtype)
+    loaded = (model, tokenizer) if given else load_once(setting.model, device, dtype)
     require_positions(loaded[0], max(lengths))
+    recipes = [cell.indexer for cell in cells if cell.indexer is not None]
+    for reason in unserved(loaded[0], recipes, probe(loaded[0], purpose="evaluated")).values():
+        raise InputError(reason)
     require_same(loaded[0], max(lengths))
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     identity = _identity(setting, *loaded)
     for task in asked:
         for length in lengths:  # a length too short is refused before anything is touched
             _prompt(setting, task, length, 0, loaded[1])
-    claim(setting.out, identity, ["accuracy", "fidelity"], force, dry_run)
     planned = list(_plan(setting, identity, asked, lengths, samples, cells))
-    there = set() if force else set(done(setting.out / "accuracy"))
-    missing = _missing(setting, planned, there)
-    console.print(
-        f"{len(planned)} jobs, {len(planned) - len(missing)} of them done: "
-        f"{samples} haystacks of each task and length, {len(cells)} cells"
-    )
-    plan = {"jobs": len(planned), "done": len(planned) - len(missing), "haystacks": samples}
-    plan |= {"lengths": lengths, "tasks": [task_name(task) for task in asked]}
-    on_plan({"out": str(out), **plan, "cells": [cell.columns for cell in cells]})
-    if dry_run:
-        return None
-    _drop_orphans(setting.out)
-    _describe(setting, identity, asked, lengths, samples, cells)
-    if given:
-        missing = [replace(job, arguments=(*job.arguments, loaded)) for job in missing]
-    results = run_jobs(run_job, missing)
-    for _ in track(results, "evaluating", len(missing), console=console, disable=quiet):
-        pass
-    table = read_table(setting.out / "accuracy").sort_by([(key, "ascending") for key in KEYS])
-    write_predictions(table, setting.out / "predictions.jsonl")
+    tables = ["accuracy", "fidelity"]
+    with claim(setting.out, identity, tables, force=force, dry=dry_run):
+        there = set() if force else set(done(setting.out / "accuracy"))
+        missing = _missing(setting, planned, there)
+        console.print(
+            f"{len(planned)} jobs, {len(planned) - len(missing)} of them done: "
+            f"{samples} haystacks of each task and length, {len(cells)} cells"
+        )
+        plan = {"jobs": len(planned), "done": len(planned) - len(missing), "haystacks": samples}
+        plan |= {"lengths": lengths, "tasks": [task_name(task) for task in asked]}
+        on_plan({"out": str(out), **plan, "cells": [cell.columns for cell in cells]})
+        if dry_run:
+            return None
+        _drop_orphans(setting.out)
+        _describe(setting, identity, asked, lengths, samples, cells)
+        if given:
+            missing = [replace(job, arguments=(*job.arguments, loaded)) for job in missing]
+        results = run_jobs(run_job, missing)
+        for _ in track(results, "evaluating", len(missing), console=console, disable=quiet):
+            pass
+        table = read_table(setting.out / "accuracy").sort_by([(key, "ascending") for key in KEYS])
+        write_predictions(table, setting.out / "predictions.jsonl")
     return table
 
 
@@ -150,11 +154,6 @@ def _listed(given: Any, made: Callable[[Any], Any]) -> list[Any]:
     """What is made of one or several, each once."""
     given = [given] if isinstance(given, str | int | Task) else given
     return list(dict.fromkeys(map(made, given)))
-
-
-@lru_cache(maxsize=1)
-def _loaded(model: str, device: str | None, dtype: str | None) -> tuple[PreTrainedModel, Any]:
-    return load(model, device=device, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,6 @@ def _plan(
                     "length": length,
                     "sample": sample,
                     "sparse_from": setting.sparse_from,
-                    "observe": setting.observe,
                 }
                 for some in chunks(cells, setting.rows):
                     yield Piece(task, length, sample, tuple(some), digest(inputs))
@@ -222,7 +220,7 @@ def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None
     """Compute one piece and write its parts; accuracy last, for it says that the piece is done."""
     if setting.threads is not None:
         torch.set_num_threads(setting.threads)
-    model, tokenizer = loaded or _loaded(setting.model, setting.device, setting.dtype)
+    model, tokenizer = loaded or load_once(setting.model, setting.device, setting.dtype)
     prompt = _prompt(setting, piece.task, piece.length, piece.sample, tokenizer)
     haystack = Haystack(
         model,
@@ -249,7 +247,9 @@ def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None
     ]
     if haystack.fidelity:
         write_part(
-            setting.out / "fidelity", piece.part, fidelity_table(haystack.fidelity, constants)
+            setting.out / "fidelity",
+            piece.part,
+            fidelity_table(haystack.fidelity, constants | {"sample": piece.sample}),
         )
     table = with_cells(pa.Table.from_pylist(rows, SCHEMA), piece.cells)
     write_part(setting.out / "accuracy", piece.part, table)
@@ -269,6 +269,8 @@ def _identity(setting: Setting, model: PreTrainedModel, tokenizer: Any) -> dict[
         "device": model.device.type,
         "seed": setting.seed,
         "text": "" if setting.text is None else digest(Text.of_file(setting.text).sentences),
+        # The same accuracy observed in two ways would stand there twice.
+        "observe": setting.observe,
         "topkit": topkit.__version__,
     }
 
@@ -291,6 +293,5 @@ def _describe(
         samples=samples,
         cells=[cell.columns for cell in cells],
         sparse_from=setting.sparse_from,
-        observe=setting.observe,
         rows=setting.rows,
     )

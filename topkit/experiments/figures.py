@@ -107,7 +107,7 @@ def by_budget(curves: Sequence[Curve]) -> Figure:
 
 
 def _exact_line(axes: Axes, curve: Curve) -> None:
-    found = stats.accuracy(curve.rates, curve.questions)
+    found = stats.accuracy(curve.rates, curve.trials)
     dense = curve.place(None)
     if dense is not None:
         _dense_line(axes, found[dense])
@@ -121,7 +121,8 @@ def _exact_line(axes: Axes, curve: Curve) -> None:
 
 
 def _percent(curve: Curve) -> str:
-    return " (% of the context)" if curve.budget.percent else " (by each head)"
+    percent = curve.budget is not None and curve.budget.percent
+    return " (% of the context)" if percent else " (by each head)"
 
 
 def _accuracy_label(curve: Curve) -> str:
@@ -151,7 +152,7 @@ def by_fidelity(curve: Curve, budget: Budget) -> Figure | None:
         return None
     with drawing():
         figure, left, right = _two_panels(curve, budget)
-        found = stats.accuracy(curve.rates, curve.questions)
+        found = stats.accuracy(curve.rates, curve.trials)
         for axes, metric in ((left, "recall"), (right, "mass")):
             dense = curve.place(None)
             if dense is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -26,7 +27,21 @@ class Findings:
 
     @cached_property
     def accuracy(self) -> Interval:
-        return stats.accuracy(self.curve.rates, self.curve.questions)
+        return stats.accuracy(self.curve.rates, self.curve.trials)
+
+    @cached_property
+    def losses(self) -> dict[str, Interval]:
+        """NLL of the true answers, and KL to full attention, in nats a token."""
+        questions, losses = self.curve.questions, self.curve.losses
+        found = {name: stats.mean(x, questions) for name, x in losses.items()}
+        # Neither can fall below 0, whatever few haystacks leave open.
+        return {name: replace(x, low=np.maximum(x.low, 0)) for name, x in found.items()}
+
+    @cached_property
+    def nll_to_dense(self) -> Interval | None:
+        """Paired differences of NLL to full attention."""
+        dense, nll = self.curve.place(None), self.curve.losses["nll"]
+        return None if dense is None else stats.mean(nll - nll[dense], self.curve.questions)
 
     @cached_property
     def to_dense(self) -> Interval | None:
@@ -40,10 +55,18 @@ class Findings:
         curve, held_out = self.curve, np.array(self.curve.held_out, dtype=bool)
         kinds = {"trained words": ~held_out, "held-out words": held_out}
         return {
-            name: stats.accuracy(curve.rates[:, those], curve.questions[those])
+            name: stats.accuracy(curve.rates[:, those], curve.trials[those])
             for name, those in kinds.items()
             if those.any()
         }
+
+    def nats(self, place: int) -> tuple[str, str, str]:
+        """In words: a cell's NLL, the paired difference to full attention's, and its KL to it."""
+        nll, kl, gap = self.losses["nll"][place], self.losses["kl"][place], self.nll_to_dense
+        level = said(nll, digits=3)
+        if gap is None or place == self.curve.place(None):
+            return level, "", ""
+        return level, said(gap[place], signed=True, digits=3), said(kl, digits=3)
 
     def to_exact(self, place: int) -> Interval | None:
         """The paired difference of one cell to exact Top-k at its budget."""
@@ -51,7 +74,7 @@ class Findings:
         return None if exact in (None, place) else self._to(exact)[place]
 
     def _to(self, base: int) -> Interval:
-        return stats.difference(self.curve.rates, self.curve.questions, base)
+        return stats.difference(self.curve.rates, self.curve.trials, base)
 
     def ordering(self, kind: str) -> Ordering | None:
         """Rank correlations over the cells of a kind, at all budgets; None where they are too few."""
@@ -70,7 +93,7 @@ class Findings:
 
     def sentences(self) -> list[str]:
         """The findings in order of weight."""
-        found = [self._level(), self._notices()]
+        found = [self._level(), self._nll(), self._notices()]
         found += [
             orders(kind, self.ordering(kind), name)
             for kind, name in (("real", "real indexers"), ("oracle", "oracles"))
@@ -102,6 +125,19 @@ class Findings:
             score = said(self.accuracy[exact])
             words.append(f"exact Top-k at k = {curve.budget} scores {score}")
         return _sentence(" and ".join(words))
+
+    def _nll(self) -> str:
+        """Full attention's NLL and what exact Top-k adds, where there is no right answer."""
+        curve, dense = self.curve, self.curve.place(None)
+        if dense is None or not curve.running_text:
+            return ""
+        level = said(self.losses["nll"][dense], digits=3)
+        words = f"Full attention's NLL is {level} nats a token"
+        exact = curve.place(EXACT, curve.budget)
+        if exact is not None and self.nll_to_dense is not None:
+            gap = said(self.nll_to_dense[exact], signed=True, digits=3)
+            words += f"; that of exact Top-k at k = {curve.budget} differs by {gap}"
+        return f"{words}."
 
     def _notices(self) -> str:
         """The least recall that is enough and the greatest that is not, at one budget.
@@ -194,11 +230,14 @@ def _better(gap: Interval) -> str:
     return f"Which of the two orders accuracy better is not decided (mass less recall {shown})."
 
 
-def said(found: Interval, signed: bool = False) -> str:
-    """A number with its interval."""
-    value, low, high = (x + 0.0 if abs(x) >= 0.005 else 0.0 for x in found)
-    sign = "+" if signed else ""
-    return f"{value:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+def said(found: Interval, signed: bool = False, digits: int = 2) -> str:
+    """A number with its interval; blank where there is none."""
+    value, low, high = (round(x, digits) + 0.0 for x in found)
+    form = f"{'+' if signed else ''}.{digits}f"
+    if not np.isfinite(value):
+        return ""
+    reach = f"{low:{form}}, {high:{form}}" if np.isfinite(low) else "one haystack"
+    return f"{value:{form}} [{reach}]"
 
 
 def _sentence(words: str) -> str:
@@ -228,7 +267,8 @@ def require_equivalent(
                 seen.append((judged(gap, margin), line))
     if not seen:
         known = sorted({words_of(cell) for curve in curves for cell in curve.cells})
-        raise InputError(f"no cell of {plain(asked)} in this run; it has: {', '.join(known)}")
+        at = "" if wanted is None else f" at k = {wanted}"
+        raise InputError(f"no cell of {plain(asked)}{at} in this run; it has: {', '.join(known)}")
     for verdict, error in (("worse", GateFailed), ("undecided", Undecided)):
         lines = [line for found, line in seen if found == verdict]
         if lines:

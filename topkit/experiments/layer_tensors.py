@@ -12,6 +12,7 @@ from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.experiments import capture_files as files
+from topkit.experiments.finite import require_finite
 
 # The dimensions of every tensor; those of one name agree. Also the names inside the files.
 SHAPES = {
@@ -28,7 +29,6 @@ SHAPES = {
     "index_keys": "1 1 T Di",
     "index_weights": "1 Tq Hi",
 }
-HEADS = {"queries": 1, "keys": 1, "values": 1, "index_queries": 1, "index_weights": 2}
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,7 @@ class LayerTensors:
 
     def require_finite(self) -> None:
         """Raises: InputError naming sample, layer and head of the first NaN or infinity."""
-        for name, x in self.tensors().items():
-            if x.is_floating_point() and not (good := x.isfinite()).all():
-                first = (~good).nonzero()[0].tolist()
-                head = f", head {first[HEADS[name]]}" if name in HEADS else ""
-                raise InputError(f"{self._where}{head}: {name} hold NaN or infinity at {first}")
+        require_finite(self._where, self.tensors())
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], where: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from topkit.errors import InputError
+from topkit.experiments.digests import weights_digests
 from topkit.experiments.tables import write_whole
 from topkit.indexers.lightning import LayerWeights, index_scores
 from topkit.kernels.score import score
@@ -65,6 +66,7 @@ def export_weights(model: Any, folder: Path | str) -> Path:
         rope=_ROPE[kind],
         rope_at="first",
         reads="latent",
+        model=" ".join(weights_digests(model)),
     )
 
 
@@ -107,6 +109,7 @@ def train_weights(
     tensors = {f"{n}.{k}": t for n, w in teacher.layers.items() for k, t in w.tensors.items()}
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
     described = {"heads": heads, "rope": "half", "rope_at": "first", "reads": "hidden"}
+    described["model"] = " ".join(weights_digests(model))
     return save_weights(Path(folder), name or model.config.model_type, tensors, **described)
 
 

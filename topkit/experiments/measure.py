@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,31 +93,33 @@ def measure(
         "reduce": reduce,
         "topkit": topkit.__version__,
     }
-    if setting.out is not None:
-        claim(setting.out, identity, ["fidelity"], force, dry_run)
-    there = set() if setting.out is None or force else set(done(setting.out / "fidelity"))
-    places = [(sample, layer) for sample in capture.samples for layer in chosen]
-    work = []
-    for sample, layer in places:
-        name = digest({**identity, "sample": sample, "layer": layer})
-        left = tuple(c for c in cells if (name, *c.columns.values()) not in there)
-        if left:
-            work.append(Job({"job": name}, (setting, capture, sample, layer, left, name)))
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-    rows = _announce(console, capture, places, cells, work, reduce)
-    plan = {"jobs": len(places), "done": len(places) - len(work), "rows": rows}
-    on_plan({"out": out and str(out), "cells": [c.columns for c in cells], **plan})
-    if dry_run:
-        return None
+    held = nullcontext()
     if setting.out is not None:
-        described = {"layers": chosen, "cells": [c.columns for c in cells]}
-        describe(setting.out, identity, capture=capture.manifest.get("origin", {}), **described)
-    results = runner(jobs)(measure_layer, work)
-    tables = [
-        t for t in track(results, "measuring", len(work), console=console, disable=quiet) if t
-    ]
-    if setting.out is not None:
-        tables = [read_table(setting.out / "fidelity")]
+        held = claim(setting.out, identity, ["fidelity"], force=force, dry=dry_run)
+    with held:
+        there = set() if setting.out is None or force else set(done(setting.out / "fidelity"))
+        places = [(sample, layer) for sample in capture.samples for layer in chosen]
+        work = []
+        for sample, layer in places:
+            name = digest({**identity, "sample": sample, "layer": layer})
+            left = tuple(c for c in cells if (name, *c.columns.values()) not in there)
+            if left:
+                work.append(Job({"job": name}, (setting, capture, sample, layer, left, name)))
+        rows = _announce(console, capture, places, cells, work, reduce)
+        plan = {"jobs": len(places), "done": len(places) - len(work), "rows": rows}
+        on_plan({"out": out and str(out), "cells": [c.columns for c in cells], **plan})
+        if dry_run:
+            return None
+        if setting.out is not None:
+            described = {"layers": chosen, "cells": [c.columns for c in cells]}
+            describe(setting.out, identity, capture=capture.manifest.get("origin", {}), **described)
+        results = runner(jobs)(measure_layer, work)
+        tables = [
+            t for t in track(results, "measuring", len(work), console=console, disable=quiet) if t
+        ]
+        if setting.out is not None:
+            tables = [read_table(setting.out / "fidelity")]
     order = [(n, "ascending") for n in ("indexer", "budget", "sample", "layer", "level", "head")]
     return Measured(pa.concat_tables(tables, promote_options="permissive").sort_by(order))
 

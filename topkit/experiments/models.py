@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,12 @@ def load(
             f"{', '.join(drawn[:3])}{', ...' if len(drawn) > 3 else ''}"
         )
     return loaded.to(torch.device(device)).eval(), tokenizer
+
+
+@lru_cache(maxsize=1)
+def load_once(model: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
+    """As `load`, and the same again while nothing else is asked for."""
+    return load(model, device, dtype)
 
 
 def require_positions(model: Any, length: int) -> None:

@@ -149,11 +149,13 @@ def _lead(found: Sequence[Findings], study: Mapping[str, Any]) -> str:
 
 def _section(findings: Findings, folder: Path) -> Iterator[str]:
     curve, budget = findings.curve, findings.curve.budget
-    drawn: list[tuple[str, str, Callable[[], Figure | None]]] = [
-        ("fidelity", "accuracy-by-fidelity", lambda: figures.by_fidelity(curve, budget)),
-        ("heads", "recall-by-head", lambda: figures.by_head(curve, budget)),
-        ("bytes", "bytes-by-fidelity", lambda: figures.by_bytes(curve, budget)),
-    ]
+    drawn: list[tuple[str, str, Callable[[], Figure | None]]] = []
+    if budget is not None and curve.observed:
+        drawn = [
+            ("fidelity", "accuracy-by-fidelity", lambda: figures.by_fidelity(curve, budget)),
+            ("heads", "recall-by-head", lambda: figures.by_head(curve, budget)),
+            ("bytes", "bytes-by-fidelity", lambda: figures.by_bytes(curve, budget)),
+        ]
     yield f"<h2>{escape(curve.title)}</h2>"
     for caption, name, draw in drawn:
         figure = draw()
@@ -184,6 +186,9 @@ _COLUMNS = (
     "less full attention",
     f"at {MARGIN:g}",
     "less exact Top-k",
+    "NLL",
+    "NLL less full attention",
+    "KL",
     "recall",
     "mass",
     "KiB read",
@@ -235,6 +240,7 @@ def _row(findings: Findings, place: int) -> list[str]:
         said(findings.to_dense[place], signed=True) if compared else "",  # type: ignore[index]
         findings.verdict(place),
         said(to_exact, signed=True) if to_exact is not None and kind_of(cell) != DENSE else "",
+        *findings.nats(place),
         _number(numbers["recall"]),
         _number(numbers["mass"]),
         _number(numbers["bytes_read"] / 1024, 1),
@@ -265,9 +271,12 @@ def _method(found: Sequence[Findings], study: Mapping[str, Any]) -> Iterator[str
 
 
 _METHOD = (
-    "Accuracy: the mean over questions, with Wilson's interval on the effective number of questions, "
+    "Accuracy: the mean over questions, with Wilson's interval on the effective number of questions (of "
+    "tokens, where each is right or wrong), "
     "which is their number over the design effect of sharing haystacks, pooled over all cells of a "
     "task. A bootstrap over haystacks would give cells at 0 or 1 no width at all.",
+    "NLL is of the true answer, KL from full attention's next token, in nats a token; their intervals, and "
+    "those of NLL's paired differences, are Student's over haystacks.",
     "Differences: paired on haystacks, the two Wilson intervals joined with their correlation over "
     "haystacks (Donner and Zou).",
     "Correlations: Spearman's over cells at all budgets, percentile intervals of a bootstrap that draws "

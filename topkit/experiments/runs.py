@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,26 +24,58 @@ from topkit.experiments.tables import digest, write_whole
 
 # Files of a run's own folder; what a killed run was writing goes by their names.
 FILES = ("run.json", "predictions.jsonl", "study.json", "report.html")
+LOCK = ".lock"
 
 
+@contextmanager
 def claim(
-    out: Path, identity: Mapping[str, Any], tables: Sequence[str], force: bool, dry: bool = False
-) -> None:
-    """Make sure that a folder is empty or holds a run of the same identity; `force` empties it.
+    out: Path,
+    identity: Mapping[str, Any],
+    tables: Sequence[str],
+    *,
+    force: bool = False,
+    dry: bool = False,
+) -> Iterator[None]:
+    """Hold a folder that is empty or holds a run of the same identity; `force` empties it.
 
-    What a killed run was writing goes. `dry` looks, and leaves everything as it is.
-    Raises: InputError when it holds another run: rows of two must not mix.
+    Until the end nobody else writes there; the run's own workers ask for nothing. What a killed run was
+    writing goes. `dry` only looks.
+    Raises: InputError when it holds another run, or another process writes there: rows of two must not
+    mix.
     """
-    path = out / "run.json"
-    if dry and force:
+    if dry:
+        if not force:
+            _require_same(out, identity)
+        yield
         return
-    if not dry:
+    with _locked(out):
         halves = [half for name in tables for half in (out / name).glob(".*.tmp")]
         for half in [*halves, *(half for name in FILES for half in out.glob(f".{name}.*.tmp"))]:
             half.unlink(missing_ok=True)
-    if force:
-        for old in [path, *(part for name in tables for part in (out / name).glob("*.parquet"))]:
-            old.unlink(missing_ok=True)
+        if force:
+            parts = (part for name in tables for part in (out / name).glob("*.parquet"))
+            for old in [out / "run.json", *parts]:
+                old.unlink(missing_ok=True)
+        _require_same(out, identity)
+        yield
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """The kernel lets go of the lock however this process ends; the file stays, and means nothing."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / LOCK, "a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another run is writing to {out}; wait for its end, or use another folder"
+            ) from None
+        yield
+
+
+def _require_same(out: Path, identity: Mapping[str, Any]) -> None:
+    path = out / "run.json"
     if not path.exists():
         return
     try:
@@ -66,6 +100,7 @@ def describe(out: Path, identity: Mapping[str, Any], **asked: Any) -> None:
         "asked": before if asked in before else [*before, asked],
         "machine": {"platform": platform.platform(), "processors": os.cpu_count(), "gpu": gpu},
         "versions": _versions(),
+        "commit": commit(Path(topkit.__file__).parents[1]),
     }
     text = json.dumps(held, indent=1) + "\n"
     write_whole(path, lambda to: to.write_text(text, encoding="utf-8"))
@@ -82,6 +117,20 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def commit(source: Path) -> str | None:
+    """The commit of a git checkout, "-dirty" where files differ from it; None where there is none.
+
+    A folder of packages may lie within another project's checkout, whose commit says nothing here.
+    """
+    if not (source / ".git").exists():
+        return None
+    asked = ["git", "-C", source, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def part_name(job: str, cells: Sequence[Cell]) -> str:

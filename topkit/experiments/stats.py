@@ -1,7 +1,8 @@
 """Intervals and rank correlations of a study: pure functions of arrays.
 
 rates [C, H]: a mean in 0..1 for each of C cells on each of H haystacks. questions [H]: how many
-questions each mean is over. Questions of one haystack are not independent: haystacks are the units.
+questions each mean is over, or tokens where each token is right or wrong. Those of one haystack are not
+independent: haystacks are the units.
 """
 
 from __future__ import annotations
@@ -64,6 +65,21 @@ def accuracy(rates: Array, questions: Array, level: float = 0.95) -> Interval:
     reach = z * np.sqrt(means * (1 - means) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     low, high = np.maximum(middle - reach, 0), np.minimum(middle + reach, 1)
     return Interval(means, np.minimum(low, means), np.maximum(high, means))
+
+
+def mean(values: Array, questions: Array, level: float = 0.95) -> Interval:
+    """The mean of each cell [C] of a number without bounds, with Student's interval over haystacks.
+
+    Of paired differences, values less those of another cell. One haystack gives no interval: NaN.
+    """
+    haystacks, total = len(questions), questions.sum()
+    means = values @ questions / total
+    if haystacks < 2:
+        return Interval(means, np.full_like(means, np.nan), np.full_like(means, np.nan))
+    shortfall = (values - means[:, None]) * questions
+    error = np.sqrt(haystacks / (haystacks - 1) * (shortfall**2).sum(1)) / total
+    reach = stats.t.ppf((1 + level) / 2, haystacks - 1) * error
+    return Interval(means, means - reach, means + reach)
 
 
 def difference(rates: Array, questions: Array, base: int, level: float = 0.95) -> Interval:

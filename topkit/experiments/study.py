@@ -8,15 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from topkit.errors import InputError
 from topkit.experiments.cells import Cell, in_order
+from topkit.experiments.curves import plain
 from topkit.experiments.evaluate import evaluate
+from topkit.experiments.models import load_once
 from topkit.experiments.report import STUDY, write_report
+from topkit.experiments.served import probe, unserved
 from topkit.experiments.tables import write_whole
 from topkit.experiments.tasks import Task
 from topkit.experiments.tasks.chains import VariableTracking
 from topkit.experiments.tasks.needles import MultiKey
 from topkit.experiments.tasks.pairs import KeyValueRecall
+from topkit.indexers.base import Indexer
 from topkit.indexers.budget import parse_budgets
 from topkit.indexers.spec import nearest, parse
 
@@ -148,6 +154,7 @@ def run_study(
     """Evaluate a preset's cells into RUN and write its report; a rerun computes what is missing.
 
     options: as `evaluate` takes them (device, dtype, seed, jobs, ...).
+    Cells that the model cannot serve are left out, with a line that says why.
     Returns: the report's path, or None for dry_run.
     Raises: InputError for an unknown study or preset.
     """
@@ -158,13 +165,20 @@ def run_study(
         dry = {**options, "quiet": True}
         run_study(name, preset, out, model, force=True, dry_run=True, **dry)
     run, chosen = Path(out), PRESETS[preset]()
+    loaded, _ = load_once(str(model), options.get("device"), options.get("dtype"))
+    quiet = options.get("quiet", False)
+    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    left_out = _left_out(loaded, chosen, console)
+    held = {"study": name, "preset": preset, "model": str(model), "aims": chosen.aims}
+    if left_out:
+        held["left out"] = "; ".join(left_out.values())
     for number, part in enumerate(chosen.parts):
         evaluate(
             model,
             part.tasks,
             part.lengths,
             part.haystacks,
-            part.cells,
+            [cell for cell in part.cells if cell.indexer not in left_out],
             out=run,
             force=force and (dry_run or number == 0),
             dry_run=dry_run,
@@ -172,8 +186,18 @@ def run_study(
         )
         if not dry_run:
             # After each part, so that a study cut short can be reported as what it is.
-            _name(run, {"study": name, "preset": preset, "model": str(model), "aims": chosen.aims})
+            _name(run, held)
     return None if dry_run else write_report(run)
+
+
+def _left_out(model: Any, preset: Preset, console: Console) -> dict[Indexer, str]:
+    """The indexers that the model cannot serve, each with the reason, which is printed."""
+    cells = in_order(cell for part in preset.parts for cell in part.cells)
+    recipes = dict.fromkeys(cell.indexer for cell in cells if cell.indexer is not None)
+    reasons = unserved(model, recipes, probe(model, purpose="evaluated"))
+    for indexer, reason in reasons.items():
+        console.print(f"{plain(indexer)} is left out: {reason}")
+    return reasons
 
 
 def _name(run: Path, held: dict[str, Any]) -> None:

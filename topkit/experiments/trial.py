@@ -10,7 +10,6 @@ from topkit.errors import InputError
 from topkit.experiments.batch import forward, prefill
 from topkit.experiments.cells import Cell
 from topkit.experiments.decoding import Stream
-from topkit.experiments.record import record
 
 # Tokens of a short trial, and how many of them come behind the prefix.
 SHORT, TAIL = 64, 16
@@ -28,7 +27,6 @@ def require_same(model: PreTrainedModel, longest: int) -> None:
     name, config = type(model).__name__, model.config.get_text_config()
     drawn = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (1, max(longest, TAIL + 1)), generator=drawn)
-    record(model, ids[:, :TAIL], torch.arange(TAIL), purpose="evaluated")
     turns = [getattr(config, turn, None) or longest for turn in TURNS]
     bound = max(1e-3, 16 * torch.finfo(model.dtype).eps)
     for length in sorted({SHORT, *(n + TAIL // 2 for n in turns if n < longest)}):

@@ -18,7 +18,18 @@ COSTS = ("keys_scored", "bytes_read")
 # Of one query or the mean over an answer's; trivial ones are left out of means.
 NUMBERS = ("visible", *METRICS, *COSTS)
 _WORDS = ("task", "sparse_from", "indexer", "budget", "reference", "level")
-_COUNTS = ("length", "haystack", "question", "layer", "head", "position", "positions", "k")
+# A sample is a haystack: `sample` as in all tables of fidelity, `haystack` as in those of accuracy.
+_COUNTS = (
+    "length",
+    "sample",
+    "haystack",
+    "question",
+    "layer",
+    "head",
+    "position",
+    "positions",
+    "k",
+)
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in _WORDS),

@@ -245,6 +245,10 @@ class Indexer:
         """The sizes that this recipe fixes, by name: head_dim, hidden, latent, rope."""
         return {}
 
+    def models(self) -> frozenset[str]:
+        """The digests of the one model that it is made for, as it may be loaded; none: it serves any."""
+        return frozenset()
+
     def build(self, keys: Tensor, step: Step) -> Index:
         """An Index of keys [B, Hk, T, D], as attention sees them, after RoPE."""
         raise InputError(f"{type(self).__name__} does not say how to build its index")

@@ -68,6 +68,9 @@ class Combinator(Indexer):
     def widths(self) -> dict[str, int]:
         return dict(self.base.widths())
 
+    def models(self) -> frozenset[str]:
+        return self.base.models()
+
     def build(self, keys: Tensor, step: Step) -> Index:
         return Wrapped(self, self.base.build(keys, step.given_to(self.base)))
 

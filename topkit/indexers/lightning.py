@@ -48,6 +48,9 @@ class lightning(Scored):
     def widths(self) -> dict[str, int]:
         return load(self.weights).widths()
 
+    def models(self) -> frozenset[str]:
+        return load(self.weights).models
+
     def __post_init__(self) -> None:
         if self.dtype not in ("fp32", "fp8"):
             raise InputError(f"lightning: dtype must be fp32 or fp8; got {self.dtype!r}")
@@ -132,7 +135,10 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of index weights: `{layer}.{wq,wk,norm,norm_bias,gates}` and how to read them."""
+    """A file of index weights: `{layer}.{wq,wk,norm,norm_bias,gates}` and how to read them.
+
+    Its metadata name, under `model`, the digests of the model that it is for; without it, any.
+    """
 
     path: Path
     metadata: dict[str, str]
@@ -141,6 +147,10 @@ class Weights:
     @property
     def reads_latent(self) -> bool:
         return self.metadata["reads"] == "latent"
+
+    @property
+    def models(self) -> frozenset[str]:
+        return frozenset(self.metadata.get("model", "").split())
 
     def widths(self) -> dict[str, int]:
         """How wide the hidden states, and what queries are made from, must be."""

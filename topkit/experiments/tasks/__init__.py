@@ -53,4 +53,24 @@ def make_task(name: str, /, **parameters: Any) -> Task:
     return TASKS[name](**parameters)
 
 
-__all__ = ["TASKS", "Haystack", "Prompt", "Question", "Task", "make_task", "ruler_score"]
+def task_name(task: Task) -> str:
+    """A task as tables name it, and the command line reads it: its name, and what is not default."""
+    plain = type(task)()
+    odd = [
+        f"{name}={getattr(task, name)}"
+        for name in task.__dataclass_fields__
+        if getattr(task, name) != getattr(plain, name)
+    ]
+    return f"{task.name}:{','.join(odd)}" if odd else task.name
+
+
+__all__ = [
+    "TASKS",
+    "Haystack",
+    "Prompt",
+    "Question",
+    "Task",
+    "make_task",
+    "ruler_score",
+    "task_name",
+]
