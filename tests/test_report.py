@@ -159,9 +159,9 @@ def test_a_haystack_that_a_cell_lacks_is_left_out_of_all():
 
 
 def test_accuracy_made_of_mass_is_found_to_follow_mass(curve):
-    level, notices, real, oracle = Findings(curve).sentences()
+    level, notices, real, oracle = Findings(curve, margin=0.06).sentences()
     assert "full attention scores 1.00 [0.9" in level.lower()
-    assert "The least recall shown to cost at most 0.05" in notices
+    assert "The least recall shown to cost at most 0.06" in notices
     assert "10 real indexers, accuracy rises with both recall and mass" in real
     assert "Mass orders accuracy better" in oracle
 
