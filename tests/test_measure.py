@@ -19,7 +19,7 @@ from topkit.experiments.capture import capture_model
 from topkit.experiments.captures import Capture
 from topkit.experiments.observe import Driver
 from topkit.experiments.summary import interval
-from topkit.indexers import Step
+from topkit.indexers import Step, sign
 from topkit.indexers.spec import parse
 
 
@@ -113,7 +113,7 @@ def test_quest_does_not_see_the_future():
     assert set(found[4].indices.flatten().tolist()) == {0, 1, 2, 3}
 
 
-def test_inputs_that_were_not_captured_are_named():
+def test_inputs_that_were_not_captured_are_named_and_nothing_is_left_behind(tmp_path):
     from topkit.indexers import Indexer
 
     class Asks(Indexer):
@@ -122,8 +122,10 @@ def test_inputs_that_were_not_captured_are_named():
         def __repr__(self):
             return "asks()"
 
-    with pytest.raises(InputError, match=r"asks.. needs hidden, rope.*--hidden"):
-        topkit.measure(made(), Asks(), k=4, quiet=True)
+    for asked in ({"indexers": Asks()}, {"indexers": "sign", "reference": Asks()}):
+        with pytest.raises(InputError, match=r"asks.. needs hidden, rope.*--hidden"):
+            topkit.measure(made(), **asked, k=4, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_rerun_computes_what_is_missing_and_no_more(tmp_path):
@@ -224,6 +226,9 @@ def test_intervals_are_students_over_the_means_of_samples():
     [
         ({"k": 0}, "at least 1"),
         ({"k": "150%"}, "per cent"),
+        ({"k": []}, "no k was given"),
+        ({"indexers": sign}, r"write sign\(\)"),
+        ({"indexers": ["exact", sign]}, r"write sign\(\)"),
         ({"indexers": "exat"}, "did you mean 'exact'"),
         ({"indexers": "quest(page_sise=4)"}, "did you mean 'page_size'"),
         ({"layers": [7]}, "no layer"),

@@ -65,6 +65,10 @@ def test_both_forms_parse(spec, indexer):
         ("__import__('os').system('true')", "expected an indexer such as"),
         ("quest(page_size=1+1)", "cannot read '1 \\+ 1'"),
         ("quest(**{'page_size': 1})", "given twice|no parameter"),
+        ("random(seed=3)", "random has no parameter 'seed'; it takes none"),
+        ("degraded", r"precision has no default; write degraded\(precision=...\)"),
+        (sign, r"write sign\(\)"),
+        (3, "expected an indexer such as"),
     ],
 )
 def test_what_is_refused_says_why(spec, said):
@@ -118,6 +122,8 @@ def test_bad_budgets_are_refused(bad):
 def test_lists_of_budgets_keep_their_order_once_each():
     assert parse_budgets("16, 1%,16") == [Budget(16), Budget(1, percent=True)]
     assert parse_budgets([16, "1%"]) == parse_budgets("16,1%")
+    with pytest.raises(InputError, match="no k was given"):
+        parse_budgets([])
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**7))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import topkit
 from topkit.errors import InputError
-from topkit.experiments.captures import Capture
+from topkit.experiments.captures import Capture, LayerTensors
 from topkit.experiments.cells import Cell, parse_cells
 from topkit.experiments.observe import Driver, require_inputs
 from topkit.experiments.runs import claim, describe, done, part_name, with_cells
@@ -82,6 +82,9 @@ def measure(
     cells = parse_cells(indexers, k, dense=False)
     setting = _setting(out, reference, reduce, seed, device, jobs)
     chosen = _layers(capture, layers)
+    places = [(sample, layer) for sample in capture.samples for layer in chosen]
+    # Before the folder is taken: a run that cannot start leaves nothing behind.
+    _require_inputs(cells, setting, capture.load(*places[0]))
     identity = {
         "capture": capture.fingerprint,
         "seed": seed,
@@ -93,7 +96,6 @@ def measure(
     if setting.out is not None:
         claim(setting.out, identity, ["fidelity"], force and not dry_run)
     there = set() if setting.out is None else set(done(setting.out / "fidelity"))
-    places = [(sample, layer) for sample in capture.samples for layer in chosen]
     work = []
     for sample, layer in places:
         name = digest({**identity, "sample": sample, "layer": layer})
@@ -147,6 +149,12 @@ def _layers(capture: Capture, layers: Sequence[int] | None) -> list[int]:
     return sorted(set(layers)) if layers else capture.layers
 
 
+def _require_inputs(cells: Sequence[Cell], setting: Setting, tensors: LayerTensors) -> None:
+    for recipe in {*(cell.indexer for cell in cells), setting.reference}:
+        if recipe is not None:
+            require_inputs(recipe, tensors)
+
+
 def _announce(
     console: Console, capture: Capture, places: list, cells: list[Cell], work: list, reduce: bool
 ) -> None:
@@ -171,8 +179,7 @@ def measure_layer(
     for cell in cells:
         if cell.indexer is not None:
             recipes[cell.indexer].append(cell)
-    for recipe in [*recipes, *([setting.reference] if setting.reference else [])]:
-        require_inputs(recipe, tensors)
+    _require_inputs(cells, setting, tensors)
     ks = {cell: cell.k(context) or 0 for cell in cells}
     driver = Driver(tensors, max(ks.values()), setting.seed, torch.device(setting.device))
     others: dict[int, Selection] = {}
