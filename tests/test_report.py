@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import re
+import runpy
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,8 @@ from topkit.experiments.tables import write_part
 from topkit.indexers import sign
 from topkit.indexers.budget import Budget
 from topkit.indexers.spec import parse
+
+ROOT = Path(__file__).parents[1]
 
 # A study whose truth is known: accuracy is a function of mass, and of nothing else.
 REAL = {  # spec: recall, mass, bytes a step
@@ -376,3 +380,22 @@ def test_rows_are_condensed_as_by_hand(tmp_path):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no run"):
         write_report(tmp_path)
+
+
+def test_two_runs_of_one_truth_agree_and_a_shifted_cell_is_found(tmp_path, capsys):
+    agree = runpy.run_path(str(ROOT / "tools" / "agree.py"))["main"]
+    one = write(tmp_path / "one", *tables(seed=1))
+    haystacks, heads = tables(haystacks=96, seed=2)
+    agree([one, write(tmp_path / "other", haystacks, heads)])
+    out = capsys.readouterr().out
+    assert f"{len(cells())} cells: A lies in B's interval in" in out and "; 0 differ" in out
+    assert out.count("| yes |\n") == len(cells())
+
+    spoilt = with_accuracy(
+        haystacks, lambda rows: [0.1 if r["indexer"] == WHOLE else r["exact_match"] for r in rows]
+    )
+    with pytest.raises(GateFailed, match=f"1 of {len(cells())} cells differ"):
+        agree([one, write(tmp_path / "spoilt", spoilt, heads)])
+    assert re.search(r"quantized\(dtype=int8\) at k = 32 .* \| NO \|\n", capsys.readouterr().out)
+    with pytest.raises(InputError, match="no cell in common"):
+        agree([one, write(tmp_path / "apart", *tables(task="recite"))])
