@@ -166,6 +166,28 @@ def test_gather_attention_is_softmax_over_the_chosen_keys(heads, extra, count, o
     assert torch.allclose(found.double(), want, atol=1e-5)
 
 
+LAYOUTS = {
+    "cut": lambda x: torch.cat([x, x], 2)[:, :, : x.shape[2]],
+    "begun later": lambda x: torch.cat([x, x], 2)[:, :, x.shape[2] :],
+    "turned": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "narrowed": lambda x: torch.cat([x, x], 3)[..., : x.shape[3]],
+    "strided": lambda x: x.mT.contiguous().mT,
+    "one row for all": lambda x: x[:1].expand(2, -1, -1, -1),
+    "one key for all": lambda x: x[:, :, :1].expand(-1, -1, x.shape[2], -1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gather_attention_reads_a_cache_however_it_lies_in_memory(layout):
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, h, n, 5, generator=g) for h, n in ((4, 3), (2, 11), (2, 11)))
+    indices = torch.randint(-1, 11, (2, 4, 3, 6), generator=g)
+    k, v = LAYOUTS[layout](k), LAYOUTS[layout](v)
+    found = gather_attention(q, k, v, indices, scaling=0.7)
+    want = slow_attention(q, k, v, indices, 0.7, None, None)
+    assert torch.allclose(found.double(), want, atol=1e-5)
+
+
 def test_gather_attention_over_every_key_is_attention():
     g = torch.Generator().manual_seed(0)
     q, k, v = (
