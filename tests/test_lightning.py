@@ -188,11 +188,10 @@ def test_given_index_tensors_are_scored_by_the_formula():
 def test_given_index_tensors_in_fp8_overlap_those_in_fp32():
     g = torch.Generator().manual_seed(0)
     shapes = (1, 2, 3, 8), (1, 2, 90, 8), (1, 4, 3, 16), (1, 90, 16), (1, 3, 4)
-    q, k, *index = (torch.randn(*shape, generator=g) for shape in shapes)
+    q, k, *index = [torch.randn(*shape, generator=g) for shape in shapes]
+    capture = Capture.from_tensors(q, k, None, index[0], index[1], index[2])
     fp32, fp8 = lightning("given"), lightning("given", dtype="fp8")
-    table = topkit.measure(
-        Capture.from_tensors(q, k, None, *index), [fp32, fp8], 10, reference=fp32, quiet=True
-    ).table
+    table = topkit.measure(capture, [fp32, fp8], 10, reference=fp32, quiet=True).table
     overlap = {repr(fp32): [], repr(fp8): []}
     for row in table.filter(pc.field("reference") == repr(fp32)).to_pylist():
         overlap[row["indexer"]].append(row["recall"])
