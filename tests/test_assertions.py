@@ -28,13 +28,16 @@ def slow_verdict(picked: list[int], row: list[float], k: int, recall: Any, mass:
     seen = {slot: s for slot, s in enumerate(row) if s > -INF}
     wanted = min(k, len(seen))
     chosen = [slot for slot in picked if slot != -1]
-    if len(chosen) != wanted or len(set(chosen)) != wanted or not set(chosen) <= set(seen):
+    exactly = recall is None and mass is None
+    if len(chosen) > wanted or (exactly and len(chosen) < wanted):
+        return False
+    if len(set(chosen)) != len(chosen) or not set(chosen) <= set(seen):
         return False
     ours = sorted((seen[slot] for slot in chosen), reverse=True)
     best = sorted(seen.values(), reverse=True)[:wanted]
     if wanted == 0:
         return True
-    if recall is None and mass is None:
+    if exactly:
         return ours == best
     good = recall is None or sum(s >= best[-1] for s in ours) / wanted >= recall
     if mass is not None:
@@ -111,7 +114,8 @@ BREAKAGES = {
     "past the end": ([1, 4, 0, 8], {"out of range": "1: 8"}),
     "below -1": ([1, 4, -7, 0], {"out of range": "1: -7"}),
     "not visible": ([1, 4, 0, 7], {"not visible": "1: 7"}),
-    "short": ([1, -1, 4, 0], {"chosen": "3 slots, 3 of them different and visible"}),
+    "short": ([1, -1, 4, 0], {"chosen": "3 slots, 3 of them different and visible",
+                             "short": "3 of 4 due slots chosen", "recall": "0.75"}),
 }  # fmt: skip
 
 
@@ -187,6 +191,16 @@ def test_recall_and_mass_are_asked_of_every_row() -> None:
     assert_selects(indices, scores, mass=0.156, scaling=0.0)
     with pytest.raises(AssertionError, match=r"recall of at least 0.9 and mass of at least 0.95"):
         assert_selects(indices, scores, recall=0.9, mass=0.95)
+
+
+def test_a_missing_slot_is_a_miss() -> None:
+    scores = torch.arange(20.0)
+    indices = [19, 18, 17, 16, 15, 14, 13, 12, 11, -1]
+    assert_selects(indices, scores, recall=0.9)
+    assert_selects(indices, scores, mass=0.99)
+    assert facts_of(indices, scores, recall=0.91)[1]["recall"] == "0.9"
+    assert facts_of(indices, scores)[1]["short"] == "9 of 10 due slots chosen"
+    assert facts_of([*indices[:9], 10, 9], scores, k=10, recall=0.5)[1]["short"] == "none"
 
 
 def test_a_finite_mask_forgives_nothing() -> None:

@@ -92,10 +92,17 @@ def test_absorbed_mla_and_learned_index_tensors():
 
 
 def test_positions_may_be_given():
-    at = [[0, 3, 3], [1, 2, 8]]
+    at = [[0, 3, 4], [1, 2, 8]]
     capture = Capture.from_tensors(**made(), positions=at)
     assert [capture.load(row, 0).positions.tolist() for row in range(2)] == at
     assert Capture.from_tensors(**made(), positions=at[0]).load(1, 0).positions.tolist() == at[0]
+
+
+def test_tensors_that_require_gradients_are_taken_without():
+    for dtype in (torch.float32, torch.float64):
+        x = each(made(dtype=dtype), lambda y: y.requires_grad_())
+        assert not Capture.from_tensors(**x).load(0, 0).queries.requires_grad
+        assert len(Capture.from_tensors(**x).fingerprint) == 64
 
 
 def broken(**changes):
@@ -119,6 +126,11 @@ def spoilt(name, where, value):
         (broken(keys=torch.zeros(2, 2, 9, 8, dtype=torch.int64)), "keys must be a floating-point"),
         (broken(keys="nonsense"), "keys must be a floating-point"),
         (broken(lengths=[9]), "lengths must be 2 numbers"),
+        (broken(lengths=[9, 8.5]), r"lengths must be whole numbers; got \[9.0, 8.5\]"),
+        (broken(lengths="all"), "lengths must be whole numbers; got 'all'"),
+        (broken(positions=[0, 1, 1.5]), "positions must be whole numbers"),
+        (broken(positions=[0, 5, 5]), "positions must ascend"),
+        (broken(scaling="a"), "scaling must be a number; got 'a'"),
         (broken(lengths=[10, 9]), "from 1 to 9"),
         (broken(lengths=[2, 9]), "3 queries and 2 keys"),
         (broken(positions=[0, 1, 9]), "positions must ascend within the 9 keys"),

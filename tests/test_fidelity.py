@@ -228,3 +228,10 @@ def test_overlap_counts_common_slots():
     ours = torch.tensor([[[[1, 5, 9, -1]], [[0, 2, 3, 4]]]])
     theirs = torch.tensor([[[[9, 5, 7, -1]]]])
     assert overlap(ours, theirs).flatten().tolist() == pytest.approx([2 / 3, 0.0])
+
+
+def test_a_slot_beyond_the_keys_is_refused():
+    queries, keys = torch.ones(1, 2, 1, 4), torch.ones(1, 2, 6, 4)
+    exact = truth(queries, keys, None, 2, scaling=1.0)
+    with pytest.raises(InputError, match="slot 6 was chosen, of 6 keys"):
+        judge(exact, queries, keys, None, Selection(torch.tensor([[[[0, 6]], [[0, 1]]]])), 2)

@@ -2,12 +2,16 @@
 
 import copy
 
+import pyarrow.compute as pc
 import pytest
 import torch
 
+import topkit
 from topkit.errors import InputError
+from topkit.experiments.captures import Capture
 from topkit.experiments.digests import weights_digest
 from topkit.experiments.lightning import export_weights, save_weights
+from topkit.experiments.observe import Driver
 from topkit.indexers import Step, keep
 from topkit.indexers.lightning import lightning, load
 
@@ -160,6 +164,48 @@ def test_scores_are_the_formula(rope, rope_at, tmp_path):
                 gates[j] * torch.relu(turn(q[j], t) @ turn(k, s) * 16**-0.5) for j in range(4)
             )
             assert scores[t, s].item() == pytest.approx(float(slow), rel=1e-4, abs=1e-5)
+
+
+def test_given_index_tensors_are_scored_by_the_formula():
+    """Those of vLLM or SGLang, measured as they came: each query sees the keys up to its own."""
+    g = torch.Generator().manual_seed(0)
+    q, k, w = (torch.randn(*s, generator=g) for s in ((1, 4, 3, 16), (1, 30, 16), (1, 3, 4)))
+    capture = Capture.from_tensors(
+        torch.randn(1, 2, 3, 8, generator=g),
+        torch.randn(1, 2, 30, 8, generator=g),
+        index_queries=q,
+        index_keys=k,
+        index_weights=w,
+    )
+    driver = Driver(capture.load(0, 0), 5, 0, torch.device("cpu"))
+    found, _ = driver.select(lightning("given"), [5])
+    for i, position in enumerate((27, 28, 29)):
+        slow = [
+            sum(float(w[0, i, j] * (q[0, j, i] @ k[0, s]).clamp_min(0)) for j in range(4))
+            for s in range(position + 1)
+        ]
+        wanted = sorted(range(position + 1), key=lambda s: -slow[s])[:5]
+        assert found[5].indices[0, 0, i].tolist() == wanted
+
+
+def test_given_index_tensors_in_fp8_overlap_those_in_fp32():
+    g = torch.Generator().manual_seed(0)
+    shapes = (1, 2, 3, 8), (1, 2, 90, 8), (1, 4, 3, 16), (1, 90, 16), (1, 3, 4)
+    q, k, *index = [torch.randn(*shape, generator=g) for shape in shapes]
+    capture = Capture.from_tensors(q, k, None, index[0], index[1], index[2])
+    fp32, fp8 = lightning("given"), lightning("given", dtype="fp8")
+    table = topkit.measure(capture, [fp32, fp8], 10, reference=fp32, quiet=True).table
+    overlap = {repr(fp32): [], repr(fp8): []}
+    for row in table.filter(pc.field("reference") == repr(fp32)).to_pylist():
+        overlap[row["indexer"]].append(row["recall"])
+    assert overlap[repr(fp32)] == [1, 1, 1]
+    assert len(overlap[repr(fp8)]) == 3 and min(overlap[repr(fp8)]) >= 0.7
+
+
+def test_given_index_tensors_that_are_not_there_are_named():
+    capture = Capture.from_tensors(torch.randn(1, 2, 3, 8), torch.randn(1, 2, 30, 8))
+    with pytest.raises(InputError, match="needs index_keys, index_queries, index_weights"):
+        topkit.measure(capture, "lightning:weights=given", 5, quiet=True)
 
 
 def test_fp8_keys_are_small_and_near(tmp_path):

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy import stats
 
 import topkit
 from topkit.errors import InputError
@@ -18,7 +19,7 @@ from topkit.experiments.capture import capture_model
 from topkit.experiments.captures import Capture
 from topkit.experiments.observe import Driver
 from topkit.experiments.summary import interval
-from topkit.indexers import Step
+from topkit.indexers import Step, sign
 from topkit.indexers.spec import parse
 
 
@@ -112,7 +113,7 @@ def test_quest_does_not_see_the_future():
     assert set(found[4].indices.flatten().tolist()) == {0, 1, 2, 3}
 
 
-def test_inputs_that_were_not_captured_are_named():
+def test_inputs_that_were_not_captured_are_named_and_nothing_is_left_behind(tmp_path):
     from topkit.indexers import Indexer
 
     class Asks(Indexer):
@@ -121,8 +122,10 @@ def test_inputs_that_were_not_captured_are_named():
         def __repr__(self):
             return "asks()"
 
-    with pytest.raises(InputError, match=r"asks.. needs hidden, rope.*--hidden"):
-        topkit.measure(made(), Asks(), k=4, quiet=True)
+    for asked in ({"indexers": Asks()}, {"indexers": "sign", "reference": Asks()}):
+        with pytest.raises(InputError, match=r"asks.. needs hidden, rope.*--hidden"):
+            topkit.measure(made(), **asked, k=4, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_rerun_computes_what_is_missing_and_no_more(tmp_path):
@@ -194,20 +197,28 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_rows(tmp_path):
     assert pq.read_table(tmp_path / "run" / "fidelity").num_rows == whole.table.num_rows
 
 
-def test_interval_covers_clusters_not_rows():
+@pytest.mark.parametrize("samples", [2, 3, 8])
+def test_intervals_cover_what_they_say_with_few_samples(samples):
     """Rows of one sample are alike: taken as independent they would promise too much."""
-    torch.manual_seed(0)
-    centres = torch.randn(200, 8)
-    hits = 0
-    for line in centres:
-        values = line.repeat_interleave(50) + 0.01 * torch.randn(400)
-        clusters = torch.arange(8).repeat_interleave(50)
-        low, high = interval(values.numpy(), clusters.numpy())
-        assert low is not None
-        assert high is not None
-        hits += low <= 0 <= high
-    assert 0.8 < hits / 200 <= 1
-    assert interval(values.numpy(), clusters.numpy() * 0) == (None, None)
+    rng = np.random.default_rng(0)
+    hits, clusters = 0, np.arange(samples).repeat(50)
+    for centres in rng.normal(0.5, 0.02, (1000, samples)):
+        low, high = interval(centres.repeat(50) + rng.normal(0, 0.001, 50 * samples), clusters)
+        assert low is not None and high is not None
+        hits += low <= 0.5 <= high
+    assert 0.93 < hits / 1000 < 0.97
+
+
+def test_intervals_are_students_over_the_means_of_samples():
+    values, clusters = np.array([0.2, 0.4, 0.5, 0.7, 0.9, 0.9]), np.array([4, 4, 1, 1, 9, 9])
+    wanted = stats.t.interval(0.95, 2, 0.6, np.std([0.3, 0.6, 0.9], ddof=1) / 3**0.5)
+    assert (
+        interval(values, clusters) == pytest.approx((0.0, 1.0)) and wanted[0] < 0 and wanted[1] > 1
+    )
+    inner = stats.t.interval(0.5, 2, 0.6, np.std([0.3, 0.6, 0.9], ddof=1) / 3**0.5)
+    assert interval(values, clusters, 0.5) == pytest.approx(inner)
+    assert interval(values, clusters * 0) == (None, None)
+    assert interval(values * np.nan, clusters) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +226,9 @@ def test_interval_covers_clusters_not_rows():
     [
         ({"k": 0}, "at least 1"),
         ({"k": "150%"}, "per cent"),
+        ({"k": []}, "no k was given"),
+        ({"indexers": sign}, r"write sign\(\)"),
+        ({"indexers": ["exact", sign]}, r"write sign\(\)"),
         ({"indexers": "exat"}, "did you mean 'exact'"),
         ({"indexers": "quest(page_sise=4)"}, "did you mean 'page_size'"),
         ({"layers": [7]}, "no layer"),

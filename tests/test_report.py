@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import re
+import runpy
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,8 @@ from topkit.experiments.tables import write_part
 from topkit.indexers import sign
 from topkit.indexers.budget import Budget
 from topkit.indexers.spec import parse
+
+ROOT = Path(__file__).parents[1]
 
 # A study whose truth is known: accuracy is a function of mass, and of nothing else.
 REAL = {  # spec: recall, mass, bytes a step
@@ -159,9 +163,9 @@ def test_a_haystack_that_a_cell_lacks_is_left_out_of_all():
 
 
 def test_accuracy_made_of_mass_is_found_to_follow_mass(curve):
-    level, notices, real, oracle = Findings(curve).sentences()
+    level, notices, real, oracle = Findings(curve, margin=0.06).sentences()
     assert "full attention scores 1.00 [0.9" in level.lower()
-    assert "The least recall shown to cost at most 0.05" in notices
+    assert "The least recall shown to cost at most 0.06" in notices
     assert "10 real indexers, accuracy rises with both recall and mass" in real
     assert "Mass orders accuracy better" in oracle
 
@@ -435,3 +439,22 @@ def test_rows_are_condensed_as_by_hand(tmp_path):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no run"):
         write_report(tmp_path)
+
+
+def test_two_runs_of_one_truth_agree_and_a_shifted_cell_is_found(tmp_path, capsys):
+    agree = runpy.run_path(str(ROOT / "tools" / "agree.py"))["main"]
+    one = write(tmp_path / "one", *tables(seed=1))
+    haystacks, heads = tables(haystacks=96, seed=2)
+    agree([one, write(tmp_path / "other", haystacks, heads)])
+    out = capsys.readouterr().out
+    assert f"{len(cells())} cells: A lies in B's interval in" in out and "; 0 differ" in out
+    assert out.count("| yes |\n") == len(cells())
+
+    spoilt = with_accuracy(
+        haystacks, lambda rows: [0.1 if r["indexer"] == WHOLE else r["exact_match"] for r in rows]
+    )
+    with pytest.raises(GateFailed, match=f"1 of {len(cells())} cells differ"):
+        agree([one, write(tmp_path / "spoilt", spoilt, heads)])
+    assert re.search(r"quantized\(dtype=int8\) at k = 32 .* \| NO \|\n", capsys.readouterr().out)
+    with pytest.raises(InputError, match="no cell in common"):
+        agree([one, write(tmp_path / "apart", *tables(task="recite"))])

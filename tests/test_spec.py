@@ -94,6 +94,10 @@ HUGE_PARAMETERS = (
         ("__import__('os').system('true')", "expected an indexer such as"),
         ("quest(page_size=1+1)", "cannot read '1 \\+ 1'"),
         ("quest(**{'page_size': 1})", "given twice|no parameter"),
+        ("random(seed=3)", "random has no parameter 'seed'; it takes none"),
+        ("degraded", r"precision has no default; write degraded\(precision=...\)"),
+        (sign, r"write sign\(\)"),
+        (3, "expected an indexer such as"),
     ],
 )
 def test_what_is_refused_says_why(spec, said):
@@ -152,6 +156,8 @@ def test_bad_budgets_are_refused(bad):
 def test_lists_of_budgets_keep_their_order_once_each():
     assert parse_budgets("16, 1%,16") == [Budget(16), Budget(1, percent=True)]
     assert parse_budgets([16, "1%"]) == parse_budgets("16,1%")
+    with pytest.raises(InputError, match="no k was given"):
+        parse_budgets([])
 
 
 @given(st.floats(1e-9, 100) | st.integers(1, 2**31 - 1))

@@ -96,6 +96,20 @@ def test_intervals_cover_what_they_say(clustering):
     assert (gap / runs).min() > 0.91 and (gap / runs).mean() < 0.995
 
 
+@pytest.mark.parametrize(("haystacks", "questions"), [(3, 4), (3, 24), (4, 24)])
+def test_intervals_cover_with_few_haystacks(haystacks, questions):
+    truth, runs = np.array([0.2, 0.5, 0.8]), 500
+    rng = np.random.default_rng(0)
+    asked = np.full(haystacks, float(questions))
+    score, gap = np.zeros(3), np.zeros(3)
+    for _ in range(runs):
+        rates = drawn(truth, haystacks, questions, 0.3, rng).mean(-1)
+        a, d = stats.accuracy(rates, asked), stats.difference(rates, asked, base=2)
+        score += (a.low <= truth) & (truth <= a.high)
+        gap += (d.low <= truth - truth[2]) & (truth - truth[2] <= d.high)
+    assert min(score.min(), gap.min()) / runs > 0.87
+
+
 def test_a_percentile_bootstrap_would_not():
     """Why the intervals are not simply bootstrapped: near 1 the percentiles cover far too little."""
     rng, covered = np.random.default_rng(1), 0

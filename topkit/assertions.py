@@ -41,8 +41,9 @@ def assert_selects(
     Exact is judged by score: the scores chosen, sorted, must be the k best, so that among equal
     scores any will do, in any order. recall=0.99 or mass=0.95 ask for that much instead, again on
     every row, not on average: recall is the share of the Top-k chosen, ties forgiven; mass is the
-    attention weight of what was chosen. In every case min(k, visible) different visible slots are
-    due, and -1 stands for none where fewer than k are visible. k: by default the width of indices.
+    attention weight of what was chosen. min(k, visible) different visible slots are due, and -1
+    stands for none: one that is due is missed, which exactness does not allow. k: by default the
+    width of indices.
     tolerance: scores closer than this share of the row's largest are one; by default 1e-6, the
     doubt of float32, for queries and keys, and 0 for scores.
 
@@ -232,12 +233,14 @@ def _faults(
     ordered = indices.masked_fill(~inside, -1).sort(-1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
     broken = ((indices != -1) & ~(chosen > NEVER)).sum(-1) + twice.sum(-1)
-    broken += ((indices != -1).sum(-1) - wanted).abs() + scores.isnan().sum(-1)
+    beyond = (indices != -1).sum(-1) - wanted
+    exactly = asked.recall is None and asked.mass is None
+    broken += (beyond.abs() if exactly else beyond.clamp_min(0)) + scores.isnan().sum(-1)
 
     slack = _slack(scores, asked)[:, None]
     best = scores.topk(min(asked.k, length), dim=-1).values
     poor = torch.zeros_like(slack[:, 0], dtype=torch.float64)
-    if asked.recall is None and asked.mass is None:
+    if exactly:
         ours = torch.full_like(best, NEVER)
         some = min(best.shape[-1], chosen.shape[-1])
         ours[:, :some] = chosen.sort(-1, descending=True).values[:, :some]
@@ -274,6 +277,7 @@ def _facts(
     facts = {
         "due": f"{wanted} different slots of {visible} visible (k {asked.k}, T {len(scores)})",
         "chosen": f"{len(listed)} slots, {len(own)} of them different and visible",
+        "short": f"{len(own)} of {wanted} due slots chosen" if len(own) < wanted else "none",
         "out of range": _few(listed[(listed < 0) | (listed >= len(scores))]),
         "not visible": _few(different[scores[different] == NEVER]),
         "chosen twice": _few(different[times > 1]),

@@ -6,7 +6,7 @@ import torch
 
 from topkit.contract.agree import agree
 from topkit.contract.selections import BUDGETS
-from topkit.contract.streams import PADDED, stream
+from topkit.contract.streams import PADDED, Stream, stream
 from topkit.indexers.base import Indexer, Selection
 
 
@@ -14,7 +14,7 @@ def append(indexer: Indexer) -> None:
     """build(a) then append(b) selects as build(a ++ b), unless the class drifts."""
     if indexer.drifts:
         return
-    for one in (stream(indexer), stream(indexer, start=PADDED)):
+    for one in (stream(indexer), *_padded(indexer)):
         whole = one.build(indexer)
         for cuts in ([20, one.length], [1, 2, one.length], [30, *range(31, one.length + 1)]):
             grown = one.build(indexer, cuts)
@@ -45,20 +45,18 @@ def queries_together(indexer: Indexer) -> None:
 
 def row_alone(indexer: Indexer) -> None:
     """Row i of a batch, its padding removed, chooses the same keys."""
-    one = stream(indexer, start=PADDED)
-    together = one.build(indexer)
-    for row, first in enumerate(one.starts().tolist()):
-        alone = one.alone(row)
-        index = alone.build(indexer)
-        for k in BUDGETS:
-            got, want = one.ask(indexer, together, k), alone.ask(indexer, index, k)
-            slots = got.indices[row : row + 1]
-            slots = slots.where(slots < 0, slots - first)
-            weights = None if got.log_weights is None else got.log_weights[row : row + 1]
-            shifted = Selection(slots, weights)
-            agree(
-                indexer, alone, index, shifted, want, f"row {row} with {first} padded slots, k={k}"
-            )
+    for one in _padded(indexer):
+        together = one.build(indexer)
+        for row, first in enumerate(one.starts().tolist()):
+            alone = one.alone(row)
+            index = alone.build(indexer)
+            for k in BUDGETS:
+                got, want = one.ask(indexer, together, k), alone.ask(indexer, index, k)
+                slots = got.indices[row : row + 1]
+                slots = slots.where(slots < 0, slots - first)
+                weights = None if got.log_weights is None else got.log_weights[row : row + 1]
+                where = f"row {row} with {first} padded slots, k={k}"
+                agree(indexer, alone, index, Selection(slots, weights), want, where)
 
 
 def padding_is_nothing(indexer: Indexer) -> None:
@@ -176,6 +174,11 @@ def cuda_agrees(indexer: Indexer) -> None:
             weights = None if got.log_weights is None else got.log_weights.cpu()
             moved = Selection(got.indices.cpu(), weights)
             agree(indexer, here, index, moved, want, f"on a GPU, k={k}")
+
+
+def _padded(indexer: Indexer) -> tuple[Stream, Stream]:
+    """Padded streams: one of any numbers, and one of whole numbers, where many keys score alike."""
+    return stream(indexer, start=PADDED), stream(indexer, start=PADDED, whole=True)
 
 
 def _query(selection: Selection, i: int) -> Selection:

@@ -203,7 +203,24 @@ def _tensor(name: str, x: Any) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Array) else type(x).__name__
         raise InputError(f"{name} must be a floating-point torch tensor or numpy array; got {kind}")
-    return x.float() if x.dtype == torch.float64 else x.detach()
+    return x.detach().float() if x.dtype == torch.float64 else x.detach()
+
+
+def _whole_numbers(name: str, x: Any) -> Tensor:
+    try:
+        found = torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} must be whole numbers; got {x!r}") from error
+    if (found != found.long()).any():
+        raise InputError(f"{name} must be whole numbers; got {found.tolist()}")
+    return found.long()
+
+
+def _number(name: str, x: Any) -> float:
+    try:
+        return float(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} must be a number; got {x!r}") from error
 
 
 def _rows(
@@ -216,14 +233,16 @@ def _rows(
     batched = _batched(layer, named)
     rows, _, count, dim = batched["queries"].shape
     width = batched["keys"].shape[2]
-    real = [width] * rows if lengths is None else torch.as_tensor(lengths).reshape(-1).tolist()
+    real = [width] * rows
+    if lengths is not None:
+        real = _whole_numbers("lengths", lengths).reshape(-1).tolist()
     if len(real) != rows or not all(1 <= n <= width for n in real):
         raise InputError(f"lengths must be {rows} numbers from 1 to {width}, one a row; got {real}")
     for row, length in enumerate(real):
-        at = _positions(positions, rows, row, count, int(length))
-        tensors = {name: _cut(name, x[row : row + 1], int(length)) for name, x in batched.items()}
+        at = _positions(positions, rows, row, count, length)
+        tensors = {name: _cut(name, x[row : row + 1], length) for name, x in batched.items()}
         tensors["positions"] = at
-        scale = dim**-0.5 if scaling is None else scaling
+        scale = dim**-0.5 if scaling is None else _number("scaling", scaling)
         tensors["scaling"] = torch.tensor(scale, dtype=torch.float64)
         yield LayerTensors.from_tensors(row, layer, tensors)
 
@@ -256,7 +275,7 @@ def _positions(positions: Positions | None, rows: int, row: int, count: int, len
                 "last tokens, so there cannot be more; give positions= where it is otherwise"
             )
         return torch.arange(length - count, length)
-    at = torch.as_tensor(positions).long()
+    at = _whole_numbers("positions", positions)
     if at.shape not in {(count,), (rows, count)}:
         raise InputError(f"positions must be [{count}] or [{rows}, {count}]; got {list(at.shape)}")
     return at if at.ndim == 1 else at[row]

@@ -44,7 +44,8 @@ def parse_cells(
     Cells among the indexers have their own budgets and stay as they are.
     Raises: InputError for a spec or a budget that cannot be read, and when there is nothing to run.
     """
-    asked = [indexers] if isinstance(indexers, str | Indexer | Cell) else list(indexers)
+    one = isinstance(indexers, str | Indexer | Cell | type)  # parse says what a class lacks
+    asked = [indexers] if one else list(indexers)
     recipes = [parse(spec) for spec in asked if not isinstance(spec, Cell)]
     if recipes and k in ("", (), []):
         raise InputError(

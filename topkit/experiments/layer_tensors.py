@@ -66,7 +66,7 @@ class LayerTensors:
                 "the first must be a multiple of the second"
             )
         at, length = self.positions, self.keys.shape[2]
-        if at.min() < 0 or at.max() >= length or (at.diff() < 0).any():
+        if at.min() < 0 or at.max() >= length or (at.diff() <= 0).any():
             raise InputError(
                 f"{self._where}: positions must ascend within the {length} keys; got {at.tolist()}"
             )

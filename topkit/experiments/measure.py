@@ -19,7 +19,7 @@ from torch import Tensor
 
 import topkit
 from topkit.errors import InputError
-from topkit.experiments.captures import Capture
+from topkit.experiments.captures import Capture, LayerTensors
 from topkit.experiments.cells import Cell, parse_cells
 from topkit.experiments.observe import Driver, require_inputs
 from topkit.experiments.runs import claim, describe, done, part_name, with_cells
@@ -85,6 +85,9 @@ def measure(
     cells = parse_cells(indexers, k, dense=False)
     setting = _setting(out, reference, reduce, seed, device, jobs)
     chosen = _layers(capture, layers)
+    places = [(sample, layer) for sample in capture.samples for layer in chosen]
+    # Before the folder is taken: a run that cannot start leaves nothing behind.
+    _require_inputs(cells, setting, capture.load(*places[0]))
     identity = {
         "capture": capture.fingerprint,
         "seed": seed,
@@ -99,7 +102,6 @@ def measure(
         held = claim(setting.out, identity, ["fidelity"], force=force, dry=dry_run)
     with held:
         there = set() if setting.out is None or force else set(done(setting.out / "fidelity"))
-        places = [(sample, layer) for sample in capture.samples for layer in chosen]
         work = []
         for sample, layer in places:
             name = digest({**identity, "sample": sample, "layer": layer})
@@ -154,6 +156,12 @@ def _layers(capture: Capture, layers: Sequence[int] | None) -> list[int]:
     return sorted(set(layers)) if layers else capture.layers
 
 
+def _require_inputs(cells: Sequence[Cell], setting: Setting, tensors: LayerTensors) -> None:
+    for recipe in {*(cell.indexer for cell in cells), setting.reference}:
+        if recipe is not None:
+            require_inputs(recipe, tensors)
+
+
 def _announce(
     console: Console, capture: Capture, places: list, cells: list[Cell], work: list, reduce: bool
 ) -> int:
@@ -180,8 +188,7 @@ def measure_layer(
     for cell in cells:
         if cell.indexer is not None:
             recipes[cell.indexer].append(cell)
-    for recipe in [*recipes, *([setting.reference] if setting.reference else [])]:
-        require_inputs(recipe, tensors)
+    _require_inputs(cells, setting, tensors)
     ks = {cell: cell.k(context) or 0 for cell in cells}
     driver = Driver(tensors, max(ks.values()), setting.seed, torch.device(setting.device))
     others: dict[int, Selection] = {}

@@ -86,15 +86,18 @@ def difference(rates: Array, questions: Array, base: int, level: float = 0.95) -
     """Each cell's mean less that of cell `base`, on the same haystacks [C].
 
     Source: Donner and Zou's way (Statistics in Medicine 2002, 2012) to join two intervals of
-    correlated estimates, here those of `accuracy`, with the correlation over haystacks.
+    correlated estimates, here those of `accuracy`, with the correlation over haystacks. Few of them
+    tell little of it, so that the reach is stretched as Student's quantile is beyond the normal's.
     """
+    tail = (1 + level) / 2
+    stretch = stats.t.ppf(tail, max(len(questions) - 1, 1)) / stats.norm.ppf(tail)
     each = accuracy(rates, questions, level)
     below, above = each.value - each.low, each.high - each.value
     together = _correlation(rates, questions, base)
     gap = each.value - each.value[base]
 
     def joined(one: Array, other: float) -> Array:
-        return np.sqrt(np.maximum(one**2 + other**2 - 2 * together * one * other, 0))
+        return stretch * np.sqrt(np.maximum(one**2 + other**2 - 2 * together * one * other, 0))
 
     low = np.maximum(gap - joined(below, above[base]), -1)
     high = np.minimum(gap + joined(above, below[base]), 1)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from topkit.errors import InputError
 from topkit.fidelity.truth import Truth, UnitTruth
 from topkit.kernels.gather_attention import attend, gather_scores
 
@@ -201,6 +202,8 @@ def _attended(
 ) -> tuple[Tensor, Tensor | None]:
     """The exact scores of the chosen keys [B, Hq, Tq, w], and the output over them, some queries at a time."""
     indices, rest = selection.indices, selection.rest
+    if (indices >= keys.shape[2]).any():
+        raise InputError(f"slot {int(indices.max())} was chosen, of {keys.shape[2]} keys")
     wide = max(keys.shape[-1], 0 if values is None else values.shape[-1])
     a_query = 4 * indices[:, :, 0].numel() * max(1, keys.shape[1] // indices.shape[1]) * wide
     step = max(1, GATHERED // max(a_query, 1))

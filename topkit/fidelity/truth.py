@@ -11,8 +11,9 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.kernels.score import score
 
-# Bytes that one chunk's scores and float32 copies may take together.
-MEMORY = 1 << 29
+# Bytes that one chunk's scores and float32 copies may take together: small blocks are used again,
+# and large ones are asked of the system anew, page by page.
+MEMORY = 1 << 28
 NEVER = float("-inf")
 
 
@@ -67,22 +68,23 @@ def truth(
     total, weighted, largest = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
     output = None
     for at, chunk, hidden in _chunks(queries, keys, values, scaling, start, stop, memory):
-        ends = chunk.amax(-1), chunk.amin(-1)
-        largest = largest.maximum(ends[0]).maximum(-ends[1])
+        largest = largest.maximum(-chunk.amin(-1))
         if hidden is not None:
-            chunk = chunk.masked_fill(hidden, NEVER)
-        best = torch.cat([best, chunk.topk(min(k, chunk.shape[-1]), dim=-1).values], -1)
-        best = best.topk(min(k, best.shape[-1]), dim=-1).values
-        raised = top.maximum(best[..., 0] * scaling)
+            chunk.masked_fill_(hidden, NEVER)
+        best = _best(best, chunk, k)
+        highest = best.amax(-1)
+        largest = largest.maximum(highest)
+        raised = top.maximum(highest * scaling)
         # A row that has seen nothing yet keeps its sums at zero.
         pivot = raised.masked_fill(raised == NEVER, 0.0)
         shrink = (top - pivot).exp()
-        logits = chunk.mul_(scaling).sub_(pivot[..., None])
+        logits = torch.add(-pivot[..., None], chunk, alpha=scaling, out=chunk)
         weights = logits.exp()
         if hidden is not None:
             logits.masked_fill_(hidden, 0.0)
         more = weights.sum(-1)
-        weighted = weighted * shrink + torch.linalg.vecdot(weights, logits)
+        # By einsum, which makes no product of its own as vecdot does.
+        weighted = weighted * shrink + torch.einsum("bhqt,bhqt->bhq", weights, logits)
         # The sum of logits is kept about the pivot, which has moved.
         weighted = weighted + total * shrink * (top - pivot).nan_to_num(neginf=0.0)
         total = total * shrink + more
@@ -99,7 +101,7 @@ def truth(
     return Truth(
         scaling,
         visible,
-        best,
+        best.sort(-1, descending=True).values,
         lse.masked_fill(empty, 0.0),
         largest,
         (total.log() - weighted / total).masked_fill(empty, 0.0).clamp_min(0.0),
@@ -126,9 +128,15 @@ def unit_truth(
         if hidden is not None:
             weights.masked_fill_(hidden, 0.0)
         shared = weights.unflatten(1, (units, -1)).mean(2)
-        best = torch.cat([best, shared.topk(min(k, shared.shape[-1]), dim=-1).values], -1)
-        best = best.topk(min(k, best.shape[-1]), dim=-1).values
-    return UnitTruth(best)
+        best = _best(best, shared, k)
+    return UnitTruth(best.sort(-1, descending=True).values)
+
+
+def _best(before: Tensor, chunk: Tensor, k: int) -> Tensor:
+    """The k best of both, in no order: sorting each time would cost as much as finding them."""
+    found = chunk.topk(min(k, chunk.shape[-1]), dim=-1, sorted=False).values
+    both = torch.cat([before, found], -1)
+    return both.topk(min(k, both.shape[-1]), dim=-1, sorted=False).values
 
 
 def _chunks(
@@ -160,7 +168,7 @@ def _chunks(
             slots = torch.arange(at, until, device=queries.device)
             hidden = (slots >= stops[:, None, :, None]) | (slots < starts[:, None, None, None])
             # Hidden keys may hold anything, and must not count as the largest score.
-            chunk = chunk.masked_fill(hidden, 0.0)
+            chunk.masked_fill_(hidden, 0.0)
         yield at, chunk, hidden
         at = until
 

@@ -59,4 +59,6 @@ def parse_budgets(text: str | int | Budget | list | tuple) -> list[Budget]:
         text = [part for part in text.split(",") if part.strip()] or [text]
     if not isinstance(text, list | tuple):
         text = [text]
+    if not text:
+        raise InputError("no k was given; give one, such as 16 or 1%")
     return list(dict.fromkeys(parse_budget(part) for part in text))

@@ -47,8 +47,8 @@ class FaissIndexer(Indexer):
         """A FAISS index of keys [n, D] float32."""
 
     @abstractmethod
-    def remove(self, faiss: Any, graph: Any, length: int) -> Any:
-        """The index without the keys from `length` on."""
+    def remove(self, faiss: Any, graph: Any, adds: list[int]) -> Any:
+        """The index of the first adds[-1] keys; `adds` is how many there were after each add."""
 
     @abstractmethod
     def size(self, graph: Any) -> int:
@@ -75,6 +75,7 @@ class _Faiss(Index):
         self.recipe, self.faiss = recipe, import_faiss()
         self.heads, self.slots = heads, 0
         self.graphs: list[list[Any]] = []
+        self.adds: list[list[int]] = []  # a row's keys after each add: a graph depends on them
         self.borrowed: list[bool] = []  # a row whose graphs another index may hold too
 
     @property
@@ -89,6 +90,7 @@ class _Faiss(Index):
     def append(self, keys: Tensor, step: Step) -> None:
         if not self.graphs:
             self.graphs = [[None] * self.heads for _ in range(keys.shape[0])]
+            self.adds = [[] for _ in self.graphs]
             self.borrowed = [False] * keys.shape[0]
         new = keys.detach().float().cpu().numpy()
         for row, start in enumerate(self._starts(step)):
@@ -96,6 +98,7 @@ class _Faiss(Index):
             real = new[row, :, max(start - self.slots, 0) :]
             if real.shape[1]:
                 self._own(row)
+                self.adds[row].append(self.slots + keys.shape[2] - start)
                 for head in range(self.heads):
                     self._add(row, head, np.ascontiguousarray(real[head]))
         self.slots += keys.shape[2]
@@ -154,20 +157,24 @@ class _Faiss(Index):
         for row, start in enumerate(self._starts(step)):
             self._own(row)
             kept = length - start
+            if not self.adds[row] or kept >= self.adds[row][-1]:
+                continue
+            adds = [n for n in self.adds[row] if n < kept] + [kept] * (kept > 0)
             for head, graph in enumerate(self.graphs[row]):
-                if graph is not None and kept <= 0:
-                    self.graphs[row][head] = None
-                elif graph is not None and kept < graph.ntotal:
-                    self.graphs[row][head] = self.recipe.remove(self.faiss, graph, kept)
+                left = self.recipe.remove(self.faiss, graph, adds) if adds else None
+                self.graphs[row][head] = left
+            self.adds[row] = adds
         self.slots = length
 
     def reorder(self, rows: Tensor) -> None:
         self.graphs = [list(self.graphs[row]) for row in rows.tolist()]
+        self.adds = [list(self.adds[row]) for row in rows.tolist()]
         self.borrowed = [True] * len(self.graphs)
 
     def fork(self) -> Index:
         twin = _Faiss(self.recipe, self.heads)
         twin.slots = self.slots
         twin.graphs = [list(row) for row in self.graphs]
+        twin.adds = [list(row) for row in self.adds]
         twin.borrowed, self.borrowed = [True] * len(self.graphs), [True] * len(self.graphs)
         return twin

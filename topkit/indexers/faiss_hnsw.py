@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,8 +16,8 @@ from topkit.indexers.faiss_base import FaissIndexer
 class faiss_hnsw(FaissIndexer):
     """Walks a graph greedily towards the largest inner product, `ef_search` candidates wide.
 
-    A graph cannot forget: truncate builds it anew from the keys kept. Copies (beams, forks) are
-    made on the first append.
+    A graph cannot forget: truncate builds it anew, in the same adds, since keys that come together
+    are linked in another order. Copies (beams, forks) are made on the first append.
     Source: FAISS IndexHNSWFlat, inner product (arXiv 1603.09320, 2401.08281).
     """
 
@@ -26,6 +27,7 @@ class faiss_hnsw(FaissIndexer):
 
     source: ClassVar[str] = "FAISS, arXiv 1603.09320"
     cost: ClassVar[str] = "reads the keys that the walk meets"
+    examples: ClassVar[tuple[str, ...]] = ("faiss_hnsw()", "faiss_hnsw(M=2)")
 
     def __post_init__(self) -> None:
         # FAISS sets room aside for all that may be asked, before it looks at a key.
@@ -40,8 +42,12 @@ class faiss_hnsw(FaissIndexer):
         index.add(keys)
         return index
 
-    def remove(self, faiss: Any, graph: Any, length: int) -> Any:
-        return self.make(faiss, graph.reconstruct_n(0, length))
+    def remove(self, faiss: Any, graph: Any, adds: list[int]) -> Any:
+        keys = graph.reconstruct_n(0, adds[-1])
+        anew = self.make(faiss, keys[: adds[0]])
+        for a, b in pairwise(adds):
+            anew.add(keys[a:b])
+        return anew
 
     def size(self, graph: Any) -> int:
         hnsw = graph.hnsw

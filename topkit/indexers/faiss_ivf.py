@@ -47,8 +47,8 @@ class faiss_ivf(FaissIndexer):
         index.add(keys)
         return index
 
-    def remove(self, faiss: Any, graph: Any, length: int) -> Any:
-        graph.remove_ids(faiss.IDSelectorRange(length, graph.ntotal))
+    def remove(self, faiss: Any, graph: Any, adds: list[int]) -> Any:
+        graph.remove_ids(faiss.IDSelectorRange(adds[-1], graph.ntotal))
         return graph
 
     def size(self, graph: Any) -> int:

@@ -20,6 +20,7 @@ from topkit.indexers.quantized import hadamard_rotate, quantize
 from topkit.indexers.scored import Codes, Scored
 
 _BUNDLED = Path(__file__).parents[1] / "data" / "lightning"
+GIVEN = "given"
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,10 @@ class lightning(Scored):
     """Scores a key by the weighted sum over index heads of ReLU(q . k), one shared key a token.
 
     `weights` is a safetensors file (topkit.experiments.lightning writes one from a model or trains
-    one) or the name of a bundled one. dtype "fp8" rotates by Hadamard and stores e4m3 with one
-    power-of-two scale a vector, as DeepSeek's inference code does; "fp32" scores plainly.
+    one) or the name of a bundled one; "given" projects nothing and reads index_queries, index_keys
+    and index_weights, as they are before any rotation, of a model that made them elsewhere. dtype
+    "fp8" rotates by Hadamard and stores e4m3 with one power-of-two scale a vector, as DeepSeek's
+    inference code does; "fp32" scores plainly.
     Source: DeepSeek-V3.2-Exp report, section 2.1 (arXiv 2512.02556); GLM-5's has interleaved RoPE.
     """
 
@@ -38,15 +41,22 @@ class lightning(Scored):
     family: ClassVar[str] = "trained"
     source: ClassVar[str] = "arXiv 2512.02556"
     cost: ClassVar[str] = "reads one small key a token and layer"
-    examples: ClassVar[tuple[str, ...]] = ("lightning()", "lightning(dtype='fp8')")
+    examples: ClassVar[tuple[str, ...]] = (
+        "lightning()",
+        "lightning(dtype='fp8')",
+        "lightning(weights='given')",
+        "lightning(weights='given', dtype='fp8')",
+    )
 
     @property
     def needs(self) -> frozenset[str]:
+        if self.weights == GIVEN:
+            return frozenset({"index_queries", "index_keys", "index_weights"})
         latent = {"latent"} if load(self.weights).reads_latent else set()
         return frozenset({"hidden", "rope"} | latent)
 
     def widths(self) -> dict[str, int]:
-        return load(self.weights).widths()
+        return {} if self.weights == GIVEN else load(self.weights).widths()
 
     def models(self) -> frozenset[str]:
         return load(self.weights).models
@@ -54,17 +64,23 @@ class lightning(Scored):
     def __post_init__(self) -> None:
         if self.dtype not in ("fp32", "fp8"):
             raise InputError(f"lightning: dtype must be fp32 or fp8; got {self.dtype!r}")
-        load(self.weights)
+        if self.weights != GIVEN:
+            load(self.weights)
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
+        if self.weights == GIVEN:
+            return self._stored(step.input("index_keys").to(torch.float32, copy=True))
         w = load(self.weights, keys.device).layer(step.layer)
         return self._stored(w.keys(step.hidden, step.rope))
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
-        w = load(self.weights, queries.device).layer(step.layer)
-        asked = w.queries(step.latent if w.reads_latent else step.hidden, step.rope)
-        asked = self._read(self._stored(asked))
-        return index_scores(asked, self._read(codes), w.gates(step.hidden))
+        if self.weights == GIVEN:
+            asked, gates = step.input("index_queries").float(), step.input("index_weights").float()
+        else:
+            w = load(self.weights, queries.device).layer(step.layer)
+            asked = w.queries(step.latent if w.reads_latent else step.hidden, step.rope)
+            gates = w.gates(step.hidden)
+        return index_scores(self._read(self._stored(asked)), self._read(codes), gates)
 
     def _stored(self, vectors: Tensor) -> Codes:
         if self.dtype == "fp32":

@@ -61,8 +61,8 @@ class quantized(Scored):
         queries = hadamard_rotate(queries) if self.hadamard else queries
         scores = score(queries, levels(codes["codes"], self.dtype, queries.shape[-1]))
         scale = _power(codes["exponent"]) if self.scale == "pow2" else codes["scale"]
-        by_group = scores.unflatten(1, (scale.shape[1], -1))
-        return (by_group * scale.mT[:, :, None]).flatten(1, 2)
+        scores.unflatten(1, (scale.shape[1], -1)).mul_(scale.mT[:, :, None])
+        return scores
 
 
 def quantize(vectors: Tensor, dtype: str, scale: str = "float") -> tuple[Tensor, Tensor]:

@@ -94,9 +94,7 @@ class Pages(Index):
         size, width = min(self.page_size, max(self.slots, 1)), min(k, self.slots)
         bounds = self._bounds(queries, step)
         # The newest page may be part full, so that k keys can need one page more.
-        pages = select_topk(bounds, math.ceil(k / size) + 1).sort(-1).values
-        found = bounds.gather(-1, pages.clamp_min(0)).masked_fill(pages < 0, -float("inf"))
-        pages = pages.gather(-1, found.sort(dim=-1, descending=True, stable=True).indices)
+        pages = select_topk(bounds, math.ceil(k / size) + 1)
         newest_first = torch.arange(size - 1, -1, -1, device=queries.device)
         slots = (pages * size)[..., None] + newest_first
         slots = slots + step.starts(queries.device)[:, None, None, None, None]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.checks import whole
 from topkit.indexers.combinator import Combinator
+from topkit.kernels.gather_attention import gather_scores
 from topkit.kernels.select_topk import select_topk
 
 
@@ -38,7 +38,7 @@ class refine(Combinator):
         first = index.select(queries, k * self.factor, step.given_to(self.base))
         keys, heads = step.cache.keys, queries.shape[1]
         slots = first.indices.repeat_interleave(heads // first.indices.shape[1], 1)
-        scores = _scores_at(queries, keys, slots).masked_fill(slots < 0, -float("inf"))
+        scores = gather_scores(queries, keys, slots)
         # Slots in ascending order, so that ties fall to the lowest as everywhere.
         slots, order = slots.sort(-1)
         places = select_topk(scores.gather(-1, order), min(k, index.length))
@@ -49,12 +49,3 @@ class refine(Combinator):
             keys_scored=first.keys_scored + read.mean(1),
             bytes_read=first.bytes_read + read.sum(1) * keys.shape[3] * keys.element_size(),
         )
-
-
-def _scores_at(queries: Tensor, keys: Tensor, slots: Tensor) -> Tensor:
-    """Float32 dot products [B, Hq, Tq, C] of each query with its keys at slots [B, Hq, Tq, C]."""
-    rows, heads = slots.shape[:2]
-    row = torch.arange(rows, device=keys.device).clamp_max(keys.shape[0] - 1)[:, None, None, None]
-    head = (torch.arange(heads, device=keys.device) * keys.shape[1] // heads)[:, None, None]
-    chosen = keys[row, head, slots.clamp_min(0)].float()
-    return (chosen @ queries.float()[..., None]).squeeze(-1)

@@ -27,6 +27,9 @@ def parse(spec: str | Indexer, registry: dict[str, type[Indexer]] | None = None)
     """
     if isinstance(spec, Indexer):
         return spec
+    if not isinstance(spec, str):
+        hint = f"; write {spec.__name__}()" if isinstance(spec, type) else ""
+        raise InputError(f"expected an indexer such as quest(page_size=16); got {spec!r}{hint}")
     if registry is None:
         from topkit.indexers import INDEXERS as registry
     try:
@@ -128,10 +131,14 @@ def _build(node: ast.expr, spec: str, registry: dict[str, type[Indexer]]) -> Ind
                 f"{name}: parameter {keyword.arg or '**'!r} is given twice in {spec!r}"
             )
         if keyword.arg not in known:
-            raise InputError(
-                f"{name} has no parameter {keyword.arg!r}; {nearest(keyword.arg, known)}"
-            )
+            hint = nearest(keyword.arg, known) if known else "it takes none"
+            raise InputError(f"{name} has no parameter {keyword.arg!r}; {hint}")
         values[keyword.arg] = _value(keyword.value, spec, registry)
+    for field in fields(recipe):  # type: ignore[arg-type]
+        bare = field.default is MISSING and field.default_factory is MISSING
+        if bare and field.name not in values:
+            hint = f"write {name}({field.name}=...)"
+            raise InputError(f"{name}: {field.name} has no default; {hint}")
     try:
         return recipe(**values)
     except TypeError as error:

@@ -31,6 +31,7 @@ class top_p(Combinator):
         "top_p(mass=0.5)",
         "top_p(quantized(dtype='int4'), mass=0.8)",
         "top_p(shared(exact()), mass=1.0)",
+        "top_p(quest(page_size=4))",
     )
 
     def __post_init__(self) -> None:
