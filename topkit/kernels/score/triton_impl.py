@@ -73,11 +73,6 @@ class Form:
         return self.dim // self.width
 
     @property
-    def sharing(self) -> int:
-        """Keys of one row."""
-        return max(1, 32 // self.width)
-
-    @property
     def summed(self) -> bool:
         """Whether the pooled scores are those of the heads' summed queries, which is one head's work."""
         return self.pool in ("mean", "sum") and self.dtype != "lightning"
@@ -86,6 +81,12 @@ class Form:
     def heads(self) -> int:
         """How many are scored."""
         return 1 if self.summed else self.group
+
+    @property
+    def sharing(self) -> int:
+        """Keys of one row: 32 bytes at least, and up to 64 where a product has columns left for it."""
+        left = 4 // triton.next_power_of_2(self.heads)
+        return max(1, 32 // self.width, min(left, 64 // self.width))
 
     @property
     def padded(self) -> int:
