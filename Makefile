@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install study test test-gpu check bench readme clean
+.PHONY: install study test test-gpu check bench bench-gpu readme clean
 
 install: .venv/.dev
 
@@ -21,7 +21,7 @@ install: .venv/.dev
 	touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) -e ".[hf,report,faiss,dev]"
+	$(PIP) -e ".[hf,report,faiss,triton,dev]"
 	touch $@ .venv/.study
 
 study: .venv/.study
@@ -40,6 +40,9 @@ check: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/topkit bench
+
+bench-gpu: .venv/.dev
+	$(BIN)/topkit bench --device cuda
 
 readme: .venv/.dev
 	$(BIN)/python tools/readme.py

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "testing": {"assertions", "contract"},
     "experiments": {"kernels", "indexers", "fidelity", ""},
     "cli": {"kernels", "indexers", "fidelity", "experiments", "contract", "__version__"},
+    "__main__": {"cli"},
     "errors": set(),
     # A table of lazy names; its imports stand under TYPE_CHECKING or in __getattr__.
     "__init__": {"testing", "experiments", "indexers"},

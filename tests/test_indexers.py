@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from topkit.errors import InputError
 from topkit.indexers import Cache, Step, quantized
-from topkit.indexers.packing import pack, unpack
-from topkit.indexers.quantized import hadamard_rotate, levels, quantize
 from topkit.indexers.spec import parse
+from topkit.kernels.codes import hadamard_rotate, levels, pack, quantize, unpack
 
 
 def tensors(hq=4, hk=2, length=50, dim=16, seed=0):

@@ -13,10 +13,16 @@ from topkit.cli import summary
 from topkit.cli.listing import markdown, rows
 from topkit.experiments.curves import EXACT, kind_of, load, name_of
 from topkit.experiments.findings import Findings, said
+from topkit.experiments.speed.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 REFERENCE = ROOT / "topkit" / "data" / "reference"
+USELESS = (
+    "An asterisk: the selection keeps less than 0.9 of the attention mass of each head's own exact "
+    "Top-k, so that its speed is no result; in parentheses, of what the best list that those heads could "
+    "share keeps."
+)
 
 
 def methods() -> str:
@@ -76,9 +82,30 @@ def speed() -> str:
     return f"{markdown(summary.speed(held))}\n\n({machine}; medians of {first['date']}.)"
 
 
+def gpu() -> str:
+    """Kernels and whole steps, a table for each GPU that was measured; nothing where none was."""
+    paths = sorted((ROOT / "benchmarks" / "results").glob("*.csv"))
+    return "\n\n".join(_gpu(path) for path in paths if path.name != "cpu.csv")
+
+
+def _gpu(path: Path) -> str:
+    held = read_rows(path)
+    whole = {"step", "generate", "truth"}
+    told = [row for row in held if row["limit"] or row["bench"] in whole]
+    copies = (row for row in held if row["bench"] == "bandwidth")
+    reached = ", ".join(f"{row['what']} {float(row['median']):.0f} GB/s" for row in copies)
+    first = held[0]
+    versions = f"torch {first['torch']}, triton {first['triton']}, CUDA {first['cuda']}"
+    machine = f"{first['device']}, driver {first['driver']}, {versions}; {reached}"
+    lines = [f"({machine}; medians of {first['date']}.)"]
+    if any(row["useless"] == "True" for row in told):
+        lines.append(USELESS)
+    return f"{markdown(summary.gpu(told))}\n\n{' '.join(lines)}"
+
+
 # Page -> the tables that stand in it, each between two marks.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"methods": methods, "findings": findings, "speed": speed},
+    ROOT / "README.md": {"methods": methods, "findings": findings, "speed": speed, "gpu": gpu},
     REFERENCE / "README.md": {"scores": scores},
 }
 
@@ -89,6 +116,8 @@ def current(page: Path) -> str:
     for name, table in PAGES[page].items():
         marks = rf"(<!-- {name}: make readme -->\n).*?(<!-- /{name} -->)"
         new = table().replace("\\", "\\\\")
+        if not new and f"<!-- {name}: make readme -->" not in text:
+            continue  # nothing was measured, and nothing is promised
         text, found = re.subn(marks, rf"\g<1>{new}\n\g<2>", text, flags=re.DOTALL)
         if found != 1:
             raise SystemExit(f"{page.name} must have the marks of {name!r} once; found {found}")

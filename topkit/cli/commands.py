@@ -410,33 +410,50 @@ def score(
 @app.command()
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[truth|measure|attach|capture]...")
+        list[str] | None,
+        typer.Argument(
+            metavar="[truth|measure|attach|capture]...",
+            help="With --device cuda: score, select, score-select, gather, append, dense, step, "
+            "generate, truth.",
+        ),
     ] = None,
+    device: o.Device = None,
     out: Annotated[
-        Path, typer.Option("--out", parser=o.file, metavar="FILE", help="The CSV to write.")
-    ] = Path("benchmarks/results/cpu.csv"),
+        Path | None,
+        typer.Option(
+            "--out",
+            parser=o.file,
+            metavar="FILE",
+            help="The CSV to write, by default benchmarks/results/cpu.csv or .../GPU-NAME.csv.",
+        ),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option("--compare", help="An older CSV; exit 1 where something became slower."),
+    ] = None,
     tiny: Annotated[
         bool, typer.Option("--tiny", help="Seconds, to show that they run; writes nothing.")
     ] = False,
     repeats: Annotated[
-        int | None, typer.Option("--repeats", min=1, help="Times that everything is timed.")
+        int | None,
+        typer.Option("--repeats", min=1, help="Times that everything is timed, on a CPU."),
     ] = None,
+    layers: Annotated[
+        int,
+        typer.Option(
+            "--layers", min=1, help="generate: layers beyond the first, for a layer's time."
+        ),
+    ] = 2,
     as_json: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """Time topkit beside plain torch on this machine: ratios, with their spread."""
-    from topkit.cli.summary import speed
-    from topkit.experiments.bench import run_benches, write_rows
+    """Time topkit on this machine, beside plain torch or, on a GPU, the fastest that is there."""
+    from topkit.cli import speed
 
-    rows = run_benches(
-        names or (),
-        tiny=tiny,
-        repeats=repeats,
-        report=lambda row: typer.echo(row["what"], err=True),
-    )
-    show(rows if as_json else speed(rows), as_json)
-    if not tiny:
-        write_rows(out, rows)
+    if device is None:
+        speed.on_cpu(names or (), out, tiny, repeats, compare, as_json)
+    else:
+        speed.on_gpu(names or (), device, out, tiny, layers, compare, as_json)
 
 
 @app.command("list")

@@ -1,4 +1,4 @@
-"""Indexes that follow a transformers cache: cropped, reordered, repeated and copied as its layer is."""
+"""Indexes that follow a transformers cache, which grows in place while they do."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicLayer
 
 from topkit.errors import InputError
 from topkit.indexers.base import Index
+from topkit.indexers.growing import Growing
 
 
 class Followed:
@@ -52,6 +53,7 @@ def follow(layer: Any, owner: object) -> Followed:
         raise InputError(f"attach follows a DynamicCache of whole layers; got a {kind.__name__}")
     if found is None:
         layer.__class__ = _following(kind)
+        layer.growing = Growing(), Growing()
     layer.followed = Followed(owner)
     return layer.followed
 
@@ -59,7 +61,7 @@ def follow(layer: Any, owner: object) -> Followed:
 def leave(layer: Any) -> None:
     """Give a cache layer its own class back."""
     if "followed" in vars(layer):
-        del layer.followed
+        del layer.followed, layer.growing
         layer.__class__ = type(layer).__base__
 
 
@@ -69,8 +71,20 @@ def _following(kind: type) -> type:
         """A cache layer that tells its index what becomes of it."""
 
         followed: Followed
+        growing: tuple[Growing, Growing]
         # transformers would take a subclass with a layer type for the one to make by default.
         _layer_type = None
+
+        def update(
+            self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        ) -> tuple[Tensor, Tensor]:
+            # A layer that stores in another way, or keys that gradients flow through, stay its own.
+            plain = kind.update is DynamicLayer.update and self.get_seq_length() > 0
+            if not plain or key_states.requires_grad or value_states.requires_grad:
+                return super().update(key_states, value_states, *args, **kwargs)
+            self.keys = self.growing[0].append(self.keys, key_states)
+            self.values = self.growing[1].append(self.values, value_states)
+            return self.keys, self.values
 
         def crop(self, *args: Any, **kwargs: Any) -> None:
             super().crop(*args, **kwargs)

@@ -18,8 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from topkit.errors import InputError
 from topkit.experiments.digests import weights_digests
 from topkit.experiments.tables import write_whole
-from topkit.indexers.lightning import LayerWeights, index_scores
-from topkit.kernels.score import score
+from topkit.indexers.lightning import LayerWeights
+from topkit.kernels.score import score, score_lightning
 
 # How each family turns its index heads (facts of the models' own code in transformers).
 _ROPE = {"deepseek_v32": "half", "glm_moe_dsa": "interleaved"}
@@ -242,7 +242,8 @@ class _Teacher:
         w = self.layers[layer]
         with torch.enable_grad():
             asked = w.queries(hidden[:, at], (cos[:, at], sin[:, at]))
-            scores = index_scores(asked, w.keys(hidden, (cos, sin)), w.gates(hidden[:, at]))[:, 0]
+            keys, gates = w.keys(hidden, (cos, sin)), w.gates(hidden[:, at])
+            scores = score_lightning(asked, keys, gates)[:, 0]
             logs = scores.masked_fill(future, float("-inf")).log_softmax(-1).masked_fill(future, 0)
             return (torch.special.entr(target).neg() - target * logs).sum(-1).mean()
 

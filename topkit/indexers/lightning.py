@@ -16,8 +16,9 @@ from torch.nn.functional import layer_norm, linear
 
 from topkit.errors import InputError
 from topkit.indexers.base import Step
-from topkit.indexers.quantized import hadamard_rotate, quantize
 from topkit.indexers.scored import Codes, Scored
+from topkit.kernels.codes import hadamard_rotate, quantize
+from topkit.kernels.score import score_lightning
 
 _BUNDLED = Path(__file__).parents[1] / "data" / "lightning"
 GIVEN = "given"
@@ -80,28 +81,17 @@ class lightning(Scored):
             w = load(self.weights, queries.device).layer(step.layer)
             asked = w.queries(step.latent if w.reads_latent else step.hidden, step.rope)
             gates = w.gates(step.hidden)
-        return index_scores(self._read(self._stored(asked)), self._read(codes), gates)
+        asked = self._stored(asked)
+        return score_lightning(
+            asked["vectors"], codes["vectors"], gates,
+            query_scale=asked.get("scale"), key_scale=codes.get("scale"),
+        )  # fmt: skip
 
     def _stored(self, vectors: Tensor) -> Codes:
         if self.dtype == "fp32":
             return {"vectors": vectors}
         codes, scale = quantize(hadamard_rotate(vectors), "fp8_e4m3", "pow2")
         return {"vectors": codes, "scale": scale}
-
-    def _read(self, codes: Codes) -> Tensor:
-        vectors = codes["vectors"].float()
-        return vectors * codes["scale"] if "scale" in codes else vectors
-
-
-def index_scores(queries: Tensor, keys: Tensor, gates: Tensor) -> Tensor:
-    """sum_j gates_j ReLU(q_j . k), scaled by (H d)^-1/2.
-
-    Shapes: queries [B, H, Tq, d], keys [B, 1, T, d], gates [B, Tq, H] -> [B, 1, Tq, T].
-    Source: DeepSeek-V3.2-Exp report, equation 1.
-    """
-    scale = (queries.shape[1] * queries.shape[3]) ** -0.5
-    hits = torch.relu(queries @ keys.mT)
-    return (gates.mT[..., None] * scale * hits).sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from topkit.indexers.base import Step
-from topkit.indexers.packing import pack, unpack
 from topkit.indexers.scored import Codes, Scored
-from topkit.kernels.score import score
+from topkit.kernels.codes import signs
+from topkit.kernels.score import score_codes
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,7 @@ class sign(Scored):
     cost: ClassVar[str] = "reads 1 bit a dimension"
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
-        return {"bits": pack((keys >= 0).to(torch.uint8), 1)}
+        return {"bits": signs(keys)}
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
-        # q . (2 b - 1) = 2 q . b - sum(q)
-        queries = queries.float()
-        bits = unpack(codes["bits"], 1, queries.shape[-1])
-        return 2 * score(queries, bits) - queries.sum(-1, keepdim=True)
+        return score_codes(queries, codes["bits"], dtype="sign")

@@ -1,5 +1,117 @@
 """Attention over chosen keys."""
 
-from topkit.kernels.gather_attention.reference import attend, gather_attention, gather_scores
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from topkit.errors import InputError
+from topkit.kernels.backend import resolve
+from topkit.kernels.gather_attention import reference
+from topkit.kernels.gather_attention.reference import attend, gather_scores
 
 __all__ = ["attend", "gather_attention", "gather_scores"]
+
+# What the Triton kernel takes. Heads of one list are rows of a matrix product, held in registers.
+DTYPES = (torch.bfloat16, torch.float16)
+WIDTHS = (64, 128)
+MOST_HEADS = 64
+
+
+def gather_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    *,
+    scaling: float,
+    log_weights: Tensor | None = None,
+    rest_values: Tensor | None = None,
+    rest_logits: Tensor | None = None,
+    rest_share: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """The attention output of each query over its chosen keys alone.
+
+    Shapes: queries [B, Hq, Tq, D]; keys [B or 1, Hk, T, D]; values [B or 1, Hk, T, Dv]; indices
+    [B, Hs, Tq, k] with Hs in {Hq, Hk, 1} and -1 for none; log_weights as indices, added to the
+    scaled scores; rest_values [B, Hq, Tq, r, Dv] with rest_logits [B, Hq, Tq, r], which join the
+    softmax, or rest_share, the part of the output each is given -> [B, Hq, Tq, Dv] in queries'
+    dtype. A query that chose nothing gets zeros. The kernel answers NaN for a slot beyond T, which
+    the reference refuses.
+    Raises: InputError where the kernel runs and shapes, dtypes or devices do not belong together.
+    """
+    rest = {"rest_values": rest_values, "rest_logits": rest_logits, "rest_share": rest_share}
+    unsupported = _unsupported(queries, keys, values, indices, rest)
+    if resolve(backend, queries, unsupported) == "torch":
+        return reference.gather_attention(
+            queries, keys, values, indices, scaling=scaling, log_weights=log_weights, **rest
+        )
+    _check(queries, keys, values, indices, log_weights)
+    from topkit.kernels.gather_attention import triton_impl
+
+    return triton_impl.gather_attention(
+        queries, keys, values, indices, scaling=scaling, log_weights=log_weights
+    )
+
+
+def _unsupported(
+    queries: Tensor, keys: Tensor, values: Tensor, indices: Tensor, rest: dict[str, Tensor | None]
+) -> str | None:
+    """What the kernel does not take though the reference does, as a sentence."""
+    for name, given in rest.items():
+        if given is not None:
+            return f"{name} must be None; got a tensor"
+    rows = {"queries": queries, "keys": keys, "values": values}
+    for name, given in rows.items():
+        if given.dtype not in DTYPES or given.dtype != queries.dtype:
+            return f"{name} must be bfloat16 or float16, all alike; got {given.dtype}"
+        if given.shape[-1] not in WIDTHS:
+            return f"{name} must have 64 or 128 dimensions; got {given.shape[-1]}"
+        if given.stride(-1) != 1:
+            return f"{name} must be contiguous in the last dimension; got stride {given.stride(-1)}"
+        if given.requires_grad and torch.is_grad_enabled():
+            return f"{name} must not require gradients; the kernel has none"
+    if any(given.dim() != 4 for given in (*rows.values(), indices)):
+        return None  # refused by `_check`
+    sharing = queries.shape[1] // max(1, keys.shape[1], indices.shape[1])
+    if sharing > MOST_HEADS:
+        return f"queries must have at most {MOST_HEADS} heads to a list of indices; got {sharing}"
+    return None
+
+
+def _check(
+    queries: Tensor, keys: Tensor, values: Tensor, indices: Tensor, log_weights: Tensor | None
+) -> None:
+    """Refuses tensors that do not belong together: nothing else would, before a wrong address."""
+    named = {"queries": queries, "keys": keys, "values": values, "indices": indices}
+    if log_weights is not None:
+        named["log_weights"] = log_weights
+    for name, given in named.items():
+        if given.dim() != 4:
+            raise InputError(f"{name} must have 4 dimensions; got shape {tuple(given.shape)}")
+        if given.device != queries.device:
+            raise InputError(f"{name} must be on {queries.device}, as queries; got {given.device}")
+    if indices.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"indices must be int64 or int32; got {indices.dtype}")
+    if log_weights is not None and not log_weights.is_floating_point():
+        raise InputError(f"log_weights must be floating-point; got {log_weights.dtype}")
+    batch, heads, asked, width = queries.shape
+    groups, length = keys.shape[1:3]
+    if groups == 0 or heads % groups:
+        raise InputError(f"keys must have a divisor of {heads} heads (query); got {groups}")
+    if indices.shape[1] not in (heads, groups, 1):
+        raise InputError(
+            f"indices have {indices.shape[1]} heads; expected {heads} (query), {groups} (KV) or 1"
+        )
+    if indices.shape[3] == 0:
+        raise InputError("indices must hold at least one slot, or -1, a query; got k = 0")
+    expected = {
+        "keys": (1 if len(keys) == 1 else batch, groups, length, width),
+        "values": (1 if len(values) == 1 else batch, groups, length, values.shape[3]),
+        "indices": (batch, indices.shape[1], asked, indices.shape[3]),
+        "log_weights": tuple(indices.shape),
+    }
+    for name, given in named.items():
+        if name in expected and tuple(given.shape) != expected[name]:
+            raise InputError(f"{name} must be {expected[name]}; got {tuple(given.shape)}")

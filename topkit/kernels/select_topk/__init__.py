@@ -1,5 +1,100 @@
 """Exact top-k of rows of scores."""
 
-from topkit.kernels.select_topk.reference import select_topk
+from __future__ import annotations
 
-__all__ = ["select_topk"]
+import torch
+from torch import Tensor
+
+from topkit.errors import InputError
+from topkit.kernels import checks
+from topkit.kernels.backend import resolve
+from topkit.kernels.select_topk import reference
+from topkit.kernels.select_topk.order import ORDERS, by_score, by_slot
+
+__all__ = ["LARGEST_K", "select_topk"]
+
+# What the Triton kernel takes. A longer row would need more candidates than one program can hold.
+LARGEST_K = 4096
+LONGEST = 1 << 22
+
+
+def select_topk(
+    scores: Tensor,
+    k: int,
+    *,
+    stop: Tensor | None = None,
+    order: str | None = "score",
+    check: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """The slots of the min(k, T) best scores of each row: all above the k-th, then the lowest slots.
+
+    Shapes: scores [..., T], -inf where a slot may not be chosen; stop, which broadcasts to [...], one
+    past the last slot that counts -> [..., min(k, T)] int64, -1 last where a row has fewer slots;
+    best first ("score"), ascending ("slot"), or as they come (None). Without `check` nothing waits
+    for the GPU, and a row that holds NaN is -1 throughout.
+    Raises: InputError for k < 1, for NaN, and where shapes, dtypes or devices do not belong together.
+    """
+    checks.at_least_one("k", k)
+    checks.one_of("order", order, ORDERS)
+    _check_stop(stop, scores)
+    if resolve(backend, scores, unsupported(scores, k)) == "torch" or scores.numel() == 0:
+        return _in_torch(scores, k, stop, order, check)
+    from topkit.kernels.select_topk import triton_impl
+
+    length, lead = scores.shape[-1], scores.shape[:-1]
+    rows = scores.reshape(-1, length)
+    stop = None if stop is None else stop.expand(lead).reshape(-1)
+    best = rows.new_empty(len(rows), min(k, length)) if order == "score" else None
+    slots, nan = triton_impl.select_topk(rows, k, stop, best)
+    return ordered(slots, best, nan, order, check).view(*lead, -1)
+
+
+def unsupported(scores: Tensor, k: int) -> str | None:
+    """What the kernel does not take, as a sentence."""
+    if scores.dtype != torch.float32:
+        return f"scores must be float32; got {scores.dtype}"
+    if scores.dim() == 0 or scores.shape[-1] > LONGEST:
+        return f"scores must be rows of at most {LONGEST}; got shape {tuple(scores.shape)}"
+    return too_many(k) or checks.unpacked(scores=scores)
+
+
+def too_many(k: int) -> str | None:
+    """That k is more than the kernel takes, as a sentence."""
+    return f"k must be at most {LARGEST_K}; got {k}" if k > LARGEST_K else None
+
+
+def ordered(
+    slots: Tensor, best: Tensor | None, nan: Tensor, order: str | None, check: bool
+) -> Tensor:
+    """What the kernel chose [R, k], with the scores `best` of it, in the order asked for."""
+    if check and nan.any():
+        raise InputError("scores hold NaN; check the queries and keys that made them")
+    if best is not None:
+        return by_score(slots, best)
+    return by_slot(slots) if order == "slot" else slots
+
+
+def _in_torch(
+    scores: Tensor, k: int, stop: Tensor | None, order: str | None, check: bool
+) -> Tensor:
+    if stop is not None:
+        gone = torch.arange(scores.shape[-1], device=scores.device) >= stop[..., None]
+        scores = scores.masked_fill(gone, float("-inf"))
+    if not check:
+        scores = scores.masked_fill(scores.isnan().any(-1, keepdim=True), float("-inf"))
+    slots = reference.select_topk(scores, k)
+    return by_slot(slots) if order == "slot" else slots
+
+
+def _check_stop(stop: Tensor | None, scores: Tensor) -> None:
+    if stop is None:
+        return
+    checks.typed("stop", stop, checks.PLACES)
+    checks.beside(scores.device, stop=stop)
+    try:
+        stop.expand(scores.shape[:-1])
+    except RuntimeError:
+        raise InputError(
+            f"stop must broadcast to {tuple(scores.shape[:-1])}; got {tuple(stop.shape)}"
+        ) from None

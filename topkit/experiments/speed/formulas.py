@@ -1,0 +1,58 @@
+"""Bytes that one decoding step must move, as counted, and as the roofline counts them.
+
+B rows, H KV heads of d dimensions, N keys, k chosen. The roofline leaves scales out where they are
+few beside the codes; what is counted has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BITS = {"sign": 1, "int4": 4, "int8": 8, "fp8_e4m3": 8, "lightning": 8}
+ELEMENT = 2  # bytes of bf16
+SCALE = 4
+SCORE = 4
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """`counted` are really moved; `ideal` are the roofline's."""
+
+    counted: float
+    ideal: float
+
+    def __add__(self, other: Bytes) -> Bytes:
+        return Bytes(self.counted + other.counted, self.ideal + other.ideal)
+
+
+def same(nbytes: float) -> Bytes:
+    return Bytes(nbytes, nbytes)
+
+
+def dense(batch: int, length: int, groups: int, dim: int) -> Bytes:
+    """Every key and value read."""
+    return same(batch * length * groups * 2 * dim * ELEMENT)
+
+
+def index(dtype: str, batch: int, length: int, groups: int, dim: int) -> Bytes:
+    """An index read; lightning has one key a token, and its scale counts (132 bytes for 128)."""
+    lists = 1 if dtype == "lightning" else groups
+    codes = dim * BITS[dtype] / 8
+    scale = 0 if dtype == "sign" else SCALE
+    ideal = codes + scale if dtype == "lightning" else codes
+    return Bytes(batch * length * lists * (codes + scale), batch * length * lists * ideal)
+
+
+def scores(batch: int, length: int, lists: int) -> Bytes:
+    """Float32 scores, written or read once."""
+    return same(batch * length * lists * SCORE)
+
+
+def gather(batch: int, groups: int, k: int, dim: int) -> Bytes:
+    """The chosen keys and values of each KV head read."""
+    return same(batch * groups * k * 2 * dim * ELEMENT)
+
+
+def step(dtype: str, batch: int, length: int, groups: int, dim: int, k: int) -> Bytes:
+    """The index read once, and what was chosen."""
+    return index(dtype, batch, length, groups, dim) + gather(batch, groups, k, dim)

@@ -1,0 +1,129 @@
+"""Rows of the long-form table: what was measured, on what, and what was expected of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import topkit
+from topkit.errors import InputError
+from topkit.experiments.speed.formulas import Bytes
+from topkit.experiments.tables import write_whole
+
+COLUMNS: tuple[str, ...] = (
+    "bench", "what", "implementation", "dtype", "batch", "length", "k", "unit", "median", "low",
+    "high", "repeats", "bytes", "bandwidth", "copy_share", "roofline_share", "against", "ratio",
+    "recall", "mass", "mass_ratio", "shared_mass_ratio", "useless", "limit", "within",
+    "extrapolated", "note", "error", "device", "driver", "torch", "triton", "cuda", "topkit",
+    "commit", "date",
+)  # fmt: skip
+KEY = ("bench", "what", "implementation", "device")
+# Of these units more is better.
+RATES = ("tokens/s", "GB/s")
+Row = dict[str, Any]
+
+# A selection that keeps less of the best possible mass is of no use, however fast.
+LEAST_MASS_RATIO = 0.9
+
+
+def spread(values: Sequence[float], unit: str) -> Row:
+    """Median and quartiles of what was measured."""
+    low, median, high = (float(x) for x in np.percentile(values, (25, 50, 75)))
+    return {"unit": unit, "median": median, "low": low, "high": high, "repeats": len(values)}
+
+
+def shares(microseconds: float, moved: Bytes, copy: float) -> Row:
+    """What bytes a time of so many us stands for, beside a copy of `copy` GB/s."""
+    rate = moved.counted / microseconds / 1e3
+    return {
+        "bytes": int(moved.counted),
+        "bandwidth": rate,
+        "copy_share": rate / copy,
+        "roofline_share": moved.ideal / microseconds / 1e3 / copy,
+    }
+
+
+def quality(found: Mapping[str, float]) -> Row:
+    """What a selection is worth, and whether it is worth anything."""
+    return {**found, "useless": bool(found["mass_ratio"] < LEAST_MASS_RATIO)}
+
+
+def machine(device: torch.device) -> Row:
+    """Where and with what it ran: no paths, no names of hosts."""
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "driver": _said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        if cuda
+        else "",
+        "torch": torch.__version__,
+        "triton": _triton(),
+        "cuda": torch.version.cuda or "",
+        "topkit": topkit.__version__,
+        "commit": _commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV that a benchmark wrote.
+
+    Raises: InputError when there is none, or when it is another kind of table.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    lacking = {"bench", "what", "device", "low", "high"} - set(rows[0] if rows else {})
+    if lacking:
+        raise InputError(f"{path} is no table of benchmarks: it lacks {sorted(lacking)}")
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows as CSV; numbers in four digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: shown(value) for name, value in row.items()} for row in rows)
+    write_whole(path, lambda to: to.write_text(text.getvalue(), encoding="utf-8"))
+
+
+def shown(value: Any) -> Any:
+    """A float in four digits, never as a power of ten; nothing for None."""
+    if isinstance(value, float):
+        return np.format_float_positional(value, 4, unique=False, fractional=False, trim="-")
+    return "" if value is None else value
+
+
+def _triton() -> str:
+    if find_spec("triton") is None:
+        return ""
+    from importlib.metadata import version
+
+    return version("triton")
+
+
+def _commit() -> str:
+    root = Path(topkit.__file__).parents[1]
+    if not (root / ".git").exists():
+        return ""
+    return _said_by("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12")
+
+
+def _said_by(*words: str) -> str:
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip().partition("\n")[0]

@@ -1,0 +1,142 @@
+"""One whole decoding step beside dense attention, and what its very selection is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from topkit.experiments.speed import formulas
+from topkit.experiments.speed.attention import measured_dense
+from topkit.experiments.speed.data import Cache, Recorded, recorded, stretched
+from topkit.experiments.speed.kernels import OURS
+from topkit.experiments.speed.packed import Asked, Packed, encoded
+from topkit.experiments.speed.rows import Row, quality
+from topkit.experiments.speed.session import Case, Session, length_of
+from topkit.fidelity import Truth, UnitTruth, judge, judge_units, truth, unit_truth
+from topkit.indexers.base import Selection
+from topkit.kernels.gather_attention import gather_attention
+
+DTYPES = ("sign", "int4", "lightning")
+METRICS = ("recall", "mass", "mass_ratio")
+# Bytes of one chunk of exact scores: larger ones are fewer launches.
+MEMORY = 1 << 32
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Rows of caches, and an index over each: a step is asked of some of them."""
+
+    cache: Cache
+    index: Packed
+    k: int
+
+    def step(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The newest token's key appended, the best keys chosen and attended to: (output, slots)."""
+        cache, index = self.cache, self.index.rows(rows)
+        asked = Asked(cache.queries[rows])
+        if index.dtype == "lightning":
+            asked = cache.index_asked.rows(rows)
+        keys = cache.index_keys if index.dtype == "lightning" else cache.keys
+        index.append(keys[rows, :, -1:], keys.shape[2] - 1)
+        slots = index.select(asked, self.k)
+        output = gather_attention(
+            cache.queries[rows], cache.keys[rows], cache.values[rows], slots,
+            scaling=cache.scaling, backend=index.backend,
+        )  # fmt: skip
+        return output, slots
+
+
+@dataclass(frozen=True)
+class Best:
+    """The exact rows of a cache, and the best lists of its KV groups and of whole layers."""
+
+    exact: Truth
+    units: dict[int, UnitTruth]
+
+    @classmethod
+    def of(cls, cache: Cache, k: int) -> Best:
+        asked = (cache.queries, cache.keys)
+        exact = truth(*asked, None, k, scaling=cache.scaling, memory=MEMORY)
+        counts = {cache.keys.shape[1], 1}
+        return cls(exact, {n: unit_truth(exact, *asked, k, n, memory=MEMORY) for n in counts})
+
+
+def step_cases(session: Session) -> Iterator[Case]:
+    """Append, select, attend: each kind of index, at each length and batch."""
+    found: list[Recorded] = []
+
+    def of_model() -> Recorded:
+        if not found:
+            found.append(recorded(session))
+        return found[0]
+
+    for length in session.scale.lengths:
+        yield length_of(length), lambda length=length: _at(session, length, of_model)
+
+
+def _at(session: Session, length: int, of_model: Callable[[], Recorded]) -> Iterator[Row]:
+    s = session.scale
+    for batch in (1, s.batch):
+        if (batch, length) not in session.dense:  # not asked for by itself
+            yield from measured_dense(session, batch, length)
+            session.release()
+    session.require(1.5 * formulas.dense(s.batch, length, s.groups, s.dim).counted)
+    cache = stretched(session, of_model(), length)
+    best = Best.of(cache, s.k)
+    for dtype in DTYPES:
+        keys = cache.index_keys if dtype == "lightning" else cache.keys
+        decoding = Decoding(cache, encoded(session, dtype, keys), s.k)
+        for batch in (1, s.batch):
+            what = f"{dtype}, batch {batch} x {length_of(length)}"
+            measure = partial(_measured, session, decoding, batch, best)
+            yield session.attempt("step", what, OURS, measure)
+
+
+def _measured(session: Session, decoding: Decoding, batch: int, best: Best) -> Row:
+    s, dtype, length = session.scale, decoding.index.dtype, decoding.cache.keys.shape[2]
+    # Rows in turn: batch 1 finds nothing of the layer before in L2.
+    rows = [slice(n, n + batch) for n in range(0, s.batch - batch + 1, batch)]
+    spans = session.timed([partial(decoding.step, r) for r in rows])
+    return {
+        "spans": spans,
+        "moved": formulas.step(dtype, batch, length, s.groups, s.dim, s.k),
+        "against": _fastest(session, batch, length),
+        "dtype": dtype,
+        "batch": batch,
+        "length": length,
+        "k": s.k,
+        **_worth(decoding, best),
+    }
+
+
+def _fastest(session: Session, batch: int, length: int) -> tuple[str, float] | None:
+    """The dense backend to beat, of this run."""
+    times = session.dense.get((batch, length), {})
+    medians = {name: float(np.median(spans)) for name, spans in times.items()}
+    return min(medians.items(), key=lambda one: one[1], default=None)
+
+
+def _worth(decoding: Decoding, best: Best) -> Row:
+    """Fidelity of what the step chooses, the mean over rows and query heads.
+
+    Against each head's own Top-k; `shared_mass_ratio` against the best list that the heads which
+    share one could have been given.
+    """
+    cache, (_, slots) = decoding.cache, decoding.step(slice(None))
+    if (slots.sort(-1).values.diff(dim=-1) == 0).any():
+        raise RuntimeError("the selection holds a slot twice")
+    asked = (cache.queries, cache.keys)
+    columns = judge(best.exact, *asked, None, Selection(slots), decoding.k)
+    found = {name: _mean(columns[name]) for name in METRICS}
+    of_lists = best.units[slots.shape[1]]
+    columns = judge_units(best.exact, of_lists, *asked, Selection(slots), decoding.k)
+    return quality({**found, "shared_mass_ratio": _mean(columns["mass_ratio"])})
+
+
+def _mean(column: Tensor) -> float:
+    return torch.nanmean(column.float()).item()

@@ -1,0 +1,57 @@
+"""What is to be reached on one H200: 32 query and 8 KV heads, d 128, bf16 cache, k 2048."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+MADE_FOR = "H200"
+
+# (bench, what) -> the column that is judged, at most or at least, the bound.
+TARGETS: dict[tuple[str, str], tuple[str, str, float]] = {
+    ("score", "fp8_e4m3, batch 8 x 128K"): ("copy_share", ">=", 0.85),
+    ("score", "int8, batch 8 x 128K"): ("copy_share", ">=", 0.85),
+    ("score", "sign, batch 8 x 128K"): ("copy_share", ">=", 0.65),
+    ("score", "lightning, batch 8 x 1M"): ("copy_share", ">=", 0.85),
+    **{
+        ("select", f"{rows} x {length}, k 2048"): ("median", "<=", most)
+        for rows, of_length in {
+            1: {"128K": 16.0, "512K": 24.2, "1M": 38.5},
+            8: {"128K": 16.0, "512K": 34.4, "1M": 45.0},
+            64: {"128K": 30.0, "512K": 135.0, "1M": 160.0},
+            512: {"128K": 190.0, "512K": 629.0, "1M": 1221.0},
+        }.items()
+        for length, most in of_length.items()
+    },
+    ("score-select", "sign, batch 8 x 1M"): ("median", "<=", 350.0),
+    ("gather", "batch 8 x 128K"): ("copy_share", ">=", 0.75),
+    ("step", "lightning, batch 8 x 128K"): ("ratio", ">=", 12.0),
+    ("step", "sign, batch 8 x 128K"): ("ratio", ">=", 10.0),
+    ("step", "lightning, batch 8 x 1M"): ("ratio", ">=", 18.0),
+    ("step", "sign, batch 8 x 1M"): ("ratio", ">=", 20.0),
+    **{
+        ("step", f"{dtype}, batch 1 x {length}"): ("ratio", ">=", least)
+        for dtype in ("sign", "lightning")
+        for length, least in {"128K": 4.0, "1M": 10.0}.items()
+    },
+    ("generate", "batch 8 x 128K"): ("ratio", ">=", 4.0),
+    ("truth", "memory above the tensors"): ("median", "<=", 2.0),
+}
+
+_SHOWN = {"copy_share": "of copy", "ratio": "x", "median": ""}
+
+
+def judged(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The limit that a row of topkit's is held to, whether it keeps it, and a note on another GPU."""
+    target = TARGETS.get((row["bench"], row["what"]))
+    if target is None or row["implementation"] != "topkit":
+        return {}
+    column, how, bound = target
+    unit = row["unit"] if column == "median" else _SHOWN[column]
+    found = row.get(column)
+    limit: dict[str, Any] = {"limit": f"{how} {bound:g} {unit}"}
+    if isinstance(found, (int, float)):
+        limit["within"] = bool(found <= bound if how == "<=" else found >= bound)
+    if row["bench"] != "truth" and MADE_FOR not in str(row.get("device", "")):
+        limit["note"] = "; ".join(filter(None, [row.get("note"), f"limit set for an {MADE_FOR}"]))
+    return limit

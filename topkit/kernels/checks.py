@@ -1,0 +1,69 @@
+"""What kernels refuse, before anything is launched: the argument, what was expected, what came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from topkit.errors import InputError
+
+PLACES = (torch.int64, torch.int32)
+
+
+def one_of(name: str, value: object, known: Iterable[object]) -> None:
+    """Require one of the known words."""
+    known = list(known)
+    if value not in known:
+        raise InputError(f"{name} must be one of {', '.join(map(str, known))}; got {value!r}")
+
+
+def typed(name: str, tensor: Tensor, dtypes: Sequence[torch.dtype]) -> None:
+    """Require one of some dtypes."""
+    if tensor.dtype not in dtypes:
+        words = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise InputError(f"{name} must be {words}; got {tensor.dtype}")
+
+
+def dims(name: str, tensor: Tensor, count: int) -> None:
+    """Require so many dimensions."""
+    if tensor.dim() != count:
+        raise InputError(f"{name} must have {count} dimensions; got shape {tuple(tensor.shape)}")
+
+
+def shaped(name: str, tensor: Tensor, expected: Sequence[int], one_row: bool = False) -> None:
+    """Require a shape; with `one_row` a single row may stand for all."""
+    shape = tuple(tensor.shape)
+    if shape != tuple(expected) and not (one_row and shape == (1, *expected[1:])):
+        raise InputError(f"{name} must be {tuple(expected)}; got {shape}")
+
+
+def beside(device: torch.device, **tensors: Tensor | None) -> None:
+    """Require one device."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            raise InputError(f"{name} must be on {device}; got {tensor.device}")
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Require a count."""
+    if value < 1:
+        raise InputError(f"{name} must be at least 1; got {value}")
+
+
+def ungraded(**tensors: Tensor | None) -> str | None:
+    """That a tensor wants gradients, which kernels do not have, as a sentence."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            return f"{name} must not require gradients; the kernel has none"
+    return None
+
+
+def unpacked(**tensors: Tensor) -> str | None:
+    """That a tensor's last dimension is strewn over memory, as a sentence."""
+    for name, tensor in tensors.items():
+        if tensor.stride(-1) != 1 and tensor.shape[-1] != 1:
+            stride = tensor.stride(-1)
+            return f"{name} must be contiguous in the last dimension; got stride {stride}"
+    return None

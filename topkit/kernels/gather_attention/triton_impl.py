@@ -1,0 +1,317 @@
+"""Attention over chosen keys in Triton: each list of slots is split over programs, then merged.
+
+A list is what one query position chose, for one head or for a group of heads with one KV head. Its
+heads are the rows of small matrix products. A program gathers the keys and values of its part of the
+list and leaves an output and the logarithm of its softmax's sum, from which parts merge in any order.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra import cuda
+
+from topkit.kernels.backend import interpreted
+
+MOST_SPLITS = 64
+MERGED = tl.constexpr(8192)  # floats that a merging program holds at a time
+LOG2E = tl.constexpr(math.log2(math.e))
+NONE = tl.constexpr(float("-inf"))
+
+
+class Config(NamedTuple):
+    """How a launch is cut up."""
+
+    block: int  # slots gathered at a time
+    warps: int
+    stages: int  # blocks on their way, and the one at work
+    programs: int  # wanted on each multiprocessor
+    fused: bool = False  # a list's last program merges it, instead of a second launch
+
+
+CONFIG = Config(block=64, warps=4, stages=3, programs=3)
+
+
+def gather_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    *,
+    scaling: float,
+    log_weights: Tensor | None = None,
+) -> Tensor:
+    """As the reference's, of checked arguments; a slot that the cache does not have gives NaN."""
+    with torch.cuda.device_of(queries):  # Triton launches on the current device
+        return _launch(queries, keys, values, indices, scaling, log_weights, CONFIG)
+
+
+def _launch(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    scaling: float,
+    log_weights: Tensor | None,
+    config: Config,
+    counters: Tensor | None = None,
+) -> Tensor:
+    """The same in a chosen config; counters are int32 zeros [lists], and zeros again at the end."""
+    batch, heads, asked, _ = queries.shape
+    groups, kept = keys.shape[1], indices.shape[3]
+    per_row = max(indices.shape[1], groups)
+    lists, group, width = batch * per_row * asked, heads // per_row, values.shape[3]
+    out = queries.new_empty(batch, heads, asked, width)
+    if lists == 0:
+        return out
+    splits = _splits(lists, kept, _multiprocessors(queries.device), config)
+    parts = sums = None
+    if splits > 1:
+        parts = out.new_empty(lists, splits, group, width, dtype=torch.float32)
+        sums = out.new_empty(lists, splits, group, dtype=torch.float32)
+    if splits == 1 or not config.fused:
+        counters = None
+    elif counters is None:
+        counters = out.new_zeros(lists, dtype=torch.int32)
+    later = splits > 1 and counters is None
+    early = later and _launches_early(queries.device)
+    padded = triton.next_power_of_2(splits)
+    rows = max(16, triton.next_power_of_2(group))  # the least that tensor cores take
+    shape = {"GROUP": group, "DV": width, "EARLY": early}
+    tile = {
+        "D": queries.shape[3],
+        "BLOCK": config.block,
+        "ROWS": rows,
+        "SPLITS": 1 if counters is None else padded,  # who does not merge is compiled once
+        "UPCAST": interpreted() and queries.dtype == torch.bfloat16,
+    }
+    options = {"num_warps": max(config.warps, rows // 16), "num_stages": config.stages}
+    strides = (
+        queries.stride()[:3],
+        _strides(keys, batch),
+        _strides(values, batch),
+        _strides(indices, batch, per_row),
+        None if log_weights is None else _strides(log_weights, batch, per_row),
+    )
+    _attend[(lists, splits)](
+        *(queries, keys, values, indices, log_weights, out, parts, sums, counters),
+        *strides,
+        *(scaling * LOG2E.value, per_row, groups, asked, kept, keys.shape[2]),
+        **shape,
+        **tile,
+        **options,
+    )
+    if later:
+        tile = {"SPLITS": padded}
+        options = {"num_warps": 4, "launch_pdl": early}
+        _merge_later[(lists, group)](
+            *(out, parts, sums, per_row, asked, splits), **shape, **tile, **options
+        )
+    return out
+
+
+def _splits(lists: int, kept: int, multiprocessors: int, config: Config) -> int:
+    """Into how many parts a list is cut: enough to fill the GPU once, a block at least."""
+    blocks = -(-kept // config.block)
+    return min(blocks, MOST_SPLITS, max(1, config.programs * multiprocessors // lists))
+
+
+def _strides(held: Tensor, batch: int, heads: int = -1) -> tuple[int, ...]:
+    """Strides by which a single row, or head, is read as everyone's."""
+    return held.expand(batch, heads, -1, -1).stride()
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return 4 if interpreted() else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def _launches_early(device: torch.device) -> bool:
+    """Whether a kernel may be launched before the one that it waits for has ended: since Hopper."""
+    return not interpreted() and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@triton.jit(do_not_specialize=["kept", "length"])
+def _attend(
+    queries,
+    keys,
+    values,
+    indices,
+    log_weights,
+    out,
+    parts,
+    sums,
+    counters,
+    query_strides,
+    key_strides,
+    value_strides,
+    index_strides,
+    weight_strides,
+    scale,
+    per_row,
+    groups,
+    asked,
+    kept,
+    length,
+    GROUP: tl.constexpr,
+    DV: tl.constexpr,
+    EARLY: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """The output of one part of one list, and the whole list's where it is the only or the last."""
+    if EARLY:
+        cuda.gdc_launch_dependents()
+    at, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    b, h, t = _place(at, per_row, asked)  # type: ignore[misc]
+    blocks = tl.cdiv(kept, BLOCK)
+    first = split * blocks // splits * BLOCK
+    stop = tl.minimum(kept, (split + 1) * blocks // splits * BLOCK)
+    indices += b * index_strides[0] + h * index_strides[1] + t * index_strides[2]
+    j = first + tl.arange(0, BLOCK)
+    following = tl.load(indices + j * index_strides[3], j < stop, -1)
+
+    head = h * GROUP + tl.arange(0, ROWS)
+    real = tl.arange(0, ROWS) < GROUP
+    d, dv = tl.arange(0, D), tl.arange(0, DV)
+    queries += b * query_strides[0] + t * query_strides[2]
+    q = tl.load(queries + head[:, None] * query_strides[1] + d, real[:, None], 0.0)
+    group = h * groups // per_row
+    keys += b * key_strides[0] + group * key_strides[1]
+    values += b * value_strides[0] + group * value_strides[1]
+    if log_weights is not None:
+        log_weights += b * weight_strides[0] + h * weight_strides[1] + t * weight_strides[2]
+
+    # A softmax to base 2, with each head's maximum and sum so far.
+    top = tl.full([ROWS], NONE, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, DV], tl.float32)
+    for start in tl.range(first, stop, BLOCK):
+        # Slots are read a block ahead, so that keys on their way never wait for them.
+        slot, j = following, start + BLOCK + tl.arange(0, BLOCK)
+        following = tl.load(indices + j * index_strides[3], j < stop, -1)
+        held = (slot >= 0) & (slot < length)
+        place = slot.to(tl.int64)[:, None]
+        k = tl.load(keys + place * key_strides[2] + d, held[:, None], 0.0)
+        v = tl.load(values + place * value_strides[2] + dv, held[:, None], 0.0)
+        scores = _dot(q, k.T, UPCAST) * scale
+        if log_weights is not None:
+            j = start + tl.arange(0, BLOCK)
+            weight = tl.load(log_weights + j * weight_strides[3], j < stop, 0.0)
+            scores += weight.to(tl.float32)[None, :] * LOG2E
+        # No launch can raise for a slot beyond the cache without waiting for the GPU: it shows.
+        scores = tl.where((slot < length)[None, :], scores, float("nan"))
+        scores = tl.where((slot >= 0)[None, :], scores, NONE)
+        highest = tl.maximum(top, tl.max(scores, 1))
+        base = tl.where(highest == NONE, 0.0, highest)
+        p, faded = tl.exp2(scores - base[:, None]), tl.exp2(top - base)
+        total = total * faded + tl.sum(p, 1)
+        acc = acc * faded[:, None] + _dot(p.to(v.dtype), v, UPCAST)
+        top = highest
+
+    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    if parts is None:
+        row = (b * per_row * GROUP + head) * asked + t
+        tl.store(out + row[:, None] * DV + dv, acc.to(out.dtype.element_ty), real[:, None])
+    else:
+        row = (at.to(tl.int64) * splits + split) * GROUP + tl.arange(0, ROWS)
+        tl.store(parts + row[:, None] * DV + dv, acc, real[:, None])
+        tl.store(sums + row, top + tl.log2(total), real)
+    if counters is not None:
+        # Every thread has stored before the first one counts; who counts last sees all stores.
+        tl.debug_barrier()
+        if tl.atomic_add(counters + at, 1, sem="acq_rel") == splits - 1:
+            tl.store(counters + at, 0)
+            _merge(out, parts, sums, at, 0, per_row, asked, splits, GROUP, GROUP, DV, SPLITS)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _merge_later(
+    out,
+    parts,
+    sums,
+    per_row,
+    asked,
+    splits,
+    GROUP: tl.constexpr,
+    DV: tl.constexpr,
+    EARLY: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    if EARLY:
+        cuda.gdc_wait()
+    at, g = tl.program_id(0), tl.program_id(1)
+    _merge(out, parts, sums, at, g, per_row, asked, splits, 1, GROUP, DV, SPLITS)
+
+
+@triton.jit
+def _merge(
+    out,
+    parts,
+    sums,
+    at,
+    first,
+    per_row,
+    asked,
+    splits,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DV: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Writes HEADS heads of a list from its parts, weighted by their softmax's sums."""
+    ROWS: tl.constexpr = triton.next_power_of_2(HEADS)
+    STEP: tl.constexpr = min(SPLITS, MERGED // (ROWS * DV))
+    b, h, t = _place(at, per_row, asked)  # type: ignore[misc]
+    g = first + tl.arange(0, ROWS)
+    real = g < first + HEADS
+    dv = tl.arange(0, DV)
+    top = tl.full([ROWS], NONE, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, DV], tl.float32)
+    for start in tl.range(0, SPLITS, STEP):
+        s = start + tl.arange(0, STEP)
+        rows = (at.to(tl.int64) * splits + s[:, None]) * GROUP + g
+        there = (s < splits)[:, None] & real
+        # Past the first-level cache, which may hold what stood there before the parts did.
+        logs = tl.load(sums + rows, there, NONE, cache_modifier=".cg")
+        tile = parts + rows[:, :, None] * DV + dv
+        part = tl.load(tile, there[:, :, None], 0.0, cache_modifier=".cg")
+        highest = tl.maximum(top, tl.max(logs, 0))
+        base = tl.where(highest == NONE, 0.0, highest)
+        weight, faded = tl.exp2(logs - base), tl.exp2(top - base)
+        total = total * faded + tl.sum(weight, 0)
+        acc = acc * faded[:, None] + tl.sum(weight[:, :, None] * part, 0)
+        top = highest
+    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    row = (b * per_row * GROUP + h * GROUP + g) * asked + t
+    tl.store(out + row[:, None] * DV + dv, acc.to(out.dtype.element_ty), real[:, None])
+
+
+@triton.jit
+def _place(at, per_row, asked):
+    """The batch row, the list's head and the query position of a list, in 64 bits for addresses."""
+    heads = at // asked
+    return (
+        (heads // per_row).to(tl.int64),
+        (heads % per_row).to(tl.int64),
+        (at % asked).to(tl.int64),
+    )
+
+
+@triton.jit
+def _dot(a, b, UPCAST: tl.constexpr):
+    # Triton's interpreter multiplies the bits of bfloat16.
+    if UPCAST:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32))
+    return tl.dot(a, b)

@@ -1,0 +1,99 @@
+"""New keys, encoded, into an index with room for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from topkit.errors import InputError
+from topkit.kernels import checks
+from topkit.kernels.backend import resolve
+from topkit.kernels.codes import DTYPES, stored
+from topkit.kernels.quantize_append import reference
+
+__all__ = ["quantize_append"]
+
+# What the Triton kernel takes.
+KEYS = (torch.bfloat16, torch.float16, torch.float32)
+WIDTHS = (64, 128)
+# Blocks of a grid, but in its first dimension.
+MOST_BLOCKS = 65535
+
+
+def quantize_append(
+    keys: Tensor,
+    codes: Tensor,
+    scale: Tensor | None,
+    at: int | Tensor,
+    *,
+    dtype: str,
+    hadamard: bool = False,
+    backend: str = "auto",
+) -> None:
+    """Encodes new keys into slots at, at + 1, ... of codes and scale, in place and in one launch.
+
+    Shapes: keys [B, Hk, t, D]; codes [B, Hk, C, W] as topkit.kernels.codes encodes them, dtype one of
+    sign, int2, int4, int8, fp8_e4m3; scale [B, Hk, C, 1], float32 or exponents in int8, None for sign;
+    at a number, or a tensor [1] or [B], which on a GPU is not looked at: slots beyond C are left out.
+    The kernel writes the bits that the definition does, of keys that are finite.
+    Raises: InputError where shapes, dtypes or devices do not belong together, or there is no room.
+    """
+    _check(keys, codes, scale, dtype)
+    _check_room(at, keys, codes)
+    if resolve(backend, keys, _unsupported(keys, codes)) == "torch":
+        reference.quantize_append(keys, codes, scale, at, dtype=dtype, hadamard=hadamard)
+        return
+    from topkit.kernels.quantize_append import triton_impl
+
+    triton_impl.quantize_append(keys, codes, scale, at, dtype=dtype, hadamard=hadamard)
+
+
+def _check(keys: Tensor, codes: Tensor, scale: Tensor | None, dtype: str) -> None:
+    checks.one_of("dtype", dtype, DTYPES)
+    checks.dims("keys", keys, 4)
+    checks.dims("codes", codes, 4)
+    checks.beside(keys.device, codes=codes, scale=scale)
+    if not keys.is_floating_point():
+        raise InputError(f"keys must be floating-point; got {keys.dtype}")
+    kind, width = stored(dtype, keys.shape[3])
+    checks.typed("codes", codes, (kind,))
+    checks.shaped("codes", codes, (*keys.shape[:2], codes.shape[2], width))
+    if (scale is None) != (dtype == "sign"):
+        raise InputError(f"scale must be {'None' if scale is not None else 'given'} for {dtype}")
+    if scale is not None:
+        checks.typed("scale", scale, (torch.float32, torch.int8))
+        checks.shaped("scale", scale, (*codes.shape[:3], 1))
+    for name, given in {"codes": codes, "scale": scale}.items():
+        # What one launch writes twice holds either.
+        if given is not None and 0 in _strides(given):
+            raise InputError(f"{name} must not be expanded; got strides {given.stride()}")
+
+
+def _strides(given: Tensor) -> list[int]:
+    """Of the dimensions that have more than one place."""
+    return [by for by, size in zip(given.stride(), given.shape, strict=True) if size > 1]
+
+
+def _check_room(at: int | Tensor, keys: Tensor, codes: Tensor) -> None:
+    new, room = keys.shape[2], codes.shape[2]
+    if isinstance(at, Tensor):
+        checks.typed("at", at, checks.PLACES)
+        checks.beside(keys.device, at=at)
+        if at.shape not in ((1,), (len(keys),)):
+            raise InputError(f"at must be (1,) or ({len(keys)},); got {tuple(at.shape)}")
+        if at.is_cuda or at.numel() == 0:
+            return
+    first, last = (int(at.min()), int(at.max())) if isinstance(at, Tensor) else (at, at)
+    if first < 0 or last + new > room:
+        raise InputError(f"at must be 0 to {room - new} for {new} new keys of {room}; got {last}")
+
+
+def _unsupported(keys: Tensor, codes: Tensor) -> str | None:
+    """What the kernel does not take, as a sentence."""
+    if keys.dtype not in KEYS:
+        return f"keys must be bfloat16, float16 or float32; got {keys.dtype}"
+    if keys.shape[3] not in WIDTHS:
+        return f"keys must have 64 or 128 dimensions; got {keys.shape[3]}"
+    if len(keys) * keys.shape[1] > MOST_BLOCKS:
+        return f"keys must be at most {MOST_BLOCKS} rows x heads; got {len(keys) * keys.shape[1]}"
+    return checks.ungraded(keys=keys) or checks.unpacked(keys=keys, codes=codes)

@@ -1,0 +1,136 @@
+"""What scoring refuses, and what its kernels do not take though their definitions do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from topkit.errors import InputError
+from topkit.kernels import checks
+from topkit.kernels.codes import DTYPES, stored
+
+POOLS = (None, "mean", "sum", "max")
+SCALES = (torch.float32, torch.int8)
+# What the Triton kernels take.
+QUERIES = (torch.bfloat16, torch.float16, torch.float32)
+WIDTHS = (64, 128)
+# Heads are columns of a product: of a group with one key head, and lightning's.
+MOST_SHARING = 32
+MOST_HEADS = 64
+# A head's bytes are counted in 32 bits, to the end of a program's last tile, which is this long.
+MOST_BYTES = 2**31 - 2**18
+# Blocks of a grid, but in its first dimension.
+MOST_BLOCKS = 65535
+
+
+def check_codes(
+    queries: Tensor, codes: Tensor, dtype: str, scale: Tensor | None, pool: str | None
+) -> None:
+    """Refuses codes that are not what `dtype` says, and tensors that do not belong together."""
+    checks.one_of("dtype", dtype, DTYPES)
+    checks.one_of("pool", pool, POOLS)
+    checks.dims("queries", queries, 4)
+    checks.dims("codes", codes, 4)
+    checks.beside(queries.device, codes=codes, scale=scale)
+    rows, heads, _, dim = queries.shape
+    groups, length = codes.shape[1:3]
+    if not queries.is_floating_point():
+        raise InputError(f"queries must be floating-point; got {queries.dtype}")
+    if groups == 0 or heads % groups:
+        raise InputError(f"codes must have a divisor of {heads} heads (query); got {groups}")
+    kind, width = stored(dtype, dim)
+    checks.typed("codes", codes, (kind,))
+    checks.shaped("codes", codes, (rows, groups, length, width), one_row=True)
+    if (scale is None) != (dtype == "sign"):
+        raise InputError(f"scale must be {'None' if scale is not None else 'given'} for {dtype}")
+    if scale is not None:
+        checks.typed("scale", scale, SCALES)
+        checks.shaped("scale", scale, (*codes.shape[:3], 1))
+
+
+def check_lightning(
+    queries: Tensor,
+    keys: Tensor,
+    gates: Tensor,
+    query_scale: Tensor | None,
+    key_scale: Tensor | None,
+) -> None:
+    """Refuses tensors that do not belong together."""
+    checks.dims("queries", queries, 4)
+    checks.dims("keys", keys, 4)
+    checks.beside(
+        queries.device, keys=keys, gates=gates, query_scale=query_scale, key_scale=key_scale
+    )
+    rows, heads, count, dim = queries.shape
+    checks.shaped("keys", keys, (rows, 1, keys.shape[2], dim), one_row=True)
+    checks.shaped("gates", gates, (rows, count, heads))
+    if query_scale is not None:
+        checks.typed("query_scale", query_scale, SCALES)
+        checks.shaped("query_scale", query_scale, (rows, heads, count, 1))
+    if key_scale is not None:
+        checks.typed("key_scale", key_scale, SCALES)
+        checks.shaped("key_scale", key_scale, (*keys.shape[:3], 1))
+
+
+def check_window(start: Tensor | None, stop: Tensor | None, queries: Tensor) -> None:
+    """Refuses places that are not those of these queries."""
+    rows, count = queries.shape[0], queries.shape[2]
+    checks.beside(queries.device, start=start, stop=stop)
+    if start is not None:
+        checks.typed("start", start, checks.PLACES)
+        checks.shaped("start", start, (rows,))
+    if stop is not None:
+        checks.typed("stop", stop, checks.PLACES)
+        checks.shaped("stop", stop, (rows, count), one_row=True)
+
+
+def codes_unsupported(queries: Tensor, codes: Tensor, scale: Tensor | None) -> str | None:
+    """What the kernel of codes does not take, as a sentence."""
+    if queries.dtype not in QUERIES:
+        return f"queries must be bfloat16, float16 or float32; got {queries.dtype}"
+    group = queries.shape[1] // codes.shape[1]
+    if group > MOST_SHARING:
+        return f"queries must have at most {MOST_SHARING} heads to a key's; got {group}"
+    return _unsupported(queries, "codes", codes, "scale", scale)
+
+
+def lightning_unsupported(
+    queries: Tensor,
+    keys: Tensor,
+    gates: Tensor,
+    query_scale: Tensor | None,
+    key_scale: Tensor | None,
+) -> str | None:
+    """What the lightning kernel does not take, as a sentence."""
+    for name, given in {"queries": queries, "keys": keys}.items():
+        if given.dtype != torch.float8_e4m3fn:
+            return f"{name} must be float8_e4m3fn, with scales; got {given.dtype}"
+    for name, given in {"query_scale": query_scale, "gates": gates}.items():
+        if given is None or given.dtype != torch.float32:
+            return f"{name} must be float32; got {None if given is None else given.dtype}"
+    if key_scale is None:
+        return "key_scale must be float32 or int8; got None"
+    if queries.shape[1] > MOST_HEADS:
+        return f"queries must have at most {MOST_HEADS} heads; got {queries.shape[1]}"
+    return checks.ungraded(gates=gates, query_scale=query_scale) or _unsupported(
+        queries, "keys", keys, "key_scale", key_scale
+    )
+
+
+def _unsupported(
+    queries: Tensor, name: str, codes: Tensor, scale_name: str, scale: Tensor | None
+) -> str | None:
+    (rows, _, count, dim), (groups, length, width) = queries.shape, codes.shape[1:]
+    if dim not in WIDTHS:
+        return f"queries must have 64 or 128 dimensions; got {dim}"
+    if count > MOST_BLOCKS or rows * groups > MOST_BLOCKS:
+        return f"queries must be at most {MOST_BLOCKS} to a head, as must rows x heads of {name}"
+    if length * width > MOST_BYTES:
+        return f"{name} must be at most {MOST_BYTES} bytes a head; got {length * width}"
+    if codes.stride(2) != width and length > 1:
+        return f"{name} must lie one behind the other; got stride {codes.stride(2)}, not {width}"
+    if scale is not None and scale.stride(2) != 1 and length > 1:
+        return f"{scale_name} must lie one behind the other; got stride {scale.stride(2)}, not 1"
+    return checks.ungraded(queries=queries, **{scale_name: scale}) or checks.unpacked(
+        queries=queries, **{name: codes}
+    )
