@@ -226,7 +226,7 @@ def test_intervals_are_students_over_the_means_of_samples():
     [
         ({"k": 0}, "at least 1"),
         ({"k": "150%"}, "per cent"),
-        ({"k": []}, "no k was given"),
+        ({"k": []}, "without a budget"),
         ({"indexers": sign}, r"write sign\(\)"),
         ({"indexers": ["exact", sign]}, r"write sign\(\)"),
         ({"indexers": "exat"}, "did you mean 'exact'"),

@@ -85,7 +85,7 @@ class Form:
     @property
     def sharing(self) -> int:
         """Keys of one row: 32 bytes at least, and up to 64 where a product has columns left for it."""
-        left = 4 // triton.next_power_of_2(self.heads)
+        left = 4 // (1 << (self.heads - 1).bit_length())
         return max(1, 32 // self.width, min(left, 64 // self.width))
 
     @property
