@@ -335,7 +335,8 @@ def test_attachments_in_turn_share_no_index(model: Any) -> None:
     for held in (cache, late):
         with attach(model, "sign()", k=6, observe=True) as attached, torch.no_grad():
             model(ids[:, :1], past_key_values=held)
-        assert set(attached.fidelity()["index_bytes"].to_pylist()) == {25 * 2 * 32 / 8}
+        # 25 slots, in room for 32.
+        assert set(attached.fidelity()["index_bytes"].to_pylist()) == {32 * 2 * 32 / 8}
 
 
 def test_direct_calls(model: Any) -> None:
@@ -721,3 +722,40 @@ def test_refuses_what_happened_behind_its_back(model: Any, tmp_path: Any) -> Non
     cache, late = model(ids, use_cache=True).past_key_values, r"hidden, rope of the 24 tokens"
     with attach(model, lightning_for(tmp_path), k=4), pytest.raises(InputError, match=late):
         model(ids[:, :1], past_key_values=cache)
+
+
+def test_a_cache_that_is_followed_grows_in_place(model: Any) -> None:
+    """A step costs what it adds: the slots that are there seldom move."""
+    ids, places = prompt()["input_ids"], []
+    cache: Any = DynamicCache(config=model.config)
+    with attach(model, "sign", k=4), torch.no_grad():
+        model(ids, past_key_values=cache)
+        for token in range(2, 42):
+            model(torch.tensor([[token]]), past_key_values=cache)
+            places.append((cache.layers[0].keys.data_ptr(), cache.layers[0].values.data_ptr()))
+    assert len(set(places)) <= 3
+    assert cache.layers[0].keys.shape[2] == 24 + 40
+
+
+@pytest.mark.parametrize("spec", ["shared(sign())", "sign", "shared(quantized(dtype='int4'))"])
+def test_kernels_generate_what_the_definitions_do(spec: str) -> None:
+    """In Triton's interpreter, or on a GPU where there is one."""
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = tiny(head_dim=64, num_hidden_layers=1).to(device, torch.float16)
+    given = {name: x.to(device) for name, x in prompt(2, 14, padded=True).items()}
+    with attach(model, spec, k=5, backend="torch"):
+        want = generated(model, given, new=3)
+    with attach(model, spec, k=5, backend="triton"):
+        found = generated(model, given, new=3)
+    assert torch.equal(found[0], want[0])
+    for a, b in zip(found[1], want[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+
+
+def test_a_kernel_that_cannot_run_is_refused_at_once(model: Any, monkeypatch: Any) -> None:
+    with pytest.raises(InputError, match="backend must be one of"):
+        attach(model, "sign", k=4, backend="cuda")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(InputError, match="Triton is not installed|needs tensors on a CUDA GPU"):
+        attach(model, "sign", k=4, backend="triton")

@@ -86,9 +86,12 @@ class _WritesInPlace(ScoredIndex):
     def truncate(self, length, step):
         self.slots = length
 
-    def score(self, queries, step):
+    def chosen(self, queries, k, step, pool=None):
         held = {name: code[:, :, : self.slots] for name, code in self.codes.items()}
-        return self.recipe.score(queries, held, step)
+        return ScoredIndex(self.recipe, held, self.slots).chosen(queries, k, step, pool)
+
+    def fork(self):
+        return copy.copy(self)
 
 
 @dataclass(frozen=True)
@@ -158,9 +161,9 @@ class reorders_nothing(int8):
 class _Remembers(ScoredIndex):
     asked: int = 0
 
-    def score(self, queries, step):
+    def chosen(self, queries, k, step, pool=None):
         self.asked += 1
-        return super().score(queries, step) * (-1) ** self.asked
+        return super().chosen(queries * (-1) ** self.asked, k, step, pool)
 
 
 @dataclass(frozen=True)

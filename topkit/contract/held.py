@@ -13,6 +13,10 @@ from topkit.indexers.base import Indexer
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, Indexer, type)
 
 
+def _root(x: Any) -> str:
+    return type(x).__module__.split(".")[0]
+
+
 def held_bytes(index: Any, cache: set[int]) -> tuple[int, bool]:
     """Bytes of the tensors and arrays within reach of an index, and whether it holds more than those.
 
@@ -36,9 +40,7 @@ def held_bytes(index: Any, cache: set[int]) -> tuple[int, bool]:
         elif isinstance(x, list | tuple | set):
             ahead += x
         elif hasattr(x, "__dict__") and type(x).__module__ != "builtins":
-            opaque = opaque or not type(x).__module__.startswith(
-                type(index).__module__.split(".")[0]
-            )
+            opaque = opaque or _root(x) not in {_root(index), __name__.split(".")[0]}
             ahead += vars(x).values()
         else:
             opaque = True

@@ -26,6 +26,7 @@ from topkit.experiments.sparse import Call, Reader
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget, parse_budget
 from topkit.indexers.spec import parse
+from topkit.kernels.backend import resolve
 
 NAME = "topkit_attach"
 
@@ -39,6 +40,7 @@ def attach(
     observe: bool | str = False,
     sparse_prefill: bool = False,
     seed: int = 0,
+    backend: str = "auto",
 ) -> Attachment:
     """Let a transformers model decode through an indexer, until `detach` or the end of a `with`.
 
@@ -47,6 +49,8 @@ def attach(
     that step ("1%"). In `generate` the prompt is what it was given; in direct calls of the model,
     what comes several tokens at a time or into an empty cache. `observe=True` judges every selection
     (`Attachment.fidelity`); `observe="shadow"` does so too, and leaves the output dense.
+    `backend` is that of topkit.kernels: "auto" takes Triton's where it can; "triton" takes no other,
+    and never waits for the GPU to look at what comes in (NaN then goes on to the output).
     Raises: InputError for a model, layer, cache or mask that it would not serve rightly.
     """
     recipe, budget = parse(indexer), parse_budget(k)
@@ -54,7 +58,8 @@ def attach(
         raise InputError(f'observe must be True, False or "shadow"; got {observe!r}')
     modules = _attachable(model, recipe, layers)
     judged = Judged(recipe, budget) if observe else None
-    reader = Reader(recipe, budget, seed, judged)
+    resolve(backend, next(model.parameters()))
+    reader = Reader(recipe, budget, seed, judged, backend)
     return Attachment(model, reader, modules, observe == "shadow", sparse_prefill)
 
 
@@ -130,7 +135,8 @@ class Attachment:
         followed, prompt = self._follow(layer, held), self._of_prompt(held, count)
         start = self._padding.start(mask, position_ids, count, length)
         new = {"queries": query, "keys": key[:, :, held:], "values": value[:, :, held:]}
-        require_finite(f"layer {layer}", new, start, held)
+        if self._reader.backend != "triton":
+            require_finite(f"layer {layer}", new, start, held)
         inputs = {"values": new["values"], **self._given.get(layer, {})}
         call = Call(layer, query, key, value, scale, start, inputs)
         with torch.no_grad():

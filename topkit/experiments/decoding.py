@@ -179,7 +179,9 @@ def select_each(
         yield asked, index.select(queries[:, :, asked], k, here), stops[asked]
 
 
-def attend_chosen(queries: Tensor, cache: Cache, chosen: Selection, scaling: float) -> Tensor:
+def attend_chosen(
+    queries: Tensor, cache: Cache, chosen: Selection, scaling: float, backend: str = "auto"
+) -> Tensor:
     """The attention output [B, Hq, Tq, Dv] of queries over what they chose."""
     rest = chosen.rest
     return gather_attention(
@@ -192,6 +194,7 @@ def attend_chosen(queries: Tensor, cache: Cache, chosen: Selection, scaling: flo
         rest_values=None if rest is None else rest.values,
         rest_logits=None if rest is None else rest.logits,
         rest_share=None if rest is None else rest.share,
+        backend=backend,
     )
 
 

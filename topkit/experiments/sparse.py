@@ -54,6 +54,7 @@ class Reader:
     budget: Budget
     seed: int
     judged: Judged | None = None
+    backend: str = "auto"
 
     def take(self, followed: Followed, call: Call, prompt: int) -> None:
         """Bring the index to where the first query after `prompt` of the call's tokens is asked.
@@ -96,7 +97,7 @@ class Reader:
         for asked, selection, stops in chosen:
             part = queries[:, :, asked]
             if answer:
-                outputs.append(attend_chosen(part, cache, selection, call.scaling))
+                outputs.append(attend_chosen(part, cache, selection, call.scaling, self.backend))
             if self.judged is not None:
                 self.judged.note(part, cache, selection, k, step, stops, index.nbytes)
         return torch.cat(outputs, 2) if answer else None
@@ -108,6 +109,8 @@ class Reader:
             self.seed,
             call.start,
             kv_heads=call.keys.shape[1],
+            backend=self.backend,
+            ordered=False,
             inputs=inputs or {},
         )
 

@@ -47,6 +47,8 @@ class Step:
 
     Shapes: start [B], the first real slot of each row (left padding; None: 0); stop [B or 1, Tq],
     query i sees the slots start <= s < stop[i] (None: the queries are the last Tq slots).
+    backend is the kernels' ("auto", "torch", "triton"); `ordered` asks for the best first, which
+    attention itself does not need.
     Raises: InputError when an input is read that was not declared, or that the driver lacks.
     """
 
@@ -57,6 +59,8 @@ class Step:
     stop: Tensor | None = None
     kv_heads: int = 1
     capacity: int | None = None
+    backend: str = "auto"
+    ordered: bool = True
     inputs: Mapping[str, Any] = field(default_factory=dict)
     reader: Indexer | None = None
 
@@ -66,9 +70,13 @@ class Step:
             raise InputError(f"a step has no input {sorted(unknown)}; known: {sorted(INPUTS)}")
 
     def given_to(self, indexer: Indexer) -> Step:
-        """This step as `indexer` may see it: only its declared inputs."""
+        """This step as `indexer` may see it: only its declared inputs.
+
+        What one recipe hands to another comes back in order: it may be cut.
+        """
         seen = {name: x for name, x in self.inputs.items() if name in indexer.needs}
-        return replace(self, inputs=seen, reader=indexer)
+        ordered = self.ordered or self.reader is not None
+        return replace(self, inputs=seen, reader=indexer, ordered=ordered)
 
     def has(self, name: str) -> bool:
         return self.inputs.get(name) is not None

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +19,7 @@ from topkit.indexers.base import Step
 from topkit.indexers.scored import Codes, Scored
 from topkit.kernels.codes import hadamard_rotate, quantize
 from topkit.kernels.score import score_lightning
+from topkit.kernels.score_select import score_select_lightning
 
 _BUNDLED = Path(__file__).parents[1] / "data" / "lightning"
 GIVEN = "given"
@@ -60,7 +61,7 @@ class lightning(Scored):
         return {} if self.weights == GIVEN else load(self.weights).widths()
 
     def models(self) -> frozenset[str]:
-        return load(self.weights).models
+        return frozenset() if self.weights == GIVEN else load(self.weights).models
 
     def __post_init__(self) -> None:
         if self.dtype not in ("fp32", "fp8"):
@@ -75,6 +76,25 @@ class lightning(Scored):
         return self._stored(w.keys(step.hidden, step.rope))
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
+        asked, gates, told = self._told(queries, codes, step)
+        return score_lightning(asked, codes["vectors"], gates, **told, backend=step.backend)
+
+    def pick(
+        self, queries: Tensor, codes: Codes, k: int, step: Step, pool: str | None = None
+    ) -> Tensor:
+        if self.dtype == "fp32" and step.backend == "triton":
+            raise InputError(f"{self} has no Triton kernel; lightning(dtype='fp8') has")
+        asked, gates, told = self._told(queries, codes, step)
+        seen = {"start": step.start, "stop": step.stop}
+        if step.stop is None and queries.shape[2] > 1:
+            seen["stop"] = step.stops(codes["vectors"].shape[2], queries.shape[2], queries.device)
+        how: dict[str, Any] = {"order": "score" if step.ordered else None, "backend": step.backend}
+        how["check"] = step.backend != "triton"
+        return score_select_lightning(asked, codes["vectors"], gates, k, **told, **seen, **how)
+
+    def _told(
+        self, queries: Tensor, codes: Codes, step: Step
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         if self.weights == GIVEN:
             asked, gates = step.input("index_queries").float(), step.input("index_weights").float()
         else:
@@ -82,10 +102,8 @@ class lightning(Scored):
             asked = w.queries(step.latent if w.reads_latent else step.hidden, step.rope)
             gates = w.gates(step.hidden)
         asked = self._stored(asked)
-        return score_lightning(
-            asked["vectors"], codes["vectors"], gates,
-            query_scale=asked.get("scale"), key_scale=codes.get("scale"),
-        )  # fmt: skip
+        scales = {"query_scale": asked.get("scale"), "key_scale": codes.get("scale")}
+        return asked["vectors"], gates, scales
 
     def _stored(self, vectors: Tensor) -> Codes:
         if self.dtype == "fp32":

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from topkit.indexers.base import Step
 from topkit.indexers.checks import choice, flag
-from topkit.indexers.scored import Codes, Scored
+from topkit.indexers.scored import Codes, Scored, pick_codes
 from topkit.kernels.codes import LARGEST, exponents, hadamard_rotate, quantize
+from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_codes
 
 
@@ -51,6 +52,23 @@ class quantized(Scored):
         return {"codes": codes, "scale": scale}
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
-        queries = hadamard_rotate(queries) if self.hadamard else queries
-        scale = codes["exponent" if self.scale == "pow2" else "scale"]
-        return score_codes(queries, codes["codes"], dtype=self.dtype, scale=scale)
+        asked, told = self._told(queries, codes)
+        return score_codes(asked, codes["codes"], **told, backend=step.backend)
+
+    def write(self, keys: Tensor, codes: Codes, at: int, step: Step) -> None:
+        how = {"dtype": self.dtype, "hadamard": self.hadamard, "backend": step.backend}
+        quantize_append(keys, codes["codes"], codes[self._scale], at, **how)
+
+    def pick(
+        self, queries: Tensor, codes: Codes, k: int, step: Step, pool: str | None = None
+    ) -> Tensor:
+        asked, told = self._told(queries, codes)
+        return pick_codes(asked, codes["codes"], k, step, pool, **told)
+
+    @property
+    def _scale(self) -> str:
+        return "exponent" if self.scale == "pow2" else "scale"
+
+    def _told(self, queries: Tensor, codes: Codes) -> tuple[Tensor, dict[str, Any]]:
+        asked = hadamard_rotate(queries) if self.hadamard else queries
+        return asked, {"dtype": self.dtype, "scale": codes[self._scale]}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from topkit.indexers.base import Index, Indexer, Selection, Step
+from topkit.indexers.growing import Growing
+from topkit.kernels.score import score_codes
+from topkit.kernels.score_select import score_select
 from topkit.kernels.select_topk import select_topk
 
 Codes = dict[str, Tensor]
@@ -27,10 +29,58 @@ class Scored(Indexer):
         """Scores [B, Hs, Tq, T] of all codes for queries [B, Hq, Tq, D]."""
         raise NotImplementedError(f"{type(self).__name__}.score")
 
+    def write(self, keys: Tensor, codes: Codes, at: int, step: Step) -> None:
+        """Encode keys [B, Hk, t, D] into codes at the slots `at`, `at` + 1, ...: one launch may do it."""
+        for name, new in self.encode(keys, step).items():
+            codes[name][:, :, at : at + keys.shape[2]] = new
+
+    def pick(
+        self, queries: Tensor, codes: Codes, k: int, step: Step, pool: str | None = None
+    ) -> Tensor:
+        """Slots of the k best visible keys, of scores pooled over a group's heads where `pool` says how."""
+        scores = pooled(self.score(queries, codes, step), step.kv_heads, pool)
+        return select_topk(masked(scores, step), k)
+
     def build(self, keys: Tensor, step: Step) -> Index:
         index = ScoredIndex(self)
         index.append(keys, step)
         return index
+
+
+def pick_codes(
+    queries: Tensor,
+    codes: Tensor,
+    k: int,
+    step: Step,
+    pool: str | None,
+    *,
+    dtype: str,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """`Scored.pick` of keys that topkit.kernels.codes encoded."""
+    count, length = queries.shape[2], codes.shape[2]
+    stop = step.stop
+    if stop is None and count > 1:
+        stop = step.stops(length, count, queries.device)
+    seen: dict[str, Any] = {"start": step.start, "stop": stop}
+    # Looking for NaN waits for a GPU; a list that met it is all -1 where nobody looks.
+    how: dict[str, Any] = {"order": "score" if step.ordered else None, "backend": step.backend}
+    how["check"] = step.backend != "triton"
+    told: dict[str, Any] = {"dtype": dtype, "scale": scale}
+    if pool is None and queries.shape[1] != codes.shape[1]:
+        scores = score_codes(queries, codes, **told, **seen, backend=step.backend)
+        return select_topk(scores, k, **how)
+    return score_select(queries, codes, k, pool=pool, **told, **seen, **how)
+
+
+def pooled(scores: Tensor, groups: int, pool: str | None) -> Tensor:
+    """Scores [B, Hs, Tq, T] as one of each group, or unit, of their heads."""
+    if pool is None:
+        return scores
+    by_group = scores.float().unflatten(1, (min(groups, scores.shape[1]), -1))
+    if pool == "max":
+        return by_group.amax(2)
+    return by_group.sum(2) if pool == "sum" else by_group.mean(2)
 
 
 def best(scores: Tensor, k: int, step: Step, bytes_per_key: float) -> Selection:
@@ -48,11 +98,15 @@ def masked(scores: Tensor, step: Step) -> Tensor:
 
 @dataclass
 class ScoredIndex(Index):
-    """Codes of every key, concatenated along the slots; never written in place."""
+    """Codes of every key, in buffers of its own that have room for more.
+
+    What is there is never written over: an index that shares its buffers, forked, moves to new ones.
+    """
 
     recipe: Scored
     codes: Codes = field(default_factory=dict)
     slots: int = 0
+    growing: dict[str, Growing] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -60,27 +114,43 @@ class ScoredIndex(Index):
 
     @property
     def nbytes(self) -> int:
-        return sum(code.numel() * code.element_size() for code in self.codes.values())
+        stored = {code.untyped_storage().data_ptr(): code for code in self.codes.values()}
+        return sum(code.untyped_storage().nbytes() for code in stored.values())
 
     def append(self, keys: Tensor, step: Step) -> None:
-        new = self.recipe.encode(keys, step)
-        self.codes = (
-            {n: torch.cat([self.codes[n], c], 2) for n, c in new.items()} if self.codes else new
-        )
+        if not self.codes:
+            self.codes = self.recipe.encode(keys, step)
+        else:
+            more = keys.shape[2]
+            for name, code in self.codes.items():
+                growing = self.growing.setdefault(name, Growing())
+                self.codes[name] = growing.extended(code, code, more, step.capacity or 0)
+            self.recipe.write(keys, self.codes, self.slots, step)
         self.slots += keys.shape[2]
 
     def truncate(self, length: int, step: Step) -> None:
-        self.codes = {name: code[:, :, :length].clone() for name, code in self.codes.items()}
+        self.codes = {name: code[:, :, :length] for name, code in self.codes.items()}
         self.slots = length
 
     def reorder(self, rows: Tensor) -> None:
         self.codes = {name: code[rows] for name, code in self.codes.items()}
 
+    def fork(self) -> Index:
+        self.growing = {}
+        return replace(self, codes=dict(self.codes), growing={})
+
     def score(self, queries: Tensor, step: Step) -> Tensor:
         return self.recipe.score(queries, self.codes, step)
 
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
-        return best(self.score(queries, step), k, step, self.bytes_per_key(step))
+        return self.chosen(queries, k, step)
+
+    def chosen(self, queries: Tensor, k: int, step: Step, pool: str | None = None) -> Selection:
+        """The selection, of scores pooled over a group's heads where `pool` says how."""
+        seen = step.seen(self.slots, queries.shape[2], queries.device)
+        slots = self.recipe.pick(queries, self.codes, k, step, pool)
+        cost = self.bytes_per_key(step)
+        return Selection(slots, keys_scored=seen, bytes_read=seen * cost)
 
     def bytes_per_key(self, step: Step) -> float:
         return sum(code[0, :, 0].numel() * code.element_size() for code in self.codes.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.checks import choice
 from topkit.indexers.combinator import Combinator, every_score
-from topkit.indexers.scored import best
+from topkit.indexers.scored import ScoredIndex, best, pooled
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,12 @@ class shared(Combinator):
         every_score(self)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
-        cost = index.bytes_per_key(step.given_to(self.base))
+        inner = step.given_to(self.base)
+        if self.per == "group" and isinstance(index, ScoredIndex):
+            return index.chosen(queries, k, replace(inner, ordered=step.ordered), self.how)
+        cost = index.bytes_per_key(inner)
         return best(self.score(index, queries, step), k, step, cost)
 
     def score(self, index: Index, queries: Tensor, step: Step) -> Tensor:
         scores = index.score(queries, step.given_to(self.base)).float()
-        units = 1 if self.per == "layer" else min(step.kv_heads, scores.shape[1])
-        pooled = scores.unflatten(1, (units, -1))
-        if self.how == "max":
-            return pooled.amax(2)
-        return pooled.sum(2) if self.how == "sum" else pooled.mean(2)
+        return pooled(scores, 1 if self.per == "layer" else step.kv_heads, self.how)

@@ -8,8 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from topkit.indexers.base import Step
-from topkit.indexers.scored import Codes, Scored
+from topkit.indexers.scored import Codes, Scored, pick_codes
 from topkit.kernels.codes import signs
+from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_codes
 
 
@@ -28,4 +29,12 @@ class sign(Scored):
         return {"bits": signs(keys)}
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
-        return score_codes(queries, codes["bits"], dtype="sign")
+        return score_codes(queries, codes["bits"], dtype="sign", backend=step.backend)
+
+    def write(self, keys: Tensor, codes: Codes, at: int, step: Step) -> None:
+        quantize_append(keys, codes["bits"], None, at, dtype="sign", backend=step.backend)
+
+    def pick(
+        self, queries: Tensor, codes: Codes, k: int, step: Step, pool: str | None = None
+    ) -> Tensor:
+        return pick_codes(queries, codes["bits"], k, step, pool, dtype="sign")
