@@ -757,5 +757,5 @@ def test_a_kernel_that_cannot_run_is_refused_at_once(model: Any, monkeypatch: An
     with pytest.raises(InputError, match="backend must be one of"):
         attach(model, "sign", k=4, backend="cuda")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(InputError, match="Triton is not installed|needs tensors on a CUDA GPU"):
+    with pytest.raises(InputError, match=r"Triton is not installed|needs tensors on a CUDA GPU"):
         attach(model, "sign", k=4, backend="triton")
