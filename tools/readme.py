@@ -90,8 +90,7 @@ def gpu() -> str:
 
 def _gpu(path: Path) -> str:
     held = read_rows(path)
-    whole = {"step", "generate", "truth"}
-    told = [row for row in held if row["limit"] or row["bench"] in whole]
+    told = [row for row in held if row["limit"]]
     copies = (row for row in held if row["bench"] == "bandwidth")
     reached = ", ".join(f"{row['what']} {float(row['median']):.0f} GB/s" for row in copies)
     first = held[0]
@@ -100,7 +99,8 @@ def _gpu(path: Path) -> str:
     lines = [f"({machine}; medians of {first['date']}.)"]
     if any(row["useless"] == "True" for row in told):
         lines.append(USELESS)
-    return f"{markdown(summary.gpu(told))}\n\n{' '.join(lines)}"
+    table = [{name: x for name, x in row.items() if name != "note"} for row in summary.gpu(told)]
+    return f"{markdown(table)}\n\n{' '.join(lines)}"
 
 
 # Page -> the tables that stand in it, each between two marks.
