@@ -307,6 +307,7 @@ def test_measure_prints_numbers_that_are_in_its_table(
 ) -> None:
     out = tmp_path / "run"
     words = ("measure", tensors, "--indexer", "sign", "--indexer", "exact", "-k", "8,100%")
+    words = (*words, "--metric", "own_recall")
     code, text, _ = call(*words, "--out", out, "--json")
     rows = {(row["indexer"], row["budget"]): row for row in json.loads(text)}
     table = read_table(out / "fidelity").to_pylist()
@@ -314,10 +315,11 @@ def test_measure_prints_numbers_that_are_in_its_table(
     assert code == 0
     assert rows["exact()", "8"]["recall"] == 1
     assert rows["sign()", "8"]["recall"] == pytest.approx(sum(mine) / len(mine))
-    assert rows["sign()", "100%"]["recall"] is None
+    assert rows["sign()", "8"]["own_recall"] == pytest.approx(sum(mine) / len(mine))
+    assert rows["sign()", "100%"]["recall"] is rows["sign()", "100%"]["own_recall"] is None
     code, text, err = call(*words, "--out", out)
     assert code == 0
-    assert f"{rows['sign()', '8']['recall']:.3f} [" in text
+    assert f"{rows['sign()', '8']['recall']:.3f} [" in text and "own recall" in text
     assert "2 of 2 jobs done" in err
 
 
@@ -363,6 +365,7 @@ def test_measure_from_a_config_file_and_dry(call: Call, tensors: Path, tmp_path:
         ("--indexer sign -k 4 --layers 7", "no layer"),
         ("--indexer sign -k 4 --reference exakt", "did you mean 'exact'"),
         ("--indexer sign -k 4 --device cuda:99", "GPUs"),
+        ("--indexer sign -k 4 --metric recal", "did you mean 'recall'"),
     ],
 )
 def test_a_bad_measurement_is_refused(

@@ -117,6 +117,10 @@ def measure(
         str | None,
         typer.Option("--reference", metavar="SPEC", help="Overlap with this indexer's as well."),
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="Show the mean of this one too; see `topkit list metrics`."),
+    ] = None,
     reduce: Annotated[
         bool, typer.Option("--reduce", help="One row a head, not one a head and position.")
     ] = False,
@@ -130,7 +134,9 @@ def measure(
 ) -> None:
     """Judge indexers on captured tensors, against exact Top-k."""
     from topkit.experiments.measure import measure as run
+    from topkit.fidelity import METRICS
 
+    metrics = [parse_name(name, list(METRICS), "metric") for name in metric or ()]
     plans: list[dict[str, Any]] = []
     measured = run(
         capture,
@@ -151,8 +157,8 @@ def measure(
     if measured is not None:
         from topkit.cli.summary import fidelity
 
-        rows = measured.summary()
-        show(rows if as_json else fidelity(rows), as_json)
+        rows = measured.summary(metrics)
+        show(rows if as_json else fidelity(rows, metrics), as_json)
 
 
 _OBSERVED: dict[str, bool | str] = {"mean": True, "rows": "rows", "no": False}

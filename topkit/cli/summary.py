@@ -26,7 +26,7 @@ def accuracy(run: Path, as_json: bool) -> list[dict[str, Any]]:
     return [row for curve in found for row in _words(curve, kinds)]
 
 
-def fidelity(summary: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def fidelity(summary: list[dict[str, Any]], metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
     """What was measured, an indexer and budget a row; blank where k covers all that is visible."""
     return [
         {
@@ -40,6 +40,7 @@ def fidelity(summary: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "mass": _short(row["mass"]),
             "output error": _short(row["output_error"]),
             "KiB read": _short(row["bytes_read"] and row["bytes_read"] / 1024, 1),
+            **{name.replace("_", " "): _short(row[name]) for name in metrics},
         }
         for row in summary
     ]

@@ -37,9 +37,12 @@ class Measured:
 
     table: pa.Table
 
-    def summary(self) -> list[dict[str, Any]]:
-        """A row an indexer and budget: mean, 1st percentile, worst row and interval."""
-        return summarise(self.table)
+    def summary(self, metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """A row an indexer and budget: mean, 1st percentile, worst row and interval.
+
+        `metrics` names further columns of METRICS whose means are wanted.
+        """
+        return summarise(self.table, metrics)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import pyarrow.compute as pc
 from scipy import stats
 
 
-def summarise(table: pa.Table) -> list[dict[str, Any]]:
+def summarise(table: pa.Table, metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A row an indexer and budget, over all heads, layers and positions that are not trivial.
 
+    `metrics` names columns whose means are added.
     The interval of the mean recall is Student's over samples; one sample gives none. Where all rows
     are trivial (k >= visible), every mean is null.
     """
@@ -21,7 +23,8 @@ def summarise(table: pa.Table) -> list[dict[str, Any]]:
     for cell in table.group_by(["indexer", "budget"]).aggregate([]).to_pylist():
         of = (pc.field("indexer") == cell["indexer"]) & (pc.field("budget") == cell["budget"])
         judged = table.filter(of & ~pc.field("trivial"))
-        rows.append({**cell, **_row(judged)})
+        more = {name: _mean(judged, name) for name in metrics} if judged.num_rows else {}
+        rows.append({**cell, **_row(judged), **dict.fromkeys(metrics), **more})
     return sorted(rows, key=lambda row: (row["indexer"], row["k"] or 0, row["budget"]))
 
 
