@@ -737,7 +737,10 @@ def test_a_cache_that_is_followed_grows_in_place(model: Any) -> None:
     assert cache.layers[0].keys.shape[2] == 24 + 40
 
 
-@pytest.mark.parametrize("spec", ["shared(sign())", "sign", "shared(quantized(dtype='int4'))"])
+@pytest.mark.parametrize(
+    "spec",
+    ["shared(sign())", "sign", "shared(quantized(dtype='int4'))", "keep(shared(sign()), sink=1)"],
+)
 def test_kernels_generate_what_the_definitions_do(spec: str) -> None:
     """In Triton's interpreter, or on a GPU where there is one."""
     pytest.importorskip("triton")
@@ -759,3 +762,27 @@ def test_a_kernel_that_cannot_run_is_refused_at_once(model: Any, monkeypatch: An
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(InputError, match=r"Triton is not installed|needs tensors on a CUDA GPU"):
         attach(model, "sign", k=4, backend="triton")
+
+
+def test_a_cache_begun_in_inference_mode_goes_on_outside(model: Any) -> None:
+    cache: Any = DynamicCache(config=model.config)
+    given = prompt()
+    with attach(model, "sign()", k=6):
+        with torch.inference_mode():
+            model(given["input_ids"], past_key_values=cache)
+            for token in (3, 4):
+                model(torch.tensor([[token]]), past_key_values=cache)
+        ids = torch.cat([given["input_ids"], torch.tensor([[3, 4, 5]])], 1)
+        found = model.generate(ids, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    assert found.shape == (1, 24 + 3 + 4)
+
+
+def test_a_copy_made_while_attached_is_given_back_too(model: Any) -> None:
+    cache: Any = DynamicCache(config=model.config)
+    with attach(model, "sign()", k=6), torch.no_grad():
+        model(prompt()["input_ids"], past_key_values=cache)
+        model(torch.tensor([[3]]), past_key_values=cache)
+        twin = copy.deepcopy(cache)
+    kinds = {type(layer).__module__ for layer in (*cache.layers, *twin.layers)}
+    assert kinds == {"transformers.cache_utils"}
+    assert torch.equal(twin.layers[0].keys, cache.layers[0].keys)

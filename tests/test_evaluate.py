@@ -374,7 +374,9 @@ def test_rows_of_two_models_never_mix(tmp_path):
     run(tmp_path, samples=1)
     with pytest.raises(InputError, match="seed"):
         run(tmp_path, samples=1, seed=1)
+    (tmp_path / "study.json").write_text("{}")
     assert run(tmp_path, samples=1, seed=1, force=True)
+    assert not (tmp_path / "study.json").exists()  # it told of what is gone
 
 
 def test_what_is_asked_twice_is_done_once(tmp_path):

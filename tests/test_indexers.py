@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topkit.errors import InputError
-from topkit.indexers import Cache, Step, quantized
+from topkit.indexers import Cache, Step, keep, quantized, refine, shared, sign, vattention
 from topkit.indexers.spec import parse
 from topkit.kernels.codes import hadamard_rotate, levels, pack, quantize, unpack
 
@@ -426,3 +428,45 @@ def test_half_precision_keys_choose_as_the_same_numbers_in_float32(spec, dtype):
     assert lists(chosen(spec, queries, keys, 9)) == lists(
         chosen(spec, queries.float(), keys.float(), 9)
     )
+
+
+def test_a_refused_append_leaves_the_index_as_it_was():
+    keys, queries = torch.randn(1, 2, 12, 64), torch.randn(1, 2, 1, 64)
+    index = quantized().build(keys[:, :, :10], Step(kv_heads=2))
+    with pytest.raises(InputError, match="floating"):
+        index.append(keys[:, :, 10:11].long(), Step(kv_heads=2))
+    index.append(keys[:, :, 10:], Step(kv_heads=2))
+    want = quantized().build(keys, Step(kv_heads=2)).select(queries, 12, Step(kv_heads=2))
+    assert index.length == 12
+    assert torch.equal(index.select(queries, 12, Step(kv_heads=2)).indices, want.indices)
+
+
+@dataclass(frozen=True)
+class asked_for_order(sign):
+    """Notes whether the best are wanted first."""
+
+    asked: ClassVar[list[bool]] = []
+
+    def pick(self, queries, codes, k, step, pool=None):
+        self.asked.append(step.ordered)
+        return super().pick(queries, codes, k, step, pool)
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "wanted"),
+    [
+        (lambda base: base, False),
+        (lambda base: shared(base), False),
+        (lambda base: keep(base, sink=1), True),
+        (lambda base: refine(base), True),
+        (lambda base: vattention(base), True),
+        (lambda base: keep(shared(base), sink=1), True),
+    ],
+)
+def test_what_may_be_cut_comes_best_first(wrapped, wanted):
+    keys, queries = torch.randn(1, 2, 40, 16), torch.randn(1, 4, 1, 16)
+    recipe = wrapped(asked_for_order())
+    step = Step(kv_heads=2, ordered=False, inputs={"cache": Cache(keys, keys)}).given_to(recipe)
+    asked_for_order.asked.clear()
+    recipe.build(keys, step).select(queries, 8, step)
+    assert set(asked_for_order.asked) == {wanted}

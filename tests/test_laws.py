@@ -102,6 +102,19 @@ class mutates_its_fork(int8):
         return index
 
 
+class _KeepsItsBuffers(ScoredIndex):
+    def fork(self):
+        return replace(self, codes=dict(self.codes), growing={})
+
+
+@dataclass(frozen=True)
+class overwrites_its_fork(int8):
+    def build(self, keys, step):
+        index = _KeepsItsBuffers(self)
+        index.append(keys, step)
+        return index
+
+
 @dataclass(frozen=True)
 class shares_state_with_its_fork(int8):
     def build(self, keys, step):
@@ -317,6 +330,7 @@ BROKEN: dict[type[Indexer], str] = {
     counts_padding: "row_alone",
     selects_padding: "visible_slots_only",
     mutates_its_fork: "fork",
+    overwrites_its_fork: "fork_of_grown",
     shares_state_with_its_fork: "fork",
     forgets_appended_keys: "append",
     truncates_wrong: "truncate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -58,3 +59,22 @@ def test_a_spoilt_file_is_refused(copy, spoil: Callable[[bytes], bytes]) -> None
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(InputError, match="cannot load a causal model"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"quantization_config": {"quant_method": "gptq", "bits": 4}}, {"hidden_size": "x"}]
+)
+def test_a_config_that_cannot_be_served_is_refused(copy, changed: dict) -> None:
+    folder = copy({})
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(InputError, match="cannot load a causal model"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [({"device": "gpu"}, "cuda:N"), ({"dtype": "float8_e4m3fn"}, "bfloat16")]
+)
+def test_what_no_model_runs_in_is_refused(asked: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load(REFERENCE, **asked)

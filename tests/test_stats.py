@@ -171,3 +171,11 @@ def test_an_order_by_luck_of_the_draw_of_cells_is_not_shown():
         ).recall
         shown += found.low > 0 or found.high < 0
     assert shown / runs < 0.12
+
+
+def test_cells_that_agree_on_few_haystacks_may_still_differ():
+    """Two haystacks, all alike: no ground to call one as good as the other."""
+    found = stats.difference(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([4, 4]), 0)
+    assert found.value[1] == 0 and found.low[1] < -0.2 and found.high[1] > 0.2
+    many = stats.difference(np.tile([[1.0, 0.0]], (2, 64)), np.full(128, 4), 0)
+    assert -0.05 < many.low[1] < 0 < many.high[1] < 0.05

@@ -36,6 +36,7 @@ LAWS: dict[str, Law] = {
         histories.truncate,
         histories.reorder,
         histories.fork,
+        histories.fork_of_grown,
         histories.repeated_kv_heads,
         recipes.scores_explain,
         recipes.honest_bytes,

@@ -108,6 +108,17 @@ def reorder(indexer: Indexer) -> None:
                 agree(indexer, gathered, want_index, got, want, f"rows {rows}, {cut} keys, k={k}")
 
 
+def fork_of_grown(indexer: Indexer) -> None:
+    """What is cut from an index that grew, and written anew, is still there in its fork."""
+    one = stream(indexer, start=(0, 5, 11))
+    other = one.spliced(stream(indexer, start=(0, 5, 11), seed=1), 22)
+    index = one.build(indexer, [20, 21, 25])
+    twin, before = index.fork(), one.ask(indexer, index, 5)
+    one.truncate(indexer, index, 22)
+    other.append(indexer, index, 25)
+    agree(indexer, one, twin, one.ask(indexer, twin, 5), before, "fork after its origin was cut")
+
+
 def fork(indexer: Indexer) -> None:
     """A fork and its origin go on without regard to each other."""
     one = stream(indexer, start=(0, 5, 11))

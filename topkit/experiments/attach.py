@@ -46,7 +46,8 @@ def attach(
 
     The prompt attends densely (unless `sparse_prefill`); each later token reads at most k keys a
     head, in every layer of full attention or in `layers`. k in keys, or per cent of the slots at
-    that step ("1%"). In `generate` the prompt is what it was given; in direct calls of the model,
+    that step ("1%"). A cache grows in place meanwhile: keep a state of it by deepcopy, not by its
+    tensors. In `generate` the prompt is what it was given; in direct calls of the model,
     what comes several tokens at a time or into an empty cache. `observe=True` judges every selection
     (`Attachment.fidelity`); `observe="shadow"` does so too, and leaves the output dense.
     `backend` is that of topkit.kernels: "auto" takes Triton's where it can; "triton" takes no other,
@@ -174,6 +175,10 @@ class Attachment:
         if self._prompt is not None:
             return min(max(self._prompt - held, 0), count)
         return count if count > 1 or held == 0 else 0
+
+    def also(self, layer: Any) -> None:
+        """Give this copy of a cache layer its own class back, too, when detaching."""
+        self._followed.add(layer)
 
     def _note_cache(self, module: nn.Module, _: Any, given: dict[str, Any]) -> None:
         self._caches[module.layer_idx] = given.get("past_key_values")  # type: ignore[index]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +15,18 @@ from topkit.indexers.base import Index
 from topkit.indexers.growing import Growing
 
 
+class Owner(Protocol):
+    """Whose layers are followed, and given back when it leaves."""
+
+    def also(self, layer: Any) -> None:
+        """Follow a copy of a layer, too."""
+        ...
+
+
 class Followed:
     """The index over one cache layer; the layer still holds its first `valid` slots as they were."""
 
-    def __init__(self, owner: object) -> None:
+    def __init__(self, owner: Owner) -> None:
         self.owner = owner
         self.index: Index | None = None
         self.valid = 0
@@ -40,7 +49,7 @@ class Followed:
         return twin
 
 
-def follow(layer: Any, owner: object) -> Followed:
+def follow(layer: Any, owner: Owner) -> Followed:
     """What follows a cache layer on behalf of `owner`; a layer not yet followed is from now on.
 
     Raises: InputError for a cache that is not kept whole: static, quantized, sliding, shared.
@@ -86,12 +95,23 @@ def _following(kind: type) -> type:
             self.values = self.growing[1].append(self.values, value_states)
             return self.keys, self.values
 
+        def offload(self) -> None:
+            super().offload()
+            self.growing = Growing(), Growing()  # else what was moved away would stay here as well
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+            twin = memo[id(self)] = object.__new__(type(self))
+            twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+            twin.followed.owner.also(twin)
+            return twin
+
         def crop(self, *args: Any, **kwargs: Any) -> None:
             super().crop(*args, **kwargs)
             self.followed.crop(self.get_seq_length())
 
         def reset(self) -> None:
             super().reset()
+            self.growing = Growing(), Growing()
             self.followed.forget()
 
         def reorder_cache(self, beam_idx: Tensor) -> None:

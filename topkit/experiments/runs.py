@@ -54,7 +54,7 @@ def claim(
             half.unlink(missing_ok=True)
         if force:
             parts = (part for name in tables for part in (out / name).glob("*.parquet"))
-            for old in [out / "run.json", *parts]:
+            for old in [*(out / name for name in FILES), *parts]:
                 old.unlink(missing_ok=True)
         _require_same(out, identity)
         yield

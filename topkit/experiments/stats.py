@@ -93,7 +93,8 @@ def difference(rates: Array, questions: Array, base: int, level: float = 0.95) -
     stretch = stats.t.ppf(tail, max(len(questions) - 1, 1)) / stats.norm.ppf(tail)
     each = accuracy(rates, questions, level)
     below, above = each.value - each.low, each.high - each.value
-    together = _correlation(rates, questions, base)
+    # Cells that agree on all of few haystacks need not agree on the next: never quite one.
+    together = np.minimum(_correlation(rates, questions, base), 1 - 1 / len(questions))
     gap = each.value - each.value[base]
 
     def joined(one: Array, other: float) -> Array:

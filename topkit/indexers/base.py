@@ -58,7 +58,6 @@ class Step:
     start: Tensor | None = None
     stop: Tensor | None = None
     kv_heads: int = 1
-    capacity: int | None = None
     backend: str = "auto"
     ordered: bool = True
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -161,7 +160,7 @@ class Rest:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which keys each query keeps, best first.
+    """Which keys each query keeps, best first unless the step asked for no order.
 
     Shapes: indices [B, Hs, Tq, k] int64, Hs in {Hq, Hk, 1}, query head h reads row h // (Hq / Hs),
     -1 last where fewer than k were chosen; log_weights as indices, added to the scaled scores

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.growing import Growing
-from topkit.kernels.score import score_codes
+from topkit.kernels.score import reference, score_codes
 from topkit.kernels.score_select import score_select
 from topkit.kernels.select_topk import select_topk
 
@@ -73,14 +73,9 @@ def pick_codes(
     return score_select(queries, codes, k, pool=pool, **told, **seen, **how)
 
 
-def pooled(scores: Tensor, groups: int, pool: str | None) -> Tensor:
-    """Scores [B, Hs, Tq, T] as one of each group, or unit, of their heads."""
-    if pool is None:
-        return scores
-    by_group = scores.float().unflatten(1, (min(groups, scores.shape[1]), -1))
-    if pool == "max":
-        return by_group.amax(2)
-    return by_group.sum(2) if pool == "sum" else by_group.mean(2)
+def pooled(scores: Tensor, units: int, pool: str | None) -> Tensor:
+    """Scores [B, Hs, Tq, T] as one of each unit of their heads; of lists that are fewer, as they are."""
+    return reference.pooled(scores.float(), min(units, scores.shape[1]), pool)
 
 
 def best(scores: Tensor, k: int, step: Step, bytes_per_key: float) -> Selection:
@@ -114,6 +109,7 @@ class ScoredIndex(Index):
 
     @property
     def nbytes(self) -> int:
+        """The room that codes keep behind them counts."""
         stored = {code.untyped_storage().data_ptr(): code for code in self.codes.values()}
         return sum(code.untyped_storage().nbytes() for code in stored.values())
 
@@ -121,11 +117,12 @@ class ScoredIndex(Index):
         if not self.codes:
             self.codes = self.recipe.encode(keys, step)
         else:
-            more = keys.shape[2]
+            grown = {}
             for name, code in self.codes.items():
                 growing = self.growing.setdefault(name, Growing())
-                self.codes[name] = growing.extended(code, code, more, step.capacity or 0)
-            self.recipe.write(keys, self.codes, self.slots, step)
+                grown[name] = growing.extended(code, code, keys.shape[2])
+            self.recipe.write(keys, grown, self.slots, step)
+            self.codes = grown
         self.slots += keys.shape[2]
 
     def truncate(self, length: int, step: Step) -> None:

@@ -49,7 +49,7 @@ class Roomy(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
+        if self.keys is None or self.values is None or not self.is_initialized:
             return super().update(key_states, value_states, *args, **kwargs)
         self.keys = self.growing[0].append(self.keys, key_states)
         self.values = self.growing[1].append(self.values, value_states)
