@@ -230,7 +230,9 @@ def test_gates(curve):
         require_equivalent(curves(perfect, heads), WHOLE, 0.01)
     with pytest.raises(InputError, match="no cell of quest"):
         require_equivalent([curve], "quest(page_size=8)")
-    with pytest.raises(InputError, match=r"no cell of sign\(\) at k = 999 in this run; it has: "):
+    with pytest.raises(
+        InputError, match=r"no cell of sign\(\) at k = 999 in this run; ask for one of: --require"
+    ):
         require_equivalent([curve], "sign", budget="999")
 
 

@@ -13,7 +13,7 @@ from topkit.experiments import stats
 from topkit.experiments.curves import EXACT, Curve, kind_of, name_of, plain, words_of
 from topkit.experiments.stats import Interval, Ordering
 from topkit.indexers.budget import parse_budget
-from topkit.indexers.spec import parse
+from topkit.indexers.spec import parse, quoted
 
 MARGIN = 0.05
 _FEWEST = 4  # cells below which a rank correlation says nothing
@@ -266,9 +266,16 @@ def require_equivalent(
                 )
                 seen.append((judged(gap, margin), line))
     if not seen:
-        known = sorted({words_of(cell) for curve in curves for cell in curve.cells})
+        cells = {cell for curve in curves for cell in curve.cells}
+        known = sorted(
+            f"--require {quoted(plain(cell.indexer))} -k {cell.budget}"
+            for cell in cells
+            if cell.indexer is not None
+        )
         at = "" if wanted is None else f" at k = {wanted}"
-        raise InputError(f"no cell of {plain(asked)}{at} in this run; it has: {', '.join(known)}")
+        raise InputError(
+            f"no cell of {plain(asked)}{at} in this run; ask for one of: {', '.join(known)}"
+        )
     for verdict, error in (("worse", GateFailed), ("undecided", Undecided)):
         lines = [line for found, line in seen if found == verdict]
         if lines:
