@@ -32,7 +32,6 @@ class Config(NamedTuple):
     warps: int
     stages: int  # blocks on their way, and the one at work
     programs: int  # wanted on each multiprocessor
-    fused: bool = False  # a list's last program merges it, instead of a second launch
 
 
 CONFIG = Config(block=64, warps=4, stages=3, programs=3)
@@ -60,9 +59,8 @@ def _launch(
     scaling: float,
     log_weights: Tensor | None,
     config: Config,
-    counters: Tensor | None = None,
 ) -> Tensor:
-    """The same in a chosen config; counters are int32 zeros [lists], and zeros again at the end."""
+    """The same in a chosen config."""
     batch, heads, asked, _ = queries.shape
     groups, kept = keys.shape[1], indices.shape[3]
     per_row = max(indices.shape[1], groups)
@@ -75,20 +73,13 @@ def _launch(
     if splits > 1:
         parts = out.new_empty(lists, splits, group, width, dtype=torch.float32)
         sums = out.new_empty(lists, splits, group, dtype=torch.float32)
-    if splits == 1 or not config.fused:
-        counters = None
-    elif counters is None:
-        counters = out.new_zeros(lists, dtype=torch.int32)
-    later = splits > 1 and counters is None
-    early = later and _launches_early(queries.device)
-    padded = triton.next_power_of_2(splits)
+    early = splits > 1 and _launches_early(queries.device)
     rows = max(16, triton.next_power_of_2(group))  # the least that tensor cores take
     shape = {"GROUP": group, "DV": width, "EARLY": early}
     tile = {
         "D": queries.shape[3],
         "BLOCK": config.block,
         "ROWS": rows,
-        "SPLITS": 1 if counters is None else padded,  # who does not merge is compiled once
         "UPCAST": interpreted() and queries.dtype == torch.bfloat16,
     }
     options = {"num_warps": max(config.warps, rows // 16), "num_stages": config.stages}
@@ -100,17 +91,17 @@ def _launch(
         None if log_weights is None else _strides(log_weights, batch, per_row),
     )
     _attend[(lists, splits)](
-        *(queries, keys, values, indices, log_weights, out, parts, sums, counters),
+        *(queries, keys, values, indices, log_weights, out, parts, sums),
         *strides,
         *(scaling * LOG2E.value, per_row, groups, asked, kept, keys.shape[2]),
         **shape,
         **tile,
         **options,
     )
-    if later:
-        tile = {"SPLITS": padded}
+    if splits > 1:
+        tile = {"SPLITS": triton.next_power_of_2(splits)}
         options = {"num_warps": 4, "launch_pdl": early}
-        _merge_later[(lists, group)](
+        _merge[(lists, group)](
             *(out, parts, sums, per_row, asked, splits), **shape, **tile, **options
         )
     return out
@@ -148,7 +139,6 @@ def _attend(
     out,
     parts,
     sums,
-    counters,
     query_strides,
     key_strides,
     value_strides,
@@ -166,10 +156,9 @@ def _attend(
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
-    SPLITS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """The output of one part of one list, and the whole list's where it is the only or the last."""
+    """The output of one part of one list, and the whole list's where it is the only one."""
     if EARLY:
         cuda.gdc_launch_dependents()
     at, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
@@ -227,16 +216,10 @@ def _attend(
         row = (at.to(tl.int64) * splits + split) * GROUP + tl.arange(0, ROWS)
         tl.store(parts + row[:, None] * DV + dv, acc, real[:, None])
         tl.store(sums + row, top + tl.log2(total), real)
-    if counters is not None:
-        # Every thread has stored before the first one counts; who counts last sees all stores.
-        tl.debug_barrier()
-        if tl.atomic_add(counters + at, 1, sem="acq_rel") == splits - 1:
-            tl.store(counters + at, 0)
-            _merge(out, parts, sums, at, 0, per_row, asked, splits, GROUP, GROUP, DV, SPLITS)
 
 
 @triton.jit(do_not_specialize=["splits"])
-def _merge_later(
+def _merge(
     out,
     parts,
     sums,
@@ -248,54 +231,33 @@ def _merge_later(
     EARLY: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
+    """One head of a list from its parts, weighted by their softmax's sums."""
     if EARLY:
         cuda.gdc_wait()
     at, g = tl.program_id(0), tl.program_id(1)
-    _merge(out, parts, sums, at, g, per_row, asked, splits, 1, GROUP, DV, SPLITS)
-
-
-@triton.jit
-def _merge(
-    out,
-    parts,
-    sums,
-    at,
-    first,
-    per_row,
-    asked,
-    splits,
-    HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    DV: tl.constexpr,
-    SPLITS: tl.constexpr,
-):
-    """Writes HEADS heads of a list from its parts, weighted by their softmax's sums."""
-    ROWS: tl.constexpr = triton.next_power_of_2(HEADS)
-    STEP: tl.constexpr = min(SPLITS, MERGED // (ROWS * DV))
+    STEP: tl.constexpr = min(SPLITS, MERGED // DV)
     b, h, t = _place(at, per_row, asked)  # type: ignore[misc]
-    g = first + tl.arange(0, ROWS)
-    real = g < first + HEADS
     dv = tl.arange(0, DV)
-    top = tl.full([ROWS], NONE, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, DV], tl.float32)
+    # A softmax to base 2, as in `_attend`.
+    top = tl.full([1], NONE, tl.float32)
+    total = tl.zeros([1], tl.float32)
+    acc = tl.zeros([1, DV], tl.float32)
     for start in tl.range(0, SPLITS, STEP):
-        s = start + tl.arange(0, STEP)
-        rows = (at.to(tl.int64) * splits + s[:, None]) * GROUP + g
-        there = (s < splits)[:, None] & real
-        # Past the first-level cache, which may hold what stood there before the parts did.
+        s = start + tl.arange(0, STEP)[:, None]
+        rows = (at.to(tl.int64) * splits + s) * GROUP + g
+        there = s < splits
+        # Past the first-level cache: launched early, this kernel may find there what was before.
         logs = tl.load(sums + rows, there, NONE, cache_modifier=".cg")
-        tile = parts + rows[:, :, None] * DV + dv
-        part = tl.load(tile, there[:, :, None], 0.0, cache_modifier=".cg")
+        part = tl.load(parts + rows * DV + dv, there, 0.0, cache_modifier=".cg")
         highest = tl.maximum(top, tl.max(logs, 0))
         base = tl.where(highest == NONE, 0.0, highest)
         weight, faded = tl.exp2(logs - base), tl.exp2(top - base)
         total = total * faded + tl.sum(weight, 0)
-        acc = acc * faded[:, None] + tl.sum(weight[:, :, None] * part, 0)
+        acc = acc * faded[:, None] + tl.sum(weight * part, 0)[None, :]
         top = highest
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     row = (b * per_row * GROUP + h * GROUP + g) * asked + t
-    tl.store(out + row[:, None] * DV + dv, acc.to(out.dtype.element_ty), real[:, None])
+    tl.store(out + row * DV + dv[None, :], acc.to(out.dtype.element_ty))
 
 
 @triton.jit
