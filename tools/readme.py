@@ -97,6 +97,8 @@ def _gpu(path: Path) -> str:
     versions = f"torch {first['torch']}, triton {first['triton']}, CUDA {first['cuda']}"
     machine = f"{first['device']}, driver {first['driver']}, {versions}; {reached}"
     lines = [f"({machine}; medians of {first['date']}.)"]
+    if "H200" not in first["device"]:
+        lines.append("What is to be reached was set for an H200, whose memory is faster.")
     if any(row["useless"] == "True" for row in told):
         lines.append(USELESS)
     table = [{name: x for name, x in row.items() if name != "note"} for row in summary.gpu(told)]
