@@ -14,6 +14,7 @@ from topkit.kernels.codes import exponents, factors, levels, quantize, signs, un
 from topkit.kernels.score import reference, score_codes, score_lightning
 
 impl = pytest.importorskip("topkit.kernels.score.triton_impl")
+turned = pytest.importorskip("topkit.kernels.score.turned")
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -22,8 +23,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 gpu = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 
 # Relative L2 errors. Against integers a query has 15 bits: half a unit of largest / 32639, about 3e-5
-# of a normal query. Against fp8 it has 22 (bf16 is exact), and sums are float32.
+# of a normal query, and of a turned one (signs) at most 16 times that. Against fp8 it has 22 (bf16 is
+# exact), and sums are float32.
 INTEGERS = 1e-4
+ALIKE = 5e-4
 FLOATS = 1e-5
 # Tensor cores keep about 14 bits of a sum of products of fp8, as DeepSeek's own kernel does.
 LIGHTNING = 1e-5 if not CUDA else 2e-3
@@ -202,6 +205,34 @@ def test_a_window_of_one_row_serves_every_row_and_may_be_empty():
     assert error(score_codes(**given, backend="triton"), slow(**given)) <= INTEGERS
     given["start"] = torch.full((2, 3), 5, dtype=torch.int32, device=DEVICE)[:, 1]  # strided
     assert score_codes(**given, backend="triton").eq(-math.inf).all()
+
+
+def shifted(codes: Tensor, dim: int) -> Tensor:
+    """What a dimension's byte holds, signed, once its word of four bytes is shifted: a bit at a time."""
+    width, found = dim // 8, []
+    for d in range(dim):
+        byte, plane = d % width, d // width
+        word = sum(codes[..., byte // 4 * 4 + i].long() << (8 * i) for i in range(4))
+        held = (word << (7 - plane) >> (8 * (byte % 4))) & 255
+        found.append(held - 256 * (held > 127))
+    return torch.stack(found, -1)
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_turned_queries_take_shifted_words_for_signs(dim):
+    """Also where words hold one bit, or none: the law is linear, and these are its basis."""
+    queries = torch.randn(2, 3, 2, dim, device=DEVICE).half()
+    bits = torch.cat([torch.eye(dim), torch.zeros(1, dim), torch.rand(50, dim).round()]).to(DEVICE)
+    codes = signs(2 * bits - 1)
+    found = turned.turned(queries).double() @ shifted(codes, dim).double().T
+    assert error(found, queries.double() @ bits.double().T) <= 1e-6
+
+
+def test_signs_for_queries_whose_components_are_alike():
+    """Where turning makes them largest."""
+    given = case(dtype="sign", pool=None, dim=128)
+    given["queries"] = torch.ones_like(given["queries"])
+    assert error(score_codes(**given, backend="triton"), slow(**given)) <= ALIKE
 
 
 def test_queries_of_zeros_and_of_one_outlier():

@@ -71,10 +71,10 @@ def seen(monkeypatch) -> list[Seen]:
     """How many candidates each row had, at each selection."""
     counts, finish = [], impl.finish
 
-    def watched(scores, stop, plan, work, best):
+    def watched(scores, stop, plan, work, ranked):
         if not plan.direct:
             counts.append(Seen(work.state[:, impl.COUNT.value].clone(), plan.capacity))
-        return finish(scores, stop, plan, work, best)
+        return finish(scores, stop, plan, work, ranked)
 
     monkeypatch.setattr(impl, "finish", watched)
     monkeypatch.setattr(fused, "finish", watched)
@@ -239,7 +239,7 @@ def misjudged(length: int, sample: int, seen_are_low: bool) -> Tensor:
 @pytest.mark.parametrize("rounded", [False, True])
 def test_a_row_that_the_sample_misjudges(low, rounded, seen):
     length, k = (200_000, 3000) if CUDA else (20_000, 300)
-    plan = impl.Plan(length, k)
+    plan = impl.Plan(length, k, 32)
     scores = misjudged(length, plan.sample, low)[None]
     scores = torch.cat([scores.round() if rounded else scores, rand(1, length)])
     check(scores, k, None)

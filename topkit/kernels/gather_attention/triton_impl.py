@@ -15,9 +15,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import cuda
 
 from topkit.kernels.backend import interpreted
+from topkit.kernels.early import EARLY, after_others
 
 MOST_SPLITS = 64
 MERGED = tl.constexpr(8192)  # floats that a merging program holds at a time
@@ -73,16 +73,16 @@ def _launch(
     if splits > 1:
         parts = out.new_empty(lists, splits, group, width, dtype=torch.float32)
         sums = out.new_empty(lists, splits, group, dtype=torch.float32)
-    early = splits > 1 and _launches_early(queries.device)
     rows = max(16, triton.next_power_of_2(group))  # the least that tensor cores take
-    shape = {"GROUP": group, "DV": width, "EARLY": early}
+    shape = {"GROUP": group, "DV": width}
     tile = {
         "D": queries.shape[3],
         "BLOCK": config.block,
         "ROWS": rows,
         "UPCAST": interpreted() and queries.dtype == torch.bfloat16,
     }
-    options = {"num_warps": max(config.warps, rows // 16), "num_stages": config.stages}
+    early = {"launch_pdl": EARLY.value}
+    options = {"num_warps": max(config.warps, rows // 16), "num_stages": config.stages, **early}
     strides = (
         queries.stride()[:3],
         _strides(keys, batch),
@@ -100,7 +100,7 @@ def _launch(
     )
     if splits > 1:
         tile = {"SPLITS": triton.next_power_of_2(splits)}
-        options = {"num_warps": 4, "launch_pdl": early}
+        options = {"num_warps": 4, **early}
         _merge[(lists, group)](
             *(out, parts, sums, per_row, asked, splits), **shape, **tile, **options
         )
@@ -121,12 +121,6 @@ def _strides(held: Tensor, batch: int, heads: int = -1) -> tuple[int, ...]:
 @cache
 def _multiprocessors(device: torch.device) -> int:
     return 4 if interpreted() else torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@cache
-def _launches_early(device: torch.device) -> bool:
-    """Whether a kernel may be launched before the one that it waits for has ended: since Hopper."""
-    return not interpreted() and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @triton.jit(do_not_specialize=["kept", "length"])
@@ -152,15 +146,13 @@ def _attend(
     length,
     GROUP: tl.constexpr,
     DV: tl.constexpr,
-    EARLY: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """The output of one part of one list, and the whole list's where it is the only one."""
-    if EARLY:
-        cuda.gdc_launch_dependents()
+    after_others()
     at, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     b, h, t = _place(at, per_row, asked)  # type: ignore[misc]
     blocks = tl.cdiv(kept, BLOCK)
@@ -228,12 +220,10 @@ def _merge(
     splits,
     GROUP: tl.constexpr,
     DV: tl.constexpr,
-    EARLY: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
     """One head of a list from its parts, weighted by their softmax's sums."""
-    if EARLY:
-        cuda.gdc_wait()
+    after_others()
     at, g = tl.program_id(0), tl.program_id(1)
     STEP: tl.constexpr = min(SPLITS, MERGED // DV)
     b, h, t = _place(at, per_row, asked)  # type: ignore[misc]

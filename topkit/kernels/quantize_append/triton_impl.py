@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from topkit.kernels.codes import LARGEST, PACKED_BITS
+from topkit.kernels.early import EARLY, after_others
 
 # Keys of a program, where there are several.
 ROWS = 16
@@ -45,6 +46,7 @@ def quantize_append(
             scale, None if scale is None else scale.stride(), at, per_row,
             new, codes.shape[2], groups, dtype, PACKED_BITS.get(dtype, 8), LARGEST.get(dtype, 1),
             pow2, hadamard, loaded, dim, block, num_warps=1 if block == 1 else 4,
+            launch_pdl=EARLY.value,
         )  # fmt: skip
 
 
@@ -54,6 +56,7 @@ def _append(
     DTYPE: tl.constexpr, BITS: tl.constexpr, LARGEST: tl.constexpr, POW2: tl.constexpr,
     HADAMARD: tl.constexpr, LOADED: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
+    after_others()
     row, group = tl.program_id(1) // groups, tl.program_id(1) % groups
     nth = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     keys += row.to(tl.int64) * keys_by[0] + group.to(tl.int64) * keys_by[1]

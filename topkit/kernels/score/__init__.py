@@ -28,7 +28,8 @@ def score_codes(
     dtype one of sign, int2, int4, int8, fp8_e4m3; scale [B or 1, Hk, T, 1], float32 or exponents in
     int8, None for sign; pool mean, sum or max, of the heads of a group; start [B], stop [B or 1, Tq],
     query i sees the slots start <= s < stop[i] (None: all) -> [B, Hq, Tq, T], pooled [B, Hk, Tq, T].
-    The kernel takes 15 bits of a query, 22 against fp8.
+    The kernel takes 15 bits of a query, 22 against fp8; against signs 11 to 14, most of one whose
+    components differ in sign.
     Raises: InputError where shapes, dtypes or devices do not belong together.
     """
     boundary.check_codes(queries, codes, dtype, scale, pool)

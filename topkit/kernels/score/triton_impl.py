@@ -1,7 +1,7 @@
 """Scores of queries against packed keys, on tensor cores.
 
-Keys stay in the bits that they are stored in: fields of 1, 2 or 4 bits are moved to the top of their
-byte, four at a time, and multiplied as int8. A query is two columns of int8 (fp16 for fp8 keys), its
+Keys stay in the bits that they are stored in: fields of 2 or 4 bits are moved to the top of their byte,
+four at a time, and multiplied as int8; signs are not even cut out (topkit.kernels.score.turned). A query is two columns of int8 (fp16 for fp8 keys), its
 leading and its trailing digits, so that 15 of its bits (22) count. The heads of a group are columns of
 one product, and at least 32 bytes of keys one row of it: of short codes a row holds several keys, and
 the columns of one key are zero where another's bytes stand.
@@ -21,6 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from topkit.kernels.backend import interpreted
+from topkit.kernels.early import EARLY, after_others
+from topkit.kernels.score.turned import all_set, turned
 
 BITS = {"sign": 1, "int2": 2, "int4": 4, "int8": 8, "fp8_e4m3": 0, "lightning": 0}
 PLAIN = tl.constexpr(interpreted())  # the interpreter has no inline assembly
@@ -89,6 +91,11 @@ class Form:
         return max(1, 32 // self.width, min(left, 64 // self.width))
 
     @property
+    def apart(self) -> bool:
+        """Whether each thread holds scores of its own: both digits' columns of a key lie in one."""
+        return self.padded == 1 and self.dtype != "lightning"
+
+    @property
     def padded(self) -> int:
         """Heads scored, padded: a product has a power of two of columns, and at least 8."""
         least = 1 if self.dtype == "lightning" else 4 // self.sharing
@@ -116,6 +123,8 @@ def of_codes(
     """What `score_codes` takes, of topkit.kernels.score.score_codes's checked arguments."""
     rows, heads, _, dim = queries.shape
     pow2 = scale is not None and scale.dtype == torch.int8
+    if dtype == "sign":
+        queries = turned(queries)
     source = Source(queries, _for_rows(codes, rows), _for_rows(scale, rows))
     return source, Form(dtype, dim, heads // codes.shape[1], pool or "none", pow2)
 
@@ -142,8 +151,13 @@ def _for_rows(tensor: Any, rows: int) -> Any:
 
 @triton.constexpr_function
 def _top_field(bits, plane):
-    """PTX that moves field `plane` of four bytes to their top, its first bit turned, the rest zero."""
-    mask = {1: 0x80808080, 2: 0xC0C0C0C0, 4: 0xF0F0F0F0}[bits]
+    """PTX that moves field `plane` of four bytes to their top.
+
+    Its first bit is turned then and the rest zero, but not of signs, behind which others follow.
+    """
+    if bits == 1:
+        return f"shl.b32 $0, $1, {7 - plane};"
+    mask = {2: 0xC0C0C0C0, 4: 0xF0F0F0F0}[bits]
     shift = 8 - bits - bits * plane
     turned = f"lop3.b32 $0, t, {mask}, {0x80808080}, 0x6a;"  # (t & mask) ^ top bits
     return f"{{ .reg .b32 t; shl.b32 t, $1, {shift}; {turned} }}"
@@ -151,9 +165,14 @@ def _top_field(bits, plane):
 
 @triton.jit
 def _levels(x, PLANE: tl.constexpr, BITS: tl.constexpr):
-    """What a field stands for, less a half, times 2 ** (8 - BITS), int8."""
+    """What a field stands for, less a half, times 2 ** (8 - BITS), int8; of a sign, its `turned` F."""
     if BITS == 8:
         levels = x
+    elif PLAIN and BITS == 1:
+        byte = 8 * tl.arange(0, 4)[None, None, :]
+        bytes = tl.reshape(x.to(tl.uint32), [x.shape[0], x.shape[1] // 4, 4])
+        words = tl.sum(bytes << byte, 2) << (7 - PLANE)
+        levels = tl.reshape((words[:, :, None] >> byte).to(tl.int8), x.shape)
     elif PLAIN:
         field = (x.to(tl.int32) << (8 - BITS - BITS * PLANE)) & (256 - (1 << (8 - BITS)))
         levels = (field ^ 128).to(tl.int8)
@@ -230,7 +249,11 @@ def prepare(source, batch, group, query, FORM: tl.constexpr):
     else:
         BITS: tl.constexpr = FORM.bits
         whole = _asked(queries, by, head[:, None], dim[None, :], True, FORM)
-        unit, total = _unit(tl.max(tl.abs(whole), 1), BITS), tl.sum(whole, 1)
+        unit = _unit(tl.max(tl.abs(whole), 1), BITS)
+        if FORM.dtype == "sign":
+            total = tl.sum(whole * all_set(dim, FORM.width)[None, :], 1)
+        else:
+            total = 0.5 * tl.sum(whole, 1)
         unit = tl.where(total == total, unit, total)  # NaN, which integers would hide
         column = tl.arange(0, FORM.sharing * FORM.padded * 2)
         byte = tl.arange(0, FORM.sharing * FORM.width)
@@ -244,10 +267,11 @@ def prepare(source, batch, group, query, FORM: tl.constexpr):
             q = _asked(queries, by, head, there, own, FORM) / units
             digits = _digits(q, (column % 2 == 1)[None, :], BITS)
             columns = columns + (digits,)  # noqa: RUF005 - Triton has no other way
-        # A score is unit * product + total; a sign is worth twice its bit less a half.
-        WORTH: tl.constexpr = 2.0 if FORM.dtype == "sign" else 1.0
-        unit *= WORTH if BITS == 0 else WORTH / (1 << (8 - BITS))
-        total *= 0.5 * WORTH
+        # A score is unit * product + total; a sign is worth twice its bit, less one.
+        if FORM.dtype == "sign":
+            unit *= 2.0
+        elif BITS > 0:
+            unit *= 1.0 / (1 << (8 - BITS))
     return unit, total, columns
 
 
@@ -323,6 +347,7 @@ def _score(
     source, start, stop, out, by, length, groups, tiles,
     FORM: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
+    after_others()
     batch, group, query = tl.program_id(1) // groups, tl.program_id(1) % groups, tl.program_id(2)
     first, end = seen(start, stop, batch, query, length)
     prepared = prepare(source, batch, group, query, FORM)
@@ -367,6 +392,7 @@ def score_codes(
         _score[(triton.cdiv(tiles, config.tiles), rows * groups, queries.shape[2])](
             source.packed(), *window(start, stop), out, out.stride(), length, groups,
             config.tiles, form, config.rows, config.stages, num_warps=config.warps,
+            launch_pdl=EARLY.value,
         )  # fmt: skip
     return out
 

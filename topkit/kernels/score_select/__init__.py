@@ -97,14 +97,9 @@ def _launch(
 ) -> Tensor:
     from topkit.kernels.score_select import triton_impl
 
-    queries, (rows, groups, length) = source.queries, source.codes.shape[:3]
-    lists = rows * groups * queries.shape[2]
-    best = None
-    if order == "score":
-        best = queries.new_empty(lists, min(k, length), dtype=torch.float32)
-    with torch.cuda.device_of(queries):  # Triton launches on the current device
-        slots, nan = triton_impl.score_select(source, form, k, start, stop, best=best)
-    return ordered(slots, None if best is None else best.view(slots.shape), nan, order, check)
+    with torch.cuda.device_of(source.queries):  # Triton launches on the current device
+        slots, nan = triton_impl.score_select(source, form, k, start, stop, order == "score")
+    return ordered(slots, nan, order, check)
 
 
 def _check(

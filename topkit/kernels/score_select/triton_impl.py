@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from topkit.kernels.early import EARLY, after_others
 from topkit.kernels.score.triton_impl import (
     CONFIGS,
     Config,
@@ -28,10 +29,8 @@ from topkit.kernels.score.triton_impl import (
     window,
 )
 from topkit.kernels.select_topk.triton_impl import (
-    EARLY,
     Plan,
     Work,
-    after_others,
     collect,
     finish,
     floor_of,
@@ -43,6 +42,8 @@ from topkit.kernels.select_topk.triton_impl import (
 
 # Programs a list that score it again, where they must.
 RESCORING = 32
+# Tiles of a sample that a program scores: to make its queries ready takes as long as two.
+SAMPLED = 4
 
 
 def score_select(
@@ -51,13 +52,12 @@ def score_select(
     k: int,
     start: Tensor | None,
     stop: Tensor | None,
+    ranked: bool = False,
     config: Config | None = None,
-    best: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Slots [B, Hk, Tq, min(k, T)] int64 in no order, -1 last, and which lists [B, Hk, Tq] met NaN.
+    """Slots [B, Hk, Tq, min(k, T)] int64 as `select_topk`'s, and which lists [B, Hk, Tq] met NaN.
 
-    Shapes: as topkit.kernels.score_select.score_select; best [B x Hk x Tq, min(k, T)] float32, where
-    the scores that were chosen are written, anything for -1.
+    Shapes: as topkit.kernels.score_select.score_select.
     """
     queries, codes = source.queries, source.codes
     config = config or CONFIGS[form.dtype]
@@ -65,26 +65,22 @@ def score_select(
     lists, plan = rows * groups * count, Plan(length, min(k, length), 32, 1 << 15)
     if plan.direct:
         scores = score_codes(source, form, start, stop, config)
-        slots, nan = select_topk(scores.flatten(0, 2), k, None, best)
+        slots, nan = select_topk(scores.flatten(0, 2), k, None, ranked)
     else:
         told = source.packed(), *window(start, stop), length, groups, count
         work = Work.of(lists, plan, codes.device)
         sampled = torch.empty(lists, plan.sample, dtype=torch.float32, device=codes.device)
-        _sample[(triton.cdiv(plan.sample, config.rows * form.sharing), lists)](
-            told,
-            sampled,
-            form,
-            plan.sample,
-            config.rows,
-            num_warps=config.warps,
-            launch_pdl=EARLY.value,
-        )
+        tiles = plan.sample // (config.rows * form.sharing)
+        _sample[(triton.cdiv(tiles, SAMPLED), lists)](
+            told, sampled, min(tiles, SAMPLED), form, plan.sample, config.rows, config.stages,
+            num_warps=config.warps, launch_pdl=EARLY.value,
+        )  # fmt: skip
         threshold(sampled, None, plan, work, spread=False)
         tiles = triton.cdiv(triton.cdiv(length, form.sharing), config.rows)
         _filter[(lists, triton.cdiv(tiles, config.tiles))](
-            told, work.state, work.found, work.place, config.tiles,
-            form, plan.capacity, config.rows, config.stages, num_warps=config.warps,
-            launch_pdl=EARLY.value,
+            told, work.state, work.found, config.tiles, form, plan.capacity, config.rows,
+            config.rows * form.sharing // (32 * config.warps) if form.apart else 0,
+            config.stages, num_warps=config.warps, launch_pdl=EARLY.value,
         )  # fmt: skip
         # Written for a list whose candidates do not hold the answer, and for no other.
         scores = torch.empty(lists, length, dtype=torch.float32, device=codes.device)
@@ -93,7 +89,7 @@ def score_select(
             form, plan.capacity, config.rows, config.stages, num_warps=config.warps,
             launch_pdl=EARLY.value,
         )  # fmt: skip
-        slots, nan = finish(scores, None, plan, work, best)
+        slots, nan = finish(scores, None, plan, work, ranked)
     return slots.view(rows, groups, count, -1), nan.view(rows, groups, count)
 
 
@@ -107,37 +103,45 @@ def _place(told, index):
 
 
 @triton.jit
-def _sample(told, sampled, FORM: tl.constexpr, SAMPLE: tl.constexpr, ROWS: tl.constexpr):
+def _sample(
+    told, sampled, tiles,
+    FORM: tl.constexpr, SAMPLE: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     after_others()
     index = tl.program_id(1)
     batch, group, query, first, end = _place(told, index)
     prepared = prepare(told[0], batch, group, query, FORM)
-    nth = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row = stretch(nth, told[3] // FORM.sharing, SAMPLE // FORM.sharing)
-    scores = score_rows(told[0], prepared, batch, group, row, told[3], FORM)
-    slot = slots_of(row, FORM)
-    scores = tl.where((slot >= first) & (slot < end), scores, float("-inf"))
-    tl.store(sampled + index.to(tl.int64) * SAMPLE + slots_of(nth, FORM), scores)
+    sampled += index.to(tl.int64) * SAMPLE
+    begin = tl.program_id(0) * tiles
+    for tile in tl.range(begin, begin + tiles, num_stages=STAGES):
+        nth = tile * ROWS + tl.arange(0, ROWS)
+        row = stretch(nth, told[3] // FORM.sharing, SAMPLE // FORM.sharing)
+        scores = score_rows(told[0], prepared, batch, group, row, told[3], FORM)
+        slot = slots_of(row, FORM)
+        scores = tl.where((slot >= first) & (slot < end), scores, float("-inf"))
+        tl.store(sampled + slots_of(nth, FORM), scores)
 
 
 @triton.jit
 def _filter(
-    told, state, found, place, tiles,
-    FORM: tl.constexpr, CAPACITY: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+    told, state, found, tiles,
+    FORM: tl.constexpr, CAPACITY: tl.constexpr, ROWS: tl.constexpr, EACH: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    after_others()
     # Neighbours in the grid work on different lists: one list's counter is added to one by one.
     index = tl.program_id(0)
+    after_others()
     batch, group, query, first, end = _place(told, index)
     prepared = prepare(told[0], batch, group, query, FORM)
     floor = floor_of(state, index)
     begin = tl.program_id(1) * tiles
-    for tile in tl.range(begin, begin + tiles, num_stages=STAGES):
+    beyond = tl.minimum(begin + tiles, tl.cdiv(end, FORM.sharing * ROWS))
+    for tile in tl.range(begin, beyond, num_stages=STAGES):
         row = tile * ROWS + tl.arange(0, ROWS)
         scores = score_rows(told[0], prepared, batch, group, row, told[3], FORM)
         slot = slots_of(row, FORM)
         scores = tl.where((slot >= first) & (slot < end), scores, float("-inf"))
-        collect(scores, slot, floor, index, state, found, place, CAPACITY)
+        collect(scores, slot, floor, index, state, found, CAPACITY, EACH)
 
 
 @triton.jit

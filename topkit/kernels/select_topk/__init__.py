@@ -9,7 +9,7 @@ from topkit.errors import InputError
 from topkit.kernels import checks
 from topkit.kernels.backend import resolve
 from topkit.kernels.select_topk import reference
-from topkit.kernels.select_topk.order import ORDERS, by_score, by_slot
+from topkit.kernels.select_topk.order import ORDERS, by_rank, by_slot
 
 __all__ = ["LARGEST_K", "select_topk"]
 
@@ -42,12 +42,11 @@ def select_topk(
         return _in_torch(scores, k, stop, order, check)
     from topkit.kernels.select_topk import triton_impl
 
-    length, lead = scores.shape[-1], scores.shape[:-1]
-    rows = scores.reshape(-1, length)
+    lead = scores.shape[:-1]
+    rows = scores.reshape(-1, scores.shape[-1])
     stop = None if stop is None else stop.expand(lead).reshape(-1)
-    best = rows.new_empty(len(rows), min(k, length)) if order == "score" else None
-    slots, nan = triton_impl.select_topk(rows, k, stop, best)
-    return ordered(slots, best, nan, order, check).view(*lead, -1)
+    slots, nan = triton_impl.select_topk(rows, k, stop, order == "score")
+    return ordered(slots, nan, order, check).view(*lead, -1)
 
 
 def unsupported(scores: Tensor, k: int) -> str | None:
@@ -64,14 +63,12 @@ def too_many(k: int) -> str | None:
     return f"k must be at most {LARGEST_K}; got {k}" if k > LARGEST_K else None
 
 
-def ordered(
-    slots: Tensor, best: Tensor | None, nan: Tensor, order: str | None, check: bool
-) -> Tensor:
-    """What the kernel chose [R, k], with the scores `best` of it, in the order asked for."""
+def ordered(slots: Tensor, nan: Tensor, order: str | None, check: bool) -> Tensor:
+    """What the kernel chose [R, k], ranked if that is the order, in the order asked for."""
     if check and nan.any():
         raise InputError("scores hold NaN; check the queries and keys that made them")
-    if best is not None:
-        return by_score(slots, best)
+    if order == "score":
+        return by_rank(slots)
     return by_slot(slots) if order == "slot" else slots
 
 

@@ -17,16 +17,17 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import cuda
 
-from topkit.kernels.backend import interpreted, launches_early
+from topkit.kernels.append import append
+from topkit.kernels.early import EARLY, after_others
+from topkit.kernels.select_topk import order
 
 # What `_ordered` makes of -inf and inf, and less than any.
 MINUS_INFINITY = tl.constexpr(-2139095041)
 INFINITY = tl.constexpr(0x7F800000)
 LOWEST = tl.constexpr(-(2**31))
-PLAIN = tl.constexpr(interpreted())  # the interpreter has no inline assembly
-EARLY = tl.constexpr(launches_early())
+NOT_A_NUMBER = tl.constexpr(2**31 - 1)
+UNRANKED = tl.constexpr(order.LAST)
 
 # A row's state: the least key that is collected, how many were, whether one is NaN, how many slots are
 # written. It stands in a cache line of its own: counters that share one are added to one by one.
@@ -36,12 +37,16 @@ NAN = tl.constexpr(2)
 WRITTEN = tl.constexpr(3)
 
 # How far the rank of the threshold in the sample is kept from the k-th: standard deviations.
-MARGIN = 5.0
+MARGIN = 4.0
 # Rows that are short enough are looked at at once.
 DIRECT = 1 << 13
+# Rows that leave multiprocessors idle: a larger sample and more threads at the end then cost nothing.
+FEW = 128
 # Elements that a program reads, and its warps, for each step.
 FILTERED, FILTER_WARPS = 2048, 4
 SEARCHED = 4096
+# Of a thread of the last step: two programs of 8 warps then fit a multiprocessor.
+MOST_REGISTERS = 128
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Plan:
 
     length: int
     k: int
-    sparsity: int = 64  # elements of the row for one of the sample
+    sparsity: int  # elements of the row for one of the sample
     most: int = 1 << 13
 
     @property
@@ -67,48 +72,50 @@ class Plan:
             return _power_of_two(self.length)
         share = self.length / self.sample
         low = self.k / share + MARGIN * math.sqrt(self.k / share) + 8
-        high = low + max(4.0, low / 8)
+        high = low + max(4.0, low / 4)
         return max(_power_of_two(math.ceil((high + MARGIN * math.sqrt(high)) * share)), 1 << 11)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the steps hand on: state [R, STATE] int32; found, place [R, capacity], the candidates."""
+    """What the steps hand on: state [R, STATE] int32; found [R, capacity] int64, the candidates.
+
+    A candidate is its score, in the lower half, and its slot.
+    """
 
     state: Tensor
     found: Tensor
-    place: Tensor
 
     @classmethod
     def of(cls, rows: int, plan: Plan, device: torch.device) -> Work:
         room = 1 if plan.direct else plan.capacity
         return cls(
             torch.empty(rows, STATE.value, dtype=torch.int32, device=device),
-            torch.empty(rows, room, dtype=torch.float32, device=device),
-            torch.empty(rows, room, dtype=torch.int32, device=device),
+            torch.empty(rows, room, dtype=torch.int64, device=device),
         )
 
 
 def select_topk(
-    scores: Tensor, k: int, stop: Tensor | None = None, best: Tensor | None = None
+    scores: Tensor, k: int, stop: Tensor | None = None, ranked: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The slots of the k best of each row, in no order, and which rows hold NaN.
 
-    Shapes: scores [R, N] float32, contiguous in N; stop [R], one past the last slot that counts;
-    best [R, min(k, N)] float32, where the scores that were chosen are written, anything for -1 ->
-    slots [R, min(k, N)] int64, -1 last; NaN [R] int32, and such rows are all -1.
+    Shapes: scores [R, N] float32, contiguous in N; stop [R], one past the last slot that counts ->
+    slots [R, min(k, N)] int64, -1 last, or as topkit.kernels.select_topk.order takes what is ranked;
+    NaN [R] int32, and such rows are all -1.
     """
     rows, length = scores.shape
-    plan = Plan(length, min(k, length))
+    plan = Plan(length, min(k, length), 32 if rows <= FEW else 64)
     work = Work.of(rows, plan, scores.device)
     with torch.cuda.device_of(scores):  # Triton launches on the current device
         if not plan.direct:
             threshold(scores, stop, plan, work, spread=True)
             _filter[(rows, triton.cdiv(length, FILTERED))](
-                scores, scores.stride(0), stop, length, work.state, work.found, work.place,
-                plan.capacity, FILTERED, num_warps=FILTER_WARPS, launch_pdl=EARLY.value,
+                scores, scores.stride(0), stop, length, work.state, work.found,
+                plan.capacity, FILTERED, FILTERED // (32 * FILTER_WARPS),
+                num_warps=FILTER_WARPS, launch_pdl=EARLY.value,
             )  # fmt: skip
-        return finish(scores, stop, plan, work, best)
+        return finish(scores, stop, plan, work, ranked)
 
 
 def threshold(sampled: Tensor, stop: Tensor | None, plan: Plan, work: Work, spread: bool) -> None:
@@ -123,7 +130,7 @@ def threshold(sampled: Tensor, stop: Tensor | None, plan: Plan, work: Work, spre
 
 
 def finish(
-    scores: Tensor, stop: Tensor | None, plan: Plan, work: Work, best: Tensor | None
+    scores: Tensor, stop: Tensor | None, plan: Plan, work: Work, ranked: bool
 ) -> tuple[Tensor, Tensor]:
     """The exact k of each row [R, k], from its candidates, and which rows hold NaN [R].
 
@@ -131,9 +138,11 @@ def finish(
     """
     rows = work.state.shape[0]
     slots = torch.empty(rows, plan.k, dtype=torch.int64, device=scores.device)
+    warps = 16 if rows <= FEW and plan.capacity >= 1 << 13 else _warps(plan.capacity)
     _finish[(rows,)](
-        scores, scores.stride(0), stop, plan.length, plan.k, work.state, work.found, work.place,
-        slots, best, plan.capacity, plan.direct, SEARCHED, num_warps=_warps(plan.capacity), launch_pdl=EARLY.value,
+        scores, scores.stride(0), stop, plan.length, plan.k, work.state, work.found, slots,
+        ranked, plan.capacity, plan.direct, SEARCHED, 32 * warps,
+        num_warps=warps, maxnreg=MOST_REGISTERS, launch_pdl=EARLY.value,
     )  # fmt: skip
     return slots, work.state[:, NAN.value]
 
@@ -148,14 +157,6 @@ def _power_of_two(least: int) -> int:
 
 
 @triton.jit
-def after_others():
-    """Let the next kernel be launched already, and wait for the one before."""
-    if EARLY:
-        cuda.gdc_launch_dependents()
-        cuda.gdc_wait()
-
-
-@triton.jit
 def _ordered(x):
     """Integers that stand in the order of the floats; both zeros are one."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)
@@ -164,9 +165,9 @@ def _ordered(x):
 
 @triton.jit
 def _keys(x):
-    """Scores in the order of integers, LOWEST for -inf, which may not be chosen."""
+    """Scores in the order of integers: LOWEST for -inf, which may not be chosen; NaN above all."""
     key = _ordered(x)
-    return tl.where(key > MINUS_INFINITY, key, LOWEST)
+    return tl.where(x == x, tl.where(key > MINUS_INFINITY, key, LOWEST), NOT_A_NUMBER)
 
 
 @triton.jit
@@ -180,7 +181,7 @@ def _end(stop, length, row):
     """One past the last slot of a row that counts."""
     end = length
     if stop is not None:
-        end = tl.minimum(tl.load(stop + row), length).to(tl.int32)
+        end = tl.minimum(tl.load(stop + row, cache_modifier=".cg"), length).to(tl.int32)
     return end
 
 
@@ -214,11 +215,19 @@ def _threshold(
         x = tl.load(sampled + place)
     # Of the sample, `share` are expected among the k best, with a standard deviation of its root.
     least = (share + margin * tl.sqrt(share) + 8).to(tl.int32)
-    most = least + tl.maximum(least // 8, 4)
-    floor, reaching = _reached_by(_keys(x), least, most)
+    key = _keys(x)
+    # Searched among the highest of every four: most of the highest of all are there. They come from
+    # far apart, since neighbours are alike.
+    peaks = tl.max(tl.reshape(key, [4, SAMPLE // 4]), 0)
+    floor = _from_all(peaks, least, least + tl.maximum(least // 8, 2))
+    reaching = tl.sum((key >= floor).to(tl.int32))
+    most = least + tl.maximum(least // 4, 4)
+    if (reaching < least) | (reaching > most):
+        floor = _from_all(key, least, most)
+        reaching = tl.sum((key >= floor).to(tl.int32))
     # Many ties are left to the last step, but for infinity's: nothing is above it.
     floor = tl.minimum(floor + (reaching > most).to(tl.int32), INFINITY)
-    if end <= CAPACITY:  # there is room for all
+    if (reaching < least) | (end <= CAPACITY):  # there is room for all that may be chosen
         floor = MINUS_INFINITY + 1
     state += row * STATE
     tl.store(state, tl.maximum(floor, MINUS_INFINITY + 1))
@@ -227,65 +236,62 @@ def _threshold(
 
 
 @triton.jit
-def _reached_by(key, least, most):
-    """A key that at least `least` of the keys reach, the greatest, or one that at most `most` do."""
-    low, high = tl.min(tl.where(key > LOWEST, key, INFINITY)), tl.max(key)
-    low = tl.minimum(low, high)
-    reaching = tl.sum((key >= low).to(tl.int32))
-    while low < high:
-        upper = _middle(low, high)
-        lower = _middle(low, upper)
-        # Two counts in one sum: what costs is that the threads wait for one another.
-        both = tl.sum((key >= lower).to(tl.uint32) + ((key >= upper).to(tl.uint32) << 16))
-        by_lower, by_upper = (both & 0xFFFF).to(tl.int32), (both >> 16).to(tl.int32)
-        if by_upper >= least:
-            low, reaching = upper, by_upper
-            if by_upper <= most:
-                high = upper
-        else:
-            high = upper - 1
-            if by_lower >= least:
-                low, reaching = lower, by_lower
-                if by_lower <= most:
-                    high = lower
-            else:
-                high = lower - 1
-    return low, reaching
-
-
-@triton.constexpr_function
-def _append(capacity):
-    """PTX that appends (score $1, slot $2) to candidates at $4, $5 and counts them at $6.
-
-    It does so for what is at least $3, or NaN. Threads of a warp without such an element pass by.
-    """
-    return f"""{{
-    .reg .pred p; .reg .b32 at; .reg .b64 a, offset;
-    mov.b32 $0, 0;
-    setp.lt.f32 p, $1, $3;
-    @p bra passed;
-    atom.relaxed.gpu.global.add.u32 at, [$6], 1;
-    setp.ge.u32 p, at, {capacity};
-    @p bra passed;
-    mul.wide.u32 offset, at, 4;
-    add.s64 a, $4, offset;
-    st.global.b32 [a], $1;
-    add.s64 a, $5, offset;
-    st.global.b32 [a], $2;
-    passed:
-    }}"""
+def _from_all(key, least, most):
+    """As `_reached_by`, of keys of which nothing is known; one that all reach where they are too few."""
+    low, high = tl.reduce((tl.where(key > LOWEST, key, INFINITY), key), 0, _extremes)
+    high = tl.minimum(high, INFINITY)
+    return _reached_by(key, tl.minimum(low, high), high, most + 1, least, most)[0]
 
 
 @triton.jit
-def collect(x, slot, floor, row, state, found, place, CAPACITY: tl.constexpr):
-    """Append what reaches the row's floor to its candidates, and NaN with it."""
-    found += row.to(tl.int64) * CAPACITY
-    place += row.to(tl.int64) * CAPACITY
+def _extremes(a, b, c, d):
+    return tl.minimum(a, c), tl.maximum(b, d)
+
+
+@triton.jit
+def _reached_by(key, low, high, reaching, least, most):
+    """A key that at least `least` of the keys reach, the greatest, or one that at most `most` do.
+
+    It is sought from `low`, which `reaching` of them reach, to `high`.
+    """
+    while low < high:
+        step = tl.maximum((high - low).to(tl.uint32) // 5, 1).to(tl.int32)
+        one, two = tl.minimum(low + step, high), tl.minimum(low + 2 * step, high)
+        three, four = tl.minimum(low + 3 * step, high), tl.minimum(low + 4 * step, high)
+        # Four counts at a time: what costs is that the threads wait for one another.
+        near = (key >= one).to(tl.uint32) + ((key >= two).to(tl.uint32) << 16)
+        far = (key >= three).to(tl.uint32) + ((key >= four).to(tl.uint32) << 16)
+        near, far = tl.reduce((near, far), 0, _both)
+        low, high, reaching = _narrowed(low, high, reaching, one, near & 0xFFFF, least)
+        low, high, reaching = _narrowed(low, high, reaching, two, near >> 16, least)
+        low, high, reaching = _narrowed(low, high, reaching, three, far & 0xFFFF, least)
+        low, high, reaching = _narrowed(low, high, reaching, four, far >> 16, least)
+        if reaching <= most:
+            high = low
+    return low, reaching
+
+
+@triton.jit
+def _both(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def _narrowed(low, high, reaching, pivot, count, least):
+    """What is left to be searched, knowing how many keys reach a pivot."""
+    count = count.to(tl.int32)
+    enough = count >= least
+    high = tl.where(enough, high, tl.minimum(high, pivot - 1))
+    return tl.where(enough, pivot, low), high, tl.where(enough, count, reaching)
+
+
+@triton.jit
+def collect(x, slot, floor, row, state, found, CAPACITY: tl.constexpr, EACH: tl.constexpr):
+    """Append what reaches the row's floor to its candidates, and NaN with it; EACH as `append`'s."""
     hit = (x >= floor) | (x != x)
-    at = tl.atomic_add(state + row * STATE + COUNT + slot * 0, 1, mask=hit, sem="relaxed")
-    hit = hit & (at < CAPACITY)
-    tl.store(found + at, x, mask=hit)
-    tl.store(place + at, slot, mask=hit)
+    candidate = (slot.to(tl.int64) << 32) | x.to(tl.uint32, bitcast=True).to(tl.int64)
+    found += row.to(tl.int64) * CAPACITY
+    append(hit, candidate, found, state + row * STATE + COUNT, CAPACITY, EACH)
 
 
 @triton.jit
@@ -296,25 +302,19 @@ def floor_of(state, row):
 
 @triton.jit
 def _filter(
-    scores, row_stride, stop, length, state, found, place,
-    CAPACITY: tl.constexpr, BLOCK: tl.constexpr,
+    scores, row_stride, stop, length, state, found,
+    CAPACITY: tl.constexpr, BLOCK: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
-    after_others()
     # Neighbours in the grid work on different rows: one row's counter is added to one by one.
     row = tl.program_id(0)
     end = _end(stop, length, row)
     slot = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(scores + row.to(tl.int64) * row_stride + slot, mask=slot < end, other=float("-inf"))
-    floor = floor_of(state, row)
-    if PLAIN:
-        collect(x, slot, floor, row, state, found, place, CAPACITY)
-    else:  # the same, with no exchange of a tile between threads
-        tl.inline_asm_elementwise(
-            _append(CAPACITY), "=r,f,r,f,l,l,l",
-            [x, slot, floor, (found + row.to(tl.int64) * CAPACITY).to(tl.int64),
-             (place + row.to(tl.int64) * CAPACITY).to(tl.int64), (state + row * STATE + COUNT).to(tl.int64)],
-            dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
+    # Read while the threshold is still being sought, and so (as the row's end is) past the first-level
+    # cache, which may hold what was there before.
+    at = scores + row.to(tl.int64) * row_stride + slot
+    x = tl.load(at, mask=slot < end, other=float("-inf"), cache_modifier=".cg")
+    after_others()
+    collect(x, slot, floor_of(state, row), row, state, found, CAPACITY, EACH)
 
 
 @triton.jit
@@ -326,65 +326,83 @@ def settled(state, row, k, CAPACITY: tl.constexpr):
 
 @triton.jit
 def _finish(
-    scores, row_stride, stop, length, k, state, found, place, out, best,
-    CAPACITY: tl.constexpr, DIRECT: tl.constexpr, BLOCK: tl.constexpr,
+    scores, row_stride, stop, length, k, state, found, out,
+    RANKED: tl.constexpr, CAPACITY: tl.constexpr, DIRECT: tl.constexpr, BLOCK: tl.constexpr,
+    THREADS: tl.constexpr,
 ):  # fmt: skip
     after_others()
     row = tl.program_id(0)
     scores += row.to(tl.int64) * row_stride
     out += row.to(tl.int64) * k
-    if best is not None:
-        best += row.to(tl.int64) * k
+    state += row * STATE
     end = _end(stop, length, row)
-    slot = tl.arange(0, CAPACITY)
-    written, broken = 0, 0
     if DIRECT:
-        x = tl.load(scores + slot, mask=slot < end, other=float("-inf"))
-        broken = tl.max((x != x).to(tl.int32))
-        if broken == 0:
-            written = _pick(slot, _keys(x), k, out, best, state + row * STATE + WRITTEN)
-    elif settled(state, row, k, CAPACITY):
-        n = tl.load(state + row * STATE + COUNT)
-        at = row.to(tl.int64) * CAPACITY + slot
-        x = tl.load(found + at, mask=slot < n, other=float("-inf"))
-        slot = tl.load(place + at, mask=slot < n, other=0)
-        broken = tl.max((x != x).to(tl.int32))
-        if broken == 0:
-            written = _pick(slot, _keys(x), k, out, best, state + row * STATE + WRITTEN)
+        slot = tl.arange(0, CAPACITY)
+        key = _keys(tl.load(scores + slot, mask=slot < end, other=float("-inf")))
+        n = tl.sum((key > LOWEST).to(tl.int32))
+        low = tl.full([], LOWEST + 1, tl.int32)
+        written = _pick(slot, key, low, n, k, out, state, RANKED, CAPACITY // THREADS)
     else:
-        floor, n = tl.load(state + row * STATE), tl.load(state + row * STATE + COUNT)
-        written = _search(scores, end, k, floor, n, out, best, BLOCK)
-        broken = (written < 0).to(tl.int32)
-    tl.store(state + row * STATE + NAN, broken)
+        floor, n = tl.load(state), tl.load(state + COUNT)
+        found += row.to(tl.int64) * CAPACITY
+        half = tl.load(found + tl.arange(0, CAPACITY // 2))  # before it is known how many there are
+        if not settled(state, 0, k, CAPACITY):
+            written = _search(scores, end, k, floor, n, out, RANKED, BLOCK)
+        elif n <= CAPACITY // 2:  # as most often: half the work
+            written = _among(half, floor, n, k, out, state, RANKED, CAPACITY // 2, THREADS)
+        else:
+            all = tl.load(found + tl.arange(0, CAPACITY))
+            written = _among(all, floor, n, k, out, state, RANKED, CAPACITY, THREADS)
+    tl.store(state + NAN, (written < 0).to(tl.int32))
     for left in range(tl.maximum(written, 0), k, BLOCK):
         unused = left + tl.arange(0, BLOCK)
-        tl.store(out + unused, -1, mask=unused < k)
+        tl.store(out + unused, UNRANKED if RANKED else -1, mask=unused < k)
 
 
 @triton.jit
-def _pick(slot, key, k, out, best, counter):
-    """Write the k best of the candidates, all of them where they are fewer; how many that was."""
-    low, reaching = _reached_by(key, k, k)
-    low = tl.maximum(low, LOWEST + 1)
-    last = 0x7FFFFFFF
-    if reaching > k:
-        ties = k - tl.sum((key > low).to(tl.int32))
-        first = 0
-        while first < last:  # for the slot of the last of the lowest ties
-            middle = first + (last - first) // 2
-            if tl.sum(((key == low) & (slot <= middle)).to(tl.int32)) >= ties:
-                last = middle
-            else:
-                first = middle + 1
-    chosen = (key > low) | ((key == low) & (slot <= last))
+def _among(
+    candidate, floor, n, k, out, state,
+    RANKED: tl.constexpr, SIZE: tl.constexpr, THREADS: tl.constexpr,
+):  # fmt: skip
+    """Write the k best of n candidates; how many that was, or -1 for a row that holds NaN."""
+    key = _keys(candidate.to(tl.int32).to(tl.float32, bitcast=True))
+    key = tl.where(tl.arange(0, SIZE) < n, key, LOWEST)
+    slot = (candidate >> 32).to(tl.int32)
+    return _pick(slot, key, floor, n, k, out, state, RANKED, SIZE // THREADS)
+
+
+@triton.jit
+def _pick(slot, key, low, n, k, out, state, RANKED: tl.constexpr, EACH: tl.constexpr):
+    """Write the k best of the keys, n of which reach `low`; how many, or -1 where one is NaN's."""
     # Slots come in no order anyway, so that a counter does, and no running sum over the threads.
-    tl.store(counter, 0)
+    tl.store(state + WRITTEN, 0)
     tl.debug_barrier()
-    at = tl.atomic_add(counter + slot * 0, 1, mask=chosen, sem="relaxed")
-    tl.store(out + at, slot.to(tl.int64), mask=chosen)
-    if best is not None:
-        tl.store(best + at, _float(key), mask=chosen)
-    return tl.sum(chosen.to(tl.int32))
+    high, written = tl.max(key), -1
+    if high < NOT_A_NUMBER:
+        reaching, last, written = n, 0x7FFFFFFF, tl.minimum(n, k)
+        if n > k:
+            low, reaching = _reached_by(key, low, high, n, k, k)
+        if reaching > k:
+            ties = k - tl.sum((key > low).to(tl.int32))
+            first = 0
+            while first < last:  # for the slot of the last of the lowest ties
+                middle = first + (last - first) // 2
+                if tl.sum(((key == low) & (slot <= middle)).to(tl.int32)) >= ties:
+                    last = middle
+                else:
+                    first = middle + 1
+        chosen = (key > low) | ((key == low) & (slot <= last))
+        append(chosen, _shown(slot, key, RANKED), out, state + WRITTEN, 1 << 30, EACH)
+    return written
+
+
+@triton.jit
+def _shown(slot, key, RANKED: tl.constexpr):
+    """What is written of a slot that was chosen: with its rank above it, where that is asked for."""
+    shown = slot.to(tl.int64)
+    if RANKED:
+        shown |= (~key).to(tl.int64) << 32
+    return shown
 
 
 @triton.jit
@@ -399,7 +417,7 @@ def _reaching(scores, end, bound, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _search(scores, end, k, floor, n, out, best, BLOCK: tl.constexpr):
+def _search(scores, end, k, floor, n, out, RANKED: tl.constexpr, BLOCK: tl.constexpr):
     """As `_pick`, in a whole row, n of whose keys reach the floor; -1 for a row that holds NaN.
 
     Ties are written in the order of slots.
@@ -435,9 +453,7 @@ def _search(scores, end, k, floor, n, out, best, BLOCK: tl.constexpr):
             equal = (key == low).to(tl.int32)
             chosen = (key > low) | ((equal > 0) & (tied + tl.cumsum(equal, 0) <= ties))
             at = written + tl.cumsum(chosen.to(tl.int32), 0) - 1
-            tl.store(out + at, slot.to(tl.int64), mask=chosen)
-            if best is not None:
-                tl.store(best + at, _float(key), mask=chosen)
+            tl.store(out + at, _shown(slot, key, RANKED), mask=chosen)
             written += tl.sum(chosen.to(tl.int32))
             tied += tl.sum(equal)
     return written

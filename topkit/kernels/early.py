@@ -1,0 +1,25 @@
+"""Kernels that are launched before the one that they wait for has ended, where a GPU can."""
+
+# A kernel's values are not what Python, and pyright, take them for.
+# pyright: reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra import cuda
+
+from topkit.kernels.backend import launches_early
+
+EARLY = tl.constexpr(launches_early())
+
+
+@triton.jit
+def after_others():
+    """Wait for the kernel before, and let the next one be launched already.
+
+    In this order: what a kernel reads before it waits here was written two kernels before, or earlier.
+    """
+    if EARLY:
+        cuda.gdc_wait()
+        cuda.gdc_launch_dependents()

@@ -1,0 +1,78 @@
+"""Queries turned so that signs need not be taken out of their words.
+
+A word of four bytes, shifted left by s and read as four signed bytes, holds in its byte j the number
+
+    F(n) = -128 B(n) + 64 B(n - 1) + 32 B(n - 2) + ... + B(n - 7),    n = 8 j + 7 - s,
+
+of the word's bits B(0..31), zero below 0: the bit that is asked for, and others below it. All 32 of
+them determine the bits, so that there are c(0..31) with sum c(n) F(n) = sum q(n) B(n): a product of
+bytes that were shifted, and not masked, is one of signs. Half of F(n - 1) taken from F(n) leaves
+
+    c(n) = c(n + 1) - c(n + 8) / 256 - (q(n) - q(n + 1) / 2) / 128,
+
+solved from the top by sums. c is 2 to 3 times as large as q / 128 (16 times where all of q is alike),
+so that of its digits a bit or two (four) are lost.
+"""
+
+# A kernel's values are not what Python, and pyright, take them for.
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from topkit.kernels.early import EARLY, after_others
+
+PLANES = tl.constexpr(8)
+BYTES = tl.constexpr(4)
+
+
+def turned(queries: Tensor) -> Tensor:
+    """What shifted words are multiplied by, for queries [B, H, T, D]: float32, of the same shape."""
+    out = queries.new_empty(queries.shape, dtype=torch.float32)
+    rows, heads, count, dim = queries.shape
+    if out.numel():
+        with torch.cuda.device_of(queries):  # Triton launches on the current device
+            _turn[(rows * heads * count,)](
+                queries, queries.stride(), out, heads, count, dim // PLANES.value,
+                num_warps=1, launch_pdl=EARLY.value,
+            )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _turn(queries, by, out, heads, count, WIDTH: tl.constexpr):
+    after_others()
+    index = tl.program_id(0)
+    query, head, row = index % count, index // count % heads, index // count // heads
+    queries += row.to(tl.int64) * by[0] + head.to(tl.int64) * by[1] + query.to(tl.int64) * by[2]
+    out += index.to(tl.int64) * (PLANES * WIDTH)
+    n, word = tl.arange(0, PLANES * BYTES)[:, None], tl.arange(0, WIDTH // BYTES)[None, :]
+    c = tl.zeros([PLANES * BYTES, WIDTH // BYTES], tl.float32)
+    for byte in tl.static_range(BYTES - 1, -1, -1):  # c(n + 8 byte), from what is c(n + 8 byte + 8)
+        r = _bit(queries, n + PLANES * byte, word, WIDTH)
+        r -= 0.5 * _bit(queries, n + PLANES * byte + 1, word, WIDTH)
+        c = tl.cumsum(-r / 128 - c / 256, 0, reverse=True)
+    tl.store(out + _dim(n, word, WIDTH), c)
+
+
+@triton.jit
+def _dim(n, word, WIDTH: tl.constexpr):
+    """The dimension whose sign is bit n of a word: topkit.kernels.codes packs plane by plane."""
+    return n % PLANES * WIDTH + word * BYTES + n // PLANES
+
+
+@triton.jit
+def _bit(queries, n, word, WIDTH: tl.constexpr):
+    place = queries + _dim(n, word, WIDTH)
+    return tl.load(place, mask=n < PLANES * BYTES, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def all_set(dim, WIDTH: tl.constexpr):
+    """-F for a dimension where all bits are set."""
+    n = dim % WIDTH % BYTES * PLANES + dim // WIDTH
+    return tl.exp2(tl.maximum(-1.0 * n + (PLANES - 1), 0.0))
