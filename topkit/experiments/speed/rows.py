@@ -7,7 +7,7 @@ import io
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ COLUMNS: tuple[str, ...] = (
     "commit", "date",
 )  # fmt: skip
 KEY = ("bench", "what", "implementation", "device")
+# Packages of others, by the names that their rows have.
+RIVALS = {"flashinfer": "flashinfer-python", "xformers": "xformers"}
 # Of these units more is better.
 RATES = ("tokens/s", "GB/s")
 Row = dict[str, Any]
@@ -66,7 +68,7 @@ def machine(device: torch.device) -> Row:
         if cuda
         else "",
         "torch": torch.__version__,
-        "triton": _triton(),
+        "triton": _version("triton"),
         "cuda": torch.version.cuda or "",
         "topkit": topkit.__version__,
         "commit": _commit(),
@@ -106,12 +108,17 @@ def shown(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _triton() -> str:
-    if find_spec("triton") is None:
-        return ""
-    from importlib.metadata import version
+def release(implementation: str) -> str | None:
+    """The name and version of a rival's package, which no column holds."""
+    package = RIVALS.get(implementation.partition(".")[0])
+    return f"{package} {_version(package)}" if package else None
 
-    return version("triton")
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _commit() -> str:

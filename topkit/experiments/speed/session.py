@@ -143,6 +143,7 @@ class Session:
         """
         named = {"bench": bench, "what": what, "implementation": implementation}
         row: Row = dict.fromkeys(rows.COLUMNS) | self.machine | named | more
+        row["note"] = row["note"] or rows.release(implementation)
         if spans is not None:
             row |= rows.spread(spans, unit)
             if moved is not None:
@@ -154,9 +155,11 @@ class Session:
         return row | judged(row)
 
     def failed(self, bench: str, what: str, implementation: str, error: Exception) -> Row:
-        """A row in place of what could not be measured; memory that is too small is no error."""
-        if isinstance(error, (DoesNotFit, torch.OutOfMemoryError)):
-            note = str(error) if isinstance(error, DoesNotFit) else "out of memory"
+        """A row in place of what could not be measured; what does not fit or exist here is no error."""
+        if isinstance(error, (DoesNotFit, torch.OutOfMemoryError, NotImplementedError)):
+            note = (
+                "out of memory" if isinstance(error, torch.OutOfMemoryError) else _first_line(error)
+            )
             return self.row(bench, what, implementation, note=f"skipped: {note}")
         said = " ".join(f"{type(error).__name__}: {error}".split())
         return self.row(bench, what, implementation, error=said[:300])
@@ -169,6 +172,10 @@ class Session:
             return self.row(bench, what, implementation, **measure())
         except Exception as error:
             return self.failed(bench, what, implementation, error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 # A part of a benchmark that fails alone: its name, and what yields its rows.

@@ -11,6 +11,7 @@ MADE_FOR = "H200"
 TARGETS: dict[tuple[str, str], tuple[str, str, float]] = {
     ("score", "fp8_e4m3, batch 8 x 128K"): ("copy_share", ">=", 0.85),
     ("score", "int8, batch 8 x 128K"): ("copy_share", ">=", 0.85),
+    ("score", "int4, batch 8 x 128K"): ("copy_share", ">=", 0.85),
     ("score", "sign, batch 8 x 128K"): ("copy_share", ">=", 0.65),
     ("score", "lightning, batch 8 x 1M"): ("copy_share", ">=", 0.85),
     **{

@@ -341,7 +341,7 @@ def _finish(
         key = _keys(tl.load(scores + slot, mask=slot < end, other=float("-inf")))
         n = tl.sum((key > LOWEST).to(tl.int32))
         low = tl.full([], LOWEST + 1, tl.int32)
-        written = _pick(slot, key, low, n, k, out, state, RANKED, CAPACITY // THREADS)
+        written = _pick(slot, key, low, n, k, length, out, state, RANKED, CAPACITY // THREADS)
     else:
         floor, n = tl.load(state), tl.load(state + COUNT)
         found += row.to(tl.int64) * CAPACITY
@@ -349,10 +349,10 @@ def _finish(
         if not settled(state, 0, k, CAPACITY):
             written = _search(scores, end, k, floor, n, out, RANKED, BLOCK)
         elif n <= CAPACITY // 2:  # as most often: half the work
-            written = _among(half, floor, n, k, out, state, RANKED, CAPACITY // 2, THREADS)
+            written = _among(half, floor, n, k, length, out, state, RANKED, CAPACITY // 2, THREADS)
         else:
             all = tl.load(found + tl.arange(0, CAPACITY))
-            written = _among(all, floor, n, k, out, state, RANKED, CAPACITY, THREADS)
+            written = _among(all, floor, n, k, length, out, state, RANKED, CAPACITY, THREADS)
     tl.store(state + NAN, (written < 0).to(tl.int32))
     for left in range(tl.maximum(written, 0), k, BLOCK):
         unused = left + tl.arange(0, BLOCK)
@@ -361,37 +361,34 @@ def _finish(
 
 @triton.jit
 def _among(
-    candidate, floor, n, k, out, state,
+    candidate, floor, n, k, length, out, state,
     RANKED: tl.constexpr, SIZE: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
     """Write the k best of n candidates; how many that was, or -1 for a row that holds NaN."""
     key = _keys(candidate.to(tl.int32).to(tl.float32, bitcast=True))
     key = tl.where(tl.arange(0, SIZE) < n, key, LOWEST)
     slot = (candidate >> 32).to(tl.int32)
-    return _pick(slot, key, floor, n, k, out, state, RANKED, SIZE // THREADS)
+    return _pick(slot, key, floor, n, k, length, out, state, RANKED, SIZE // THREADS)
 
 
 @triton.jit
-def _pick(slot, key, low, n, k, out, state, RANKED: tl.constexpr, EACH: tl.constexpr):
+def _pick(slot, key, low, n, k, length, out, state, RANKED: tl.constexpr, EACH: tl.constexpr):
     """Write the k best of the keys, n of which reach `low`; how many, or -1 where one is NaN's."""
     # Slots come in no order anyway, so that a counter does, and no running sum over the threads.
     tl.store(state + WRITTEN, 0)
     tl.debug_barrier()
     high, written = tl.max(key), -1
     if high < NOT_A_NUMBER:
-        reaching, last, written = n, 0x7FFFFFFF, tl.minimum(n, k)
+        reaching, written = n, tl.minimum(n, k)
         if n > k:
             low, reaching = _reached_by(key, low, high, n, k, k)
-        if reaching > k:
+        chosen = key >= low
+        if reaching > k:  # of the lowest, those that tie, the first slots
             ties = k - tl.sum((key > low).to(tl.int32))
-            first = 0
-            while first < last:  # for the slot of the last of the lowest ties
-                middle = first + (last - first) // 2
-                if tl.sum(((key == low) & (slot <= middle)).to(tl.int32)) >= ties:
-                    last = middle
-                else:
-                    first = middle + 1
-        chosen = (key > low) | ((key == low) & (slot <= last))
+            place = tl.where(key == low, -1 - slot, LOWEST)
+            latest = tl.full([], -1, tl.int32)  # what goes through a loop is no constant
+            last, _ = _reached_by(place, latest * length, latest, reaching, ties, ties)
+            chosen = (key > low) | (place >= last)
         append(chosen, _shown(slot, key, RANKED), out, state + WRITTEN, 1 << 30, EACH)
     return written
 
