@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from contextlib import ExitStack
-from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -237,10 +236,8 @@ class Attachment:
         before = vars(model).get("forward")
         graphed = Graphed(self, self.layers, model, own, self._reader)
 
-        @functools.wraps(type(model).forward)
-        def forward(called: Any, *args: Any, **given: Any) -> Any:
-            if called is not model:  # a copy of the model, which took this method along
-                return type(called).forward(called, *args, **given)
+        @functools.wraps(own)
+        def forward(*args: Any, **given: Any) -> Any:
             prompt = self._prompt
             output = None if prompt is None or args else graphed.step(given, prompt)
             if output is None:
@@ -255,7 +252,7 @@ class Attachment:
                 model.forward = before
 
         self._graphed = graphed
-        model.forward = MethodType(forward, model)
+        model.forward = forward
         undo.callback(restore)
 
 

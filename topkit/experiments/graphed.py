@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -161,14 +162,16 @@ class Graphed:
         ids, positions, mask, cache = (told.pop(name, None) for name in names)
         if type(cache) is not DynamicCache or cache.offloading:
             return None
-        if len(cache.layers) != len(self._layers) or cache.get_seq_length() < prompt:
+        length = cache.get_seq_length()
+        if len(cache.layers) != len(self._layers) or length < prompt:
             return None
         if not isinstance(ids, Tensor) or ids.shape[1:] != (1,) or ids.dtype != torch.int64:
             return None
         # A model that is not told positions counts them on the host.
         if not isinstance(positions, Tensor) or positions.shape[-1:] != (1,):
             return None
-        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+        # Of the mask only its size is looked at: where rows begin was read at the step before.
+        if mask is not None and getattr(mask, "shape", None) != (len(ids), length + 1):
             return None
         if told.get("output_attentions") or told.get("output_hidden_states"):
             return None
@@ -202,7 +205,7 @@ class Graphed:
         captured = Captured(own, at, start, room, mask)
         if device.type == "cuda":
             with torch.cuda.device(device):
-                self._capture(captured, torch.cuda.Stream())
+                self._capture(captured, _side(torch.cuda.current_device()))
         return captured
 
     def _run(self, captured: Captured) -> Any:
@@ -260,6 +263,12 @@ class Graphed:
             f"captured in a CUDA graph: {reason}",
             stacklevel=2,
         )
+
+
+@cache
+def _side(device: int) -> torch.cuda.Stream:
+    """The stream that graphs are captured on: one, since libraries keep a workspace for each."""
+    return torch.cuda.Stream(device)
 
 
 @contextmanager
