@@ -34,6 +34,7 @@ LAWS: dict[str, Law] = {
         histories.row_alone,
         histories.padding_is_nothing,
         histories.truncate,
+        histories.fixed,
         histories.reorder,
         histories.fork,
         histories.fork_of_grown,

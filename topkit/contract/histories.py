@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from topkit.contract.agree import agree
@@ -89,6 +91,34 @@ def truncate(indexer: Indexer) -> None:
             for k in BUDGETS:
                 got, want = one.ask(indexer, index, k), one.ask(indexer, never, k)
                 agree(indexer, one, never, got, want, f"after truncate({length}), k={k}")
+
+
+def fixed(indexer: Indexer) -> None:
+    """At a place and a stop on the device a key is taken in and asked for as ever, also twice."""
+    if not indexer.fixed:
+        return
+    for start in (None, PADDED):
+        one, draft = stream(indexer, start=start), stream(indexer, start=start, seed=1)
+        index = one.build(indexer, [30, 31])
+        for length in range(32, one.length + 1):
+            assert index.room() is not None, f"no room for slot {length - 1}"
+            tokens = slice(length - 1, length)
+            at, stop = torch.tensor([length - 1]), torch.tensor([[length]])
+            step = replace(one.step(indexer, tokens, length), at=at, stop=stop)
+            for written in (draft, one):
+                index.append(written.keys[:, :, tokens], step)
+            assert index.length == length - 1, "a slot shows that was not revealed"
+            want_index = one.build(indexer, [length])
+            for k in BUDGETS:
+                want, where = one.ask(indexer, want_index, k), f"{length} keys, k={k}"
+                got = index.select(one.queries[:, :, tokens], k, step)
+                agree(indexer, one, want_index, got, want, f"at a place, {where}")
+            index.reveal(length)
+            assert index.length == length, f"length is {index.length} after reveal({length})"
+            for k in BUDGETS:
+                want, where = one.ask(indexer, want_index, k), f"{length} keys, k={k}"
+                got = one.ask(indexer, index, k)
+                agree(indexer, one, want_index, got, want, f"revealed, {where}")
 
 
 def reorder(indexer: Indexer) -> None:

@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from topkit.errors import InputError
 from topkit.experiments.finite import require_finite
 from topkit.experiments.follow import Followed, follow, leave
+from topkit.experiments.graphed import Graphed
 from topkit.experiments.hooks import Inputs, inputs_of, switched
 from topkit.experiments.judged import Judged
 from topkit.experiments.padding import Padding
@@ -41,6 +42,7 @@ def attach(
     sparse_prefill: bool = False,
     seed: int = 0,
     backend: str = "auto",
+    capture: bool = True,
 ) -> Attachment:
     """Let a transformers model decode through an indexer, until `detach` or the end of a `with`.
 
@@ -52,16 +54,20 @@ def attach(
     (`Attachment.fidelity`); `observe="shadow"` does so too, and leaves the output dense.
     `backend` is that of topkit.kernels: "auto" takes Triton's where it can; "triton" takes no other,
     and never waits for the GPU to look at what comes in (NaN then goes on to the output).
+    `capture`: with "triton", a CUDA graph holds the steps of `generate` where the indexer (`fixed`) and
+    the model allow it, and hooks inside of the model are not called; False runs them kernel by kernel.
     Raises: InputError for a model, layer, cache or mask that it would not serve rightly.
     """
     recipe, budget = parse(indexer), parse_budget(k)
     if observe not in (True, False, "shadow"):
         raise InputError(f'observe must be True, False or "shadow"; got {observe!r}')
+    if not isinstance(capture, bool):
+        raise InputError(f"capture must be True or False; got {capture!r}")
     modules = _attachable(model, recipe, layers)
     judged = Judged(recipe, budget) if observe else None
     resolve(backend, next(model.parameters()))
     reader = Reader(recipe, budget, seed, judged, backend)
-    return Attachment(model, reader, modules, observe == "shadow", sparse_prefill)
+    return Attachment(model, reader, modules, observe == "shadow", sparse_prefill, capture)
 
 
 class Attachment:
@@ -74,6 +80,7 @@ class Attachment:
         modules: dict[int, nn.Module],
         shadow: bool,
         sparse_prefill: bool,
+        capture: bool,
     ) -> None:
         self.layers = sorted(modules)
         self._reader, self._shadow, self._sparse_prefill = reader, shadow, sparse_prefill
@@ -82,6 +89,9 @@ class Attachment:
         self._followed: WeakSet[Any] = WeakSet()
         # Slots of the prompt that `generate` was given, while it runs.
         self._prompt: int | None = None
+        self._graphed: Graphed | None = None
+        # Steps of `generate` that were run at fixed shapes: by a CUDA graph, on a GPU.
+        self.captured = 0
         with ExitStack() as undo:
             for module in modules.values():
                 _attachments[module] = self
@@ -95,6 +105,8 @@ class Attachment:
             undo.callback(self._leave_caches)
             if hasattr(model, "generate"):
                 self._wrap_generate(model, undo)
+                if capture and not sparse_prefill and Graphed.can_serve(reader):
+                    self._wrap_forward(model, undo)
             self._undo = undo.pop_all()
 
     def detach(self) -> None:
@@ -117,6 +129,11 @@ class Attachment:
             raise InputError("nothing was observed; attach with observe=True")
         return self._reader.judged.table()
 
+    @property
+    def at(self) -> Tensor | None:
+        """The slot [1] that a step of fixed shapes is writing, on the device; None at any other step."""
+        return None if self._graphed is None else self._graphed.at
+
     def attend(
         self,
         module: nn.Module,
@@ -130,9 +147,12 @@ class Attachment:
     ) -> Tensor:
         """What stands in for the attention function of the model: its output [B, t, Hq, Dv]."""
         layer: int = module.layer_idx  # type: ignore[assignment]
+        scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        if self._graphed is not None and self.at is not None:
+            self._caches.pop(layer, None)
+            return self._graphed.attend(layer, query, key, value, scale)
         count, length = query.shape[2], key.shape[2]
         held = length - count
-        scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         followed, prompt = self._follow(layer, held), self._of_prompt(held, count)
         start = self._padding.start(mask, position_ids, count, length)
         new = {"queries": query, "keys": key[:, :, held:], "values": value[:, :, held:]}
@@ -150,7 +170,7 @@ class Attachment:
             sparse = self._reader.read(followed, call, prompt, not self._shadow)
             if sparse is not None:
                 outputs.append(sparse.transpose(1, 2))
-        followed.valid = length
+        followed.valid, followed.start = length, start
         return outputs[0].contiguous() if len(outputs) == 1 else torch.cat(outputs, 1)
 
     def _follow(self, layer: int, held: int) -> Followed:
@@ -200,6 +220,8 @@ class Attachment:
                 return own(inputs, *args, **given)
             finally:
                 self._prompt = outer
+                if self._graphed is not None:
+                    self._graphed.forget()
 
         def restore() -> None:
             del model.generate
@@ -207,6 +229,30 @@ class Attachment:
                 model.generate = before
 
         model.generate = generate  # type: ignore[assignment]
+        undo.callback(restore)
+
+    def _wrap_forward(self, model: PreTrainedModel, undo: ExitStack) -> None:
+        own: Any = model.forward
+        before = vars(model).get("forward")
+        graphed = Graphed(self, self.layers, model, own, self._reader)
+
+        @functools.wraps(own)
+        def forward(*args: Any, **given: Any) -> Any:
+            prompt = self._prompt
+            output = None if prompt is None or args else graphed.step(given, prompt)
+            if output is None:
+                return own(*args, **given)
+            self.captured += 1
+            return output
+
+        def restore() -> None:
+            self._graphed = None
+            del model.forward
+            if before is not None:
+                model.forward = before
+
+        self._graphed = graphed
+        model.forward = forward
         undo.callback(restore)
 
 

@@ -22,14 +22,25 @@ class Owner(Protocol):
         """Follow a copy of a layer, too."""
         ...
 
+    @property
+    def at(self) -> Tensor | None:
+        """The slot [1] that a step of fixed shapes is writing, on the device; None at any other step."""
+        ...
+
 
 class Followed:
-    """The index over one cache layer; the layer still holds its first `valid` slots as they were."""
+    """The index over one cache layer; the layer still holds its first `valid` slots as they were.
+
+    start [B] is where each row's tokens begin, as last read (None: 0); new [B, Hk, 1, D] are the keys
+    of a step of fixed shapes that the index has still to take in.
+    """
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
         self.index: Index | None = None
         self.valid = 0
+        self.start: Tensor | None = None
+        self.new: Tensor | None = None
 
     def crop(self, length: int) -> None:
         # The index itself is cut when the driver next knows what that takes: padding, keys.
@@ -45,7 +56,7 @@ class Followed:
     def __deepcopy__(self, memo: dict[int, Any]) -> Followed:
         twin = Followed(self.owner)
         twin.index = None if self.index is None else self.index.fork()
-        twin.valid = self.valid
+        twin.valid, twin.start = self.valid, self.start
         return twin
 
 
@@ -65,6 +76,20 @@ def follow(layer: Any, owner: Owner) -> Followed:
         layer.growing = Growing(), Growing()
     layer.followed = Followed(owner)
     return layer.followed
+
+
+def room(layer: Any, owner: Owner, length: int) -> list[Tensor]:
+    """The buffers of a layer and of its index, which hold `length` slots and have place for one more.
+
+    None at all where a layer is not followed by `owner`, or holds otherwise.
+    """
+    followed = vars(layer).get("followed")
+    if followed is None or followed.owner is not owner or followed.index is None:
+        return []
+    if not length == followed.valid == followed.index.length == layer.get_seq_length():
+        return []
+    own, codes = layer.room(), followed.index.room()
+    return [*own, *codes.values()] if own and codes else []
 
 
 def leave(layer: Any) -> None:
@@ -87,6 +112,9 @@ def _following(kind: type) -> type:
         def update(
             self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
         ) -> tuple[Tensor, Tensor]:
+            at = self.followed.owner.at
+            if at is not None:
+                return self._put(at, key_states, value_states)
             # A layer that stores in another way, or keys that gradients flow through, stay its own.
             plain = kind.update is DynamicLayer.update and self.get_seq_length() > 0
             if not plain or key_states.requires_grad or value_states.requires_grad:
@@ -94,6 +122,38 @@ def _following(kind: type) -> type:
             self.keys = self.growing[0].append(self.keys, key_states)
             self.values = self.growing[1].append(self.values, value_states)
             return self.keys, self.values
+
+        def room(self) -> list[Tensor]:
+            """The buffers of keys and of values, with place for one more slot; none without."""
+            if kind is not DynamicLayer:
+                return []
+            pairs = zip(self.growing, (self.keys, self.values), strict=True)
+            own = [whole for growing, held in pairs if (whole := growing.whole(held)) is not None]
+            return own if len(own) == 2 else []
+
+        def _put(self, at: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            """Write a slot into the buffers, and give them whole; it shows from `reveal` on."""
+            self.followed.new = keys
+            own = self.room()
+            return own[0].index_copy_(2, at, keys), own[1].index_copy_(2, at, values)
+
+        def reveal(self, length: int) -> None:
+            """Hold the slots before `length`, and the index too: steps of fixed shapes wrote them."""
+            self.keys, self.values = (growing.until(length) for growing in self.growing)
+            assert self.followed.index is not None
+            self.followed.index.reveal(length)
+            self.followed.valid = length
+
+        def get_seq_length(self) -> Any:
+            # On the device, as a static layer's: who would count on it on the host has to wait for it.
+            at = self.followed.owner.at
+            return super().get_seq_length() if at is None else at[0]
+
+        def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+            at = self.followed.owner.at
+            if at is None:
+                return super().get_mask_sizes(query_length)
+            return self.room()[0].shape[2], 0
 
         def offload(self) -> None:
             super().offload()

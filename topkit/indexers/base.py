@@ -46,7 +46,8 @@ class Step:
     """What the driver knows at a call, and the inputs that the recipe declared.
 
     Shapes: start [B], the first real slot of each row (left padding; None: 0); stop [B or 1, Tq],
-    query i sees the slots start <= s < stop[i] (None: the queries are the last Tq slots).
+    query i sees the slots start <= s < stop[i] (None: the queries are the last Tq slots); at [1], the
+    slot of the one key that is appended, on its device (None: behind those held; see `Indexer.fixed`).
     backend is the kernels' ("auto", "torch", "triton"); `ordered` asks for the best first, which
     attention itself does not need.
     Raises: InputError when an input is read that was not declared, or that the driver lacks.
@@ -57,6 +58,7 @@ class Step:
     seed: int = 0
     start: Tensor | None = None
     stop: Tensor | None = None
+    at: Tensor | None = None
     kv_heads: int = 1
     backend: str = "auto"
     ordered: bool = True
@@ -209,6 +211,14 @@ class Index(ABC):
         """An independent copy; right as it stands where no call writes into a tensor held."""
         return copy.copy(self)
 
+    def room(self) -> Mapping[str, Tensor] | None:
+        """Buffers of the slots held that have place for one more, None without; of `fixed` recipes."""
+        return None
+
+    def reveal(self, length: int) -> None:
+        """Hold the slots before `length`, which steps wrote where their `at` said."""
+        raise InputError(f"{type(self).__name__} takes no key at a place on the device")
+
     def score(self, queries: Tensor, step: Step) -> Tensor:
         """Approximate scores of all keys [B, Hs, Tq, T]; recipes that `score_all` have them."""
         raise InputError(f"{type(self).__name__} does not score every key")
@@ -239,6 +249,10 @@ class Indexer:
     causal_codes: ClassVar[bool] = True
     # select changes later selections: never shared between runs.
     remembers: ClassVar[bool] = False
+    # A step with `at` and `stop` appends one key and selects with shapes and addresses that stay, by
+    # what stands on the device alone and without inputs, in the index's `room`: a CUDA graph holds it.
+    # What is written there shows from `Index.reveal` on, and until then may be written again.
+    fixed: ClassVar[bool] = False
     # Index.score gives a score for every key.
     score_all: ClassVar[bool] = False
     # Selections carry log_weights: an estimate of attention, which no list may cut.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -101,6 +102,12 @@ class Wrapped(Index):
 
     def bytes_per_key(self, step: Step) -> float:
         return self.base.bytes_per_key(step.given_to(self.recipe.base))
+
+    def room(self) -> Mapping[str, Tensor] | None:
+        return self.base.room()
+
+    def reveal(self, length: int) -> None:
+        self.base.reveal(length)
 
     def truncate(self, length: int, step: Step) -> None:
         self.base.truncate(length, step.given_to(self.recipe.base))

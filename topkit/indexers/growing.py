@@ -14,6 +14,8 @@ class Growing:
 
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
+        # What `until` gave last, which needs no second look.
+        self._shown: Tensor | None = None
 
     def append(self, held: Tensor, new: Tensor) -> Tensor:
         """`held` and `new` [B, H, t, ...] behind it, as a view of the buffer."""
@@ -36,8 +38,22 @@ class Growing:
             room = -(-(stop + int(stop * SHARE)) // ROUND) * ROUND
             buffer = held.new_empty(*held.shape[:2], room, *held.shape[3:], dtype=dtype)
             buffer[:, :, :length] = held
-            self._buffer = buffer
+            self._buffer, self._shown = buffer, None
         return buffer[:, :, :stop]
+
+    def whole(self, held: Tensor) -> Tensor | None:
+        """The buffer that `held` is the beginning of, with room behind it; None where there is none."""
+        buffer = self._buffer
+        if buffer is None or held.shape[2] >= buffer.shape[2]:
+            return None
+        begins = held is self._shown or _begins_with(buffer, held, held.dtype)
+        return buffer if begins else None
+
+    def until(self, stop: int) -> Tensor:
+        """The slots of the buffer before `stop`, as a view of it."""
+        assert self._buffer is not None
+        self._shown = self._buffer.narrow(2, 0, stop)
+        return self._shown
 
 
 def _begins_with(buffer: Tensor, held: Tensor, dtype: torch.dtype) -> bool:

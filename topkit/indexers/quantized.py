@@ -32,6 +32,7 @@ class quantized(Scored):
     family: ClassVar[str] = "quantized"
     source: ClassVar[str] = "DeepSeek-V3.2-Exp"
     cost: ClassVar[str] = "reads 1, 1/2 or 1/4 byte a dimension, and a scale"
+    fixed: ClassVar[bool] = True
     examples: ClassVar[tuple[str, ...]] = (
         "quantized()",
         "quantized(dtype='fp8_e4m3', hadamard=True, scale='pow2')",
@@ -55,7 +56,7 @@ class quantized(Scored):
         asked, told = self._told(queries, codes)
         return score_codes(asked, codes["codes"], **told, backend=step.backend)
 
-    def write(self, keys: Tensor, codes: Codes, at: int, step: Step) -> None:
+    def write(self, keys: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
         how = {"dtype": self.dtype, "hadamard": self.hadamard, "backend": step.backend}
         quantize_append(keys, codes["codes"], codes[self._scale], at, **how)
 

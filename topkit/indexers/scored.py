@@ -29,8 +29,11 @@ class Scored(Indexer):
         """Scores [B, Hs, Tq, T] of all codes for queries [B, Hq, Tq, D]."""
         raise NotImplementedError(f"{type(self).__name__}.score")
 
-    def write(self, keys: Tensor, codes: Codes, at: int, step: Step) -> None:
-        """Encode keys [B, Hk, t, D] into codes at the slots `at`, `at` + 1, ...: one launch may do it."""
+    def write(self, keys: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
+        """Encode keys [B, Hk, t, D] into codes at the slots `at`, `at` + 1, ...: one launch may do it.
+
+        A tensor `at` [1] comes to recipes that are `fixed`.
+        """
         for name, new in self.encode(keys, step).items():
             codes[name][:, :, at : at + keys.shape[2]] = new
 
@@ -114,6 +117,9 @@ class ScoredIndex(Index):
         return sum(code.untyped_storage().nbytes() for code in stored.values())
 
     def append(self, keys: Tensor, step: Step) -> None:
+        if step.at is not None:
+            self.recipe.write(keys, self._roomy(), step.at, step)
+            return
         if not self.codes:
             self.codes = self.recipe.encode(keys, step)
         else:
@@ -136,6 +142,24 @@ class ScoredIndex(Index):
         self.growing = {}
         return replace(self, codes=dict(self.codes), growing={})
 
+    def room(self) -> Codes | None:
+        found = {}
+        for name, code in self.codes.items():
+            whole = self.growing[name].whole(code) if name in self.growing else None
+            if whole is None:
+                return None
+            found[name] = whole
+        return found
+
+    def reveal(self, length: int) -> None:
+        self.codes = {name: self.growing[name].until(length) for name in self.codes}
+        self.slots = length
+
+    def _roomy(self) -> Codes:
+        codes = self.room()
+        assert codes is not None
+        return codes
+
     def score(self, queries: Tensor, step: Step) -> Tensor:
         return self.recipe.score(queries, self.codes, step)
 
@@ -144,6 +168,8 @@ class ScoredIndex(Index):
 
     def chosen(self, queries: Tensor, k: int, step: Step, pool: str | None = None) -> Selection:
         """The selection, of scores pooled over a group's heads where `pool` says how."""
+        if step.at is not None:  # nobody counts what it costs
+            return Selection(self.recipe.pick(queries, self._roomy(), k, step, pool))
         seen = step.seen(self.slots, queries.shape[2], queries.device)
         slots = self.recipe.pick(queries, self.codes, k, step, pool)
         cost = self.bytes_per_key(step)

@@ -38,6 +38,10 @@ class shared(Combinator):
         choice(self, "how", ("mean", "sum", "max"))
         every_score(self)
 
+    @property
+    def fixed(self) -> bool:
+        return self.base.fixed and self.per == "group"
+
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         inner = step.given_to(self.base)
         if self.per == "group" and isinstance(index, ScoredIndex):

@@ -24,6 +24,7 @@ class sign(Scored):
     family: ClassVar[str] = "quantized"
     source: ClassVar[str] = "arXiv 2603.14224"
     cost: ClassVar[str] = "reads 1 bit a dimension"
+    fixed: ClassVar[bool] = True
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
         return {"bits": signs(keys)}
@@ -31,7 +32,7 @@ class sign(Scored):
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
         return score_codes(queries, codes["bits"], dtype="sign", backend=step.backend)
 
-    def write(self, keys: Tensor, codes: Codes, at: int, step: Step) -> None:
+    def write(self, keys: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
         quantize_append(keys, codes["bits"], None, at, dtype="sign", backend=step.backend)
 
     def pick(

@@ -32,7 +32,8 @@ from topkit.indexers.growing import Growing
 INDEXER = "shared(sign())"
 DENSE = "SDPA"
 WHOLE = 32
-# Tokens that come before the times count: the index is built, kernels compiled, the cache given room.
+# Tokens that come before the times count: the index is built, kernels compiled, the cache given room,
+# a step captured.
 WARM = 8
 NOTE = "random weights, random keys for a prefill"
 
@@ -116,7 +117,8 @@ def _spans(session: Session, batch: int, length: int, layers: int, attached: boo
     """Seconds between tokens, once all is warm."""
     s = session.scale
     held = layers * formulas.dense(batch, length, s.groups, s.dim).counted
-    # A layer is moved once, to where an eighth more has place; weights take less than the rest.
+    # A layer is moved once, to where an eighth more has place; weights, and what a captured step holds
+    # of its own, take less than the rest.
     session.require(held * (1 + 1 / 8 + 1 / 2 / layers) + (layers + 2) * 2**29)
     model = _model(session, layers, length)
     cache = _filled(session, model, batch, length, attached)
