@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from topkit.errors import InputError
 from topkit.indexers.base import Index
 from topkit.indexers.growing import Growing
+from topkit.kernels.cache_append import cache_append
 
 
 class Owner(Protocol):
@@ -134,8 +135,9 @@ def _following(kind: type) -> type:
         def _put(self, at: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
             """Write a slot into the buffers, and give them whole; it shows from `reveal` on."""
             self.followed.new = keys
-            own = self.room()
-            return own[0].index_copy_(2, at, keys), own[1].index_copy_(2, at, values)
+            own_keys, own_values = self.room()
+            cache_append(own_keys, own_values, keys, values, at)
+            return own_keys, own_values
 
         def reveal(self, length: int) -> None:
             """Hold the slots before `length`, and the index too: steps of fixed shapes wrote them."""

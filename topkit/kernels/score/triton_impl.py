@@ -209,21 +209,26 @@ def _digits(q, trailing, BITS: tl.constexpr):
 
 
 @triton.jit
+def _early(place, there):
+    """Floats that may be read before the kernel before has ended: past the first-level cache, which may
+    hold what was there before."""
+    return tl.load(place, mask=there, other=0.0, cache_modifier=".cg").to(tl.float32)
+
+
+@triton.jit
 def _asked(queries, by, head, dim, own, FORM: tl.constexpr):
     """Components of a group's queries, of the heads that are scored; zero elsewhere."""
     GROUP: tl.constexpr = FORM.group
     if FORM.summed:
         real = own & (head == 0)
-        q = tl.load(queries + dim + 0 * head, mask=real, other=0.0).to(tl.float32)
+        q = _early(queries + dim + 0 * head, real)
         for other in tl.static_range(1, GROUP):
-            q += tl.load(queries + other * by[1] + dim + 0 * head, mask=real, other=0.0).to(
-                tl.float32
-            )
+            q += _early(queries + other * by[1] + dim + 0 * head, real)
         if FORM.pool == "mean":
             q *= 1.0 / GROUP
     else:
         real = own & (head < GROUP)
-        q = tl.load(queries + head * by[1] + dim, mask=real, other=0.0).to(tl.float32)
+        q = _early(queries + head * by[1] + dim, real)
     return q
 
 
@@ -238,13 +243,12 @@ def prepare(source, batch, group, query, FORM: tl.constexpr):
     dim = tl.arange(0, FORM.dim)
     if FORM.dtype == "lightning":
         real = head < GROUP
-        columns = (
-            tl.load(queries + head[None, :] * by[1] + dim[:, None], mask=real[None, :], other=0.0),
-        )
+        at = queries + head[None, :] * by[1] + dim[:, None]
+        columns = (tl.load(at, mask=real[None, :], other=0.0, cache_modifier=".cg"),)
         at = query_scales + batch * scales_by[0] + head * scales_by[1] + query * scales_by[2]
-        unit = tl.load(at, mask=real, other=0.0) * (1.0 / (GROUP * FORM.dim) ** 0.5)
+        unit = _early(at, real) * (1.0 / (GROUP * FORM.dim) ** 0.5)
         at = gates + batch * gates_by[0] + query * gates_by[1] + head * gates_by[2]
-        unit *= tl.load(at, mask=real, other=0.0)
+        unit *= _early(at, real)
         total = unit
     else:
         BITS: tl.constexpr = FORM.bits
@@ -335,10 +339,11 @@ def seen(start, stop, batch, query, length):
     """The slots that a query sees: the first, and one past the last."""
     first, end = 0, length
     if start is not None:
-        first = tl.load(start + batch).to(tl.int32)
+        first = tl.load(start + batch, cache_modifier=".cg").to(tl.int32)
     if stop is not None:
         places, by = stop
-        end = tl.minimum(tl.load(places + batch * by[0] + query * by[1]), length).to(tl.int32)
+        end = tl.load(places + batch * by[0] + query * by[1], cache_modifier=".cg")
+        end = tl.minimum(end, length).to(tl.int32)
     return first, end
 
 

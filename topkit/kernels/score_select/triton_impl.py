@@ -41,9 +41,9 @@ from topkit.kernels.select_topk.triton_impl import (
 )
 
 # Programs a list that score it again, where they must.
-RESCORING = 32
-# Tiles of a sample that a program scores: to make its queries ready takes as long as two.
-SAMPLED = 4
+RESCORING = 8
+# Tiles of a sample that a program scores: to make its queries ready takes as long.
+SAMPLED = 2
 
 
 def score_select(
@@ -130,9 +130,10 @@ def _filter(
 ):  # fmt: skip
     # Neighbours in the grid work on different lists: one list's counter is added to one by one.
     index = tl.program_id(0)
-    after_others()
+    # The threshold is still being sought while queries are made ready.
     batch, group, query, first, end = _place(told, index)
     prepared = prepare(told[0], batch, group, query, FORM)
+    after_others()
     floor = floor_of(state, index)
     begin = tl.program_id(1) * tiles
     beyond = tl.minimum(begin + tiles, tl.cdiv(end, FORM.sharing * ROWS))

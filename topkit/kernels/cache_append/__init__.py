@@ -1,0 +1,49 @@
+"""A token's keys and values, into a cache with room for them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from topkit.errors import InputError
+from topkit.kernels import checks
+from topkit.kernels.backend import resolve
+from topkit.kernels.cache_append import reference
+
+__all__ = ["cache_append"]
+
+
+def cache_append(
+    keys: Tensor,
+    values: Tensor,
+    new_keys: Tensor,
+    new_values: Tensor,
+    at: Tensor,
+    *,
+    backend: str = "auto",
+) -> None:
+    """Writes a token's keys and values at a slot of a cache, in place and in one launch.
+
+    Shapes: keys [B, Hk, C, D], values [B, Hk, C, Dv]; new_keys [B, Hk, 1, D], new_values
+    [B, Hk, 1, Dv]; at [1], which on a GPU is not looked at: a slot beyond C is left out.
+    Raises: InputError where shapes, dtypes or devices do not belong together, or there is no room.
+    """
+    for name, held, new in (("keys", keys, new_keys), ("values", values, new_values)):
+        checks.dims(name, held, 4)
+        checks.beside(keys.device, **{name: held, f"new_{name}": new})
+        checks.typed(f"new_{name}", new, (held.dtype,))
+        checks.shaped(f"new_{name}", new, (*keys.shape[:2], 1, held.shape[3]))
+        checks.shaped(name, held, (*keys.shape[:3], held.shape[3]))
+        if 0 in [by for by, size in zip(held.stride(), held.shape, strict=True) if size > 1]:
+            raise InputError(f"{name} must not be expanded; got strides {held.stride()}")
+    checks.typed("at", at, checks.PLACES)
+    checks.shaped("at", at, (1,))
+    checks.beside(keys.device, at=at)
+    if not at.is_cuda and not 0 <= int(at) < keys.shape[2]:
+        raise InputError(f"at must be 0 to {keys.shape[2] - 1}; got {int(at)}")
+    tensors = (keys, values, new_keys, new_values)
+    if resolve(backend, keys, checks.ungraded(new_keys=new_keys, new_values=new_values)) == "torch":
+        reference.cache_append(*tensors, at)
+        return
+    from topkit.kernels.cache_append import triton_impl
+
+    triton_impl.cache_append(*tensors, at)
