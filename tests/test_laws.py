@@ -323,6 +323,13 @@ class fails_in_half(int8):
         return super().encode(keys, step)
 
 
+@dataclass(frozen=True)
+class writes_a_slot_early(sign):
+    def write(self, keys, codes, at, step):
+        early = at - 1 if isinstance(at, torch.Tensor) else at
+        super().write(keys, codes, early, step)
+
+
 BROKEN: dict[type[Indexer], str] = {
     peeks: "queries_together",
     uses_torch_generator: "same_seed_same_answer",
@@ -334,6 +341,7 @@ BROKEN: dict[type[Indexer], str] = {
     shares_state_with_its_fork: "fork",
     forgets_appended_keys: "append",
     truncates_wrong: "truncate",
+    writes_a_slot_early: "fixed",
     reorders_nothing: "reorder",
     reads_what_it_did_not_declare: "declared_inputs",
     chooses_twice: "unique",
