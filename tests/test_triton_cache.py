@@ -56,7 +56,7 @@ def test_a_part_of_a_longer_buffer() -> None:
     assert not whole[:, :, :5].any() and not whole[:, :, 6:].any()
 
 
-BAD = {
+BAD: dict[str, dict[str, Any]] = {
     "new_keys must be (2, 3, 1, 64); got (2, 3, 1, 48)": dict(new_keys=torch.zeros(2, 3, 1, 48).half()),
     "new_values must be float16; got torch.float32": dict(new_values=torch.zeros(2, 3, 1, 48)),
     "values must be (2, 3, 9, 48); got (2, 3, 8, 48)": dict(values=torch.zeros(2, 3, 8, 48).half()),
@@ -68,7 +68,8 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_refused_by_name(message: str) -> None:
-    given = case() | {name: x.to(DEVICE) for name, x in BAD[message].items()}
+    given = case()
+    given |= {name: x.to(DEVICE) for name, x in BAD[message].items()}
     with pytest.raises(InputError) as refused:
         cache_append(**given)
     assert message in str(refused.value)

@@ -56,7 +56,7 @@ def long_rows(monkeypatch):
         monkeypatch.setattr(impl, "SEARCHED", 1 << 15)
         monkeypatch.setattr(impl, "FILTERED", 1 << 15)
         for name in CONFIGS:
-            monkeypatch.setitem(CONFIGS, name, Config(256, 4, 4, 1))
+            monkeypatch.setitem(CONFIGS, name, Config(256, 4, 1, 1))
 
 
 class Seen(NamedTuple):

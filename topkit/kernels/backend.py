@@ -6,6 +6,7 @@ import os
 from functools import cache
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 from topkit.errors import InputError
@@ -39,9 +40,13 @@ def interpreted() -> bool:
 @cache
 def launches_early() -> bool:
     """Whether a kernel may be launched before the one that it waits for has ended: since Hopper."""
-    import torch
-
     return not interpreted() and torch.cuda.get_device_capability() >= (9, 0)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; a few in Triton's interpreter."""
+    return 4 if interpreted() else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _missing(tensor: Tensor) -> str | None:

@@ -8,7 +8,6 @@ list and leaves an output and the logarithm of its softmax's sum, from which par
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.backend import interpreted
+from topkit.kernels.backend import interpreted, multiprocessors
 from topkit.kernels.early import EARLY, after_others
 
 MOST_SPLITS = 64
@@ -68,7 +67,7 @@ def _launch(
     out = queries.new_empty(batch, heads, asked, width)
     if lists == 0:
         return out
-    splits = _splits(lists, kept, _multiprocessors(queries.device), config)
+    splits = _splits(lists, kept, multiprocessors(queries.device), config)
     parts = sums = None
     if splits > 1:
         parts = out.new_empty(lists, splits, group, width, dtype=torch.float32)
@@ -116,11 +115,6 @@ def _splits(lists: int, kept: int, multiprocessors: int, config: Config) -> int:
 def _strides(held: Tensor, batch: int, heads: int = -1) -> tuple[int, ...]:
     """Strides by which a single row, or head, is read as everyone's."""
     return held.expand(batch, heads, -1, -1).stride()
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return 4 if interpreted() else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit(do_not_specialize=["kept", "length"])
