@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.append import append
+from topkit.kernels.append import PLAIN, append
 from topkit.kernels.early import EARLY, after_others
 from topkit.kernels.select_topk import order
 
@@ -238,14 +238,41 @@ def _threshold(
 @triton.jit
 def _from_all(key, least, most):
     """As `_reached_by`, of keys of which nothing is known; one that all reach where they are too few."""
-    low, high = tl.reduce((tl.where(key > LOWEST, key, INFINITY), key), 0, _extremes)
+    low, high = _extremes(tl.where(key > LOWEST, key, INFINITY), key)
     high = tl.minimum(high, INFINITY)
     return _reached_by(key, tl.minimum(low, high), high, most + 1, least, most)[0]
 
 
+# Two reductions at a time: what costs is that threads wait for one another. Triton's interpreter takes
+# those that are not its own an element at a time.
 @triton.jit
-def _extremes(a, b, c, d):
+def _extremes(a, b):
+    """The least of a, and the greatest of b."""
+    if PLAIN:
+        least, greatest = tl.min(a), tl.max(b)
+    else:
+        least, greatest = tl.reduce((a, b), 0, _farther)
+    return least, greatest
+
+
+@triton.jit
+def _farther(a, b, c, d):
     return tl.minimum(a, c), tl.maximum(b, d)
+
+
+@triton.jit
+def _sums(a, b):
+    """Both sums."""
+    if PLAIN:
+        of_a, of_b = tl.sum(a), tl.sum(b)
+    else:
+        of_a, of_b = tl.reduce((a, b), 0, _both)
+    return of_a, of_b
+
+
+@triton.jit
+def _both(a, b, c, d):
+    return a + c, b + d
 
 
 @triton.jit
@@ -258,10 +285,10 @@ def _reached_by(key, low, high, reaching, least, most):
         step = tl.maximum((high - low).to(tl.uint32) // 5, 1).to(tl.int32)
         one, two = tl.minimum(low + step, high), tl.minimum(low + 2 * step, high)
         three, four = tl.minimum(low + 3 * step, high), tl.minimum(low + 4 * step, high)
-        # Four counts at a time: what costs is that the threads wait for one another.
+        # Four counts at a time.
         near = (key >= one).to(tl.uint32) + ((key >= two).to(tl.uint32) << 16)
         far = (key >= three).to(tl.uint32) + ((key >= four).to(tl.uint32) << 16)
-        near, far = tl.reduce((near, far), 0, _both)
+        near, far = _sums(near, far)
         low, high, reaching = _narrowed(low, high, reaching, one, near & 0xFFFF, least)
         low, high, reaching = _narrowed(low, high, reaching, two, near >> 16, least)
         low, high, reaching = _narrowed(low, high, reaching, three, far & 0xFFFF, least)
@@ -269,11 +296,6 @@ def _reached_by(key, low, high, reaching, least, most):
         if reaching <= most:
             high = low
     return low, reaching
-
-
-@triton.jit
-def _both(a, b, c, d):
-    return a + c, b + d
 
 
 @triton.jit
