@@ -310,6 +310,7 @@ EAGER: dict[str, dict[str, Any]] = {
     "sparse prefill": {"sparse_prefill": True},
     "one layer of two": {"layers": [1]},
     "a recipe of fixed slots": {"spec": "keep(shared(sign()), sink=1)"},
+    "a list shared twice": {"spec": "shared(shared(sign()))", "k": 200},
     "a selection for a layer": {"spec": "shared(sign(), per='layer')"},
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.checks import choice
 from topkit.indexers.combinator import Combinator, every_score
-from topkit.indexers.scored import ScoredIndex, best, pooled
+from topkit.indexers.scored import Scored, ScoredIndex, best, pooled
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class shared(Combinator):
 
     @property
     def fixed(self) -> bool:
-        return self.base.fixed and self.per == "group"
+        return self.per == "group" and isinstance(self.base, Scored) and self.base.fixed
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         inner = step.given_to(self.base)

@@ -24,7 +24,8 @@ def cache_append(
     """Writes a token's keys and values at a slot of a cache, in place and in one launch.
 
     Shapes: keys [B, Hk, C, D], values [B, Hk, C, Dv]; new_keys [B, Hk, 1, D], new_values
-    [B, Hk, 1, Dv]; at [1], which on a GPU is not looked at: a slot beyond C is left out.
+    [B, Hk, 1, Dv]; at [1], which on a GPU is not looked at: the kernel leaves out a slot
+    beyond C.
     Raises: InputError where shapes, dtypes or devices do not belong together, or there is no room.
     """
     for name, held, new in (("keys", keys, new_keys), ("values", values, new_values)):

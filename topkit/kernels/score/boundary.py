@@ -17,7 +17,7 @@ WIDTHS = (64, 128)
 # Heads are columns of a product: of a group with one key head, and lightning's.
 MOST_SHARING = 32
 MOST_HEADS = 64
-# A head's bytes are counted in 32 bits, to the end of a program's last tile, which is this long.
+# A head's bytes are counted in 32 bits, to the end of its last tile; more than one is kept free.
 MOST_BYTES = 2**31 - 2**18
 # Blocks of a grid, but in its first dimension.
 MOST_BLOCKS = 65535

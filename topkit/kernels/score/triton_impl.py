@@ -379,7 +379,8 @@ def _score(
     prepared = prepare(source, batch, group, query, FORM)
     out += batch.to(tl.int64) * by[0] + query.to(tl.int64) * by[2]
     begin = tl.program_id(0) * tiles
-    for tile in tl.range(begin, begin + tiles, num_stages=STAGES):
+    beyond = tl.minimum(begin + tiles, tl.cdiv(length, FORM.sharing * ROWS))
+    for tile in tl.range(begin, beyond, num_stages=STAGES):
         row = tile * ROWS + tl.arange(0, ROWS)
         scores = score_rows(source, prepared, batch, group, row, length, FORM)
         slot = slots_of(row, FORM)

@@ -30,6 +30,7 @@ from topkit.kernels.score.triton_impl import (
     window,
 )
 from topkit.kernels.select_topk.triton_impl import (
+    STATE,
     Plan,
     Work,
     collect,
@@ -154,7 +155,7 @@ def _rescore(
 ):  # fmt: skip
     after_others()
     index = tl.program_id(1)
-    if not settled(state, index, k, CAPACITY):
+    if not settled(state + index.to(tl.int64) * STATE, k, CAPACITY):
         batch, group, query, first, end = _place(told, index)
         prepared = prepare(told[0], batch, group, query, FORM)
         scores += index.to(tl.int64) * told[3]

@@ -229,7 +229,7 @@ def _threshold(
     floor = tl.minimum(floor + (reaching > most).to(tl.int32), INFINITY)
     if (reaching < least) | (end <= CAPACITY):  # there is room for all that may be chosen
         floor = MINUS_INFINITY + 1
-    state += row * STATE
+    state += row.to(tl.int64) * STATE
     tl.store(state, tl.maximum(floor, MINUS_INFINITY + 1))
     tl.store(state + COUNT, 0)
     tl.store(state + NAN, 0)
@@ -313,13 +313,13 @@ def collect(x, slot, floor, row, state, found, CAPACITY: tl.constexpr, EACH: tl.
     hit = (x >= floor) | (x != x)
     candidate = (slot.to(tl.int64) << 32) | x.to(tl.uint32, bitcast=True).to(tl.int64)
     found += row.to(tl.int64) * CAPACITY
-    append(hit, candidate, found, state + row * STATE + COUNT, CAPACITY, EACH)
+    append(hit, candidate, found, state + row.to(tl.int64) * STATE + COUNT, CAPACITY, EACH)
 
 
 @triton.jit
 def floor_of(state, row):
     """The least score that is collected of a row."""
-    return _float(tl.load(state + row * STATE))
+    return _float(tl.load(state + row.to(tl.int64) * STATE))
 
 
 @triton.jit
@@ -340,9 +340,9 @@ def _filter(
 
 
 @triton.jit
-def settled(state, row, k, CAPACITY: tl.constexpr):
-    """Whether the k best of a row are among its candidates."""
-    floor, n = tl.load(state + row * STATE), tl.load(state + row * STATE + COUNT)
+def settled(state, k, CAPACITY: tl.constexpr):
+    """Whether the k best of the row whose state this is are among its candidates."""
+    floor, n = tl.load(state), tl.load(state + COUNT)
     return (n <= CAPACITY) & ((n >= k) | (floor == MINUS_INFINITY + 1))
 
 
@@ -356,7 +356,7 @@ def _finish(
     row = tl.program_id(0)
     scores += row.to(tl.int64) * row_stride
     out += row.to(tl.int64) * k
-    state += row * STATE
+    state += row.to(tl.int64) * STATE
     end = _end(stop, length, row)
     if DIRECT:
         slot = tl.arange(0, CAPACITY)
@@ -368,7 +368,7 @@ def _finish(
         floor, n = tl.load(state), tl.load(state + COUNT)
         found += row.to(tl.int64) * CAPACITY
         half = tl.load(found + tl.arange(0, CAPACITY // 2))  # before it is known how many there are
-        if not settled(state, 0, k, CAPACITY):
+        if not settled(state, k, CAPACITY):
             written = _search(scores, end, k, floor, n, out, RANKED, BLOCK)
         elif n <= CAPACITY // 2:  # as most often: half the work
             written = _among(half, floor, n, k, length, out, state, RANKED, CAPACITY // 2, THREADS)
