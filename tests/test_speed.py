@@ -100,6 +100,18 @@ def test_what_fails_is_a_row_and_loses_no_other(monkeypatch: pytest.MonkeyPatch)
     assert found[2]["note"] == "skipped: out of memory"  # too small a GPU is no error
 
 
+def test_a_rival_may_lack_an_operation_and_topkit_may_not() -> None:
+    session = Session(torch.device("cpu"), Scale.tiny())
+
+    def lacks() -> Any:
+        raise NotImplementedError("No operator found\nfor these inputs")
+
+    rival = session.attempt("dense", "one", "xformers", lacks)
+    assert rival["note"] == "skipped: No operator found" and not rival["error"]
+    ours = session.attempt("dense", "one", "topkit", lacks)
+    assert ours["error"].startswith("NotImplementedError: No operator found")
+
+
 # --- the numbers
 
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor
 
+from topkit.kernels.cache_append import cache_append
 from topkit.kernels.codes import PACKED_BITS, quantize, signs, stored
 from topkit.kernels.gather_attention import gather_attention
 from topkit.kernels.quantize_append import quantize_append
@@ -128,6 +129,13 @@ def append() -> None:
             )
 
 
+def cache() -> None:
+    keys, values = drawn(2, 3, 20, 64), drawn(2, 3, 20, 48)
+    for at in (0, 19, 20):  # the last one beyond the end
+        place, new = torch.tensor([at], device="cuda"), (drawn(2, 3, 1, 64), drawn(2, 3, 1, 48))
+        cache_append(keys, values, *new, place, backend="triton")
+
+
 WATCHED = {
     "select_topk": select,
     "score": score,
@@ -135,6 +143,7 @@ WATCHED = {
     "score_select": fused,
     "gather_attention": gather,
     "quantize_append": append,
+    "cache_append": cache,
 }
 
 if __name__ == "__main__":

@@ -46,6 +46,16 @@ def beside(device: torch.device, **tensors: Tensor | None) -> None:
             raise InputError(f"{name} must be on {device}; got {tensor.device}")
 
 
+def unexpanded(**tensors: Tensor | None) -> None:
+    """Require a place of its own for each element: what one launch writes twice holds either."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        pairs = zip(tensor.stride(), tensor.shape, strict=True)
+        if 0 in [by for by, size in pairs if size > 1]:
+            raise InputError(f"{name} must not be expanded; got strides {tensor.stride()}")
+
+
 def at_least_one(name: str, value: int) -> None:
     """Require a count."""
     if value < 1:

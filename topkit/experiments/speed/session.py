@@ -155,11 +155,14 @@ class Session:
         return row | judged(row)
 
     def failed(self, bench: str, what: str, implementation: str, error: Exception) -> Row:
-        """A row in place of what could not be measured; what does not fit or exist here is no error."""
-        if isinstance(error, (DoesNotFit, torch.OutOfMemoryError, NotImplementedError)):
-            note = (
-                "out of memory" if isinstance(error, torch.OutOfMemoryError) else _first_line(error)
-            )
+        """A row in place of what could not be measured.
+
+        Memory that is too small is no error, nor is a rival that has no such operation here.
+        """
+        lacking = isinstance(error, NotImplementedError) and rows.release(implementation)
+        if lacking or isinstance(error, (DoesNotFit, torch.OutOfMemoryError)):
+            short = isinstance(error, torch.OutOfMemoryError)
+            note = "out of memory" if short else _first_line(error)
             return self.row(bench, what, implementation, note=f"skipped: {note}")
         said = " ".join(f"{type(error).__name__}: {error}".split())
         return self.row(bench, what, implementation, error=said[:300])

@@ -34,8 +34,7 @@ def cache_append(
         checks.typed(f"new_{name}", new, (held.dtype,))
         checks.shaped(f"new_{name}", new, (*keys.shape[:2], 1, held.shape[3]))
         checks.shaped(name, held, (*keys.shape[:3], held.shape[3]))
-        if 0 in [by for by, size in zip(held.stride(), held.shape, strict=True) if size > 1]:
-            raise InputError(f"{name} must not be expanded; got strides {held.stride()}")
+        checks.unexpanded(**{name: held})
     checks.typed("at", at, checks.PLACES)
     checks.shaped("at", at, (1,))
     checks.beside(keys.device, at=at)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from topkit.errors import InputError
+from topkit.kernels import checks
 from topkit.kernels.backend import resolve
 from topkit.kernels.gather_attention import reference
 from topkit.kernels.gather_attention.reference import attend, gather_scores
@@ -68,10 +69,8 @@ def _unsupported(
             return f"{name} must be bfloat16 or float16, all alike; got {given.dtype}"
         if given.shape[-1] not in WIDTHS:
             return f"{name} must have 64 or 128 dimensions; got {given.shape[-1]}"
-        if given.stride(-1) != 1:
-            return f"{name} must be contiguous in the last dimension; got stride {given.stride(-1)}"
-        if given.requires_grad and torch.is_grad_enabled():
-            return f"{name} must not require gradients; the kernel has none"
+    if reason := checks.unpacked(**rows) or checks.ungraded(**rows):
+        return reason
     if any(given.dim() != 4 for given in (*rows.values(), indices)):
         return None  # refused by `_check`
     sharing = queries.shape[1] // max(1, keys.shape[1], indices.shape[1])
@@ -88,12 +87,9 @@ def _check(
     if log_weights is not None:
         named["log_weights"] = log_weights
     for name, given in named.items():
-        if given.dim() != 4:
-            raise InputError(f"{name} must have 4 dimensions; got shape {tuple(given.shape)}")
-        if given.device != queries.device:
-            raise InputError(f"{name} must be on {queries.device}, as queries; got {given.device}")
-    if indices.dtype not in (torch.int64, torch.int32):
-        raise InputError(f"indices must be int64 or int32; got {indices.dtype}")
+        checks.dims(name, given, 4)
+    checks.beside(queries.device, **named)
+    checks.typed("indices", indices, checks.PLACES)
     if log_weights is not None and not log_weights.is_floating_point():
         raise InputError(f"log_weights must be floating-point; got {log_weights.dtype}")
     batch, heads, asked, width = queries.shape
@@ -113,5 +109,5 @@ def _check(
         "log_weights": tuple(indices.shape),
     }
     for name, given in named.items():
-        if name in expected and tuple(given.shape) != expected[name]:
-            raise InputError(f"{name} must be {expected[name]}; got {tuple(given.shape)}")
+        if name in expected:
+            checks.shaped(name, given, expected[name])

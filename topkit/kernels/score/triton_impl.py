@@ -1,10 +1,10 @@
 """Scores of queries against packed keys, on tensor cores.
 
 Keys stay in the bits that they are stored in: fields of 2 or 4 bits are moved to the top of their byte,
-four at a time, and multiplied as int8; signs are not even cut out (topkit.kernels.score.turned). A query is two columns of int8 (fp16 for fp8 keys), its
-leading and its trailing digits, so that 15 of its bits (22) count. The heads of a group are columns of
-one product, and at least 32 bytes of keys one row of it: of short codes a row holds several keys, and
-the columns of one key are zero where another's bytes stand.
+four at a time, and multiplied as int8; signs are not even cut out (topkit.kernels.score.turned). A query
+is two columns of int8 (fp16 for fp8 keys), its leading and its trailing digits, so that 15 of its bits
+(22) count. The heads of a group are columns of one product, and at least 32 bytes of keys one row of it:
+of short codes a row holds several keys, and the columns of one key are zero where another's bytes stand.
 """
 
 # A kernel's values are not what Python, and pyright, take them for.
