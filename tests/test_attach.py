@@ -688,6 +688,11 @@ def test_refuses_a_second_attachment(model: Any) -> None:
             attach(model, "sign()", k=4)
         generated(model, prompt())
     assert model.config._attn_implementation == "sdpa"
+    # Of other layers neither: the first to leave would take the other's wrappers with it.
+    with attach(model, "sign()", k=4, layers=[0]):
+        with pytest.raises(InputError, match="attached already"):
+            attach(model, "sign()", k=4, layers=[1])
+    attach(model, "sign()", k=4, layers=[1]).detach()
 
 
 def test_refuses_caches_that_it_cannot_follow(model: Any) -> None:

@@ -306,6 +306,9 @@ def _attachable(
         raise InputError(f"layers must be numbers as [0, 3]; got {layers!r}") from None
     if not chosen:
         raise InputError(f"{name} has no layer to attach to: none attends to all keys")
+    # Also of other layers: what two attachments change of a model comes back in one order only.
+    if any(module in _attachments for module in whole.values()):
+        raise InputError(f"{name} is attached already; detach it first")
     for layer in chosen:
         if layer not in seen:
             raise InputError(f"{name} has no attention in layer {layer!r}; it has {sorted(seen)}")
@@ -313,8 +316,6 @@ def _attachable(
             raise InputError(
                 f"layer {layer} of {name} sees a window of keys and stays dense; leave it out"
             )
-        if whole[layer] in _attachments:
-            raise InputError(f"{name} is attached already; detach it first")
     reasons = unserved(model, [indexer], {layer: seen[layer] for layer in chosen})
     if reasons:
         raise InputError(reasons[indexer])
