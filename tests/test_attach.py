@@ -689,9 +689,11 @@ def test_refuses_a_second_attachment(model: Any) -> None:
         generated(model, prompt())
     assert model.config._attn_implementation == "sdpa"
     # Of other layers neither: the first to leave would take the other's wrappers with it.
-    with attach(model, "sign()", k=4, layers=[0]):
-        with pytest.raises(InputError, match="attached already"):
-            attach(model, "sign()", k=4, layers=[1])
+    with (
+        attach(model, "sign()", k=4, layers=[0]),
+        pytest.raises(InputError, match="attached already"),
+    ):
+        attach(model, "sign()", k=4, layers=[1])
     attach(model, "sign()", k=4, layers=[1]).detach()
 
 
