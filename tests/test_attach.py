@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -452,6 +453,17 @@ def test_every_indexer_generates(model: Any, name: str, tmp_path: Any) -> None:
     assert set(table["call"].to_pylist()) == {1, 2, 3}
     assert max(table["kept"].to_pylist()) <= 6
     assert min(table["recall"].to_pylist()) >= 0
+
+
+def test_the_hidden_states_of_a_prompt_are_not_kept(model: Any, tmp_path: Any) -> None:
+    held: list[Any] = []
+    note = model.model.layers[0].self_attn.register_forward_pre_hook(
+        lambda _, __, given: held.append(weakref.ref(given["hidden_states"])), with_kwargs=True
+    )
+    with attach(model, lightning_for(tmp_path), k=4):
+        cache = model(**prompt()).past_key_values
+        assert cache.get_seq_length() == 24 and held[0]() is None
+    note.remove()
 
 
 @pytest.mark.parametrize(

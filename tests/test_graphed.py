@@ -30,6 +30,7 @@ from transformers import (  # noqa: E402
 )
 
 from topkit.experiments.attach import attach  # noqa: E402
+from topkit.experiments.lightning import save_weights  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -169,6 +170,25 @@ def test_steps_are_those_of_the_kernels(model: Any, spec: str) -> None:
     assert captured == 10 - 2
     other = forced(model, given, 11)
     assert (other - ours).abs().max() > 0.1, "dense attention gives the same"
+
+
+def lightning_for(folder: Any) -> str:
+    torch.manual_seed(3)
+    shapes = {"wq": (3 * 64, 32), "wk": (64, 32), "norm": 64, "norm_bias": 64, "gates": (3, 32)}
+    tensors = {f"{n}.{w}": torch.randn(shape) for n in range(2) for w, shape in shapes.items()}
+    how = {"heads": 3, "rope": "half", "rope_at": "first", "reads": "hidden"}
+    file = save_weights(folder, "tiny", tensors, **how)
+    return f"lightning(weights={str(file)!r}, dtype='fp8')"
+
+
+@pytest.mark.parametrize("wrapped", ["{}", "shared({})"])
+def test_an_indexer_that_reads_what_the_layer_was_given(wrapped: str, tmp_path: Any) -> None:
+    deep, spec = tiny(2), wrapped.format(lightning_for(tmp_path))
+    given = prompt(2, padded=True)
+    ours, theirs, captured = both(deep, lambda _: forced(deep, given, 11), spec=spec)
+    close(ours, theirs)
+    assert captured == 10 - 2
+    assert (forced(deep, given, 11) - ours).abs().max() > 0.1, "dense attention gives the same"
 
 
 def test_several_layers() -> None:
@@ -396,10 +416,15 @@ def test_capture_is_a_switch(model: Any) -> None:
         ("shared(sign())", 2, 200),
         ("sign()", 1, 5),
         ("shared(quantized(dtype='int4', hadamard=True))", 1, 5),
+        ("lightning", 1, 5),
+        ("lightning", 2, 200),
     ],
 )
-def test_replays_give_what_kernels_give_and_call_no_module(spec: str, layers: int, k: int) -> None:
+def test_replays_give_what_kernels_give_and_call_no_module(
+    spec: str, layers: int, k: int, tmp_path: Any
+) -> None:
     model, calls, given = tiny(layers), [], prompt(3, padded=True)
+    spec = lightning_for(tmp_path) if spec == "lightning" else spec
     model.model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
     with attached(model, spec, k, capture=False):
         calls.clear()

@@ -55,7 +55,7 @@ def keys_of(dim: int, new: int, kind=torch.bfloat16, batch=2, heads=3, seed=0) -
     return x.clamp(-6e4, 6e4).to(kind).transpose(1, 2)
 
 
-def put(keys, index, at, dtype, hadamard) -> tuple[Tensor, Any]:
+def put(keys, index, at, dtype, hadamard, pow2=False) -> tuple[Tensor, Any]:
     """What the index should hold: one key after the other, by the definitions."""
     codes, scale = index[0].clone(), None if index[1] is None else index[1].clone()
     keys = hadamard_rotate(keys) if hadamard else keys
@@ -66,10 +66,10 @@ def put(keys, index, at, dtype, hadamard) -> tuple[Tensor, Any]:
         if scale is None:
             codes[b, :, slot] = signs(keys[b, :, j])
             continue
-        pow2 = scale.dtype == torch.int8
-        new, scales = quantize(keys[b, :, j], dtype, "pow2" if pow2 else "float")
+        held = scale.dtype == torch.int8
+        new, scales = quantize(keys[b, :, j], dtype, "pow2" if pow2 or held else "float")
         codes.view(torch.uint8)[b, :, slot] = new.view(torch.uint8)
-        scale[b, :, slot] = exponents(scales) if pow2 else scales
+        scale[b, :, slot] = exponents(scales) if held else scales
     return codes, scale
 
 
@@ -81,22 +81,29 @@ def same(found, want) -> bool:
     )
 
 
-def check(keys: Tensor, at, dtype: str, scale=torch.float32, hadamard=False, backend="triton"):
+def check(
+    keys: Tensor, at, dtype: str, scale=torch.float32, hadamard=False, pow2=False, backend="triton"
+):
     places = at.tolist() if isinstance(at, Tensor) else [at]
     index = room(dtype, keys.shape[3], scale, len(keys), keys.shape[1])
-    want = put(keys, index, places, dtype, hadamard)
-    quantize_append(keys, *index, at, dtype=dtype, hadamard=hadamard, backend=backend)
+    want = put(keys, index, places, dtype, hadamard, pow2)
+    how = {"dtype": dtype, "hadamard": hadamard, "pow2": pow2}
+    quantize_append(keys, *index, at, **how, backend=backend)
     assert same(index, want)
 
 
 @pytest.mark.parametrize("hadamard", [False, True])
-@pytest.mark.parametrize("scale", [torch.float32, torch.int8], ids=str)
+@pytest.mark.parametrize(
+    ("scale", "pow2"),
+    [(torch.float32, False), (torch.float32, True), (torch.int8, False)],
+    ids=["float", "powers", "exponents"],
+)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_bits_are_those_of_the_definition(dtype, scale, hadamard):
+def test_the_bits_are_those_of_the_definition(dtype, scale, pow2, hadamard):
     at = torch.tensor([3, 21], device=DEVICE)
     for dim, new, kind in ((64, 19, torch.bfloat16), (128, 1, torch.float16)):
-        check(keys_of(dim, new, kind), at, dtype, scale, hadamard)
-        check(keys_of(dim, new, kind), at, dtype, scale, hadamard, backend="torch")
+        for backend in ("triton", "torch"):
+            check(keys_of(dim, new, kind), at, dtype, scale, hadamard, pow2, backend)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "fp8_e4m3", "int4"])
@@ -126,6 +133,7 @@ def test_zeros_and_the_smallest_floats_have_a_scale(dtype):
     keys[:, :, 3, 1:] = -0.0
     for scale in (torch.float32, torch.int8):
         check(keys, 36, dtype, scale)
+    check(keys, 36, dtype, pow2=True)
 
 
 @pytest.mark.parametrize("scale", [torch.float32, torch.int8], ids=str)

@@ -123,10 +123,8 @@ def append() -> None:
             scale = None if dtype == "sign" else torch.zeros(2, 2, 100, 1, device="cuda")
             keys = drawn(2, 2, new, 128, dtype=torch.bfloat16)
             place = torch.tensor([at], device="cuda")
-            rotated = dtype in PACKED_BITS
-            quantize_append(
-                keys, codes, scale, place, dtype=dtype, hadamard=rotated, backend="triton"
-            )
+            how = {"dtype": dtype, "hadamard": dtype in PACKED_BITS, "pow2": new == 1}
+            quantize_append(keys, codes, scale, place, **how, backend="triton")
 
 
 def cache() -> None:

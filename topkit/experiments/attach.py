@@ -18,7 +18,7 @@ from topkit.errors import InputError
 from topkit.experiments.finite import require_finite
 from topkit.experiments.follow import Followed, follow, leave
 from topkit.experiments.graphed import Graphed
-from topkit.experiments.hooks import Inputs, inputs_of, switched
+from topkit.experiments.hooks import Inputs, inputs_of, switched, taken
 from topkit.experiments.judged import Judged
 from topkit.experiments.padding import Padding
 from topkit.experiments.record import within
@@ -148,9 +148,10 @@ class Attachment:
         """What stands in for the attention function of the model: its output [B, t, Hq, Dv]."""
         layer: int = module.layer_idx  # type: ignore[assignment]
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        inputs = taken(self._given, layer)
         if self._graphed is not None and self.at is not None:
             self._caches.pop(layer, None)
-            return self._graphed.attend(layer, query, key, value, scale)
+            return self._graphed.attend(layer, query, key, value, scale, inputs)
         count, length = query.shape[2], key.shape[2]
         held = length - count
         followed, prompt = self._follow(layer, held), self._of_prompt(held, count)
@@ -158,7 +159,7 @@ class Attachment:
         new = {"queries": query, "keys": key[:, :, held:], "values": value[:, :, held:]}
         if self._reader.backend != "triton":
             require_finite(f"layer {layer}", new, start, held)
-        inputs = {"values": new["values"], **self._given.get(layer, {})}
+        inputs |= {"values": new["values"]}
         call = Call(layer, query, key, value, scale, start, inputs)
         with torch.no_grad():
             self._reader.take(followed, call, prompt)

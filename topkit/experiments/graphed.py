@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -130,7 +130,13 @@ class Graphed:
         return type(output)(**copied)
 
     def attend(
-        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scaling: float
+        self,
+        layer: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        inputs: Mapping[str, Any],
     ) -> Tensor:
         """The output [B, 1, Hq, Dv] of a layer's attention, where `at` is a slot; all room is given."""
         captured, reader = self._running, self._reader
@@ -149,6 +155,7 @@ class Graphed:
             kv_heads=keys.shape[1],
             backend=reader.backend,
             ordered=False,
+            inputs=inputs,
         ).given_to(reader.indexer)
         new, followed.new = followed.new, None
         followed.index.append(new, step)

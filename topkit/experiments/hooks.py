@@ -60,6 +60,14 @@ def inputs_of(modules: Iterable[nn.Module]) -> Iterator[Inputs]:
         yield found
 
 
+def taken(given: Inputs, layer: int) -> dict[str, Any]:
+    """What a layer was given, which is let go of here: of a long prompt that is gigabytes."""
+    found = given.get(layer, {})
+    inputs = dict(found)
+    found.clear()
+    return inputs
+
+
 def attention_modules(model: nn.Module) -> list[nn.Module]:
     """The modules that know their layer, each after those that it is part of."""
     return [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int)]

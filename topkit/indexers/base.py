@@ -250,7 +250,8 @@ class Indexer:
     # select changes later selections: never shared between runs.
     remembers: ClassVar[bool] = False
     # A step with `at` and `stop` appends one key and selects with shapes and addresses that stay, by
-    # what stands on the device alone and without inputs, in the index's `room`: a CUDA graph holds it.
+    # what stands on the device alone, in the index's `room`: a CUDA graph holds it. Of inputs it is
+    # given those that are of the key's token.
     # What is written there shows from `Index.reveal` on, and until then may be written again.
     fixed: ClassVar[bool] = False
     # Index.score gives a score for every key.

@@ -17,7 +17,7 @@ from torch.nn.functional import layer_norm, linear
 from topkit.errors import InputError
 from topkit.indexers.base import Step
 from topkit.indexers.scored import Codes, Scored
-from topkit.kernels.codes import hadamard_rotate, quantize
+from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_lightning
 from topkit.kernels.score_select import score_select_lightning
 
@@ -51,6 +51,10 @@ class lightning(Scored):
     )
 
     @property
+    def fixed(self) -> bool:
+        return self.dtype == "fp8"
+
+    @property
     def needs(self) -> frozenset[str]:
         if self.weights == GIVEN:
             return frozenset({"index_queries", "index_keys", "index_weights"})
@@ -70,10 +74,13 @@ class lightning(Scored):
             load(self.weights)
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
-        if self.weights == GIVEN:
-            return self._stored(step.input("index_keys").to(torch.float32, copy=True))
-        w = load(self.weights, keys.device).layer(step.layer)
-        return self._stored(w.keys(step.hidden, step.rope))
+        return self._stored(self._keys(keys, step), step)
+
+    def write(self, keys: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
+        if self.dtype == "fp32":
+            super().write(keys, codes, at, step)
+        else:
+            _put(self._keys(keys, step), codes, at, step)
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
         asked, gates, told = self._told(queries, codes, step)
@@ -92,6 +99,12 @@ class lightning(Scored):
         how["check"] = step.backend != "triton"
         return score_select_lightning(asked, codes["vectors"], gates, k, **told, **seen, **how)
 
+    def _keys(self, keys: Tensor, step: Step) -> Tensor:
+        """Index keys [B, 1, t, d] of the tokens of a call."""
+        if self.weights == GIVEN:
+            return step.input("index_keys").to(torch.float32, copy=True)
+        return load(self.weights, keys.device).layer(step.layer).keys(step.hidden, step.rope)
+
     def _told(
         self, queries: Tensor, codes: Codes, step: Step
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -101,15 +114,27 @@ class lightning(Scored):
             w = load(self.weights, queries.device).layer(step.layer)
             asked = w.queries(step.latent if w.reads_latent else step.hidden, step.rope)
             gates = w.gates(step.hidden)
-        asked = self._stored(asked)
+        asked = self._stored(asked, step)
         scales = {"query_scale": asked.get("scale"), "key_scale": codes.get("scale")}
         return asked["vectors"], gates, scales
 
-    def _stored(self, vectors: Tensor) -> Codes:
+    def _stored(self, vectors: Tensor, step: Step) -> Codes:
         if self.dtype == "fp32":
             return {"vectors": vectors}
-        codes, scale = quantize(hadamard_rotate(vectors), "fp8_e4m3", "pow2")
-        return {"vectors": codes, "scale": scale}
+        codes = {
+            "vectors": vectors.new_empty(vectors.shape, dtype=torch.float8_e4m3fn),
+            "scale": vectors.new_empty(*vectors.shape[:-1], 1),
+        }
+        _put(vectors, codes, 0, step)
+        return codes
+
+
+def _put(vectors: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
+    """Write float32 vectors as e4m3 at the slots from `at` on, as DeepSeek's inference code does."""
+    quantize_append(
+        vectors, codes["vectors"], codes["scale"], at,
+        dtype="fp8_e4m3", hadamard=True, pow2=True, backend=step.backend,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

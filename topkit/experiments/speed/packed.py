@@ -64,9 +64,10 @@ class Packed:
 
     def append(self, keys: Tensor, at: int) -> None:
         """Encode keys [B, H, t, D] into the slots from `at` on."""
+        lightning = self.dtype == "lightning"  # as DeepSeek's inference code encodes
         quantize_append(
             keys, self.codes, self.scale, at,
-            dtype=self.kind, hadamard=self.dtype == "lightning", backend=self.backend,
+            dtype=self.kind, hadamard=lightning, pow2=lightning, backend=self.backend,
         )  # fmt: skip
 
     def append_in_torch(self, keys: Tensor, at: int) -> None:

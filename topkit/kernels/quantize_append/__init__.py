@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,24 +30,28 @@ def quantize_append(
     *,
     dtype: str,
     hadamard: bool = False,
+    pow2: bool = False,
     backend: str = "auto",
 ) -> None:
     """Encodes new keys into slots at, at + 1, ... of codes and scale, in place and in one launch.
 
     Shapes: keys [B, Hk, t, D]; codes [B, Hk, C, W] as topkit.kernels.codes encodes them, dtype one of
-    sign, int2, int4, int8, fp8_e4m3; scale [B, Hk, C, 1], float32 or exponents in int8, None for sign;
+    sign, int2, int4, int8, fp8_e4m3; scale [B, Hk, C, 1], float32 or exponents in int8, None for sign,
+    rounded up to powers of two where `pow2` asks for it, and where it holds exponents;
     at a number, or a tensor [1] or [B], which on a GPU is not looked at: slots beyond C are left out.
     The kernel writes the bits that the definition does, of keys that are finite.
     Raises: InputError where shapes, dtypes or devices do not belong together, or there is no room.
     """
     _check(keys, codes, scale, dtype)
     _check_room(at, keys, codes)
+    how: dict[str, Any] = {"dtype": dtype, "hadamard": hadamard}
+    how["pow2"] = pow2 or (scale is not None and scale.dtype == torch.int8)
     if resolve(backend, keys, _unsupported(keys, codes)) == "torch":
-        reference.quantize_append(keys, codes, scale, at, dtype=dtype, hadamard=hadamard)
+        reference.quantize_append(keys, codes, scale, at, **how)
         return
     from topkit.kernels.quantize_append import triton_impl
 
-    triton_impl.quantize_append(keys, codes, scale, at, dtype=dtype, hadamard=hadamard)
+    triton_impl.quantize_append(keys, codes, scale, at, **how)
 
 
 def _check(keys: Tensor, codes: Tensor, scale: Tensor | None, dtype: str) -> None:

@@ -15,16 +15,17 @@ def quantize_append(
     at: int | Tensor,
     *,
     dtype: str,
-    hadamard: bool = False,
+    hadamard: bool,
+    pow2: bool,
 ) -> None:
     """As topkit.kernels.quantize_append.quantize_append, by the definitions of the codes."""
     keys = hadamard_rotate(keys) if hadamard else keys
     if dtype == "sign":
         new, scales = signs(keys), None
     else:
-        pow2 = scale is not None and scale.dtype == torch.int8
         new, scales = quantize(keys, dtype, "pow2" if pow2 else "float")
-        scales = exponents(scales) if pow2 else scales
+        if scale is not None and scale.dtype == torch.int8:
+            scales = exponents(scales)
     first = torch.as_tensor(at, device=keys.device).reshape(-1, 1)
     slots = (first + torch.arange(keys.shape[2], device=keys.device)).expand(len(keys), -1)
     row, place = ((slots >= 0) & (slots < codes.shape[2])).nonzero().T

@@ -31,12 +31,13 @@ def quantize_append(
     *,
     dtype: str,
     hadamard: bool,
+    pow2: bool,
 ) -> None:
     """As the reference's, of checked arguments."""
     rows, groups, new, dim = keys.shape
     loaded = isinstance(at, Tensor)
     per_row = at.stride(0) if isinstance(at, Tensor) and len(at) > 1 else 0
-    pow2 = scale is not None and scale.dtype == torch.int8
+    exponents = scale is not None and scale.dtype == torch.int8
     block = 1 if new == 1 else ROWS
     if keys.numel() == 0:
         return
@@ -45,7 +46,7 @@ def quantize_append(
             keys, keys.stride(), codes.view(torch.uint8), codes.stride(),
             scale, None if scale is None else scale.stride(), at, per_row,
             new, codes.shape[2], groups, dtype, PACKED_BITS.get(dtype, 8), LARGEST.get(dtype, 1),
-            pow2, hadamard, loaded, dim, block, num_warps=1 if block == 1 else 4,
+            pow2, exponents, hadamard, loaded, dim, block, num_warps=1 if block == 1 else 4,
             launch_pdl=EARLY.value,
         )  # fmt: skip
 
@@ -54,7 +55,7 @@ def quantize_append(
 def _append(
     keys, keys_by, codes, codes_by, scale, scale_by, at, per_row, new, room, groups,
     DTYPE: tl.constexpr, BITS: tl.constexpr, LARGEST: tl.constexpr, POW2: tl.constexpr,
-    HADAMARD: tl.constexpr, LOADED: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
+    EXPONENTS: tl.constexpr, HADAMARD: tl.constexpr, LOADED: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     after_others()
     row, group = tl.program_id(1) // groups, tl.program_id(1) % groups
@@ -83,6 +84,7 @@ def _append(
             exponent = (bits >> 23) + ((bits & 0x7FFFFF) != 0).to(tl.int32)
             exponent = tl.minimum(exponent, 254)
             scales = (exponent << 23).to(tl.float32, bitcast=True)
+        if EXPONENTS:
             tl.store(at_scale + slot * scale_by[2], (exponent - 127).to(tl.int8), mask=there)
         else:
             tl.store(at_scale + slot * scale_by[2], scales, mask=there)
