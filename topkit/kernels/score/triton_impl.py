@@ -12,9 +12,7 @@ of short codes a row holds several keys, and the columns of one key are zero whe
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -22,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.backend import interpreted, multiprocessors
+from topkit.kernels.backend import interpreted
 from topkit.kernels.early import EARLY, after_others
 from topkit.kernels.score.turned import all_set, turned
 
@@ -34,41 +32,23 @@ TRAILING = tl.constexpr(2.0**-11)
 
 @dataclass(frozen=True)
 class Config:
-    """Rows of keys a tile, warps, tiles on their way, programs that fit a multiprocessor."""
+    """Rows of keys a tile, tiles a program, warps, tiles that are on their way at a time."""
 
     rows: int
+    tiles: int
     warps: int
     stages: int
-    resident: int
 
 
+# Of programs with fewer tiles more is lost while they start; with more, while the last ones end.
 CONFIGS = {
-    "sign": Config(128, 4, 3, 7),
-    "int2": Config(128, 4, 3, 7),
-    "int4": Config(128, 4, 4, 7),
-    "int8": Config(128, 4, 4, 4),
-    "fp8_e4m3": Config(128, 4, 4, 4),
-    "lightning": Config(128, 4, 4, 2),
+    "sign": Config(128, 6, 4, 3),
+    "int2": Config(128, 8, 4, 3),
+    "int4": Config(128, 8, 4, 4),
+    "int8": Config(128, 8, 4, 4),
+    "fp8_e4m3": Config(128, 8, 4, 4),
+    "lightning": Config(128, 8, 4, 4),
 }
-# Tiles that a program scores, and how many it could score while it makes its queries ready.
-FEWEST, MOST, READY = 4, 32, 1.5
-
-
-@cache
-def tiles_each(tiles: int, lists: int, resident: int, device: torch.device) -> int:
-    """How many of a list's tiles a program scores, so that the last programs run side by side.
-
-    Judged for one program less on a multiprocessor, too: at a slip of the compiler all would wait for a
-    few that did not fit.
-    """
-    places = multiprocessors(device) * resident
-    fewer = multiprocessors(device) * max(1, resident - 1)
-
-    def time(each: int) -> float:
-        programs = lists * math.ceil(tiles / each)
-        return max(math.ceil(programs / n) for n in (places, fewer)) * (each + READY)
-
-    return min(range(min(FEWEST, tiles), min(MOST, tiles) + 1), key=time)
 
 
 @dataclass(frozen=True)
@@ -416,11 +396,9 @@ def score_codes(
     if out.numel() == 0:
         return out
     with torch.cuda.device_of(queries):  # Triton launches on the current device
-        lists = rows * groups * queries.shape[2]
-        each = tiles_each(tiles, lists, config.resident, queries.device)
-        _score[(triton.cdiv(tiles, each), rows * groups, queries.shape[2])](
+        _score[(triton.cdiv(tiles, config.tiles), rows * groups, queries.shape[2])](
             source.packed(), *window(start, stop), out, out.stride(), length, groups,
-            each, form, config.rows, config.stages, num_warps=config.warps,
+            config.tiles, form, config.rows, config.stages, num_warps=config.warps,
             launch_pdl=EARLY.value,
         )  # fmt: skip
     return out

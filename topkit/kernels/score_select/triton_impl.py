@@ -26,7 +26,6 @@ from topkit.kernels.score.triton_impl import (
     score_rows,
     seen,
     slots_of,
-    tiles_each,
     window,
 )
 from topkit.kernels.select_topk.triton_impl import (
@@ -79,9 +78,8 @@ def score_select(
         )  # fmt: skip
         threshold(sampled, None, plan, work, spread=False)
         tiles = triton.cdiv(triton.cdiv(length, form.sharing), config.rows)
-        each = tiles_each(tiles, lists, config.resident, codes.device)
-        _filter[(lists, triton.cdiv(tiles, each))](
-            told, work.state, work.found, each, form, plan.capacity, config.rows,
+        _filter[(lists, triton.cdiv(tiles, config.tiles))](
+            told, work.state, work.found, config.tiles, form, plan.capacity, config.rows,
             config.rows * form.sharing // (32 * config.warps) if form.apart else 0,
             config.stages, num_warps=config.warps, launch_pdl=EARLY.value,
         )  # fmt: skip
