@@ -58,6 +58,9 @@ def test_a_benchmark_runs_at_toy_size(name: str) -> None:
             assert 0 < one["mass_ratio"] <= one["shared_mass_ratio"] <= 1.001
             assert one["useless"] == (one["mass_ratio"] < 0.9)
             assert one["against"] == "SDPA math" and one["ratio"] > 0
+            if "a head" in one["what"]:  # its own best list is each head's Top-k
+                assert one["mass_ratio"] == pytest.approx(one["shared_mass_ratio"], abs=1e-4)
+                assert one["mass_ratio"] > 0.9
 
 
 @pytest.mark.gpu
@@ -128,6 +131,8 @@ def test_bytes_and_roofline_by_hand() -> None:
     assert formulas.index("lightning", 2, 10, 8, 128).counted == 2 * 10 * 132
     assert formulas.scores(8, 10, 8).counted == 8 * 10 * 8 * 4
     assert formulas.gather(1, 8, 2048, 128).counted == 8 * 2048 * 2 * 128 * 2
+    shared, own = (formulas.step("sign", 1, 0, 8, 128, 2048, heads) for heads in (None, 32))
+    assert own.counted == 4 * shared.counted == 4 * 8 * 2048 * 2 * 128 * 2
 
 
 def test_shares_of_a_copy() -> None:
@@ -161,7 +166,7 @@ def test_a_limit_is_of_topkit_on_an_h200() -> None:
 def test_every_limit_is_of_a_case_that_is_run() -> None:
     at = Session(CPU, Scale(), {})
     named = {(name, what) for name, cases in run.SPEEDS.items() for what, _ in cases(at)}
-    within = {("step", f"{dtype}, batch {b} x {n}") for dtype in step.DTYPES for b in (1, 8)
+    within = {("step", f"{kind}, batch {b} x {n}") for kind in step.KINDS for b in (1, 8)
               for n in ("128K", "512K", "1M")}  # fmt: skip
     assert set(targets.TARGETS) <= named | within | {("truth", "memory above the tensors")}
 
@@ -329,13 +334,14 @@ def test_the_table_of_gpus_is_made_from_their_files(readme: Any, tmp_path: Path)
         [
             row(bench="bandwidth", what="copy, read and written", unit="GB/s", median=4255.0),
             row(bench="score", what="untold", median=1.0),
+            row(what="int4 a head", mass_ratio=0.99, shared_mass_ratio=0.99, useless=False),
             row(ratio=9.0, against="SDPA cuDNN", limit=">= 10 x", within=False, mass_ratio=0.8,
                 shared_mass_ratio=0.95, useless=True),
         ],
     )  # fmt: skip
     (results / "cpu.csv").write_text("not,this\n")
     table = readme.gpu()
-    assert "untold" not in table
+    assert "untold" not in table and "a head" in table
     assert "| step: sign, batch 8 x 128K* | topkit | 100 [99, 101] us |" in table
     assert "9.00 x SDPA cuDNN" in table and ">= 10 x (missed)" in table
     assert "| 0.80 (0.95) |" in table

@@ -53,6 +53,9 @@ def gather(batch: int, groups: int, k: int, dim: int) -> Bytes:
     return same(batch * groups * k * 2 * dim * ELEMENT)
 
 
-def step(dtype: str, batch: int, length: int, groups: int, dim: int, k: int) -> Bytes:
-    """The index read once, and what was chosen."""
-    return index(dtype, batch, length, groups, dim) + gather(batch, groups, k, dim)
+def step(
+    dtype: str, batch: int, length: int, groups: int, dim: int, k: int, heads: int | None = None
+) -> Bytes:
+    """The index read once, and what was chosen: of groups, or of `heads` with lists of their own."""
+    chosen = gather(batch, heads or groups, k, dim)
+    return index(dtype, batch, length, groups, dim) + chosen

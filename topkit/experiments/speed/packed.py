@@ -13,6 +13,7 @@ from topkit.kernels.codes import hadamard_rotate, quantize, signs, stored
 from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_codes, score_lightning
 from topkit.kernels.score_select import score_select, score_select_lightning
+from topkit.kernels.select_topk import select_topk
 
 # Keys that are encoded at a time.
 PIECE = 1 << 16
@@ -33,12 +34,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Packed:
-    """An index: codes [B, H, N, W] and, but for sign, scales [B, H, N, 1]; H is 1 for lightning."""
+    """An index: codes [B, H, N, W] and, but for sign, scales [B, H, N, 1]; H is 1 for lightning.
+
+    Lists are of a group's mean scores, or of each query head's own where `pool` is None.
+    """
 
     dtype: str
     codes: Tensor
     scale: Tensor | None
     backend: str
+    pool: str | None = "mean"
 
     @property
     def kind(self) -> str:
@@ -50,7 +55,7 @@ class Packed:
         return replace(self, codes=self.codes[rows], scale=scale)
 
     def scores(self, asked: Asked) -> Tensor:
-        """[B, H, 1, N]: the mean over each group."""
+        """[B, H, 1, N]: the mean over each group, or each head's."""
         if self.dtype == "lightning":
             return score_lightning(*self._lightning(asked), **self._scales(asked))
         return score_codes(asked.queries, self.codes, **self._told())
@@ -60,6 +65,8 @@ class Packed:
         free: dict[str, Any] = {"order": None, "check": False}
         if self.dtype == "lightning":
             return score_select_lightning(*self._lightning(asked), k, **self._scales(asked), **free)
+        if self.pool is None:  # no kernel does both
+            return select_topk(self.scores(asked), k, backend=self.backend, **free)
         return score_select(asked.queries, self.codes, k, **self._told(), **free)
 
     def append(self, keys: Tensor, at: int) -> None:
@@ -79,7 +86,8 @@ class Packed:
             self.scale[:, :, at:end] = scale
 
     def _told(self) -> dict[str, Any]:
-        return {"dtype": self.dtype, "scale": self.scale, "pool": "mean", "backend": self.backend}
+        told = {"dtype": self.dtype, "scale": self.scale, "pool": self.pool}
+        return told | {"backend": self.backend}
 
     def _lightning(self, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
         assert asked.gates is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -21,7 +21,13 @@ from topkit.fidelity import Truth, UnitTruth, judge, judge_units, truth, unit_tr
 from topkit.indexers.base import Selection
 from topkit.kernels.gather_attention import gather_attention
 
-DTYPES = ("sign", "int4", "lightning")
+# How keys are encoded, and how the scores of a group's heads become one list's; None: a list each.
+KINDS: dict[str, tuple[str, str | None]] = {
+    "sign": ("sign", "mean"),
+    "int4": ("int4", "mean"),
+    "int4 a head": ("int4", None),
+    "lightning": ("lightning", "mean"),
+}
 METRICS = ("recall", "mass", "mass_ratio")
 # Bytes of one chunk of exact scores: larger ones are fewer launches.
 MEMORY = 1 << 32
@@ -53,7 +59,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Best:
-    """The exact rows of a cache, and the best lists of its KV groups and of whole layers."""
+    """The exact rows of a cache, and the best lists of its heads, KV groups and whole layers."""
 
     exact: Truth
     units: dict[int, UnitTruth]
@@ -62,7 +68,7 @@ class Best:
     def of(cls, cache: Cache, k: int) -> Best:
         asked = (cache.queries, cache.keys)
         exact = truth(*asked, None, k, scaling=cache.scaling, memory=MEMORY)
-        counts = {cache.keys.shape[1], 1}
+        counts = {cache.queries.shape[1], cache.keys.shape[1], 1}
         return cls(exact, {n: unit_truth(exact, *asked, k, n, memory=MEMORY) for n in counts})
 
 
@@ -88,23 +94,25 @@ def _at(session: Session, length: int, of_model: Callable[[], Recorded]) -> Iter
     session.require(1.5 * formulas.dense(s.batch, length, s.groups, s.dim).counted)
     cache = stretched(session, of_model(), length)
     best = Best.of(cache, s.k)
-    for dtype in DTYPES:
+    for kind, (dtype, pool) in KINDS.items():
         keys = cache.index_keys if dtype == "lightning" else cache.keys
-        decoding = Decoding(cache, encoded(session, dtype, keys), s.k)
+        index = replace(encoded(session, dtype, keys), pool=pool)
+        decoding = Decoding(cache, index, s.k)
         for batch in (1, s.batch):
-            what = f"{dtype}, batch {batch} x {length_of(length)}"
+            what = f"{kind}, batch {batch} x {length_of(length)}"
             measure = partial(_measured, session, decoding, batch, best)
             yield session.attempt("step", what, OURS, measure)
 
 
 def _measured(session: Session, decoding: Decoding, batch: int, best: Best) -> Row:
     s, dtype, length = session.scale, decoding.index.dtype, decoding.cache.keys.shape[2]
+    heads = s.heads if decoding.index.pool is None else None
     # Rows in turn: batch 1 finds nothing of the layer before in L2.
     rows = [slice(n, n + batch) for n in range(0, s.batch - batch + 1, batch)]
     spans = session.timed([partial(decoding.step, r) for r in rows])
     return {
         "spans": spans,
-        "moved": formulas.step(dtype, batch, length, s.groups, s.dim, s.k),
+        "moved": formulas.step(dtype, batch, length, s.groups, s.dim, s.k, heads),
         "against": _fastest(session, batch, length),
         "dtype": dtype,
         "batch": batch,
