@@ -370,6 +370,15 @@ def test_nan_in_a_weight_is_named_by_layer_and_head(tmp_path, indexer):
         evaluate(model, TASK, LENGTH, 1, indexer, 4, out=tmp_path, tokenizer=tokenizer, quiet=True)
 
 
+@pytest.mark.parametrize("name", ["model.norm", "model.layers.7.mlp.down_proj"])
+def test_nan_behind_all_attention_is_found_in_the_logits(tmp_path, name):
+    model, tokenizer = load("reference")
+    with torch.no_grad():
+        model.get_submodule(name).weight.view(-1)[5] = torch.nan
+    with pytest.raises(InputError, match="its logits hold NaN"):
+        evaluate(model, TASK, LENGTH, 1, "exact", 4, out=tmp_path, tokenizer=tokenizer, quiet=True)
+
+
 def test_rows_of_two_models_never_mix(tmp_path):
     run(tmp_path, samples=1)
     with pytest.raises(InputError, match="seed"):

@@ -149,6 +149,7 @@ def forward(
     """Logits [R, last, V] of the last of tokens [R, t], which follow the prefix and the streams' tails.
 
     R counts the rows of all streams, in their order; see Together for the followers.
+    Raises: InputError for NaN, by layer and head of attention, or in the logits.
     """
     any_layer = next(iter(prefix))
     tail = streams[0].tails.get(any_layer)
@@ -156,6 +157,9 @@ def forward(
     places = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
     wanted = needs([stream.cell for stream in (*streams, *followers)])
     with _replaced(model, Together(prefix, streams, followers), wanted):
-        return model(
+        logits = model(
             input_ids=ids, position_ids=places, use_cache=False, logits_to_keep=last
         ).logits
+    if logits.amax().isnan():  # infinity may be meant: a token that is never to be said
+        raise InputError("its logits hold NaN, which is made behind the last layer's attention")
+    return logits
