@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from topkit.experiments.speed.session import Case, Session, length_of
 from topkit.kernels.select_topk import select_topk
 
 OURS = "topkit"
+FLASHINFER_BACKEND = "FLASHINFER_TOPK_ALGO"
 
 
 def score_cases(session: Session) -> Iterator[Case]:
@@ -87,11 +89,28 @@ def _selecting(session: Session, count: int, length: int, k: int) -> Case:
         _require_same(held[0], ours(held[0]), k)
         rivals: dict[str, Callable[[Tensor], object]] = {"torch.topk": lambda x: x.topk(k)}
         if session.cuda and find_spec("flashinfer"):
-            flashinfer = import_module("flashinfer")
-            rivals["flashinfer.top_k"] = lambda x: flashinfer.top_k(x, k)
+            rivals |= _flashinfer(k)
         yield from beside(session, "select", what, ours, rivals, list(held), moved, shape)
 
     return what, measure
+
+
+def _flashinfer(k: int) -> dict[str, Callable[[Tensor], object]]:
+    """FlashInfer's top-k as it chooses a backend, and by two that it need not choose on a GPU."""
+    flashinfer = import_module("flashinfer.topk")
+
+    def by_cub(scores: Tensor) -> object:
+        os.environ[FLASHINFER_BACKEND] = "cub"
+        try:
+            return flashinfer.top_k(scores, k)
+        finally:
+            del os.environ[FLASHINFER_BACKEND]
+
+    return {
+        "flashinfer.top_k": lambda x: flashinfer.top_k(x, k),
+        "flashinfer.top_k, CUB": by_cub,
+        "flashinfer.topk_clusters_exact": lambda x: flashinfer.topk_clusters_exact(x, k),
+    }
 
 
 def _require_same(scores: Tensor, slots: Tensor, k: int) -> None:
