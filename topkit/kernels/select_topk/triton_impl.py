@@ -18,15 +18,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.append import PLAIN, append
+from topkit.kernels.append import append
 from topkit.kernels.early import EARLY, after_others
 from topkit.kernels.select_topk import order
+from topkit.kernels.select_topk.keys import (
+    INFINITY,
+    LOWEST,
+    MINUS_INFINITY,
+    NOT_A_NUMBER,
+    float_of,
+    keys_of,
+)
+from topkit.kernels.select_topk.pivots import from_all, reached_by
 
-# What `_ordered` makes of -inf and inf, and less than any.
-MINUS_INFINITY = tl.constexpr(-2139095041)
-INFINITY = tl.constexpr(0x7F800000)
-LOWEST = tl.constexpr(-(2**31))
-NOT_A_NUMBER = tl.constexpr(2**31 - 1)
 UNRANKED = tl.constexpr(order.LAST)
 
 # A row's state: the least key that is collected, how many were, whether one is NaN, how many slots are
@@ -157,26 +161,6 @@ def _power_of_two(least: int) -> int:
 
 
 @triton.jit
-def _ordered(x):
-    """Integers that stand in the order of the floats; both zeros are one."""
-    bits = (x + 0.0).to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
-def _keys(x):
-    """Scores in the order of integers: LOWEST for -inf, which may not be chosen; NaN above all."""
-    key = _ordered(x)
-    return tl.where(x == x, tl.where(key > MINUS_INFINITY, key, LOWEST), NOT_A_NUMBER)
-
-
-@triton.jit
-def _float(key):
-    """The float that stands at a place in the order."""
-    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def _end(stop, length, row):
     """One past the last slot of a row that counts."""
     end = length
@@ -215,15 +199,15 @@ def _threshold(
         x = tl.load(sampled + place)
     # Of the sample, `share` are expected among the k best, with a standard deviation of its root.
     least = (share + margin * tl.sqrt(share) + 8).to(tl.int32)
-    key = _keys(x)
+    key = keys_of(x)
     # Searched among the highest of every four: most of the highest of all are there. They come from
     # far apart, since neighbours are alike.
     peaks = tl.max(tl.reshape(key, [4, SAMPLE // 4]), 0)
-    floor = _from_all(peaks, least, least + tl.maximum(least // 8, 2))
+    floor = from_all(peaks, least, least + tl.maximum(least // 8, 2))
     reaching = tl.sum((key >= floor).to(tl.int32))
     most = least + tl.maximum(least // 4, 4)
     if (reaching < least) | (reaching > most):
-        floor = _from_all(key, least, most)
+        floor = from_all(key, least, most)
         reaching = tl.sum((key >= floor).to(tl.int32))
     # Many ties are left to the last step, but for infinity's: nothing is above it.
     floor = tl.minimum(floor + (reaching > most).to(tl.int32), INFINITY)
@@ -233,78 +217,6 @@ def _threshold(
     tl.store(state, tl.maximum(floor, MINUS_INFINITY + 1))
     tl.store(state + COUNT, 0)
     tl.store(state + NAN, 0)
-
-
-@triton.jit
-def _from_all(key, least, most):
-    """As `_reached_by`, of keys of which nothing is known; one that all reach where they are too few."""
-    low, high = _extremes(tl.where(key > LOWEST, key, INFINITY), key)
-    high = tl.minimum(high, INFINITY)
-    return _reached_by(key, tl.minimum(low, high), high, most + 1, least, most)[0]
-
-
-# Two reductions at a time: what costs is that threads wait for one another. Triton's interpreter takes
-# those that are not its own an element at a time.
-@triton.jit
-def _extremes(a, b):
-    """The least of a, and the greatest of b."""
-    if PLAIN:
-        least, greatest = tl.min(a), tl.max(b)
-    else:
-        least, greatest = tl.reduce((a, b), 0, _farther)
-    return least, greatest
-
-
-@triton.jit
-def _farther(a, b, c, d):
-    return tl.minimum(a, c), tl.maximum(b, d)
-
-
-@triton.jit
-def _sums(a, b):
-    """Both sums."""
-    if PLAIN:
-        of_a, of_b = tl.sum(a), tl.sum(b)
-    else:
-        of_a, of_b = tl.reduce((a, b), 0, _both)
-    return of_a, of_b
-
-
-@triton.jit
-def _both(a, b, c, d):
-    return a + c, b + d
-
-
-@triton.jit
-def _reached_by(key, low, high, reaching, least, most):
-    """A key that at least `least` of the keys reach, the greatest, or one that at most `most` do.
-
-    It is sought from `low`, which `reaching` of them reach, to `high`.
-    """
-    while low < high:
-        step = tl.maximum((high - low).to(tl.uint32) // 5, 1).to(tl.int32)
-        one, two = tl.minimum(low + step, high), tl.minimum(low + 2 * step, high)
-        three, four = tl.minimum(low + 3 * step, high), tl.minimum(low + 4 * step, high)
-        # Four counts at a time.
-        near = (key >= one).to(tl.uint32) + ((key >= two).to(tl.uint32) << 16)
-        far = (key >= three).to(tl.uint32) + ((key >= four).to(tl.uint32) << 16)
-        near, far = _sums(near, far)
-        low, high, reaching = _narrowed(low, high, reaching, one, near & 0xFFFF, least)
-        low, high, reaching = _narrowed(low, high, reaching, two, near >> 16, least)
-        low, high, reaching = _narrowed(low, high, reaching, three, far & 0xFFFF, least)
-        low, high, reaching = _narrowed(low, high, reaching, four, far >> 16, least)
-        if reaching <= most:
-            high = low
-    return low, reaching
-
-
-@triton.jit
-def _narrowed(low, high, reaching, pivot, count, least):
-    """What is left to be searched, knowing how many keys reach a pivot."""
-    count = count.to(tl.int32)
-    enough = count >= least
-    high = tl.where(enough, high, tl.minimum(high, pivot - 1))
-    return tl.where(enough, pivot, low), high, tl.where(enough, count, reaching)
 
 
 @triton.jit
@@ -319,7 +231,7 @@ def collect(x, slot, floor, row, state, found, CAPACITY: tl.constexpr, EACH: tl.
 @triton.jit
 def floor_of(state, row):
     """The least score that is collected of a row."""
-    return _float(tl.load(state + row.to(tl.int64) * STATE))
+    return float_of(tl.load(state + row.to(tl.int64) * STATE))
 
 
 @triton.jit
@@ -360,7 +272,7 @@ def _finish(
     end = _end(stop, length, row)
     if DIRECT:
         slot = tl.arange(0, CAPACITY)
-        key = _keys(tl.load(scores + slot, mask=slot < end, other=float("-inf")))
+        key = keys_of(tl.load(scores + slot, mask=slot < end, other=float("-inf")))
         n = tl.sum((key > LOWEST).to(tl.int32))
         low = tl.full([], LOWEST + 1, tl.int32)
         written = _pick(slot, key, low, n, k, length, out, state, RANKED, CAPACITY // THREADS)
@@ -387,7 +299,7 @@ def _among(
     RANKED: tl.constexpr, SIZE: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
     """Write the k best of n candidates; how many that was, or -1 for a row that holds NaN."""
-    key = _keys(candidate.to(tl.int32).to(tl.float32, bitcast=True))
+    key = keys_of(candidate.to(tl.int32).to(tl.float32, bitcast=True))
     key = tl.where(tl.arange(0, SIZE) < n, key, LOWEST)
     slot = (candidate >> 32).to(tl.int32)
     return _pick(slot, key, floor, n, k, length, out, state, RANKED, SIZE // THREADS)
@@ -403,13 +315,13 @@ def _pick(slot, key, low, n, k, length, out, state, RANKED: tl.constexpr, EACH: 
     if high < NOT_A_NUMBER:
         reaching, written = n, tl.minimum(n, k)
         if n > k:
-            low, reaching = _reached_by(key, low, high, n, k, k)
+            low, reaching = reached_by(key, low, high, n, k, k)
         chosen = key >= low
         if reaching > k:  # of the lowest, those that tie, the first slots
             ties = k - tl.sum((key > low).to(tl.int32))
             place = tl.where(key == low, -1 - slot, LOWEST)
             latest = tl.full([], -1, tl.int32)  # what goes through a loop is no constant
-            last, _ = _reached_by(place, latest * length, latest, reaching, ties, ties)
+            last, _ = reached_by(place, latest * length, latest, reaching, ties, ties)
             chosen = (key > low) | (place >= last)
         append(chosen, _shown(slot, key, RANKED), out, state + WRITTEN, 1 << 30, EACH)
     return written
@@ -431,7 +343,7 @@ def _reaching(scores, end, bound, BLOCK: tl.constexpr):
     for first in range(0, end, BLOCK):
         slot = first + tl.arange(0, BLOCK)
         x = tl.load(scores + slot, mask=slot < end, other=float("-inf"))
-        total += tl.sum((_keys(x) >= bound).to(tl.int32))
+        total += tl.sum((keys_of(x) >= bound).to(tl.int32))
     return total
 
 
@@ -468,7 +380,7 @@ def _search(scores, end, k, floor, n, out, RANKED: tl.constexpr, BLOCK: tl.const
         ties = k - _reaching(scores, end, low + 1, BLOCK)
         for first in range(0, end, BLOCK):
             slot = first + tl.arange(0, BLOCK)
-            key = _keys(tl.load(scores + slot, mask=slot < end, other=float("-inf")))
+            key = keys_of(tl.load(scores + slot, mask=slot < end, other=float("-inf")))
             equal = (key == low).to(tl.int32)
             chosen = (key > low) | ((equal > 0) & (tied + tl.cumsum(equal, 0) <= ties))
             at = written + tl.cumsum(chosen.to(tl.int32), 0) - 1
