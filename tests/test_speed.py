@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from topkit.cli import exits, summary
 from topkit.cli.commands import app
 from topkit.errors import GateFailed, InputError
+from topkit.experiments import bench
 from topkit.experiments.speed import compare, data, formulas, packed, rows, run, step, targets
 from topkit.experiments.speed.session import Scale, Session
 
@@ -230,6 +232,21 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         rows.read_rows(tmp_path / "none.csv")
 
 
+@pytest.mark.parametrize("name", rows.TIMES)
+def test_times_that_are_no_numbers_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.csv"
+    rows.write_rows(
+        path, [row(), row(what="untimed", median=None, low=None), row(**{name: "12 us"})]
+    )
+    with pytest.raises(InputError, match=f"line 4: {name} must be a number; got '12 us'"):
+        rows.read_rows(path)
+    rows.write_rows(path, [{n: x for n, x in row().items() if n != name}])
+    text = path.read_text().replace(f",{name},", ",other,")
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"it lacks \['{name}'\]"):
+        rows.read_rows(path)
+
+
 @pytest.mark.parametrize(
     ("new", "verdict"),
     [
@@ -237,12 +254,13 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ({"median": 105.0, "low": 104.0, "high": 106.0}, compare.SAME),
         ({"median": 120.0, "low": 105.0, "high": 135.0}, compare.SAME),
         ({"median": 90.0, "low": 89.0, "high": 91.0}, compare.FASTER),
-        ({"median": None, "error": "RuntimeError"}, compare.ONLY_OLD),
+        ({"median": None, "error": "RuntimeError"}, compare.ONLY_OLD),  # a third is in both
         ({"what": "another"}, compare.ONLY_NEW),
     ],
 )
 def test_compare(new: dict[str, Any], verdict: str) -> None:
-    found = compare.compared([row()], [row(**new), row(what="third")])
+    third = row(what="third")
+    found = compare.compared([row(), third], [row(**new), third])
     told = {(one["what"], one["verdict"]) for one in found}
     assert (row(**new)["what"], verdict) in told
     assert len(compare.regressions(found)) == (verdict == compare.SLOWER)
@@ -259,7 +277,8 @@ def test_more_tokens_a_second_are_no_regression() -> None:
 def test_another_device_is_refused() -> None:
     with pytest.raises(InputError, match="NVIDIA H200, not NVIDIA H100"):
         compare.require_device([row()], "NVIDIA H100")
-    assert compare.compared([row()], [row(device="NVIDIA H100")])[0]["verdict"] == compare.ONLY_NEW
+    with pytest.raises(InputError, match="nothing to compare"):
+        compare.compared([row()], [row(device="NVIDIA H100")])
 
 
 # --- the command
@@ -297,6 +316,60 @@ def test_torch_appends_what_the_kernel_does() -> None:
         for one, other in ((ours.codes, plain.codes), (ours.scale, plain.scale)):
             if one is not None and other is not None:
                 assert torch.equal(one[:, :, 5].float(), other[:, :, 5].float())
+
+
+def test_json_stays_json_where_runs_are_compared(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def cases(session: Session):
+        yield "one", lambda: [session.row("score", "one", "topkit", [99.0, 100.0, 101.0])]
+
+    monkeypatch.setitem(run.SPEEDS, "score", cases)
+    path = tmp_path / "old.csv"
+    rows.write_rows(path, [row(bench="score", what="one", device="cpu")])
+    told = json.loads(call("score", "--json", "--compare", str(path)).stdout)
+    assert [one["what"] for one in told["rows"]][-1] == "one"
+    assert {"verdict": compare.SAME, "what": "one"}.items() <= told["compared"][0].items()
+    alone = json.loads(call("score", "--json").stdout)
+    assert [one["what"] for one in alone] == [one["what"] for one in told["rows"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["score", "--repeats", "3"], "--repeats is of the benchmarks of a CPU"),
+        (["score", "--out", "x.csv"], "--tiny writes nothing"),
+        (["score", "--compare", "nowhere.csv"], "cannot read nowhere.csv"),
+    ],
+)
+def test_options_that_mean_nothing_here_are_refused(words: list[str], message: str) -> None:
+    done = call(*words)
+    assert isinstance(done.exception, InputError) and message in str(done.exception)
+
+
+def test_a_cpu_is_refused_before_a_path_is_sought() -> None:
+    done = CliRunner().invoke(app, ["bench", "score", "--device", "cpu"])
+    assert isinstance(done.exception, InputError) and "--tiny" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("old", "message"),
+    [
+        ({"device": "NVIDIA H200"}, "not "),
+        ({"device": None, "what": "another"}, "no benchmark of this run has a time in the old"),
+    ],
+)
+def test_a_cpu_is_held_against_itself_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old: dict[str, Any], message: str
+) -> None:
+    one = {"bench": "truth", "what": "one", "median": 1.0, "low": 1.0, "high": 1.0}
+    monkeypatch.setattr(bench, "BENCHES", {"truth": lambda scale: [one]})
+    path = tmp_path / "old.csv"
+    rows.write_rows(
+        path, [row(bench="truth", **{**old, "device": old["device"] or bench.processor()})]
+    )
+    done = CliRunner().invoke(app, ["bench", "truth", "--tiny", "--compare", str(path)])
+    assert isinstance(done.exception, InputError) and message in str(done.exception)
 
 
 def test_the_command_ends_with_1_where_a_row_failed(monkeypatch: pytest.MonkeyPatch) -> None:

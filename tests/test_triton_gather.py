@@ -180,7 +180,7 @@ def test_parts_fill_the_gpu_once(lists, kept, splits):
     assert impl._splits(lists, kept, 132, config) == splits
 
 
-REFUSED = {
+UNSUPPORTED = {
     "queries must be bfloat16 or float16": lambda a: {"queries": a["queries"].float()},
     "keys must be bfloat16 or float16, all alike": lambda a: {"keys": a["keys"].bfloat16()},
     "values must have 64 or 128 dimensions; got 60": lambda a: {"values": a["values"][..., :60]},
@@ -193,8 +193,18 @@ REFUSED = {
     "queries must have at most 64 heads": lambda a: {
         "queries": a["queries"].repeat(1, 33, 1, 1),
         "indices": a["indices"][:, :1],
+        "log_weights": None,
     },
-    "rest_values must be None": lambda a: {"rest_values": a["queries"]},
+    "rest_values must be None": lambda a: {
+        "rest_values": a["queries"][..., None, :],
+        "rest_logits": a["queries"][..., :1],
+    },
+    "indices must hold .* k = 0": lambda a: {
+        "indices": a["indices"][..., :0],
+        "log_weights": a["log_weights"][..., :0],
+    },
+}
+REFUSED = {
     "queries must have 4 dimensions": lambda a: {"queries": a["queries"][0]},
     "keys must have a divisor of 3 heads": lambda a: {"queries": a["queries"][:, :3]},
     r"keys must be \(2, 2, 300, 64\); got \(3,": lambda a: {"keys": a["keys"][[0, 1, 1]]},
@@ -206,19 +216,48 @@ REFUSED = {
     r"indices must be \(2, 2, 1, 150\); got \(2, 2, 2": lambda a: {
         "indices": a["indices"][:, :, [0, 0]]
     },
-    "indices must hold .* k = 0": lambda a: {"indices": a["indices"][..., :0]},
     "indices must be on .* got meta": lambda a: {"indices": a["indices"].to("meta")},
     r"log_weights must be \(2, 2, 1, 150\)": lambda a: {"log_weights": a["log_weights"][..., 1:]},
     "log_weights must be floating-point": lambda a: {"log_weights": a["indices"]},
+    "rest_values must have 5 dimensions": lambda a: {
+        "rest_values": a["queries"],
+        "rest_logits": a["queries"],
+    },
+    r"rest_logits must be \(2, 4, 1, 1\)": lambda a: {
+        "rest_values": a["queries"][..., None, :],
+        "rest_logits": a["queries"],
+    },
+    "rest_values must come with one of": lambda a: {"rest_values": a["queries"][..., None, :]},
 }
 
 
+@pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("message", REFUSED)
-def test_bad_input_is_refused_by_name(message, monkeypatch):
+def test_bad_input_is_refused_by_name(message, backend, monkeypatch):
     monkeypatch.setattr(impl, "_launch", lambda *args, **options: pytest.fail("launched"))
     given = case(weighted=True)
     with pytest.raises(InputError, match=message):
-        gather_attention(**given | REFUSED[message](given), backend="triton")
+        gather_attention(**given | REFUSED[message](given), backend=backend)
+
+
+@pytest.mark.parametrize("message", UNSUPPORTED)
+def test_what_the_kernel_does_not_take_is_named_where_it_is_asked_for(message, monkeypatch):
+    monkeypatch.setattr(impl, "_launch", lambda *args, **options: pytest.fail("launched"))
+    given = case(weighted=True)
+    with pytest.raises(InputError, match=message):
+        gather_attention(**given | UNSUPPORTED[message](given), backend="triton")
+
+
+def test_a_slot_beyond_the_cache_is_never_anothers_key():
+    """The definition refuses it on a CPU, and answers NaN on a GPU, as the kernel does."""
+    given = case(heads=(4, 2, 2), batch=1, dtype=torch.float32)
+    given["indices"][0, 0, 0, 3] = 300
+    if not CUDA:
+        with pytest.raises(InputError, match=r"indices must be less than 300.*got 300"):
+            gather_attention(**given, backend="torch")
+        return
+    found = gather_attention(**given, backend="torch")
+    assert found[0, :2].isnan().all() and found[0, 2:].isfinite().all()
 
 
 def test_what_the_kernel_does_not_take_runs_in_torch():

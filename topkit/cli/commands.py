@@ -14,7 +14,7 @@ import typer
 from topkit.cli import options as o
 from topkit.cli.screen import show
 from topkit.cli.values import parse_length, parse_lengths, parse_name, parse_numbers, parse_task
-from topkit.errors import GateFailed
+from topkit.errors import GateFailed, InputError
 
 app = typer.Typer(
     name="topkit",
@@ -445,21 +445,29 @@ def bench(
         typer.Option("--repeats", min=1, help="Times that everything is timed, on a CPU."),
     ] = None,
     layers: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--layers", min=1, help="generate: layers beyond the first, for a layer's time."
+            "--layers",
+            min=1,
+            help="generate, on a GPU: layers beyond the first, for a layer's time (2).",
         ),
-    ] = 2,
+    ] = None,
     as_json: o.Json = False,
     config: o.Config = None,
 ) -> None:
     """Time topkit on this machine, beside plain torch or, on a GPU, the fastest that is there."""
     from topkit.cli import speed
 
+    if tiny and out is not None:
+        raise InputError("--tiny writes nothing; leave out --out, or --tiny")
     if device is None:
+        if layers is not None:
+            raise InputError("--layers is of generate, on a GPU; add --device cuda")
         speed.on_cpu(names or (), out, tiny, repeats, compare, as_json)
     else:
-        speed.on_gpu(names or (), device, out, tiny, layers, compare, as_json)
+        if repeats is not None:
+            raise InputError("--repeats is of the benchmarks of a CPU, those without --device")
+        speed.on_gpu(names or (), device, out, tiny, layers or 2, compare, as_json)
 
 
 @app.command("list")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import typer
 
 from topkit.cli import summary
 from topkit.cli.screen import show
-from topkit.errors import GateFailed, InputError
+from topkit.errors import GateFailed
 from topkit.experiments.speed import compare
 from topkit.experiments.speed.rows import Row, machine, read_rows, shown, write_rows
 
@@ -28,17 +29,16 @@ def on_cpu(
     """The benchmarks of a CPU."""
     from topkit.experiments import bench
 
-    before = None if old is None else read_rows(old)
+    before = _read(old, bench.processor)
     rows = bench.run_benches(
         names,
         tiny=tiny,
         repeats=repeats,
         report=lambda row: typer.echo(row["what"], err=True),
     )
-    show(rows if as_json else summary.speed(rows), as_json)
     if not tiny:
         bench.write_rows(out or Path("benchmarks/results/cpu.csv"), rows)
-    _hold(before, rows)
+    _tell(rows, summary.speed(rows), before, as_json)
 
 
 def on_gpu(
@@ -55,25 +55,16 @@ def on_gpu(
 
     from topkit.experiments.speed.run import default_path, errors, run_speeds
 
-    before = None if old is None else read_rows(old)
-    if before is not None:
-        compare.require_device(before, machine(torch.device(device))["device"])
-    path = None if tiny else out or default_path(device)
+    before = _read(old, lambda: machine(torch.device(device))["device"])
     rows = run_speeds(
         names,
         device=device,
         tiny=tiny,
         layers=layers,
         report=_report,
-        save=lambda rows: None if path is None else write_rows(path, rows),
+        save=lambda rows: None if tiny else write_rows(out or default_path(device), rows),
     )
-    show(rows if as_json else summary.gpu(rows), as_json)
-    failed = errors(rows)
-    for line in failed:
-        typer.echo(line, err=True)
-    if failed:
-        raise GateFailed(f"{len(failed)} of {len(rows)} rows could not be measured; see above")
-    _hold(before, rows)
+    _tell(rows, summary.gpu(rows), before, as_json, errors(rows))
 
 
 def _report(row: Row) -> None:
@@ -83,15 +74,39 @@ def _report(row: Row) -> None:
     typer.echo(told.rstrip(), err=True)
 
 
-def _hold(old: Old, rows: Sequence[Row]) -> None:
-    """Raises: GateFailed where something has become slower by more than both spreads."""
+def _read(old: Path | None, device: Callable[[], str]) -> Old:
+    """The old rows, refused before anything is measured where they are of another device."""
     if old is None:
-        return
-    found = compare.compared(old, rows)
-    if not found:
-        raise InputError("nothing to compare: the old rows are of another device")
-    told = [{name: shown(value) for name, value in row.items()} for row in found]
-    show(told, False)
-    slower = compare.regressions(found)
-    if slower:
-        raise GateFailed(f"{len(slower)} of {len(found)} rows are slower by more than both spreads")
+        return None
+    before = read_rows(old)
+    compare.require_device(before, device())
+    return before
+
+
+def _tell(
+    rows: Sequence[Row],
+    table: Sequence[Mapping[str, Any]],
+    old: Old,
+    as_json: bool,
+    failed: Sequence[str] = (),
+) -> None:
+    """Show what was measured, and how it stands beside the old rows.
+
+    Raises: GateFailed where a row failed, or something is slower by more than both spreads.
+    """
+    found = [] if old is None else compare.compared(old, rows)
+    if as_json:
+        typer.echo(json.dumps(rows if old is None else {"rows": rows, "compared": found}, indent=1))
+    else:
+        show(table, False)
+        if found:
+            show([{name: shown(value) for name, value in row.items()} for row in found], False)
+    for line in failed:
+        typer.echo(line, err=True)
+    wrong = []
+    if failed:
+        wrong.append(f"{len(failed)} of {len(rows)} rows could not be measured; see above")
+    if slower := compare.regressions(found):
+        wrong.append(f"{len(slower)} of {len(found)} rows are slower by more than both spreads")
+    if wrong:
+        raise GateFailed("; ".join(wrong))

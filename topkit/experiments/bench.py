@@ -222,7 +222,7 @@ def run_benches(
     scale = Scale.tiny() if tiny else Scale()
     scale = scale if repeats is None else replace(scale, repeats=repeats)
     machine = {
-        "device": _processor(),
+        "device": processor(),
         "cores": torch.get_num_threads(),
         "torch": torch.__version__,
         "topkit": topkit.__version__,
@@ -230,7 +230,7 @@ def run_benches(
         "date": datetime.now(UTC).date().isoformat(),
     }
     rows = []
-    for name in names or BENCHES:
+    for name in dict.fromkeys(names) or BENCHES:
         for row in BENCHES[name](scale):
             rows.append(dict.fromkeys(COLUMNS, "") | row | machine)
             report(rows[-1])
@@ -294,7 +294,7 @@ def _compared(
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from topkit.errors import InputError
-from topkit.experiments.speed.rows import KEY, RATES
+from topkit.experiments.speed.rows import KEY, RATES, timed
 
 SLOWER, FASTER, SAME = "slower", "faster", "same"
 ONLY_OLD, ONLY_NEW = "only in the old", "only in the new"
@@ -28,10 +28,13 @@ def compared(old: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]])
 
     Slower: the new lower quartile is above the old upper one by more than the two spreads between
     quartiles (below it, for rates).
+    Raises: InputError where no row is in both: there is nothing that could have become slower.
     """
     before, after = _by_key(old), _by_key(new)
     devices = {key[KEY.index("device")] for key in after}
     keys = [key for key in {**before, **after} if key[KEY.index("device")] in devices]
+    if not set(before) & set(after):
+        raise InputError("nothing to compare: no benchmark of this run has a time in the old rows")
     return [
         dict(zip(KEY, key, strict=True)) | _both(before.get(key), after.get(key)) for key in keys
     ]
@@ -73,5 +76,4 @@ def _quartiles(row: Mapping[str, Any]) -> tuple[float, float]:
 
 def _by_key(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, ...], Mapping[str, Any]]:
     """Rows that have a time. The benchmarks of a CPU have one implementation, and name none."""
-    timed = (row for row in rows if row.get("median") not in (None, ""))
-    return {tuple(str(row.get(name) or "") for name in KEY): row for row in timed}
+    return {tuple(str(row.get(name) or "") for name in KEY): row for row in rows if timed(row)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ COLUMNS: tuple[str, ...] = (
     "commit", "date",
 )  # fmt: skip
 KEY = ("bench", "what", "implementation", "device")
+TIMES = ("median", "low", "high")
 # Packages of others, by the names that their rows have.
 RIVALS = {"flashinfer": "flashinfer-python", "xformers": "xformers"}
 # Of these units more is better.
@@ -79,17 +81,36 @@ def machine(device: torch.device) -> Row:
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV that a benchmark wrote.
 
-    Raises: InputError when there is none, or when it is another kind of table.
+    Raises: InputError when there is none, when it is another kind of table, or when a time is no
+    number.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
-    lacking = {"bench", "what", "device", "low", "high"} - set(rows[0] if rows else {})
+    lacking = {"bench", "what", "device", "unit", *TIMES} - set(rows[0] if rows else {})
     if lacking:
         raise InputError(f"{path} is no table of benchmarks: it lacks {sorted(lacking)}")
+    for number, row in enumerate(rows, 2):
+        for name in TIMES:
+            if timed(row) and not _is_number(row[name]):
+                raise InputError(
+                    f"{path}, line {number}: {name} must be a number; got {row[name]!r}"
+                )
     return rows
+
+
+def timed(row: Mapping[str, Any]) -> bool:
+    """Whether it was measured, and did not fail."""
+    return row.get("median") not in (None, "")
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        return math.isfinite(float(text or ""))
+    except ValueError:
+        return False
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:

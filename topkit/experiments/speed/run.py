@@ -62,7 +62,7 @@ def run_speeds(
     for row in _bandwidth(session):
         rows.append(row)
         report(row)
-    for name in names or SPEEDS:
+    for name in dict.fromkeys(names) or SPEEDS:
         for row in _rows(session, name):
             rows.append(row)
             report(row)

@@ -38,17 +38,18 @@ def gather_attention(
     [B, Hs, Tq, k] with Hs in {Hq, Hk, 1} and -1 for none; log_weights as indices, added to the
     scaled scores; rest_values [B, Hq, Tq, r, Dv] with rest_logits [B, Hq, Tq, r], which join the
     softmax, or rest_share, the part of the output each is given -> [B, Hq, Tq, Dv] in queries'
-    dtype. A query that chose nothing gets zeros. The kernel answers NaN for a slot beyond T, which
-    the reference refuses.
-    Raises: InputError where the kernel runs and shapes, dtypes or devices do not belong together.
+    dtype. A query that chose nothing gets zeros. A slot beyond T is refused on a CPU; on a GPU, which
+    nobody waits for, the answer is NaN.
+    Raises: InputError where shapes, dtypes or devices do not belong together.
     """
     rest = {"rest_values": rest_values, "rest_logits": rest_logits, "rest_share": rest_share}
+    _check(queries, keys, values, indices, log_weights)
+    _check_rest(queries, values, **rest)
     unsupported = _unsupported(queries, keys, values, indices, rest)
     if resolve(backend, queries, unsupported) == "torch":
         return reference.gather_attention(
             queries, keys, values, indices, scaling=scaling, log_weights=log_weights, **rest
         )
-    _check(queries, keys, values, indices, log_weights)
     from topkit.kernels.gather_attention import triton_impl
 
     return triton_impl.gather_attention(
@@ -71,12 +72,35 @@ def _unsupported(
             return f"{name} must have 64 or 128 dimensions; got {given.shape[-1]}"
     if reason := checks.unpacked(**rows) or checks.ungraded(**rows):
         return reason
-    if any(given.dim() != 4 for given in (*rows.values(), indices)):
-        return None  # refused by `_check`
+    if indices.shape[3] == 0:
+        return "indices must hold at least one slot, or -1, a query; got k = 0"
     sharing = queries.shape[1] // max(1, keys.shape[1], indices.shape[1])
     if sharing > MOST_HEADS:
         return f"queries must have at most {MOST_HEADS} heads to a list of indices; got {sharing}"
     return None
+
+
+def _check_rest(
+    queries: Tensor,
+    values: Tensor,
+    rest_values: Tensor | None,
+    rest_logits: Tensor | None,
+    rest_share: Tensor | None,
+) -> None:
+    """Refuses pseudo-keys that are not of these queries, or whose weight is not said in one way."""
+    if rest_values is None and rest_logits is None and rest_share is None:
+        return
+    if rest_values is None or (rest_logits is None) == (rest_share is None):
+        raise InputError("rest_values must come with one of rest_logits and rest_share")
+    checks.dims("rest_values", rest_values, 5)
+    checks.beside(
+        queries.device, rest_values=rest_values, rest_logits=rest_logits, rest_share=rest_share
+    )
+    shape = (*queries.shape[:3], rest_values.shape[3])
+    checks.shaped("rest_values", rest_values, (*shape, values.shape[3]))
+    for name, given in {"rest_logits": rest_logits, "rest_share": rest_share}.items():
+        if given is not None:
+            checks.shaped(name, given, shape)
 
 
 def _check(
@@ -100,8 +124,6 @@ def _check(
         raise InputError(
             f"indices have {indices.shape[1]} heads; expected {heads} (query), {groups} (KV) or 1"
         )
-    if indices.shape[3] == 0:
-        raise InputError("indices must hold at least one slot, or -1, a query; got k = 0")
     expected = {
         "keys": (1 if len(keys) == 1 else batch, groups, length, width),
         "values": (1 if len(values) == 1 else batch, groups, length, values.shape[3]),

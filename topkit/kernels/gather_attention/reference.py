@@ -47,6 +47,8 @@ def gather_scores(queries: Tensor, keys: Tensor, indices: Tensor) -> Tensor:
     asked = _by_list(queries.float(), picked.shape[1])  # [B, lists, Tq, Hq / lists, D]
     scores = asked @ _gathered(keys, picked).mT
     scores = scores.masked_fill((picked < 0)[..., None, :], float("-inf"))
+    if scores.is_cuda:
+        scores = scores.masked_fill((picked >= keys.shape[2])[..., None, :], float("nan"))
     return _by_head(scores)
 
 
@@ -96,12 +98,16 @@ def _lists(indices: Tensor, heads: int, groups: int) -> Tensor:
 
 def _gathered(cache: Tensor, picked: Tensor) -> Tensor:
     """The chosen rows of keys or values, [B, lists, Tq, k, D] in float32."""
-    rows, lists = picked.shape[:2]
+    (rows, lists), length = picked.shape[:2], cache.shape[2]
+    if not picked.is_cuda and picked.numel() and (last := int(picked.max())) >= length:
+        raise InputError(
+            f"indices must be less than {length}, the slots that there are; got {last}"
+        )
     row = torch.arange(rows, device=cache.device).clamp_max(cache.shape[0] - 1)
     head = torch.arange(lists, device=cache.device) * cache.shape[1] // lists
     table, (a_row, a_head, a_slot) = _table(cache)
     first = (row * a_row)[:, None] + head * a_head
-    return embedding(first[..., None, None] + picked.clamp_min(0) * a_slot, table).float()
+    return embedding(first[..., None, None] + picked.clamp(0, length - 1) * a_slot, table).float()
 
 
 def _table(cache: Tensor) -> tuple[Tensor, list[int]]:
