@@ -135,6 +135,8 @@ def test_bytes_and_roofline_by_hand() -> None:
     assert formulas.gather(1, 8, 2048, 128).counted == 8 * 2048 * 2 * 128 * 2
     shared, own = (formulas.step("sign", 1, 0, 8, 128, 2048, heads) for heads in (None, 32))
     assert own.counted == 4 * shared.counted == 4 * 8 * 2048 * 2 * 128 * 2
+    shared, own = (formulas.step("sign", 2, 10, 8, 128, 0, heads) for heads in (None, 32))
+    assert own.counted - shared.counted == 2 * (2 * 10 * 32 * 4) and own.ideal == shared.ideal
 
 
 def test_shares_of_a_copy() -> None:

@@ -251,7 +251,7 @@ class Indexer:
     remembers: ClassVar[bool] = False
     # A step with `at` and `stop` appends one key and selects with shapes and addresses that stay, by
     # what stands on the device alone, in the index's `room`: a CUDA graph holds it. Of inputs it is
-    # given those that are of the key's token.
+    # given `hidden`, `latent` and `rope` of the key's token.
     # What is written there shows from `Index.reveal` on, and until then may be written again.
     fixed: ClassVar[bool] = False
     # Index.score gives a score for every key.

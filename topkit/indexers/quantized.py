@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from topkit.indexers.base import Step
 from topkit.indexers.checks import choice, flag
 from topkit.indexers.scored import Codes, Scored, pick_codes
-from topkit.kernels.codes import LARGEST, exponents, hadamard_rotate, quantize
+from topkit.kernels.codes import LARGEST, hadamard_rotate, stored
 from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_codes
 
@@ -46,11 +47,14 @@ class quantized(Scored):
         flag(self, "hadamard")
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
-        keys = hadamard_rotate(keys) if self.hadamard else keys
-        codes, scale = quantize(keys, self.dtype, self.scale)
-        if self.scale == "pow2":
-            return {"codes": codes, "exponent": exponents(scale)}
-        return {"codes": codes, "scale": scale}
+        kind, width = stored(self.dtype, keys.shape[3])
+        scale = torch.int8 if self.scale == "pow2" else torch.float32
+        codes = {
+            "codes": keys.new_empty(*keys.shape[:3], width, dtype=kind),
+            self._scale: keys.new_empty(*keys.shape[:3], 1, dtype=scale),
+        }
+        self.write(keys, codes, 0, step)
+        return codes
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
         asked, told = self._told(queries, codes)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from topkit.indexers.base import Step
 from topkit.indexers.scored import Codes, Scored, pick_codes
-from topkit.kernels.codes import signs
+from topkit.kernels.codes import stored
 from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_codes
 
@@ -27,7 +27,10 @@ class sign(Scored):
     fixed: ClassVar[bool] = True
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
-        return {"bits": signs(keys)}
+        kind, width = stored("sign", keys.shape[3])
+        codes = {"bits": keys.new_empty(*keys.shape[:3], width, dtype=kind)}
+        self.write(keys, codes, 0, step)
+        return codes
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
         return score_codes(queries, codes["bits"], dtype="sign", backend=step.backend)

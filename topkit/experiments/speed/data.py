@@ -16,7 +16,6 @@ from torch import Tensor
 
 from topkit.experiments.models import load
 from topkit.experiments.record import record
-from topkit.experiments.speed.packed import Asked, of_lightning
 from topkit.experiments.speed.session import Session
 from topkit.experiments.tasks import make_task
 from topkit.indexers.lightning import load as load_index
@@ -47,14 +46,16 @@ class Recorded:
 class Cache:
     """One decoding query a row, and all that it may read.
 
-    Shapes: queries [L, Hq, 1, D]; keys, values [L, Hk, T, D]; index_keys [L, 1, T, d].
+    Shapes: queries [L, Hq, 1, D]; keys, values [L, Hk, T, D]; index_keys [L, 1, T, d]; index_queries
+    [L, H, 1, d] and gates [L, 1, H] in float32, as projections leave them.
     """
 
     queries: Tensor
     keys: Tensor
     values: Tensor
     index_keys: Tensor
-    index_asked: Asked
+    index_queries: Tensor
+    gates: Tensor
     scaling: float
 
 
@@ -117,7 +118,8 @@ def stretched(session: Session, found: Recorded, length: int) -> Cache:
         keys,
         values,
         index_keys,
-        of_lightning(index_queries, gates),
+        index_queries,
+        gates,
         found.scaling,
     )
 

@@ -56,6 +56,10 @@ def gather(batch: int, groups: int, k: int, dim: int) -> Bytes:
 def step(
     dtype: str, batch: int, length: int, groups: int, dim: int, k: int, heads: int | None = None
 ) -> Bytes:
-    """The index read once, and what was chosen: of groups, or of `heads` with lists of their own."""
+    """The index read once, and what was chosen: of groups, or of `heads` with lists of their own.
+
+    The scores of those are written and read, which a roofline needs not.
+    """
     chosen = gather(batch, heads or groups, k, dim)
-    return index(dtype, batch, length, groups, dim) + chosen
+    through = 2 * scores(batch, length, heads).counted if heads else 0
+    return index(dtype, batch, length, groups, dim) + chosen + Bytes(through, 0)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -97,19 +98,18 @@ def _selecting(session: Session, count: int, length: int, k: int) -> Case:
 
 def _flashinfer(k: int) -> dict[str, Callable[[Tensor], object]]:
     """FlashInfer's top-k as it chooses a backend, and by two that it need not choose on a GPU."""
-    flashinfer = import_module("flashinfer.topk")
 
-    def by_cub(scores: Tensor) -> object:
-        os.environ[FLASHINFER_BACKEND] = "cub"
-        try:
-            return flashinfer.top_k(scores, k)
-        finally:
-            del os.environ[FLASHINFER_BACKEND]
+    def called(name: str, scores: Tensor, backend: str | None = None) -> object:
+        function = getattr(import_module("flashinfer.topk"), name, None)
+        if function is None:
+            raise NotImplementedError(f"this FlashInfer has no {name}")
+        with mock.patch.dict(os.environ, {FLASHINFER_BACKEND: backend} if backend else {}):
+            return function(scores, k)
 
     return {
-        "flashinfer.top_k": lambda x: flashinfer.top_k(x, k),
-        "flashinfer.top_k, CUB": by_cub,
-        "flashinfer.topk_clusters_exact": lambda x: flashinfer.topk_clusters_exact(x, k),
+        "flashinfer.top_k": lambda x: called("top_k", x),
+        "flashinfer.top_k, CUB": lambda x: called("top_k", x, "cub"),
+        "flashinfer.topk_clusters_exact": lambda x: called("topk_clusters_exact", x),
     }
 
 

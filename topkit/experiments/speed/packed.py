@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from topkit.experiments.speed.session import Session
-from topkit.kernels.codes import hadamard_rotate, quantize, signs, stored
+from topkit.kernels.codes import quantize, signs, stored
 from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_codes, score_lightning
 from topkit.kernels.score_select import score_select, score_select_lightning
@@ -26,10 +26,6 @@ class Asked:
     queries: Tensor
     scale: Tensor | None = None
     gates: Tensor | None = None
-
-    def rows(self, rows: slice) -> Asked:
-        scale, gates = (None if x is None else x[rows] for x in (self.scale, self.gates))
-        return Asked(self.queries[rows], scale, gates)
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class Packed:
         )  # fmt: skip
 
     def append_in_torch(self, keys: Tensor, at: int) -> None:
-        """The same by torch's own operations, none of which waits for the host."""
+        """The same by torch's own operations, none of which waits for the host; not of lightning."""
         end = at + keys.shape[2]
         codes, scale = (signs(keys), None) if self.scale is None else quantize(keys, self.kind)
         self.codes[:, :, at:end] = codes
@@ -126,12 +122,15 @@ def random_asked(session: Session, dtype: str, batch: int) -> Asked:
     if dtype != "lightning":
         return Asked(session.drawn(batch, s.heads, 1, s.dim))
     gates = session.drawn(batch, 1, s.index_heads, dtype=torch.float32)
-    return of_lightning(session.drawn(batch, s.index_heads, 1, s.dim), gates)
+    queries = session.drawn(batch, s.index_heads, 1, s.dim)
+    return of_lightning(queries, gates, session.backend)
 
 
-def of_lightning(queries: Tensor, gates: Tensor) -> Asked:
-    """Queries [B, H, 1, d] and gates [B, 1, H], as DeepSeek's inference code stores them."""
-    codes, scale = quantize(hadamard_rotate(queries), "fp8_e4m3", "pow2")
+def of_lightning(queries: Tensor, gates: Tensor, backend: str) -> Asked:
+    """Queries [B, H, 1, d], encoded as DeepSeek's inference code does, and gates [B, 1, H]."""
+    codes = torch.empty(queries.shape, dtype=torch.float8_e4m3fn, device=queries.device)
+    scale = torch.empty(*queries.shape[:3], 1, device=queries.device)
+    Packed("lightning", codes, scale, backend).append(queries, 0)
     return Asked(codes, scale, gates)
 
 

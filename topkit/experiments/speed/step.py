@@ -14,7 +14,7 @@ from topkit.experiments.speed import formulas
 from topkit.experiments.speed.attention import measured_dense
 from topkit.experiments.speed.data import Cache, Recorded, recorded, stretched
 from topkit.experiments.speed.kernels import OURS
-from topkit.experiments.speed.packed import Asked, Packed, encoded
+from topkit.experiments.speed.packed import Asked, Packed, encoded, of_lightning
 from topkit.experiments.speed.rows import Row, quality
 from topkit.experiments.speed.session import Case, Session, length_of
 from topkit.fidelity import Truth, UnitTruth, judge, judge_units, truth, unit_truth
@@ -46,7 +46,7 @@ class Decoding:
         cache, index = self.cache, self.index.rows(rows)
         asked = Asked(cache.queries[rows])
         if index.dtype == "lightning":
-            asked = cache.index_asked.rows(rows)
+            asked = of_lightning(cache.index_queries[rows], cache.gates[rows], index.backend)
         keys = cache.index_keys if index.dtype == "lightning" else cache.keys
         index.append(keys[rows, :, -1:], keys.shape[2] - 1)
         slots = index.select(asked, self.k)

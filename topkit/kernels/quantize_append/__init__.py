@@ -39,7 +39,7 @@ def quantize_append(
     sign, int2, int4, int8, fp8_e4m3; scale [B, Hk, C, 1], float32 or exponents in int8, None for sign,
     rounded up to powers of two where `pow2` asks for it, and where it holds exponents;
     at a number, or a tensor [1] or [B], which on a GPU is not looked at: slots beyond C are left out.
-    The kernel writes the bits that the definition does, of keys that are finite.
+    The kernel writes the bits that the definition does, of keys that are finite, also once rotated.
     Raises: InputError where shapes, dtypes or devices do not belong together, or there is no room.
     """
     _check(keys, codes, scale, dtype)

@@ -26,8 +26,15 @@ def quantize_append(
         new, scales = quantize(keys, dtype, "pow2" if pow2 else "float")
         if scale is not None and scale.dtype == torch.int8:
             scales = exponents(scales)
-    first = torch.as_tensor(at, device=keys.device).reshape(-1, 1)
-    slots = (first + torch.arange(keys.shape[2], device=keys.device)).expand(len(keys), -1)
+    if isinstance(at, int):
+        here = slice(at, at + keys.shape[2])
+        codes[:, :, here] = new
+        if scale is not None and scales is not None:
+            scale[:, :, here] = scales
+        return
+    slots = (at.reshape(-1, 1) + torch.arange(keys.shape[2], device=keys.device)).expand(
+        len(keys), -1
+    )
     row, place = ((slots >= 0) & (slots < codes.shape[2])).nonzero().T
     held, new = codes.view(torch.uint8), new.view(torch.uint8)  # torch puts no fp8
     held[row, :, slots[row, place]] = new[row, :, place]
