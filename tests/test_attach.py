@@ -794,6 +794,25 @@ def test_a_kernel_that_cannot_run_is_refused_at_once(model: Any, monkeypatch: An
         attach(model, "sign", k=4, backend="triton")
 
 
+@pytest.mark.parametrize(
+    ("changes", "dtype", "k", "message"),
+    [
+        ({"head_dim": 64}, torch.float32, 4, "queries must be bfloat16 or float16"),
+        ({}, torch.float16, 4, "queries must have 64 or 128 dimensions"),
+        ({"head_dim": 64}, torch.float16, 4097, "k must be at most 4096; got 4097"),
+    ],
+)
+def test_what_kernels_do_not_take_is_refused_before_a_prompt(
+    changes: dict[str, Any], dtype: torch.dtype, k: int, message: str
+) -> None:
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    other = tiny(num_hidden_layers=1, **changes).to(device, dtype)
+    with pytest.raises(InputError, match=f'backend "triton": {message}'):
+        attach(other, "sign()", k=k, backend="triton")
+    attach(other, "sign()", k=k, backend="auto").detach()
+
+
 def test_a_cache_begun_in_inference_mode_goes_on_outside(model: Any) -> None:
     cache: Any = DynamicCache(config=model.config)
     given = prompt()

@@ -189,6 +189,7 @@ REFUSED = {
     "scale must be float32 or int8": {"scale": room("int8", 64)[1].half()},
     "at must be 0 to 38 for 2 new keys of 40; got 39": {"at": 39},
     "at must be 0 to 38 .* got -1": {"at": -1},
+    "at must be a whole number; got 1.5": {"at": 1.5},
     r"at must be \(1,\) or \(2,\); got \(3,\)": {"at": torch.zeros(3, device=DEVICE).long()},
     "at must be int64 or int32": {"at": torch.zeros(1, device=DEVICE)},
     "at must be on": {"at": torch.zeros(1, device="meta").long()},

@@ -358,6 +358,9 @@ def test_what_the_kernels_do_not_take_runs_otherwise():
 
 REFUSED = {
     "k must be at least 1; got 0": {"k": 0},
+    "k must be a whole number; got 2.5": {"k": 2.5},
+    "k must be a whole number; got True": {"k": True},
+    "scores must have at least one dimension": {"scores": rand(1)[0]},
     f"k must be at most {LARGEST_K}; got 4097": {"k": 4097},
     "order must be one of score, slot, None; got 'best'": {"order": "best"},
     "scores must be float32; got torch.float64": {"scores": rand(2, 300).double()},
@@ -380,6 +383,7 @@ def test_bad_input_is_refused_by_name(message, monkeypatch):
 
 FUSED_REFUSED = {
     "k must be at least 1; got 0": {"k": 0},
+    "k must be a whole number; got '3'": {"k": "3"},
     f"k must be at most {LARGEST_K}; got 4097": {"k": 4097},
     "order must be one of score, slot, None": {"order": "best"},
     "pool must be mean, sum or max": {"pool": None},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from topkit.errors import InputError
 
 PLACES = (torch.int64, torch.int32)
+# Blocks of a grid, but in its first dimension.
+MOST_BLOCKS = 65535
 
 
 def one_of(name: str, value: object, known: Iterable[object]) -> None:
@@ -56,10 +59,19 @@ def unexpanded(**tensors: Tensor | None) -> None:
             raise InputError(f"{name} must not be expanded; got strides {tensor.stride()}")
 
 
-def at_least_one(name: str, value: int) -> None:
+def whole(name: str, value: object) -> int:
+    """Require an integer, Python's or numpy's."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise InputError(f"{name} must be a whole number; got {value!r}")
+    return int(value)
+
+
+def at_least_one(name: str, value: object) -> int:
     """Require a count."""
-    if value < 1:
-        raise InputError(f"{name} must be at least 1; got {value}")
+    count = whole(name, value)
+    if count < 1:
+        raise InputError(f"{name} must be at least 1; got {count}")
+    return count
 
 
 def ungraded(**tensors: Tensor | None) -> str | None:

@@ -18,8 +18,6 @@ __all__ = ["quantize_append"]
 # What the Triton kernel takes.
 KEYS = (torch.bfloat16, torch.float16, torch.float32)
 WIDTHS = (64, 128)
-# Blocks of a grid, but in its first dimension.
-MOST_BLOCKS = 65535
 
 
 def quantize_append(
@@ -43,6 +41,7 @@ def quantize_append(
     Raises: InputError where shapes, dtypes or devices do not belong together, or there is no room.
     """
     _check(keys, codes, scale, dtype)
+    at = at if isinstance(at, Tensor) else checks.whole("at", at)
     _check_room(at, keys, codes)
     how: dict[str, Any] = {"dtype": dtype, "hadamard": hadamard}
     how["pow2"] = pow2 or (scale is not None and scale.dtype == torch.int8)
@@ -92,6 +91,7 @@ def _unsupported(keys: Tensor, codes: Tensor) -> str | None:
         return f"keys must be bfloat16, float16 or float32; got {keys.dtype}"
     if keys.shape[3] not in WIDTHS:
         return f"keys must have 64 or 128 dimensions; got {keys.shape[3]}"
-    if len(keys) * keys.shape[1] > MOST_BLOCKS:
-        return f"keys must be at most {MOST_BLOCKS} rows x heads; got {len(keys) * keys.shape[1]}"
+    if len(keys) * keys.shape[1] > checks.MOST_BLOCKS:
+        limit, found = checks.MOST_BLOCKS, len(keys) * keys.shape[1]
+        return f"keys must be at most {limit} rows x heads; got {found}"
     return checks.ungraded(keys=keys) or checks.unpacked(keys=keys, codes=codes)

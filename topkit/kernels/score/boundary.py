@@ -19,8 +19,6 @@ MOST_SHARING = 32
 MOST_HEADS = 64
 # A head's bytes are counted in 32 bits, to the end of its last tile; more than one is kept free.
 MOST_BYTES = 2**31 - 2**18
-# Blocks of a grid, but in its first dimension.
-MOST_BLOCKS = 65535
 
 
 def check_codes(
@@ -123,8 +121,8 @@ def _unsupported(
     (rows, _, count, dim), (groups, length, width) = queries.shape, codes.shape[1:]
     if dim not in WIDTHS:
         return f"queries must have 64 or 128 dimensions; got {dim}"
-    if count > MOST_BLOCKS or rows * groups > MOST_BLOCKS:
-        return f"queries must be at most {MOST_BLOCKS} to a head, as must rows x heads of {name}"
+    if count > checks.MOST_BLOCKS or rows * groups > checks.MOST_BLOCKS:
+        return f"queries must be at most {checks.MOST_BLOCKS} to a head, as must rows x heads of {name}"
     if length * width > MOST_BYTES:
         return f"{name} must be at most {MOST_BYTES} bytes a head; got {length * width}"
     if codes.stride(2) != width and length > 1:

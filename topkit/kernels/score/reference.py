@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from topkit.errors import InputError
 from topkit.kernels.codes import factors, levels, unpack
 
 
@@ -13,9 +14,12 @@ def score(queries: Tensor, keys: Tensor) -> Tensor:
 
     Shapes: queries [B, Hq, Tq, D], keys [B or 1, Hk, T, D], Hq a multiple of Hk ->
     [B, Hq, Tq, T].
+    Raises: InputError where it is none.
     """
     rows, heads, count, width = queries.shape
     groups = keys.shape[1]
+    if groups == 0 or heads % groups:
+        raise InputError(f"keys must have a divisor of {heads} heads (query); got {groups}")
     packed = queries.float().reshape(rows, groups, heads // groups * count, width)
     return (packed @ keys.float().mT).view(rows, heads, count, keys.shape[2])
 

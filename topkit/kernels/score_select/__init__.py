@@ -42,7 +42,8 @@ def score_select(
     Raises: InputError for k < 1, for NaN, and where shapes, dtypes or devices do not belong together.
     """
     boundary.check_codes(queries, codes, dtype, scale, pool)
-    _check(queries, k, order, start, stop)
+    k = checks.at_least_one("k", k)
+    _check(queries, order, start, stop)
     own = boundary.codes_unsupported(queries, codes, scale) or _unsupported(queries, codes, k, pool)
     how: dict[str, Any] = {"start": start, "stop": stop, "order": order, "check": check}
     if resolve(backend, queries, own) == "torch" or codes.shape[2] * queries.numel() == 0:
@@ -74,7 +75,8 @@ def score_select_lightning(
     Raises: InputError for k < 1, for NaN, and where shapes, dtypes or devices do not belong together.
     """
     boundary.check_lightning(queries, keys, gates, query_scale, key_scale)
-    _check(queries, k, order, start, stop)
+    k = checks.at_least_one("k", k)
+    _check(queries, order, start, stop)
     own = boundary.lightning_unsupported(queries, keys, gates, query_scale, key_scale)
     own = own or _unsupported(queries, keys, k, "sum")
     how: dict[str, Any] = {"start": start, "stop": stop, "order": order, "check": check}
@@ -102,10 +104,7 @@ def _launch(
     return ordered(slots, nan, order, check)
 
 
-def _check(
-    queries: Tensor, k: int, order: str | None, start: Tensor | None, stop: Tensor | None
-) -> None:
-    checks.at_least_one("k", k)
+def _check(queries: Tensor, order: str | None, start: Tensor | None, stop: Tensor | None) -> None:
     checks.one_of("order", order, ORDERS)
     boundary.check_window(start, stop, queries)
 
@@ -114,8 +113,8 @@ def _unsupported(queries: Tensor, codes: Tensor, k: int, pool: str | None) -> st
     if pool is None and queries.shape[1] != codes.shape[1]:
         return "pool must be mean, sum or max where heads share a key's; got None"
     lists = queries.shape[0] * codes.shape[1] * queries.shape[2]
-    if lists > boundary.MOST_BLOCKS:
-        return f"queries must make at most {boundary.MOST_BLOCKS} lists; got {lists}"
+    if lists > checks.MOST_BLOCKS:
+        return f"queries must make at most {checks.MOST_BLOCKS} lists; got {lists}"
     if codes.shape[2] > LONGEST:
         return f"keys must be at most {LONGEST}; got {codes.shape[2]}"
     return too_many(k)

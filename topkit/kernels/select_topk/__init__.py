@@ -35,7 +35,9 @@ def select_topk(
     for the GPU, and a row that holds NaN is -1 throughout.
     Raises: InputError for k < 1, for NaN, and where shapes, dtypes or devices do not belong together.
     """
-    checks.at_least_one("k", k)
+    k = checks.at_least_one("k", k)
+    if scores.dim() == 0:
+        raise InputError("scores must have at least one dimension; got a number")
     checks.one_of("order", order, ORDERS)
     _check_stop(stop, scores)
     if resolve(backend, scores, unsupported(scores, k)) == "torch" or scores.numel() == 0:
@@ -53,7 +55,7 @@ def unsupported(scores: Tensor, k: int) -> str | None:
     """What the kernel does not take, as a sentence."""
     if scores.dtype != torch.float32:
         return f"scores must be float32; got {scores.dtype}"
-    if scores.dim() == 0 or scores.shape[-1] > LONGEST:
+    if scores.shape[-1] > LONGEST:
         return f"scores must be rows of at most {LONGEST}; got shape {tuple(scores.shape)}"
     return too_many(k) or checks.unpacked(scores=scores)
 
