@@ -415,13 +415,13 @@ def test_k_in_per_cent_follows_the_context(model: Any) -> None:
 # --- every indexer
 
 
-def lightning_for(folder: Any, reads: str = "hidden") -> str:
+def lightning_for(folder: Any, reads: str = "hidden", width: int = 32) -> str:
     torch.manual_seed(3)
     shapes = {
-        "wq": (2 * 32, 32),
-        "wk": (32, 32),
-        "norm": (32,),
-        "norm_bias": (32,),
+        "wq": (2 * width, 32),
+        "wk": (width, 32),
+        "norm": (width,),
+        "norm_bias": (width,),
         "gates": (2, 32),
     }
     tensors = {f"{n}.{w}": torch.randn(shape) for n in range(2) for w, shape in shapes.items()}
@@ -798,7 +798,7 @@ def test_a_kernel_that_cannot_run_is_refused_at_once(model: Any, monkeypatch: An
     ("changes", "dtype", "k", "message"),
     [
         ({"head_dim": 64}, torch.float32, 4, "queries must be bfloat16 or float16"),
-        ({}, torch.float16, 4, "queries must have 64 or 128 dimensions"),
+        ({}, torch.float16, 4, "keys must have 64 or 128 dimensions"),
         ({"head_dim": 64}, torch.float16, 4097, "k must be at most 4096; got 4097"),
     ],
 )
@@ -811,6 +811,54 @@ def test_what_kernels_do_not_take_is_refused_before_a_prompt(
     with pytest.raises(InputError, match=f'backend "triton": {message}'):
         attach(other, "sign()", k=k, backend="triton")
     attach(other, "sign()", k=k, backend="auto").detach()
+    assert model_of_its_own(other)
+
+
+@pytest.mark.parametrize(
+    ("spec", "k", "message"),
+    [
+        ("refine(sign(), factor=2)", 3000, "k must be at most 4096; got 6000"),
+        ("lightning", 4, "no Triton kernel"),
+    ],
+)
+def test_what_an_indexers_own_kernels_do_not_take_is_refused_too(
+    spec: str, k: int, message: str, tmp_path: Any
+) -> None:
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    other = tiny(num_hidden_layers=1, head_dim=64).to(device, torch.float16).train()
+    spec = lightning_for(tmp_path, width=64) if spec == "lightning" else spec
+    with pytest.raises(InputError, match=message):
+        attach(other, spec, k=k, backend="triton")
+    assert model_of_its_own(other) and other.training
+
+
+@pytest.mark.parametrize(
+    ("spec", "k", "how"),
+    [
+        ("streaming_llm(sink=1, window=6)", 5000, {}),
+        ("quest(page_size=4)", 5000, {}),
+        ("sign()", 5, {"observe": "shadow"}),  # a float32 model, whose attention stays its own
+    ],
+)
+def test_what_kernels_are_not_asked_for_is_not_refused(
+    spec: str, k: int, how: dict[str, Any]
+) -> None:
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float32 if how else torch.float16
+    other = tiny(num_hidden_layers=1, head_dim=64).to(device, dtype)
+    with attach(other, spec, k=k, backend="triton", **how) as attached:
+        given = {name: x.to(device) for name, x in prompt(1, 14).items()}
+        generated(other, given, new=3)
+    if how:
+        assert set(attached.fidelity()["call"].to_pylist()) == {1}  # nothing of the trial
+
+
+def model_of_its_own(model: Any) -> bool:
+    """Whether nothing of an attachment is left."""
+    hooks = [m for m in model.modules() if m._forward_pre_hooks]
+    return model.config._attn_implementation == "sdpa" and not hooks
 
 
 def test_a_cache_begun_in_inference_mode_goes_on_outside(model: Any) -> None:

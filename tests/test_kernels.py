@@ -207,6 +207,13 @@ def test_gather_attention_of_nothing_is_zero_and_a_nan_is_seen():
     assert gather_attention(q * math.nan, k, v, none + 1, scaling=1.0).isnan().all()
 
 
+@pytest.mark.parametrize("kept", [0, 2])
+def test_gather_attention_of_an_empty_cache_is_zero(kept):
+    q, k = torch.ones(2, 4, 3, 16), torch.ones(2, 2, 0, 16)
+    none = torch.full((2, 2, 3, kept), -1)
+    assert torch.equal(gather_attention(q, k, k, none, scaling=1.0), torch.zeros(2, 4, 3, 16))
+
+
 def test_gather_attention_refuses_lists_of_other_heads():
     q, k = torch.ones(1, 4, 1, 2), torch.ones(1, 2, 3, 2)
     with pytest.raises(InputError, match="indices have 3 heads; expected 4"):

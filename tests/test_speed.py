@@ -218,7 +218,9 @@ def test_what_repeats_does_not_tie(of_model: data.Recorded) -> None:
 
 def test_rows_come_back_from_a_csv(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "gpu.csv"
-    rows.write_rows(path, [row(median=123.456, bytes=7, useless=True, ratio=None, note="a, b")])
+    rows.write_rows(
+        path, [row(median=123.456, high=124.0, bytes=7, useless=True, ratio=None, note="a, b")]
+    )
     (found,) = rows.read_rows(path)
     assert tuple(found) == rows.COLUMNS
     assert found["median"] == "123.5" and found["bytes"] == "7" and found["useless"] == "True"
@@ -237,16 +239,42 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", rows.TIMES)
 def test_times_that_are_no_numbers_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "x.csv"
-    rows.write_rows(
-        path, [row(), row(what="untimed", median=None, low=None), row(**{name: "12 us"})]
-    )
-    with pytest.raises(InputError, match=f"line 4: {name} must be a number; got '12 us'"):
+    untimed = row(what="untimed", median=None, low=None)
+    rows.write_rows(path, [row(), untimed, row(what="third", **{name: "12 us"})])
+    with pytest.raises(InputError, match=f"third.*: {name} must be a number; got '12 us'"):
         rows.read_rows(path)
-    rows.write_rows(path, [{n: x for n, x in row().items() if n != name}])
-    text = path.read_text().replace(f",{name},", ",other,")
-    path.write_text(text)
+    path.write_text(path.read_text().replace(f",{name},", ",other,"))
     with pytest.raises(InputError, match=rf"it lacks \['{name}'\]"):
         rows.read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "holds no row that was timed"),
+        ([row(median=None)], "holds no row that was timed"),
+        ([row(), row(what="another"), row()], "holds step, sign, .* twice"),
+        ([row(low=102.0)], "low, median and high must ascend"),
+        ([row(note="x" * 200_000)], "cannot read"),
+    ],
+)
+def test_rows_that_no_benchmark_writes_are_refused(
+    tmp_path: Path, given: list[Any], message: str
+) -> None:
+    path = tmp_path / "x.csv"
+    rows.write_rows(path, given)
+    with pytest.raises(InputError, match=message):
+        rows.read_rows(path)
+
+
+def test_a_csv_that_a_spreadsheet_saved_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    rows.write_rows(path, [row()])
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert len(rows.read_rows(path)) == 1
+
+
+# --- two runs
 
 
 @pytest.mark.parametrize(
@@ -256,16 +284,21 @@ def test_times_that_are_no_numbers_are_refused(tmp_path: Path, name: str) -> Non
         ({"median": 105.0, "low": 104.0, "high": 106.0}, compare.SAME),
         ({"median": 120.0, "low": 105.0, "high": 135.0}, compare.SAME),
         ({"median": 90.0, "low": 89.0, "high": 91.0}, compare.FASTER),
-        ({"median": None, "error": "RuntimeError"}, compare.ONLY_OLD),  # a third is in both
+        ({"median": None, "unit": None, "error": "RuntimeError"}, compare.LOST),
+        ({"unit": "ms"}, compare.ONLY_NEW),
         ({"what": "another"}, compare.ONLY_NEW),
     ],
 )
 def test_compare(new: dict[str, Any], verdict: str) -> None:
-    third = row(what="third")
-    found = compare.compared([row(), third], [row(**new), third])
+    found = compare.compared([row()], [row(**new), row(what="third")])
     told = {(one["what"], one["verdict"]) for one in found}
     assert (row(**new)["what"], verdict) in told
-    assert len(compare.regressions(found)) == (verdict == compare.SLOWER)
+    worse = verdict in (compare.SLOWER, compare.LOST)
+    assert len(compare.regressions(found)) == worse
+    timed = [row(bench="bandwidth"), row(**new)]
+    assert bool(compare.shared(compare.compared([row(), timed[0]], timed))) == (
+        verdict in compare.TIMED
+    )
 
 
 def test_more_tokens_a_second_are_no_regression() -> None:
@@ -279,8 +312,7 @@ def test_more_tokens_a_second_are_no_regression() -> None:
 def test_another_device_is_refused() -> None:
     with pytest.raises(InputError, match="NVIDIA H200, not NVIDIA H100"):
         compare.require_device([row()], "NVIDIA H100")
-    with pytest.raises(InputError, match="nothing to compare"):
-        compare.compared([row()], [row(device="NVIDIA H100")])
+    assert compare.compared([row()], [row(device="NVIDIA H100")])[0]["verdict"] == compare.ONLY_NEW
 
 
 # --- the command
@@ -355,14 +387,18 @@ def test_a_cpu_is_refused_before_a_path_is_sought() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "message"),
+    ("old", "error", "message"),
     [
-        ({"device": "NVIDIA H200"}, "not "),
-        ({"device": None, "what": "another"}, "no benchmark of this run has a time in the old"),
+        ({"device": "NVIDIA H200"}, InputError, "the old rows are of NVIDIA H200, not "),
+        ({"device": None, "what": "another"}, GateFailed, "nothing to compare: no benchmark"),
     ],
 )
 def test_a_cpu_is_held_against_itself_alone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old: dict[str, Any], message: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    old: dict[str, Any],
+    error: type[Exception],
+    message: str,
 ) -> None:
     one = {"bench": "truth", "what": "one", "median": 1.0, "low": 1.0, "high": 1.0}
     monkeypatch.setattr(bench, "BENCHES", {"truth": lambda scale: [one]})
@@ -371,7 +407,9 @@ def test_a_cpu_is_held_against_itself_alone(
         path, [row(bench="truth", **{**old, "device": old["device"] or bench.processor()})]
     )
     done = CliRunner().invoke(app, ["bench", "truth", "--tiny", "--compare", str(path)])
-    assert isinstance(done.exception, InputError) and message in str(done.exception)
+    assert isinstance(done.exception, error) and message in str(done.exception)
+    # What was measured is told all the same.
+    assert ("one" in done.output) == (error is GateFailed)
 
 
 def test_the_command_ends_with_1_where_a_row_failed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,8 +445,8 @@ def test_the_table_of_gpus_is_made_from_their_files(readme: Any, tmp_path: Path)
     rows.write_rows(
         results / "nvidia-h200.csv",
         [
-            row(bench="bandwidth", what="copy, read and written", unit="GB/s", median=4255.0),
-            row(bench="score", what="untold", median=1.0),
+            row(bench="bandwidth", what="copy, read and written", unit="GB/s", median=4255.0, high=4256.0),
+            row(bench="score", what="untold"),
             row(what="int4 a head", mass_ratio=0.99, shared_mass_ratio=0.99, useless=False),
             row(ratio=9.0, against="SDPA cuDNN", limit=">= 10 x", within=False, mass_ratio=0.8,
                 shared_mass_ratio=0.95, useless=True),

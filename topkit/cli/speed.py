@@ -90,9 +90,10 @@ def _tell(
     as_json: bool,
     failed: Sequence[str] = (),
 ) -> None:
-    """Show what was measured, and how it stands beside the old rows.
+    """Show what was measured, what failed, and how it stands beside the old rows.
 
-    Raises: GateFailed where a row failed, or something is slower by more than both spreads.
+    Raises: GateFailed where a row failed, where something is slower by more than both spreads or could
+    not be timed any more, and where there is nothing to compare.
     """
     found = [] if old is None else compare.compared(old, rows)
     if as_json:
@@ -106,7 +107,11 @@ def _tell(
     wrong = []
     if failed:
         wrong.append(f"{len(failed)} of {len(rows)} rows could not be measured; see above")
-    if slower := compare.regressions(found):
-        wrong.append(f"{len(slower)} of {len(found)} rows are slower by more than both spreads")
+    if old is not None and not compare.shared(found):
+        wrong.append("nothing to compare: no benchmark of this run has a time in the old rows")
+    if worse := compare.regressions(found):
+        wrong.append(
+            f"{len(worse)} of {len(found)} rows are slower by more than both spreads, or were not timed"
+        )
     if wrong:
         raise GateFailed("; ".join(wrong))

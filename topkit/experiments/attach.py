@@ -21,15 +21,13 @@ from topkit.experiments.graphed import Graphed
 from topkit.experiments.hooks import Inputs, inputs_of, switched, taken
 from topkit.experiments.judged import Judged
 from topkit.experiments.padding import Padding
-from topkit.experiments.record import Seen, within
-from topkit.experiments.served import probe, unserved
+from topkit.experiments.record import within
+from topkit.experiments.served import PROBED, probe, unserved
 from topkit.experiments.sparse import Call, Reader
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget, parse_budget
 from topkit.indexers.spec import parse
 from topkit.kernels.backend import resolve
-from topkit.kernels.gather_attention import unsupported
-from topkit.kernels.select_topk import too_many
 
 NAME = "topkit_attach"
 
@@ -65,14 +63,14 @@ def attach(
         raise InputError(f'observe must be True, False or "shadow"; got {observe!r}')
     if not isinstance(capture, bool):
         raise InputError(f"capture must be True or False; got {capture!r}")
-    seen = _attachable(model, recipe, layers)
+    modules = _attachable(model, recipe, layers)
     resolve(backend, next(model.parameters()))
+    how = (modules, observe == "shadow", sparse_prefill)
     if backend == "triton":
-        _require_kernels(seen, budget)
-    modules = {layer: one.module for layer, one in seen.items()}
+        reader = Reader(recipe, budget, seed, None, backend)
+        _try_out(model, Attachment(model, reader, *how, capture=False))
     judged = Judged(recipe, budget) if observe else None
-    reader = Reader(recipe, budget, seed, judged, backend)
-    return Attachment(model, reader, modules, observe == "shadow", sparse_prefill, capture)
+    return Attachment(model, Reader(recipe, budget, seed, judged, backend), *how, capture)
 
 
 class Attachment:
@@ -296,8 +294,8 @@ def _prompt_length(inputs: Any, given: dict[str, Any]) -> int:
 
 def _attachable(
     model: PreTrainedModel, indexer: Indexer, layers: Iterable[int] | None
-) -> dict[int, Seen]:
-    """What the layers to serve attend to, found by a short pass."""
+) -> dict[int, nn.Module]:
+    """The attention modules to serve, by layer, found by a short pass."""
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"attach takes a loaded transformers model; got {type(model).__name__}")
     name = type(model).__name__
@@ -305,7 +303,7 @@ def _attachable(
         raise InputError(f"{name} cannot be attached to: it has an encoder")
     seen = probe(model)
     local = DynamicCache(config=model.config).is_sliding  # windows and chunks
-    whole = {n: one for n, one in seen.items() if one.window is None and not local[n]}
+    whole = {n: one.module for n, one in seen.items() if one.window is None and not local[n]}
     try:
         chosen = sorted(whole if layers is None else set(layers))
     except TypeError:
@@ -313,7 +311,7 @@ def _attachable(
     if not chosen:
         raise InputError(f"{name} has no layer to attach to: none attends to all keys")
     # Also of other layers: what two attachments change of a model comes back in one order only.
-    if any(one.module in _attachments for one in whole.values()):
+    if any(module in _attachments for module in whole.values()):
         raise InputError(f"{name} is attached already; detach it first")
     for layer in chosen:
         if layer not in seen:
@@ -328,11 +326,15 @@ def _attachable(
     return {layer: whole[layer] for layer in chosen}
 
 
-def _require_kernels(seen: dict[int, Seen], budget: Budget) -> None:
-    """Raises: InputError where the kernels do not take such heads, or so many keys."""
-    why = None if budget.percent else too_many(budget.at(0))
-    for one in seen.values():
-        slots = torch.zeros(1, 1, one.queries.shape[2], 1, dtype=torch.long, device=one.keys.device)
-        why = why or unsupported(one.queries, one.keys, one.values, slots)
-    if why:
-        raise InputError(f'backend "triton": {why}')
+@torch.no_grad()
+def _try_out(model: PreTrainedModel, attachment: Attachment) -> None:
+    """One decoding step behind a few tokens, so that what a kernel does not take is refused at once."""
+    training = model.training
+    try:
+        with attachment:
+            model.eval()
+            ids = torch.ones(1, PROBED, dtype=torch.long, device=model.device)
+            cache = model(ids, use_cache=True).past_key_values
+            model(ids[:, :1], past_key_values=cache, use_cache=True)
+    finally:
+        model.train(training)

@@ -61,7 +61,7 @@ def bench_truth(scale: Scale) -> Iterator[Row]:
     what = f"exact rows of 32 heads x 16 queries over {scale.truth_keys:,} keys"
     yield _compared("truth", what, ours, "matmul + topk, by chunks", plain, None)
     yield {
-        **_spread("truth", "the same: memory above the tensors", "GiB", [memory / 2**30]),
+        **_spread("truth", f"{what}: memory above the tensors", "GiB", [memory / 2**30]),
         "limit": 2.0,
         "within": memory <= 2 << 30,
     }

@@ -132,7 +132,7 @@ class lightning(Scored):
 def _put(vectors: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
     """Write float32 vectors as e4m3 at the slots from `at` on, as DeepSeek's inference code does."""
     quantize_append(
-        vectors, codes["vectors"], codes["scale"], at,
+        vectors.detach(), codes["vectors"], codes["scale"], at,
         dtype="fp8_e4m3", hadamard=True, pow2=True, backend=step.backend,
     )  # fmt: skip
 

@@ -62,7 +62,7 @@ class quantized(Scored):
 
     def write(self, keys: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
         how = {"dtype": self.dtype, "hadamard": self.hadamard, "backend": step.backend}
-        quantize_append(keys, codes["codes"], codes[self._scale], at, **how)
+        quantize_append(keys.detach(), codes["codes"], codes[self._scale], at, **how)
 
     def pick(
         self, queries: Tensor, codes: Codes, k: int, step: Step, pool: str | None = None

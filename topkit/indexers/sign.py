@@ -36,7 +36,7 @@ class sign(Scored):
         return score_codes(queries, codes["bits"], dtype="sign", backend=step.backend)
 
     def write(self, keys: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
-        quantize_append(keys, codes["bits"], None, at, dtype="sign", backend=step.backend)
+        quantize_append(keys.detach(), codes["bits"], None, at, dtype="sign", backend=step.backend)
 
     def pick(
         self, queries: Tensor, codes: Codes, k: int, step: Step, pool: str | None = None

@@ -9,7 +9,8 @@ from topkit.errors import InputError
 from topkit.experiments.speed.rows import KEY, RATES, timed
 
 SLOWER, FASTER, SAME = "slower", "faster", "same"
-ONLY_OLD, ONLY_NEW = "only in the old", "only in the new"
+TIMED = (SLOWER, FASTER, SAME)
+ONLY_OLD, ONLY_NEW, LOST = "only in the old", "only in the new", "timed in the old alone"
 
 Found = dict[str, Any]
 
@@ -28,22 +29,24 @@ def compared(old: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]])
 
     Slower: the new lower quartile is above the old upper one by more than the two spreads between
     quartiles (below it, for rates).
-    Raises: InputError where no row is in both: there is nothing that could have become slower.
     """
+    new = list(new)
     before, after = _by_key(old), _by_key(new)
+    tried = {_named(row) for row in new if not timed(row)}
     devices = {key[KEY.index("device")] for key in after}
     keys = [key for key in {**before, **after} if key[KEY.index("device")] in devices]
-    if not set(before) & set(after):
-        raise InputError("nothing to compare: no benchmark of this run has a time in the old rows")
-    return [
-        dict(zip(KEY, key, strict=True)) | _both(before.get(key), after.get(key)) for key in keys
-    ]
+    found = []
+    for key in keys:
+        row = dict(zip(KEY, key, strict=True)) | _both(before.get(key), after.get(key))
+        if row["verdict"] == ONLY_OLD and key[:-1] in tried:
+            row["verdict"] = LOST
+        found.append(row)
+    return found
 
 
 def _both(was: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> Found:
     told = was or now or {}
     found: Found = {
-        "unit": told["unit"],
         "old": None if was is None else float(was["median"]),
         "new": None if now is None else float(now["median"]),
         "times slower": None,
@@ -56,8 +59,14 @@ def _both(was: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> Found
     return found | {"times slower": over / under if under else None, "verdict": _verdict(was, now)}
 
 
+def shared(found: Iterable[Found]) -> list[Found]:
+    """What both have a time of, but for the bandwidths, which stand in every run."""
+    return [row for row in found if row["verdict"] in TIMED and row["bench"] != "bandwidth"]
+
+
 def regressions(found: Iterable[Found]) -> list[Found]:
-    return [row for row in found if row["verdict"] == SLOWER]
+    """What became slower, and what could not be timed any more."""
+    return [row for row in found if row["verdict"] in (SLOWER, LOST)]
 
 
 def _verdict(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -76,4 +85,9 @@ def _quartiles(row: Mapping[str, Any]) -> tuple[float, float]:
 
 def _by_key(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, ...], Mapping[str, Any]]:
     """Rows that have a time. The benchmarks of a CPU have one implementation, and name none."""
-    return {tuple(str(row.get(name) or "") for name in KEY): row for row in rows if timed(row)}
+    return {(*_named(row), str(row["unit"] or "")): row for row in rows if timed(row)}
+
+
+def _named(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The key of a row but for its unit, which one that failed has not."""
+    return tuple(str(row.get(name) or "") for name in KEY[:-1])

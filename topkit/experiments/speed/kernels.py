@@ -103,7 +103,9 @@ def _flashinfer(k: int) -> dict[str, Callable[[Tensor], object]]:
         function = getattr(import_module("flashinfer.topk"), name, None)
         if function is None:
             raise NotImplementedError(f"this FlashInfer has no {name}")
-        with mock.patch.dict(os.environ, {FLASHINFER_BACKEND: backend} if backend else {}):
+        if backend is None:
+            return function(scores, k)
+        with mock.patch.dict(os.environ, {FLASHINFER_BACKEND: backend}):
             return function(scores, k)
 
     return {

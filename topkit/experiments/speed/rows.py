@@ -27,7 +27,7 @@ COLUMNS: tuple[str, ...] = (
     "extrapolated", "note", "error", "device", "driver", "torch", "triton", "cuda", "topkit",
     "commit", "date",
 )  # fmt: skip
-KEY = ("bench", "what", "implementation", "device")
+KEY = ("bench", "what", "implementation", "device", "unit")
 TIMES = ("median", "low", "high")
 # Packages of others, by the names that their rows have.
 RIVALS = {"flashinfer": "flashinfer-python", "xformers": "xformers"}
@@ -81,23 +81,31 @@ def machine(device: torch.device) -> Row:
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV that a benchmark wrote.
 
-    Raises: InputError when there is none, when it is another kind of table, or when a time is no
-    number.
+    Raises: InputError when there is none, when it is another kind of table, and for rows that no
+    benchmark writes.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read {path}: {error}") from error
-    lacking = {"bench", "what", "device", "unit", *TIMES} - set(rows[0] if rows else {})
+    lacking = {"bench", "what", "device", "unit", *TIMES} - set(reader.fieldnames or ())
     if lacking:
         raise InputError(f"{path} is no table of benchmarks: it lacks {sorted(lacking)}")
-    for number, row in enumerate(rows, 2):
+    seen = set()
+    for row in filter(timed, rows):
+        named = ", ".join(str(row.get(name) or "") for name in KEY)
         for name in TIMES:
-            if timed(row) and not _is_number(row[name]):
-                raise InputError(
-                    f"{path}, line {number}: {name} must be a number; got {row[name]!r}"
-                )
+            if not _is_number(row[name]):
+                raise InputError(f"{path}, {named}: {name} must be a number; got {row[name]!r}")
+        if not float(row["low"]) <= float(row["median"]) <= float(row["high"]):
+            raise InputError(f"{path}, {named}: low, median and high must ascend")
+        if named in seen:
+            raise InputError(f"{path} holds {named} twice")
+        seen.add(named)
+    if not seen:
+        raise InputError(f"{path} holds no row that was timed")
     return rows
 
 

@@ -45,7 +45,7 @@ def gather_attention(
     rest = {"rest_values": rest_values, "rest_logits": rest_logits, "rest_share": rest_share}
     _check(queries, keys, values, indices, log_weights)
     _check_rest(queries, values, **rest)
-    own = unsupported(queries, keys, values, indices, **rest)
+    own = _unsupported(queries, keys, values, indices, **rest)
     if resolve(backend, queries, own) == "torch":
         return reference.gather_attention(
             queries, keys, values, indices, scaling=scaling, log_weights=log_weights, **rest
@@ -57,7 +57,7 @@ def gather_attention(
     )
 
 
-def unsupported(
+def _unsupported(
     queries: Tensor, keys: Tensor, values: Tensor, indices: Tensor, **rest: Tensor | None
 ) -> str | None:
     """What the kernel does not take though the reference does, as a sentence."""

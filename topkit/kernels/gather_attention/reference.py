@@ -42,13 +42,17 @@ def gather_scores(queries: Tensor, keys: Tensor, indices: Tensor) -> Tensor:
 
     Shapes: as `gather_attention`.
     """
-    heads, groups = queries.shape[1], keys.shape[1]
+    heads, groups, length = queries.shape[1], *keys.shape[1:3]
+    if not indices.is_cuda and indices.numel() and (last := int(indices.max())) >= length:
+        raise InputError(
+            f"indices must be less than {length}, the slots that there are; got {last}"
+        )
     picked = _lists(indices, heads, groups)
     asked = _by_list(queries.float(), picked.shape[1])  # [B, lists, Tq, Hq / lists, D]
     scores = asked @ _gathered(keys, picked).mT
     scores = scores.masked_fill((picked < 0)[..., None, :], float("-inf"))
     if scores.is_cuda:
-        scores = scores.masked_fill((picked >= keys.shape[2])[..., None, :], float("nan"))
+        scores = scores.masked_fill((picked >= length)[..., None, :], float("nan"))
     return _by_head(scores)
 
 
@@ -99,10 +103,8 @@ def _lists(indices: Tensor, heads: int, groups: int) -> Tensor:
 def _gathered(cache: Tensor, picked: Tensor) -> Tensor:
     """The chosen rows of keys or values, [B, lists, Tq, k, D] in float32."""
     (rows, lists), length = picked.shape[:2], cache.shape[2]
-    if not picked.is_cuda and picked.numel() and (last := int(picked.max())) >= length:
-        raise InputError(
-            f"indices must be less than {length}, the slots that there are; got {last}"
-        )
+    if length == 0:
+        return cache.new_zeros(*picked.shape, cache.shape[3], dtype=torch.float32)
     row = torch.arange(rows, device=cache.device).clamp_max(cache.shape[0] - 1)
     head = torch.arange(lists, device=cache.device) * cache.shape[1] // lists
     table, (a_row, a_head, a_slot) = _table(cache)
