@@ -53,7 +53,8 @@ def attach(
     what comes several tokens at a time or into an empty cache. `observe=True` judges every selection
     (`Attachment.fidelity`); `observe="shadow"` does so too, and leaves the output dense.
     `backend` is that of topkit.kernels: "auto" takes Triton's where it can; "triton" takes no other,
-    and never waits for the GPU to look at what comes in (NaN then goes on to the output).
+    is tried out on a few tokens at once, and never waits for the GPU to look at what comes in (NaN
+    then goes on to the output).
     `capture`: with "triton", a CUDA graph holds the steps of `generate` where the indexer (`fixed`) and
     the model allow it, and hooks inside of the model are not called; False runs them kernel by kernel.
     Raises: InputError for a model, layer, cache or mask that it would not serve rightly.
