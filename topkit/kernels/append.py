@@ -30,23 +30,31 @@ def append(wanted, value, items, counter, CAPACITY: tl.constexpr, EACH: tl.const
     else:
         # Its result is not used: what is, Triton may compute anew in another layout.
         tl.inline_asm_elementwise(
-            _appended(EACH, CAPACITY), _operands(EACH),
+            _append(EACH, CAPACITY), operands("rlll", EACH),
             [wanted.to(tl.int32), value, items.to(tl.int64), counter.to(tl.int64)],
             dtype=tl.int32, is_pure=False, pack=EACH,
         )  # fmt: skip
 
 
 @triton.constexpr_function
-def _operands(each):
-    """Of `_appended`: what it returns, flags, values, items, counters."""
-    return ",".join(kind for kind in ("=r", "r", "l", "l", "l") for _ in range(each))
+def operands(kinds, each):
+    """Constraints of PTX with a result that is not used, and arguments of these kinds, `each` of each."""
+    return ",".join(kind for one in ["=r", *kinds] for kind in [one] * each)
 
 
 @triton.constexpr_function
-def _appended(each, capacity):
-    """PTX that counts a thread's flags, sums them over its warp, takes places and writes the values."""
+def _append(each, capacity):
     flags, values = ([f"${n * each + i}" for i in range(each)] for n in (1, 2))
     items, counter = f"${3 * each}", f"${4 * each}"
+    return f"mov.b32 $0, 0;\n{appended(flags, values, items, f'global.add.u32 at, [{counter}]', capacity)}"
+
+
+@triton.constexpr_function
+def appended(flags, values, items, counted, capacity):
+    """PTX that counts a thread's flags, sums them over its warp, takes places and writes the values.
+
+    `counted` is an atomic operation's space, its result `at` and its address, all but what is added.
+    """
     mine = "\n".join(f"add.u32 mine, mine, {flag};" for flag in flags)
     scan = "\n".join(
         f"shfl.sync.up.b32 more|p, sum, {lanes}, 0, {ALL};\n@p add.u32 sum, sum, more;"
@@ -64,7 +72,6 @@ def _appended(each, capacity):
     .reg .pred p;
     .reg .b32 mine, sum, more, lane, at;
     .reg .b64 place;
-    mov.b32 $0, 0;
     mov.b32 mine, 0;
     {mine}
     setp.ne.u32 p, mine, 0;
@@ -74,7 +81,7 @@ def _appended(each, capacity):
     {scan}
     mov.u32 lane, %laneid;
     setp.eq.u32 p, lane, {LAST};
-    @p atom.relaxed.gpu.global.add.u32 at, [{counter}], sum;
+    @p atom.relaxed.gpu.{counted}, sum;
     shfl.sync.idx.b32 at, at, {LAST}, {LAST}, {ALL};
     sub.u32 sum, sum, mine;
     add.u32 at, at, sum;

@@ -21,6 +21,7 @@ from torch import Tensor
 from topkit.kernels.append import append
 from topkit.kernels.early import EARLY, after_others
 from topkit.kernels.select_topk import order
+from topkit.kernels.select_topk.bins import keep_best, store_floor
 from topkit.kernels.select_topk.keys import (
     INFINITY,
     LOWEST,
@@ -29,7 +30,7 @@ from topkit.kernels.select_topk.keys import (
     float_of,
     keys_of,
 )
-from topkit.kernels.select_topk.pivots import from_all, reached_by
+from topkit.kernels.select_topk.pivots import middle
 
 UNRANKED = tl.constexpr(order.LAST)
 
@@ -44,6 +45,8 @@ WRITTEN = tl.constexpr(3)
 MARGIN = 4.0
 # Rows that are short enough are looked at at once.
 DIRECT = 1 << 13
+# Elements that a program holds, at least: several for each of its threads.
+LEAST = 1 << 10
 # Rows that leave multiprocessors idle: a larger sample and more threads at the end then cost nothing.
 FEW = 128
 # Elements that a program reads, and its warps, for each step.
@@ -68,16 +71,16 @@ class Plan:
 
     @property
     def sample(self) -> int:
-        return min(max(_power_of_two(self.length // self.sparsity), 1 << 10), self.most)
+        return min(max(_power_of_two(self.length // self.sparsity), LEAST), self.most)
 
     @property
     def capacity(self) -> int:
         if self.direct:
-            return _power_of_two(self.length)
+            return max(_power_of_two(self.length), LEAST)
         share = self.length / self.sample
         low = self.k / share + MARGIN * math.sqrt(self.k / share) + 8
         high = low + max(4.0, low / 4)
-        return max(_power_of_two(math.ceil((high + MARGIN * math.sqrt(high)) * share)), 1 << 11)
+        return max(_power_of_two(math.ceil((high + MARGIN * math.sqrt(high)) * share)), 2 * LEAST)
 
 
 @dataclass(frozen=True)
@@ -127,9 +130,11 @@ def threshold(sampled: Tensor, stop: Tensor | None, plan: Plan, work: Work, spre
 
     `sampled` [R, sample] is one; with `spread` it is drawn from [R, N], an element from each stretch.
     """
+    warps = _warps(plan.sample)
     _threshold[(work.state.shape[0],)](
         sampled, sampled.stride(0), stop, plan.length, plan.k * plan.sample / plan.length, MARGIN,
-        work.state, plan.sample, plan.capacity, spread, num_warps=_warps(plan.sample), launch_pdl=EARLY.value,
+        work.state, plan.sample, plan.capacity, spread, 32 * warps,
+        num_warps=warps, launch_pdl=EARLY.value,
     )  # fmt: skip
 
 
@@ -170,12 +175,6 @@ def _end(stop, length, row):
 
 
 @triton.jit
-def _middle(low, high):
-    """Halfway, rounded up, without overflow."""
-    return (low | high) - ((low ^ high) >> 1)
-
-
-@triton.jit
 def stretch(i, length, SAMPLE: tl.constexpr):
     """A place in each of SAMPLE stretches of a row, by a hash: no period of the row can follow it."""
     inside = ((((i * 0x45D9F3B) >> 7) & 0xFFFF) * (length // SAMPLE)) >> 16
@@ -185,7 +184,7 @@ def stretch(i, length, SAMPLE: tl.constexpr):
 @triton.jit
 def _threshold(
     sampled, row_stride, stop, length, share, margin, state,
-    SAMPLE: tl.constexpr, CAPACITY: tl.constexpr, SPREAD: tl.constexpr,
+    SAMPLE: tl.constexpr, CAPACITY: tl.constexpr, SPREAD: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
     after_others()
     row = tl.program_id(0)
@@ -199,22 +198,12 @@ def _threshold(
         x = tl.load(sampled + place)
     # Of the sample, `share` are expected among the k best, with a standard deviation of its root.
     least = (share + margin * tl.sqrt(share) + 8).to(tl.int32)
-    key = keys_of(x)
-    # Searched among the highest of every four: most of the highest of all are there. They come from
-    # far apart, since neighbours are alike.
-    peaks = tl.max(tl.reshape(key, [4, SAMPLE // 4]), 0)
-    floor = from_all(peaks, least, least + tl.maximum(least // 8, 2))
-    reaching = tl.sum((key >= floor).to(tl.int32))
     most = least + tl.maximum(least // 4, 4)
-    if (reaching < least) | (reaching > most):
-        floor = from_all(key, least, most)
-        reaching = tl.sum((key >= floor).to(tl.int32))
-    # Many ties are left to the last step, but for infinity's: nothing is above it.
-    floor = tl.minimum(floor + (reaching > most).to(tl.int32), INFINITY)
-    if (reaching < least) | (end <= CAPACITY):  # there is room for all that may be chosen
-        floor = MINUS_INFINITY + 1
+    if end <= CAPACITY:  # there is room for all that may be chosen
+        least, most = 1 << 30, 1 << 30
     state += row.to(tl.int64) * STATE
-    tl.store(state, tl.maximum(floor, MINUS_INFINITY + 1))
+    # Many ties are left to the last step, but for infinity's: nothing is above it.
+    store_floor(keys_of(x), least, most, state, THREADS)
     tl.store(state + COUNT, 0)
     tl.store(state + NAN, 0)
 
@@ -275,7 +264,7 @@ def _finish(
         key = keys_of(tl.load(scores + slot, mask=slot < end, other=float("-inf")))
         n = tl.sum((key > LOWEST).to(tl.int32))
         low = tl.full([], LOWEST + 1, tl.int32)
-        written = _pick(slot, key, low, n, k, length, out, state, RANKED, CAPACITY // THREADS)
+        written = _pick(slot, key, low, n, k, length, out, state, RANKED, THREADS)
     else:
         floor, n = tl.load(state), tl.load(state + COUNT)
         found += row.to(tl.int64) * CAPACITY
@@ -302,28 +291,17 @@ def _among(
     key = keys_of(candidate.to(tl.int32).to(tl.float32, bitcast=True))
     key = tl.where(tl.arange(0, SIZE) < n, key, LOWEST)
     slot = (candidate >> 32).to(tl.int32)
-    return _pick(slot, key, floor, n, k, length, out, state, RANKED, SIZE // THREADS)
+    return _pick(slot, key, floor, n, k, length, out, state, RANKED, THREADS)
 
 
 @triton.jit
-def _pick(slot, key, low, n, k, length, out, state, RANKED: tl.constexpr, EACH: tl.constexpr):
+def _pick(slot, key, low, n, k, length, out, state, RANKED: tl.constexpr, THREADS: tl.constexpr):
     """Write the k best of the keys, n of which reach `low`; how many, or -1 where one is NaN's."""
-    # Slots come in no order anyway, so that a counter does, and no running sum over the threads.
-    tl.store(state + WRITTEN, 0)
-    tl.debug_barrier()
     high, written = tl.max(key), -1
     if high < NOT_A_NUMBER:
-        reaching, written = n, tl.minimum(n, k)
-        if n > k:
-            low, reaching = reached_by(key, low, high, n, k, k)
-        chosen = key >= low
-        if reaching > k:  # of the lowest, those that tie, the first slots
-            ties = k - tl.sum((key > low).to(tl.int32))
-            place = tl.where(key == low, -1 - slot, LOWEST)
-            latest = tl.full([], -1, tl.int32)  # what goes through a loop is no constant
-            last, _ = reached_by(place, latest * length, latest, reaching, ties, ties)
-            chosen = (key > low) | (place >= last)
-        append(chosen, _shown(slot, key, RANKED), out, state + WRITTEN, 1 << 30, EACH)
+        written = tl.minimum(n, k)
+        high = tl.maximum(high, low)
+        keep_best(key, slot, low, high, n, k, length, out, state + WRITTEN, RANKED, THREADS)
     return written
 
 
@@ -369,14 +347,14 @@ def _search(scores, end, k, floor, n, out, RANKED: tl.constexpr, BLOCK: tl.const
         else:
             low, high = floor, INFINITY
         while low < high:
-            middle = _middle(low, high)
-            reaching = _reaching(scores, end, middle, BLOCK)
+            pivot = middle(low, high)
+            reaching = _reaching(scores, end, pivot, BLOCK)
             if reaching >= k:
-                low = middle
+                low = pivot
                 if reaching == k:
-                    high = middle
+                    high = pivot
             else:
-                high = middle - 1
+                high = pivot - 1
         ties = k - _reaching(scores, end, low + 1, BLOCK)
         for first in range(0, end, BLOCK):
             slot = first + tl.arange(0, BLOCK)
