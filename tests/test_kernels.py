@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topkit.errors import InputError
+from topkit.kernels.codes import levels
 from topkit.kernels.gather_attention import gather_attention
 from topkit.kernels.score import score
 from topkit.kernels.select_topk import select_topk
@@ -198,6 +199,13 @@ def test_gather_attention_over_every_key_is_attention():
     found = gather_attention(q, k, v, torch.arange(33).expand(2, 4, 1, 33), scaling=0.3)
     want = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.3, enable_gqa=True)
     assert torch.allclose(found, want, atol=1e-5)
+
+
+def test_every_code_of_fp8_is_decoded_as_torch_decodes_it():
+    codes = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn)
+    decoded, expected = levels(codes, "fp8_e4m3", 256), codes.float()
+    assert torch.equal(decoded.isnan(), expected.isnan()) and decoded.isnan().sum() == 2
+    assert torch.equal(decoded.nan_to_num(), expected.nan_to_num())
 
 
 def test_gather_attention_of_nothing_is_zero_and_a_nan_is_seen():

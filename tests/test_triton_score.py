@@ -14,7 +14,6 @@ from topkit.kernels.codes import exponents, factors, levels, quantize, signs, un
 from topkit.kernels.score import reference, score_codes, score_lightning
 
 impl = pytest.importorskip("topkit.kernels.score.triton_impl")
-turned = pytest.importorskip("topkit.kernels.score.turned")
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -207,25 +206,15 @@ def test_a_window_of_one_row_serves_every_row_and_may_be_empty():
     assert score_codes(**given, backend="triton").eq(-math.inf).all()
 
 
-def shifted(codes: Tensor, dim: int) -> Tensor:
-    """What a dimension's byte holds, signed, once its word of four bytes is shifted: a bit at a time."""
-    width, found = dim // 8, []
-    for d in range(dim):
-        byte, plane = d % width, d // width
-        word = sum(codes[..., byte // 4 * 4 + i].long() << (8 * i) for i in range(4))
-        held = (word << (7 - plane) >> (8 * (byte % 4))) & 255
-        found.append(held - 256 * (held > 127))
-    return torch.stack(found, -1)
-
-
+@pytest.mark.parametrize("pool", [None, "sum"])
 @pytest.mark.parametrize("dim", [64, 128])
-def test_turned_queries_take_shifted_words_for_signs(dim):
-    """Also where words hold one bit, or none: the law is linear, and these are its basis."""
-    queries = torch.randn(2, 3, 2, dim, device=DEVICE).half()
+def test_words_of_signs_that_hold_one_bit_or_none(dim, pool):
+    """The law of turned queries (topkit.kernels.score.turned) is linear, and these are its basis."""
     bits = torch.cat([torch.eye(dim), torch.zeros(1, dim), torch.rand(50, dim).round()]).to(DEVICE)
-    codes = signs(2 * bits - 1)
-    found = turned.turned(queries).double() @ shifted(codes, dim).double().T
-    assert error(found, queries.double() @ bits.double().T) <= 1e-6
+    told = {"codes": signs(2 * bits - 1)[None, None], "dtype": "sign", "pool": pool}
+    told |= {"queries": torch.randn(2, 3, 2, dim, device=DEVICE).half(), "scale": None}
+    want = slow(**told, start=None, stop=None)
+    assert error(score_codes(**told, backend="triton"), want) <= INTEGERS
 
 
 def test_signs_for_queries_whose_components_are_alike():
@@ -250,7 +239,7 @@ def test_queries_of_zeros_and_of_one_outlier():
 def test_a_nan_shows_where_it_shows_in_the_definition(dtype, pool):
     given = case(dtype, pool, group=3, groups=1, window=False, length=70)
     given["queries"][0, 1, 0, 7] = math.nan
-    if dtype == "fp8_e4m3":
+    if dtype == "fp8_e4m3" and CUDA:  # the interpreter multiplies it as if it were 480
         given["codes"][1, 0, 5].view(torch.uint8)[3] = 0x7F
     elif given["scale"] is not None:
         given["scale"][1, 0, 5] = math.nan

@@ -23,3 +23,14 @@ def after_others():
     if EARLY:
         cuda.gdc_wait()
         cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def beside_others():
+    """Let the next kernel be launched while the one before has yet to end, and wait for that.
+
+    What the next one reads before it waits was then written three kernels before, or earlier.
+    """
+    if EARLY:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()

@@ -19,44 +19,32 @@ so that of its digits a bit or two (four) are lost.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from topkit.kernels.early import EARLY, after_others
 
 PLANES = tl.constexpr(8)
 BYTES = tl.constexpr(4)
 
 
-def turned(queries: Tensor) -> Tensor:
-    """What shifted words are multiplied by, for queries [B, H, T, D]: float32, of the same shape."""
-    out = queries.new_empty(queries.shape, dtype=torch.float32)
-    rows, heads, count, dim = queries.shape
-    if out.numel():
-        with torch.cuda.device_of(queries):  # Triton launches on the current device
-            _turn[(rows * heads * count,)](
-                queries, queries.stride(), out, heads, count, dim // PLANES.value,
-                num_warps=1, launch_pdl=EARLY.value,
-            )  # fmt: skip
-    return out
-
-
 @triton.jit
-def _turn(queries, by, out, heads, count, WIDTH: tl.constexpr):
-    after_others()
-    index = tl.program_id(0)
-    query, head, row = index % count, index // count % heads, index // count // heads
-    queries += row.to(tl.int64) * by[0] + head.to(tl.int64) * by[1] + query.to(tl.int64) * by[2]
-    out += index.to(tl.int64) * (PLANES * WIDTH)
+def turn(queries, by, HEADS: tl.constexpr, out, WIDTH: tl.constexpr):
+    """Write what shifted words are multiplied by, for the sum of some heads' queries [8 WIDTH]."""
     n, word = tl.arange(0, PLANES * BYTES)[:, None], tl.arange(0, WIDTH // BYTES)[None, :]
     c = tl.zeros([PLANES * BYTES, WIDTH // BYTES], tl.float32)
     for byte in tl.static_range(BYTES - 1, -1, -1):  # c(n + 8 byte), from what is c(n + 8 byte + 8)
-        r = _bit(queries, n + PLANES * byte, word, WIDTH)
-        r -= 0.5 * _bit(queries, n + PLANES * byte + 1, word, WIDTH)
+        r = _bit(queries, by, HEADS, n + PLANES * byte, word, WIDTH)
+        r -= 0.5 * _bit(queries, by, HEADS, n + PLANES * byte + 1, word, WIDTH)
         c = tl.cumsum(-r / 128 - c / 256, 0, reverse=True)
     tl.store(out + _dim(n, word, WIDTH), c)
+
+
+@triton.jit
+def summed(queries, by, HEADS: tl.constexpr, dim, there):
+    """Components of the sum of some heads' queries, zero where they are not asked for."""
+    q = tl.load(queries + dim, mask=there, other=0.0).to(tl.float32)
+    for head in tl.static_range(1, HEADS):
+        q += tl.load(queries + head * by + dim, mask=there, other=0.0).to(tl.float32)
+    return q
 
 
 @triton.jit
@@ -66,9 +54,8 @@ def _dim(n, word, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _bit(queries, n, word, WIDTH: tl.constexpr):
-    place = queries + _dim(n, word, WIDTH)
-    return tl.load(place, mask=n < PLANES * BYTES, other=0.0).to(tl.float32)
+def _bit(queries, by, HEADS: tl.constexpr, n, word, WIDTH: tl.constexpr):
+    return summed(queries, by, HEADS, _dim(n, word, WIDTH), n < PLANES * BYTES)
 
 
 @triton.jit

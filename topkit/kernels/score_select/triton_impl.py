@@ -15,12 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.early import EARLY, after_others
+from topkit.kernels.early import EARLY, after_others, beside_others
+from topkit.kernels.score.form import Config, Form, Source
 from topkit.kernels.score.triton_impl import (
     CONFIGS,
-    Config,
-    Form,
-    Source,
     prepare,
     score_codes,
     score_rows,
@@ -60,9 +58,9 @@ def score_select(
 
     Shapes: as topkit.kernels.score_select.score_select.
     """
-    queries, codes = source.queries, source.codes
+    codes, count = source.codes, source.queries.shape[2]
     config = config or CONFIGS[form.dtype]
-    (rows, groups, length), count = codes.shape[:3], queries.shape[2]
+    rows, groups, length = codes.shape[:3]
     lists, plan = rows * groups * count, Plan(length, min(k, length), 32, 1 << 15)
     if plan.direct:
         scores = score_codes(source, form, start, stop, config)
@@ -131,19 +129,22 @@ def _filter(
 ):  # fmt: skip
     # Neighbours in the grid work on different lists: one list's counter is added to one by one.
     index = tl.program_id(0)
-    # The threshold is still being sought while queries are made ready.
     batch, group, query, first, end = _place(told, index)
     prepared = prepare(told[0], batch, group, query, FORM)
-    after_others()
-    floor = floor_of(state, index)
     begin = tl.program_id(1) * tiles
     beyond = tl.minimum(begin + tiles, tl.cdiv(end, FORM.sharing * ROWS))
+    floor = tl.full([], float("inf"), tl.float32)
     for tile in tl.range(begin, beyond, num_stages=STAGES):
         row = tile * ROWS + tl.arange(0, ROWS)
         scores = score_rows(told[0], prepared, batch, group, row, told[3], FORM)
         slot = slots_of(row, FORM)
         scores = tl.where((slot >= first) & (slot < end), scores, float("-inf"))
+        if tile == begin:  # the threshold is still being sought while the first codes are on their way
+            after_others()
+            floor = floor_of(state, index)
         collect(scores, slot, floor, index, state, found, CAPACITY, EACH)
+    if begin >= beyond:
+        after_others()
 
 
 @triton.jit
@@ -151,7 +152,7 @@ def _rescore(
     told, state, scores, k, tiles,
     FORM: tl.constexpr, CAPACITY: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    after_others()
+    beside_others()
     index = tl.program_id(1)
     if not settled(state + index.to(tl.int64) * STATE, k, CAPACITY):
         batch, group, query, first, end = _place(told, index)

@@ -117,7 +117,9 @@ def _floor(each, threads, infinity):
 def _best(each, threads, ranked):
     keys, slots = ([f"${n * each + i}" for i in range(each)] for n in (1, 2))
     low, span, n, k, length, out = (f"${n * each}" for n in range(3, 9))
-    values, flags, shown = ([f"{name}{i}" for i in range(each)] for name in ("value", "flag", "shown"))
+    values, flags, shown = (
+        [f"{name}{i}" for i in range(each)] for name in ("value", "flag", "shown")
+    )
     every = [*zip(keys, slots, values, flags, shown)]  # noqa: B905
     shifted = "\n".join(f"sub.u32 {value}, {key}, {low};" for key, _, value, _, _ in every)
     flagged = "\n".join(

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from topkit.kernels.append import append
-from topkit.kernels.early import EARLY, after_others
+from topkit.kernels.early import EARLY, after_others, beside_others
 from topkit.kernels.select_topk import order
 from topkit.kernels.select_topk.bins import keep_best, store_floor
 from topkit.kernels.select_topk.keys import (
@@ -186,7 +186,10 @@ def _threshold(
     sampled, row_stride, stop, length, share, margin, state,
     SAMPLE: tl.constexpr, CAPACITY: tl.constexpr, SPREAD: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
-    after_others()
+    if SPREAD:
+        after_others()
+    else:  # a filter behind it reads codes and queries, which were there before the sample
+        beside_others()
     row = tl.program_id(0)
     end = _end(stop, length, row)
     place = tl.arange(0, SAMPLE)

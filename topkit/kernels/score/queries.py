@@ -1,0 +1,147 @@
+"""Queries made ready to be multiplied by packed keys: once a list, by a kernel of its own.
+
+A query is two columns of int8 (fp16 for fp8 keys), its leading and its trailing digits, so that 15 of
+its bits (22) count. A row of keys holds several where they are short: each has columns of its own, which
+are zero where another's bytes stand.
+"""
+
+# A kernel's values are not what Python, and pyright, take them for.
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from topkit.kernels.early import EARLY, after_others
+from topkit.kernels.score.form import Form
+from topkit.kernels.score.turned import all_set, summed, turn
+
+# What the trailing digits of fp16 stand for, beside the leading.
+TRAILING = tl.constexpr(2.0**-11)
+
+
+def ready(queries: Tensor, groups: int, form: Form) -> tuple[Tensor, Tensor]:
+    """Columns and units of queries [B, Hk * group, Tq, D], as `of_list` reads them.
+
+    Shapes: columns [B, Hk, Tq, planes * bytes * columns] int8 or float16; units [B, Hk, Tq, 2 * padded]
+    float32: a score is the product's sum times a unit, and a number more.
+    """
+    rows, _, count, dim = queries.shape
+    digits = torch.int8 if form.bits else torch.float16
+    columns = queries.new_empty(
+        rows, groups, count, form.planes * form.bytes * form.columns, dtype=digits
+    )
+    units = queries.new_empty(rows, groups, count, 2 * form.padded, dtype=torch.float32)
+    asked = queries.new_empty(rows, groups, count, form.heads * dim, dtype=torch.float32)
+    if units.numel():
+        with torch.cuda.device_of(queries):  # Triton launches on the current device
+            _ready[(rows * groups * count,)](
+                queries, queries.stride(), asked, columns, units, groups, count, form,
+                num_warps=4, launch_pdl=EARLY.value,
+            )  # fmt: skip
+    return columns, units
+
+
+@triton.jit
+def _ready(queries, by, asked, columns, units, groups, count, FORM: tl.constexpr):
+    after_others()
+    HEADS: tl.constexpr = FORM.heads
+    DIM: tl.constexpr = FORM.dim
+    BITS: tl.constexpr = FORM.bits
+    PLANES: tl.constexpr = FORM.planes
+    index = tl.program_id(0).to(tl.int64)
+    query, group, batch = index % count, index // count % groups, index // count // groups
+    queries += batch * by[0] + group * FORM.group * by[1] + query * by[2]
+    asked += index * (HEADS * DIM)
+    columns += index * (FORM.planes * FORM.bytes * FORM.columns)
+    units += index * (2 * FORM.padded)
+    dim = tl.arange(0, DIM)
+    for head in tl.static_range(HEADS):
+        if FORM.dtype == "sign":
+            turn(queries + head * by[1], by[1], FORM.summands, asked + head * DIM, FORM.width)
+        else:
+            q = summed(queries + head * by[1], by[1], FORM.summands, dim, True)
+            tl.store(asked + head * DIM + dim, q)
+    tl.debug_barrier()  # what one thread wrote another reads
+    head = tl.arange(0, FORM.padded)
+    place, there = asked + head[:, None] * DIM + dim[None, :], (head < HEADS)[:, None]
+    whole = tl.load(place, mask=there, other=0.0)
+    unit = _unit(tl.max(tl.abs(whole), 1), BITS)
+    if FORM.dtype == "sign":
+        total = tl.sum(whole * all_set(dim, FORM.width)[None, :], 1)
+    else:
+        total = 0.5 * tl.sum(whole, 1)
+    unit = tl.where(total == total, unit, total)  # NaN, which integers would hide
+    column, byte = tl.arange(0, FORM.columns), tl.arange(0, FORM.bytes)
+    head = ((column // 2) % FORM.padded)[None, :]
+    own = (byte // FORM.width)[:, None] == (column // (2 * FORM.padded))[None, :]
+    own = own & (head < HEADS)
+    whole = tl.load(asked + head * DIM + dim[:, None], mask=head < HEADS, other=0.0)
+    units_of = _unit(tl.max(tl.abs(whole), 0), BITS)[None, :]
+    for plane in tl.static_range(PLANES):
+        there = (plane * FORM.width + byte % FORM.width)[:, None]
+        q = tl.load(asked + head * DIM + there, mask=own, other=0.0) / units_of
+        digits = _digits(q, (column % 2 == 1)[None, :], BITS)
+        at = (plane * FORM.columns + column)[None, :] * FORM.bytes + byte[:, None]
+        tl.store(columns + at, digits)
+    # A score is unit * product + total; a sign is worth twice its bit, less one.
+    if FORM.dtype == "sign":
+        unit *= 2.0
+    elif BITS > 0:
+        unit *= 1.0 / (1 << (8 - BITS))
+    if FORM.pool == "mean":
+        unit *= 1.0 / FORM.group
+        total *= 1.0 / FORM.group
+    head = tl.arange(0, FORM.padded)
+    tl.store(units + head, unit)
+    tl.store(units + FORM.padded + head, total)
+
+
+@triton.jit
+def of_list(columns, by, units, units_by, batch, group, query, FORM: tl.constexpr):
+    """What `ready` made of a list's queries: a unit and a number a head, and columns, a plane each.
+
+    It may be read before the kernel before has ended: past the first-level cache, which may hold what
+    was there before.
+    """
+    columns += batch.to(tl.int64) * by[0] + group * by[1] + query * by[2]
+    units += batch.to(tl.int64) * units_by[0] + group * units_by[1] + query * units_by[2]
+    head, byte = tl.arange(0, FORM.padded), tl.arange(0, FORM.bytes)
+    unit = tl.load(units + head, cache_modifier=".cg")
+    total = tl.load(units + FORM.padded + head, cache_modifier=".cg")
+    PLANES: tl.constexpr = FORM.planes
+    # A column's bytes one behind the other, as the product wants them.
+    column = tl.arange(0, FORM.columns)
+    planes = ()
+    for plane in tl.static_range(PLANES):
+        at = (plane * FORM.columns + column)[None, :] * FORM.bytes + byte[:, None]
+        planes = planes + (tl.load(columns + at, cache_modifier=".cg"),)  # noqa: RUF005 - Triton has no other way
+    return unit, total, planes
+
+
+@triton.jit
+def _unit(largest, BITS: tl.constexpr):
+    """What a query's last leading digit is worth, by its largest magnitude."""
+    if BITS == 0:  # a power of two, which leaves bf16 queries exact
+        exponent = largest.to(tl.int32, bitcast=True) & 0x7F800000
+        unit = tl.maximum(exponent, 0x00800000).to(tl.float32, bitcast=True)
+    else:
+        unit = tl.maximum(largest, 1e-30) / 32639  # 127 * 256 + 127
+    return unit
+
+
+@triton.jit
+def _digits(q, trailing, BITS: tl.constexpr):
+    """The leading or the trailing digits of queries in units."""
+    if BITS == 0:
+        leading = q.to(tl.float16)
+        rest = ((q - leading.to(tl.float32)) / TRAILING).to(tl.float16)
+        digits = tl.where(trailing, rest, leading)
+    else:
+        whole = tl.floor(q + 0.5).to(tl.int32)
+        leading = (whole + 128) >> 8
+        digits = tl.where(trailing, whole - (leading << 8), leading).to(tl.int8)
+    return digits
