@@ -93,7 +93,7 @@ def case(
 
 
 def launched(given: dict, config=None) -> Tensor:
-    return impl._launch(**given, config=config or impl.CONFIG)
+    return impl._launch(**given, config=config)
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,10 @@ class Config(NamedTuple):
     programs: int  # wanted on each multiprocessor
 
 
-CONFIG = Config(block=64, warps=4, stages=3, programs=3)
+# Of lists that leave most multiprocessors without one, some, and none.
+FEW = Config(block=64, warps=4, stages=3, programs=3)
+SOME = Config(block=32, warps=2, stages=3, programs=4)
+MANY = Config(block=64, warps=4, stages=3, programs=1)
 
 
 def gather_attention(
@@ -47,7 +50,7 @@ def gather_attention(
 ) -> Tensor:
     """As the reference's, of checked arguments; a slot that the cache does not have gives NaN."""
     with torch.cuda.device_of(queries):  # Triton launches on the current device
-        return _launch(queries, keys, values, indices, scaling, log_weights, CONFIG)
+        return _launch(queries, keys, values, indices, scaling, log_weights)
 
 
 def _launch(
@@ -57,9 +60,9 @@ def _launch(
     indices: Tensor,
     scaling: float,
     log_weights: Tensor | None,
-    config: Config,
+    config: Config | None = None,
 ) -> Tensor:
-    """The same in a chosen config."""
+    """The same, in a chosen config."""
     batch, heads, asked, _ = queries.shape
     groups, kept = keys.shape[1], indices.shape[3]
     per_row = max(indices.shape[1], groups)
@@ -67,7 +70,9 @@ def _launch(
     out = queries.new_empty(batch, heads, asked, width)
     if lists == 0:
         return out
-    splits = _splits(lists, kept, multiprocessors(queries.device), config)
+    there = multiprocessors(queries.device)
+    config = config or (MANY if lists >= there else SOME if 4 * lists >= there else FEW)
+    splits = _splits(lists, kept, there, config)
     parts = sums = None
     if splits > 1:
         parts = out.new_empty(lists, splits, group, width, dtype=torch.float32)

@@ -28,10 +28,10 @@ PLAIN = tl.constexpr(interpreted())  # the interpreter has no inline assembly
 CONFIGS = {
     "sign": Config(128, 6, 4, 3),
     "int2": Config(128, 8, 4, 3),
-    "int4": Config(128, 8, 4, 4),
+    "int4": Config(128, 8, 4, 3),
     "int8": Config(128, 8, 4, 4),
     "fp8_e4m3": Config(128, 8, 4, 4),
-    "lightning": Config(128, 8, 4, 4),
+    "lightning": Config(128, 8, 4, 3),
 }
 
 
@@ -131,14 +131,27 @@ def prepare(source, batch, group, query, FORM: tl.constexpr):
 @triton.jit
 def score_rows(source, prepared, batch, group, row, length, FORM: tl.constexpr):
     """Scores of the keys of rows [R]: [R, SHARING] pooled over the group, [R, SHARING, PADDED] else."""
-    _, _, codes, by, scales, scales_by, _, _, _, _ = source
+    codes = codes_of(source, batch, group, row, length, FORM)
+    return scores_of(source, codes, prepared, batch, group, row, length, FORM)
+
+
+@triton.jit
+def codes_of(source, batch, group, row, length, FORM: tl.constexpr):
+    """The codes of rows [R]."""
+    _, _, codes, by, _, _, _, _, _, _ = source
+    codes += batch.to(tl.int64) * by[0] + group.to(tl.int64) * by[1]
+    at = row[:, None] * FORM.bytes + tl.arange(0, FORM.bytes)[None, :]
+    return tl.load(codes + at, mask=at < length * FORM.width, other=0.0 if FORM.bits == 0 else 0)
+
+
+@triton.jit
+def scores_of(source, x, prepared, batch, group, row, length, FORM: tl.constexpr):
+    """As `score_rows`, of their codes."""
+    _, _, _, _, scales, scales_by, _, _, _, _ = source
     unit, total, columns = prepared
     SHARING: tl.constexpr = FORM.sharing
     BITS: tl.constexpr = FORM.bits
     PLANES: tl.constexpr = FORM.planes
-    codes += batch.to(tl.int64) * by[0] + group.to(tl.int64) * by[1]
-    at = row[:, None] * FORM.bytes + tl.arange(0, FORM.bytes)[None, :]
-    x = tl.load(codes + at, mask=at < length * FORM.width, other=0.0 if BITS == 0 else 0)
     if FORM.dtype == "lightning":
         hits = tl.maximum(tl.dot(x, columns[0]), 0.0, propagate_nan=tl.PropagateNan.ALL)
         scores = tl.sum(hits * unit[None, :], 1)[:, None]

@@ -19,9 +19,11 @@ from topkit.kernels.early import EARLY, after_others, beside_others
 from topkit.kernels.score.form import Config, Form, Source
 from topkit.kernels.score.triton_impl import (
     CONFIGS,
+    codes_of,
     prepare,
     score_codes,
     score_rows,
+    scores_of,
     seen,
     slots_of,
     window,
@@ -41,8 +43,6 @@ from topkit.kernels.select_topk.triton_impl import (
 
 # Programs a list that score it again, where they must.
 RESCORING = 8
-# Tiles of a sample that a program scores: to make its queries ready takes as long.
-SAMPLED = 2
 
 
 def score_select(
@@ -69,11 +69,15 @@ def score_select(
         told = source.packed(), *window(start, stop), length, groups, count
         work = Work.of(lists, plan, codes.device)
         sampled = torch.empty(lists, plan.sample, dtype=torch.float32, device=codes.device)
-        tiles = plan.sample // (config.rows * form.sharing)
-        _sample[(triton.cdiv(tiles, SAMPLED), lists)](
-            told, sampled, min(tiles, SAMPLED), form, plan.sample, config.rows, config.stages,
-            num_warps=config.warps, launch_pdl=EARLY.value,
-        )  # fmt: skip
+        _sample[(plan.sample // (config.rows * form.sharing), lists)](
+            told,
+            sampled,
+            form,
+            plan.sample,
+            config.rows,
+            num_warps=config.warps,
+            launch_pdl=EARLY.value,
+        )
         threshold(sampled, None, plan, work, spread=False)
         tiles = triton.cdiv(triton.cdiv(length, form.sharing), config.rows)
         _filter[(lists, triton.cdiv(tiles, config.tiles))](
@@ -102,23 +106,21 @@ def _place(told, index):
 
 
 @triton.jit
-def _sample(
-    told, sampled, tiles,
-    FORM: tl.constexpr, SAMPLE: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    after_others()
-    index = tl.program_id(1)
+def _sample(told, sampled, FORM: tl.constexpr, SAMPLE: tl.constexpr, ROWS: tl.constexpr):
+    if FORM.dtype == "lightning":
+        after_others()
+    index, length = tl.program_id(1), told[3]
     batch, group, query, first, end = _place(told, index)
+    nth = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = stretch(nth, length // FORM.sharing, SAMPLE // FORM.sharing)
+    codes = codes_of(told[0], batch, group, row, length, FORM)
+    if FORM.dtype != "lightning":  # its codes are on their way while queries are made ready
+        after_others()
     prepared = prepare(told[0], batch, group, query, FORM)
-    sampled += index.to(tl.int64) * SAMPLE
-    begin = tl.program_id(0) * tiles
-    for tile in tl.range(begin, begin + tiles, num_stages=STAGES):
-        nth = tile * ROWS + tl.arange(0, ROWS)
-        row = stretch(nth, told[3] // FORM.sharing, SAMPLE // FORM.sharing)
-        scores = score_rows(told[0], prepared, batch, group, row, told[3], FORM)
-        slot = slots_of(row, FORM)
-        scores = tl.where((slot >= first) & (slot < end), scores, float("-inf"))
-        tl.store(sampled + slots_of(nth, FORM), scores)
+    scores = scores_of(told[0], codes, prepared, batch, group, row, length, FORM)
+    slot = slots_of(row, FORM)
+    scores = tl.where((slot >= first) & (slot < end), scores, float("-inf"))
+    tl.store(sampled + index.to(tl.int64) * SAMPLE + slots_of(nth, FORM), scores)
 
 
 @triton.jit
@@ -139,7 +141,9 @@ def _filter(
         scores = score_rows(told[0], prepared, batch, group, row, told[3], FORM)
         slot = slots_of(row, FORM)
         scores = tl.where((slot >= first) & (slot < end), scores, float("-inf"))
-        if tile == begin:  # the threshold is still being sought while the first codes are on their way
+        if (
+            tile == begin
+        ):  # the threshold is still being sought while the first codes are on their way
             after_others()
             floor = floor_of(state, index)
         collect(scores, slot, floor, index, state, found, CAPACITY, EACH)
