@@ -6,7 +6,7 @@ are zero where another's bytes stand.
 """
 
 # A kernel's values are not what Python, and pyright, take them for.
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ sample misjudged is scored again, and its scores written, for that step to searc
 """
 
 # A kernel's values are not what Python, and pyright, take them for.
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -141,9 +141,7 @@ def _filter(
         scores = score_rows(told[0], prepared, batch, group, row, told[3], FORM)
         slot = slots_of(row, FORM)
         scores = tl.where((slot >= first) & (slot < end), scores, float("-inf"))
-        if (
-            tile == begin
-        ):  # the threshold is still being sought while the first codes are on their way
+        if tile == begin:  # the threshold is still sought while the first codes are on their way
             after_others()
             floor = floor_of(state, index)
         collect(scores, slot, floor, index, state, found, CAPACITY, EACH)

@@ -8,7 +8,7 @@ result Triton may compute anew in another layout.
 """
 
 # A kernel's values are not what Python, and pyright, take them for.
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
