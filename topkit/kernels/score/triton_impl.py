@@ -31,7 +31,7 @@ CONFIGS = {
     "int4": Config(128, 8, 4, 3),
     "int8": Config(128, 8, 4, 4),
     "fp8_e4m3": Config(128, 8, 4, 4),
-    "lightning": Config(128, 7, 4, 3),
+    "lightning": Config(128, 8, 4, 3),
 }
 
 
