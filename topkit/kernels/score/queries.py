@@ -107,8 +107,9 @@ def of_list(columns, by, units, units_by, batch, group, query, FORM: tl.constexp
     It may be read before the kernel before has ended: past the first-level cache, which may hold what
     was there before.
     """
-    columns += batch.to(tl.int64) * by[0] + group * by[1] + query * by[2]
-    units += batch.to(tl.int64) * units_by[0] + group * units_by[1] + query * units_by[2]
+    batch, group, query = batch.to(tl.int64), group.to(tl.int64), query.to(tl.int64)
+    columns += batch * by[0] + group * by[1] + query * by[2]
+    units += batch * units_by[0] + group * units_by[1] + query * units_by[2]
     head, byte = tl.arange(0, FORM.padded), tl.arange(0, FORM.bytes)
     unit = tl.load(units + head, cache_modifier=".cg")
     total = tl.load(units + FORM.padded + head, cache_modifier=".cg")

@@ -200,7 +200,8 @@ def seen(start, stop, batch, query, length):
     """The slots that a query sees: the first, and one past the last."""
     first, end = 0, length
     if start is not None:
-        first = tl.load(start + batch, cache_modifier=".cg").to(tl.int32)
+        places, by = start
+        first = tl.load(places + batch * by, cache_modifier=".cg").to(tl.int32)
     if stop is not None:
         places, by = stop
         end = tl.load(places + batch * by[0] + query * by[1], cache_modifier=".cg")
@@ -264,9 +265,9 @@ def score_codes(
     return out
 
 
-def window(start: Tensor | None, stop: Tensor | None) -> tuple[Any, Any]:
+def window(start: Any, stop: Tensor | None) -> tuple[Any, Any]:
     """Start and stop as `seen` takes them: one row of stops serves all rows where there is but one."""
-    start = None if start is None else start.contiguous()
+    start = None if start is None else (start, start.stride(0))
     if stop is None:
         return start, None
     return start, (stop, (stop.stride(0) if stop.shape[0] > 1 else 0, stop.stride(1)))

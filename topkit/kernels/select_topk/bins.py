@@ -37,7 +37,7 @@ def store_floor(key, least, most, place, THREADS: tl.constexpr):
     # As many as there are peaks reach the lowest of them.
     low = tl.where(least <= THREADS, low, MINUS_INFINITY + 1)
     low = tl.minimum(tl.maximum(low, MINUS_INFINITY + 1), INFINITY)
-    high = tl.maximum(high, low)
+    high = tl.maximum(high, low + 1)  # or nothing would be counted
     if PLAIN:
         floor, reaching = pivots.reached_by(key, low, high, least, most)
         floor = tl.minimum(floor, INFINITY) + (reaching > most).to(tl.int32)
