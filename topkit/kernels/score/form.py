@@ -20,17 +20,6 @@ class Config:
     stages: int
 
 
-# Of programs with fewer tiles more is lost while they start; with more, while the last ones end.
-CONFIGS = {
-    "sign": Config(128, 6, 4, 3),
-    "int2": Config(128, 8, 4, 3),
-    "int4": Config(128, 8, 4, 4),
-    "int8": Config(128, 8, 4, 4),
-    "fp8_e4m3": Config(128, 8, 4, 4),
-    "lightning": Config(128, 8, 4, 4),
-}
-
-
 @dataclass(frozen=True)
 class Form:
     """What a kernel is compiled for: how keys are stored, how many heads share them, the pooling."""
@@ -100,7 +89,10 @@ class Form:
 
 @dataclass(frozen=True)
 class Source:
-    """The tensors that are scored, as the kernels take them."""
+    """The tensors that are scored, as the kernels take them.
+
+    Against codes `queries` are the columns and `query_scales` the units that `queries.ready` makes.
+    """
 
     queries: Tensor
     codes: Tensor

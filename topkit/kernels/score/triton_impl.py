@@ -265,9 +265,9 @@ def score_codes(
     return out
 
 
-def window(start: Any, stop: Tensor | None) -> tuple[Any, Any]:
+def window(start: Tensor | None, stop: Tensor | None) -> tuple[Any, Any]:
     """Start and stop as `seen` takes them: one row of stops serves all rows where there is but one."""
-    start = None if start is None else (start, start.stride(0))
+    begins = None if start is None else (start, start.stride(0))
     if stop is None:
-        return start, None
-    return start, (stop, (stop.stride(0) if stop.shape[0] > 1 else 0, stop.stride(1)))
+        return begins, None
+    return begins, (stop, (stop.stride(0) if stop.shape[0] > 1 else 0, stop.stride(1)))
