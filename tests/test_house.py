@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+ROOMS = ROOT / "topkit" / "experiments"
 FILES = sorted(ROOT.glob("topkit/**/*.py"))
 
 # What the files of a room may import of topkit, beside its own room and topkit.errors; "" stands for
@@ -22,13 +23,24 @@ MAY_IMPORT = {
     "contract": {"kernels", "indexers", "fidelity"},
     "assertions": {"kernels", "fidelity"},
     "testing": {"assertions", "contract"},
-    "experiments": {"kernels", "indexers", "fidelity", ""},
+    "experiments": {"kernels", "indexers", "fidelity", "lazy", ""},
     "cli": {"kernels", "indexers", "fidelity", "experiments", "contract", "__version__"},
     "__main__": {"cli"},
     "errors": set(),
+    "lazy": set(),
     # A table of lazy names; its imports stand under TYPE_CHECKING or in __getattr__.
-    "__init__": {"testing", "experiments", "indexers"},
+    "__init__": {"lazy", "testing", "experiments", "indexers"},
 }
+
+# The rooms of topkit/experiments, the lowest floor first: a room imports itself and lower floors.
+FLOORS = (
+    {"model", "tasks"},
+    {"runs"},
+    {"capture", "decode"},
+    {"measure", "evaluate"},
+    {"study"},
+    {"bench", "train"},
+)
 
 # Libraries that only some files may import at all, and where.
 ONLY_IN = {
@@ -66,10 +78,62 @@ def test_imports_go_one_way(path: Path) -> None:
             assert where.startswith(ONLY_IN[top]), f"{where} imports {name}"
 
 
+def floor(room: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def test_experiments_are_ten_rooms() -> None:
+    there = {path.name for path in ROOMS.iterdir() if path.name != "__pycache__"}
+    assert there == {room for rooms in FLOORS for room in rooms} | {"__init__.py"}
+    for room in sorted(there - {"__init__.py"}):
+        assert ast.get_docstring(ast.parse((ROOMS / room / "__init__.py").read_text())), room
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOMS.glob("*/**/*.py")), ids=lambda p: str(p.relative_to(ROOMS))
+)
+def test_rooms_import_only_lower_floors(path: Path) -> None:
+    own = path.relative_to(ROOMS).parts[0]
+    for name in imported(path):
+        if name.startswith("topkit.experiments."):
+            other = name.split(".")[2]
+            assert other == own or floor(other) < floor(own), f"{path} imports {name}"
+
+
+def test_no_files_import_each_other() -> None:
+    dotted = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts): p
+        for p in FILES
+        if p.stem != "__init__"
+    }
+    imports = {
+        name: {m for line in imported(path) for m in (line, line.rpartition(".")[0]) if m in dotted}
+        for name, path in dotted.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, f"a circle: {' -> '.join((*above, name))}"
+        if name not in done:
+            for other in sorted(imports[name] - {name}):
+                visit(other, (*above, name))
+            done.add(name)
+
+    for name in imports:
+        visit(name, ())
+
+
+def test_tests_mirror_the_rooms() -> None:
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()} - {"__pycache__"}
+    rooms = {room for rooms in FLOORS for room in rooms}
+    assert rooms <= folders
+    assert folders <= rooms | {path.name for path in (ROOT / "topkit").iterdir() if path.is_dir()}
+
+
 def test_the_walk_sees_late_imports(tmp_path: Path) -> None:
     late = tmp_path / "late.py"
-    late.write_text("def f():\n    from topkit.experiments import captures\n")
-    assert list(imported(late)) == ["topkit.experiments.captures"]
+    late.write_text("def f():\n    from topkit.experiments import capture\n")
+    assert list(imported(late)) == ["topkit.experiments.capture"]
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -11,10 +11,10 @@ import numpy as np
 from topkit.cli.exits import exit_code
 from topkit.cli.listing import markdown
 from topkit.errors import GateFailed, InputError
-from topkit.experiments.cells import Cell
-from topkit.experiments.curves import Curve, load, words_of
-from topkit.experiments.findings import said
-from topkit.experiments.stats import Interval, accuracy
+from topkit.experiments.runs.cells import Cell
+from topkit.experiments.study.curves import Curve, load, words_of
+from topkit.experiments.study.findings import said
+from topkit.experiments.study.stats import Interval, accuracy
 
 
 def compared(ours: Sequence[Curve], theirs: Sequence[Curve]) -> list[dict[str, str]]:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from topkit.cli import summary
 from topkit.cli.listing import markdown, rows
-from topkit.experiments.curves import EXACT, kind_of, load, name_of
-from topkit.experiments.findings import Findings, said
-from topkit.experiments.speed.rows import read_rows
+from topkit.experiments.bench.rows import read_rows
+from topkit.experiments.study.curves import EXACT, kind_of, load, name_of
+from topkit.experiments.study.findings import Findings, said
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

@@ -79,7 +79,7 @@ def capture(
     config: o.Config = None,
 ) -> None:
     """Write down what a model's attention sees, over a task or a text."""
-    from topkit.experiments.capture import capture_model
+    from topkit.experiments.capture.from_model import capture_model
 
     plans: list[dict[str, Any]] = []
     captured = capture_model(
@@ -133,7 +133,7 @@ def measure(
     config: o.Config = None,
 ) -> None:
     """Judge indexers on captured tensors, against exact Top-k."""
-    from topkit.experiments.measure import measure as run
+    from topkit.experiments.measure.measure import measure as run
     from topkit.fidelity import METRICS
 
     metrics = [parse_name(name, list(METRICS), "metric") for name in metric or ()]
@@ -200,7 +200,7 @@ def evaluate(
     config: o.Config = None,
 ) -> None:
     """Ask a model the questions of a task, with keys left out of its attention."""
-    from topkit.experiments.evaluate import evaluate as run
+    from topkit.experiments.evaluate.evaluate import evaluate as run
 
     parse_name(observe, list(_OBSERVED), "way to observe")
     plans: list[dict[str, Any]] = []
@@ -254,9 +254,9 @@ def report(
     config: o.Config = None,
 ) -> None:
     """Write RUN/report.html and its figures."""
-    from topkit.experiments.curves import load
-    from topkit.experiments.findings import require_equivalent
-    from topkit.experiments.report import write_report
+    from topkit.experiments.study.curves import load
+    from topkit.experiments.study.findings import require_equivalent
+    from topkit.experiments.study.report import write_report
 
     path = write_report(run, margin)
     typer.echo(json.dumps({"report": str(path)}) if as_json else path)
@@ -288,7 +288,7 @@ def study(
     config: o.Config = None,
 ) -> None:
     """Run a study to its report: which indexers, at which budgets, on which tasks."""
-    from topkit.experiments.study import run_study
+    from topkit.experiments.study.presets import run_study
 
     plans: list[dict[str, Any]] = []
     path = run_study(
@@ -348,7 +348,7 @@ def train(
 ) -> None:
     """Train the bundled model, or a lightning indexer for one, anew."""
     if name == "lightning":
-        from topkit.experiments.lightning import train_for
+        from topkit.experiments.train.lightning import train_for
 
         small = {"steps": 2, "rows": 1, "length": 256, "workers": 1} if tiny else {"steps": steps}
         path = train_for(
@@ -362,7 +362,7 @@ def train(
         )
         typer.echo(path)
         return
-    from topkit.experiments.reference.train import Recipe, train_reference
+    from topkit.experiments.train.train import Recipe, train_reference
 
     recipe = Recipe() if start_from is None else Recipe.second()
     done = train_reference(
@@ -398,7 +398,7 @@ def score(
     config: o.Config = None,
 ) -> None:
     """Score a model, dense, on every task: what it can do before any key is left out."""
-    from topkit.experiments.reference.scores import score_model, write_scores
+    from topkit.experiments.train.scores import score_model, write_scores
 
     found = score_model(
         model,

@@ -12,8 +12,8 @@ import typer
 from topkit.cli import summary
 from topkit.cli.screen import show
 from topkit.errors import GateFailed
-from topkit.experiments.speed import compare
-from topkit.experiments.speed.rows import Row, machine, read_rows, shown, write_rows
+from topkit.experiments.bench import compare
+from topkit.experiments.bench.rows import Row, machine, read_rows, shown, write_rows
 
 Old = Sequence[Mapping[str, Any]] | None
 
@@ -27,7 +27,7 @@ def on_cpu(
     as_json: bool,
 ) -> None:
     """The benchmarks of a CPU."""
-    from topkit.experiments import bench
+    from topkit.experiments.bench import cpu as bench
 
     before = _read(old, bench.processor)
     rows = bench.run_benches(
@@ -53,7 +53,7 @@ def on_gpu(
     """The benchmarks of a GPU; rows are written as they come, and failures are told at the end."""
     import torch
 
-    from topkit.experiments.speed.run import default_path, errors, run_speeds
+    from topkit.experiments.bench.run import default_path, errors, run_speeds
 
     before = _read(old, lambda: machine(torch.device(device))["device"])
     rows = run_speeds(

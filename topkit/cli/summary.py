@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from topkit.experiments.curves import Curve, load, name_of
-from topkit.experiments.findings import Findings, said
-from topkit.experiments.stats import Interval
+from topkit.experiments.study.curves import Curve, load, name_of
+from topkit.experiments.study.findings import Findings, said
+from topkit.experiments.study.stats import Interval
 from topkit.indexers.spec import parse, short
 
 _KINDS = ("trained words", "held-out words")

@@ -29,7 +29,7 @@ GIVEN = "given"
 class lightning(Scored):
     """Scores a key by the weighted sum over index heads of ReLU(q . k), one shared key a token.
 
-    `weights` is a safetensors file (topkit.experiments.lightning writes one from a model or trains
+    `weights` is a safetensors file (topkit.experiments.train.lightning writes one from a model or trains
     one) or the name of a bundled one; "given" projects nothing and reads index_queries, index_keys
     and index_weights, as they are before any rotation, of a model that made them elsewhere. dtype
     "fp8" rotates by Hadamard and stores e4m3 with one power-of-two scale a vector, as DeepSeek's

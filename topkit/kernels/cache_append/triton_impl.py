@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.early import EARLY, after_others
+from topkit.kernels.pdl import EARLY, after_others
 
 
 def cache_append(

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from topkit.kernels.backend import interpreted, multiprocessors
-from topkit.kernels.early import EARLY, after_others
+from topkit.kernels.pdl import EARLY, after_others
 
 MOST_SPLITS = 64
 MERGED = tl.constexpr(8192)  # floats that a merging program holds at a time

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from topkit.kernels.codes import LARGEST, PACKED_BITS
-from topkit.kernels.early import EARLY, after_others
+from topkit.kernels.pdl import EARLY, after_others
 
 # Keys of a program, where there are several.
 ROWS = 16

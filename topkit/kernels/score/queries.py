@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.early import EARLY, after_others
-from topkit.kernels.score.form import Form
-from topkit.kernels.score.turned import all_set, summed, turn
+from topkit.kernels.pdl import EARLY, after_others
+from topkit.kernels.score.layout import Form
+from topkit.kernels.score.sign_transform import all_set, summed, turn
 
 # What the trailing digits of fp16 stand for, beside the leading.
 TRAILING = tl.constexpr(2.0**-11)

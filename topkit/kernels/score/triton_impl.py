@@ -1,7 +1,7 @@
 """Scores of queries against packed keys, on tensor cores.
 
 Keys stay in the bits that they are stored in: fields of 2 or 4 bits are moved to the top of their byte,
-four at a time, and multiplied as int8; signs are not even cut out (topkit.kernels.score.turned). The
+four at a time, and multiplied as int8; signs are not even cut out (topkit.kernels.score.sign_transform). The
 heads of a group are columns of one product (topkit.kernels.score.queries), and at least 32 bytes of keys
 one row of it.
 """
@@ -19,8 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from topkit.kernels.backend import interpreted
-from topkit.kernels.early import EARLY, after_others
-from topkit.kernels.score.form import Config, Form, Source
+from topkit.kernels.pdl import EARLY, after_others
+from topkit.kernels.score.layout import Config, Form, Source
 from topkit.kernels.score.queries import TRAILING, of_list, ready
 
 PLAIN = tl.constexpr(interpreted())  # the interpreter has no inline assembly

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.early import EARLY, after_others, beside_others
-from topkit.kernels.score.form import Config, Form, Source
+from topkit.kernels.pdl import EARLY, after_others, beside_others
+from topkit.kernels.score.layout import Config, Form, Source
 from topkit.kernels.score.triton_impl import (
     CONFIGS,
     codes_of,

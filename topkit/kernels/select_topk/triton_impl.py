@@ -18,10 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.append import append
-from topkit.kernels.early import EARLY, after_others, beside_others
+from topkit.kernels.pdl import EARLY, after_others, beside_others
 from topkit.kernels.select_topk import order
-from topkit.kernels.select_topk.bins import keep_best, store_floor
+from topkit.kernels.select_topk.bisect_topk import middle
+from topkit.kernels.select_topk.histogram_topk import keep_best, store_floor
 from topkit.kernels.select_topk.keys import (
     INFINITY,
     LOWEST,
@@ -30,7 +30,7 @@ from topkit.kernels.select_topk.keys import (
     float_of,
     keys_of,
 )
-from topkit.kernels.select_topk.pivots import middle
+from topkit.kernels.warp_append import append
 
 UNRANKED = tl.constexpr(order.LAST)
 

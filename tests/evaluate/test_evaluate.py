@@ -1,0 +1,433 @@
+"""Accuracy with keys left out, against whole forward passes with slow masks of their own."""
+
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+from transformers.masking_utils import sdpa_mask
+
+import topkit
+from topkit.errors import InputError
+from topkit.experiments.evaluate import answers
+from topkit.experiments.evaluate.evaluate import evaluate
+from topkit.experiments.model.load import load
+from topkit.experiments.runs.folder import claim, commit
+from topkit.experiments.tasks import make_task
+from topkit.experiments.train.lightning import save_weights
+from topkit.indexers.lightning import load as load_weights
+
+LENGTH = 640
+TASK = make_task("niah-multikey", wording="trained", questions=2, distractors=6)
+
+
+@functools.cache
+def reference():
+    return load("reference")
+
+
+def run(out, indexers=(), k=(), samples=2, tasks=TASK, **options):
+    model, tokenizer = reference()
+    given = dict(tokenizer=tokenizer) if options.get("jobs", 1) == 1 else {}
+    model = model if given else "reference"
+    options = {"out": out, "quiet": True, **given, **options}
+    table = evaluate(model, tasks, LENGTH, samples, indexers, k, **options)
+    assert table is not None
+    return table.to_pylist()
+
+
+def of(rows, indexer, **where):
+    return [r for r in rows if r["indexer"] == indexer and all(r[n] == x for n, x in where.items())]
+
+
+def same(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        for name in x:
+            if isinstance(x[name], float):
+                assert x[name] == pytest.approx(y[name], abs=1e-4), name
+            else:
+                assert x[name] == y[name], name
+
+
+@torch.no_grad()
+def slow_logits(ids, first, chosen):
+    """Logits of all of ids in one pass; queries from `first` on see what `chosen` lets them."""
+    model, _ = reference()
+
+    def attention(module, query, key, value, mask, scaling, **_):
+        key, value = (x.repeat_interleave(3, 1) for x in (key, value))
+        scores = (query @ key.mT) * scaling
+        count = scores.shape[-1]
+        seen = torch.ones(count, count, dtype=torch.bool).tril()[None].repeat(6, 1, 1)
+        for q in range(first, count):
+            for head in range(6):
+                keep = chosen(query[0, head, q], key[0, head, : q + 1], scores[0, head, q, : q + 1])
+                seen[head, q] = False
+                seen[head, q, keep] = True
+        weights = scores.masked_fill(~seen[None], float("-inf")).softmax(-1)
+        return (weights @ value).transpose(1, 2), None
+
+    AttentionInterface.register("slow", attention)
+    AttentionMaskInterface.register("slow", sdpa_mask)
+    before = model.config._attn_implementation
+    model.set_attn_implementation("slow")
+    try:
+        return model(torch.tensor([ids]), use_cache=False).logits[0]
+    finally:
+        model.set_attn_implementation(before)
+
+
+def top(k, query, keys, scores):
+    return scores.argsort(descending=True, stable=True)[:k]
+
+
+def by_sign(k, query, keys, scores):
+    """The query against the keys' signs, ties to the lowest slots."""
+    scores = torch.where(keys >= 0, 1.0, -1.0).double() @ query.double()
+    return scores.argsort(descending=True, stable=True)[:k]
+
+
+@pytest.mark.parametrize("sparse_from", ["question", "answer"])
+@pytest.mark.parametrize(("indexer", "chosen"), [("exact()", top), ("sign()", by_sign)])
+def test_as_in_one_pass_with_slow_masks(tmp_path, indexer, chosen, sparse_from):
+    """NLL and KL of every answer, and what is said greedily, token by token."""
+    _, tokenizer = reference()
+    k = 6
+    rows = run(tmp_path / "run", indexer, k=k, samples=1, sparse_from=sparse_from)
+    prompt = TASK.sample(tokenizer, LENGTH, 0, seed=0)
+    name = repr(topkit.indexer(indexer))
+    for number, question in enumerate(prompt.questions):
+        (row,) = of(rows, name, question=number)
+        before = [*prompt.ids, *question.ids]
+        first = len(prompt.ids) if sparse_from == "question" else len(before) - 1
+        answer = list(question.answer_ids)
+        pick = functools.partial(chosen, k)
+        logits = slow_logits([*before, *answer], first, pick)[len(before) - 1 : -1]
+        full = slow_logits([*before, *answer], 10**9, pick)[len(before) - 1 : -1]
+        logs, dense = logits.log_softmax(-1), full.log_softmax(-1)
+        nll = -logs.gather(-1, torch.tensor(answer)[:, None]).mean()
+        assert row["nll"] == pytest.approx(nll.item(), rel=1e-3, abs=1e-4)
+        kl = (dense.exp() * (dense - logs)).sum(-1).mean()
+        assert row["kl"] == pytest.approx(kl.item(), rel=1e-3, abs=1e-4)
+        right = logits.argmax(-1) == torch.tensor(answer)
+        assert row["token_accuracy"] == pytest.approx(right.float().mean().item())
+        assert row["exact_match"] == float(right.all())
+        if number:
+            continue
+        said = []
+        for _ in answer:
+            ids = [*before, *said]
+            said.append(int(slow_logits(ids, first, pick)[-1].argmax()))
+        assert row["said"] == tokenizer.decode(said)
+
+
+def test_all_keys_are_full_attention(tmp_path):
+    specs = ["exact", "quest", "lightning", "quantized:dtype=int4", "shared(sign())"]
+    rows = run(tmp_path, specs, k=LENGTH + 100, samples=1, observe=False)
+    dense = of(rows, "dense")
+    assert [r["exact_match"] for r in dense] == [1, 1]
+    for spec in specs:
+        for row, full in zip(of(rows, repr(topkit.indexer(spec))), dense, strict=True):
+            assert row["nll"] == pytest.approx(full["nll"], abs=1e-4)
+            assert row["kl"] == pytest.approx(0, abs=1e-5)
+            assert row["said"] == full["said"]
+
+
+def test_dense_says_what_generate_says(tmp_path):
+    model, tokenizer = reference()
+    tasks = [make_task("niah-word", questions=2, distractors=6), TASK]
+    rows = run(tmp_path, samples=1, tasks=tasks)  # type: ignore[arg-type]
+    for task, name in zip(tasks, ("niah-word", "niah-multikey"), strict=True):
+        prompt = task.sample(tokenizer, LENGTH, 0, seed=0)
+        for number, question in enumerate(prompt.questions):
+            ids = torch.tensor([[*prompt.ids, *question.ids]])
+            count = len(question.answer_ids)
+            out = model.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False)
+            (row,) = [r for r in rows if r["task"].startswith(name) and r["question"] == number]
+            assert row["said"] == tokenizer.decode(out[0, ids.shape[1] :])
+
+
+def test_chance_answers_nothing_and_lightning_answers(tmp_path):
+    rows = run(tmp_path, ["random", "lightning:dtype=fp8"], k=32, samples=3)
+    assert not any(r["exact_match"] for r in of(rows, "random()"))
+    trained = of(rows, "lightning(weights='reference', dtype='fp8')")
+    assert sum(r["exact_match"] for r in trained) >= 5
+    fidelity = pq.read_table(tmp_path / "fidelity").to_pylist()
+    recall = {
+        level: [
+            r["recall"] for r in fidelity if "lightning" in r["indexer"] and r["level"] == level
+        ]
+        for level in ("head", "layer")
+    }
+    assert len(recall["head"]) == 6 * 8 * 6
+    assert len(recall["layer"]) == 6 * 8
+    assert 0.2 < sum(recall["head"]) / len(recall["head"]) < 0.9
+
+
+def test_a_rerun_adds_what_is_missing(tmp_path):
+    whole = run(tmp_path / "whole", ["sign", "exact"], k=[4, 16], samples=3)
+    run(tmp_path / "parts", "sign", k=[4], samples=1)
+    run(tmp_path / "parts", ["sign", "exact"], k=[4], samples=2)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "parts").glob("*/*.parquet")}
+    rows = run(tmp_path / "parts", ["sign", "exact"], k=[4, 16], samples=3)
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    same(rows, whole)
+    lines = (tmp_path / "parts" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["prediction"] for line in lines] == [r["said"] for r in rows]
+    held = json.loads((tmp_path / "parts" / "run.json").read_text())
+    assert [a["samples"] for a in held["asked"]] == [1, 2, 3]
+    assert held["commit"] == commit(Path(topkit.__file__).parents[1])
+    accuracy = next((tmp_path / "parts" / "accuracy").glob("*.parquet"))
+    accuracy.unlink()
+    same(run(tmp_path / "parts", ["sign", "exact"], k=[4, 16], samples=3), whole)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_is_that_of_the_checkout(tmp_path):
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        asked = ["git", "-C", tmp_path, *who, *words]
+        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert commit(tmp_path) is None
+    git("init", "-q")
+    assert commit(tmp_path) is None
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-qm", "one")
+    git("tag", "-am", "v1", "v1")
+    assert commit(tmp_path) == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("two")
+    assert commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+    (tmp_path / "packages").mkdir()
+    assert commit(tmp_path / "packages") is None
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
+    """Whoever comes second is refused, may look, and leaves what the first is writing alone."""
+    half = tmp_path / "accuracy" / ".part.parquet.1.tmp"
+    orphan = tmp_path / "fidelity" / "part.parquet"
+    with claim(tmp_path, {}, []):
+        for path in (half, orphan):
+            path.parent.mkdir()
+            path.touch()
+        for force in (False, True):
+            with pytest.raises(InputError, match="another run is writing to"):
+                run(tmp_path, samples=1, force=force)
+        model, tokenizer = reference()
+        evaluate(model, TASK, LENGTH, 1, out=tmp_path, tokenizer=tokenizer, dry_run=True)
+        assert half.exists() and orphan.exists()
+    assert run(tmp_path, samples=1)
+    assert not half.exists() and not orphan.exists()
+
+
+def test_workers_give_the_same_rows(tmp_path):
+    alone = run(tmp_path / "a", "sign", k=8)
+    shared = run(tmp_path / "b", "sign", k=8, jobs=2)
+    same(alone, shared)
+
+
+def test_small_batches_give_the_same_rows(tmp_path):
+    together = run(tmp_path / "a", ["sign", "quest", "exact"], k=8)
+    apart = run(tmp_path / "b", ["sign", "quest", "exact"], k=8, batch_size=2)
+    same(together, apart)
+
+
+def test_killed_and_resumed_gives_the_same_rows(tmp_path):
+    call = (
+        "import sys; from topkit.experiments.evaluate.evaluate import evaluate; "
+        f"evaluate('reference', {TASK!r}, {LENGTH}, 6, ['sign', 'exact'], [4, 8], "
+        "out=sys.argv[1], quiet=True)"
+    )
+    call = "from topkit.experiments.tasks.needles import MultiKey; " + call
+    for pause in (4, 5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", call, str(tmp_path / "run")],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        time.sleep(pause)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    resumed = run(tmp_path / "run", ["sign", "exact"], k=[4, 8], samples=6)
+    same(resumed, run(tmp_path / "whole", ["sign", "exact"], k=[4, 8], samples=6))
+    assert not list((tmp_path / "run").glob("*/.*.tmp"))
+
+
+def test_each_query_on_request(tmp_path):
+    run(tmp_path / "means", "sign", k=8, samples=1)
+    run(tmp_path / "rows", "sign", k=8, samples=1, observe="rows")
+    means = pq.read_table(tmp_path / "means" / "fidelity").to_pylist()
+    each = pq.read_table(tmp_path / "rows" / "fidelity").to_pylist()
+    for row in means[::7]:
+        mine = [
+            r["recall"]
+            for r in each
+            if all(r[n] == row[n] for n in ("question", "layer", "head", "level"))
+        ]
+        assert len(mine) == row["positions"]
+        assert row["recall"] == pytest.approx(sum(mine) / len(mine))
+
+
+def test_books_are_scored_by_nll(tmp_path):
+    rows = run(tmp_path, "random", k=4, samples=1, tasks=make_task("books", tokens=64))
+    assert {r["exact_match"] for r in rows} == {None}
+    assert of(rows, "random()")[0]["nll"] > of(rows, "dense")[0]["nll"] + 0.5
+
+
+def test_running_text_is_not_decoded(tmp_path, monkeypatch):
+    """There is nothing to hold it against, and it would take a pass a token."""
+    passes = []
+    forward = answers.forward
+    monkeypatch.setattr(answers, "forward", lambda *a: passes.append(a) or forward(*a))
+    rows = run(tmp_path, "random", k=4, samples=1, tasks=make_task("books", tokens=64))
+    assert len(passes) == 1
+    assert {r["said"] for r in rows} == {""}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 0}, "samples"),
+        ({"sparse_from": "prompt"}, "sparse_from"),
+        ({"observe": "all"}, "observe"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"dense": False}, "no indexer"),
+        ({"indexers": "sihn", "k": 4}, "sign"),
+        ({"indexers": "sign", "k": 0}, "k"),
+        ({"tasks": make_task("niah-multikey", distractors=500)}, "longer length"),
+        ({"indexers": "lightning:weights=/nowhere", "k": 4}, "nowhere"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def other(width=384):
+    """A random model that reads the reference model's tokens."""
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=width,
+        intermediate_size=64,
+        num_hidden_layers=8,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=64,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("indexer", ["lightning", "keep(lightning(dtype='fp8'), sink=4)"])
+def test_weights_made_for_another_model_are_refused(tmp_path, indexer):
+    _, tokenizer = reference()
+    with pytest.raises(InputError, match=r"another model than this Llama.*topkit train lightning"):
+        evaluate(other(), TASK, LENGTH, 1, indexer, 4, out=tmp_path / "run", tokenizer=tokenizer)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_other_widths_are_refused(tmp_path):
+    """A file that does not say which model it is for is held to the model's widths."""
+    _, tokenizer = reference()
+    held = load_weights("reference")
+    metadata = {name: x for name, x in held.metadata.items() if name != "model"}
+    spec = f"lightning(weights={str(save_weights(tmp_path, 'own', held.tensors, **metadata))!r})"
+    assert run(tmp_path / "fits", spec, k=4, samples=1)
+    small = other(192)
+    with pytest.raises(InputError, match="hidden of width 384; LlamaForCausalLM has 192"):
+        evaluate(small, TASK, LENGTH, 1, spec, 4, out=tmp_path / "run", tokenizer=tokenizer)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_know_their_model_in_any_dtype(tmp_path, dtype):
+    model, tokenizer = load("reference", dtype=dtype)
+    given = {"tokenizer": tokenizer, "dry_run": True, "quiet": True}
+    evaluate(model, TASK, LENGTH, 1, "lightning", 4, out=tmp_path / "run", **given)
+
+
+@pytest.mark.parametrize("indexer", ["random", "streaming_llm", "exact"])
+def test_nan_in_a_weight_is_named_by_layer_and_head(tmp_path, indexer):
+    model, tokenizer = load("reference")
+    with torch.no_grad():
+        model.model.layers[3].self_attn.v_proj.weight[64 + 5, 7] = torch.nan
+    with pytest.raises(InputError, match="layer 3, head 1: values hold NaN or infinity"):
+        evaluate(model, TASK, LENGTH, 1, indexer, 4, out=tmp_path, tokenizer=tokenizer, quiet=True)
+
+
+@pytest.mark.parametrize("name", ["model.norm", "model.layers.7.mlp.down_proj"])
+def test_nan_behind_all_attention_is_found_in_the_logits(tmp_path, name):
+    model, tokenizer = load("reference")
+    with torch.no_grad():
+        model.get_submodule(name).weight.view(-1)[5] = torch.nan
+    with pytest.raises(InputError, match="its logits hold NaN"):
+        evaluate(model, TASK, LENGTH, 1, "exact", 4, out=tmp_path, tokenizer=tokenizer, quiet=True)
+
+
+def test_rows_of_two_models_never_mix(tmp_path):
+    run(tmp_path, samples=1)
+    with pytest.raises(InputError, match="seed"):
+        run(tmp_path, samples=1, seed=1)
+    (tmp_path / "study.json").write_text("{}")
+    assert run(tmp_path, samples=1, seed=1, force=True)
+    assert not (tmp_path / "study.json").exists()  # it told of what is gone
+
+
+def test_what_is_asked_twice_is_done_once(tmp_path):
+    plans = []
+    model, tokenizer = reference()
+    options = {"dry_run": True, "quiet": True, "tokenizer": tokenizer, "on_plan": plans.append}
+    evaluate(model, [TASK, TASK], [LENGTH, LENGTH], 3, out=tmp_path / "run", **options)
+    assert plans[0]["jobs"] == 3
+
+
+def everything(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_dry_run_deletes_nothing(tmp_path, force):
+    """Not even what a run beside it has just begun: fidelity is written before accuracy."""
+    run(tmp_path, "sign", k=8, samples=1)
+    next((tmp_path / "accuracy").glob("*.parquet")).unlink()
+    for half in (".run.json.1.tmp", "accuracy/.x.parquet.1.tmp"):
+        (tmp_path / half).touch()
+    before = everything(tmp_path)
+    model, tokenizer = reference()
+    options = {"dry_run": True, "force": force, "quiet": True, "tokenizer": tokenizer}
+    assert evaluate(model, TASK, LENGTH, 1, "sign", 8, out=tmp_path, **options) is None
+    assert everything(tmp_path) == before
+    run(tmp_path, "sign", k=8, samples=1)
+    assert not list(tmp_path.rglob(".*.tmp"))
+
+
+def test_a_dry_run_with_force_counts_nothing_as_done(tmp_path, capsys):
+    run(tmp_path, samples=1)
+    model, tokenizer = reference()
+    options = {"dry_run": True, "force": True, "tokenizer": tokenizer}
+    evaluate(model, TASK, LENGTH, 1, out=tmp_path, seed=1, **options)
+    assert "1 jobs, 0 of them done" in capsys.readouterr().err
+
+
+def test_what_is_refused_deletes_nothing_by_force(tmp_path):
+    run(tmp_path, samples=1)
+    before = everything(tmp_path)
+    tasks = [TASK, make_task("niah-multikey", distractors=500)]
+    with pytest.raises(InputError, match="longer length"):
+        run(tmp_path, tasks=tasks, force=True)  # type: ignore[arg-type]
+    assert everything(tmp_path) == before

@@ -1,0 +1,263 @@
+"""Measuring captures: rows, levels, references, resume, bad input."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scipy import stats
+
+import topkit
+from topkit.errors import InputError
+from topkit.experiments.capture.capture import Capture
+from topkit.experiments.capture.from_model import capture_model
+from topkit.experiments.measure.replay import Driver
+from topkit.experiments.measure.summary import interval
+from topkit.indexers import Step, sign
+from topkit.indexers.spec import parse
+
+
+def made(samples=2, heads=4, groups=2, count=3, length=90, width=16, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return Capture.from_tensors(
+        torch.randn(samples, heads, count, width, generator=g),
+        torch.randn(samples, groups, length, width, generator=g),
+        torch.randn(samples, groups, length, width, generator=g),
+    )
+
+
+def rows(measured, **where):
+    table = measured.table
+    for name, value in where.items():
+        table = table.filter(pc.field(name) == value)
+    return table.to_pylist()
+
+
+def same_rows(one, other):
+    """The same cells and picks; floats may differ in their last bits, which BLAS does not promise."""
+    assert one.num_rows == other.num_rows
+    keys = ["sample", "layer", "head", "position", "indexer", "k", "recall", "kept", "trivial"]
+    assert one.select(keys).to_pylist() == other.select(keys).to_pylist()
+    for name in ("mass", "output_error", "entropy", "score_regret"):
+        np.testing.assert_allclose(
+            one[name].to_numpy(), other[name].to_numpy(), rtol=1e-4, atol=1e-5, equal_nan=True
+        )
+
+
+def test_exact_is_exact_and_random_is_chance():
+    found = topkit.measure(made(samples=4, count=8), ["exact", "random"], k=[9], quiet=True)
+    exact = rows(found, indexer="exact()")
+    assert len(exact) == 4 * 4 * 8
+    assert all(r["recall"] == 1 and r["score_regret"] == pytest.approx(0, abs=1e-5) for r in exact)
+    chance = [r["recall"] for r in rows(found, indexer="random()")]
+    assert sum(chance) / len(chance) == pytest.approx(9 / 86, abs=0.03)
+
+
+def test_budgets_in_per_cent_and_trivial_rows():
+    found = topkit.measure(made(), "sign", k="10%,200", quiet=True)
+    assert {r["k"] for r in rows(found, budget="10%")} == {9}
+    assert all(r["trivial"] and r["recall"] == 1 for r in rows(found, budget="200"))
+    by_budget = {row["budget"]: row for row in found.summary()}
+    assert by_budget["200"]["recall"] is None
+    assert by_budget["10%"]["rows"] == 2 * 4 * 3
+
+
+@pytest.mark.parametrize(("per", "units"), [("group", 2), ("layer", 1)])
+def test_shared_selections_are_judged_per_head_and_once_a_unit(per, units):
+    found = topkit.measure(made(), f"shared(exact(), per={per})", k=12, quiet=True)
+    heads, once = rows(found, level="head"), rows(found, level=per)
+    assert len(heads) == 2 * 4 * 3
+    assert len(once) == 2 * units * 3
+    assert all(r["reference"] == per and r["entropy"] is None for r in once)
+    assert min(r["recall"] for r in heads) < 1
+
+
+def test_another_indexer_as_reference():
+    found = topkit.measure(made(), ["quantized", "sign"], k=10, reference="sign", quiet=True)
+    other = rows(found, reference="sign()")
+    assert all(r["recall"] == 1 for r in other if r["indexer"] == "sign()")
+    assert min(r["recall"] for r in other if r["indexer"] != "sign()") < 1
+    assert all(r["mass"] is None for r in other)
+
+
+@pytest.mark.parametrize("spec", ["quest(page_size=7)", "quantized", "keep(sign(), sink=2)"])
+def test_several_positions_are_asked_as_one_by_one(spec):
+    """The driver's answer at each position is that of an index that never saw what comes later."""
+    capture = made(samples=1, count=5)
+    tensors = capture.load(0, 0)
+    driver = Driver(tensors, 8, seed=3, device=torch.device("cpu"))
+    recipe = parse(spec)
+    found, _ = driver.select(recipe, [8])
+    for i, position in enumerate(tensors.positions.tolist()):
+        n = position + 1
+        step = driver._step(recipe, slice(i, i + 1), n, None)
+        index = recipe.build(tensors.keys[:, :, :n], driver._keys_step(recipe, slice(0, n)))
+        alone = index.select(tensors.queries[:, :, i : i + 1], 8, step).indices
+        assert found[8].indices[:, :, i].sort().values.equal(alone[:, :, 0].sort().values)
+
+
+def test_quest_does_not_see_the_future():
+    """A page bound that holds later keys would find the needle that comes after the query."""
+    keys = torch.zeros(1, 1, 16, 4)
+    keys[0, 0, 15] = 100.0
+    keys[0, 0, 3] = 1.0
+    capture = Capture.from_tensors(torch.ones(1, 1, 1, 4), keys, scaling=1.0, positions=[[13]])
+    driver = Driver(capture.load(0, 0), 4, 0, torch.device("cpu"))
+    found, _ = driver.select(parse("quest(page_size=4)"), [4])
+    assert set(found[4].indices.flatten().tolist()) == {0, 1, 2, 3}
+
+
+def test_inputs_that_were_not_captured_are_named_and_nothing_is_left_behind(tmp_path):
+    from topkit.indexers import Indexer
+
+    class Asks(Indexer):
+        needs = frozenset({"hidden", "rope"})
+
+        def __repr__(self):
+            return "asks()"
+
+    for asked in ({"indexers": Asks()}, {"indexers": "sign", "reference": Asks()}):
+        with pytest.raises(InputError, match=r"asks.. needs hidden, rope.*--hidden"):
+            topkit.measure(made(), **asked, k=4, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rerun_computes_what_is_missing_and_no_more(tmp_path):
+    whole = topkit.measure(made(), ["sign", "exact"], k=[5, 9], quiet=True)
+    topkit.measure(made(), "sign", k=5, out=tmp_path, quiet=True)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "fidelity").iterdir()}
+    again = topkit.measure(made(), ["sign", "exact"], k=[5, 9], out=tmp_path, quiet=True)
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+    same_rows(again.table, whole.table)
+
+
+def test_rows_of_two_captures_never_mix(tmp_path):
+    topkit.measure(made(seed=1), "sign", k=5, out=tmp_path, quiet=True)
+    with pytest.raises(InputError, match=r"holds another run .capture differ"):
+        topkit.measure(made(seed=2), "sign", k=5, out=tmp_path, quiet=True)
+    topkit.measure(made(seed=2), "sign", k=5, out=tmp_path, quiet=True, force=True)
+
+
+def test_a_part_that_cannot_be_read_is_named(tmp_path):
+    topkit.measure(made(), "sign", k=5, out=tmp_path, quiet=True)
+    part = next((tmp_path / "fidelity").glob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:40])
+    with pytest.raises(InputError, match=part.name):
+        topkit.measure(made(), "sign", k=5, out=tmp_path, quiet=True)
+
+
+def test_reduced_rows_are_means_over_positions(tmp_path):
+    full = topkit.measure(made(), "sign", k=7, quiet=True)
+    small = topkit.measure(made(), "sign", k=7, reduce=True, quiet=True)
+    assert small.table.num_rows == 2 * 4
+    for row in small.table.to_pylist():
+        same = rows(full, sample=row["sample"], head=row["head"])
+        assert row["rows"] == 3
+        assert row["recall"] == pytest.approx(sum(r["recall"] for r in same) / 3)
+        assert row["recall_min"] == min(r["recall"] for r in same)
+    a, b = full.summary()[0], small.summary()[0]
+    assert a["recall"] == pytest.approx(b["recall"])
+    assert a["worst"] == b["worst"]
+
+
+def test_workers_give_the_same_rows():
+    alone = topkit.measure(made(), ["sign", "random"], k=7, quiet=True)
+    shared = topkit.measure(made(), ["sign", "random"], k=7, quiet=True, jobs=2)
+    same_rows(alone.table, shared.table)
+
+
+def test_killed_at_any_moment_and_resumed_gives_the_same_rows(tmp_path):
+    """SIGKILL, some times over, then to the end: the rows of one unbroken run."""
+    capture = made(samples=6, count=16, length=400)
+    capture.save(tmp_path / "capture")
+    call = (
+        "import topkit, sys; topkit.measure(sys.argv[1], ['quest', 'sign', 'exact'], k='5,20', "
+        "out=sys.argv[2], quiet=True)"
+    )
+    command = [sys.executable, "-c", call, str(tmp_path / "capture"), str(tmp_path / "run")]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    for pause in (1.2, 1.6, 2.0):
+        process = subprocess.Popen(command, env=env)
+        time.sleep(pause)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    resumed = topkit.measure(
+        tmp_path / "capture", ["quest", "sign", "exact"], k="5,20", out=tmp_path / "run", quiet=True
+    )
+    whole = topkit.measure(capture, ["quest", "sign", "exact"], k="5,20", quiet=True)
+    same_rows(resumed.table, whole.table)
+    assert not list((tmp_path / "run" / "fidelity").glob("*.tmp"))
+    assert len(list((tmp_path / "run" / "fidelity").glob("*.parquet"))) == 6
+    assert pq.read_table(tmp_path / "run" / "fidelity").num_rows == whole.table.num_rows
+
+
+@pytest.mark.parametrize("samples", [2, 3, 8])
+def test_intervals_cover_what_they_say_with_few_samples(samples):
+    """Rows of one sample are alike: taken as independent they would promise too much."""
+    rng = np.random.default_rng(0)
+    hits, clusters = 0, np.arange(samples).repeat(50)
+    for centres in rng.normal(0.5, 0.02, (1000, samples)):
+        low, high = interval(centres.repeat(50) + rng.normal(0, 0.001, 50 * samples), clusters)
+        assert low is not None and high is not None
+        hits += low <= 0.5 <= high
+    assert 0.93 < hits / 1000 < 0.97
+
+
+def test_intervals_are_students_over_the_means_of_samples():
+    values, clusters = np.array([0.2, 0.4, 0.5, 0.7, 0.9, 0.9]), np.array([4, 4, 1, 1, 9, 9])
+    wanted = stats.t.interval(0.95, 2, 0.6, np.std([0.3, 0.6, 0.9], ddof=1) / 3**0.5)
+    assert (
+        interval(values, clusters) == pytest.approx((0.0, 1.0)) and wanted[0] < 0 and wanted[1] > 1
+    )
+    inner = stats.t.interval(0.5, 2, 0.6, np.std([0.3, 0.6, 0.9], ddof=1) / 3**0.5)
+    assert interval(values, clusters, 0.5) == pytest.approx(inner)
+    assert interval(values, clusters * 0) == (None, None)
+    assert interval(values * np.nan, clusters) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"k": 0}, "at least 1"),
+        ({"k": "150%"}, "per cent"),
+        ({"k": []}, "without a budget"),
+        ({"indexers": sign}, r"write sign\(\)"),
+        ({"indexers": ["exact", sign]}, r"write sign\(\)"),
+        ({"indexers": "exat"}, "did you mean 'exact'"),
+        ({"indexers": "quest(page_sise=4)"}, "did you mean 'page_size'"),
+        ({"layers": [7]}, "no layer"),
+        ({"jobs": 0}, "jobs"),
+        ({"device": "cuda"}, "no GPU"),
+    ],
+)
+def test_bad_input_is_refused(given, message):
+    if "device" in given and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(InputError, match=message):
+        topkit.measure(**({"capture": made(), "indexers": "sign", "k": 4, "quiet": True} | given))
+
+
+def test_an_undeclared_step_input_stays_hidden():
+    with pytest.raises(InputError, match="declare"):
+        Step(inputs={"hidden": torch.zeros(1)}).given_to(parse("sign")).hidden  # noqa: B018
+
+
+def test_the_rows_are_counted_before_the_run(tmp_path, capsys):
+    """Questions differ in length, and so do the positions captured."""
+    capture = capture_model(
+        "reference", task="niah-single", length=512, samples=4, layers="0", out=tmp_path, quiet=True
+    )
+    assert capture is not None
+    counts = {len(one["positions"]) for one in capture.manifest["samples"]}
+    assert len(counts) > 1
+    for reduce in (False, True):
+        measured = topkit.measure(capture, ["sign", "random"], k=[4, 8], reduce=reduce)
+        said = capsys.readouterr().err
+        heads = measured.table.filter(pc.field("level") == "head").num_rows
+        assert f": {heads:,} rows" in said

@@ -1,0 +1,462 @@
+"""The report: sentences follow the numbers, figures are legible, the page stands alone."""
+
+from __future__ import annotations
+
+import base64
+import re
+import runpy
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+
+from topkit.errors import GateFailed, InputError, Undecided
+from topkit.experiments.runs.cells import DENSE, Cell
+from topkit.experiments.runs.parts import write_part
+from topkit.experiments.study import figures
+from topkit.experiments.study.condense import condensed
+from topkit.experiments.study.curves import curves, kind_of
+from topkit.experiments.study.findings import Findings, judged, orders, require_equivalent
+from topkit.experiments.study.report import checks, write_report
+from topkit.experiments.study.stats import Interval
+from topkit.indexers import sign
+from topkit.indexers.budget import Budget
+from topkit.indexers.spec import parse
+
+ROOT = Path(__file__).parents[2]
+
+# A study whose truth is known: accuracy is a function of mass, and of nothing else.
+REAL = {  # spec: recall, mass, bytes a step
+    "quantized(dtype='fp8_e4m3', hadamard=False, scale='float')": (0.97, 0.93, 40960),
+    "quantized(dtype='int8', hadamard=False, scale='float')": (0.985, 0.935, 43008),
+    "quantized(dtype='int4', hadamard=False, scale='float')": (0.80, 0.90, 24576),
+    "quantized(dtype='int2', hadamard=False, scale='float')": (0.50, 0.74, 14336),
+    "sign()": (0.42, 0.70, 8192),
+    "quest(page_size=16)": (0.36, 0.62, 8192),
+    "streaming_llm(sink=4, window=64)": (0.12, 0.30, 0),
+    "keep(sign(), sink=4, window=16)": (0.40, 0.79, 8192),
+    "refine(sign(), factor=4)": (0.84, 0.91, 16384),
+    "shared(quantized(dtype='int8', hadamard=False, scale='float'), per='group', how='sum')": (
+        0.66,
+        0.80,
+        43008,
+    ),
+    "random()": (0.01, 0.04, 0),
+}
+MANNERS = {"": 0.0, "miss='boundary', fill='next', ": 0.45, "persist='stream', per='layer', ": -0.1}
+
+
+def truth(mass: float) -> float:
+    """Accuracy that a cell of that mass has."""
+    return float(1 / (1 + np.exp(-12 * (mass - 0.62)))) * 0.98
+
+
+def cells() -> dict[tuple[str, str], tuple[float, float, float]]:
+    """(indexer, budget) to recall, mass and bytes."""
+    found: dict[tuple[str, str], tuple[float, float, float]] = {
+        (DENSE, ""): (np.nan, np.nan, np.nan)
+    }
+    for k in (4, 8, 16, 32, 64):
+        found["exact()", str(k)] = (1.0, 0.95 - 1.3 / k, 262144)
+    for manner, help_ in MANNERS.items():
+        for p in (0.2, 0.4, 0.6, 0.8, 0.9):
+            mass = 0.91 * (p + (1 - p) * max(help_, 0)) * (1 + min(help_, 0))
+            words = manner or "miss='uniform', fill='uniform', "
+            found[f"degraded({p}, {words.rstrip(', ')})", "32"] = (p, mass, 262144)
+    return found | {(spec, "32"): values for spec, values in REAL.items()}
+
+
+def tables(
+    haystacks: int = 24, questions: int = 4, seed: int = 0, task: str = "niah-multikey"
+) -> tuple[pa.Table, pa.Table]:
+    """The condensed tables: haystacks and heads."""
+    rng = np.random.default_rng(seed)
+    ease = rng.random((haystacks, questions))
+    rows, heads = [], []
+    for (indexer, budget), (recall, mass, read) in cells().items():
+        right = 1.0 if indexer == DENSE else truth(mass)
+        setting = {"task": task, "length": 4096, "sparse_from": "question"}
+        cell = {"indexer": indexer, "budget": budget, "k": int(budget or 0)}
+        for haystack in range(haystacks):
+            own = rng.random(questions)
+            won = np.where(rng.random(questions) < 0.5, own, ease[haystack]) < right
+            rows.append(
+                setting
+                | cell
+                | {"haystack": haystack, "questions": questions, "answer_tokens": 6.0}
+                | {"wording": "code", "family": "trained"}
+                | {"exact_match": float(won.mean()), "token_accuracy": float(won.mean())}
+                | {
+                    "recall": recall + rng.normal(0, 0.004),
+                    "mass": mass + rng.normal(0, 0.004),
+                    "output_error": 1 - mass,
+                    "kept": 32.0,
+                    "bytes_read": read,
+                    "index_bytes": read,
+                    "nll": 1.0,
+                    "kl": 0.1,
+                }
+            )
+        for layer in range(8) if indexer != DENSE else ():
+            for head in range(6):
+                seen = float(np.clip(recall + rng.normal(0, 0.08), 0, 1))
+                heads.append(setting | cell | {"layer": layer, "head": head, "recall": seen})
+    return pa.Table.from_pylist(rows), pa.Table.from_pylist(heads)
+
+
+WHOLE = "quantized(dtype='int8', hadamard=False, scale='float')"
+
+
+@pytest.fixture(scope="module")
+def curve():
+    return curves(*tables())[0]
+
+
+def cell(spec):
+    return Cell() if spec == DENSE else Cell(parse(spec), Budget(32))
+
+
+def write(run, haystacks, heads):
+    write_part(run / "curve" / "haystacks", "rows", haystacks)
+    write_part(run / "curve" / "heads", "rows", heads)
+    return run
+
+
+def with_accuracy(table, change):
+    """The table with each (cell, haystack)'s accuracy given by `change(rows)`."""
+    rows = table.to_pylist()
+    for row, rate in zip(rows, change(rows), strict=True):
+        row["exact_match"] = rate
+    return pa.Table.from_pylist(rows)
+
+
+def test_cells_are_told_apart_by_what_they_know():
+    kinds = {
+        "dense": DENSE,
+        "exact()": "oracle",
+        "shared(exact())": "oracle",
+        "degraded(0.5)": "oracle",
+        "keep(sign())": "real",
+        "random()": "control",
+    }
+    assert {spec: kind_of(cell(spec)) for spec in kinds} == kinds
+
+
+def test_a_curve_holds_every_cell_and_haystack(curve):
+    assert len(curve.cells) == len(cells()) and len(curve.haystacks) == 24
+    assert curve.budget == Budget(32)
+    place = curve.place(sign(), Budget(32))
+    assert curve.mean("recall")[place] == pytest.approx(REAL["sign()"][0], abs=0.01)
+    assert np.isnan(curve.mean("recall")[curve.place(None)])
+    assert curve.heads[curve.cells[place]].shape == (8, 6)
+
+
+def test_a_haystack_that_a_cell_lacks_is_left_out_of_all():
+    haystacks, heads = tables(haystacks=6)
+    rows = [r for r in haystacks.to_pylist() if (r["indexer"], r["haystack"]) != ("sign()", 3)]
+    found = curves(pa.Table.from_pylist(rows), heads)[0]
+    assert found.haystacks == (0, 1, 2, 4, 5) and found.dropped == 1
+
+
+def test_accuracy_made_of_mass_is_found_to_follow_mass(curve):
+    level, notices, real, oracle = Findings(curve, margin=0.06).sentences()
+    assert "full attention scores 1.00 [0.9" in level.lower()
+    assert "The least recall shown to cost at most 0.06" in notices
+    assert "10 real indexers, accuracy rises with both recall and mass" in real
+    assert "Mass orders accuracy better" in oracle
+
+
+@pytest.mark.parametrize("by", ["cells", "rows"])
+def test_on_shuffled_accuracies_nothing_is_shown(by):
+    """Shuffled between cells (whole, or haystack by haystack), accuracy says nothing of fidelity."""
+    rng = np.random.default_rng(0)
+
+    def shuffled(rows):
+        names = list(dict.fromkeys((r["indexer"], r["budget"]) for r in rows))
+        rates = {(r["indexer"], r["budget"], r["haystack"]): r["exact_match"] for r in rows}
+        haystacks = sorted({r["haystack"] for r in rows})
+        grid = np.array([[rates[(*name, h)] for h in haystacks] for name in names])
+        grid = rng.permutation(grid) if by == "cells" else rng.permuted(grid, axis=0)
+        where = {name: i for i, name in enumerate(names)}
+        return [grid[where[r["indexer"], r["budget"]], r["haystack"]] for r in rows]
+
+    haystacks, heads = tables()
+    found = Findings(curves(with_accuracy(haystacks, shuffled), heads)[0])
+    for kind, name in (("real", "real indexers"), ("oracle", "oracles")):
+        sentence = orders(kind, found.ordering(kind), name)
+        assert "nothing is shown" in sentence and "orders accuracy better" not in sentence
+
+
+def test_too_few_cells_show_nothing():
+    assert "nothing is shown" in orders("real", None, "real indexers")
+
+
+@pytest.mark.parametrize(
+    ("gap", "verdict"),
+    [
+        ((-0.01, -0.04, 0.02), "as good"),
+        ((-0.01, -0.06, 0.04), "undecided"),
+        ((-0.2, -0.3, -0.1), "worse"),
+        ((-0.07, -0.09, -0.04), "undecided"),
+        ((0.1, 0.02, 0.2), "better: audit"),
+    ],
+)
+def test_verdicts(gap, verdict):
+    assert judged(Interval(*(np.array(x) for x in gap)), 0.05) == verdict
+
+
+def test_sparse_above_dense_is_flagged_and_so_is_a_control_above_chance():
+    def leak(rows):
+        lifted = {DENSE: 0.5, "sign()": 1.0, "random()": 0.75}
+        return [lifted.get(r["indexer"], r["exact_match"]) for r in rows]
+
+    haystacks, heads = tables()
+    audits = Findings(curves(with_accuracy(haystacks, leak), heads)[0]).audits()
+    assert any("sign() at k = 32 beats full attention by +0.50" in line for line in audits)
+    assert any("control random()" in line for line in audits)
+
+
+def test_gates(curve):
+    haystacks, heads = tables()
+    perfect = with_accuracy(haystacks, lambda rows: [1.0] * len(rows))
+    assert require_equivalent(curves(perfect, heads), WHOLE, 0.15).startswith("as good")
+    with pytest.raises(GateFailed, match=r"streaming_llm.*full attention"):
+        require_equivalent([curve], "streaming_llm:sink=4,window=64", 0.05)
+    with pytest.raises(Undecided, match=r"undecided at a margin of 0\.01"):
+        require_equivalent(curves(perfect, heads), WHOLE, 0.01)
+    with pytest.raises(InputError, match="no cell of quest"):
+        require_equivalent([curve], "quest(page_size=8)")
+    with pytest.raises(
+        InputError, match=r"no cell of sign\(\) at k = 999 in this run; ask for one of: --require"
+    ):
+        require_equivalent([curve], "sign", budget="999")
+
+
+def of_books(haystacks=24, tokens=256):
+    """Books of very unlike difficulty; sign() costs 0.03 nats on each of them, give or take 0.01."""
+    rng = np.random.default_rng(0)
+    hard = rng.normal(3, 1, haystacks)
+    table, heads = tables(haystacks=haystacks, questions=1, task="books")
+    rows = table.to_pylist()
+    for row in rows:
+        lost = 0.0 if row["indexer"] == DENSE else 0.03 + rng.normal(0, 0.01)
+        row |= {"nll": hard[row["haystack"]] + lost, "kl": lost, "answer_tokens": float(tokens)}
+        row["token_accuracy"] = rng.binomial(tokens, 0.45) / tokens
+    return pa.Table.from_pylist(rows), heads
+
+
+def test_books_are_told_by_their_nll(tmp_path):
+    curve = curves(*of_books())[0]
+    findings, place = Findings(curve), curve.place(sign(), Budget(32))
+    assert findings.losses["nll"].reach[place] > 0.3
+    gap = findings.nll_to_dense
+    assert gap is not None and gap.reach[place] < 0.01
+    assert abs(gap.value[place] - 0.03) < gap.reach[place]
+    assert "differs by +0.0" in findings.sentences()[1]
+    page = write_report(write(tmp_path, *of_books())).read_text()
+    assert "<td>+0.03" in page and "NLL less full attention" in page
+
+
+def test_tokens_are_counted_one_by_one():
+    """6,144 tokens, each right or wrong, say more than 24 questions would."""
+    accuracy = Findings(curves(*of_books())[0]).accuracy
+    assert np.all((accuracy.reach > 0.01) & (accuracy.reach < 0.03))
+
+
+def test_one_haystack_has_no_interval():
+    findings = Findings(curves(*of_books(haystacks=1))[0])
+    assert all("[one haystack]" in text for text in findings.nats(1))
+
+
+def texts(figure):
+    """Every text that is drawn, with its box; tick labels outside the axes' range are not."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    hidden = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [t for t in axis.get_major_ticks() if not low <= t.get_loc() <= high]
+            hidden |= {text for t in ticks for text in (t.label1, t.label2)}
+    for text in set(figure.findobj(Text)) - hidden:
+        if text.get_visible() and text.get_text().strip():
+            box = Text.get_window_extent(text, renderer)
+            if box.width > 0:
+                yield text.get_text(), box
+
+
+@pytest.mark.parametrize("draw", ["by_fidelity", "by_head", "by_bytes", "by_budget"])
+@pytest.mark.parametrize("crowded", [False, True])
+def test_no_label_covers_another_or_leaves_the_figure(draw, crowded):
+    haystacks, heads = tables()
+    if crowded:
+        rows = haystacks.to_pylist()
+        for row in rows:
+            if kind_of(cell(row["indexer"])) == "real":
+                row |= {"recall": 0.9, "mass": 0.95, "exact_match": 1.0, "bytes_read": 4096.0}
+        haystacks = pa.Table.from_pylist(rows)
+    curve = curves(haystacks, heads)[0]
+    figure = (
+        figures.by_budget([curve])
+        if draw == "by_budget"
+        else getattr(figures, draw)(curve, curve.budget)
+    )
+    with figures.drawing():
+        drawn = list(texts(figure))
+    assert len(drawn) > 10
+    for (one, a), (other, b) in combinations(drawn, 2):
+        assert not a.padded(-0.5).overlaps(b.padded(-0.5)), f"{one!r} covers {other!r}"
+    for text, box in drawn:
+        inside = figure.bbox.padded(2)
+        assert inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1), text
+
+
+def test_an_indexer_looks_the_same_in_every_figure(curve):
+    drawn = [draw(curve, curve.budget) for draw in (figures.by_fidelity, figures.by_bytes)]
+    fidelity, read = (
+        {t.get_text() for t in figure.legends[0].get_texts()} for figure in drawn if figure
+    )
+    numbered = {name for name in fidelity if name[0].isdigit()}
+    assert len(numbered) == len(REAL) and numbered <= read
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return write_report(write(tmp_path_factory.mktemp("run"), *tables()))
+
+
+def test_the_page_stands_alone_and_shows_every_figure(page):
+    run, page = page.parent, page.read_text()
+    loads = re.findall(r'(?:src|href)\s*=\s*"([^"]{0,60})', page) + re.findall(
+        r"url\(([^)]*)", page
+    )
+    assert loads and all(target.startswith("data:image/svg+xml;base64,") for target in loads)
+    assert not re.search(r"@import|<script|<link|<iframe", page)
+    for image in re.findall(r"base64,([^\"]+)", page):
+        vector = base64.b64decode(image).decode()
+        assert not re.search(r'(?:href|src)="(?!#|data:)', vector)
+    slug = "niah-multikey-4096-question"
+    names = ["accuracy-by-k", *(f"{n}-{slug}" for n in ("accuracy-by-fidelity", "recall-by-head"))]
+    for name in [*names, f"bytes-by-fidelity-{slug}"]:
+        assert f'<figure id="{name}">' in page
+        assert (run / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert (run / "figures" / f"{name}.svg").stat().st_size > 1000
+    assert "What this does not show" in page
+
+
+def test_figures_of_what_was_never_judged_are_left_out(tmp_path):
+    """Every visible key fits in k: there is no recall, mass or cost to draw."""
+    haystacks, heads = tables(haystacks=3)
+    rows = [row for row in haystacks.to_pylist() if row["indexer"] in (DENSE, "exact()", "sign()")]
+    for row in rows:
+        row |= dict.fromkeys(("recall", "mass", "output_error", "kept", "bytes_read"))
+    typed = pa.Table.from_pylist(rows, haystacks.schema)
+    page = write_report(write(tmp_path, typed, heads.slice(0, 0))).read_text()
+    assert re.findall('<figure id="([a-z-]+)', page) == ["accuracy-by-k"]
+
+
+@pytest.mark.parametrize(
+    "held", ['{"aims": {"re', "[1]", "[" * 100_000], ids=["half", "list", "deep"]
+)
+def test_a_damaged_study_is_named(tmp_path, held):
+    run = write(tmp_path, *tables(haystacks=2))
+    (run / "study.json").write_text(held)
+    with pytest.raises(InputError, match=r"study\.json is damaged"):
+        write_report(run)
+
+
+def test_every_accuracy_on_the_page_has_an_interval(page):
+    rows = re.findall(r"<tr><td>(.*?)</tr>", page.read_text())
+    assert len(rows) == len(cells())
+    for row in rows:
+        assert re.fullmatch(r"\d\.\d\d \[\d\.\d\d, \d\.\d\d\]", row.split("</td><td>")[2])
+
+
+def test_the_page_is_the_same_when_written_again(page, tmp_path):
+    assert write_report(write(tmp_path, *tables())).read_text() == page.read_text()
+
+
+def test_the_aims_of_a_study_are_checked(curve):
+    met = checks(Findings(curve), {"aims": {"reach": 0.12, "exact_between": [0.3, 0.95]}})
+    assert "the aim of ±0.12 is met" in met[0] and "is met at k = 4, 8" in met[1]
+    missed = checks(Findings(curve), {"aims": {"reach": 0.01, "exact_between": [0.1, 0.2]}})
+    assert "NOT met" in missed[0] and "NOT met" in missed[1]
+
+
+def test_held_out_wordings_are_reported_apart():
+    haystacks, heads = tables()
+    rows = haystacks.to_pylist()
+    for row in rows:
+        row["family"] = "held-out" if row["haystack"] < 6 else "trained"
+    curve = curves(pa.Table.from_pylist(rows), heads)[0]
+    findings = Findings(curve)
+    assert findings.sentences()[-1].startswith("On the 6 of 24 haystacks")
+    trained, held_out = (findings.apart[name] for name in ("trained words", "held-out words"))
+    whole = findings.accuracy.value
+    assert trained.value * 18 / 24 + held_out.value * 6 / 24 == pytest.approx(whole)
+    assert list(Findings(curves(haystacks, heads)[0]).apart) == ["trained words"]
+
+
+def test_rows_are_condensed_as_by_hand(tmp_path):
+    """Two cells, two haystacks, two questions: means over questions, trivial rows left out."""
+    setting = {"task": "t", "length": 64, "sparse_from": "question"}
+    cell = {"indexer": "sign()", "budget": "4", "k": 4}
+    accuracy, fidelity = [], []
+    for haystack in (0, 1):
+        for question in (0, 1):
+            place = {"haystack": haystack, "question": question}
+            scores = {"exact_match": float(question), "score": 0.5, "token_accuracy": 0.75}
+            rest = {"nll": 1.0, "kl": 0.0, "answer_tokens": 3 + question}
+            words = {"wording": "code", "family": "trained"}
+            for one in ({"indexer": DENSE, "budget": None, "k": None}, cell):
+                accuracy.append(setting | one | place | words | scores | rest)
+            for head, recall in ((0, 0.25), (1, 0.75)):
+                numbers = {"recall": recall, "mass": recall / 2, "kept": 4, "layer": 1}
+                judged = {"head": head, "level": "head", "trivial": False, "position": question}
+                fidelity.append(setting | cell | place | judged | numbers)
+                fidelity.append(fidelity[-1] | {"trivial": True, "recall": 1.0})
+                fidelity.append(fidelity[-2] | {"level": "group", "recall": 0.0})
+    write_part(tmp_path / "accuracy", "rows", pa.Table.from_pylist(accuracy))
+    write_part(tmp_path / "fidelity", "rows", pa.Table.from_pylist(fidelity))
+    haystacks, heads = condensed(tmp_path)
+    rows = {(r["indexer"], r["haystack"]): r for r in haystacks.to_pylist()}
+    assert len(rows) == 4
+    sparse = rows["sign()", 1]
+    assert (sparse["questions"], sparse["exact_match"], sparse["answer_tokens"]) == (2, 0.5, 3.5)
+    assert (sparse["recall"], sparse["mass"], sparse["token_accuracy"]) == (0.5, 0.25, 0.75)
+    assert rows[DENSE, 0]["recall"] is None
+    assert {(r["layer"], r["head"]): r["recall"] for r in heads.to_pylist()} == {
+        (1, 0): 0.25,
+        (1, 1): 0.75,
+    }
+    again = condensed(tmp_path)
+    assert again[0].equals(haystacks)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no run"):
+        write_report(tmp_path)
+
+
+def test_two_runs_of_one_truth_agree_and_a_shifted_cell_is_found(tmp_path, capsys):
+    agree = runpy.run_path(str(ROOT / "tools" / "agree.py"))["main"]
+    one = write(tmp_path / "one", *tables(seed=1))
+    haystacks, heads = tables(haystacks=96, seed=2)
+    agree([one, write(tmp_path / "other", haystacks, heads)])
+    out = capsys.readouterr().out
+    assert f"{len(cells())} cells: A lies in B's interval in" in out and "; 0 differ" in out
+    assert out.count("| yes |\n") == len(cells())
+
+    spoilt = with_accuracy(
+        haystacks, lambda rows: [0.1 if r["indexer"] == WHOLE else r["exact_match"] for r in rows]
+    )
+    with pytest.raises(GateFailed, match=f"1 of {len(cells())} cells differ"):
+        agree([one, write(tmp_path / "spoilt", spoilt, heads)])
+    assert re.search(r"quantized\(dtype=int8\) at k = 32 .* \| NO \|\n", capsys.readouterr().out)
+    with pytest.raises(InputError, match="no cell in common"):
+        agree([one, write(tmp_path / "apart", *tables(task="recite"))])

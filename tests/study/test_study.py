@@ -1,0 +1,121 @@
+"""Studies: what their presets hold, and one run to its report on the bundled model."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import transformers
+
+from topkit.errors import InputError
+from topkit.experiments.model.load import REFERENCE
+from topkit.experiments.runs.cells import Cell
+from topkit.experiments.study import presets as study
+from topkit.experiments.study.curves import EXACT, kind_of, load
+from topkit.experiments.tasks import make_task
+
+
+def test_quick_is_small_and_part_of_full():
+    (quick,), first = study.quick().parts, study.full().parts[0]
+    assert len(quick.cells) <= 30
+    assert set(quick.cells) <= set(first.cells)
+    assert (quick.tasks, quick.lengths) == (first.tasks, first.lengths)
+    assert quick.haystacks * quick.tasks[0].questions >= 96
+
+
+@pytest.mark.parametrize("preset", ["full", "tasks"])
+def test_large_presets_ask_each_task_500_times(preset):
+    for part in study.PRESETS[preset]().parts:
+        assert all(part.haystacks * task.questions >= 500 for task in part.tasks)
+
+
+@pytest.mark.parametrize("preset", study.PRESETS)
+def test_parts_have_what_a_curve_needs(preset):
+    for part in study.PRESETS[preset]().parts:
+        kinds = [kind_of(cell) for cell in part.cells]
+        assert Cell() in part.cells
+        assert sum(cell.indexer == EXACT for cell in part.cells) >= 4
+        assert kinds.count("real") >= 10
+        assert kinds.count("oracle") >= 9
+        assert "control" in kinds
+        assert any(cell.indexer and cell.indexer.family == "trained" for cell in part.cells)
+        assert any(cell.indexer and cell.indexer.family == "ann" for cell in part.cells)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The quick preset with two short haystacks and few cells."""
+    whole = study.quick()
+    cells = tuple(c for c in whole.parts[0].cells if "degraded" not in c.name)[:8]
+    task = make_task("niah-multikey", wording="trained", questions=2, distractors=6)
+    part = study.Part((task,), (640,), 2, cells)
+    monkeypatch.setitem(study.PRESETS, "small", lambda: replace(whole, parts=(part,)))
+
+
+def test_a_study_runs_to_its_report_and_resumes(tmp_path, small):
+    report = study.run_study(study.NAME, "small", tmp_path, quiet=True)
+    assert report == tmp_path / "report.html"
+    assert report is not None
+    page = report.read_text()
+    assert "does not show" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    for kind in ("png", "svg"):
+        assert len(list((tmp_path / "figures").glob(f"*.{kind}"))) == 4
+    held = json.loads((tmp_path / study.STUDY).read_text())
+    assert (held["study"], held["preset"], held["model"]) == (study.NAME, "small", "reference")
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("accuracy/*.parquet")}
+    assert len(before) == 2
+    study.run_study(study.NAME, "small", tmp_path, quiet=True)
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("accuracy/*.parquet")}
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """A random model of the reference model's widths and tokenizer, in a folder."""
+    config = transformers.LlamaConfig(
+        vocab_size=4096,
+        hidden_size=384,
+        intermediate_size=64,
+        num_hidden_layers=8,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=64,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    transformers.AutoTokenizer.from_pretrained(REFERENCE).save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def test_cells_that_a_model_cannot_serve_are_left_out(tmp_path, small, llama, capsys):
+    """The bundled weights of lightning are of the reference model, whatever another's widths are."""
+    report = study.run_study(study.NAME, "small", tmp_path / "run", llama)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("lightning(weights=reference, dtype=fp8) is left out: ")
+    assert "another model than this LlamaForCausalLM" in lines[0]
+    (curve,) = load(tmp_path / "run")
+    assert not any("lightning" in cell.name for cell in curve.cells)
+    assert any("quest" in cell.name or "faiss" in cell.name for cell in curve.cells)
+    assert report is not None
+    assert "topkit train lightning" in report.read_text()
+
+
+def test_a_dry_run_writes_nothing(tmp_path, small):
+    assert study.run_study(study.NAME, "small", tmp_path / "run", dry_run=True) is None
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_later_part_that_is_refused_deletes_nothing_by_force(tmp_path, small, monkeypatch):
+    preset = study.PRESETS["small"]()
+    part = replace(preset.parts[0], lengths=(20,))
+    monkeypatch.setitem(study.PRESETS, "two", lambda: replace(preset, parts=(*preset.parts, part)))
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="longer length"):
+        study.run_study(study.NAME, "two", tmp_path, force=True, quiet=True)
+    assert (tmp_path / "run.json").read_text() == "{}"
+
+
+def test_the_nearest_name_is_suggested(tmp_path):
+    with pytest.raises(InputError, match="fidelity-vs-accuracy"):
+        study.run_study("fidelity-vs-acuracy", "quick", tmp_path)
+    with pytest.raises(InputError, match="quick"):
+        study.run_study(study.NAME, "quik", tmp_path)

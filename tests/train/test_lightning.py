@@ -1,0 +1,284 @@
+"""The lightning indexer gives the index sets of transformers' own DSA models."""
+
+import copy
+
+import pyarrow.compute as pc
+import pytest
+import torch
+
+import topkit
+from topkit.errors import InputError
+from topkit.experiments.capture.capture import Capture
+from topkit.experiments.measure.replay import Driver
+from topkit.experiments.model.digests import weights_digest
+from topkit.experiments.train.lightning import export_weights, save_weights
+from topkit.indexers import Step, keep
+from topkit.indexers.lightning import lightning, load
+
+transformers = pytest.importorskip("transformers")
+
+
+def dsa_model(kind: str):
+    """A random two-layer model whose indexer keeps 8 keys a token."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(
+        kind,
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_shared_experts=1,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=24,
+        kv_lora_rank=32,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        head_dim=8,
+        v_head_dim=16,
+        index_n_heads=4,
+        index_head_dim=16,
+        index_topk=8,
+        max_position_embeddings=256,
+    )
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def spied(model):
+    """Record what each indexer is asked and what it answers: {layer: [(inputs, indices), ...]}."""
+    calls = {n: [] for n in range(len(model.model.layers))}
+
+    def spy(number):
+        def record(module, args, kwargs, output):
+            calls[number].append(((args, kwargs), output))
+
+        return record
+
+    handles = [
+        layer.self_attn.indexer.register_forward_hook(spy(n), with_kwargs=True)
+        for n, layer in enumerate(model.model.layers)
+        if layer.self_attn.indexer is not None
+    ]
+    return calls, handles
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v32", "glm_moe_dsa"])
+def test_selects_what_the_model_selects(kind, tmp_path):
+    model = dsa_model(kind)
+    recipe = lightning(str(export_weights(model, tmp_path)))
+    calls, _ = spied(model)
+    ids = torch.randint(0, 64, (2, 40))
+    with torch.no_grad():
+        out = model(ids[:, :33], use_cache=True)
+        for position in range(33, 40):
+            out = model(ids[:, position : position + 1], past_key_values=out.past_key_values)
+    compared = sum(agreeing_rows(recipe, n, asked) for n, asked in calls.items() if asked)
+    assert compared >= 2 * (26 + 7), "too few rows have k visible keys: the test shows nothing"
+
+
+def agreeing_rows(recipe, layer, asked) -> int:
+    """Feed the recipe one call after the other, as a driver would; count the rows compared."""
+    index, compared = None, 0
+    for (args, _), theirs in asked:
+        hidden, latent, rope = args[:3]
+        keys = hidden.new_zeros(2, 4, hidden.shape[1], 24)
+        step = Step(layer, inputs={"hidden": hidden, "latent": latent, "rope": rope})
+        if index is None:
+            index = recipe.build(keys, step)
+        else:
+            index.append(keys, step)
+        ours = index.select(keys, 8, step).indices[:, 0]
+        scores = index.score(keys, step)[:, 0]
+        for row in range(2):
+            for i in range(keys.shape[2]):
+                visible = index.length - keys.shape[2] + i + 1
+                if visible < 8:
+                    continue
+                line = scores[row, i, :visible].sort(descending=True).values
+                chosen = scores[row, i][theirs[row, i].long()].sort(descending=True).values
+                torch.testing.assert_close(chosen, line[:8])
+                if visible == 8 or line[7] - line[8] > 1e-6 * line.abs().max():
+                    assert set(ours[row, i].tolist()) == set(theirs[row, i].tolist())
+                    compared += 1
+    return compared
+
+
+def random_weights(folder, **metadata):
+    torch.manual_seed(1)
+    tensors = {
+        "0.wq": torch.randn(4 * 16, 24),
+        "0.wk": torch.randn(16, 32),
+        "0.norm": torch.rand(16) + 0.5,
+        "0.norm_bias": torch.randn(16) * 0.1,
+        "0.gates": torch.randn(4, 32),
+    }
+    described = {"heads": 4, "rope": "half", "rope_at": "first", "reads": "latent"} | metadata
+    return save_weights(folder, "tiny", tensors, **described)
+
+
+def asked(length=50):
+    torch.manual_seed(2)
+    angle = torch.arange(length)[None, :, None] / 10 ** torch.arange(4).repeat(2)[None, None]
+    inputs = {
+        "hidden": torch.randn(1, length, 32),
+        "latent": torch.randn(1, length, 24),
+        "rope": (angle.cos(), angle.sin()),
+    }
+    return torch.zeros(1, 2, length, 8), Step(inputs=inputs)
+
+
+@pytest.mark.parametrize("rope", ["half", "interleaved"])
+@pytest.mark.parametrize("rope_at", ["first", "last"])
+def test_scores_are_the_formula(rope, rope_at, tmp_path):
+    path = random_weights(tmp_path, rope=rope, rope_at=rope_at)
+    keys, step = asked(9)
+    w = {n.split(".")[1]: t.double() for n, t in load(str(path)).tensors.items()}
+    cos, sin = (a[0].double() for a in step.rope)
+
+    def turn(x, at):  # one vector, pair by pair
+        x = x.clone()
+        base = 0 if rope_at == "first" else len(x) - 8
+        out = x.clone()
+        for j in range(4):
+            p, q = (2 * j, 2 * j + 1) if rope == "interleaved" else (j, j + 4)
+            out[base + p] = x[base + p] * cos[at, j] - x[base + q] * sin[at, j]
+            out[base + q] = x[base + q] * cos[at, j] + x[base + p] * sin[at, j]
+        return out
+
+    index = lightning(str(path)).build(keys, step)
+    scores = index.score(keys, step)[0, 0]
+    for t in range(9):
+        for s in range(9):
+            hidden, latent = step.hidden[0].double(), step.latent[0].double()
+            k = w["wk"] @ hidden[s]
+            k = (k - k.mean()) / (k.var(unbiased=False) + 1e-6).sqrt() * w["norm"] + w["norm_bias"]
+            gates = w["gates"] @ hidden[t] * 4**-0.5
+            q = (w["wq"] @ latent[t]).view(4, 16)
+            slow = sum(
+                gates[j] * torch.relu(turn(q[j], t) @ turn(k, s) * 16**-0.5) for j in range(4)
+            )
+            assert scores[t, s].item() == pytest.approx(float(slow), rel=1e-4, abs=1e-5)
+
+
+def test_given_index_tensors_are_scored_by_the_formula():
+    """Those of vLLM or SGLang, measured as they came: each query sees the keys up to its own."""
+    g = torch.Generator().manual_seed(0)
+    q, k, w = (torch.randn(*s, generator=g) for s in ((1, 4, 3, 16), (1, 30, 16), (1, 3, 4)))
+    capture = Capture.from_tensors(
+        torch.randn(1, 2, 3, 8, generator=g),
+        torch.randn(1, 2, 30, 8, generator=g),
+        index_queries=q,
+        index_keys=k,
+        index_weights=w,
+    )
+    driver = Driver(capture.load(0, 0), 5, 0, torch.device("cpu"))
+    found, _ = driver.select(lightning("given"), [5])
+    for i, position in enumerate((27, 28, 29)):
+        slow = [
+            sum(float(w[0, i, j] * (q[0, j, i] @ k[0, s]).clamp_min(0)) for j in range(4))
+            for s in range(position + 1)
+        ]
+        wanted = sorted(range(position + 1), key=lambda s: -slow[s])[:5]
+        assert found[5].indices[0, 0, i].tolist() == wanted
+
+
+def test_given_index_tensors_in_fp8_overlap_those_in_fp32():
+    g = torch.Generator().manual_seed(0)
+    shapes = (1, 2, 3, 8), (1, 2, 90, 8), (1, 4, 3, 16), (1, 90, 16), (1, 3, 4)
+    q, k, *index = [torch.randn(*shape, generator=g) for shape in shapes]
+    capture = Capture.from_tensors(q, k, None, index[0], index[1], index[2])
+    fp32, fp8 = lightning("given"), lightning("given", dtype="fp8")
+    table = topkit.measure(capture, [fp32, fp8], 10, reference=fp32, quiet=True).table
+    overlap = {repr(fp32): [], repr(fp8): []}
+    for row in table.filter(pc.field("reference") == repr(fp32)).to_pylist():
+        overlap[row["indexer"]].append(row["recall"])
+    assert overlap[repr(fp32)] == [1, 1, 1]
+    assert len(overlap[repr(fp8)]) == 3 and min(overlap[repr(fp8)]) >= 0.7
+
+
+def test_given_index_tensors_that_are_not_there_are_named():
+    capture = Capture.from_tensors(torch.randn(1, 2, 3, 8), torch.randn(1, 2, 30, 8))
+    with pytest.raises(InputError, match="needs index_keys, index_queries, index_weights"):
+        topkit.measure(capture, "lightning:weights=given", 5, quiet=True)
+
+
+def test_fp8_keys_are_small_and_near(tmp_path):
+    path = str(random_weights(tmp_path))
+    keys, step = asked(200)
+    exact, coarse = (lightning(path, dtype=d).build(keys, step) for d in ("fp32", "fp8"))
+    assert coarse.nbytes == 200 * (16 + 4) and exact.nbytes == 200 * 16 * 4
+    a, b = exact.score(keys, step), coarse.score(keys, step)
+    assert 0 < (a - b).norm() / a.norm() < 0.1
+
+
+def test_weights_are_verified(tmp_path):
+    path = random_weights(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="altered"):
+        lightning(str(path))
+    with pytest.raises(InputError, match="no weights at"):
+        lightning("nowhere")
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"not safetensors at all")
+    with pytest.raises(InputError, match="cannot read"):
+        lightning(str(other))
+
+
+def test_a_layer_without_weights_is_named(tmp_path):
+    recipe = lightning(str(random_weights(tmp_path)))
+    keys, step = asked(4)
+    with pytest.raises(InputError, match="layer 3"):
+        recipe.build(keys, Step(3, inputs=step.inputs))
+
+
+def test_other_models_are_refused(tmp_path):
+    config = transformers.LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    with pytest.raises(InputError, match="llama has no lightning indexer"):
+        export_weights(transformers.LlamaForCausalLM(config), tmp_path)
+
+
+def test_training_learns_where_a_frozen_model_looks(tmp_path):
+    from topkit.experiments.train.lightning import train_weights
+
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        initializer_range=0.3,
+    )
+    model = transformers.Qwen3ForCausalLM(config).eval()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    losses = []
+    batches = (torch.randint(0, 32, (4, 48)) for _ in range(80))
+    path = train_weights(
+        model, batches, tmp_path, heads=4, dim=16, steps=80, queries=24, learning_rate=1e-2,
+        report=lambda step, loss: losses.append(loss),
+    )  # fmt: skip
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert model.config._attn_implementation != "topkit_lightning_teacher"
+    # They know whose they are, whatever dtype the model is loaded in.
+    recipe = lightning(str(path))
+    assert weights_digest(model) in recipe.models() == keep(recipe, sink=1).models()
+    assert weights_digest(copy.deepcopy(model).half()) in recipe.models()
+    assert load(str(path)).layer(1).keys(torch.randn(1, 3, 32), asked(3)[1].rope).shape == (
+        1,
+        1,
+        3,
+        16,
+    )

@@ -1,0 +1,1 @@
+"""Ten rooms, each of which imports only those below it; ARCHITECTURE.md draws them."""

@@ -1,0 +1,192 @@
+"""One run of the benchmarks: its machine, its sizes, its ceilings, and rows that outlive failures."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from topkit.experiments.bench import rows, timing
+from topkit.experiments.bench.formulas import Bytes
+from topkit.experiments.bench.rows import Row
+from topkit.experiments.bench.targets import judged
+
+K = 1024
+# Bytes that are left free beside what a case asks for.
+MARGIN = 1 << 30
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is. The heads are those of an 8B model."""
+
+    heads: int = 32
+    groups: int = 8
+    dim: int = 128
+    index_heads: int = 64
+    k: int = 2048
+    small_k: int = 256
+    lengths: tuple[int, int, int] = (128 * K, 512 * K, 1024 * K)
+    shortest: int = 32 * K
+    batch: int = 8
+    gathered: tuple[int, ...] = (1, 8, 32)
+    rows: tuple[int, ...] = (1, 8, 64, 512)
+    copied: int = 1 << 29
+    samples: int = 64
+    sample_tokens: int = 8 * K
+    truth_queries: int = 16
+    hidden: int = 4096
+    ffn: int = 14336
+    vocabulary: int = 32000
+    tokens: int = 24
+    extra_layers: int = 2
+    cold: bool = True
+
+    @classmethod
+    def tiny(cls) -> Scale:
+        """Seconds on a CPU: shows that the benchmarks run, and nothing else."""
+        return cls(
+            heads=8, groups=2, index_heads=8, k=32, small_k=8, lengths=(256, 320, 512),
+            shortest=128, batch=2, gathered=(1, 2), rows=(1, 3), copied=1 << 12, samples=1,
+            sample_tokens=2048, truth_queries=2, hidden=64, ffn=64, vocabulary=97, tokens=12,
+            cold=False,
+        )  # fmt: skip
+
+
+class DoesNotFit(Exception):
+    """A case that asks for more memory than is free: a row says so."""
+
+
+@dataclass
+class Session:
+    """What the benchmarks share."""
+
+    device: torch.device
+    scale: Scale
+    machine: Row = field(default_factory=dict)
+    # Microseconds of each dense backend, by batch and length: steps are held against the fastest.
+    dense: dict[tuple[int, int], dict[str, list[float]]] = field(default_factory=dict)
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def backend(self) -> str:
+        """What topkit's kernels are run by: never a fallback that nobody asked for."""
+        return "triton" if self.cuda else "torch"
+
+    @cached_property
+    def bandwidths(self) -> tuple[list[float], list[float]]:
+        return timing.bandwidth(self.device, self.scale.copied)
+
+    @property
+    def copy(self) -> float:
+        """GB/s."""
+        return float(np.median(self.bandwidths[0]))
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(0)
+
+    def drawn(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """Normal numbers."""
+        empty = torch.empty(*shape, dtype=dtype, device=self.device)
+        return empty.normal_(generator=self.generator)
+
+    def timed(self, calls: Sequence[timing.Call]) -> list[float]:
+        return timing.timed(calls, self.device)
+
+    def sets(self, nbytes: float) -> int:
+        """How many sets of inputs, of so many bytes each, leave nothing in L2 for the next turn."""
+        return timing.sets(int(nbytes), self.device) if self.scale.cold else 2
+
+    def require(self, nbytes: float) -> None:
+        """Raises: DoesNotFit."""
+        if not self.cuda:
+            return
+        self.release()
+        if nbytes + MARGIN > self._free():
+            gc.collect()  # slow beside most cases, so only where it may help
+            self.release()
+        if nbytes + MARGIN > (free := self._free()):
+            raise DoesNotFit(f"needs {nbytes / 2**30:.0f} GiB, {free / 2**30:.0f} are free")
+
+    def _free(self) -> int:
+        return torch.cuda.mem_get_info(self.device)[0]
+
+    def release(self) -> None:
+        """Give back to the GPU what torch keeps of tensors that are gone."""
+        if self.cuda:
+            torch.cuda.empty_cache()
+
+    def row(
+        self,
+        bench: str,
+        what: str,
+        implementation: str,
+        spans: Sequence[float] | None = None,
+        moved: Bytes | None = None,
+        unit: str = "us",
+        against: tuple[str, float] | None = None,
+        **more: Any,
+    ) -> Row:
+        """A row of microseconds (or of another unit), with its shares of the ceilings and its limit.
+
+        `against` is the name and the median of what it is compared with: `ratio` times faster.
+        """
+        named = {"bench": bench, "what": what, "implementation": implementation}
+        row: Row = dict.fromkeys(rows.COLUMNS) | self.machine | named | more
+        row["note"] = row["note"] or rows.release(implementation)
+        if spans is not None:
+            row |= rows.spread(spans, unit)
+            if moved is not None:
+                row |= rows.shares(row["median"], moved, self.copy)
+            if against is not None:
+                name, other = against
+                faster = row["median"] / other if unit in rows.RATES else other / row["median"]
+                row |= {"against": name, "ratio": faster}
+        return row | judged(row)
+
+    def failed(self, bench: str, what: str, implementation: str, error: Exception) -> Row:
+        """A row in place of what could not be measured.
+
+        Memory that is too small is no error, nor is a rival that has no such operation here.
+        """
+        lacking = isinstance(error, NotImplementedError) and rows.release(implementation)
+        if lacking or isinstance(error, (DoesNotFit, torch.OutOfMemoryError)):
+            short = isinstance(error, torch.OutOfMemoryError)
+            note = "out of memory" if short else _first_line(error)
+            return self.row(bench, what, implementation, note=f"skipped: {note}")
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        return self.row(bench, what, implementation, error=said[:300])
+
+    def attempt(
+        self, bench: str, what: str, implementation: str, measure: Callable[[], Row]
+    ) -> Row:
+        """What `measure` returns (the arguments of `row`), or a row that says why it did not."""
+        try:
+            return self.row(bench, what, implementation, **measure())
+        except Exception as error:
+            return self.failed(bench, what, implementation, error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+# A part of a benchmark that fails alone: its name, and what yields its rows.
+Case = tuple[str, Callable[[], Iterable[Row]]]
+
+
+def length_of(tokens: int) -> str:
+    """128K, 1M."""
+    if tokens % (K * K) == 0:
+        return f"{tokens // (K * K)}M"
+    return f"{tokens // K}K" if tokens % K == 0 else str(tokens)

@@ -1,0 +1,94 @@
+"""Which layers of a model can be captured, and what they take: a short pass before the long ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from topkit.errors import InputError
+from topkit.experiments.capture.prompts import Passage, numbers
+from topkit.experiments.capture.tensors import LayerTensors, estimate_bytes
+from topkit.experiments.model.record import Seen, record
+
+# Tokens of the short pass.
+SURVEYED = 16
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The layers that can be captured: their modules, short tensors of each; and those left out."""
+
+    modules: dict[int, nn.Module]
+    examples: dict[int, LayerTensors]
+    skipped: list[dict[str, Any]]
+    hidden: bool
+
+    def bytes(self, passage: Passage) -> int:
+        """What the files of a passage take."""
+        keys, queries = len(passage.ids), len(passage.positions)
+        return sum(estimate_bytes(example, keys, queries) for example in self.examples.values())
+
+    def run(self, model: PreTrainedModel, ids: Sequence[int], at: Tensor) -> dict[int, Seen]:
+        """What these layers see of a token sequence."""
+        inputs = self.modules if self.hidden else None
+        return record(model, torch.tensor([list(ids)]), at, sorted(self.modules), inputs)
+
+    def layers(self) -> list[dict[str, Any]]:
+        """What the manifest says of each layer."""
+        return [
+            {"layer": layer, "scaling": example.scaling}
+            for layer, example in sorted(self.examples.items())
+        ]
+
+
+def survey_layers(
+    model: PreTrainedModel, passages: Sequence[Passage], asked: str | Sequence[int], hidden: bool
+) -> Survey:
+    """Find the layers asked for: "all", "0,3,5" or numbers; "all" leaves out what cannot be captured.
+
+    Raises: InputError for a model or a layer that cannot be captured (named, with the reason).
+    """
+    ids = list(passages[0].ids[:SURVEYED])
+    at = torch.arange(len(ids))
+    seen = record(model, torch.tensor([ids]), at)
+    reasons = {
+        layer: "it does not attend through AttentionInterface"
+        for layer in range(model.config.get_text_config().num_hidden_layers)
+        if layer not in seen
+    }
+    longest = max(len(passage.ids) for passage in passages)
+    for layer, one in seen.items():
+        if one.window is not None and one.window < longest:
+            reasons[layer] = f"it sees a sliding window of {one.window} keys, not all"
+    layers = _choose(asked, {*seen, *reasons}, reasons, type(model).__name__)
+    skipped = [{"layer": layer, "reason": reasons[layer]} for layer in sorted(reasons)]
+    survey = Survey({layer: seen[layer].module for layer in layers}, {}, skipped, hidden)
+    for layer, one in survey.run(model, ids, at).items():
+        survey.examples[layer] = LayerTensors.of(one, 0, layer, at)
+    return survey
+
+
+def _choose(
+    asked: str | Sequence[int], there: set[int], reasons: Mapping[int, str], name: str
+) -> list[int]:
+    if asked == "all":
+        if there == set(reasons):
+            raise InputError(f"no layer of {name} can be captured: {next(iter(reasons.values()))}")
+        return sorted(there - set(reasons))
+    try:
+        wanted = sorted(set(numbers(asked) if isinstance(asked, str) else asked))
+    except ValueError:
+        raise InputError(f"layers must be all, or numbers as 0,3,5; got {asked!r}") from None
+    for layer in wanted:
+        if layer not in there:
+            raise InputError(f"{name} has no layer {layer}; it has {min(there)} to {max(there)}")
+        if layer in reasons:
+            raise InputError(f"layer {layer} of {name} cannot be captured: {reasons[layer]}")
+    if not wanted:
+        raise InputError("no layer was asked for")
+    return wanted

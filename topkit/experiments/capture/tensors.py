@@ -1,0 +1,145 @@
+"""What the attention of one layer saw over one sample: the value that captures are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from topkit.errors import InputError
+from topkit.experiments.capture import files
+from topkit.experiments.model.finite import require_finite
+
+if TYPE_CHECKING:
+    from topkit.experiments.model.record import Seen
+
+# The dimensions of every tensor; those of one name agree. Also the names inside the files.
+SHAPES = {
+    "queries": "1 Hq Tq D",
+    "keys": "1 Hk T D",
+    "values": "1 Hk T Dv",
+    "positions": "Tq",
+    "scaling": "",
+    "hidden": "1 T C",
+    "latent": "1 T R",
+    "rope_cos": "1 T P",
+    "rope_sin": "1 T P",
+    "index_queries": "1 Hi Tq Di",
+    "index_keys": "1 1 T Di",
+    "index_weights": "1 Tq Hi",
+}
+
+
+@dataclass(frozen=True)
+class LayerTensors:
+    """What attention saw in one layer over one sample, after RoPE, KV heads not repeated.
+
+    Shapes: queries [1, Hq, Tq, D], keys [1, Hk, T, D], values [1, Hk, T, Dv]; positions int64 [Tq],
+    the slot of each query's own token, which sees the slots 0..position; hidden [1, T, C], latent
+    [1, T, R] (of MLA's queries) and rope (cos, sin) [1, T, P] of every token; index_queries
+    [1, Hi, Tq, Di], index_keys [1, 1, T, Di] and index_weights [1, Tq, Hi] of a learned indexer.
+    Raises: InputError when shapes do not fit each other.
+    """
+
+    sample: int
+    layer: int
+    queries: Tensor
+    keys: Tensor
+    values: Tensor | None
+    positions: Tensor
+    scaling: float
+    hidden: Tensor | None = None
+    latent: Tensor | None = None
+    rope: tuple[Tensor, Tensor] | None = None
+    index_queries: Tensor | None = None
+    index_keys: Tensor | None = None
+    index_weights: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        tensors = self.tensors()
+        _check_shapes(tensors, self._where)
+        heads, kv_heads = self.queries.shape[1], self.keys.shape[1]
+        if heads % kv_heads:
+            raise InputError(
+                f"{self._where}: {heads} query heads cannot share {kv_heads} KV heads; "
+                "the first must be a multiple of the second"
+            )
+        at, length = self.positions, self.keys.shape[2]
+        if at.min() < 0 or at.max() >= length or (at.diff() <= 0).any():
+            raise InputError(
+                f"{self._where}: positions must ascend within the {length} keys; got {at.tolist()}"
+            )
+        if not (math.isfinite(self.scaling) and self.scaling > 0):
+            raise InputError(f"{self._where}: scaling must be positive; got {self.scaling}")
+
+    @property
+    def _where(self) -> str:
+        return f"sample {self.sample}, layer {self.layer}"
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by the names used in files."""
+        cos, sin = self.rope or (None, None)
+        named = {name: getattr(self, name, None) for name in SHAPES}
+        named |= {"rope_cos": cos, "rope_sin": sin}
+        named["scaling"] = torch.tensor(self.scaling, dtype=torch.float64)
+        return {name: x for name, x in named.items() if x is not None}
+
+    @classmethod
+    def of(cls, seen: Seen, sample: int, layer: int, positions: Tensor) -> LayerTensors:
+        """What is kept of a call of the attention function, on the CPU."""
+        return cls(
+            sample,
+            layer,
+            seen.queries.cpu(),
+            seen.keys.cpu(),
+            seen.values.cpu(),
+            positions,
+            seen.scaling,
+            None if seen.hidden is None else seen.hidden.cpu(),
+            None if seen.latent is None else seen.latent.cpu(),
+            None if seen.rope is None else (seen.rope[0].cpu(), seen.rope[1].cpu()),
+        )
+
+    @classmethod
+    def from_tensors(cls, sample: int, layer: int, tensors: Mapping[str, Tensor]) -> LayerTensors:
+        """What `tensors` gave."""
+        given: dict[str, Any] = {"values": None, **tensors}
+        rope = (given.pop("rope_cos", None), given.pop("rope_sin", None))
+        given["scaling"] = float(given["scaling"])
+        return cls(sample, layer, **given, rope=None if rope[0] is None else rope)
+
+    def require_finite(self) -> None:
+        """Raises: InputError naming sample, layer and head of the first NaN or infinity."""
+        require_finite(self._where, self.tensors())
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], where: str) -> None:
+    sizes: dict[str, tuple[int, str]] = {"1": (1, "its form")}
+    for name, x in tensors.items():
+        form = SHAPES[name].split()
+        if x.ndim != len(form):
+            raise InputError(f"{where}: {name} must be [{', '.join(form)}]; got {list(x.shape)}")
+        for symbol, size in zip(form, x.shape, strict=True):
+            known, source = sizes.setdefault(symbol, (size, name))
+            if size != known or size == 0:
+                wanted = f"{symbol} = {known} as in {source}" if known else f"{symbol} > 0"
+                raise InputError(
+                    f"{where}: {name} [{', '.join(form)}] must have {wanted}; got {list(x.shape)}"
+                )
+        if x.dtype not in files.DTYPES:
+            raise InputError(f"{where}: {name} is {x.dtype}; expected float32, float16 or bfloat16")
+
+
+def estimate_bytes(like: LayerTensors, keys: int, queries: int) -> int:
+    """Bytes of one file of `keys` keys and `queries` query positions, all else as in `like`."""
+    lengths = {"T": keys, "Tq": queries}
+    sized = {}
+    for name, x in like.tensors().items():
+        form = zip(SHAPES[name].split(), x.shape, strict=True)
+        shape = [lengths.get(symbol, size) for symbol, size in form]
+        sized[name] = torch.empty(shape, dtype=x.dtype, device="meta")
+    return files.file_bytes(sized)

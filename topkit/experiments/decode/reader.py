@@ -1,0 +1,117 @@
+"""One layer's attention through an indexer: the index is brought up to date, asked, and obeyed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topkit.errors import InputError
+from topkit.experiments.decode.cache import Followed
+from topkit.experiments.decode.select import attend_chosen, select_each, tokens
+from topkit.experiments.model.compatibility import OFFERED
+from topkit.experiments.runs.fidelity_rows import Judged
+from topkit.indexers.base import Cache, Indexer, Step
+from topkit.indexers.budget import Budget
+
+_PASSING = OFFERED - {"cache", "values"}
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one layer's attention was given: queries of the newest tokens, keys of all slots.
+
+    Shapes: queries [B, Hq, t, D], keys [B, Hk, T, D], values [B, Hk, T, Dv], start [B]; inputs are
+    of the t tokens.
+    """
+
+    layer: int
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    scaling: float
+    start: Tensor | None
+    inputs: Mapping[str, Any]
+
+    @property
+    def held(self) -> int:
+        """Slots that were there before."""
+        return self.keys.shape[2] - self.queries.shape[2]
+
+    def until(self, stop: int) -> Cache:
+        return Cache(self.keys[:, :, :stop], self.values[:, :, :stop])
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads through an indexer on a budget, and has what it chose judged if asked to."""
+
+    indexer: Indexer
+    budget: Budget
+    seed: int
+    judged: Judged | None = None
+    backend: str = "auto"
+
+    def take(self, followed: Followed, call: Call, prompt: int) -> None:
+        """Bring the index to where the first query after `prompt` of the call's tokens is asked.
+
+        It is built when that query comes, on all that came before; or at once, where it needs what
+        is given at that moment alone.
+        Raises: InputError for tokens before attach whose inputs it needs.
+        """
+        held, index = call.held, followed.index
+        if index is not None and index.length > held:
+            index.truncate(held, self._step(call, call.until(held), {}))
+        passing = sorted(self.indexer.needs & _PASSING)
+        if index is None and not passing and prompt == call.queries.shape[2]:
+            return
+        now = call.until(held + prompt)
+        inputs = {name: tokens(x, slice(0, prompt)) for name, x in call.inputs.items()}
+        if index is None and passing and held:
+            raise InputError(
+                f"{self.indexer} needs {', '.join(passing)} of the {held} tokens that the cache "
+                "already holds; attach before they are computed"
+            )
+        if index is None:
+            inputs |= {"values": now.values, "prefill_queries": call.queries[:, :, :prompt]}
+            followed.index = self.indexer.build(now.keys, self._step(call, now, inputs))
+        elif prompt:
+            index.append(now.keys[:, :, held:], self._step(call, now, inputs))
+
+    def read(
+        self, followed: Followed, call: Call, prompt: int, answer: bool = True
+    ) -> Tensor | None:
+        """The output [B, Hq, t - prompt, Dv] of the queries after the prompt's, if it is wanted."""
+        queries, length = call.queries[:, :, prompt:], call.keys.shape[2]
+        cache, index, k = call.until(length), followed.index, self.budget.at(length)
+        assert index is not None
+        inputs = {name: tokens(x, slice(prompt, None)) for name, x in call.inputs.items()}
+        keys, step = call.keys[:, :, call.held + prompt :], self._bare(call)
+        with torch.no_grad():
+            chosen = list(select_each(self.indexer, index, k, queries, keys, cache, inputs, step))
+        outputs = []
+        for asked, selection, stops in chosen:
+            part = queries[:, :, asked]
+            if answer:
+                outputs.append(attend_chosen(part, cache, selection, call.scaling, self.backend))
+            if self.judged is not None:
+                self.judged.note(part, cache, selection, k, step, stops, index.nbytes)
+        return torch.cat(outputs, 2) if answer else None
+
+    def _bare(self, call: Call, inputs: Mapping[str, Any] | None = None) -> Step:
+        return Step(
+            call.layer,
+            call.scaling,
+            self.seed,
+            call.start,
+            kv_heads=call.keys.shape[1],
+            backend=self.backend,
+            ordered=False,
+            inputs=inputs or {},
+        )
+
+    def _step(self, call: Call, cache: Cache, inputs: Mapping[str, Any]) -> Step:
+        return self._bare(call, {"cache": cache, **inputs}).given_to(self.indexer)

@@ -1,0 +1,99 @@
+"""One job: a haystack of a task, asked of some cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from topkit.experiments.evaluate.accuracy_rows import (
+    SCHEMA,
+    accuracy_rows,
+)
+from topkit.experiments.evaluate.answers import Haystack
+from topkit.experiments.evaluate.observer import fidelity_table
+from topkit.experiments.model.load import load_once
+from topkit.experiments.runs.cells import Cell
+from topkit.experiments.runs.folder import part_name, with_cells
+from topkit.experiments.runs.parts import write_part
+from topkit.experiments.tasks import Haystack as Text
+from topkit.experiments.tasks import Prompt, Task, task_name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all jobs of a run have in common; a worker loads the model from it."""
+
+    out: Path
+    model: str
+    device: str | None
+    dtype: str | None
+    seed: int
+    sparse_from: str
+    observe: bool | str
+    rows: int
+    text: Path | None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One job's share: a haystack of a task, and some cells, in their order."""
+
+    task: Task
+    length: int
+    sample: int
+    cells: tuple[Cell, ...]
+    name: str
+
+    @property
+    def part(self) -> str:
+        """The name of the parts that hold its rows; that of the haystack stands first."""
+        return part_name(self.name, self.cells)
+
+
+def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None:
+    """Compute one piece and write its parts; accuracy last, for it says that the piece is done."""
+    if setting.threads is not None:
+        torch.set_num_threads(setting.threads)
+    model, tokenizer = loaded or load_once(setting.model, setting.device, setting.dtype)
+    prompt = prompt_of(setting, piece.task, piece.length, piece.sample, tokenizer)
+    haystack = Haystack(
+        model,
+        prompt,
+        piece.cells,
+        context=piece.length,
+        seed=setting.seed,
+        observe=setting.observe,
+    )
+    answers = haystack.answers(setting.sparse_from, setting.rows)
+    constants = {
+        "task": task_name(piece.task),
+        "length": piece.length,
+        "haystack": piece.sample,
+        "sparse_from": setting.sparse_from,
+    }
+    dense = answers[Cell()]
+    rows = [
+        row
+        for cell in piece.cells
+        for row in accuracy_rows(
+            prompt, constants, cell, answers[cell], dense, piece.length, tokenizer
+        )
+    ]
+    if haystack.fidelity:
+        write_part(
+            setting.out / "fidelity",
+            piece.part,
+            fidelity_table(haystack.fidelity, constants | {"sample": piece.sample}),
+        )
+    table = with_cells(pa.Table.from_pylist(rows, SCHEMA), piece.cells)
+    write_part(setting.out / "accuracy", piece.part, table)
+
+
+def prompt_of(setting: Setting, task: Task, length: int, sample: int, tokenizer: Any) -> Prompt:
+    text = None if setting.text is None else Text.of_file(setting.text)
+    return task.sample(tokenizer, length, sample, seed=setting.seed, haystack=text)

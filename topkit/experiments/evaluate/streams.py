@@ -1,0 +1,140 @@
+"""Selectors as rows of one batch: one prefix, prefilled dense once, and a tail of each row's own.
+
+The keys and values of the prefix are held once for each question asked at a time, whatever the
+number of selectors; each selector writes its tail behind them just before it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topkit.experiments.decode.select import attend_chosen, dense_attention, select_each
+from topkit.experiments.runs.cells import Cell
+from topkit.indexers.base import Cache, Index, Selection, Step
+
+# Called with layer, queries, keys, values, selection and stops [Tq] of each piece of queries.
+Watch = Callable[[int, Tensor, Tensor, Tensor, Selection, Tensor], None]
+
+
+@dataclass
+class Past:
+    """One layer's prefix, in B rows alike, with room for tails behind it.
+
+    Shapes: keys [B, Hk, P + room, D], values [B, Hk, P + room, Dv]; inputs of the prefix's tokens
+    are [1, P, ...].
+    """
+
+    keys: Tensor
+    values: Tensor
+    length: int
+    scaling: float
+    window: int | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+    def with_room(self, rows: int, room: int) -> Past:
+        """The same prefix in so many rows, with so much room."""
+
+        def grown(held: Tensor) -> Tensor:
+            held = held[:1, :, : self.length]
+            shape = (rows, held.shape[1], self.length + room, held.shape[3])
+            new = held.new_zeros(shape)
+            new[:, :, : self.length] = held
+            return new
+
+        return Past(
+            grown(self.keys),
+            grown(self.values),
+            self.length,
+            self.scaling,
+            self.window,
+            self.inputs,
+        )
+
+    def then(self, keys: Tensor, values: Tensor) -> Cache:
+        """The prefix and behind it the tails [b, Hk, t, D] of b rows: views, good until the next call."""
+        rows, stop = keys.shape[0], self.length + keys.shape[2]
+        self.keys[:rows, :, self.length : stop] = keys
+        self.values[:rows, :, self.length : stop] = values
+        return Cache(self.keys[:rows, :, :stop], self.values[:rows, :, :stop])
+
+    @property
+    def prefix(self) -> Cache:
+        return Cache(self.keys[:1, :, : self.length], self.values[:1, :, : self.length])
+
+    def dense(self, length: int) -> bool:
+        """Whether a sliding window already chooses for this layer."""
+        return self.window is not None and self.window < length
+
+
+@dataclass
+class Stream:
+    """One cell's decoding of b questions after the same prefix: an index and a tail per layer."""
+
+    cell: Cell
+    k: int | None
+    indices: dict[int, Index]
+    seed: int
+    rows: int
+    tails: dict[int, Cache] = field(default_factory=dict)
+    watch: Watch | None = None
+
+    def fork(self, rows: Tensor | None = None) -> Stream:
+        """An independent copy, of some rows [b'] or all."""
+        indices = {layer: index.fork() for layer, index in self.indices.items()}
+        tails = dict(self.tails)
+        if rows is not None:
+            for index in indices.values():
+                index.reorder(rows)
+            tails = {n: Cache(t.keys[rows], t.values[rows]) for n, t in tails.items()}  # type: ignore[index]
+        count = self.rows if rows is None else len(rows)
+        return Stream(self.cell, self.k, indices, self.seed, count, tails)
+
+    def follow(self, layer: int, past: Past, keys: Tensor, values: Tensor, inputs: dict) -> None:
+        """Take in keys and values [b, Hk, t, D] that another stream attended to."""
+        cache = self._grow(layer, past, keys, values)
+        if layer in self.indices:
+            step = replace(self._step(layer, past, cache), inputs={"cache": cache, **inputs})
+            self.indices[layer].append(keys, step.given_to(self.cell.indexer))  # type: ignore[arg-type]
+
+    def attend(
+        self,
+        layer: int,
+        past: Past,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        inputs: dict[str, Any],
+    ) -> Tensor:
+        """The attention output [b, Hq, t, Dv] of new tokens, their keys and values taken in."""
+        cache = self._grow(layer, past, keys, values)
+        length, count = cache.keys.shape[2], queries.shape[2]
+        stops = torch.arange(length - count + 1, length + 1, device=queries.device)
+        if layer not in self.indices or past.dense(length):
+            return dense_attention(queries, cache, stops, past.scaling, past.window)
+        indexer, index, k, outputs = self.cell.indexer, self.indices[layer], self.k, []
+        assert indexer is not None and k is not None
+        step = self._step(layer, past, cache)
+        chosen = select_each(indexer, index, k, queries, keys, cache, inputs, step)
+        for asked, selection, at in chosen:
+            part = queries[:, :, asked]
+            assert cache.values is not None
+            outputs.append(attend_chosen(part, cache, selection, past.scaling))
+            if self.watch is not None:
+                self.watch(layer, part, cache.keys, cache.values, selection, at)
+        return torch.cat(outputs, 2)
+
+    def _grow(self, layer: int, past: Past, keys: Tensor, values: Tensor) -> Cache:
+        if layer in self.tails:
+            held = self.tails[layer]
+            assert held.values is not None
+            keys, values = torch.cat([held.keys, keys], 2), torch.cat([held.values, values], 2)
+        self.tails[layer] = Cache(keys, values)
+        return past.then(keys, values)
+
+    def _step(self, layer: int, past: Past, cache: Cache) -> Step:
+        return Step(layer, past.scaling, self.seed, kv_heads=cache.keys.shape[1])

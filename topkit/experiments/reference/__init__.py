@@ -1,1 +1,0 @@
-"""The reference model's recipe: tokenizer, mixture, training, held-out scores."""

@@ -1,0 +1,157 @@
+"""A run's folder: whose it is, what it holds, and what is done."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+import topkit
+from topkit.errors import InputError
+from topkit.experiments.runs.cells import Cell
+from topkit.experiments.runs.parts import digest, write_whole
+
+# Files of a run's own folder; what a killed run was writing goes by their names.
+FILES = ("run.json", "predictions.jsonl", "study.json", "report.html")
+LOCK = ".lock"
+
+
+@contextmanager
+def claim(
+    out: Path,
+    identity: Mapping[str, Any],
+    tables: Sequence[str],
+    *,
+    force: bool = False,
+    dry: bool = False,
+) -> Iterator[None]:
+    """Hold a folder that is empty or holds a run of the same identity; `force` empties it.
+
+    Until the end nobody else writes there; the run's own workers ask for nothing. What a killed run was
+    writing goes. `dry` only looks.
+    Raises: InputError when it holds another run, or another process writes there: rows of two must not
+    mix.
+    """
+    if dry:
+        if not force:
+            _require_same(out, identity)
+        yield
+        return
+    with _locked(out):
+        halves = [half for name in tables for half in (out / name).glob(".*.tmp")]
+        for half in [*halves, *(half for name in FILES for half in out.glob(f".{name}.*.tmp"))]:
+            half.unlink(missing_ok=True)
+        if force:
+            parts = (part for name in tables for part in (out / name).glob("*.parquet"))
+            for old in [*(out / name for name in FILES), *parts]:
+                old.unlink(missing_ok=True)
+        _require_same(out, identity)
+        yield
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """The kernel lets go of the lock however this process ends; the file stays, and means nothing."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / LOCK, "a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another run is writing to {out}; wait for its end, or use another folder"
+            ) from None
+        yield
+
+
+def _require_same(out: Path, identity: Mapping[str, Any]) -> None:
+    path = out / "run.json"
+    if not path.exists():
+        return
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        held, _ = dict(run["identity"]), list(run["asked"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(f"cannot read {path}; use another folder, or --force") from None
+    apart = [name for name in {**held, **identity} if held.get(name) != identity.get(name)]
+    if apart:
+        raise InputError(
+            f"{out} holds another run ({', '.join(apart)} differ); use another folder, or --force"
+        )
+
+
+def describe(out: Path, identity: Mapping[str, Any], **asked: Any) -> None:
+    """Write run.json: what the rows were made from, by what, and each thing that was asked for."""
+    path = out / "run.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["asked"] if path.exists() else []
+    gpu = torch.cuda.get_device_name() if str(identity.get("device")) == "cuda" else None
+    held = {
+        "identity": dict(identity),
+        "asked": before if asked in before else [*before, asked],
+        "machine": {"platform": platform.platform(), "processors": os.cpu_count(), "gpu": gpu},
+        "versions": _versions(),
+        "commit": commit(Path(topkit.__file__).parents[1]),
+    }
+    text = json.dumps(held, indent=1) + "\n"
+    write_whole(path, lambda to: to.write_text(text, encoding="utf-8"))
+
+
+def _versions() -> dict[str, str]:
+    """Of what rows may depend on, as far as it is installed."""
+    found = {
+        "topkit": topkit.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    for name in ("transformers", "pyarrow", "faiss-cpu"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def commit(source: Path) -> str | None:
+    """The commit of a git checkout, "-dirty" where files differ from it; None where there is none.
+
+    A folder of packages may lie within another project's checkout, whose commit says nothing here.
+    """
+    if not (source / ".git").exists():
+        return None
+    asked = ["git", "-C", source, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def part_name(job: str, cells: Sequence[Cell]) -> str:
+    """The name of a part that holds some cells of a job; the job's stands first."""
+    return f"{job}-{digest([cell.columns for cell in cells])}"
+
+
+def with_cells(table: pa.Table, cells: Sequence[Cell]) -> pa.Table:
+    """The table, its file to say which cells it holds."""
+    held = json.dumps([list(cell.columns.values()) for cell in cells])
+    return table.replace_schema_metadata({"cells": held})
+
+
+def done(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """(job, indexer, budget) of every cell that a part of the table in `folder` holds.
+
+    Raises: InputError naming a part that cannot be read.
+    """
+    for path in folder.glob("*.parquet"):
+        try:
+            held = json.loads((pq.read_schema(path).metadata or {})[b"cells"])
+        except (OSError, KeyError, ValueError, pa.ArrowException):
+            raise InputError(f"cannot read {path}; delete it and run again") from None
+        yield from ((path.name.partition("-")[0], *cell) for cell in held)

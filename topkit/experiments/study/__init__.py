@@ -1,0 +1,25 @@
+"""A study: cells on tasks, to curves, statistics, findings and a report. Imports measure, evaluate and what is below."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from topkit.lazy import lazily
+
+if TYPE_CHECKING:
+    from topkit.experiments.study.curves import Curve
+    from topkit.experiments.study.findings import Findings
+    from topkit.experiments.study.presets import run_study
+    from topkit.experiments.study.report import write_report
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "run_study": "topkit.experiments.study.presets",
+        "write_report": "topkit.experiments.study.report",
+        "Curve": "topkit.experiments.study.curves",
+        "Findings": "topkit.experiments.study.findings",
+    },
+)
+
+__all__ = ["Curve", "Findings", "run_study", "write_report"]

@@ -1,0 +1,72 @@
+"""From a run's rows to two small tables: means per haystack, and per layer and head.
+
+They stand under RUN/curve and are all that a report reads, so that a large run can be kept by them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from topkit.errors import InputError
+from topkit.experiments.evaluate.observer import SCHEMA
+from topkit.experiments.runs.parts import read_table, write_part
+
+SETTING = ["task", "length", "sparse_from"]
+CELL = ["indexer", "budget"]
+SCORES = ["exact_match", "score", "token_accuracy", "nll", "kl", "answer_tokens"]
+METRICS = ["recall", "mass", "mass_ratio", "output_error", "kept", "bytes_read", "index_bytes"]
+
+
+def condensed(run: Path) -> tuple[pa.Table, pa.Table]:
+    """The tables of haystacks and of heads, made from the rows where there are any.
+
+    Raises: InputError when the folder holds neither.
+    """
+    run, folder = Path(run), Path(run) / "curve"
+    if (run / "accuracy").is_dir():
+        accuracy = read_table(run / "accuracy")
+        fidelity = _judged(_observed(run / "fidelity"))
+        haystacks, heads = by_haystack(accuracy, fidelity), by_head(fidelity)
+        write_part(folder / "haystacks", "rows", haystacks)
+        write_part(folder / "heads", "rows", heads)
+        return haystacks, heads
+    if not folder.is_dir():
+        raise InputError(f"{run} holds no run: expected {run / 'accuracy'} or {folder}")
+    return read_table(folder / "haystacks"), read_table(folder / "heads")
+
+
+def by_haystack(accuracy: pa.Table, fidelity: pa.Table) -> pa.Table:
+    """A row a cell and haystack: its questions, their mean scores, the mean fidelity observed."""
+    keys = [*SETTING, "haystack", *CELL]
+    scores = _means(accuracy, [*keys, "wording", "family"], SCORES, "questions")
+    return scores.join(_means(fidelity, keys, METRICS, "rows"), keys).sort_by(
+        [(key, "ascending") for key in keys]
+    )
+
+
+def by_head(fidelity: pa.Table) -> pa.Table:
+    """A row a cell, layer and query head."""
+    keys = [*SETTING, *CELL, "layer", "head"]
+    found = _means(fidelity, keys, ["recall", "mass"], "rows")
+    return found.sort_by([(key, "ascending") for key in keys])
+
+
+def _observed(folder: Path) -> pa.Table:
+    """All fidelity rows; none where full attention ran alone, or nothing was observed."""
+    return read_table(folder) if any(folder.glob("*.parquet")) else SCHEMA.empty_table()
+
+
+def _judged(fidelity: pa.Table) -> pa.Table:
+    """Rows of query heads that had something to choose."""
+    return fidelity.filter((pc.field("level") == "head") & ~pc.field("trivial"))
+
+
+def _means(table: pa.Table, keys: list[str], columns: list[str], count: str) -> pa.Table:
+    """Means of the columns that are there, and the number of rows, for each value of the keys."""
+    columns = [column for column in columns if column in table.column_names]
+    found = table.group_by(keys).aggregate([*((c, "mean") for c in columns), ([], "count_all")])
+    names = {f"{column}_mean": column for column in columns} | {"count_all": count}
+    return found.rename_columns([names.get(name, name) for name in found.column_names])

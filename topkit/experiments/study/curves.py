@@ -1,0 +1,226 @@
+"""From tables to curves: one Curve a task and length, each cell's means per haystack."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from topkit.errors import InputError
+from topkit.experiments.runs.cells import DENSE, Cell, in_order
+from topkit.experiments.study.stats import Array
+from topkit.indexers import exact
+from topkit.indexers.base import Indexer
+from topkit.indexers.budget import Budget, parse_budget
+from topkit.indexers.spec import parse
+
+EXACT = exact()
+# A task whose answers are never right to the letter is judged by the share of its tokens.
+MEASURES = {"books": "token_accuracy", "recite": "token_accuracy"}
+# Of the true answer and of what full attention would say next, in nats a token.
+LOSSES = ("nll", "kl")
+FIDELITY = ("recall", "mass", "output_error", "kept", "bytes_read", "index_bytes")
+
+
+def kind_of(cell: Cell) -> str:
+    """dense, oracle (judges keys by their true scores), control (by nothing), or real."""
+    if cell.indexer is None:
+        return DENSE
+    family = innermost(cell.indexer).family
+    return family if family in ("oracle", "control") else "real"
+
+
+def name_of(cell: Cell) -> str:
+    """The cell's indexer as figures name it."""
+    return DENSE if cell.indexer is None else plain(cell.indexer)
+
+
+def words_of(cell: Cell) -> str:
+    """The cell in words."""
+    return "full attention" if cell.indexer is None else f"{name_of(cell)} at k = {cell.budget}"
+
+
+def plain(indexer: Indexer) -> str:
+    """A spec for the eye: its first parameter, and of the others what is not default."""
+    shown = []
+    for place, field in enumerate(fields(indexer)):  # type: ignore[arg-type]
+        value = getattr(indexer, field.name)
+        if isinstance(value, Indexer):
+            shown.append(plain(value))
+        elif value not in (field.default, None) or (place == 0 and value is not False):
+            shown.append(f"{field.name}={value}")
+    return f"{type(indexer).__name__}({', '.join(shown)})"
+
+
+def innermost(indexer: Indexer) -> Indexer:
+    """The indexer that combinators stand around."""
+    base = getattr(indexer, "base", None)
+    return innermost(base) if indexer.family == "combinator" and base is not None else indexer
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A task at a length: C cells on the same H haystacks.
+
+    questions [H]; rates, losses and fidelity [C, H], NaN where there is nothing to judge; heads:
+    mean recall [layers, heads] of a cell; held_out: haystacks in words that the reference model was
+    not trained on; dropped: haystacks that some cell lacks.
+    """
+
+    task: str
+    length: int
+    sparse_from: str
+    measure: str
+    cells: tuple[Cell, ...]
+    haystacks: tuple[int, ...]
+    questions: Array
+    rates: Array
+    losses: Mapping[str, Array]
+    fidelity: Mapping[str, Array]
+    answer_tokens: float
+    heads: Mapping[Cell, Array]
+    held_out: tuple[bool, ...] = ()
+    dropped: int = 0
+
+    @property
+    def title(self) -> str:
+        return f"{self.task}, {self.length} tokens, sparse from the {self.sparse_from}"
+
+    @property
+    def slug(self) -> str:
+        """The curve's part of a file's name."""
+        return re.sub(r"[^a-z0-9.]+", "-", f"{self.task}-{self.length}-{self.sparse_from}".lower())
+
+    @property
+    def trials(self) -> Array:
+        """How much was right or wrong on each haystack [H]: questions, or the tokens of answers."""
+        by_token = self.measure == "token_accuracy"
+        return self.questions * self.answer_tokens if by_token else self.questions
+
+    @property
+    def running_text(self) -> bool:
+        """Whether there are no right answers, so that NLL says what accuracy cannot."""
+        return self.task.partition(":")[0] == "books"
+
+    def mean(self, metric: str) -> Array:
+        """A fidelity metric over haystacks [C]."""
+        return self.fidelity[metric] @ self.questions / self.questions.sum()
+
+    def where(self, *kinds: str, budget: Budget | None = None) -> list[int]:
+        """The places of the cells of some kinds, at one budget or at all."""
+        return [
+            place
+            for place, cell in enumerate(self.cells)
+            if kind_of(cell) in kinds and budget in (None, cell.budget)
+        ]
+
+    def place(self, indexer: Indexer | None, budget: Budget | None = None) -> int | None:
+        """The place of an indexer at a budget, or at its first; without an indexer, full attention's."""
+        for place, cell in enumerate(self.cells):
+            if cell.indexer == indexer and budget in (None, cell.budget):
+                return place
+        return None
+
+    @property
+    def observed(self) -> bool:
+        """Whether any selection was judged."""
+        return bool(np.isfinite(self.fidelity["recall"]).any())
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget that most real indexers were run at; None where full attention ran alone."""
+        places = self.where("real") or self.where("oracle", "control")
+        budgets = [self.cells[place].budget for place in places]
+        return max(dict.fromkeys(budgets), key=budgets.count, default=None)
+
+
+def curves(haystacks: pa.Table, heads: pa.Table) -> list[Curve]:
+    """The curves of two condensed tables (see topkit.experiments.study.condense)."""
+    rows, by_head = _split(haystacks), _split(heads)
+    return [_curve(key, rows[key], by_head.get(key, [])) for key in sorted(rows)]
+
+
+def _split(table: pa.Table) -> dict[tuple, list[dict[str, Any]]]:
+    found: dict[tuple, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        found.setdefault((row["task"], row["length"], row["sparse_from"]), []).append(row)
+    return found
+
+
+def _curve(key: tuple, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) -> Curve:
+    task, length, sparse_from = key
+    measure = MEASURES.get(task.partition(":")[0], "exact_match")
+    found = {(_cell(row), row["haystack"]): row for row in rows}
+    cells = _by_kind({cell for cell, _ in found})
+    every = {haystack for _, haystack in found}
+    whole = sorted(h for h in every if all((cell, h) in found for cell in cells))
+    if not whole:
+        raise InputError(
+            f"no haystack of {task} at {length} was run by every cell; run the study on to its end"
+        )
+
+    def matrix(column: str) -> Array:
+        values = [[found[cell, h].get(column) for h in whole] for cell in cells]
+        return np.array(values, dtype=float)
+
+    questions = np.array([found[cells[0], h]["questions"] for h in whole], dtype=float)
+    tokens = np.array([found[cells[0], h]["answer_tokens"] for h in whole], dtype=float)
+    return Curve(
+        task,
+        length,
+        sparse_from,
+        measure,
+        cells,
+        tuple(whole),
+        questions,
+        matrix(measure),
+        {loss: matrix(loss) for loss in LOSSES},
+        {metric: matrix(metric) for metric in FIDELITY},
+        float(tokens @ questions / questions.sum()),
+        _heads(heads),
+        tuple(found[cells[0], h].get("family") == "held-out" for h in whole),
+        len(every) - len(whole),
+    )
+
+
+def _cell(row: Mapping[str, Any]) -> Cell:
+    if row["indexer"] == DENSE:
+        return Cell()
+    return Cell(parse(row["indexer"]), parse_budget(row["budget"]))
+
+
+def _by_kind(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    """Full attention, oracles, real indexers, controls; each by name, then by budget."""
+    kinds = [DENSE, "oracle", "real", "control"]
+    return tuple(sorted(in_order(cells), key=lambda cell: kinds.index(kind_of(cell))))
+
+
+def _heads(rows: list[dict[str, Any]]) -> dict[Cell, Array]:
+    found: dict[Cell, dict[tuple[int, int], float]] = {}
+    for row in rows:
+        if row["recall"] is not None:
+            found.setdefault(_cell(row), {})[row["layer"], row["head"]] = row["recall"]
+    return {cell: _grid(recalls) for cell, recalls in found.items()}
+
+
+def _grid(recalls: dict[tuple[int, int], float]) -> Array:
+    """NaN where a layer or head was not judged."""
+    grid = np.full([1 + max(axis) for axis in zip(*recalls, strict=True)], np.nan)
+    for place, recall in recalls.items():
+        grid[place] = recall
+    return grid
+
+
+def load(run: Path) -> list[Curve]:
+    """The curves of a run, condensed first where its rows are there.
+
+    Raises: InputError when the folder holds neither rows nor condensed tables.
+    """
+    from topkit.experiments.study.condense import condensed
+
+    return curves(*condensed(run))
