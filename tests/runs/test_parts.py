@@ -71,7 +71,7 @@ def test_workers_leave_with_a_parent_that_is_killed():
     """They hold both ends of their queue, and would wait at it for ever."""
     code = (
         "import os, time\n"
-        "from topkit.experiments.runs.parts import Job, pool\n"
+        "from topkit.experiments.runs.jobs import Job, pool\n"
         "if __name__ == '__main__':\n"
         "    for pid in pool(2)(os.getpid, [Job({'x': n}) for n in range(2)]):\n"
         "        print(pid, flush=True)\n"
