@@ -1,0 +1,77 @@
+"""Jobs, and what runs them: in this process, or in spawned ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
+from threading import Thread
+from typing import Any
+
+from topkit.errors import InputError
+from topkit.experiments.runs.parts import digest
+
+@dataclass(frozen=True)
+class Job:
+    """One independent piece of work: a function of plain values that writes its own parts.
+
+    `inputs` name it: JSON-like, everything that its result depends on and nothing else.
+    """
+
+    inputs: Mapping[str, Any]
+    arguments: tuple[Any, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return digest(self.inputs)
+
+
+
+Runner = Callable[[Callable[..., Any], Sequence[Job]], Iterable[Any]]
+
+
+
+def serial(function: Callable[..., Any], jobs: Sequence[Job]) -> Iterable[Any]:
+    """Run jobs one after the other in this process."""
+    return (function(*job.arguments) for job in jobs)
+
+
+
+def pool(workers: int) -> Runner:
+    """A runner over spawned processes; forked ones hang once torch has used its threads."""
+
+    def run(function: Callable[..., Any], jobs: Sequence[Job]) -> Iterable[Any]:
+        spawned = get_context("spawn")
+        with ProcessPoolExecutor(workers, spawned, _leave_with_parent) as executor:
+            futures = [executor.submit(function, *job.arguments) for job in jobs]
+            try:
+                yield from (future.result() for future in as_completed(futures))
+            except BaseException:
+                executor.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    return run
+
+
+
+def _leave_with_parent() -> None:
+    """End this worker when the process that asked for it is gone: it would wait for jobs for ever."""
+
+    def watch(parent: BaseProcess) -> None:
+        parent.join()
+        os._exit(1)
+
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=watch, args=(parent,), daemon=True).start()
+
+
+
+def runner(workers: int) -> Runner:
+    """The runner for `--jobs N`."""
+    if workers < 1:
+        raise InputError(f"jobs must be at least 1; got {workers}")
+    return serial if workers == 1 else pool(workers)
