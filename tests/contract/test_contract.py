@@ -19,7 +19,7 @@ def examples() -> list[str]:
             continue
         own = list(recipe.examples) or [f"{name}()"]
         specs += own
-        if recipe.family != "combinator" and not recipe.weighted:
+        if recipe.family != "combinator" and not parse(own[0]).traits().weighted:
             specs += [f"keep({own[0]}, sink=1, window=2)", f"refine({own[-1]}, factor=2)"]
     return list(dict.fromkeys(specs))
 

@@ -214,12 +214,15 @@ class gaps_first(streaming_llm):
 @dataclass(frozen=True)
 class comes_short(streaming_llm):
     window: int | None = 3
-    may_come_short: ClassVar[bool] = False
+
+    def traits(self):
+        return replace(super().traits(), may_come_short=False)
 
 
 @dataclass(frozen=True)
 class drops_the_first(exact):
-    may_come_short: ClassVar[bool] = True
+    def traits(self):
+        return replace(super().traits(), may_come_short=True)
 
     def choose(self, queries, k, step, length):
         chosen = super().choose(queries, k, step, length)
@@ -247,7 +250,8 @@ class narrow_integers(exact):
 class mixes_heads(exact):
     """Reads KV head h % Hk where it ought to read h // (Hq / Hk)."""
 
-    score_all: ClassVar[bool] = False
+    def traits(self):
+        return replace(super().traits(), score_all=False)
 
     def build(self, keys, step):
         return SlotCount(self, keys.shape[2])

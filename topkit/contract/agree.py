@@ -51,7 +51,7 @@ def _scores(indexer: Indexer, one: Stream, index: Index) -> Tensor:
     """What the recipe itself thinks of the keys, or else their dot products [B, Hq, 1, T]."""
     last = slice(index.length - 1, index.length)
     queries = one.queries[:, :, last]
-    if not indexer.score_all:
+    if not indexer.traits().score_all:
         return score(queries, one.keys[:, :, : index.length])
     scores = index.score(queries, one.step(indexer, last, index.length)).float()
     return scores.repeat_interleave(queries.shape[1] // scores.shape[1], 1)

@@ -14,7 +14,7 @@ from topkit.indexers.base import Indexer, Selection
 
 def append(indexer: Indexer) -> None:
     """build(a) then append(b) selects as build(a ++ b), unless the class drifts."""
-    if indexer.drifts:
+    if indexer.traits().drifts:
         return
     for one in (stream(indexer), *_padded(indexer)):
         whole = one.build(indexer)
@@ -28,7 +28,8 @@ def append(indexer: Indexer) -> None:
 
 def queries_together(indexer: Indexer) -> None:
     """Several queries at once select as one by one, where codes are causal."""
-    if not indexer.causal_codes or indexer.remembers:
+    traits = indexer.traits()
+    if not traits.causal_codes or traits.remembers:
         return
     for one in (stream(indexer), stream(indexer, start=PADDED)):
         whole = one.build(indexer)
@@ -80,7 +81,7 @@ def truncate(indexer: Indexer) -> None:
         one = stream(indexer, start=start)
         draft = one.spliced(stream(indexer, start=start, seed=1), 25)
         cases = [([25], [25, 33], 25), ([18, 25], [18, 25, 26, 30], 25)]
-        if not indexer.drifts:
+        if not indexer.traits().drifts:
             cases += [([19], [one.length], 19), ([25, 27], [25, 27, 31], 2)]
         for kept, drafted, length in cases:
             index = draft.build(indexer, drafted)
@@ -95,7 +96,7 @@ def truncate(indexer: Indexer) -> None:
 
 def fixed(indexer: Indexer) -> None:
     """At a place and a stop on the device a key is taken in and asked for as ever, also twice."""
-    if not indexer.fixed:
+    if not indexer.traits().fixed:
         return
     for start in (None, PADDED):
         one, draft = stream(indexer, start=start), stream(indexer, start=start, seed=1)
@@ -180,7 +181,7 @@ def same_seed_same_answer(indexer: Indexer) -> None:
         torch.manual_seed(seed)
         index = one.build(indexer, [20, one.length])
         found.append(one.ask(indexer, index, 5).indices)
-        if not indexer.remembers:
+        if not indexer.traits().remembers:
             one.ask(indexer, index, 3)
             found += [one.ask(indexer, index, 5).indices for _ in range(2)]
     torch.random.set_rng_state(state)

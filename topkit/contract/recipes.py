@@ -57,7 +57,7 @@ def scores_explain(indexer: Indexer) -> None:
         index = one.build(indexer, [20, one.length])
         last = slice(one.length - 1, one.length)
         queries, step = one.queries[:, :, last], one.step(indexer, last, one.length)
-        if not indexer.score_all:
+        if not indexer.traits().score_all:
             assert _refuses(index, queries, step), "score answers without the class's score_all"
             continue
         scores = index.score(queries, step)
@@ -70,7 +70,7 @@ def scores_explain(indexer: Indexer) -> None:
         worst = scores.masked_fill(~chosen, math.inf).amin(-1)
         left = scores.masked_fill(chosen | hidden, -math.inf).amax(-1)
         slack = 1e-5 * scores.masked_fill(hidden, 0).abs().amax(-1)
-        fine = indexer.may_come_short or bool((left <= worst + slack).all())
+        fine = indexer.traits().may_come_short or bool((left <= worst + slack).all())
         assert fine, "a key left out scores above one that was chosen"
         assert index.bytes_per_key(step) >= 0, "bytes_per_key is negative"
 

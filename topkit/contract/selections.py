@@ -62,7 +62,7 @@ def answers(indexer: Indexer, some: list[Stream] | None = None) -> Iterator[Answ
         index = one.build(indexer, cuts)
         assert index.length == one.length, f"length is {index.length}; {one.length} keys were given"
         for k in BUDGETS:
-            for count in (1, 3) if indexer.causal_codes and one.length >= 3 else (1,):
+            for count in (1, 3) if indexer.traits().causal_codes and one.length >= 3 else (1,):
                 asked = one.ask(indexer, index, k, count)
                 yield Answer(one, one.length, count, k, index, asked)
 
@@ -113,7 +113,7 @@ def count(indexer: Indexer) -> None:
         kept = (a.indices >= 0).sum(-1)
         wanted = a.visible.clamp_max(a.k)[:, None].expand_as(kept)
         assert (kept <= wanted).all(), "more slots were chosen than k or than are visible"
-        if not indexer.may_come_short:
+        if not indexer.traits().may_come_short:
             short_of = kept < wanted
             assert not short_of.any(), (
                 f"{kept[short_of][0]} of {wanted[short_of][0]} slots were chosen (k={a.k}), and the "
@@ -123,7 +123,7 @@ def count(indexer: Indexer) -> None:
 
 def exhaustive(indexer: Indexer) -> None:
     """k >= visible chooses every visible slot, for classes that are exhaustive."""
-    if not indexer.exhaustive:
+    if not indexer.traits().exhaustive:
         return
     for a in answers(indexer):
         whole = (a.visible <= a.k)[:, None].expand(a.indices.shape[:-1])
@@ -143,7 +143,7 @@ def half_precision(indexer: Indexer) -> None:
                 a.indices < a.stop[:, None, :, None]
             )
             assert (inside | ~real).all(), f"{dtype}: a slot that is not visible was chosen"
-            if not indexer.may_come_short:
+            if not indexer.traits().may_come_short:
                 kept = real.sum(-1)
                 assert (kept == a.visible.clamp_max(a.k)[:, None]).all(), f"{dtype}: too few slots"
 

@@ -18,6 +18,7 @@ from topkit.indexers.sign import sign
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.streaming_llm import streaming_llm
 from topkit.indexers.top_p import top_p
+from topkit.indexers.traits import Traits
 from topkit.indexers.vattention import vattention
 
 INDEXERS: dict[str, type[Indexer]] = {
@@ -49,5 +50,6 @@ __all__ = [
     "Selection",
     "Stateless",
     "Step",
+    "Traits",
     *INDEXERS,
 ]

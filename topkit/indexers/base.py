@@ -6,12 +6,14 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from topkit.errors import InputError
+from topkit.indexers.traits import Traits, adopt_class_flags
 
 # What a driver may hand to a recipe that declares it in `needs`.
 INPUTS = frozenset(
@@ -47,7 +49,7 @@ class Step:
 
     Shapes: start [B], the first real slot of each row (left padding; None: 0); stop [B or 1, Tq],
     query i sees the slots start <= s < stop[i] (None: the queries are the last Tq slots); at [1], the
-    slot of the one key that is appended, on its device (None: behind those held; see `Indexer.fixed`).
+    slot of the one key that is appended, on its device (None: behind those held; see `Traits.fixed`).
     backend is the kernels' ("auto", "torch", "triton"); `ordered` asks for the best first, which
     attention itself does not need.
     Raises: InputError when an input is read that was not declared, or that the driver lacks.
@@ -75,7 +77,8 @@ class Step:
 
         What one recipe hands to another comes back in order: it may be cut.
         """
-        seen = {name: x for name, x in self.inputs.items() if name in indexer.needs}
+        needs = indexer.needs
+        seen = {name: x for name, x in self.inputs.items() if name in needs}
         ordered = self.ordered or self.reader is not None
         return replace(self, inputs=seen, reader=indexer, ordered=ordered)
 
@@ -231,37 +234,29 @@ class Index(ABC):
 class Indexer:
     """A recipe: a frozen dataclass of hyper-parameters, named by its repr.
 
-    The attributes below say how it departs from the common laws (topkit.contract holds them); a
-    property stands in for one that depends on the hyper-parameters.
+    `traits` says how it departs from the common laws (topkit.contract holds them).
     """
 
     family: ClassVar[str] = "other"
     source: ClassVar[str] = ""
     cost: ClassVar[str] = ""
-    needs: ClassVar[frozenset[str]] = frozenset()
-    # k >= visible returns every visible key.
-    exhaustive: ClassVar[bool] = True
-    # Fewer than min(k, visible) keys may be chosen.
-    may_come_short: ClassVar[bool] = False
-    # build(a) then append(b) may select otherwise than build(a ++ b).
-    drifts: ClassVar[bool] = False
-    # Codes hold nothing of later keys, so that several queries may be asked at once.
-    causal_codes: ClassVar[bool] = True
-    # select changes later selections: never shared between runs.
-    remembers: ClassVar[bool] = False
-    # A step with `at` and `stop` appends one key and selects with shapes and addresses that stay, by
-    # what stands on the device alone, in the index's `room`: a CUDA graph holds it. Of inputs it is
-    # given `hidden`, `latent` and `rope` of the key's token.
-    # What is written there shows from `Index.reveal` on, and until then may be written again.
-    fixed: ClassVar[bool] = False
-    # Index.score gives a score for every key.
-    score_all: ClassVar[bool] = False
-    # Selections carry log_weights: an estimate of attention, which no list may cut.
-    weighted: ClassVar[bool] = False
     # The optional package that it imports at use.
     requires: ClassVar[str] = ""
     # Specs that the contract suite tries beside the defaults, or for want of them.
     examples: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        adopt_class_flags(cls)
+
+    def traits(self) -> Traits:
+        """The inputs that it reads, and how it departs from the common laws."""
+        return Traits()
+
+    @cached_property  # read at every call of an index
+    def needs(self) -> frozenset[str]:
+        """The inputs that it reads: what its traits say, unless the class says so itself."""
+        return self.traits().needs
 
     def widths(self) -> Mapping[str, int]:
         """The sizes that this recipe fixes, by name: head_dim, hidden, latent, rope."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.indexers.base import Index, Indexer, Selection, Step
+from topkit.indexers.traits import Traits
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Combinator(Indexer):
         name = type(self).__name__
         if not isinstance(self.base, Indexer):
             raise InputError(f"{name}: base must be an indexer such as sign(); got {self.base!r}")
-        if self.base.weighted:
+        if self.base.traits().weighted:
             raise InputError(
                 f"{name} would bias the weighted sample of {self.base}; put the sampling outermost"
             )
@@ -42,29 +43,12 @@ class Combinator(Indexer):
         """Scores of every key, by way of base's index, for those that `score_all`."""
         raise InputError(f"{self} does not score every key")
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.base.needs | self.reads
-
-    @property
-    def exhaustive(self) -> bool:
-        return self.base.exhaustive
-
-    @property
-    def may_come_short(self) -> bool:
-        return self.base.may_come_short
-
-    @property
-    def drifts(self) -> bool:
-        return self.base.drifts
-
-    @property
-    def causal_codes(self) -> bool:
-        return self.base.causal_codes
-
-    @property
-    def remembers(self) -> bool:
-        return self.base.remembers
+    def traits(self) -> Traits:
+        needs = self.base.needs | self.reads
+        # What base's index can do beyond choosing is not the combinator's, unless it says so.
+        return replace(
+            self.base.traits(), needs=needs, fixed=False, score_all=False, weighted=False
+        )
 
     def widths(self) -> dict[str, int]:
         return dict(self.base.widths())
@@ -121,7 +105,7 @@ class Wrapped(Index):
 
 def every_score(recipe: Combinator) -> None:
     """Require that base scores every key."""
-    if not recipe.base.score_all:
+    if not recipe.base.traits().score_all:
         raise InputError(
             f"{type(recipe).__name__} reads a score for every key, and {recipe.base} has none; "
             f"wrap it the other way round"

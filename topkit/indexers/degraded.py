@@ -16,6 +16,7 @@ from topkit.indexers.exact import key_bytes, true_scores
 from topkit.indexers.noise import noise
 from topkit.indexers.scored import best, masked
 from topkit.indexers.stateless import Stateless
+from topkit.indexers.traits import Traits
 from topkit.kernels.select_topk import select_topk
 
 _PAGE = 16
@@ -45,8 +46,6 @@ class degraded(Stateless):
     family: ClassVar[str] = "oracle"
     source: ClassVar[str] = "arXiv 2512.03494"
     cost: ClassVar[str] = "reads every key"
-    needs: ClassVar[frozenset[str]] = frozenset({"cache"})
-    may_come_short: ClassVar[bool] = True
     examples: ClassVar[tuple[str, ...]] = (
         "degraded(0.6)",
         "degraded(0.5, miss='boundary', fill='next')",
@@ -62,6 +61,9 @@ class degraded(Stateless):
         choice(self, "fill", ("uniform", "next", "recent", "none"))
         choice(self, "persist", ("step", "stream"))
         choice(self, "per", ("head", "group", "layer"))
+
+    def traits(self) -> Traits:
+        return Traits(needs=frozenset({"cache"}), may_come_short=True)
 
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
         scores = masked(true_scores(queries, step, length), step)

@@ -10,6 +10,7 @@ from torch import Tensor
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.scored import best
 from topkit.indexers.stateless import SlotCount, Stateless
+from topkit.indexers.traits import Traits
 from topkit.kernels.score import score
 
 
@@ -23,8 +24,9 @@ class exact(Stateless):
     family: ClassVar[str] = "oracle"
     source: ClassVar[str] = "arXiv 2512.03494"
     cost: ClassVar[str] = "reads every key"
-    needs: ClassVar[frozenset[str]] = frozenset({"cache"})
-    score_all: ClassVar[bool] = True
+
+    def traits(self) -> Traits:
+        return Traits(needs=frozenset({"cache"}), score_all=True)
 
     def build(self, keys: Tensor, step: Step) -> Index:
         return _Exact(self, keys.shape[2])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.indexers.base import Index, Indexer, Selection, Step
+from topkit.indexers.traits import Traits
 
 
 def import_faiss() -> Any:
@@ -37,10 +38,9 @@ class FaissIndexer(Indexer):
 
     family: ClassVar[str] = "ann"
     requires: ClassVar[str] = "faiss"
-    exhaustive: ClassVar[bool] = False
-    may_come_short: ClassVar[bool] = True
-    drifts: ClassVar[bool] = True
-    causal_codes: ClassVar[bool] = False
+
+    def traits(self) -> Traits:
+        return Traits(exhaustive=False, may_come_short=True, drifts=True, causal_codes=False)
 
     @abstractmethod
     def make(self, faiss: Any, keys: np.ndarray) -> Any:

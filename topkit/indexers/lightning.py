@@ -17,6 +17,7 @@ from torch.nn.functional import layer_norm, linear
 from topkit.errors import InputError
 from topkit.indexers.base import Step
 from topkit.indexers.scored import Codes, Scored
+from topkit.indexers.traits import Traits
 from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_lightning
 from topkit.kernels.score_select import score_select_lightning
@@ -50,16 +51,12 @@ class lightning(Scored):
         "lightning(weights='given', dtype='fp8')",
     )
 
-    @property
-    def fixed(self) -> bool:
-        return self.dtype == "fp8"
-
-    @property
-    def needs(self) -> frozenset[str]:
+    def traits(self) -> Traits:
         if self.weights == GIVEN:
-            return frozenset({"index_queries", "index_keys", "index_weights"})
-        latent = {"latent"} if load(self.weights).reads_latent else set()
-        return frozenset({"hidden", "rope"} | latent)
+            needs = {"index_queries", "index_keys", "index_weights"}
+        else:
+            needs = {"hidden", "rope"} | ({"latent"} if load(self.weights).reads_latent else set())
+        return Traits(needs=frozenset(needs), score_all=True, fixed=self.dtype == "fp8")
 
     def widths(self) -> dict[str, int]:
         return {} if self.weights == GIVEN else load(self.weights).widths()

@@ -11,6 +11,7 @@ from torch import Tensor
 from topkit.indexers.base import Step
 from topkit.indexers.checks import choice, flag
 from topkit.indexers.scored import Codes, Scored, pick_codes
+from topkit.indexers.traits import Traits
 from topkit.kernels.codes import LARGEST, hadamard_rotate, stored
 from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_codes
@@ -33,7 +34,6 @@ class quantized(Scored):
     family: ClassVar[str] = "quantized"
     source: ClassVar[str] = "DeepSeek-V3.2-Exp"
     cost: ClassVar[str] = "reads 1, 1/2 or 1/4 byte a dimension, and a scale"
-    fixed: ClassVar[bool] = True
     examples: ClassVar[tuple[str, ...]] = (
         "quantized()",
         "quantized(dtype='fp8_e4m3', hadamard=True, scale='pow2')",
@@ -45,6 +45,9 @@ class quantized(Scored):
         choice(self, "dtype", LARGEST)
         choice(self, "scale", ("float", "pow2"))
         flag(self, "hadamard")
+
+    def traits(self) -> Traits:
+        return Traits(score_all=True, fixed=True)
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
         kind, width = stored(self.dtype, keys.shape[3])

@@ -12,6 +12,7 @@ from torch import Tensor
 from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.checks import whole
 from topkit.indexers.compact import compact
+from topkit.indexers.traits import Traits
 from topkit.kernels.score import score
 from topkit.kernels.select_topk import select_topk
 
@@ -30,13 +31,13 @@ class quest(Indexer):
     family: ClassVar[str] = "pages"
     source: ClassVar[str] = "arXiv 2406.10774"
     cost: ClassVar[str] = "reads 2 keys a page"
-    needs: ClassVar[frozenset[str]] = frozenset({"cache"})
-    causal_codes: ClassVar[bool] = False
-    score_all: ClassVar[bool] = True
     examples: ClassVar[tuple[str, ...]] = ("quest(page_size=4)", "quest()", "quest(page_size=1)")
 
     def __post_init__(self) -> None:
         whole(self, "page_size", 1)
+
+    def traits(self) -> Traits:
+        return Traits(needs=frozenset({"cache"}), causal_codes=False, score_all=True)
 
     def build(self, keys: Tensor, step: Step) -> Index:
         rows, groups, _, width = keys.shape

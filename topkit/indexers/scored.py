@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.growing import Growing
+from topkit.indexers.traits import Traits
 from topkit.kernels.score import reference, score_codes
 from topkit.kernels.score_select import score_select
 from topkit.kernels.select_topk import select_topk
@@ -19,7 +20,8 @@ Codes = dict[str, Tensor]
 class Scored(Indexer):
     """A recipe that writes how keys are encoded and how codes are scored, and nothing else."""
 
-    score_all: ClassVar[bool] = True
+    def traits(self) -> Traits:
+        return Traits(score_all=True)
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
         """Codes of keys [B, Hk, t, D]: named tensors [B, Hc, t, ...]."""

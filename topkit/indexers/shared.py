@@ -11,6 +11,7 @@ from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.checks import choice
 from topkit.indexers.combinator import Combinator, every_score
 from topkit.indexers.scored import Scored, ScoredIndex, best, pooled
+from topkit.indexers.traits import Traits
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,6 @@ class shared(Combinator):
 
     source: ClassVar[str] = "arXiv 2502.11089"
     cost: ClassVar[str] = "as base"
-    score_all: ClassVar[bool] = True
     examples: ClassVar[tuple[str, ...]] = (
         "shared(exact())",
         "shared(quantized(), per='layer', how='max')",
@@ -38,9 +38,9 @@ class shared(Combinator):
         choice(self, "how", ("mean", "sum", "max"))
         every_score(self)
 
-    @property
-    def fixed(self) -> bool:
-        return self.per == "group" and isinstance(self.base, Scored) and self.base.fixed
+    def traits(self) -> Traits:
+        fixed = self.per == "group" and isinstance(self.base, Scored) and self.base.traits().fixed
+        return replace(super().traits(), score_all=True, fixed=fixed)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         inner = step.given_to(self.base)

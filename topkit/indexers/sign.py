@@ -9,6 +9,7 @@ from torch import Tensor
 
 from topkit.indexers.base import Step
 from topkit.indexers.scored import Codes, Scored, pick_codes
+from topkit.indexers.traits import Traits
 from topkit.kernels.codes import stored
 from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_codes
@@ -24,7 +25,9 @@ class sign(Scored):
     family: ClassVar[str] = "quantized"
     source: ClassVar[str] = "arXiv 2603.14224"
     cost: ClassVar[str] = "reads 1 bit a dimension"
-    fixed: ClassVar[bool] = True
+
+    def traits(self) -> Traits:
+        return Traits(score_all=True, fixed=True)
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
         kind, width = stored("sign", keys.shape[3])

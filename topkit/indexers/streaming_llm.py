@@ -11,6 +11,7 @@ from torch import Tensor
 from topkit.indexers.base import Selection, Step
 from topkit.indexers.checks import whole
 from topkit.indexers.stateless import Stateless
+from topkit.indexers.traits import Traits
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,9 @@ class streaming_llm(Stateless):
         if self.window is not None:
             whole(self, "window", 1)
 
-    @property
-    def exhaustive(self) -> bool:
-        return self.window is None
-
-    @property
-    def may_come_short(self) -> bool:
-        return self.window is not None
+    def traits(self) -> Traits:
+        bounded = self.window is not None
+        return Traits(exhaustive=not bounded, may_come_short=bounded)
 
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
         width = min(k, length)

@@ -12,6 +12,7 @@ from topkit.indexers.checks import share
 from topkit.indexers.combinator import Combinator, every_score
 from topkit.indexers.exact import exact
 from topkit.indexers.scored import best, masked
+from topkit.indexers.traits import Traits
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,8 @@ class top_p(Combinator):
         share(self, "mass")
         every_score(self)
 
-    @property
-    def exhaustive(self) -> bool:
-        return False
-
-    @property
-    def may_come_short(self) -> bool:
-        return True
+    def traits(self) -> Traits:
+        return replace(super().traits(), exhaustive=False, may_come_short=True)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         inner = step.given_to(self.base)

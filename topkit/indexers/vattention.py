@@ -15,6 +15,7 @@ from topkit.indexers.checks import share
 from topkit.indexers.combinator import Combinator
 from topkit.indexers.exact import exact
 from topkit.indexers.noise import noise
+from topkit.indexers.traits import Traits
 from topkit.kernels.select_topk import select_topk
 
 _SAMPLE = 5  # salt
@@ -35,7 +36,6 @@ class vattention(Combinator):
     family: ClassVar[str] = "sampling"
     source: ClassVar[str] = "arXiv 2510.05688"
     cost: ClassVar[str] = "as base"
-    weighted: ClassVar[bool] = True
     examples: ClassVar[tuple[str, ...]] = (
         "vattention()",
         "vattention(keep(sign(), sink=1, window=2), top=0.7)",
@@ -49,6 +49,9 @@ class vattention(Combinator):
             raise InputError(
                 "vattention: top must be above 0; got 0: a sample alone has no best keys"
             )
+
+    def traits(self) -> Traits:
+        return replace(super().traits(), weighted=True)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         width = min(k, index.length)

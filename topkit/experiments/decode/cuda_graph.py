@@ -93,7 +93,7 @@ class Graphed:
     def can_serve(reader: Reader) -> bool:
         """Whether what is read through is chosen by the device alone, and looked at by nobody."""
         plain = reader.judged is None and not reader.budget.percent
-        return plain and reader.backend == "triton" and reader.indexer.fixed
+        return plain and reader.backend == "triton" and reader.indexer.traits().fixed
 
     @property
     def at(self) -> Tensor | None:

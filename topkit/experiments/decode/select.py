@@ -38,16 +38,17 @@ def select_each(
         given = {name: tokens(x, asked) for name, x in inputs.items()}
         return replace(step, stop=stop, inputs={"cache": now, **given}).given_to(indexer)
 
-    if indexer.causal_codes:
+    causal = indexer.traits().causal_codes
+    if causal:
         index.append(keys, at(cache, slice(None), None))
     # A code that has seen the next key would let the future in: one key, then one query.
-    width = _piece(queries, length, k) if indexer.causal_codes else 1
+    width = _piece(queries, length, k) if causal else 1
     for first in range(0, count, width):
         asked = slice(first, min(first + width, count))
-        now = cache if indexer.causal_codes else _until(cache, length - count + asked.stop)
-        stop = stops[None, asked] if indexer.causal_codes and count > 1 else None
+        now = cache if causal else _until(cache, length - count + asked.stop)
+        stop = stops[None, asked] if causal and count > 1 else None
         here = at(now, asked, stop)
-        if not indexer.causal_codes:
+        if not causal:
             index.append(keys[:, :, asked], here)
         yield asked, index.select(queries[:, :, asked], k, here), stops[asked]
 

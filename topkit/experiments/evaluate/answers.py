@@ -122,7 +122,7 @@ class Haystack:
     def _stream(self, cell: Cell, rows: int) -> Stream:
         indices = {}
         if cell.indexer is not None:
-            if cell.indexer not in self.built or cell.indexer.remembers:
+            if cell.indexer not in self.built or cell.indexer.traits().remembers:
                 self.built[cell.indexer] = self._build(cell.indexer)
             indices = self.built[cell.indexer]
         stream = Stream(cell, cell.k(self.context), indices, self.seed, 1)

@@ -32,13 +32,14 @@ class Driver:
 
     def select(self, recipe: Indexer, ks: Sequence[int]) -> tuple[dict[int, Selection], int]:
         """One selection for all captured positions at each k, and the bytes the index held."""
-        if recipe.remembers:
+        if recipe.traits().remembers:
             each = [self._select(recipe, [k]) for k in ks]
             return {k: found[k] for k, (found, _) in zip(ks, each, strict=True)}, each[0][1]
         return self._select(recipe, ks)
 
     def _select(self, recipe: Indexer, ks: Sequence[int]) -> tuple[dict[int, Selection], int]:
-        if recipe.causal_codes and not recipe.drifts:
+        traits = recipe.traits()
+        if traits.causal_codes and not traits.drifts:
             length = self.tensors.keys.shape[2]
             index = self._build(recipe, length)
             every = slice(0, len(self.tensors.positions))

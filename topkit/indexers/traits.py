@@ -1,0 +1,58 @@
+"""What a recipe says of itself: one frozen value."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Traits:
+    """The inputs that a recipe reads, and how it departs from the common laws (topkit.contract)."""
+
+    # The inputs that drivers hand over; `Indexer.needs` gives them.
+    needs: frozenset[str] = frozenset()
+    # k >= visible returns every visible key.
+    exhaustive: bool = True
+    # Fewer than min(k, visible) keys may be chosen.
+    may_come_short: bool = False
+    # build(a) then append(b) may select otherwise than build(a ++ b).
+    drifts: bool = False
+    # Codes hold nothing of later keys, so that several queries may be asked at once.
+    causal_codes: bool = True
+    # select changes later selections: never shared between runs.
+    remembers: bool = False
+    # A step with `at` and `stop` appends one key and selects with shapes and addresses that stay, by
+    # what stands on the device alone, in the index's `room`: a CUDA graph holds it. Of inputs it is
+    # given `hidden`, `latent` and `rope` of the key's token.
+    # What is written there shows from `Index.reveal` on, and until then may be written again.
+    fixed: bool = False
+    # Index.score gives a score for every key.
+    score_all: bool = False
+    # Selections carry log_weights: an estimate of attention, which no list may cut.
+    weighted: bool = False
+
+
+FLAGS = tuple(field.name for field in fields(Traits) if field.name != "needs")
+
+
+def adopt_class_flags(recipe: type[Any]) -> None:
+    """Let `traits` of a recipe written for 0.1 say what its class variables and properties say."""
+    flags = [name for name in FLAGS if name in vars(recipe)]
+    if not flags:
+        return
+    values = {name: vars(recipe)[name] for name in flags}
+    written = ", ".join(f"{n}={x if type(x) is bool else '...'}" for n, x in values.items())
+    warnings.warn(
+        f"{recipe.__name__} has class flags, as in topkit 0.1; write instead: "
+        f"def traits(self): return replace(super().traits(), {written})",
+        FutureWarning,
+        stacklevel=3,
+    )
+    inherited = recipe.traits
+
+    def traits(self: Any) -> Traits:
+        return replace(inherited(self), **{name: getattr(self, name) for name in flags})
+
+    recipe.traits = traits
