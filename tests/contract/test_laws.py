@@ -13,6 +13,7 @@ from topkit.contract import LAWS, check_indexer, parametrize_with_checks
 from topkit.errors import InputError
 from topkit.indexers import Scored, Step, exact, random, sign, streaming_llm
 from topkit.indexers.base import Indexer
+from topkit.indexers.compact import compact
 from topkit.indexers.scored import ScoredIndex, best
 from topkit.indexers.stateless import SlotCount, Stateless
 from topkit.kernels.score import score
@@ -203,6 +204,13 @@ class chooses_twice(exact):
 
 
 @dataclass(frozen=True)
+class weakest_first(exact):
+    def choose(self, queries, k, step, length):
+        chosen = super().choose(queries, k, step, length)
+        return replace(chosen, indices=compact(chosen.indices.flip(-1), chosen.indices.shape[-1]))
+
+
+@dataclass(frozen=True)
 class gaps_first(streaming_llm):
     window: int | None = 3
 
@@ -362,6 +370,7 @@ BROKEN: dict[type[Indexer], str] = {
     hides_a_setting: "named_by_repr",
     scores_something_else: "scores_explain",
     fails_in_half: "half_precision",
+    weakest_first: "budgets_together",
 }
 
 

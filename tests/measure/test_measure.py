@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.compute as pc
@@ -17,9 +18,11 @@ import topkit
 from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.capture.from_model import capture_model
-from topkit.experiments.measure.replay import Driver
+from topkit.experiments.decode import driver as decode_driver
+from topkit.experiments.measure.replay import Replay
 from topkit.experiments.measure.summary import interval
-from topkit.indexers import Step, sign
+from topkit.indexers import Cache, Step, quantized, sign
+from topkit.indexers.scored import ScoredIndex
 from topkit.indexers.spec import parse
 
 
@@ -86,20 +89,81 @@ def test_another_indexer_as_reference():
     assert all(r["mass"] is None for r in other)
 
 
-@pytest.mark.parametrize("spec", ["quest(page_size=7)", "quantized", "keep(sign(), sink=2)"])
-def test_several_positions_are_asked_as_one_by_one(spec):
-    """The driver's answer at each position is that of an index that never saw what comes later."""
-    capture = made(samples=1, count=5)
-    tensors = capture.load(0, 0)
-    driver = Driver(tensors, 8, seed=3, device=torch.device("cpu"))
+def alone(recipe, tensors, i: int, k: int, seed: int = 0):
+    """What an index that holds the keys up to query i's own selects, built at once."""
+    n = int(tensors.positions[i]) + 1
+    cache = Cache(tensors.keys[:, :, :n], tensors.values[:, :, :n])
+    step = Step(
+        tensors.layer,
+        tensors.scaling,
+        seed,
+        kv_heads=tensors.keys.shape[1],
+        inputs={"cache": cache, "values": cache.values},
+    ).given_to(recipe)
+    return recipe.build(cache.keys, step).select(tensors.queries[:, :, i : i + 1], k, step)
+
+
+SPECS = (
+    "quest(page_size=7)",
+    "quantized",
+    "keep(sign(), sink=2)",
+    "refine(sign(), factor=2)",
+    "degraded(0.6)",
+    "random",
+    "vattention(exact(), top=0.4)",
+)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("piece", [1 << 25, 2000, 1])
+def test_several_positions_are_asked_as_one_by_one(spec, piece, monkeypatch):
+    """The answer at each position and budget is that of an index that never saw what comes later."""
+    monkeypatch.setattr(decode_driver, "PIECE", piece)
+    tensors = made(samples=1, count=5).load(0, 0)
+    replay = Replay(tensors, 8, seed=3, device=torch.device("cpu"))
     recipe = parse(spec)
-    found, _ = driver.select(recipe, [8])
-    for i, position in enumerate(tensors.positions.tolist()):
-        n = position + 1
-        step = driver._step(recipe, slice(i, i + 1), n, None)
-        index = recipe.build(tensors.keys[:, :, :n], driver._keys_step(recipe, slice(0, n)))
-        alone = index.select(tensors.queries[:, :, i : i + 1], 8, step).indices
-        assert found[8].indices[:, :, i].sort().values.equal(alone[:, :, 0].sort().values)
+    chosen, _ = replay.select(recipe, [3, 8])
+    for i in range(5):
+        for k in (3, 8):
+            single = alone(recipe, tensors, i, k, seed=3)
+            ours = chosen[k].indices[:, :, i].sort().values
+            assert ours.equal(single.indices[:, :, 0].sort().values)
+
+
+@dataclass(frozen=True)
+class offset(quantized):
+    """Codes about the mean of the first keys: they hold nothing of later ones, and drift."""
+
+    def traits(self):
+        return replace(super().traits(), drifts=True)
+
+    def build(self, keys, step):
+        index = _About(self)
+        index.mean = keys.mean(2, keepdim=True)
+        index.append(keys, step)
+        return index
+
+
+class _About(ScoredIndex):
+    mean: torch.Tensor
+    appends = 0
+
+    def append(self, keys, step):
+        self.appends += 1
+        super().append(keys - self.mean, step)
+
+
+def test_a_recipe_that_drifts_is_built_before_the_first_query_and_asked_at_once():
+    tensors = made(samples=1, count=5).load(0, 0)
+    recipe, first = offset(), int(tensors.positions[0])
+    chosen, _ = Replay(tensors, 8, 0, torch.device("cpu")).select(recipe, [8])
+    mean = tensors.keys[:, :, :first].mean(2, keepdim=True)
+    for i in range(5):
+        n = int(tensors.positions[i]) + 1
+        step = Step(kv_heads=tensors.keys.shape[1])
+        index = quantized().build(tensors.keys[:, :, :n] - mean, step)
+        one = index.select(tensors.queries[:, :, i : i + 1], 8, step).indices[:, :, 0]
+        assert chosen[8].indices[:, :, i].sort().values.equal(one.sort().values)
 
 
 def test_quest_does_not_see_the_future():
@@ -108,9 +172,9 @@ def test_quest_does_not_see_the_future():
     keys[0, 0, 15] = 100.0
     keys[0, 0, 3] = 1.0
     capture = Capture.from_tensors(torch.ones(1, 1, 1, 4), keys, scaling=1.0, positions=[[13]])
-    driver = Driver(capture.load(0, 0), 4, 0, torch.device("cpu"))
-    found, _ = driver.select(parse("quest(page_size=4)"), [4])
-    assert set(found[4].indices.flatten().tolist()) == {0, 1, 2, 3}
+    replay = Replay(capture.load(0, 0), 4, 0, torch.device("cpu"))
+    chosen, _ = replay.select(parse("quest(page_size=4)"), [4])
+    assert set(chosen[4].indices.flatten().tolist()) == {0, 1, 2, 3}
 
 
 def test_inputs_that_were_not_captured_are_named_and_nothing_is_left_behind(tmp_path):

@@ -9,7 +9,7 @@ import torch
 import topkit
 from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
-from topkit.experiments.measure.replay import Driver
+from topkit.experiments.measure.replay import Replay
 from topkit.experiments.model.digests import weights_digest
 from topkit.experiments.train.lightning import export_weights, save_weights
 from topkit.indexers import Step, keep
@@ -177,8 +177,8 @@ def test_given_index_tensors_are_scored_by_the_formula():
         index_keys=k,
         index_weights=w,
     )
-    driver = Driver(capture.load(0, 0), 5, 0, torch.device("cpu"))
-    found, _ = driver.select(lightning("given"), [5])
+    replay = Replay(capture.load(0, 0), 5, 0, torch.device("cpu"))
+    found, _ = replay.select(lightning("given"), [5])
     for i, position in enumerate((27, 28, 29)):
         slow = [
             sum(float(w[0, i, j] * (q[0, j, i] @ k[0, s]).clamp_min(0)) for j in range(4))

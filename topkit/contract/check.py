@@ -41,6 +41,7 @@ LAWS: dict[str, Law] = {
         histories.repeated_kv_heads,
         recipes.scores_explain,
         recipes.honest_bytes,
+        selections.budgets_together,
         histories.cuda_agrees,
     )
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -75,6 +75,28 @@ def shape(indexer: Indexer) -> None:
         wanted = {(rows, h, a.count, min(a.k, a.length)) for h in (heads, a.stream.kv_heads, 1)}
         assert found in wanted, f"indices are {found}; expected one of {sorted(wanted)}"
         assert a.indices.dtype == torch.int64, f"indices are {a.indices.dtype}; expected int64"
+
+
+def budgets_together(indexer: Indexer) -> None:
+    """select_many chooses, at each budget and at the same cost, what select chooses at it alone."""
+    if indexer.traits().remembers:
+        return
+    for one in streams(indexer):
+        index = one.build(indexer)
+        for count in (1, 3) if indexer.traits().causal_codes and one.length >= 3 else (1,):
+            tokens = slice(one.length - count, one.length)
+            step = one.step(indexer, tokens, one.length)
+            step = replace(step, memo={})
+            together = index.select_many(one.queries[:, :, tokens], BUDGETS, step)
+            for k in BUDGETS:
+                alone, many = one.ask(indexer, index, k, count), together[k]
+                assert torch.equal(many.indices, alone.indices), f"other keys at k = {k}"
+                for name in ("keys_scored", "bytes_read"):
+                    ours, other = (torch.as_tensor(getattr(s, name)) for s in (many, alone))
+                    assert bool((ours == other).all()), f"{name} is another at k = {k}"
+                if alone.log_weights is not None:
+                    assert many.log_weights is not None
+                    assert torch.allclose(many.log_weights, alone.log_weights)
 
 
 def visible_slots_only(indexer: Indexer) -> None:

@@ -52,13 +52,14 @@ def truth(
     start: Tensor | None = None,
     stop: Tensor | None = None,
     layer: int | None = None,
+    scores: Tensor | None = None,
     memory: int = MEMORY,
 ) -> Truth:
     """One pass over the keys, in memory that does not grow with their number.
 
     Shapes: queries [B, Hq, Tq, D], keys [B or 1, Hk, T, D], values [B or 1, Hk, T, Dv]; query i sees
     the slots start <= s < stop[i], as in a Step (start [B], stop [B or 1, Tq]; by default the
-    queries are the last Tq slots).
+    queries are the last Tq slots); scores [B, Hq, Tq, T], all dot products where they are known already.
     Raises: InputError for NaN or infinity, naming layer and head.
     """
     rows, heads, count, _ = queries.shape
@@ -67,7 +68,7 @@ def truth(
     top = queries.new_full((rows, heads, count), NEVER, dtype=torch.float32)
     total, weighted, largest = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
     output = None
-    for at, chunk, hidden in _chunks(queries, keys, values, scaling, start, stop, memory):
+    for at, chunk, hidden in _chunks(queries, keys, values, start, stop, memory, scores):
         largest = largest.maximum(-chunk.amin(-1))
         if hidden is not None:
             chunk.masked_fill_(hidden, NEVER)
@@ -123,7 +124,7 @@ def unit_truth(
     """The Top-k of the mean attention weights over each unit's heads: groups, or the whole layer."""
     rows, _, count, _ = queries.shape
     best = queries.new_empty(rows, units, count, 0, dtype=torch.float32)
-    for _, chunk, hidden in _chunks(queries, keys, None, exact.scaling, start, stop, memory):
+    for _, chunk, hidden in _chunks(queries, keys, None, start, stop, memory):
         weights = chunk.mul_(exact.scaling).sub_(exact.lse[..., None]).exp_()
         if hidden is not None:
             weights.masked_fill_(hidden, 0.0)
@@ -143,10 +144,10 @@ def _chunks(
     queries: Tensor,
     keys: Tensor,
     values: Tensor | None,
-    scaling: float,
     start: Tensor | None,
     stop: Tensor | None,
     memory: int,
+    scores: Tensor | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     """(first slot, scores [B, Hq, Tq, c], which are hidden or None) chunk by chunk."""
     rows, heads, count, width = queries.shape
@@ -162,7 +163,12 @@ def _chunks(
         until = min(at + step, length)
         # What every query sees stands in chunks of its own, and needs no mask.
         until = min([until, *(edge for edge in always if at < edge < until)])
-        chunk = score(queries, keys[:, :, at:until])
+        # A copy of what is known: a chunk is written to.
+        chunk = (
+            score(queries, keys[:, :, at:until])
+            if scores is None
+            else scores[..., at:until].clone()
+        )
         hidden = None
         if until > always[0] or at < always[1]:
             slots = torch.arange(at, until, device=queries.device)

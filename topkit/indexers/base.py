@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -51,7 +51,8 @@ class Step:
     query i sees the slots start <= s < stop[i] (None: the queries are the last Tq slots); at [1], the
     slot of the one key that is appended, on its device (None: behind those held; see `Traits.fixed`).
     backend is the kernels' ("auto", "torch", "triton"); `ordered` asks for the best first, which
-    attention itself does not need.
+    attention itself does not need. `memo` keeps what was computed of these very queries and keys, by
+    name, for every recipe, budget and judge that comes to the same place (None: nothing is kept).
     Raises: InputError when an input is read that was not declared, or that the driver lacks.
     """
 
@@ -66,6 +67,7 @@ class Step:
     ordered: bool = True
     inputs: Mapping[str, Any] = field(default_factory=dict)
     reader: Indexer | None = None
+    memo: dict[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         unknown = set(self.inputs) - INPUTS
@@ -81,6 +83,14 @@ class Step:
         seen = {name: x for name, x in self.inputs.items() if name in needs}
         ordered = self.ordered or self.reader is not None
         return replace(self, inputs=seen, reader=indexer, ordered=ordered)
+
+    def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` gives, computed once for all who ask for it at this place; not to be written to."""
+        if self.memo is None:
+            return compute()
+        if name not in self.memo:
+            self.memo[name] = compute()
+        return self.memo[name]
 
     def has(self, name: str) -> bool:
         return self.inputs.get(name) is not None
@@ -180,6 +190,15 @@ class Selection:
     keys_scored: Tensor | float = 0
     bytes_read: Tensor | float = 0
 
+    def cut(self, k: int) -> Selection:
+        """The first k of each list, at the same cost."""
+        weights = self.log_weights
+        return replace(
+            self,
+            indices=self.indices[..., :k],
+            log_weights=None if weights is None else weights[..., :k],
+        )
+
 
 class Index(ABC):
     """The state of one decoding stream of one layer, as its recipe built it."""
@@ -201,6 +220,10 @@ class Index(ABC):
     @abstractmethod
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
         """Choose at most k keys for each of queries [B, Hq, Tq, D]."""
+
+    def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
+        """What `select` chooses at each of several budgets; families score once for all of them."""
+        return {k: self.select(queries, k, step) for k in ks}
 
     @abstractmethod
     def truncate(self, length: int, step: Step) -> None:

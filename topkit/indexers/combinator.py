@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -29,6 +29,12 @@ class Combinator(Indexer):
         The step is the combinator's; `step.given_to(self.base)` is base's.
         """
         raise NotImplementedError(f"{type(self).__name__}.choose")
+
+    def choose_many(
+        self, index: Index, queries: Tensor, ks: Sequence[int], step: Step
+    ) -> dict[int, Selection]:
+        """`choose` at several budgets; combinators that can share work between them write it."""
+        return {k: self.choose(index, queries, k, step) for k in ks}
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -80,6 +86,9 @@ class Wrapped(Index):
 
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
         return self.recipe.choose(self.base, queries, k, step)
+
+    def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
+        return self.recipe.choose_many(self.base, queries, ks, step)
 
     def score(self, queries: Tensor, step: Step) -> Tensor:
         return self.recipe.score(self.base, queries, step)

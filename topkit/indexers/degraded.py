@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from topkit.indexers.checks import choice, share
 from topkit.indexers.compact import compact
 from topkit.indexers.exact import key_bytes, true_scores
 from topkit.indexers.noise import noise
-from topkit.indexers.scored import best, masked
+from topkit.indexers.scored import best, cut_each, masked
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.traits import Traits
 from topkit.kernels.select_topk import select_topk
@@ -22,6 +23,16 @@ from topkit.kernels.select_topk import select_topk
 _PAGE = 16
 _TIE = 1e-6  # of the largest score: what fidelity counts as no less than the k-th
 _KEYS, _PAGES, _TOSS, _FILL = 1, 2, 3, 4  # salts
+
+
+@dataclass(frozen=True)
+class _Spares:
+    """The keys that may fill a gap: scores [B, H, Tq, T], what counts as a tie [B, H, Tq, 1], and an
+    order [B or 1, H, Tq, T], greatest first."""
+
+    scores: Tensor
+    slack: Tensor
+    order: Tensor
 
 
 @dataclass(frozen=True)
@@ -66,18 +77,31 @@ class degraded(Stateless):
         return Traits(needs=frozenset({"cache"}), may_come_short=True)
 
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
+        return self.choose_many(queries, [k], step, length)[k]
+
+    def choose_many(
+        self, queries: Tensor, ks: Sequence[int], step: Step, length: int
+    ) -> dict[int, Selection]:
         scores = masked(true_scores(queries, step, length), step)
-        exact = best(scores, k, step, key_bytes(step))
-        slots, width = exact.indices, exact.indices.shape[-1]
+        exact = cut_each(best(scores, max(ks), step, key_bytes(step)), ks)
+        spares = None if self.fill == "none" else self._spares(scores, step)
+        return {k: self._degraded(exact[k], k, spares, step, length) for k in ks}
+
+    def _degraded(
+        self, exact: Selection, k: int, spares: _Spares | None, step: Step, length: int
+    ) -> Selection:
+        """The exact selection, some of its keys lost and others in their places."""
+        slots = exact.indices
+        width = slots.shape[-1]
         if width == length:
             return exact
         # A row that shows no more than k keys keeps them all.
         spare = step.seen(length, slots.shape[2], slots.device)[:, None, :, None] > k
         lost = self._lost(slots, step, length) & spare
         kept = slots.masked_fill(lost, -1)
-        if self.fill == "none":
+        if spares is None:
             return replace(exact, indices=compact(kept, width))
-        fillers = self._fillers(scores, slots, step)
+        fillers = self._fillers(slots, spares)
         place = torch.arange(fillers.shape[-1], device=slots.device)
         fillers = fillers.masked_fill(place >= lost.sum(-1, keepdim=True), -1)
         return replace(exact, indices=compact(torch.cat([kept, fillers], -1), width))
@@ -116,22 +140,23 @@ class degraded(Stateless):
             return self._noise(slots, step, length, _PAGES, _PAGE).double() + draws.double() / 2**24
         return draws
 
-    def _fillers(self, scores: Tensor, slots: Tensor, step: Step) -> Tensor:
-        """Slots [B, H, Tq, n] that may take the places of what is lost, first come first."""
-        least = scores.gather(-1, slots[..., -1:].clamp_min(0))
+    def _spares(self, scores: Tensor, step: Step) -> _Spares:
         hidden = scores == -float("inf")
         slack = _TIE * scores.masked_fill(hidden, 0).abs().amax(-1, keepdim=True)
-        length, width = scores.shape[-1], slots.shape[-1]
-        place = torch.arange(length, device=scores.device).expand(1, *scores.shape[1:])
         if self.fill == "next":
-            first = scores
-        elif self.fill == "recent":
-            first = place.float()
-        else:
-            first = self._noise(place, step, length, _FILL)
-        may = ~hidden & (scores < least - slack)
+            return _Spares(scores, slack, scores)
+        place = torch.arange(scores.shape[-1], device=scores.device).expand(1, *scores.shape[1:])
+        if self.fill == "recent":
+            return _Spares(scores, slack, place.float())
+        return _Spares(scores, slack, self._noise(place, step, scores.shape[-1], _FILL))
+
+    def _fillers(self, slots: Tensor, spares: _Spares) -> Tensor:
+        """Slots [B, H, Tq, n] that may take the places of what is lost, first come first."""
+        width = slots.shape[-1]
+        least = spares.scores.gather(-1, slots[..., -1:].clamp_min(0))
+        may = (spares.scores > -float("inf")) & (spares.scores < least - spares.slack)
         most = width if self._reaches_further else min(math.floor(self._share(width)) + 1, width)
-        return select_topk(first.where(may, -torch.inf), most)
+        return select_topk(spares.order.where(may, -torch.inf), most)
 
     def _noise(
         self, slots: Tensor, step: Step, length: int, salt: int, slots_together: int = 1

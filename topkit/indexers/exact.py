@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from topkit.indexers.base import Index, Selection, Step
-from topkit.indexers.scored import best
+from topkit.indexers.scored import best, cut_each
 from topkit.indexers.stateless import SlotCount, Stateless
 from topkit.indexers.traits import Traits
 from topkit.kernels.score import score
@@ -34,6 +35,11 @@ class exact(Stateless):
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
         return best(true_scores(queries, step, length), k, step, key_bytes(step))
 
+    def choose_many(
+        self, queries: Tensor, ks: Sequence[int], step: Step, length: int
+    ) -> dict[int, Selection]:
+        return cut_each(self.choose(queries, max(ks), step, length), ks)
+
 
 class _Exact(SlotCount):
     def score(self, queries: Tensor, step: Step) -> Tensor:
@@ -44,11 +50,17 @@ class _Exact(SlotCount):
 
 
 def true_scores(queries: Tensor, step: Step, length: int) -> Tensor:
-    """Float32 dot products [B, Hq, Tq, length] with the keys that attention reads."""
-    return score(queries, step.cache.keys[:, :, :length])
+    """Float32 dot products [B, Hq, Tq, length] with the keys that attention reads, computed once a step."""
+    keys = step.cache.keys
+    return step.once(true_scores_of(length), lambda: score(queries, keys[:, :, :length]))
 
 
 def key_bytes(step: Step) -> int:
     """Bytes of one token's keys, over all KV heads."""
     keys = step.cache.keys
     return keys.shape[1] * keys.shape[3] * keys.element_size()
+
+
+def true_scores_of(length: int) -> str:
+    """What a step's memo calls the true scores of so many keys."""
+    return f"true scores of {length} keys"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -37,11 +38,21 @@ class keep(Combinator):
         whole(self, "window", 0)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
-        chosen = index.select(queries, k, step.given_to(self.base))
-        length, count, width = index.length, queries.shape[2], chosen.indices.shape[-1]
-        forced = ends(step, length, count, self.sink, self.window, width, queries.device)
-        first = step.starts(queries.device)[:, None, None, None]
-        stop = step.stops(length, count, queries.device).clamp_max(length)[:, None, :, None]
+        return self.choose_many(index, queries, [k], step)[k]
+
+    def choose_many(
+        self, index: Index, queries: Tensor, ks: Sequence[int], step: Step
+    ) -> dict[int, Selection]:
+        chosen = index.select_many(queries, ks, step.given_to(self.base))
+        return {k: self._with_ends(chosen[k], index.length, step) for k in ks}
+
+    def _with_ends(self, chosen: Selection, length: int, step: Step) -> Selection:
+        """The selection, the first and the newest keys in the places of its last."""
+        device = chosen.indices.device
+        count, width = chosen.indices.shape[-2:]
+        forced = ends(step, length, count, self.sink, self.window, width, device)
+        first = step.starts(device)[:, None, None, None]
+        stop = step.stops(length, count, device).clamp_max(length)[:, None, :, None]
         twice = (chosen.indices < first + self.sink) | (chosen.indices >= stop - self.window)
         others = chosen.indices.masked_fill(twice, -1)
         forced = forced.expand(*others.shape[:-1], -1)

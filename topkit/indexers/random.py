@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from topkit.indexers.base import Selection, Step
 from topkit.indexers.noise import noise
-from topkit.indexers.scored import best
+from topkit.indexers.scored import best, cut_each
 from topkit.indexers.stateless import Stateless
 
 
@@ -24,3 +25,8 @@ class random(Stateless):
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
         draws = noise(step, length, queries).expand(queries.shape[0], -1, -1, -1)
         return replace(best(draws, k, step, 0), keys_scored=0)
+
+    def choose_many(
+        self, queries: Tensor, ks: Sequence[int], step: Step, length: int
+    ) -> dict[int, Selection]:
+        return cut_each(self.choose(queries, max(ks), step, length), ks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -90,6 +91,11 @@ def best(scores: Tensor, k: int, step: Step, bytes_per_key: float) -> Selection:
     return Selection(slots, keys_scored=seen, bytes_read=seen * bytes_per_key)
 
 
+def cut_each(chosen: Selection, ks: Sequence[int]) -> dict[int, Selection]:
+    """The selection of the largest of `ks`, best first, as those of all of them."""
+    return {k: chosen.cut(k) for k in ks}
+
+
 def masked(scores: Tensor, step: Step) -> Tensor:
     """Scores [B, Hs, Tq, T], -inf where a query does not see the slot."""
     visible = step.visible(scores.shape[-1], scores.shape[-2], scores.device)
@@ -167,6 +173,11 @@ class ScoredIndex(Index):
 
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
         return self.chosen(queries, k, step)
+
+    def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
+        # The best keys at the largest budget hold the best at the others.
+        ordered = replace(step, ordered=step.ordered or len(ks) > 1)
+        return cut_each(self.select(queries, max(ks), ordered), ks)
 
     def chosen(self, queries: Tensor, k: int, step: Step, pool: str | None = None) -> Selection:
         """The selection, of scores pooled over a group's heads where `pool` says how."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.checks import choice
 from topkit.indexers.combinator import Combinator, every_score
-from topkit.indexers.scored import Scored, ScoredIndex, best, pooled
+from topkit.indexers.scored import Scored, ScoredIndex, best, cut_each, pooled
 from topkit.indexers.traits import Traits
 
 
@@ -48,6 +49,12 @@ class shared(Combinator):
             return index.chosen(queries, k, replace(inner, ordered=step.ordered), self.how)
         cost = index.bytes_per_key(inner)
         return best(self.score(index, queries, step), k, step, cost)
+
+    def choose_many(
+        self, index: Index, queries: Tensor, ks: Sequence[int], step: Step
+    ) -> dict[int, Selection]:
+        ordered = replace(step, ordered=step.ordered or len(ks) > 1)
+        return cut_each(self.choose(index, queries, max(ks), ordered), ks)
 
     def score(self, index: Index, queries: Tensor, step: Step) -> Tensor:
         scores = index.score(queries, step.given_to(self.base)).float()

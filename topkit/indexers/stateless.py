@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,6 +16,12 @@ class Stateless(Indexer):
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
         """At most k of the first `length` slots for each of queries [B, Hq, Tq, D]."""
         raise NotImplementedError(f"{type(self).__name__}.choose")
+
+    def choose_many(
+        self, queries: Tensor, ks: Sequence[int], step: Step, length: int
+    ) -> dict[int, Selection]:
+        """`choose` at several budgets; recipes that can share work between them write it."""
+        return {k: self.choose(queries, k, step, length) for k in ks}
 
     def build(self, keys: Tensor, step: Step) -> Index:
         return SlotCount(self, keys.shape[2])
@@ -46,3 +53,6 @@ class SlotCount(Index):
 
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
         return self.recipe.choose(queries, k, step, self.slots)
+
+    def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
+        return self.recipe.choose_many(queries, ks, step, self.slots)

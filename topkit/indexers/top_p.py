@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.checks import share
 from topkit.indexers.combinator import Combinator, every_score
 from topkit.indexers.exact import exact
-from topkit.indexers.scored import best, masked
+from topkit.indexers.scored import best, cut_each, masked
 from topkit.indexers.traits import Traits
 
 
@@ -53,3 +54,8 @@ class top_p(Combinator):
         enough = held.cumsum(-1) - held >= self.mass
         enough[..., :1] = False
         return replace(chosen, indices=chosen.indices.masked_fill(enough, -1))
+
+    def choose_many(
+        self, index: Index, queries: Tensor, ks: Sequence[int], step: Step
+    ) -> dict[int, Selection]:
+        return cut_each(self.choose(index, queries, max(ks), step), ks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -54,14 +55,25 @@ class vattention(Combinator):
         return replace(super().traits(), weighted=True)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
-        width = min(k, index.length)
-        first = index.select(queries, math.ceil(self.top * k), step.given_to(self.base))
+        return self.choose_many(index, queries, [k], step)[k]
+
+    def choose_many(
+        self, index: Index, queries: Tensor, ks: Sequence[int], step: Step
+    ) -> dict[int, Selection]:
+        tops = {k: math.ceil(self.top * k) for k in ks}
+        firsts = index.select_many(queries, list(tops.values()), step.given_to(self.base))
+        draws = noise(step, index.length, firsts[max(tops.values())].indices, salt=_SAMPLE)
+        return {k: self._sampled(firsts[top], k, draws, step) for k, top in tops.items()}
+
+    def _sampled(self, first: Selection, k: int, draws: Tensor, step: Step) -> Selection:
+        """The best keys `first`, and of the others those of the greatest draws [B, Hs, Tq, T]."""
+        length = draws.shape[-1]
+        width = min(k, length)
         best = first.indices
         log_weights = torch.zeros(best.shape, device=best.device)
         if best.shape[-1] == width:
             return replace(first, log_weights=log_weights)
-        others = _others(best, step, index.length)
-        draws = noise(step, index.length, best, salt=_SAMPLE)
+        others = _others(best, step, length)
         drawn = select_topk(draws.where(others, -torch.inf), width - best.shape[-1])
         stands_for = others.sum(-1, keepdim=True) / (drawn >= 0).sum(-1, keepdim=True).clamp_min(1)
         weight = stands_for.log().where(drawn >= 0, 0.0)

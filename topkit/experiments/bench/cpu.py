@@ -23,7 +23,7 @@ import topkit
 from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.capture.tensors import LayerTensors
-from topkit.experiments.measure.replay import Driver, require_inputs
+from topkit.experiments.measure.replay import Replay, require_inputs
 from topkit.experiments.model.load import load
 from topkit.experiments.runs.parts import write_whole
 from topkit.fidelity import truth
@@ -136,7 +136,7 @@ def bench_measure(scale: Scale) -> Iterator[Row]:
     require_inputs(recipe, tensors)
 
     def ours() -> object:
-        driver = Driver(tensors, k, 0, torch.device("cpu"))
+        driver = Replay(tensors, k, 0, torch.device("cpu"))
         found, _ = driver.select(recipe, [k])
         return list(driver.columns(found[k], k, None))
 

@@ -23,9 +23,7 @@ from transformers.utils.generic import ModelOutput
 
 from topkit.errors import InputError
 from topkit.experiments.decode.cache import Owner, room
-from topkit.experiments.decode.reader import Reader
-from topkit.experiments.decode.select import attend_chosen
-from topkit.indexers.base import Cache, Step
+from topkit.experiments.decode.reader import Call, Reader
 
 # Arguments of a forward pass that a graph may hold for good.
 CONSTANT = (bool, int, float, str, type(None))
@@ -145,22 +143,10 @@ class Graphed:
         followed = held.followed
         if [keys.data_ptr(), values.data_ptr()] != [x.data_ptr() for x in held.room()]:
             raise InputError(f"layer {layer} attends to other keys than it caches")
-        step = Step(
-            layer,
-            scaling,
-            reader.seed,
-            captured.start,
-            self._stop,
-            captured.at,
-            kv_heads=keys.shape[1],
-            backend=reader.backend,
-            ordered=False,
-            inputs=inputs,
-        ).given_to(reader.indexer)
+        assert self._stop is not None
+        call = Call(layer, queries, keys, values, scaling, captured.start, inputs)
         new, followed.new = followed.new, None
-        followed.index.append(new, step)
-        chosen = followed.index.select(queries, reader.budget.at(keys.shape[2]), step)
-        output = attend_chosen(queries, Cache(keys, values), chosen, scaling, reader.backend)
+        output = reader.read_at(followed.index, call, new, captured.at, self._stop)
         return output.transpose(1, 2).contiguous()
 
     def _asked(self, given: dict[str, Any], prompt: int) -> Asked | None:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from topkit.errors import InputError
+from topkit.experiments.decode.attention import sparse_attention
 from topkit.experiments.decode.cache import Followed
-from topkit.experiments.decode.select import attend_chosen, select_each, tokens
+from topkit.experiments.decode.driver import Driver, tokens
 from topkit.experiments.model.compatibility import OFFERED
 from topkit.experiments.runs.fidelity_rows import Judged
-from topkit.indexers.base import Cache, Indexer, Step
+from topkit.indexers.base import Cache, Index, Indexer
 from topkit.indexers.budget import Budget
 
 _PASSING = OFFERED - {"cache", "values"}
@@ -62,9 +63,9 @@ class Reader:
         is given at that moment alone.
         Raises: InputError for tokens before attach whose inputs it needs.
         """
-        held, index = call.held, followed.index
+        held, index, driver = call.held, followed.index, self._driver(call)
         if index is not None and index.length > held:
-            index.truncate(held, self._step(call, call.until(held), {}))
+            driver.truncate(index, call.until(held))
         passing = sorted(self.indexer.needs & _PASSING)
         if index is None and not passing and prompt == call.queries.shape[2]:
             return
@@ -77,9 +78,9 @@ class Reader:
             )
         if index is None:
             inputs |= {"values": now.values, "prefill_queries": call.queries[:, :, :prompt]}
-            followed.index = self.indexer.build(now.keys, self._step(call, now, inputs))
+            followed.index = driver.build(now, inputs)
         elif prompt:
-            index.append(now.keys[:, :, held:], self._step(call, now, inputs))
+            driver.append(index, now, inputs)
 
     def read(
         self, followed: Followed, call: Call, prompt: int, answer: bool = True
@@ -89,29 +90,34 @@ class Reader:
         cache, index, k = call.until(length), followed.index, self.budget.at(length)
         assert index is not None
         inputs = {name: tokens(x, slice(prompt, None)) for name, x in call.inputs.items()}
-        keys, step = call.keys[:, :, call.held + prompt :], self._bare(call)
+        driver = self._driver(call)
         with torch.no_grad():
-            chosen = list(select_each(self.indexer, index, k, queries, keys, cache, inputs, step))
+            choices = list(driver.select(index, [k], queries, cache, inputs))
         outputs = []
-        for asked, selection, stops in chosen:
-            part = queries[:, :, asked]
+        for choice in choices:
+            part, selection = queries[:, :, choice.place], choice.by_budget[k]
             if answer:
-                outputs.append(attend_chosen(part, cache, selection, call.scaling, self.backend))
+                outputs.append(sparse_attention(part, cache, selection, call.scaling, self.backend))
             if self.judged is not None:
-                self.judged.note(part, cache, selection, k, step, stops, index.nbytes)
+                step = driver.step({})
+                self.judged.note(part, cache, selection, k, step, choice.stops, index.nbytes)
         return torch.cat(outputs, 2) if answer else None
 
-    def _bare(self, call: Call, inputs: Mapping[str, Any] | None = None) -> Step:
-        return Step(
+    def read_at(self, index: Index, call: Call, new: Tensor, at: Tensor, stop: Tensor) -> Tensor:
+        """The output [B, Hq, 1, Dv] of a step of fixed shapes: its key [B, Hk, 1, D] at the slot `at`."""
+        cache = call.until(call.keys.shape[2])
+        k = self.budget.at(call.keys.shape[2])
+        selection = self._driver(call).select_at(index, k, call.queries, new, at, stop, call.inputs)
+        return sparse_attention(call.queries, cache, selection, call.scaling, self.backend)
+
+    def _driver(self, call: Call) -> Driver:
+        return Driver(
+            self.indexer,
             call.layer,
             call.scaling,
+            call.keys.shape[1],
             self.seed,
             call.start,
-            kv_heads=call.keys.shape[1],
-            backend=self.backend,
+            self.backend,
             ordered=False,
-            inputs=inputs or {},
         )
-
-    def _step(self, call: Call, cache: Cache, inputs: Mapping[str, Any]) -> Step:
-        return self._bare(call, {"cache": cache, **inputs}).given_to(self.indexer)

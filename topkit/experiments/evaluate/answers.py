@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from topkit.experiments.decode.driver import Driver
 from topkit.experiments.evaluate.observer import Observer
 from topkit.experiments.evaluate.shared_prefix import forward, prefill
 from topkit.experiments.evaluate.streams import Past, Stream
 from topkit.experiments.runs.cells import Cell, needs
 from topkit.experiments.tasks import Prompt, Question
-from topkit.indexers.base import Index, Indexer, Step
+from topkit.indexers.base import Index, Indexer
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,9 @@ class Haystack:
     def _build(self, indexer: Indexer) -> dict[int, Index]:
         indices = {}
         for layer, past in self.prefix.items():
-            keys = past.prefix.keys
-            step = Step(
-                layer,
-                past.scaling,
-                self.seed,
-                kv_heads=keys.shape[1],
-                inputs={"cache": past.prefix, **past.inputs},
-            )
-            indices[layer] = indexer.build(keys, step.given_to(indexer))
+            heads = past.keys.shape[1]
+            driver = Driver(indexer, layer, past.scaling, heads, self.seed)
+            indices[layer] = driver.build(past.prefix, past.inputs)
         return indices
 
     def _read(self, streams: Sequence[Stream], ids: Tensor, sparse_from: str) -> None:

@@ -10,9 +10,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from topkit.experiments.decode.driver import Choice
 from topkit.experiments.evaluate.streams import Stream
 from topkit.fidelity import METRICS, judge, judge_units, truth, unit_truth
-from topkit.indexers.base import Selection
+from topkit.indexers.base import Cache, Selection
 
 COSTS = ("keys_scored", "bytes_read")
 # Of one query or the mean over an answer's; trivial ones are left out of means.
@@ -53,12 +54,12 @@ class Observer:
         self,
         layer: int,
         queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
+        cache: Cache,
         selection: Selection,
-        stops: Tensor,
+        choice: Choice,
     ) -> None:
-        k, stop, scaling = self.stream.k, stops[None], self.scaling[layer]
+        k, stop, scaling = self.stream.k, choice.stops[None], self.scaling[layer]
+        keys, values = cache.keys, cache.values
         assert k is not None
         exact = truth(queries, keys, values, k, scaling=scaling, stop=stop, layer=layer)
         columns = judge(exact, queries, keys, values, selection, k)

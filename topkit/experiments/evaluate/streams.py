@@ -7,18 +7,19 @@ number of selectors; each selector writes its tail behind them just before it re
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from topkit.experiments.decode.select import attend_chosen, dense_attention, select_each
+from topkit.experiments.decode.attention import dense_attention, sparse_attention
+from topkit.experiments.decode.driver import Choice, Driver
 from topkit.experiments.runs.cells import Cell
-from topkit.indexers.base import Cache, Index, Selection, Step
+from topkit.indexers.base import Cache, Index, Selection
 
-# Called with layer, queries, keys, values, selection and stops [Tq] of each piece of queries.
-Watch = Callable[[int, Tensor, Tensor, Tensor, Selection, Tensor], None]
+# Called with the layer, some queries, the cache, what they selected, and where they stand.
+Watch = Callable[[int, Tensor, Cache, Selection, Choice], None]
 
 
 @dataclass
@@ -98,8 +99,7 @@ class Stream:
         """Take in keys and values [b, Hk, t, D] that another stream attended to."""
         cache = self._grow(layer, past, keys, values)
         if layer in self.indices:
-            step = replace(self._step(layer, past, cache), inputs={"cache": cache, **inputs})
-            self.indices[layer].append(keys, step.given_to(self.cell.indexer))  # type: ignore[arg-type]
+            self._driver(layer, past, cache).append(self.indices[layer], cache, inputs)
 
     def attend(
         self,
@@ -112,20 +112,16 @@ class Stream:
     ) -> Tensor:
         """The attention output [b, Hq, t, Dv] of new tokens, their keys and values taken in."""
         cache = self._grow(layer, past, keys, values)
-        length, count = cache.keys.shape[2], queries.shape[2]
-        stops = torch.arange(length - count + 1, length + 1, device=queries.device)
-        if layer not in self.indices or past.dense(length):
-            return dense_attention(queries, cache, stops, past.scaling, past.window)
-        indexer, index, k, outputs = self.cell.indexer, self.indices[layer], self.k, []
-        assert indexer is not None and k is not None
-        step = self._step(layer, past, cache)
-        chosen = select_each(indexer, index, k, queries, keys, cache, inputs, step)
-        for asked, selection, at in chosen:
-            part = queries[:, :, asked]
-            assert cache.values is not None
-            outputs.append(attend_chosen(part, cache, selection, past.scaling))
+        if layer not in self.indices or past.dense(cache.keys.shape[2]):
+            return dense_attention(queries, cache, past.scaling, past.window)
+        k, outputs = self.k, []
+        assert k is not None
+        driver = self._driver(layer, past, cache)
+        for choice in driver.select(self.indices[layer], [k], queries, cache, inputs):
+            part, selection = queries[:, :, choice.place], choice.by_budget[k]
+            outputs.append(sparse_attention(part, cache, selection, past.scaling))
             if self.watch is not None:
-                self.watch(layer, part, cache.keys, cache.values, selection, at)
+                self.watch(layer, part, cache, selection, choice)
         return torch.cat(outputs, 2)
 
     def _grow(self, layer: int, past: Past, keys: Tensor, values: Tensor) -> Cache:
@@ -136,5 +132,6 @@ class Stream:
         self.tails[layer] = Cache(keys, values)
         return past.then(keys, values)
 
-    def _step(self, layer: int, past: Past, cache: Cache) -> Step:
-        return Step(layer, past.scaling, self.seed, kv_heads=cache.keys.shape[1])
+    def _driver(self, layer: int, past: Past, cache: Cache) -> Driver:
+        assert self.cell.indexer is not None
+        return Driver(self.cell.indexer, layer, past.scaling, cache.keys.shape[1], self.seed)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from topkit.experiments.capture.capture import Capture, LayerTensors
-from topkit.experiments.measure.replay import Driver, require_inputs
+from topkit.experiments.measure.replay import Replay, require_inputs
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.folder import part_name, with_cells
 from topkit.experiments.runs.parts import write_part
@@ -54,7 +54,7 @@ def measure_layer(
             recipes[cell.indexer].append(cell)
     require_all(cells, setting, tensors)
     ks = {cell: cell.k(context) or 0 for cell in cells}
-    driver = Driver(tensors, max(ks.values()), setting.seed, torch.device(setting.device))
+    driver = Replay(tensors, max(ks.values()), setting.seed, torch.device(setting.device))
     others: dict[int, Selection] = {}
     if setting.reference is not None:
         others, _ = driver.select(setting.reference, sorted(set(ks.values())))

@@ -12,103 +12,76 @@ from torch.nn.functional import pad
 
 from topkit.errors import InputError
 from topkit.experiments.capture.tensors import LayerTensors
+from topkit.experiments.decode.driver import Asked, Driver, Memo, piece, tokens
 from topkit.fidelity import Truth, judge, judge_units, overlap, truth, unit_truth
-from topkit.indexers.base import Cache, Index, Indexer, Rest, Selection, Step
+from topkit.indexers.base import Cache, Indexer, Rest, Selection
+from topkit.indexers.exact import true_scores_of
+from topkit.kernels.score import score
 
-_TOKENS = ("hidden", "latent", "index_keys")
+# Inputs that have an entry for each token.
+_TOKENS = ("values", "hidden", "latent", "rope", "index_keys")
 
 
-class Driver:
-    """Feeds one layer's captured tensors to recipes, and keeps the exact rows to judge them by."""
+class Replay:
+    """Drives recipes through one layer's captured tensors, and keeps the exact rows to judge them by."""
 
     def __init__(self, tensors: LayerTensors, k: int, seed: int, device: torch.device) -> None:
-        self.tensors = _moved(tensors, device)
+        self.tensors = t = _moved(tensors, device)
         self.seed = seed
-        self.stop = self.tensors.positions[None] + 1
-        t = self.tensors
+        self.stop = t.positions[None] + 1
+        self.memo: Memo = {}
+        length, scores = t.keys.shape[2], None
+        if piece(t.queries, length, k) >= t.queries.shape[2]:
+            scores = score(t.queries, t.keys)
+            self.memo[true_scores_of(length)] = scores
         self.exact: Truth = truth(
-            t.queries, t.keys, t.values, k, scaling=t.scaling, stop=self.stop, layer=t.layer
+            t.queries,
+            t.keys,
+            t.values,
+            k,
+            scaling=t.scaling,
+            stop=self.stop,
+            layer=t.layer,
+            scores=scores,
         )
 
     def select(self, recipe: Indexer, ks: Sequence[int]) -> tuple[dict[int, Selection], int]:
         """One selection for all captured positions at each k, and the bytes the index held."""
         if recipe.traits().remembers:
             each = [self._select(recipe, [k]) for k in ks]
-            return {k: found[k] for k, (found, _) in zip(ks, each, strict=True)}, each[0][1]
+            return {k: chosen[k] for k, (chosen, _) in zip(ks, each, strict=True)}, each[0][1]
         return self._select(recipe, ks)
 
     def _select(self, recipe: Indexer, ks: Sequence[int]) -> tuple[dict[int, Selection], int]:
+        t, slots = self.tensors, self.tensors.positions.tolist()
+        driver = Driver(recipe, t.layer, t.scaling, t.keys.shape[1], self.seed)
+        # What a later key may change, in codes or in how they are made, is built as decoding would.
         traits = recipe.traits()
-        if traits.causal_codes and not traits.drifts:
-            length = self.tensors.keys.shape[2]
-            index = self._build(recipe, length)
-            every = slice(0, len(self.tensors.positions))
-            step = self._step(recipe, every, length, self.stop)
-            return {k: index.select(self.tensors.queries, k, step) for k in ks}, index.nbytes
-        return self._one_by_one(recipe, ks)
+        at_once = traits.causal_codes and not traits.drifts
+        built = t.keys.shape[2] if at_once else max(slots[0], 1)
+        inputs = {name: x for name in _TOKENS if (x := getattr(t, name)) is not None}
+        index = driver.build(
+            self._cache(built), {name: tokens(x, slice(0, built)) for name, x in inputs.items()}
+        )
+        end = t.keys.shape[2] if traits.causal_codes else slots[-1] + 1
+        later = {name: tokens(x, slice(built, None)) for name, x in inputs.items()}
+        asked = Asked(slots, self._of_queries(), self.memo)
+        choices = list(driver.select(index, ks, t.queries, self._cache(end), later, asked))
+        chosen = {k: joined([choice.by_budget[k] for choice in choices]) for k in ks}
+        return chosen, index.nbytes
 
-    def _one_by_one(self, recipe: Indexer, ks: Sequence[int]) -> tuple[dict[int, Selection], int]:
-        """Build on what comes before the first query; then append up to each query, and ask it."""
-        positions = self.tensors.positions.tolist()
-        index = self._build(recipe, max(positions[0], 1))
-        found: dict[int, list[Selection]] = {k: [] for k in ks}
-        for i, position in enumerate(positions):
-            if index.length < position + 1:
-                span = slice(index.length, position + 1)
-                index.append(self.tensors.keys[:, :, span], self._keys_step(recipe, span))
-            step = self._step(recipe, slice(i, i + 1), position + 1, None)
-            for k in ks:
-                found[k].append(index.select(self.tensors.queries[:, :, i : i + 1], k, step))
-        return {k: joined(parts) for k, parts in found.items()}, index.nbytes
-
-    def _build(self, recipe: Indexer, length: int) -> Index:
-        span = slice(0, length)
-        return recipe.build(self.tensors.keys[:, :, span], self._keys_step(recipe, span))
-
-    def _keys_step(self, recipe: Indexer, span: slice) -> Step:
-        """The step at which the keys of `span` come."""
+    def _of_queries(self) -> dict[str, Any]:
+        """Inputs that have an entry for each query."""
         t = self.tensors
-        inputs: dict[str, Any] = {
-            "cache": self._cache(span.stop),
-            "values": None if t.values is None else t.values[:, :, span],
-        }
-        inputs |= {name: _cut(getattr(t, name), span, name) for name in _TOKENS}
-        if t.rope is not None:
-            inputs["rope"] = tuple(angle[:, span] for angle in t.rope)
-        return self._given(recipe, inputs, None)
-
-    def _step(self, recipe: Indexer, asked: slice, length: int, stop: Tensor | None) -> Step:
-        """The step at which the queries number `asked` are asked."""
-        t = self.tensors
-        at = t.positions[asked]
-        inputs: dict[str, Any] = {"cache": self._cache(length)}
-        inputs |= {
-            n: None if (x := getattr(t, n)) is None else x[:, at] for n in ("hidden", "latent")
-        }
-        if t.rope is not None:
-            inputs["rope"] = tuple(angle[:, at] for angle in t.rope)
-        if t.index_queries is not None:
-            inputs["index_queries"] = t.index_queries[:, :, asked]
-        if t.index_weights is not None:
-            inputs["index_weights"] = t.index_weights[:, asked]
-        return self._given(recipe, inputs, stop)
+        of_token = {name: getattr(t, name) for name in ("hidden", "latent", "rope")}
+        inputs = {n: _at(x, t.positions) for n, x in of_token.items() if x is not None}
+        own = {"index_queries": t.index_queries, "index_weights": t.index_weights}
+        return inputs | {name: x for name, x in own.items() if x is not None}
 
     def _cache(self, length: int) -> Cache:
         t = self.tensors
         values = None if t.values is None else t.values[:, :, :length]
         return Cache(t.keys[:, :, :length], values)
-
-    def _given(self, recipe: Indexer, inputs: dict[str, Any], stop: Tensor | None) -> Step:
-        t = self.tensors
-        step = Step(
-            layer=t.layer,
-            scaling=t.scaling,
-            seed=self.seed,
-            stop=stop,
-            kv_heads=t.keys.shape[1],
-            inputs=inputs,
-        )
-        return step.given_to(recipe)
 
     def columns(
         self, selection: Selection, k: int, reference: Selection | None = None
@@ -128,15 +101,19 @@ class Driver:
 
 
 def joined(parts: Sequence[Selection]) -> Selection:
-    """Selections of one query each as one of many; narrow ones are filled up with -1."""
+    """Selections of some queries each as one of all; narrow ones are filled up with -1."""
+    if len(parts) == 1:
+        return parts[0]
     width = max(part.indices.shape[-1] for part in parts)
 
     def wide(x: Tensor, fill: float) -> Tensor:
         return pad(x, (0, width - x.shape[-1]), value=fill)
 
     def cost(name: str) -> Tensor:
-        costs = [torch.as_tensor(getattr(p, name), dtype=torch.float64) for p in parts]
-        return torch.cat([c.reshape(1, 1).cpu() if c.dim() == 0 else c.cpu() for c in costs], -1)
+        """[1, Tq] of numbers, or of tensors [1, n]."""
+        costs = [torch.as_tensor(getattr(p, name), dtype=torch.float64).cpu() for p in parts]
+        each = zip(costs, parts, strict=True)
+        return torch.cat([c.expand(1, p.indices.shape[2]) for c, p in each], -1)
 
     first = parts[0]
     weights = None
@@ -163,10 +140,9 @@ def joined(parts: Sequence[Selection]) -> Selection:
     )
 
 
-def _cut(x: Tensor | None, span: slice, name: str) -> Tensor | None:
-    if x is None:
-        return None
-    return x[:, :, span] if name == "index_keys" else x[:, span]
+def _at(x: Any, positions: Tensor) -> Any:
+    """The entries of some tokens [1, T, ...], or of a pair of such."""
+    return tuple(_at(y, positions) for y in x) if isinstance(x, tuple) else x[:, positions]
 
 
 def _moved(tensors: LayerTensors, device: torch.device) -> LayerTensors:
@@ -185,8 +161,8 @@ def require_inputs(recipe: Indexer, tensors: LayerTensors) -> None:
 
     Raises: InputError that says how to capture them.
     """
-    have = {name for name in ("values", *_TOKENS, "rope", "index_queries", "index_weights")}
-    have = {name for name in have if getattr(tensors, name) is not None} | {"cache"}
+    names = (*_TOKENS, "index_queries", "index_weights")
+    have = {name for name in names if getattr(tensors, name) is not None} | {"cache"}
     lacking = sorted(recipe.needs - have)
     if lacking:
         raise InputError(

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from topkit.experiments.runs.cells import Cell
-from topkit.experiments.runs.cells import parse_cells
-from topkit.experiments.runs.jobs import Job
-from topkit.experiments.runs.jobs import Runner
-from topkit.experiments.runs.jobs import runner
-from topkit.experiments.runs.parts import read_table
-from topkit.experiments.runs.parts import write_part
+from topkit.experiments.runs.cells import Cell, parse_cells
+from topkit.experiments.runs.jobs import Job, Runner, runner
+from topkit.experiments.runs.parts import read_table, write_part
 
 __all__ = ["Cell", "Job", "Runner", "parse_cells", "read_table", "runner", "write_part"]

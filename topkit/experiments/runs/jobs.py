@@ -14,6 +14,7 @@ from typing import Any
 from topkit.errors import InputError
 from topkit.experiments.runs.parts import digest
 
+
 @dataclass(frozen=True)
 class Job:
     """One independent piece of work: a function of plain values that writes its own parts.
@@ -29,15 +30,12 @@ class Job:
         return digest(self.inputs)
 
 
-
 Runner = Callable[[Callable[..., Any], Sequence[Job]], Iterable[Any]]
-
 
 
 def serial(function: Callable[..., Any], jobs: Sequence[Job]) -> Iterable[Any]:
     """Run jobs one after the other in this process."""
     return (function(*job.arguments) for job in jobs)
-
 
 
 def pool(workers: int) -> Runner:
@@ -56,7 +54,6 @@ def pool(workers: int) -> Runner:
     return run
 
 
-
 def _leave_with_parent() -> None:
     """End this worker when the process that asked for it is gone: it would wait for jobs for ever."""
 
@@ -67,7 +64,6 @@ def _leave_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
         Thread(target=watch, args=(parent,), daemon=True).start()
-
 
 
 def runner(workers: int) -> Runner:

@@ -27,7 +27,6 @@ def digest(inputs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, then put it in place at once.
 
@@ -48,13 +47,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-
 def write_part(folder: Path, name: str, table: pa.Table) -> Path:
     """Write one part of the table kept in `folder`."""
     path = folder / f"{name}.parquet"
     write_whole(path, lambda to: pq.write_table(table, to, compression="zstd"))
     return path
-
 
 
 def read_table(folder: Path, columns: list[str] | None = None) -> pa.Table:

@@ -1,0 +1,217 @@
+"""From keys and queries to selections: the one place that builds a Step and obeys a recipe's laws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topkit.indexers.base import Cache, Index, Indexer, Selection, Step
+
+# Floats of scores, or of gathered keys, that one call may make: more queries go in pieces.
+PIECE = 1 << 25
+
+Inputs = Mapping[str, Any]
+# What is computed once of the same queries and keys; see Step.memo.
+Memo = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What some of the queries selected: their place among all, and a selection for each budget.
+
+    Shapes: stops [n], one past the last slot that each query sees.
+    """
+
+    place: slice
+    by_budget: dict[int, Selection]
+    stops: Tensor
+    memo: Memo
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Drives a recipe through one layer of a stream; inputs are those that the driver can offer.
+
+    Shapes: start [B], the first real slot of each row (None: 0).
+    """
+
+    indexer: Indexer
+    layer: int
+    scaling: float
+    kv_heads: int
+    seed: int = 0
+    start: Tensor | None = None
+    backend: str = "auto"
+    ordered: bool = True
+
+    def step(
+        self,
+        inputs: Inputs,
+        stop: Tensor | None = None,
+        at: Tensor | None = None,
+        memo: Memo | None = None,
+    ) -> Step:
+        """A step that shows the recipe those of the inputs that it declares."""
+        step = Step(
+            self.layer,
+            self.scaling,
+            self.seed,
+            self.start,
+            stop,
+            at,
+            self.kv_heads,
+            self.backend,
+            self.ordered,
+            inputs,
+            memo=memo,
+        )
+        return step.given_to(self.indexer)
+
+    def build(self, cache: Cache, inputs: Inputs) -> Index:
+        """An index of all slots of the cache; the inputs are of their tokens."""
+        return self.indexer.build(cache.keys, self.step({"cache": cache, **inputs}))
+
+    def append(self, index: Index, cache: Cache, inputs: Inputs) -> None:
+        """Take in the slots of the cache that the index lacks; the inputs are of their tokens."""
+        index.append(cache.keys[:, :, index.length :], self.step({"cache": cache, **inputs}))
+
+    def truncate(self, index: Index, cache: Cache) -> None:
+        """Cut the index to the slots of the cache."""
+        index.truncate(cache.keys.shape[2], self.step({"cache": cache}))
+
+    def select(
+        self,
+        index: Index,
+        ks: Sequence[int],
+        queries: Tensor,
+        cache: Cache,
+        inputs: Inputs,
+        asked: Asked | None = None,
+    ) -> Iterator[Choice]:
+        """Take in the slots of the cache that the index lacks, and select for queries, in pieces.
+
+        Codes that have seen a later key would let the future in: a recipe without `causal_codes` is
+        given the keys up to a query's own, and then that query alone.
+        Shapes: queries [B, Hq, Tq, D]; inputs are of the tokens that the index lacks. The queries are of
+        the newest slots, and their inputs the last of `inputs`, unless `asked` says otherwise.
+        """
+        asked = asked or Asked.newest(queries, cache, inputs)
+        if self.indexer.traits().causal_codes:
+            yield from self._in_pieces(index, ks, queries, cache, inputs, asked)
+        else:
+            yield from self._one_by_one(index, ks, queries, cache, inputs, asked)
+
+    def select_at(
+        self,
+        index: Index,
+        k: int,
+        queries: Tensor,
+        keys: Tensor,
+        at: Tensor,
+        stop: Tensor,
+        inputs: Inputs,
+    ) -> Selection:
+        """A step of fixed shapes: one key [B, Hk, 1, D] at the slot `at` [1], and its query.
+
+        Of recipes that are `fixed`, which are shown no cache.
+        """
+        step = self.step(inputs, stop, at)
+        index.append(keys, step)
+        return index.select(queries, k, step)
+
+    def _in_pieces(
+        self,
+        index: Index,
+        ks: Sequence[int],
+        queries: Tensor,
+        cache: Cache,
+        inputs: Inputs,
+        asked: Asked,
+    ) -> Iterator[Choice]:
+        length, count = cache.keys.shape[2], queries.shape[2]
+        if index.length < length:
+            self.append(index, cache, inputs)
+        width = piece(queries, length, max(ks))
+        for first in range(0, count, width):
+            place = slice(first, min(first + width, count))
+            stops = asked.stops(place, queries.device)
+            only_newest = count == 1 and asked.slots[-1] == length - 1
+            memo = asked.memo if width >= count else {}
+            step = self.step(
+                {"cache": cache, **asked.inputs_of(place)},
+                None if only_newest else stops[None],
+                memo=memo,
+            )
+            yield Choice(place, index.select_many(queries[:, :, place], ks, step), stops, memo)
+
+    def _one_by_one(
+        self,
+        index: Index,
+        ks: Sequence[int],
+        queries: Tensor,
+        cache: Cache,
+        inputs: Inputs,
+        asked: Asked,
+    ) -> Iterator[Choice]:
+        begin = index.length
+        for number, slot in enumerate(asked.slots):
+            place, now = slice(number, number + 1), _until(cache, slot + 1)
+            if index.length <= slot:
+                fresh = slice(index.length - begin, slot + 1 - begin)
+                self.append(index, now, {name: tokens(x, fresh) for name, x in inputs.items()})
+            memo: Memo = {}
+            step = self.step({"cache": now, **asked.inputs_of(place)}, memo=memo)
+            chosen = index.select_many(queries[:, :, place], ks, step)
+            yield Choice(place, chosen, asked.stops(place, queries.device), memo)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Queries within a cache: the slot of each one's own token, ascending, and what else is known of it.
+
+    `inputs` have an entry for each query where inputs of keys have one for each token; `memo` is shared
+    by all recipes that are asked the same queries over the same cache.
+    """
+
+    slots: Sequence[int]
+    inputs: Inputs
+    memo: Memo = field(default_factory=dict)
+
+    @classmethod
+    def newest(cls, queries: Tensor, cache: Cache, inputs: Inputs) -> Asked:
+        """The queries of the newest slots, whose tokens the last of `inputs` are of."""
+        length, count = cache.keys.shape[2], queries.shape[2]
+        last = {name: tokens(x, slice(-count, None)) for name, x in inputs.items()}
+        return cls(range(length - count, length), last)
+
+    def inputs_of(self, place: slice) -> dict[str, Any]:
+        return {name: tokens(x, place) for name, x in self.inputs.items()}
+
+    def stops(self, place: slice, device: torch.device) -> Tensor:
+        """One past the last slot that each query of `place` sees [n]."""
+        slots = self.slots[place]
+        if isinstance(slots, range):  # made on the device: a list would have to be copied there
+            return torch.arange(slots.start + 1, slots.stop + 1, device=device)
+        return torch.tensor(slots, device=device) + 1
+
+
+def piece(queries: Tensor, length: int, k: int) -> int:
+    """How many queries to ask at once."""
+    rows, heads, _, width = queries.shape
+    return max(1, PIECE // (rows * heads * max(length, k * width)))
+
+
+def tokens(given: Any, place: slice) -> Any:
+    """An input's tokens: hidden states [B, t, C], values [B, Hk, t, Dv], or a pair of angles."""
+    if isinstance(given, tuple):
+        return tuple(tokens(x, place) for x in given)
+    return given[..., place, :]
+
+
+def _until(cache: Cache, stop: int) -> Cache:
+    values = cache.values
+    return Cache(cache.keys[:, :, :stop], None if values is None else values[:, :, :stop])
