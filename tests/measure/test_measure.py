@@ -24,6 +24,7 @@ from topkit.experiments.measure.summary import interval
 from topkit.indexers import Cache, Step, quantized, sign
 from topkit.indexers.scored import ScoredIndex
 from topkit.indexers.spec import parse
+from topkit.indexers.traits import Traits
 
 
 def made(samples=2, heads=4, groups=2, count=3, length=90, width=16, seed=0):
@@ -181,7 +182,8 @@ def test_inputs_that_were_not_captured_are_named_and_nothing_is_left_behind(tmp_
     from topkit.indexers import Indexer
 
     class Asks(Indexer):
-        needs = frozenset({"hidden", "rope"})
+        def traits(self):
+            return Traits(needs=frozenset({"hidden", "rope"}))
 
         def __repr__(self):
             return "asks()"

@@ -141,10 +141,10 @@ class _Faiss(Index):
             compared = self.recipe.compared(self.faiss) - before
             scored[row] = compared / heads
             read[row] += compared * queries.shape[-1] * 4
-        indices = torch.from_numpy(ids.reshape(rows, heads, 1, k)).to(queries.device)
-        return Selection(
-            indices, keys_scored=torch.from_numpy(scored), bytes_read=torch.from_numpy(read)
-        )
+        lists = ids.reshape(rows, heads, 1, k)
+        # On the queries' device, costs too: combinators add their own to them.
+        here = [torch.from_numpy(x).to(queries.device) for x in (lists, scored, read)]
+        return Selection(here[0], keys_scored=here[1], bytes_read=here[2])
 
     def _search(self, graph: Any, asked: np.ndarray, k: int, start: int) -> np.ndarray:
         found = np.full((len(asked), k), -1, dtype=np.int64)
