@@ -119,12 +119,16 @@ def unit_truth(
     *,
     start: Tensor | None = None,
     stop: Tensor | None = None,
+    scores: Tensor | None = None,
     memory: int = MEMORY,
 ) -> UnitTruth:
-    """The Top-k of the mean attention weights over each unit's heads: groups, or the whole layer."""
+    """The Top-k of the mean attention weights over each unit's heads: groups, or the whole layer.
+
+    Shapes: as `truth`.
+    """
     rows, _, count, _ = queries.shape
     best = queries.new_empty(rows, units, count, 0, dtype=torch.float32)
-    for _, chunk, hidden in _chunks(queries, keys, None, start, stop, memory):
+    for _, chunk, hidden in _chunks(queries, keys, None, start, stop, memory, scores):
         weights = chunk.mul_(exact.scaling).sub_(exact.lse[..., None]).exp_()
         if hidden is not None:
             weights.masked_fill_(hidden, 0.0)

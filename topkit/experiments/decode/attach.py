@@ -17,13 +17,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from topkit.errors import InputError
 from topkit.experiments.decode.cache import Followed, follow, leave
 from topkit.experiments.decode.cuda_graph import Graphed
+from topkit.experiments.decode.observer import Observer
 from topkit.experiments.decode.padding import Padding
 from topkit.experiments.decode.reader import Call, Reader
 from topkit.experiments.model.attention import Inputs, inputs_of, switched, taken
 from topkit.experiments.model.compatibility import PROBED, probe, unserved
 from topkit.experiments.model.finite import require_finite
 from topkit.experiments.model.record import within
-from topkit.experiments.runs.fidelity_rows import Judged
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget, parse_budget
 from topkit.indexers.spec import parse
@@ -70,7 +70,7 @@ def attach(
     if backend == "triton":
         reader = Reader(recipe, budget, seed, None, backend)
         _try_out(model, Attachment(model, reader, *how, capture=False))
-    judged = Judged(recipe, budget) if observe else None
+    judged = Observer(recipe, budget) if observe else None
     return Attachment(model, Reader(recipe, budget, seed, judged, backend), *how, capture)
 
 

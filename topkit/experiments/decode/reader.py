@@ -13,8 +13,8 @@ from topkit.errors import InputError
 from topkit.experiments.decode.attention import sparse_attention
 from topkit.experiments.decode.cache import Followed
 from topkit.experiments.decode.driver import Driver, tokens
+from topkit.experiments.decode.observer import Observer
 from topkit.experiments.model.compatibility import OFFERED
-from topkit.experiments.runs.fidelity_rows import Judged
 from topkit.indexers.base import Cache, Index, Indexer
 from topkit.indexers.budget import Budget
 
@@ -53,7 +53,7 @@ class Reader:
     indexer: Indexer
     budget: Budget
     seed: int
-    judged: Judged | None = None
+    judged: Observer | None = None
     backend: str = "auto"
 
     def take(self, followed: Followed, call: Call, prompt: int) -> None:

@@ -14,9 +14,9 @@ from topkit.experiments.evaluate.accuracy_rows import (
     accuracy_rows,
 )
 from topkit.experiments.evaluate.answers import Haystack
-from topkit.experiments.evaluate.observer import fidelity_table
 from topkit.experiments.model.load import load_once
 from topkit.experiments.runs.cells import Cell
+from topkit.experiments.runs.fidelity_rows import table as fidelity_table
 from topkit.experiments.runs.folder import part_name, with_cells
 from topkit.experiments.runs.parts import write_part
 from topkit.experiments.tasks import Haystack as Text
@@ -85,11 +85,8 @@ def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None
         )
     ]
     if haystack.fidelity:
-        write_part(
-            setting.out / "fidelity",
-            piece.part,
-            fidelity_table(haystack.fidelity, constants | {"sample": piece.sample}),
-        )
+        fidelity = fidelity_table("evaluate", haystack.fidelity, **constants, sample=piece.sample)
+        write_part(setting.out / "fidelity", piece.part, fidelity)
     table = with_cells(pa.Table.from_pylist(rows, SCHEMA), piece.cells)
     write_part(setting.out / "accuracy", piece.part, table)
 

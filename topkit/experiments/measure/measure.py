@@ -20,6 +20,7 @@ from topkit.experiments.capture.capture import Capture
 from topkit.experiments.measure.layer import Setting, measure_layer, require_all
 from topkit.experiments.measure.summary import summarise
 from topkit.experiments.runs.cells import Cell, parse_cells
+from topkit.experiments.runs.fidelity_rows import table
 from topkit.experiments.runs.folder import claim, describe, done
 from topkit.experiments.runs.jobs import Job, runner
 from topkit.experiments.runs.parts import digest, read_table
@@ -111,7 +112,7 @@ def measure(
         if setting.out is not None:
             tables = [read_table(setting.out / "fidelity")]
     order = [(n, "ascending") for n in ("indexer", "budget", "sample", "layer", "level", "head")]
-    return Measured(pa.concat_tables(tables, promote_options="permissive").sort_by(order))
+    return Measured(table("reduced" if reduce else "measure", tables).sort_by(order))
 
 
 def _setting(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from topkit.errors import InputError
 from topkit.experiments.capture.tensors import LayerTensors
 from topkit.experiments.decode.driver import Asked, Driver, Memo, piece, tokens
-from topkit.fidelity import Truth, judge, judge_units, overlap, truth, unit_truth
+from topkit.experiments.runs.judged import Exact
 from topkit.indexers.base import Cache, Indexer, Rest, Selection
 from topkit.indexers.exact import true_scores_of
 from topkit.kernels.score import score
@@ -34,7 +34,7 @@ class Replay:
         if piece(t.queries, length, k) >= t.queries.shape[2]:
             scores = score(t.queries, t.keys)
             self.memo[true_scores_of(length)] = scores
-        self.exact: Truth = truth(
+        self.exact = Exact(
             t.queries,
             t.keys,
             t.values,
@@ -82,22 +82,6 @@ class Replay:
         t = self.tensors
         values = None if t.values is None else t.values[:, :, :length]
         return Cache(t.keys[:, :, :length], values)
-
-    def columns(
-        self, selection: Selection, k: int, reference: Selection | None = None
-    ) -> Iterable[tuple[str, str, dict[str, Tensor]]]:
-        """(reference, level, columns [1, heads or units, Tq]) of one selection."""
-        t, s = self.tensors, selection
-        yield "head", "head", judge(self.exact, t.queries, t.keys, t.values, s, k)
-        units = s.indices.shape[1]
-        if units < t.queries.shape[1]:
-            level = "layer" if units == 1 else "group"
-            best = unit_truth(self.exact, t.queries, t.keys, k, units, stop=self.stop)
-            yield level, level, judge_units(self.exact, best, t.queries, t.keys, s, k)
-        if reference is not None:
-            found = overlap(s.indices, reference.indices)
-            visible = self.exact.visible[:, None].expand_as(found)
-            yield "other", "head", {"recall": found, "visible": visible, "trivial": visible <= k}
 
 
 def joined(parts: Sequence[Selection]) -> Selection:

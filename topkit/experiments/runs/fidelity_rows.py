@@ -1,102 +1,105 @@
-"""Fidelity rows of the selections that a model made while it decoded."""
+"""The fidelity row: one schema for what `measure`, `attach` and `evaluate` write.
 
+docs/metrics.md defines every column.
+"""
+
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from topkit.fidelity import METRICS, judge, judge_units, truth, unit_truth
-from topkit.indexers.base import Cache, Indexer, Selection, Step
-from topkit.indexers.budget import Budget
+from topkit.experiments.runs.judged import COSTS, Judged
+from topkit.fidelity import METRICS
 
-_COUNTS = ("call", "sample", "layer", "head", "position", "k", "visible")
-_WORDS = ("indexer", "budget", "reference", "level")
-_NUMBERS = ("index_bytes", "keys_scored", "bytes_read", *METRICS)
-SCHEMA = pa.schema(
-    [
-        *((name, pa.int64()) for name in _COUNTS),
-        *((name, pa.string()) for name in _WORDS),
-        *((name, pa.float64()) for name in _NUMBERS),
-        ("trivial", pa.bool_()),
-    ]
-)
+# Where a row comes from, how its selection was made, and how it was judged.
+_PLACE = ("sample", "layer", "head", "position")
+_CELL = ("indexer", "budget", "k")
+_NUMBERS = ("visible", "trivial", *METRICS, *COSTS, "index_bytes")
+_ROW = (*_PLACE, *_CELL, "reference", "level", *_NUMBERS)
 
-
-class Judged:
-    """Collects rows: one a call of generate, row of the batch (sample), layer, head and position."""
-
-    def __init__(self, indexer: Indexer, budget: Budget) -> None:
-        self._words = {"indexer": repr(indexer), "budget": str(budget)}
-        self._parts: list[dict[str, Any]] = []
-        # Calls of generate so far.
-        self.call = 0
-
-    def note(
-        self,
-        queries: Tensor,
-        cache: Cache,
-        selection: Selection,
-        k: int,
-        step: Step,
-        stops: Tensor,
-        index_bytes: int,
-    ) -> None:
-        """Judge the selection of queries [B, Hq, Tq, D] that see the slots before stops [Tq]."""
-        keys, values, layer = cache.keys, cache.values, step.layer
-        seen: dict[str, Any] = {"start": step.start, "stop": stops[None]}
-        exact = truth(queries, keys, values, k, scaling=step.scaling, layer=layer, **seen)
-        first = torch.zeros_like(stops[:1]) if step.start is None else step.start
-        places = {
-            "call": self.call,
-            "layer": layer,
-            "k": k,
-            "index_bytes": index_bytes / queries.shape[0],
-            "position": stops - 1 - first[:, None, None],
-            "keys_scored": _cost(selection.keys_scored),
-            "bytes_read": _cost(selection.bytes_read),
-        }
-        self._keep("head", places, judge(exact, queries, keys, values, selection, k))
-        units = selection.indices.shape[1]
-        if units < queries.shape[1]:
-            best = unit_truth(exact, queries, keys, k, units, **seen)
-            columns = judge_units(exact, best, queries, keys, selection, k)
-            self._keep("layer" if units == 1 else "group", places, columns)
-
-    def _keep(self, level: str, places: dict[str, Any], columns: dict[str, Tensor]) -> None:
-        shape = columns["recall"].shape
-        wide = {name: torch.as_tensor(x).cpu().expand(shape) for name, x in places.items()}
-        wide |= {name: x.cpu() for name, x in columns.items()}
-        wide["sample"] = torch.arange(shape[0])[:, None, None].expand(shape)
-        wide["head"] = torch.arange(shape[1])[:, None].expand(shape)
-        real = wide["visible"] > 0
-        part: dict[str, Any] = {name: x[real].numpy() for name, x in wide.items()}
-        self._parts.append({**part, "level": level})
-
-    def table(self) -> pa.Table:
-        """All rows so far; NaN, for what has no meaning, is null."""
-        parts = self._parts
-        columns: dict[str, Any] = {}
-        for name in SCHEMA.names:
-            if name in self._words:
-                continue
-            key = "level" if name == "reference" else name
-            if key == "level":
-                column = [p["level"] for p in parts for _ in range(len(p["head"]))]
-            else:
-                column = np.concatenate([p[key] for p in parts]) if parts else []
-            columns[name] = pa.array(column, from_pandas=True).cast(SCHEMA.field(name).type)
-        count = len(columns["head"])
-        columns |= {
-            name: pa.array([word] * count, pa.string()) for name, word in self._words.items()
-        }
-        return pa.table({name: columns[name] for name in SCHEMA.names}, schema=SCHEMA)
+_TYPES: dict[str, pa.DataType] = {
+    **dict.fromkeys(("task", "sparse_from"), pa.string()),
+    **dict.fromkeys(("length", "haystack", "question", "call", "row"), pa.int64()),
+    **dict.fromkeys(_PLACE, pa.int64()),
+    **dict.fromkeys(_CELL, pa.string()),
+    "k": pa.int64(),
+    **dict.fromkeys(("reference", "level"), pa.string()),
+    **dict.fromkeys(_NUMBERS, pa.float64()),
+    "trivial": pa.bool_(),
+    **dict.fromkeys(("recall_min", "mass_min"), pa.float64()),
+    **dict.fromkeys(("positions", "rows"), pa.int64()),
+}
+SCHEMA = pa.schema(list(_TYPES.items()))
 
 
-def _cost(cost: Tensor | float) -> Tensor:
-    """A number, or one a query [B or 1, Tq], to stand for all heads."""
-    cost = torch.as_tensor(cost)
-    return cost if cost.ndim == 0 else cost[:, None]
+def _some(*names: str) -> pa.Schema:
+    """These columns of the schema, in its order."""
+    return pa.schema([column for column in SCHEMA if column.name in names])
+
+
+# The columns of each table; a column that has no meaning in one is not there.
+TABLES: dict[str, pa.Schema] = {
+    "measure": _some(*_ROW),
+    # One row in place of those of all positions.
+    "reduced": _some(*(set(_ROW) - {"position"}), "recall_min", "mass_min", "rows"),
+    "attach": _some("call", "row", *_ROW),
+    "evaluate": _some(
+        "task", "sparse_from", "length", "haystack", "question", *_ROW, "positions"
+    ),
+}  # fmt: skip
+
+
+def rows(
+    judged: Judged,
+    places: Mapping[str, Tensor | str | float | None],
+    keep: Tensor | None = None,
+) -> pa.Table:
+    """A row a query and head: its place, and what is judged of it; NaN is null.
+
+    A place is one value for all rows, or a tensor that broadcasts to the columns [B, H, Tq]; the head,
+    the level and the reference are added. Only rows that `keep` says, and that see a key, are kept: a
+    query that sees nothing has nothing to be judged by.
+    """
+    shape = judged.columns["visible"].shape
+    head = torch.arange(shape[1])[:, None]
+    columns = {"level": judged.level, "reference": judged.reference, "head": head, **places}
+    columns |= judged.columns
+    numbers = {name: x for name, x in columns.items() if isinstance(x, Tensor)}
+    block = torch.empty(len(numbers), *shape, dtype=torch.float64)
+    for line, x in zip(block, numbers.values(), strict=True):
+        line.copy_(x)
+    kept = block[list(numbers).index("visible")] > 0
+    if keep is not None:
+        kept &= keep.cpu()
+    flat = (block.flatten(1) if kept.all() else block[:, kept]).numpy()
+    lines = dict(zip(numbers, flat, strict=True))
+    count = flat.shape[1]
+
+    def column(name: str) -> pa.Array:
+        if name not in lines:
+            return pa.repeat(pa.scalar(columns[name], _TYPES[name]), count)
+        if name == "trivial":
+            return pa.array(lines[name] > 0)
+        return pa.array(lines[name], _TYPES[name], from_pandas=True)
+
+    return pa.table({name: column(name) for name in SCHEMA.names if name in columns})
+
+
+def table(name: str, parts: Sequence[pa.Table], **constants: str | int) -> pa.Table:
+    """The rows of all parts as one of TABLES; the constants are the same in every row.
+
+    Rows written by 0.1, whose types differed from table to table, get those of the schema.
+    """
+    schema = TABLES[name]
+    if not parts:
+        return schema.empty_table()
+    whole = pa.concat_tables(parts, promote_options="permissive")
+    for column, value in constants.items():
+        tied = pa.repeat(pa.scalar(value, _TYPES[column]), whole.num_rows)
+        whole = whole.append_column(column, tied)
+    return whole.select(schema.names).cast(schema)

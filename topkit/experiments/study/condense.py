@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from topkit.errors import InputError
-from topkit.experiments.evaluate.observer import SCHEMA
+from topkit.experiments.runs.fidelity_rows import TABLES
 from topkit.experiments.runs.parts import read_table, write_part
 
 SETTING = ["task", "length", "sparse_from"]
@@ -56,7 +56,8 @@ def by_head(fidelity: pa.Table) -> pa.Table:
 
 def _observed(folder: Path) -> pa.Table:
     """All fidelity rows; none where full attention ran alone, or nothing was observed."""
-    return read_table(folder) if any(folder.glob("*.parquet")) else SCHEMA.empty_table()
+    held = any(folder.glob("*.parquet"))
+    return read_table(folder) if held else TABLES["evaluate"].empty_table()
 
 
 def _judged(fidelity: pa.Table) -> pa.Table:

@@ -1,0 +1,110 @@
+"""Selections judged against the exact rows of their queries, at every level that they have."""
+
+# pyright: strict
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import nan
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from topkit.fidelity import (
+    METRICS,
+    Truth,
+    UnitTruth,
+    judge,
+    judge_units,
+    overlap,
+    truth,
+    unit_truth,
+)
+from topkit.indexers.base import Selection
+
+COSTS = ("keys_scored", "bytes_read")
+
+
+class Judged(NamedTuple):
+    """A selection in numbers: visible, trivial, METRICS and COSTS, each [B, H, Tq].
+
+    H counts what the level says: query heads, or the lists that a group or the layer shares. Where a
+    metric has no meaning it is NaN.
+    """
+
+    level: str
+    reference: str
+    columns: Mapping[str, Tensor]
+
+
+class Exact:
+    """The exact rows of some queries, which any number of their selections are judged against.
+
+    Shapes: queries, keys, values, start and stop as `topkit.fidelity.truth` has them; k is the
+    greatest to be judged at. scores [B, Hq, Tq, T]: all dot products, where they are known already.
+    Raises: InputError for NaN or infinity, naming layer and head.
+    """
+
+    def __init__(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor | None,
+        k: int,
+        *,
+        scaling: float,
+        layer: int | None = None,
+        start: Tensor | None = None,
+        stop: Tensor | None = None,
+        scores: Tensor | None = None,
+    ) -> None:
+        self.queries, self.keys, self.values, self.k = queries, keys, values, k
+        self._seen: dict[str, Any] = {"start": start, "stop": stop, "scores": scores}
+        self.truth: Truth = truth(
+            queries, keys, values, k, scaling=scaling, layer=layer, **self._seen
+        )
+        self._units: dict[int, UnitTruth] = {}
+
+    def judged(self, selection: Selection, k: int) -> list[Judged]:
+        """Each head against its own Top-k; and, of shared lists, each list against its unit's."""
+        one = judge(self.truth, self.queries, self.keys, self.values, selection, k)
+        judged = [_with_costs("head", "head", one, selection)]
+        lists = selection.indices.shape[1]
+        level = self._level(lists)
+        if level != "head":
+            best = self._unit(lists)
+            shared = judge_units(self.truth, best, self.queries, self.keys, selection, k)
+            judged.append(_with_costs(level, level, shared, selection))
+        return judged
+
+    def overlap(self, selection: Selection, k: int, other: Selection, name: str) -> Judged:
+        """The share of another indexer's keys that were chosen too, as recall; `name` is the other's."""
+        recall = overlap(selection.indices, other.indices)
+        visible = self.truth.visible[:, None].expand_as(recall)
+        columns = dict.fromkeys(METRICS, torch.full_like(recall, nan))
+        columns |= {"visible": visible, "trivial": visible <= k, "recall": recall}
+        return _with_costs(self._level(recall.shape[1]), name, columns, selection)
+
+    def _level(self, lists: int) -> str:
+        if lists == self.queries.shape[1]:
+            return "head"
+        return "layer" if lists == 1 else "group"
+
+    def _unit(self, units: int) -> UnitTruth:
+        if units not in self._units:
+            self._units[units] = unit_truth(
+                self.truth, self.queries, self.keys, self.k, units, **self._seen
+            )
+        return self._units[units]
+
+
+def _with_costs(
+    level: str, reference: str, columns: Mapping[str, Tensor], selection: Selection
+) -> Judged:
+    recall = columns["recall"]
+    costs: dict[str, Tensor] = {}
+    for name in COSTS:
+        cost = torch.as_tensor(getattr(selection, name), device=recall.device)
+        # A number, or one a query [B or 1, Tq]: the same for all heads.
+        costs[name] = (cost if cost.ndim == 0 else cost[:, None]).expand(recall.shape)
+    return Judged(level, reference, {**columns, **costs})
