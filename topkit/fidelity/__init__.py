@@ -1,5 +1,8 @@
 """Judging a selection: functions of queries, keys, values and what was chosen."""
 
+# pyright: strict
+from __future__ import annotations
+
 from topkit.fidelity.metrics import METRICS, Metric, judge, judge_units, overlap
 from topkit.fidelity.truth import Truth, UnitTruth, truth, unit_truth
 

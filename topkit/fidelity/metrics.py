@@ -1,10 +1,11 @@
 """Metrics of a selection: everything follows from the exact scores of the keys it chose."""
 
+# pyright: strict
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +15,21 @@ from topkit.fidelity.truth import Truth, UnitTruth
 from topkit.kernels.gather_attention import attend, gather_scores
 
 NAN = math.nan
-# Two scores closer than this share of the largest are one: float32's own doubt.
+# Two scores closer than this share of the row's largest are equal: float32 tells no more.
 TOLERANCE = 1e-6
-# Bytes of keys gathered at a time: what a cache holds is read again faster than fresh memory.
+# Bytes of keys gathered at a time: what still lies in the cache is read again at less cost.
 GATHERED = 1 << 24
+
+
+class PseudoKeys(Protocol):
+    """What stands for the keys that were left out; an indexer's Rest is one."""
+
+    @property
+    def values(self) -> Tensor: ...
+    @property
+    def logits(self) -> Tensor | None: ...
+    @property
+    def share(self) -> Tensor | None: ...
 
 
 class Selected(Protocol):
@@ -28,12 +40,12 @@ class Selected(Protocol):
     @property
     def log_weights(self) -> Tensor | None: ...
     @property
-    def rest(self) -> Any: ...
+    def rest(self) -> PseudoKeys | None: ...
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a column holds; better is "higher", "lower" or "" where neither is."""
+    """What a column says; better is "higher", "lower" or "" where neither is."""
 
     meaning: str
     better: str = ""
@@ -68,9 +80,9 @@ def judge(
     """The metrics of a selection for each query head, against that head's own Top-k.
 
     Shapes: as `truth`; selection.indices [B, Hs, Tq, w] with -1 for none, its log_weights and rest
-    as attention would apply them -> columns [B, Hq, Tq], NaN where a metric has no meaning; besides
+    as attention would apply them -> columns [B, Hq, Tq], NaN where a metric has no meaning; beside
     METRICS, visible and trivial (k >= visible, to be left out of averages).
-    Definitions: ARCHITECTURE.md, Fidelity.
+    Definitions: docs/metrics.md.
     """
     chosen, sparse = _attended(queries, keys, values, selection, exact.scaling)
     visible = exact.visible[:, None].expand_as(exact.lse)
@@ -79,12 +91,12 @@ def judge(
     slack = TOLERANCE * exact.largest
     weights = _weights(chosen, exact)
     mass = weights.sum(-1)
-    columns = {
+    return {
         "visible": visible,
         "kept": kept,
         "trivial": visible <= k,
-        "recall": _found(chosen, exact.scores, wanted, slack),
-        "own_recall": _found(chosen, exact.scores, kept.minimum(visible), slack),
+        "recall": _recall(chosen, exact.scores, wanted, slack),
+        "own_recall": _recall(chosen, exact.scores, kept.minimum(visible), slack),
         "mass": mass,
         "mass_ratio": mass / _first(_weights(exact.scores, exact), wanted).sum(-1),
         "mass_estimate": _estimate(mass, weights, exact, selection),
@@ -94,7 +106,6 @@ def judge(
         "entropy": exact.entropy,
         "support": exact.entropy.exp(),
     }
-    return columns
 
 
 def judge_units(
@@ -107,28 +118,29 @@ def judge_units(
 ) -> dict[str, Tensor]:
     """The metrics of a shared selection, once a unit, against the Top-k of its heads' mean weights.
 
-    Shapes: -> columns [B, Hs, Tq]; what has no meaning for a unit is NaN.
+    Shapes: as `judge` -> columns [B, Hs, Tq]; what has no meaning for a unit is NaN.
+    Definitions: docs/metrics.md.
     """
     chosen, _ = _attended(queries, keys, None, selection, exact.scaling)
-    weights = _weights(chosen, exact).unflatten(1, (units.weights.shape[1], -1)).mean(2)
+    by_unit = torch.unflatten(_weights(chosen, exact), 1, (units.weights.shape[1], -1))
     valid = selection.indices >= 0
-    weights = weights.masked_fill(~valid, -1.0)
+    weights = by_unit.mean(2).masked_fill(~valid, -1.0)
     visible = exact.visible[:, None].expand(weights.shape[:-1])
     wanted, kept = visible.clamp_max(k), valid.sum(-1)
     slack = TOLERANCE * units.weights[..., 0]
     mass = weights.clamp_min(0).sum(-1)
     nothing = torch.full_like(mass, NAN)
-    found = {
+    columns = {
         "visible": visible,
         "kept": kept,
         "trivial": visible <= k,
-        "recall": _found(weights, units.weights, wanted, slack),
-        "own_recall": _found(weights, units.weights, kept.minimum(visible), slack),
+        "recall": _recall(weights, units.weights, wanted, slack),
+        "own_recall": _recall(weights, units.weights, kept.minimum(visible), slack),
         "mass": mass,
         "mass_ratio": mass / _first(units.weights, wanted).sum(-1),
         "top1": (weights.amax(-1) >= units.weights[..., 0] - slack).float(),
     }
-    return {name: found.get(name, nothing) for name in ("visible", "trivial", *METRICS)}
+    return {name: columns.get(name, nothing) for name in ("visible", "trivial", *METRICS)}
 
 
 def overlap(indices: Tensor, reference: Tensor) -> Tensor:
@@ -159,8 +171,8 @@ def _first(sorted_values: Tensor, count: Tensor) -> Tensor:
     return sorted_values.masked_fill(place >= count[..., None], 0.0)
 
 
-def _found(chosen: Tensor, best: Tensor, wanted: Tensor, slack: Tensor) -> Tensor:
-    """How much of the best `wanted` was chosen: what reaches the last of them, capped."""
+def _recall(chosen: Tensor, best: Tensor, wanted: Tensor, slack: Tensor) -> Tensor:
+    """The share of the best `wanted` that was chosen: what reaches the last of them, capped."""
     last = best.gather(-1, (wanted - 1).clamp(0, best.shape[-1] - 1)[..., None])
     reached = (chosen >= last - slack[..., None]).sum(-1).minimum(wanted)
     return (reached / wanted).masked_fill(wanted == 0, NAN)
@@ -178,7 +190,7 @@ def _regret(chosen: Tensor, exact: Truth, count: Tensor) -> Tensor:
 
 def _estimate(mass: Tensor, weights: Tensor, exact: Truth, selection: Selected) -> Tensor:
     rest = selection.rest
-    logits = getattr(rest, "logits", None)
+    logits = None if rest is None else rest.logits
     if selection.log_weights is None and logits is None:
         return torch.full_like(mass, NAN)
     total = mass
@@ -193,8 +205,12 @@ def _estimate(mass: Tensor, weights: Tensor, exact: Truth, selection: Selected) 
 def _output_error(exact: Truth, sparse: Tensor | None) -> Tensor:
     if sparse is None or exact.output is None:
         return torch.full_like(exact.lse, NAN)
-    dense = exact.output.norm(dim=-1)
-    return ((sparse - exact.output).norm(dim=-1) / dense).masked_fill(dense == 0, NAN)
+    dense = _length(exact.output)
+    return (_length(sparse - exact.output) / dense).masked_fill(dense == 0, NAN)
+
+
+def _length(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=-1)  # pyright: ignore (torch says no type)
 
 
 def _attended(
@@ -207,18 +223,19 @@ def _attended(
     wide = max(keys.shape[-1], 0 if values is None else values.shape[-1])
     a_query = 4 * indices[:, :, 0].numel() * max(1, keys.shape[1] // indices.shape[1]) * wide
     step = max(1, GATHERED // max(a_query, 1))
-    scores, outputs = [], []
+    scores: list[Tensor] = []
+    outputs: list[Tensor] = []
     for at in range(0, queries.shape[2], step):
         span = slice(at, at + step)
         scores.append(gather_scores(queries[:, :, span], keys, indices[:, :, span]))
         if values is None:
             continue
-        asked = {
+        options = {
             "log_weights": selection.log_weights,
-            "rest_values": getattr(rest, "values", None),
-            "rest_logits": getattr(rest, "logits", None),
-            "rest_share": getattr(rest, "share", None),
+            "rest_values": None if rest is None else rest.values,
+            "rest_logits": None if rest is None else rest.logits,
+            "rest_share": None if rest is None else rest.share,
         }
-        asked = {name: x[:, :, span] for name, x in asked.items() if x is not None}
-        outputs.append(attend(scores[-1], values, indices[:, :, span], scaling=scaling, **asked))
+        cut = {name: x[:, :, span] for name, x in options.items() if x is not None}
+        outputs.append(attend(scores[-1], values, indices[:, :, span], scaling=scaling, **cut))
     return torch.cat(scores, 2), None if values is None else torch.cat(outputs, 2)

@@ -1,5 +1,6 @@
 """The exact rows that every selection is judged against, streamed over chunks of keys."""
 
+# pyright: strict
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.kernels.score import score
 
-# Bytes that one chunk's scores and float32 copies may take together: small blocks are used again,
-# and large ones are asked of the system anew, page by page.
+# Bytes that one chunk's scores and float32 copies may take together: the allocator keeps small
+# blocks for the next chunk, and gets large ones from the system anew, page by page.
 MEMORY = 1 << 28
 NEVER = float("-inf")
 
@@ -21,9 +22,9 @@ NEVER = float("-inf")
 class Truth:
     """What is exact of each query row, in float32.
 
-    Shapes: visible [B, Tq], keys that a query sees; scores [B, Hq, Tq, k], the best, sorted, -inf
-    where there are fewer; lse (of the scaled scores), largest (|score|) and entropy (nats)
-    [B, Hq, Tq]; output [B, Hq, Tq, Dv], dense attention's.
+    Shapes: visible [B, Tq], keys that a query sees; scores [B, Hq, Tq, k], the best, unscaled and
+    sorted, -inf where there are fewer; lse (of the scaled scores), largest (|score|) and entropy
+    (nats) [B, Hq, Tq]; output [B, Hq, Tq, Dv], dense attention's.
     """
 
     scaling: float
@@ -37,7 +38,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class UnitTruth:
-    """The best mean attention weights of each unit of heads: weights [B, Hs, Tq, k], sorted."""
+    """The best of each unit's mean attention weights over its heads: weights [B, Hs, Tq, k], sorted."""
 
     weights: Tensor
 
@@ -132,15 +133,15 @@ def unit_truth(
         weights = chunk.mul_(exact.scaling).sub_(exact.lse[..., None]).exp_()
         if hidden is not None:
             weights.masked_fill_(hidden, 0.0)
-        shared = weights.unflatten(1, (units, -1)).mean(2)
-        best = _best(best, shared, k)
+        by_unit = torch.unflatten(weights, 1, (units, -1))
+        best = _best(best, by_unit.mean(2), k)
     return UnitTruth(best.sort(-1, descending=True).values)
 
 
 def _best(before: Tensor, chunk: Tensor, k: int) -> Tensor:
     """The k best of both, in no order: sorting each time would cost as much as finding them."""
-    found = chunk.topk(min(k, chunk.shape[-1]), dim=-1, sorted=False).values
-    both = torch.cat([before, found], -1)
+    new = chunk.topk(min(k, chunk.shape[-1]), dim=-1, sorted=False).values
+    both = torch.cat([before, new], -1)
     return both.topk(min(k, both.shape[-1]), dim=-1, sorted=False).values
 
 

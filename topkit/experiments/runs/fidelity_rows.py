@@ -3,8 +3,10 @@
 docs/metrics.md defines every column.
 """
 
-# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: reportUnknownVariableType=false
+# (pyarrow comes without types.)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
