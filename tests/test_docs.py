@@ -19,6 +19,7 @@ from topkit.indexers import INDEXERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / f"{name}.md" for name in ("README", "ARCHITECTURE", "CONTRIBUTING", "CHANGELOG")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -33,7 +34,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         path, _, anchor = target.partition("#")
         if re.match(r"https?://", target):
             continue
-        there = ROOT / path if path else page
+        there = page.parent / path if path else page
         assert there.exists(), f"{page.name} links to {target}"
         if anchor:
             titles = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
@@ -67,7 +68,8 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def commands_shown() -> list[list[str]]:
-    blocks = [b for page in PAGES for b in code_blocks(page.name, "sh")]
+    pages = [str(page.relative_to(ROOT)) for page in PAGES]
+    blocks = [b for page in pages for b in code_blocks(page, "sh")]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     words = [shlex.split(line, comments=True) for line in lines]
     return [w[1:] for w in words if w and w[0].endswith("topkit")]
@@ -90,6 +92,31 @@ def test_make_targets_of_the_pages_exist() -> None:
     for page in PAGES:
         named = set(re.findall(r"(?:^|`)make ([\w-]+)", page.read_text(), re.MULTILINE))
         assert named <= targets, page.name
+
+
+def table_of(page: str, title: str) -> list[list[str]]:
+    """The lines of a section's first table below its head, cell by cell."""
+    section = (ROOT / page).read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_every_column_of_the_tables_is_defined_and_no_other() -> None:
+    from topkit.experiments.evaluate.accuracy_rows import SCHEMA as ACCURACY
+    from topkit.experiments.runs.fidelity_rows import SCHEMA, TABLES
+
+    fidelity = table_of("docs/metrics.md", "Fidelity rows")
+    accuracy = table_of("docs/metrics.md", "Accuracy rows")
+    for rows, schema in ((fidelity, SCHEMA), (accuracy, ACCURACY)):
+        types = [
+            (c.name, str(c.type).replace("list<item: string>", "list of string")) for c in schema
+        ]
+        assert [(row[0].strip("`"), row[1]) for row in rows] == types
+        assert all(row[3] for row in rows)
+    letters = {"M": "measure", "R": "reduced", "A": "attach", "E": "evaluate"}
+    assert set(letters.values()) == set(TABLES)
+    for letter, table in letters.items():
+        assert [row[0].strip("`") for row in fidelity if letter in row[5]] == TABLES[table].names
 
 
 def test_one_version_everywhere() -> None:

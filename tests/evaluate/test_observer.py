@@ -1,0 +1,47 @@
+"""What was observed of an answer: which of the queries count, and their means."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from topkit.experiments.evaluate.observer import joined, means
+from topkit.experiments.runs.judged import Judged
+
+
+def slow_mean(values, trivial, real):
+    """Of one question and head: over real queries that are not trivial, or all where all are."""
+    counted = [i for i, yes in enumerate(real) if yes]
+    useful = [i for i in counted if not trivial[i]]
+    numbers = [values[i] for i in useful or counted if not math.isnan(values[i])]
+    return sum(numbers) / len(numbers) if numbers else math.nan
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 2), st.integers(1, 5))
+def test_means_leave_out_what_is_trivial_and_what_has_no_meaning(seed, batch, heads, count):
+    g = torch.Generator().manual_seed(seed)
+    recall = torch.rand(batch, heads, count, generator=g)
+    recall[torch.rand(recall.shape, generator=g) < 0.3] = math.nan
+    kept = torch.randint(0, 9, recall.shape, generator=g)
+    trivial = torch.rand(batch, 1, count, generator=g).expand(recall.shape) < (seed % 3) / 2
+    real = torch.arange(count) < torch.randint(1, count + 1, (batch, 1), generator=g)
+    judged = Judged("group", "group", {"recall": recall, "kept": kept, "trivial": trivial})
+    mean = means(judged, real)
+    assert mean[:2] == ("group", "group")
+    for b in range(batch):
+        for h in range(heads):
+            lines = trivial[b, h].tolist(), real[b].tolist()
+            for name, column in (("recall", recall), ("kept", kept)):
+                expected = slow_mean(column[b, h].tolist(), *lines)
+                assert float(mean.columns[name][b, h, 0]) == pytest.approx(expected, nan_ok=True)
+            every = all(t for t, yes in zip(*lines, strict=True) if yes)
+            assert bool(mean.columns["trivial"][b, h, 0]) == every
+
+
+def test_pieces_of_the_queries_are_joined_in_order():
+    whole = torch.arange(12.0).view(1, 2, 6)
+    pieces = [Judged("head", "head", {"mass": part}) for part in whole.split([1, 3, 2], -1)]
+    assert joined(pieces).columns["mass"].equal(whole)
