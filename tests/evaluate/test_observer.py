@@ -7,8 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topkit.experiments.evaluate.observer import joined, means
-from topkit.experiments.runs.judged import Judged
+from topkit.experiments.evaluate.observer import Observer, joined, means
+from topkit.experiments.evaluate.streams import Stream
+from topkit.experiments.runs.cells import parse_cells
+from topkit.experiments.runs.judged import COSTS, Judged
+from topkit.fidelity import METRICS
+from topkit.indexers import Step
+from topkit.indexers.spec import parse
 
 
 def slow_mean(values, trivial, real):
@@ -45,3 +50,27 @@ def test_pieces_of_the_queries_are_joined_in_order():
     whole = torch.arange(12.0).view(1, 2, 6)
     pieces = [Judged("head", "head", {"mass": part}) for part in whole.split([1, 3, 2], -1)]
     assert joined(pieces).columns["mass"].equal(whole)
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_rows_are_of_the_answers_own_queries(each):
+    """Two questions of one batch, whose answers have 3 and 1 tokens."""
+    index = parse("sign()").build(torch.ones(2, 1, 4, 8), Step())
+    (cell,) = parse_cells("sign()", 5, dense=False)
+    stream = Stream(cell, 5, {3: index}, 0, 2)
+    shape = (2, 1, 3)
+    columns = dict.fromkeys((*METRICS, *COSTS), torch.arange(6.0).view(shape))
+    columns |= {"visible": torch.full(shape, 9), "trivial": torch.zeros(shape).bool()}
+    observer = Observer(stream, {}, {(3, "head"): [Judged("head", "head", columns)]})
+    real = torch.tensor([[True, True, True], [True, False, False]])
+    (table,) = observer.tables([7, 2], real, 20, each)
+    names = ["question", "position", "positions", "recall", "layer", "k", "indexer", "index_bytes"]
+    said = (3, 5, "sign()", index.nbytes / 2)
+    expected = (
+        [(7, 20, 1, 0.0), (7, 21, 1, 1.0), (7, 22, 1, 2.0), (2, 20, 1, 3.0)]
+        if each
+        else [(7, None, 3, 1.0), (2, None, 1, 3.0)]
+    )
+    assert [tuple(row[n] for n in names) for row in table.to_pylist()] == [
+        (*row, *said) for row in expected
+    ]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import topkit
 from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
+from topkit.experiments.decode.driver import Choice
 from topkit.experiments.decode.observer import Observer as Attached
 from topkit.experiments.evaluate.observer import Observer as Evaluated
 from topkit.experiments.evaluate.streams import Stream
@@ -22,7 +23,7 @@ from topkit.experiments.measure.layer import reduced
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.fidelity_rows import SCHEMA, TABLES, rows, table
 from topkit.experiments.runs.judged import COSTS, Exact, Judged
-from topkit.fidelity import METRICS, truth
+from topkit.fidelity import METRICS
 from topkit.indexers import Indexer, Rest, Selection, Step
 from topkit.indexers.base import Cache, Index
 from topkit.indexers.budget import parse_budget
@@ -290,7 +291,8 @@ def three_ways(lists: int, weighted: bool = False):
     measured = topkit.measure(capture, recipe, 6, quiet=True)
     attached = Attached(recipe, budget)
     step, cache = Step(layer=0, scaling=SCALING, start=start), Cache(p.keys, p.values)
-    attached.note(p.queries, cache, selection, 6, step, stops, 4321)
+    every = Choice(slice(0, 3), {6: selection}, stops, {})
+    attached.note(p.queries, cache, selection, 6, step, every, 4321)
     stream = Stream(Cell(recipe, budget), 6, {0: Fixed(selection, 23)}, 0, 1)
     evaluated = Evaluated(stream, {0: SCALING})
     for i in range(3):  # in pieces, as questions are
@@ -303,7 +305,7 @@ def three_ways(lists: int, weighted: bool = False):
             selection.keys_scored,
             torch.as_tensor(selection.bytes_read)[:, span],
         )
-        evaluated(0, p.queries[:, :, span], p.keys, p.values, piece, stops[span])
+        evaluated(0, p.queries[:, :, span], cache, piece, Choice(span, {6: piece}, stops[span], {}))
     real = torch.ones(1, 3, dtype=torch.bool)
     constants = dict(task="t", length=23, haystack=0, sparse_from="question", sample=0)
     each, means = (
@@ -425,7 +427,8 @@ def test_a_padded_row_has_rows_from_its_first_real_token_on():
     observer = Attached(handmade(), parse_budget(4))
     step = Step(layer=5, scaling=SCALING, start=p.start)
     observer.call = 2
-    observer.note(p.queries, Cache(p.keys, p.values), p.selection, 4, step, p.stop[0], 10)
+    every = Choice(slice(0, 3), {4: p.selection}, p.stop[0], {})
+    observer.note(p.queries, Cache(p.keys, p.values), p.selection, 4, step, every, 10)
     made = observer.table().to_pylist()
     assert made
     for r in made:
@@ -464,16 +467,29 @@ def test_exact_rows_of_a_greater_k_serve_a_smaller(lists):
             )
 
 
-def test_exact_rows_that_a_caller_has_are_taken():
-    p = problem(2, 2, 2, 1, 1, 31, 7, 2, False, False)
+def test_exact_rows_serve_lists_of_every_number_of_heads():
+    many = [problem(2, 2, 2, 2, 3, 31, 7, lists, False, False) for lists in (4, 2, 1, 2)]
+    exact = many[0].exact()
+    for p in many:
+        one, other = (e.judged(p.selection, 7)[-1] for e in (exact, p.exact()))
+        assert one.level == other.level
+        assert one.columns["mass_ratio"].equal(other.columns["mass_ratio"])
+
+
+@pytest.mark.parametrize("lists", [1, 2, 4])
+def test_scores_that_a_caller_has_are_taken(lists):
+    """Of these scores, that is, and of no others: doubled ones give the rows of doubled queries."""
+    p = problem(2, 2, 2, 2, 3, 31, 7, lists, False, False)
+    scores = torch.einsum("bhqd,bhtd->bhqt", p.queries, p.keys.repeat_interleave(2, 1))
     options: dict[str, Any] = {"scaling": SCALING, "start": p.start, "stop": p.stop}
-    own = truth(p.queries, p.keys, p.values, 7, **options)
-    exact = Exact(p.queries, p.keys, p.values, 7, **options, truth=own)
-    assert exact.truth is own
-    for one, other in zip(
-        exact.judged(p.selection, 7), p.exact().judged(p.selection, 7), strict=True
-    ):
-        assert one.columns["recall"].equal(other.columns["recall"])
+    for factor in (1, 2):
+        known = Exact(p.queries, p.keys, None, 7, **options, scores=factor * scores)
+        own = Exact(factor * p.queries, p.keys, None, 7, **options)
+        torch.testing.assert_close(known.truth.scores, own.truth.scores)
+        known.queries = own.queries
+        for one, other in zip(*(e.judged(p.selection, 7) for e in (known, own)), strict=True):
+            for name in ("recall", "mass", "mass_ratio"):
+                torch.testing.assert_close(one.columns[name], other.columns[name])
 
 
 def test_nan_is_refused_by_layer_and_head():

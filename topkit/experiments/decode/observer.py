@@ -6,10 +6,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from topkit.experiments.decode.driver import Choice
 from topkit.experiments.runs.fidelity_rows import rows, table
 from topkit.experiments.runs.judged import Exact
 from topkit.indexers.base import Cache, Indexer, Selection, Step
 from topkit.indexers.budget import Budget
+from topkit.indexers.exact import true_scores_of
 
 
 class Observer:
@@ -28,11 +30,11 @@ class Observer:
         selection: Selection,
         k: int,
         step: Step,
-        stops: Tensor,
+        choice: Choice,
         index_bytes: int,
     ) -> None:
-        """Judge the selection of queries [B, Hq, Tq, D] that see the slots before stops [Tq]."""
-        batch = queries.shape[0]
+        """Judge what queries [B, Hq, Tq, D] selected."""
+        batch, stops = queries.shape[0], choice.stops
         exact = Exact(
             queries,
             cache.keys,
@@ -42,6 +44,7 @@ class Observer:
             layer=step.layer,
             start=step.start,
             stop=stops[None],
+            scores=choice.memo.get(true_scores_of(cache.keys.shape[2])),
         )
         start = torch.zeros_like(stops[:1]) if step.start is None else step.start
         row = torch.arange(batch)[:, None, None]

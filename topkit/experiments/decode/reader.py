@@ -100,7 +100,7 @@ class Reader:
                 outputs.append(sparse_attention(part, cache, selection, call.scaling, self.backend))
             if self.judged is not None:
                 step = driver.step({})
-                self.judged.note(part, cache, selection, k, step, choice.stops, index.nbytes)
+                self.judged.note(part, cache, selection, k, step, choice, index.nbytes)
         return torch.cat(outputs, 2) if answer else None
 
     def read_at(self, index: Index, call: Call, new: Tensor, at: Tensor, stop: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from topkit.experiments.evaluate.streams import Stream
 from topkit.experiments.runs.fidelity_rows import rows
 from topkit.experiments.runs.judged import Exact, Judged
 from topkit.indexers.base import Cache, Selection
+from topkit.indexers.exact import true_scores_of
 
 
 @dataclass
@@ -33,10 +34,18 @@ class Observer:
         selection: Selection,
         choice: Choice,
     ) -> None:
-        k, scaling, stop = self.stream.k, self.scaling[layer], choice.stops[None]
+        k = self.stream.k
         assert k is not None
-        keys, values = cache.keys, cache.values
-        exact = Exact(queries, keys, values, k, scaling=scaling, layer=layer, stop=stop)
+        exact = Exact(
+            queries,
+            cache.keys,
+            cache.values,
+            k,
+            scaling=self.scaling[layer],
+            layer=layer,
+            stop=choice.stops[None],
+            scores=choice.memo.get(true_scores_of(cache.keys.shape[2])),
+        )
         for judged in exact.judged(selection, k):
             self.pieces.setdefault((layer, judged.level), []).append(judged)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -45,50 +46,49 @@ def measure_layer(
     if setting.threads is not None:
         torch.set_num_threads(setting.threads)
     tensors = capture.load(sample, layer)
-    context = tensors.keys.shape[2]
-    recipes = {cell.indexer: [] for cell in cells if cell.indexer is not None}
-    for cell in cells:
-        if cell.indexer is not None:
-            recipes[cell.indexer].append(cell)
     require_all(cells, setting, tensors)
+    context = tensors.keys.shape[2]
     ks = {cell: cell.k(context) or 0 for cell in cells}
-    driver = Replay(tensors, max(ks.values()), setting.seed, torch.device(setting.device))
-    others: dict[int, Selection] = {}
-    if setting.reference is not None:
-        others, _ = driver.select(setting.reference, sorted(set(ks.values())))
-    parts: list[pa.Table] = []
-    for recipe, its in recipes.items():
-        selections, held = driver.select(recipe, sorted({ks[cell] for cell in its}))
-        for cell in its:
-            k = ks[cell]
-            places = {
-                "sample": sample,
-                "layer": layer,
-                "position": tensors.positions,
-                **cell.columns,
-                "k": k,
-                "index_bytes": held,
-            }
-            judged = driver.exact.judged(selections[k], k)
-            if setting.reference is not None:
-                name = repr(setting.reference)
-                judged.append(driver.exact.overlap(selections[k], k, others[k], name))
-            parts += [rows(one, places) for one in judged]
-    made = table("measure", parts)
-    made = reduced(made) if setting.reduce else made
+    replay = Replay(tensors, max(ks.values()), setting.seed, torch.device(setting.device))
+    places = {"sample": sample, "layer": layer, "position": tensors.positions}
+    made = table("measure", list(_judged(replay, ks, setting.reference, places)))
+    if setting.reduce:
+        made = reduced(made)
     if setting.out is None:
         return made
     write_part(setting.out / "fidelity", part_name(name, cells), with_cells(made, cells))
     return None
 
 
+def _judged(
+    replay: Replay, ks: Mapping[Cell, int], reference: Indexer | None, places: Mapping[str, Any]
+) -> Iterator[pa.Table]:
+    """The rows of every cell: against the exact Top-k, and against the reference where there is one."""
+    others: dict[int, Selection] = {}
+    if reference is not None:
+        others, _ = replay.select(reference, sorted(set(ks.values())))
+    recipes = dict.fromkeys(cell.indexer for cell in ks if cell.indexer is not None)
+    for recipe in recipes:
+        cells = [cell for cell in ks if cell.indexer == recipe]
+        selections, index_bytes = replay.select(recipe, sorted({ks[cell] for cell in cells}))
+        for cell in cells:
+            k = ks[cell]
+            judged = replay.exact.judged(selections[k], k)
+            if reference is not None:
+                judged.append(replay.exact.overlap(selections[k], k, others[k], repr(reference)))
+            own = {**places, **cell.columns, "k": k, "index_bytes": index_bytes}
+            yield from (rows(one, own) for one in judged)
+
+
 def reduced(fidelity: pa.Table) -> pa.Table:
-    """One row a head and cell: means over positions, and the lowest recall and mass."""
+    """One row a head and cell: means over positions, and the lowest recall and mass.
+
+    Trivial positions have a row of their own.
+    """
     means = ("visible", *METRICS, *COSTS)
-    apart = [*((name, "mean") for name in means), ("recall", "min"), ("mass", "min")]
+    wanted = [*((name, "mean") for name in means), ("recall", "min"), ("mass", "min")]
     keys = [name for name in fidelity.column_names if name not in (*means, "position")]
-    grouped = fidelity.group_by(keys).aggregate([*apart, ([], "count_all")])
+    grouped = fidelity.group_by(keys).aggregate([*wanted, ([], "count_all")])
     names = {f"{name}_mean": name for name in means} | {"count_all": "rows"}
-    return table(
-        "reduced", [grouped.rename_columns([names.get(n, n) for n in grouped.column_names])]
-    )
+    grouped = grouped.rename_columns([names.get(name, name) for name in grouped.column_names])
+    return table("reduced", [grouped])

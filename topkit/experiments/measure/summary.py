@@ -18,14 +18,14 @@ def summarise(table: pa.Table, metrics: Sequence[str] = ()) -> list[dict[str, An
     The interval of the mean recall is Student's over samples; one sample gives none. Where all rows
     are trivial (k >= visible), every mean is null.
     """
-    rows = []
+    summary = []
     table = table.filter(pc.field("reference") == "head")
     for cell in table.group_by(["indexer", "budget"]).aggregate([]).to_pylist():
-        of = (pc.field("indexer") == cell["indexer"]) & (pc.field("budget") == cell["budget"])
-        judged = table.filter(of & ~pc.field("trivial"))
-        more = {name: _mean(judged, name) for name in metrics} if judged.num_rows else {}
-        rows.append({**cell, **_row(judged), **dict.fromkeys(metrics), **more})
-    return sorted(rows, key=lambda row: (row["indexer"], row["k"] or 0, row["budget"]))
+        its = (pc.field("indexer") == cell["indexer"]) & (pc.field("budget") == cell["budget"])
+        rows = table.filter(its & ~pc.field("trivial"))
+        means = {name: _mean(rows, name) if rows.num_rows else None for name in metrics}
+        summary.append({**cell, **_row(rows), **means})
+    return sorted(summary, key=lambda row: (row["indexer"], row["k"] or 0, row["budget"]))
 
 
 def _row(rows: pa.Table) -> dict[str, Any]:
@@ -36,8 +36,9 @@ def _row(rows: pa.Table) -> dict[str, Any]:
         )  # fmt: skip
     recall = _array(rows, "recall")
     low, high = interval(recall, _array(rows, "sample"))
-    worst_column = "recall_min" if "recall_min" in rows.column_names else "recall"
-    worst = rows.slice(int(np.nanargmin(_array(rows, worst_column))), 1).to_pylist()[0]
+    # A reduced row is a mean; the worst of its positions stands beside it.
+    lowest = "recall_min" if "recall_min" in rows.column_names else "recall"
+    worst = rows.slice(int(np.nanargmin(_array(rows, lowest))), 1).to_pylist()[0]
     places = ("sample", "layer", "head", "position")
     return {
         "k": max(rows["k"].to_pylist()),
@@ -45,8 +46,8 @@ def _row(rows: pa.Table) -> dict[str, Any]:
         "recall": float(np.nanmean(recall)),
         "low": low,
         "high": high,
-        "recall_p1": float(np.nanpercentile(_array(rows, worst_column), 1)),
-        "worst": worst[worst_column],
+        "recall_p1": float(np.nanpercentile(_array(rows, lowest), 1)),
+        "worst": worst[lowest],
         "worst_row": {name: worst[name] for name in places if name in worst},
         "mass": _mean(rows, "mass"),
         "mass_ratio": _mean(rows, "mass_ratio"),
@@ -61,25 +62,25 @@ def _row(rows: pa.Table) -> dict[str, Any]:
 def interval(
     values: np.ndarray, clusters: np.ndarray, level: float = 0.95
 ) -> tuple[float | None, float | None]:
-    """Student's interval of a mean of shares, from the means of clusters; None where there is one.
+    """Student's interval of a mean of shares, from the means of clusters; one cluster has none.
 
     A bootstrap of few clusters reaches no further than the least and the greatest of them. Each
-    weighs by its rows, as it does in the mean.
+    cluster weighs by its rows, as it does in the mean.
     """
     valid = np.isfinite(values)
-    _, place = np.unique(clusters[valid], return_inverse=True)
-    counts = np.bincount(place)
-    many, mean = len(counts), values[valid].mean() if len(counts) else np.nan
-    if many < 2:
+    _, cluster = np.unique(clusters[valid], return_inverse=True)
+    sizes = np.bincount(cluster)
+    count, mean = len(sizes), values[valid].mean() if len(sizes) else np.nan
+    if count < 2:
         return None, None
-    off = np.bincount(place, values[valid] - mean) / counts.mean()
-    reach = stats.t.ppf((1 + level) / 2, many - 1) * np.sqrt((off**2).sum() / (many - 1) / many)
-    return max(0.0, float(mean - reach)), min(1.0, float(mean + reach))
+    deviation = np.bincount(cluster, values[valid] - mean) / sizes.mean()
+    error = np.sqrt((deviation**2).sum() / (count - 1) / count)
+    half = stats.t.ppf((1 + level) / 2, count - 1) * error
+    return max(0.0, float(mean - half)), min(1.0, float(mean + half))
 
 
 def _array(rows: pa.Table, name: str) -> np.ndarray:
-    column = rows[name].to_numpy()
-    return column.astype(np.float64)
+    return rows[name].to_numpy().astype(np.float64)
 
 
 def _mean(rows: pa.Table, name: str) -> float | None:
