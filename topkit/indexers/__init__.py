@@ -8,6 +8,8 @@ from topkit.indexers.faiss_hnsw import faiss_hnsw
 from topkit.indexers.faiss_ivf import faiss_ivf
 from topkit.indexers.keep import keep
 from topkit.indexers.lightning import lightning
+from topkit.indexers.moba import moba
+from topkit.indexers.paged import Paged
 from topkit.indexers.quantized import quantized
 from topkit.indexers.quest import quest
 from topkit.indexers.random import random
@@ -29,6 +31,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "quantized": quantized,
     "sign": sign,
     "quest": quest,
+    "moba": moba,
     "faiss_ivf": faiss_ivf,
     "faiss_hnsw": faiss_hnsw,
     "lightning": lightning,
@@ -45,6 +48,7 @@ __all__ = [
     "Combinator",
     "Index",
     "Indexer",
+    "Paged",
     "Rest",
     "Scored",
     "Selection",

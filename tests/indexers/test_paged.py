@@ -1,0 +1,189 @@
+"""Pages of keys: any history gives what a slow rendering of the keys that are left gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from topkit.indexers import Cache, Paged, Step, moba, quest, shared, top_p
+from topkit.indexers.paged import PagedIndex
+
+HEADS, GROUPS, WIDTH = 4, 2, 3
+
+
+def quest_bound(query, keys):
+    return sum(max(q * min(x), q * max(x)) for q, x in zip(query, zip(*keys)))  # noqa: B905
+
+
+def moba_mean(query, keys):
+    return sum(q * Fraction(sum(x), len(x)) for q, x in zip(query, zip(*keys)))  # noqa: B905
+
+
+SLOW = {quest: quest_bound, moba: moba_mean}
+
+
+def slow(recipe, query, keys, k):
+    """Places among a row's real keys, best first: whole pages, the last cut to its newest keys."""
+    size = recipe.page_size
+    pages = [range(a, min(a + size, len(keys))) for a in range(0, len(keys), size)]
+    scores: list[float] = [SLOW[type(recipe)](query, [keys[i] for i in page]) for page in pages]
+    if type(recipe) is moba and scores:
+        scores[-1] = float("inf")
+    order = sorted(range(len(pages)), key=lambda p: (-scores[p], p))
+    return [i for p in order for i in reversed(pages[p])][:k]
+
+
+class History:
+    """An index and, beside it, the keys that it has seen: whole numbers, so that sums are exact."""
+
+    def __init__(self, recipe, start, length, seed):
+        self.recipe, self.start = recipe, torch.tensor(start)
+        self.random = torch.Generator().manual_seed(seed)
+        self.keys = self.draw(len(start), GROUPS, length, WIDTH)
+        self.index = recipe.build(self.keys, self.step())
+
+    def draw(self, *shape):
+        return torch.randint(-3, 4, shape, generator=self.random).float()
+
+    def step(self):
+        start = self.start if bool(self.start.any()) else None
+        inputs = {"cache": Cache(self.keys)}
+        return Step(start=start, kv_heads=GROUPS, inputs=inputs).given_to(self.recipe)
+
+    def append(self, count):
+        new = self.draw(len(self.start), GROUPS, count, WIDTH)
+        self.keys = torch.cat([self.keys, new], 2)
+        self.index.append(new, self.step())
+
+    def truncate(self, count):
+        length = max(self.keys.shape[2] - count, 1)
+        self.keys = self.keys[:, :, :length]
+        self.index.truncate(length, self.step())
+
+    def reorder(self, seed):
+        rows = torch.randint(0, len(self.start), (1 + seed % 3,), generator=self.random)
+        self.keys, self.start = self.keys[rows], self.start[rows]
+        self.index.reorder(rows)
+
+    def fork(self, count):
+        """Let an origin and its fork go on apart, and stay with either."""
+        origin, keys = self.index, self.keys
+        self.index = origin.fork()
+        if count % 2:
+            self.append(count)
+            self.index, self.keys = origin, keys
+        else:
+            origin.append(self.draw(len(self.start), GROUPS, count + 1, WIDTH), self.step())
+
+    def check(self, k):
+        queries = self.draw(len(self.start), HEADS, 1, WIDTH)
+        chosen = self.index.select(queries, k, self.step())
+        length = self.keys.shape[2]
+        assert self.index.length == length and chosen.indices.shape[-1] == min(k, length)
+        for row, first in enumerate(self.start.tolist()):
+            for head in range(HEADS):
+                keys = self.keys[row, head * GROUPS // HEADS, first:].int().tolist()
+                want = slow(self.recipe, queries[row, head, 0].int().tolist(), keys, k)
+                got = [s - first for s in chosen.indices[row, head, 0].tolist() if s >= 0]
+                assert got == want, f"row {row}, head {head}, padding {first}"
+
+
+moves = st.tuples(
+    st.sampled_from(["append", "append", "truncate", "reorder", "fork"]), st.integers(0, 12)
+)
+
+
+@pytest.mark.parametrize("recipe", SLOW)
+@settings(deadline=None, max_examples=150)
+@given(
+    st.integers(1, 9),
+    st.lists(st.integers(0, 14), min_size=1, max_size=3),
+    st.integers(1, 30),
+    st.lists(moves, max_size=7),
+    st.integers(1, 40),
+    st.integers(0, 10**6),
+)
+def test_any_history_selects_as_the_keys_that_are_left(recipe, size, start, length, steps, k, seed):
+    history = History(recipe(page_size=size), start, length, seed)
+    history.check(k)
+    for name, number in steps:
+        getattr(history, name)(number)
+        history.check(k)
+
+
+def test_moba_attends_its_own_page_first_and_below_it_the_best_mean():
+    keys = torch.tensor([[1.0], [1.0], [9.0], [-9.0], [3.0], [3.0], [-5.0]])[None, None]
+    step = Step(inputs={"cache": Cache(keys)})
+    index = moba(page_size=2).build(keys, step)
+    query = torch.ones(1, 1, 1, 1)
+    assert index.select(query, 4, step).indices.tolist() == [[[[6, 5, 4, 1]]]]
+    scores = index.score(query, step)[0, 0, 0]
+    assert scores[:6].tolist() == [1, 1, 0, 0, 3, 3]
+    assert 3 < float(scores[6]) < 3.0001
+
+
+def test_what_reads_a_score_for_every_key_may_stand_around_a_paged_recipe():
+    keys = torch.randn(1, GROUPS, 40, WIDTH)
+    step = Step(kv_heads=GROUPS, inputs={"cache": Cache(keys)})
+    for recipe in (shared(moba(page_size=4)), top_p(moba(page_size=4), mass=0.3)):
+        index = recipe.build(keys, step)
+        chosen = index.select(torch.randn(1, HEADS, 1, WIDTH), 9, step).indices
+        # The query's own page of slots 36 to 39 stands first.
+        assert set(chosen[..., :1].flatten().tolist()) == {36}
+
+
+@dataclass(frozen=True)
+class counts_keys(moba):
+    """Notes how many keys each summary is made of."""
+
+    seen = []
+
+    def summarise(self, keys, real):
+        self.seen.append(int(real.sum()))
+        return super().summarise(keys, real)
+
+
+def test_an_append_reads_the_new_keys_alone_and_writes_their_pages_alone():
+    keys = torch.randn(2, GROUPS, 64, WIDTH)
+    step = Step(start=torch.tensor([0, 5]), inputs={"cache": Cache(keys)})
+    counts_keys.seen.clear()
+    index = counts_keys(page_size=4).build(keys[:, :, :40], step)
+    assert isinstance(index, PagedIndex)
+    index.append(keys[:, :, 40:41], step)
+    before = {name: pages[:, :, :8].clone() for name, pages in index.pages.items()}
+    at = index.pages["total"].data_ptr()
+    for slot in range(41, 44):
+        index.append(keys[:, :, slot : slot + 1], step)
+    assert counts_keys.seen == [40 + 35, 2, 2, 2, 2]
+    assert index.pages["total"].data_ptr() == at, "an append in room moved what is there"
+    for name, pages in before.items():
+        assert torch.equal(index.pages[name][:, :, :8], pages)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_are_those_of_the_summaries(dtype):
+    keys = torch.randn(1, GROUPS, 64, WIDTH).to(dtype)
+    step = Step(inputs={"cache": Cache(keys)})
+    bounds, means = (r(page_size=16).build(keys, step) for r in (quest, moba))
+    assert bounds.nbytes == 4 * 2 * GROUPS * WIDTH * keys.element_size()
+    # A sum in float32 for each KV head, and the number of its keys once.
+    assert means.nbytes == 4 * (GROUPS * WIDTH + 1) * 4
+    for index in (bounds, means):
+        assert isinstance(index, PagedIndex)
+        read = index.select(torch.randn(1, HEADS, 1, WIDTH), 5, step).bytes_read
+        assert float(read) == index.nbytes
+        index.append(keys[:, :, :1], step)
+        held = {p.untyped_storage().data_ptr(): p for p in index.pages.values()}
+        assert index.nbytes == sum(p.untyped_storage().nbytes() for p in held.values())
+        assert float(index.select(keys[:, :, :1].float(), 5, step).bytes_read) < index.nbytes
+
+
+def test_a_recipe_that_lacks_a_part_is_named():
+    keys = torch.randn(1, 1, 4, WIDTH)
+    with pytest.raises(NotImplementedError, match=r"Paged\.summarise"):
+        Paged().build(keys, Step())

@@ -1,0 +1,184 @@
+"""The family "judge pages of keys by a summary, keep whole pages"."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from topkit.indexers.base import Index, Indexer, Selection, Step
+from topkit.indexers.checks import whole
+from topkit.indexers.compact import compact
+from topkit.indexers.growing import Growing
+from topkit.indexers.traits import Traits
+from topkit.kernels.select_topk import select_topk
+
+Pages = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Paged(Indexer):
+    """A recipe that writes how a page of keys is summarised and how summaries are scored.
+
+    Pages count from each row's first real key. The last page that k reaches is cut to its newest keys.
+    """
+
+    page_size: int = 16
+
+    family: ClassVar[str] = "pages"
+    # The page that a query stands in comes first, just above the best of the others.
+    current_first: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        whole(self, "page_size", 1)
+
+    def traits(self) -> Traits:
+        # A summary has seen every key of its page, and a page that is cut is made anew from the cache.
+        return Traits(needs=frozenset({"cache"}), causal_codes=False, score_all=True)
+
+    def summarise(self, keys: Tensor, real: Tensor) -> Pages:
+        """Summaries of pages of keys [B, Hk, P, size, D]: named tensors [B, Hk or 1, P, W].
+
+        real [B, 1, P, size, 1] says which keys are there. A page without any is never read.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.summarise")
+
+    def join(self, a: Pages, b: Pages) -> Pages:
+        """Summaries of the keys of `a` and of `b` together, page by page."""
+        raise NotImplementedError(f"{type(self).__name__}.join")
+
+    def score(self, queries: Tensor, pages: Pages, step: Step) -> Tensor:
+        """Scores [B, Hs, Tq, P] of all pages for queries [B, Hq, Tq, D], float32."""
+        raise NotImplementedError(f"{type(self).__name__}.score")
+
+    def build(self, keys: Tensor, step: Step) -> Index:
+        index = PagedIndex(self)
+        index.append(keys, step)
+        return index
+
+
+@dataclass
+class PagedIndex(Index):
+    """A summary of every page, in buffers of its own that have room for more.
+
+    Only pages that new keys fall into are written. An index that shares its buffers, forked, moves to
+    new ones.
+    """
+
+    recipe: Paged
+    pages: Pages = field(default_factory=dict)
+    slots: int = 0
+    growing: dict[str, Growing] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        return self.slots
+
+    @property
+    def nbytes(self) -> int:
+        """The room that pages keep behind them counts."""
+        return sum(pages.untyped_storage().nbytes() for pages in self.pages.values())
+
+    def append(self, keys: Tensor, step: Step) -> None:
+        self._append(keys, step, 0)
+
+    def truncate(self, length: int, step: Step) -> None:
+        # A key cannot be taken out of a summary: the pages that the cut goes through are made anew.
+        start = step.starts()
+        closed = max(int(length - start.max()) // self.recipe.page_size, 0)
+        rows = next(iter(self.pages.values())).shape[0]
+        self.pages = {name: pages[:, :, :closed] for name, pages in self.pages.items() if closed}
+        self.slots = int(start.min()) + closed * self.recipe.page_size if closed else 0
+        keys = step.cache.keys[:, :, self.slots : length]
+        self._append(keys.expand(rows, -1, -1, -1), step, closed)
+
+    def reorder(self, rows: Tensor) -> None:
+        self.pages = {name: pages[rows] for name, pages in self.pages.items()}
+
+    def fork(self) -> Index:
+        self.growing = {}
+        return replace(self, pages=dict(self.pages), growing={})
+
+    def score(self, queries: Tensor, step: Step) -> Tensor:
+        scores = self._scores(queries, step)
+        place = (
+            torch.arange(self.slots, device=queries.device) - step.starts(queries.device)[:, None]
+        )
+        page = place.clamp_min(0) // self.recipe.page_size
+        return scores.gather(-1, page[:, None, None].expand(*scores.shape[:3], -1))
+
+    def bytes_per_key(self, step: Step) -> float:
+        each = (pages[0, :, 0].numel() * pages.element_size() for pages in self.pages.values())
+        return sum(each) / self.recipe.page_size
+
+    def select(self, queries: Tensor, k: int, step: Step) -> Selection:
+        # A page larger than all that is there is one of just that size.
+        size, width = min(self.recipe.page_size, max(self.slots, 1)), min(k, self.slots)
+        # The newest page may be part full, so that k keys can need one page more.
+        pages = select_topk(self._scores(queries, step), math.ceil(k / size) + 1)
+        newest_first = torch.arange(size - 1, -1, -1, device=queries.device)
+        slots = (pages * size)[..., None] + newest_first
+        slots = slots + step.starts(queries.device)[:, None, None, None, None]
+        stop = step.stops(self.slots, queries.shape[2], queries.device).clamp_max(self.slots)
+        there = (pages >= 0)[..., None] & (slots < stop[:, None, :, None, None])
+        chosen = compact(slots.masked_fill(~there, -1).flatten(-2), width)
+        seen = (step.seen(self.slots, queries.shape[2], queries.device) + size - 1) // size
+        per_page = self.recipe.page_size * self.bytes_per_key(step)
+        return Selection(chosen, keys_scored=seen, bytes_read=seen * per_page)
+
+    def _scores(self, queries: Tensor, step: Step) -> Tensor:
+        """Scores of all pages [B, Hs, Tq, P], -inf where a query sees none of its keys."""
+        scores = self.recipe.score(queries, self.pages, step)
+        seen = step.seen(self.slots, queries.shape[2], queries.device)[:, None, :, None]
+        first = torch.arange(scores.shape[-1], device=queries.device) * self.recipe.page_size
+        scores = scores.masked_fill(first >= seen, -torch.inf)
+        if self.recipe.current_first:
+            above = scores.amax(-1, keepdim=True).nextafter(scores.new_tensor(torch.inf))
+            current = (first < seen) & (first + self.recipe.page_size >= seen)
+            scores = above.where(current, scores)
+        return scores
+
+    def _append(self, keys: Tensor, step: Step, closed: int) -> None:
+        """Add keys behind those that are there, to pages behind the first `closed`."""
+        size, count = self.recipe.page_size, keys.shape[2]
+        if count == 0:
+            return
+        after = math.ceil((self.slots + count) / size)
+        # Where a row stands in its page is known to the device alone: one page more may be reached.
+        reached = min((count + size - 2) // size + 1, after)
+        start = step.starts(keys.device)[:, None]
+        first = (self.slots - start).div(size, rounding_mode="floor").clamp_min(closed)
+        page = first + torch.arange(reached, device=keys.device)
+        begin = page * size + start - self.slots
+        new = self.recipe.summarise(*_by_page(keys.detach(), begin, size))
+        self.pages = self._joined(new, page, begin >= 0, after) if self.pages else new
+        self.slots += count
+
+    def _joined(self, new: Pages, page: Tensor, fresh: Tensor, after: int) -> Pages:
+        """All `after` summaries, with those of new keys joined to their pages, or alone in fresh ones."""
+        grown = {}
+        for name, pages in self.pages.items():
+            growing = self.growing.setdefault(name, Growing())
+            # One more, behind the last: what is reached there by no row is written there.
+            grown[name] = growing.extended(pages, pages, after + 1 - pages.shape[2])
+        place, fresh = page.clamp_max(after)[:, None, :, None], fresh[:, None, :, None]
+        at = {name: place.expand_as(pages) for name, pages in new.items()}
+        old = {name: pages.gather(2, at[name]) for name, pages in grown.items()}
+        for name, pages in self.recipe.join(old, new).items():
+            grown[name].scatter_(2, at[name], new[name].where(fresh, pages))
+        return {name: pages[:, :, :after] for name, pages in grown.items()}
+
+
+def _by_page(keys: Tensor, begin: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Keys [B, Hk, t, D] in pages of which each begins at its key of `begin` [B or 1, P], and which are.
+
+    Shapes: -> [B, Hk, P, size, D], [B, 1, P, size, 1].
+    """
+    rows, heads, count, width = keys.shape
+    at = begin[..., None] + torch.arange(size, device=keys.device)
+    real = ((at >= 0) & (at < count)).expand(rows, -1, -1)
+    at = at.clamp(0, count - 1).flatten(1)[:, None, :, None].expand(rows, heads, -1, width)
+    return keys.gather(2, at).unflatten(2, (-1, size)), real[:, None, ..., None]
