@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from topkit.errors import InputError
 from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.growing import Growing
 from topkit.indexers.traits import Traits
@@ -37,8 +38,15 @@ class Scored(Indexer):
 
         A tensor `at` [1] comes to recipes that are `fixed`.
         """
-        for name, new in self.encode(keys, step).items():
-            codes[name][:, :, at : at + keys.shape[2]] = new
+        new = encoded(self, keys, step)
+        places = {name: code[:, :, at : at + keys.shape[2]] for name, code in codes.items()}
+        shapes, due = ({n: list(x.shape) for n, x in some.items()} for some in (new, places))
+        if shapes != due:
+            raise InputError(
+                f"{type(self).__name__}: encode gave {shapes}; expected {due} as before"
+            )
+        for name, place in places.items():
+            place.copy_(new[name])
 
     def pick(
         self, queries: Tensor, codes: Codes, k: int, step: Step, pool: str | None = None
@@ -51,6 +59,24 @@ class Scored(Indexer):
         index = ScoredIndex(self)
         index.append(keys, step)
         return index
+
+
+def encoded(recipe: Scored, keys: Tensor, step: Step) -> Codes:
+    """The codes that a recipe makes of keys [B, Hk, t, D].
+
+    Raises: InputError where they are not one a key.
+    """
+    codes = recipe.encode(keys, step)
+    rows, count, name = keys.shape[0], keys.shape[2], type(recipe).__name__
+    if not codes:
+        raise InputError(f"{name}: encode gave no codes for {count} keys")
+    for part, code in codes.items():
+        if code.dim() < 3 or (code.shape[0], code.shape[2]) != (rows, count):
+            raise InputError(
+                f"{name}: encode gave {part!r} {list(code.shape)} for {count} keys in {rows} rows; "
+                f"expected one code a key, [{rows}, H, {count}, ...]"
+            )
+    return codes
 
 
 def pick_codes(
@@ -129,7 +155,7 @@ class ScoredIndex(Index):
             self.recipe.write(keys, self._roomy(), step.at, step)
             return
         if not self.codes:
-            self.codes = self.recipe.encode(keys, step)
+            self.codes = encoded(self.recipe, keys, step)
         else:
             grown = {}
             for name, code in self.codes.items():
