@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.checks import whole
 from topkit.indexers.compact import compact
 from topkit.indexers.growing import Growing
+from topkit.indexers.scored import cut_each
 from topkit.indexers.traits import Traits
 from topkit.kernels.select_topk import select_topk
 
@@ -69,9 +71,9 @@ class PagedIndex(Index):
     """
 
     recipe: Paged
-    pages: Pages = field(default_factory=dict)
+    pages: Pages = field(default_factory=Pages)
     slots: int = 0
-    growing: dict[str, Growing] = field(default_factory=dict)
+    growing: dict[str, Growing] = field(default_factory=dict[str, Growing])
 
     @property
     def length(self) -> int:
@@ -128,6 +130,9 @@ class PagedIndex(Index):
         seen = (step.seen(self.slots, queries.shape[2], queries.device) + size - 1) // size
         per_page = self.recipe.page_size * self.bytes_per_key(step)
         return Selection(chosen, keys_scored=seen, bytes_read=seen * per_page)
+
+    def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
+        return cut_each(self.select(queries, max(ks), step), ks)
 
     def _scores(self, queries: Tensor, step: Step) -> Tensor:
         """Scores of all pages [B, Hs, Tq, P], -inf where a query sees none of its keys."""
