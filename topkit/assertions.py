@@ -17,7 +17,7 @@ from topkit.kernels.score import score
 
 Array = Tensor | np.ndarray | Sequence[Any]
 NEVER = float("-inf")
-# Scores that are held at a time.
+# Scores in memory at a time.
 BLOCK = 1 << 26
 
 
@@ -47,12 +47,11 @@ def assert_selects(
     tolerance: scores closer than this share of the row's largest are one; by default 1e-6, the
     doubt of float32, for queries and keys, and 0 for scores.
 
-    Shapes: indices [..., w] beside scores [..., T], which are taken as they are, -inf where a slot
-    may not be chosen; or indices [B, Hs, Tq, w], Hs in {Hq, Hk, 1}, beside queries [B, Hq, Tq, D]
-    and keys [B or 1, Hk, T, D]. Query i then sees the slots start <= s < stop[i] (start [B], stop
-    [B or 1, Tq]); by default the queries are the last Tq of T slots, or of lengths [B]. A list that
-    several heads share is judged by the mean of their attention weights. scaling, of the weights:
-    D ** -0.5, or 1 for scores.
+    Shapes: indices [..., w] beside scores [..., T], -inf where a slot may not be chosen; or indices
+    [B, Hs, Tq, w], Hs in {Hq, Hk, 1}, beside queries [B, Hq, Tq, D] and keys [B or 1, Hk, T, D]. Query
+    i then sees the slots start <= s < stop[i] (start [B], stop [B or 1, Tq]); by default the queries
+    are the last Tq of T slots, or of lengths [B]. A list that several heads share is judged by the
+    mean of their attention weights. scaling, of the weights: D ** -0.5, or 1 for scores.
     Raises: AssertionError with the facts of the worst row; InputError for what cannot be judged.
     """
     picked = _tensor(indices, "indices")
@@ -60,15 +59,15 @@ def assert_selects(
         raise InputError(f"indices must be integers [..., k]; got {picked.dtype}")
     if tolerance is None:
         tolerance = TOLERANCE if scores is None else 0.0
-    asked = _Asked(picked.shape[-1] if k is None else k, recall, mass, tolerance)
+    demand = _Demand(picked.shape[-1] if k is None else k, recall, mass, tolerance)
     if scores is None:
         if queries is None or keys is None:
             raise InputError("expected scores, or queries and keys")
         q, x = _tensor(queries, "queries"), _tensor(keys, "keys")
         bounds = _bounds(q, x, lengths, start, stop)
-        exact = _attended(q, x, picked.shape[1:2].numel(), scaling, *bounds)
+        exact = _of_attention(q, x, picked.shape[1:2].numel(), scaling, *bounds)
     elif all(x is None for x in (queries, keys, lengths, start, stop)):
-        exact = _given(_tensor(scores, "scores"), 1.0 if scaling is None else scaling)
+        exact = _of_scores(_tensor(scores, "scores"), 1.0 if scaling is None else scaling)
     else:
         raise InputError(
             "scores say by -inf what is not visible: give them alone, or else queries and keys"
@@ -78,11 +77,11 @@ def assert_selects(
             f"indices {list(picked.shape)} must be {[*exact.shape, 'k']} beside these scores, "
             "and hold at least one row"
         )
-    _require(picked.long().reshape(exact.shape.numel(), picked.shape[-1]), exact, asked)
+    _require(picked.long().reshape(exact.shape.numel(), picked.shape[-1]), exact, demand)
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Demand:
     """What every row must keep to."""
 
     k: int
@@ -115,7 +114,7 @@ class _Exact:
     weights: Callable[[Tensor], Tensor]
 
 
-def _given(scores: Tensor, scaling: float) -> _Exact:
+def _of_scores(scores: Tensor, scaling: float) -> _Exact:
     length = scores.shape[-1] if scores.dim() else 0
     if length == 0:
         raise InputError(f"scores must be [..., T], T at least 1; got {list(scores.shape)}")
@@ -125,7 +124,7 @@ def _given(scores: Tensor, scaling: float) -> _Exact:
     return _Exact(scores.shape[:-1], iter(blocks), lambda x: (x * scaling).softmax(-1))
 
 
-def _attended(
+def _of_attention(
     queries: Tensor,
     keys: Tensor,
     lists: int,
@@ -149,16 +148,16 @@ def _attended(
             own = slice(unit * per, (unit + 1) * per)
             read = slice(own.start * groups // heads, (own.stop * groups - 1) // heads + 1)
             mine = keys[min(row, len(keys) - 1), read]
-            found = score(queries[row, own, at : at + each][None], mine[None])[0]
+            logits = score(queries[row, own, at : at + each][None], mine[None])[0]
             stops = stop[row, at : at + each, None]
             hidden = (slots >= stops) | (slots < start[row])
-            found = found.masked_fill(hidden, NEVER)
+            logits = logits.masked_fill(hidden, NEVER)
             if per > 1:
-                found = (found * scale).softmax(-1)
-            yield found.mean(0).masked_fill(hidden, NEVER)
+                logits = (logits * scale).softmax(-1)
+            yield logits.mean(0).masked_fill(hidden, NEVER)
 
-    def weights(found: Tensor) -> Tensor:
-        return found.clamp_min(0) if per > 1 else (found * scale).softmax(-1)
+    def weights(logits: Tensor) -> Tensor:
+        return logits.clamp_min(0) if per > 1 else (logits * scale).softmax(-1)
 
     return _Exact(torch.Size((rows, lists, count)), blocks(), weights)
 
@@ -202,12 +201,12 @@ def _tensor(x: Array, name: str) -> Tensor:
     return torch.from_numpy(np.array(x))
 
 
-def _require(indices: Tensor, exact: _Exact, asked: _Asked) -> None:
+def _require(indices: Tensor, exact: _Exact, demand: _Demand) -> None:
     """Go through all blocks and fail with the worst row of all."""
     at, failing, worst = 0, 0, (0.0, 0, indices[0], indices[0])
     for scores in exact.blocks:
         picked = indices[at : at + len(scores)].to(scores.device)
-        faults = _faults(picked, scores, exact.weights, asked)
+        faults = _faults(picked, scores, exact.weights, demand)
         failing += int((faults > 0).sum())
         row = int(faults.argmax())
         if faults[row] > worst[0]:
@@ -215,30 +214,30 @@ def _require(indices: Tensor, exact: _Exact, asked: _Asked) -> None:
         at += len(scores)
     if failing:
         place = tuple(int(i) for i in np.unravel_index(worst[1], exact.shape))
-        facts = _facts(worst[2], worst[3], exact.weights, asked)
+        facts = _facts(worst[2], worst[3], exact.weights, demand)
         raise AssertionError(
-            f"{asked} was asked of every row; {failing} of {len(indices)} fail, "
+            f"{demand} was asked of every row; {failing} of {len(indices)} fail, "
             f"the worst is row {place}:\n  " + "\n  ".join(facts)
         )
 
 
 def _faults(
-    indices: Tensor, scores: Tensor, weights: Callable[[Tensor], Tensor], asked: _Asked
+    indices: Tensor, scores: Tensor, weights: Callable[[Tensor], Tensor], demand: _Demand
 ) -> Tensor:
     """How wrong each row is [n]: 0 right, below 1 a poor choice, else so many broken slots."""
     length = scores.shape[-1]
-    wanted = (scores > NEVER).sum(-1).clamp_max(asked.k)
+    wanted = (scores > NEVER).sum(-1).clamp_max(demand.k)
     inside = (indices >= 0) & (indices < length)
     chosen = scores.gather(-1, indices.clamp(0, length - 1)).masked_fill(~inside, NEVER)
     ordered = indices.masked_fill(~inside, -1).sort(-1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
     broken = ((indices != -1) & ~(chosen > NEVER)).sum(-1) + twice.sum(-1)
     beyond = (indices != -1).sum(-1) - wanted
-    exactly = asked.recall is None and asked.mass is None
+    exactly = demand.recall is None and demand.mass is None
     broken += (beyond.abs() if exactly else beyond.clamp_min(0)) + scores.isnan().sum(-1)
 
-    slack = _slack(scores, asked)[:, None]
-    best = scores.topk(min(asked.k, length), dim=-1).values
+    slack = _slack(scores, demand)[:, None]
+    best = scores.topk(min(demand.k, length), dim=-1).values
     poor = torch.zeros_like(slack[:, 0], dtype=torch.float64)
     if exactly:
         ours = torch.full_like(best, NEVER)
@@ -247,35 +246,35 @@ def _faults(
         due = torch.arange(best.shape[-1], device=best.device) < wanted[:, None]
         gap = (best - ours).masked_fill(~due | (ours >= best - slack), 0).nan_to_num().amax(-1)
         poor = (gap / (gap + scores.nan_to_num(0, 0, 0).abs().amax(-1) + 1e-30)).double()
-    if asked.recall is not None:
+    if demand.recall is not None:
         last = best.gather(-1, (wanted - 1).clamp_min(0)[:, None])
-        found = (chosen >= last - slack).sum(-1).minimum(wanted).double() / wanted
-        poor = poor.maximum((1 - found).masked_fill(found >= asked.recall, 0))
-    if asked.mass is not None:
-        held = weights(scores).gather(-1, indices.clamp(0, length - 1)).masked_fill(~inside, 0)
-        held = held.double().sum(-1)
-        poor = poor.maximum((1 - held).masked_fill(held >= asked.mass - TOLERANCE, 0))
+        recall = (chosen >= last - slack).sum(-1).minimum(wanted).double() / wanted
+        poor = poor.maximum((1 - recall).masked_fill(recall >= demand.recall, 0))
+    if demand.mass is not None:
+        mass = weights(scores).gather(-1, indices.clamp(0, length - 1)).masked_fill(~inside, 0)
+        mass = mass.double().sum(-1)
+        poor = poor.maximum((1 - mass).masked_fill(mass >= demand.mass - TOLERANCE, 0))
     return broken + poor.masked_fill(wanted == 0, 0).nan_to_num(0.5).clamp(0, 0.999)
 
 
-def _slack(scores: Tensor, asked: _Asked) -> Tensor:
+def _slack(scores: Tensor, demand: _Demand) -> Tensor:
     """How far apart two scores of a row may be and yet be one."""
-    return asked.tolerance * scores.abs().masked_fill(~scores.isfinite(), 0).amax(-1)
+    return demand.tolerance * scores.abs().masked_fill(~scores.isfinite(), 0).amax(-1)
 
 
 def _facts(
-    indices: Tensor, scores: Tensor, weights: Callable[[Tensor], Tensor], asked: _Asked
+    indices: Tensor, scores: Tensor, weights: Callable[[Tensor], Tensor], demand: _Demand
 ) -> list[str]:
     """What there is to know of one row: indices [w], scores [T]."""
     known = scores.masked_fill(scores.isnan(), NEVER)
     visible = int((known > NEVER).sum())
-    wanted = min(asked.k, visible)
+    wanted = min(demand.k, visible)
     listed = indices[indices != -1]
     inside = listed[(listed >= 0) & (listed < len(scores))]
     different, times = inside.unique(return_counts=True)
     own = different[known[different] > NEVER]
     facts = {
-        "due": f"{wanted} different slots of {visible} visible (k {asked.k}, T {len(scores)})",
+        "due": f"{wanted} different slots of {visible} visible (k {demand.k}, T {len(scores)})",
         "chosen": f"{len(listed)} slots, {len(own)} of them different and visible",
         "short": f"{len(own)} of {wanted} due slots chosen" if len(own) < wanted else "none",
         "out of range": _few(listed[(listed < 0) | (listed >= len(scores))]),
@@ -287,7 +286,7 @@ def _facts(
         return [f"{name}: {fact}" for name, fact in facts.items()]
     best = known.sort(descending=True)
     last = best.values[wanted - 1]
-    slack = _slack(known, asked)
+    slack = _slack(known, demand)
     above, below = known > last + slack, known < last - slack
     sure = known > NEVER
     tied = int((~above & ~below).sum())
@@ -302,8 +301,8 @@ def _facts(
     facts["too low"] = _few(own[below[own]], known)
     heavy = weights(known[None])[0]
     top = best.indices[:wanted]
-    found = min(wanted, int((~below[own]).sum()))
-    facts["recall"] = f"{found / wanted:.4g}"
+    hits = min(wanted, int((~below[own]).sum()))
+    facts["recall"] = f"{hits / wanted:.4g}"
     facts["mass"] = f"{heavy[own].sum():.4g}, the exact Top-k's {heavy[top].sum():.4g}"
     return [f"{name}: {fact}" for name, fact in facts.items()]
 

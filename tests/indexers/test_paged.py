@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from topkit.errors import InputError
 from topkit.indexers import Cache, Paged, Step, moba, quest, shared, top_p
 from topkit.indexers.paged import PagedIndex
 
@@ -181,6 +182,20 @@ def test_bytes_are_those_of_the_summaries(dtype):
         held = {p.untyped_storage().data_ptr(): p for p in index.pages.values()}
         assert index.nbytes == sum(p.untyped_storage().nbytes() for p in held.values())
         assert float(index.select(keys[:, :, :1].float(), 5, step).bytes_read) < index.nbytes
+
+
+@dataclass(frozen=True)
+class forgets_pages(moba):
+    def summarise(self, keys, real):
+        return {name: pages[:, :, :3] for name, pages in super().summarise(keys, real).items()}
+
+
+def test_summaries_that_are_not_one_a_page_are_refused():
+    keys = torch.randn(2, GROUPS, 20, WIDTH)
+    with pytest.raises(
+        InputError, match=r"forgets_pages: summarise gave 'total' \[2, 2, 3, 3\] for 5"
+    ):
+        forgets_pages(page_size=4).build(keys, Step())
 
 
 def test_a_recipe_that_lacks_a_part_is_named():

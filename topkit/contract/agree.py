@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false
 """When two selections are the same: by the scores of what they chose."""
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def agree(
     )
     off = ((at_a - at_b).abs() > 1e-5 * scores.abs().amax(-1, keepdim=True)).any(-1)
     if off.any():
-        row, head, query = off.nonzero()[0].tolist()
+        row, head, query = map(int, off.nonzero()[0])
         raise AssertionError(
             f"{where}: row {row}, head {head} chose {a[row, head, query].tolist()}; "
             f"expected {b[row, head, query].tolist()}"

@@ -72,11 +72,11 @@ def parametrize_with_checks(
     """
     import pytest
 
-    cases = []
+    cases: list[Any] = []
     for indexer in map(parse, indexers):
         failing = _failing(indexer, expected_failed_checks or {})
         for name in LAWS:
-            marks = []
+            marks: list[Any] = []
             if name in failing:
                 marks.append(pytest.mark.xfail(reason=failing[name], strict=True))
             if name == "cuda_agrees":

@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false
 """Laws of what came before: how an index grew, was cut, forked, reordered, or stood in a batch."""
 
 from __future__ import annotations
@@ -5,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from topkit.contract.agree import agree
 from topkit.contract.selections import BUDGETS
@@ -37,10 +39,10 @@ def queries_together(indexer: Indexer) -> None:
         for k in BUDGETS:
             last = one.ask(indexer, whole, k, 2)
             spread = one.ask_at(indexer, whole, k, tokens)
-            for i, token in enumerate(tokens.tolist()):
+            for i, token in enumerate(map(int, tokens)):
                 index = one.build(indexer, [token + 1])
                 want = one.ask(indexer, index, k)
-                where = f"query {token} asked together, k={k}"
+                where = f"query {token} among several, k={k}"
                 agree(indexer, one, index, _query(spread, i), want, where)
                 if i >= 2:
                     agree(indexer, one, index, _query(last, i - 2), want, where)
@@ -50,7 +52,7 @@ def row_alone(indexer: Indexer) -> None:
     """Row i of a batch, its padding removed, chooses the same keys."""
     for one in _padded(indexer):
         together = one.build(indexer)
-        for row, first in enumerate(one.starts().tolist()):
+        for row, first in enumerate(map(int, one.starts())):
             alone = one.alone(row)
             index = alone.build(indexer)
             for k in BUDGETS:
@@ -95,7 +97,7 @@ def truncate(indexer: Indexer) -> None:
 
 
 def fixed(indexer: Indexer) -> None:
-    """At a place and a stop on the device a key is taken in and asked for as ever, also twice."""
+    """With its slot and stop on the device a key is appended and selected as anywhere, also twice."""
     if not indexer.traits().fixed:
         return
     for start in (None, PADDED):
@@ -175,18 +177,20 @@ def fork(indexer: Indexer) -> None:
 def same_seed_same_answer(indexer: Indexer) -> None:
     """No hidden source of chance: torch's generator, and queries before, change nothing."""
     one = stream(indexer)
-    found = []
+    answers: list[Tensor] = []
     state = torch.random.get_rng_state()
     for seed in (1, 2):
         torch.manual_seed(seed)
         index = one.build(indexer, [20, one.length])
-        found.append(one.ask(indexer, index, 5).indices)
+        answers.append(one.ask(indexer, index, 5).indices)
         if not indexer.traits().remembers:
             one.ask(indexer, index, 3)
-            found += [one.ask(indexer, index, 5).indices for _ in range(2)]
+            answers += [one.ask(indexer, index, 5).indices for _ in range(2)]
     torch.random.set_rng_state(state)
-    for other in found[1:]:
-        assert torch.equal(found[0], other), "the same keys, query and seed were answered otherwise"
+    for other in answers[1:]:
+        assert torch.equal(answers[0], other), (
+            "the same keys, query and seed gave another selection"
+        )
 
 
 def repeated_kv_heads(indexer: Indexer) -> None:

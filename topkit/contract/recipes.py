@@ -1,3 +1,4 @@
+# pyright: strict
 """Laws of what a recipe says of itself: its name, needs, bytes and scores."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from topkit.contract.held import held_bytes
+from topkit.contract.memory import bytes_in_reach
 from topkit.contract.streams import Stream, parts, stream
 from topkit.errors import InputError
 from topkit.indexers.base import Index, Indexer, Step
@@ -20,7 +21,7 @@ def declared_inputs(indexer: Indexer) -> None:
     try:
         _whole_life(indexer, one, "")
     except InputError as error:
-        raise AssertionError(f"given all that it declares, it raised: {error}") from error
+        raise AssertionError(f"with all inputs that it declares, it raised: {error}") from error
     for name in indexer.needs:
         try:
             _whole_life(indexer, one, name)
@@ -32,7 +33,7 @@ def declared_inputs(indexer: Indexer) -> None:
 
 
 def inputs_untouched(indexer: Indexer) -> None:
-    """No call writes into the tensors it is given."""
+    """No call writes into its arguments or inputs."""
     one = stream(indexer, start=(0, 5, 11))
     before = [x.clone() for x in one.tensors]
     _whole_life(indexer, one, "")
@@ -45,10 +46,10 @@ def honest_bytes(indexer: Indexer) -> None:
     one = stream(indexer)
     index = one.build(indexer, [20, one.length])
     cache = {x.untyped_storage().data_ptr() for x in one.tensors}
-    held, opaque = held_bytes(index, cache)
-    assert index.nbytes >= held, f"nbytes is {index.nbytes}, but tensors of {held} bytes are held"
+    size, opaque = bytes_in_reach(index, cache)
+    assert index.nbytes >= size, f"nbytes is {index.nbytes}; its tensors have {size}"
     if not opaque:
-        assert index.nbytes == held, f"nbytes is {index.nbytes}, but only {held} bytes are held"
+        assert index.nbytes == size, f"nbytes is {index.nbytes}; its tensors have only {size}"
 
 
 def scores_explain(indexer: Indexer) -> None:

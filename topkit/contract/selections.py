@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false
 """Laws of one selection."""
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ BUDGETS = (1, 5, 16, 40)
 
 @dataclass(frozen=True)
 class Answer:
-    """One selection, with what it was asked of. Shapes: stop, first, visible [B, Tq]."""
+    """One selection, and the call that it came of. Shapes: stop, first, visible [B, Tq]."""
 
     stream: Stream
     length: int
@@ -60,20 +61,20 @@ def answers(indexer: Indexer, some: list[Stream] | None = None) -> Iterator[Answ
     for one in some or streams(indexer):
         cuts = [math.ceil(one.length / 2), one.length] if one.length > 1 else [1]
         index = one.build(indexer, cuts)
-        assert index.length == one.length, f"length is {index.length}; {one.length} keys were given"
+        assert index.length == one.length, f"length is {index.length} after {one.length} keys"
         for k in BUDGETS:
             for count in (1, 3) if indexer.traits().causal_codes and one.length >= 3 else (1,):
-                asked = one.ask(indexer, index, k, count)
-                yield Answer(one, one.length, count, k, index, asked)
+                selection = one.ask(indexer, index, k, count)
+                yield Answer(one, one.length, count, k, index, selection)
 
 
 def shape(indexer: Indexer) -> None:
     """indices is int64 [B, Hs, Tq, min(k, T)], with Hs in {Hq, Hk, 1}."""
     for a in answers(indexer):
         rows, heads = a.stream.queries.shape[:2]
-        found = tuple(a.indices.shape)
+        shape = tuple(a.indices.shape)
         wanted = {(rows, h, a.count, min(a.k, a.length)) for h in (heads, a.stream.kv_heads, 1)}
-        assert found in wanted, f"indices are {found}; expected one of {sorted(wanted)}"
+        assert shape in wanted, f"indices are {shape}; expected one of {sorted(wanted)}"
         assert a.indices.dtype == torch.int64, f"indices are {a.indices.dtype}; expected int64"
 
 
@@ -193,6 +194,6 @@ def bounded_cost(indexer: Indexer) -> None:
 
 
 def _first(a: Answer, wrong: Tensor) -> str:
-    row, head, query, _ = wrong.nonzero()[0].tolist()
+    row, head, query, _ = map(int, wrong.nonzero()[0])
     start, stop = int(a.first[row, query]), int(a.stop[row, query])
     return f"{a.indices[row, head, query].tolist()} where {start} <= slot < {stop} (k={a.k})"

@@ -1,8 +1,9 @@
+# pyright: strict
 """Random decoding streams, and the driver's side of the contract over them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -159,7 +160,7 @@ class Stream:
             values=self.values.repeat_interleave(times, 1),
         )
 
-    def _map(self, change: Any, start: Tensor | None) -> Stream:
+    def _map(self, change: Callable[[Tensor], Tensor], start: Tensor | None) -> Stream:
         return replace(
             self,
             queries=change(self.queries),

@@ -1,3 +1,4 @@
+# pyright: strict
 """The contract: an Indexer (recipe) builds an Index (state), which selects keys at a Step."""
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Step:
     kv_heads: int = 1
     backend: str = "auto"
     ordered: bool = True
-    inputs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     reader: Indexer | None = None
     memo: dict[str, Tensor] | None = None
 

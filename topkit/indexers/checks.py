@@ -1,3 +1,4 @@
+# pyright: strict
 """What recipes refuse: one clear line each, with the nearest choice where a word is misspelt."""
 
 from __future__ import annotations

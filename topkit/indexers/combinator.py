@@ -1,3 +1,4 @@
+# pyright: strict, reportUnnecessaryIsInstance=false
 """Recipes over a recipe: all is forwarded but the choice."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: strict
 """Lists of slots with gaps, made dense."""
 
 from __future__ import annotations

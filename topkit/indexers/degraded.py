@@ -1,3 +1,4 @@
+# pyright: strict
 """The controlled-precision oracle: exact Top-k with a known share of its keys taken away."""
 
 from __future__ import annotations

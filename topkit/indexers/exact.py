@@ -1,3 +1,4 @@
+# pyright: strict
 """Exact Top-k: the oracle that every other indexer is judged against."""
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ class _Faiss(Index):
 
     @property
     def nbytes(self) -> int:
-        held = {id(g): g for row in self.graphs for g in row if g is not None}
-        return sum(self.recipe.size(graph) for graph in held.values())
+        graphs = {id(g): g for row in self.graphs for g in row if g is not None}
+        return sum(self.recipe.size(graph) for graph in graphs.values())
 
     def append(self, keys: Tensor, step: Step) -> None:
         if not self.graphs:
@@ -94,7 +94,7 @@ class _Faiss(Index):
             self.borrowed = [False] * keys.shape[0]
         new = keys.detach().float().cpu().numpy()
         for row, start in enumerate(self._starts(step)):
-            # Padding is never given to FAISS: ids count from the row's first real key.
+            # FAISS never sees padding: ids count from the row's first real key.
             real = new[row, :, max(start - self.slots, 0) :]
             if real.shape[1]:
                 self._own(row)
@@ -127,17 +127,17 @@ class _Faiss(Index):
             )
         rows, heads = queries.shape[:2]
         k = min(k, self.slots)
-        asked = (
+        vectors = (
             queries.detach().float().cpu().numpy().reshape(rows, self.heads, -1, queries.shape[-1])
         )
-        ids = np.full((rows, self.heads, asked.shape[2], k), -1, dtype=np.int64)
+        ids = np.full((rows, self.heads, vectors.shape[2], k), -1, dtype=np.int64)
         scored, read = np.zeros((rows, 1)), np.zeros((rows, 1))
         for row, start in enumerate(self._starts(step)):
             before = self.recipe.compared(self.faiss)
             for head, graph in enumerate(self.graphs[row]):
                 if graph is not None:
-                    ids[row, head] = self._search(graph, asked[row, head], k, start)
-                    read[row] += asked.shape[2] * self.recipe.fixed_bytes(graph)
+                    ids[row, head] = self._search(graph, vectors[row, head], k, start)
+                    read[row] += vectors.shape[2] * self.recipe.fixed_bytes(graph)
             compared = self.recipe.compared(self.faiss) - before
             scored[row] = compared / heads
             read[row] += compared * queries.shape[-1] * 4
@@ -146,12 +146,12 @@ class _Faiss(Index):
         here = [torch.from_numpy(x).to(queries.device) for x in (lists, scored, read)]
         return Selection(here[0], keys_scored=here[1], bytes_read=here[2])
 
-    def _search(self, graph: Any, asked: np.ndarray, k: int, start: int) -> np.ndarray:
-        found = np.full((len(asked), k), -1, dtype=np.int64)
+    def _search(self, graph: Any, queries: np.ndarray, k: int, start: int) -> np.ndarray:
+        slots = np.full((len(queries), k), -1, dtype=np.int64)
         n = min(k, graph.ntotal)
-        _, ids = graph.search(np.ascontiguousarray(asked), n)
-        found[:, :n] = np.where(ids < 0, -1, ids + start)
-        return found
+        _, ids = graph.search(np.ascontiguousarray(queries), n)
+        slots[:, :n] = np.where(ids < 0, -1, ids + start)
+        return slots
 
     def truncate(self, length: int, step: Step) -> None:
         for row, start in enumerate(self._starts(step)):

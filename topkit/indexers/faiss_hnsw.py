@@ -1,3 +1,4 @@
+# pyright: strict
 """FAISS HNSW: a navigable graph over the keys."""
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class faiss_hnsw(FaissIndexer):
     examples: ClassVar[tuple[str, ...]] = ("faiss_hnsw()", "faiss_hnsw(M=2)")
 
     def __post_init__(self) -> None:
-        # FAISS sets room aside for all that may be asked, before it looks at a key.
+        # FAISS allocates for these numbers before it looks at a key.
         whole(self, "M", 2, 2**10)
         whole(self, "ef_construction", 1, 2**20)
         whole(self, "ef_search", 1, 2**20)

@@ -1,3 +1,4 @@
+# pyright: strict
 """FAISS IVF: inverted lists around k-means centroids of the keys."""
 
 from __future__ import annotations

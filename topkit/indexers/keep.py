@@ -1,3 +1,4 @@
+# pyright: strict
 """Forced keys: attention sinks and the latest tokens."""
 
 from __future__ import annotations

@@ -80,21 +80,21 @@ class lightning(Scored):
             _put(self._keys(keys, step), codes, at, step)
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
-        asked, gates, told = self._told(queries, codes, step)
-        return score_lightning(asked, codes["vectors"], gates, **told, backend=step.backend)
+        vectors, gates, scales = self._queries(queries, codes, step)
+        return score_lightning(vectors, codes["vectors"], gates, **scales, backend=step.backend)
 
     def pick(
         self, queries: Tensor, codes: Codes, k: int, step: Step, pool: str | None = None
     ) -> Tensor:
         if self.dtype == "fp32" and step.backend == "triton":
             raise InputError(f"{self} has no Triton kernel; lightning(dtype='fp8') has")
-        asked, gates, told = self._told(queries, codes, step)
+        vectors, gates, scales = self._queries(queries, codes, step)
         seen = {"start": step.start, "stop": step.stop}
         if step.stop is None and queries.shape[2] > 1:
             seen["stop"] = step.stops(codes["vectors"].shape[2], queries.shape[2], queries.device)
         how: dict[str, Any] = {"order": "score" if step.ordered else None, "backend": step.backend}
         how["check"] = step.backend != "triton"
-        return score_select_lightning(asked, codes["vectors"], gates, k, **told, **seen, **how)
+        return score_select_lightning(vectors, codes["vectors"], gates, k, **scales, **seen, **how)
 
     def _keys(self, keys: Tensor, step: Step) -> Tensor:
         """Index keys [B, 1, t, d] of the tokens of a call."""
@@ -102,18 +102,20 @@ class lightning(Scored):
             return step.input("index_keys").to(torch.float32, copy=True)
         return load(self.weights, keys.device).layer(step.layer).keys(step.hidden, step.rope)
 
-    def _told(
+    def _queries(
         self, queries: Tensor, codes: Codes, step: Step
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Index queries and gates of the tokens of a call, and the scales of both sides."""
         if self.weights == GIVEN:
-            asked, gates = step.input("index_queries").float(), step.input("index_weights").float()
+            vectors = step.input("index_queries").float()
+            gates = step.input("index_weights").float()
         else:
             w = load(self.weights, queries.device).layer(step.layer)
-            asked = w.queries(step.latent if w.reads_latent else step.hidden, step.rope)
+            vectors = w.queries(step.latent if w.reads_latent else step.hidden, step.rope)
             gates = w.gates(step.hidden)
-        asked = self._stored(asked, step)
-        scales = {"query_scale": asked.get("scale"), "key_scale": codes.get("scale")}
-        return asked["vectors"], gates, scales
+        stored = self._stored(vectors, step)
+        scales = {"query_scale": stored.get("scale"), "key_scale": codes.get("scale")}
+        return stored["vectors"], gates, scales
 
     def _stored(self, vectors: Tensor, step: Step) -> Codes:
         if self.dtype == "fp32":
@@ -152,9 +154,9 @@ class LayerWeights:
         )
         return self.rotate(key[:, None], rope)
 
-    def queries(self, asked: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def queries(self, source: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """[B, t, R] -> [B, H, t, d]."""
-        q = linear(asked.float(), self.tensors["wq"]).unflatten(-1, (self.heads, -1))
+        q = linear(source.float(), self.tensors["wq"]).unflatten(-1, (self.heads, -1))
         return self.rotate(q.transpose(1, 2), rope)
 
     def gates(self, hidden: Tensor) -> Tensor:
@@ -201,10 +203,10 @@ class Weights:
     def widths(self) -> dict[str, int]:
         """How wide the hidden states, and what queries are made from, must be."""
         first = self.layer(min(self.layers))
-        asked = "latent" if self.reads_latent else "hidden"
+        source = "latent" if self.reads_latent else "hidden"
         return {
             "hidden": first.tensors["gates"].shape[1],
-            asked: first.tensors["wq"].shape[1],
+            source: first.tensors["wq"].shape[1],
         }
 
     @property

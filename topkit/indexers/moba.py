@@ -1,3 +1,4 @@
+# pyright: strict
 """MoBA: pages judged by the mean of their keys."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: strict
 """The family "judge pages of keys by a summary, keep whole pages"."""
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from topkit.errors import InputError
 from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.checks import whole
 from topkit.indexers.compact import compact
@@ -88,7 +90,7 @@ class PagedIndex(Index):
         self._append(keys, step, 0)
 
     def truncate(self, length: int, step: Step) -> None:
-        # A key cannot be taken out of a summary: the pages that the cut goes through are made anew.
+        # No summary gives a key back: the pages that the cut goes through are made anew.
         start = step.starts()
         closed = max(int(length - start.max()) // self.recipe.page_size, 0)
         rows = next(iter(self.pages.values())).shape[0]
@@ -158,13 +160,13 @@ class PagedIndex(Index):
         first = (self.slots - start).div(size, rounding_mode="floor").clamp_min(closed)
         page = first + torch.arange(reached, device=keys.device)
         begin = page * size + start - self.slots
-        new = self.recipe.summarise(*_by_page(keys.detach(), begin, size))
+        new = _summarised(self.recipe, *_by_page(keys.detach(), begin, size))
         self.pages = self._joined(new, page, begin >= 0, after) if self.pages else new
         self.slots += count
 
     def _joined(self, new: Pages, page: Tensor, fresh: Tensor, after: int) -> Pages:
         """All `after` summaries, with those of new keys joined to their pages, or alone in fresh ones."""
-        grown = {}
+        grown: Pages = {}
         for name, pages in self.pages.items():
             growing = self.growing.setdefault(name, Growing())
             # One more, behind the last: what is reached there by no row is written there.
@@ -177,6 +179,19 @@ class PagedIndex(Index):
         return {name: pages[:, :, :after] for name, pages in grown.items()}
 
 
+def _summarised(recipe: Paged, keys: Tensor, real: Tensor) -> Pages:
+    """The recipe's summaries, required to be one a page."""
+    pages = recipe.summarise(keys, real)
+    rows, count = keys.shape[0], keys.shape[2]
+    for name, page in pages.items():
+        if page.dim() != 4 or (page.shape[0], page.shape[2]) != (rows, count):
+            raise InputError(
+                f"{type(recipe).__name__}: summarise gave {name!r} {list(page.shape)} for {count} "
+                f"pages in {rows} rows; expected one summary a page, [{rows}, H, {count}, W]"
+            )
+    return pages
+
+
 def _by_page(keys: Tensor, begin: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Keys [B, Hk, t, D] in pages of which each begins at its key of `begin` [B or 1, P], and which are.
 
@@ -186,4 +201,4 @@ def _by_page(keys: Tensor, begin: Tensor, size: int) -> tuple[Tensor, Tensor]:
     at = begin[..., None] + torch.arange(size, device=keys.device)
     real = ((at >= 0) & (at < count)).expand(rows, -1, -1)
     at = at.clamp(0, count - 1).flatten(1)[:, None, :, None].expand(rows, heads, -1, width)
-    return keys.gather(2, at).unflatten(2, (-1, size)), real[:, None, ..., None]
+    return keys.gather(2, at).view(rows, heads, -1, size, width), real[:, None, ..., None]

@@ -1,3 +1,4 @@
+# pyright: strict
 """Keys in 8, 4 or 2 bits, one scale a key."""
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class quantized(Scored):
     """Scores float queries against rounded keys, and gives up the digits that rounding drops.
 
     int8 rounds to the nearest of -127..127; int4 and int2 use all 16 and 4 levels, at odd halves
-    (-1.5, -0.5, 0.5, 1.5), and are packed. scale="pow2" rounds the scale up to a power of two, held
-    in one byte, as DeepSeek's ue8m0 does; hadamard=True spreads outliers by an orthonormal rotation.
+    (-1.5, -0.5, 0.5, 1.5), and are packed. scale="pow2" rounds the scale up to a power of two, in
+    one byte, as DeepSeek's ue8m0 does; hadamard=True spreads outliers by an orthonormal rotation.
     Source: DeepSeek-V3.2-Exp, inference/kernel.py (fp8, pow2, Hadamard).
     """
 
@@ -60,23 +61,28 @@ class quantized(Scored):
         return codes
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
-        asked, told = self._told(queries, codes)
-        return score_codes(asked, codes["codes"], **told, backend=step.backend)
+        rotated, coding = self._rotated(queries, codes)
+        return score_codes(rotated, codes["codes"], **coding, backend=step.backend)
 
     def write(self, keys: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
-        how = {"dtype": self.dtype, "hadamard": self.hadamard, "backend": step.backend}
+        how: dict[str, Any] = {
+            "dtype": self.dtype,
+            "hadamard": self.hadamard,
+            "backend": step.backend,
+        }
         quantize_append(keys.detach(), codes["codes"], codes[self._scale], at, **how)
 
     def pick(
         self, queries: Tensor, codes: Codes, k: int, step: Step, pool: str | None = None
     ) -> Tensor:
-        asked, told = self._told(queries, codes)
-        return pick_codes(asked, codes["codes"], k, step, pool, **told)
+        rotated, coding = self._rotated(queries, codes)
+        return pick_codes(rotated, codes["codes"], k, step, pool, **coding)
 
     @property
     def _scale(self) -> str:
         return "exponent" if self.scale == "pow2" else "scale"
 
-    def _told(self, queries: Tensor, codes: Codes) -> tuple[Tensor, dict[str, Any]]:
-        asked = hadamard_rotate(queries) if self.hadamard else queries
-        return asked, {"dtype": self.dtype, "scale": codes[self._scale]}
+    def _rotated(self, queries: Tensor, codes: Codes) -> tuple[Tensor, dict[str, Any]]:
+        """Queries as the keys were rotated, and how their codes are read."""
+        rotated = hadamard_rotate(queries) if self.hadamard else queries
+        return rotated, {"dtype": self.dtype, "scale": codes[self._scale]}

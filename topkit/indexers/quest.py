@@ -1,3 +1,4 @@
+# pyright: strict
 """Quest: pages judged by the bounds of their keys."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: strict
 """Uniformly random keys: the control that must stay near chance."""
 
 from __future__ import annotations

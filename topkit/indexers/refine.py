@@ -1,3 +1,4 @@
+# pyright: strict
 """Two stages: a cheap selector proposes, exact scores decide."""
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class refine(Combinator):
         longest = proposals[max(wide)].indices
         # Read once where every shorter proposal is the beginning of the longest.
         scores = gather_scores(queries, step.cache.keys, longest)
-        chosen = {}
+        chosen: dict[int, Selection] = {}
         for k, proposal in zip(ks, (proposals[k] for k in wide), strict=True):
             slots = proposal.indices
             same = longest[..., : slots.shape[-1]]

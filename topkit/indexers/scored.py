@@ -1,3 +1,4 @@
+# pyright: strict
 """The family "score every key cheaply, keep the best k"."""
 
 from __future__ import annotations
@@ -136,9 +137,9 @@ class ScoredIndex(Index):
     """
 
     recipe: Scored
-    codes: Codes = field(default_factory=dict)
+    codes: Codes = field(default_factory=Codes)
     slots: int = 0
-    growing: dict[str, Growing] = field(default_factory=dict)
+    growing: dict[str, Growing] = field(default_factory=dict[str, Growing])
 
     @property
     def length(self) -> int:
@@ -157,7 +158,7 @@ class ScoredIndex(Index):
         if not self.codes:
             self.codes = encoded(self.recipe, keys, step)
         else:
-            grown = {}
+            grown: Codes = {}
             for name, code in self.codes.items():
                 growing = self.growing.setdefault(name, Growing())
                 grown[name] = growing.extended(code, code, keys.shape[2])
@@ -177,13 +178,13 @@ class ScoredIndex(Index):
         return replace(self, codes=dict(self.codes), growing={})
 
     def room(self) -> Codes | None:
-        found = {}
+        roomy: Codes = {}
         for name, code in self.codes.items():
             whole = self.growing[name].whole(code) if name in self.growing else None
             if whole is None:
                 return None
-            found[name] = whole
-        return found
+            roomy[name] = whole
+        return roomy
 
     def reveal(self, length: int) -> None:
         self.codes = {name: self.growing[name].until(length) for name in self.codes}

@@ -1,3 +1,4 @@
+# pyright: strict
 """One selection for many heads."""
 
 from __future__ import annotations

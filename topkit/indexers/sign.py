@@ -1,3 +1,4 @@
+# pyright: strict
 """One bit a dimension: the signs of the keys."""
 
 from __future__ import annotations

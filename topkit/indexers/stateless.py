@@ -1,3 +1,4 @@
+# pyright: strict
 """The family "hold nothing": keys are chosen from the cache, or from positions alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: strict
 """StreamingLLM: the first tokens and the latest ones."""
 
 from __future__ import annotations

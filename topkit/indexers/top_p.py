@@ -1,3 +1,4 @@
+# pyright: strict
 """Adaptive budgets: as many keys as a share of the attention mass needs."""
 
 from __future__ import annotations

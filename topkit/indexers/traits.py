@@ -1,3 +1,4 @@
+# pyright: strict
 """What a recipe says of itself: one frozen value."""
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ class Traits:
     may_come_short: bool = False
     # build(a) then append(b) may select otherwise than build(a ++ b).
     drifts: bool = False
-    # Codes hold nothing of later keys, so that several queries may be asked at once.
+    # Codes hold nothing of later keys, so that several queries may select at once.
     causal_codes: bool = True
     # select changes later selections: never shared between runs.
     remembers: bool = False
     # A step with `at` and `stop` appends one key and selects with shapes and addresses that stay, by
-    # what stands on the device alone, in the index's `room`: a CUDA graph holds it. Of inputs it is
-    # given `hidden`, `latent` and `rope` of the key's token.
+    # what stands on the device alone, in the index's `room`: a CUDA graph can repeat it. Its inputs are
+    # `hidden`, `latent` and `rope` of the key's token.
     # What is written there shows from `Index.reveal` on, and until then may be written again.
     fixed: bool = False
     # Index.score gives a score for every key.

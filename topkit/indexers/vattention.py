@@ -1,3 +1,4 @@
+# pyright: strict
 """vAttention: the best keys as they are, a weighted sample for all the others."""
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def _root(x: Any) -> str:
     return type(x).__module__.split(".")[0]
 
 
-def held_bytes(index: Any, cache: set[int]) -> tuple[int, bool]:
+def bytes_in_reach(index: Any, cache: set[int]) -> tuple[int, bool]:
     """Bytes of the tensors and arrays within reach of an index, and whether it holds more than those.
 
     Each storage counts once; storages whose address is in `cache` do not count.
@@ -25,7 +25,7 @@ def held_bytes(index: Any, cache: set[int]) -> tuple[int, bool]:
     storages: dict[int, int] = {}
     opaque = False
     seen: set[int] = set()
-    ahead = [index]
+    ahead: list[Any] = [index]
     while ahead:
         x = ahead.pop()
         if id(x) in seen or isinstance(x, _PLAIN):
