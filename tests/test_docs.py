@@ -44,20 +44,22 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_files_named_in_code_font_exist(page: Path) -> None:
-    written_by_the_reader = {"topkit/indexers/leading.py"}
+    written_by_the_reader = {f"topkit/indexers/{name}.py" for name in ("leading", "page_mean")}
     for name in re.findall(r"`((?:topkit|tests|benchmarks|results)/[\w./-]+)`", page.read_text()):
         assert name in written_by_the_reader or (ROOT / name).exists(), f"{page.name}: {name}"
 
 
-def test_the_indexer_of_the_guide_keeps_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = code_blocks("CONTRIBUTING.md", "python")
-    space: dict = {"__name__": "leading"}
+@pytest.mark.parametrize(("place", "name"), enumerate(["leading", "page_mean"]))
+def test_the_indexers_of_the_guide_keep_the_contract(
+    place: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = code_blocks("CONTRIBUTING.md", "python")[place]
+    space: dict = {"__name__": name}
     # A dataclass looks its module up by name.
-    monkeypatch.setitem(sys.modules, "leading", type(sys)("leading"))
+    monkeypatch.setitem(sys.modules, name, type(sys)(name))
     exec(compile(code, "CONTRIBUTING.md", "exec"), space)
-    leading = space["leading"]
-    monkeypatch.setitem(INDEXERS, "leading", leading)
-    for spec in leading.examples:
+    monkeypatch.setitem(INDEXERS, name, space[name])
+    for spec in space[name].examples:
         check_indexer(spec)
 
 
