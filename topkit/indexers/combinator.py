@@ -1,5 +1,5 @@
 # pyright: strict, reportUnnecessaryIsInstance=false
-"""Recipes over a recipe: all is forwarded but the choice."""
+"""Combinators: recipes over a recipe, which forward all but the choice."""
 
 from __future__ import annotations
 
