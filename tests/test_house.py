@@ -18,13 +18,14 @@ FILES = sorted(ROOT.glob("topkit/**/*.py"))
 # the bare package, with its version and lazy names.
 MAY_IMPORT = {
     "kernels": set(),
-    "indexers": {"kernels"},
+    "grammar": set(),
+    "indexers": {"kernels", "grammar"},
     "fidelity": {"kernels"},
-    "contract": {"kernels", "indexers", "fidelity"},
+    "contract": {"kernels", "grammar", "indexers", "fidelity"},
     "assertions": {"kernels", "fidelity"},
     "testing": {"assertions", "contract"},
-    "experiments": {"kernels", "indexers", "fidelity", "lazy", ""},
-    "cli": {"kernels", "indexers", "fidelity", "experiments", "contract", "__version__"},
+    "experiments": {"kernels", "grammar", "indexers", "fidelity", "lazy", ""},
+    "cli": {"kernels", "grammar", "indexers", "fidelity", "experiments", "contract", "__version__"},
     "__main__": {"cli"},
     "errors": set(),
     "lazy": set(),

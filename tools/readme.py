@@ -27,7 +27,8 @@ USELESS = (
 
 def methods() -> str:
     """The registry of indexers."""
-    return markdown([{**row, "name": f"`{row['name']}`"} for row in rows("indexers")])
+    own = [row for row in rows("indexers") if row.pop("package") == "topkit"]
+    return markdown([{**row, "name": f"`{row['name']}`"} for row in own])
 
 
 def scores() -> str:

@@ -53,7 +53,7 @@ HUGE_PARAMETERS = (
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("quest(page_size={[]:1})", r"cannot read '\{\[\]: 1\}'"),
+        ("quest(page_size={[]:1})", r"whole number .* got '\{\[\]:1\}'"),
         ("quest:page_size={[]:1}", r"whole number .* got '\{\[\]:1\}'"),
         ("quest:page_size=", "whole number .* got ''"),
         ("quest:page_size=4,page_size=8", "'page_size' is given twice"),
@@ -92,8 +92,8 @@ HUGE_PARAMETERS = (
         ("", "cannot read the indexer"),
         ("3", "expected an indexer such as"),
         ("__import__('os').system('true')", "expected an indexer such as"),
-        ("quest(page_size=1+1)", "cannot read '1 \\+ 1'"),
-        ("quest(**{'page_size': 1})", "given twice|no parameter"),
+        ("quest(page_size=1+1)", r"whole number .* got '1\+1'"),
+        ("quest(**{'page_size': 1})", "whole number"),
         ("random(seed=3)", "random has no parameter 'seed'; it takes none"),
         ("degraded", r"precision has no default; write degraded\(precision=...\)"),
         (sign, r"write sign\(\)"),
@@ -156,7 +156,7 @@ def test_bad_budgets_are_refused(bad):
 def test_lists_of_budgets_keep_their_order_once_each():
     assert parse_budgets("16, 1%,16") == [Budget(16), Budget(1, percent=True)]
     assert parse_budgets([16, "1%"]) == parse_budgets("16,1%")
-    with pytest.raises(InputError, match="no k was given"):
+    with pytest.raises(InputError, match="there is no k"):
         parse_budgets([])
 
 

@@ -22,7 +22,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     for key, value in _mapping(path).items():
         name = str(key).removeprefix("--").replace("-", "_")
         if name not in known:
-            from topkit.indexers.spec import nearest
+            from topkit.grammar import nearest
 
             raise InputError(
                 f"{path}: {context.info_name} has no option {key!r}; {nearest(name, known)}"

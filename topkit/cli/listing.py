@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, asdict, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from topkit.cli.values import parse_name
+
+if TYPE_CHECKING:
+    from topkit.grammar import Registry
 
 KINDS = ("indexers", "tasks", "metrics")
 
@@ -13,7 +16,7 @@ Row = dict[str, str]
 
 
 def rows(kind: str) -> list[Row]:
-    """One row an indexer, task or metric, a column a property.
+    """One row an indexer, task or metric, a column a property; plug-ins come last.
 
     Raises: InputError for any other kind; the nearest is suggested.
     """
@@ -22,32 +25,29 @@ def rows(kind: str) -> list[Row]:
 
 
 def _indexers() -> list[Row]:
-    from topkit.indexers import INDEXERS
+    from topkit.indexers import REGISTRY
 
-    return [
-        {
-            "name": name,
-            "family": recipe.family,
-            "source": recipe.source,
-            "parameters": _parameters(recipe),
-            "cost": recipe.cost,
-        }
-        for name, recipe in INDEXERS.items()
-    ]
+    return _listed(REGISTRY, "cost")
 
 
 def _tasks() -> list[Row]:
-    from topkit.experiments.tasks import TASKS
+    from topkit.experiments.tasks import REGISTRY
 
+    return _listed(REGISTRY, "asks")
+
+
+def _listed(registry: Registry[Any], last: str) -> list[Row]:
+    """topkit's own, then those of plug-ins; what cannot be used says why."""
     return [
         {
             "name": name,
-            "family": task.family,
-            "source": task.source,
-            "parameters": _parameters(task),
-            "asks": task.asks,
+            "family": getattr(thing, "family", ""),
+            "source": getattr(thing, "source", ""),
+            "parameters": "" if isinstance(thing, str) else _parameters(thing),
+            last: thing if isinstance(thing, str) else getattr(thing, last),
+            "package": package,
         }
-        for name, task in TASKS.items()
+        for name, package, thing in registry.listed()
     ]
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from topkit.experiments.study.curves import Curve, load, name_of
 from topkit.experiments.study.findings import Findings, said
 from topkit.experiments.study.stats import Interval
-from topkit.indexers.spec import parse, short
+from topkit.grammar import short
+from topkit.indexers.spec import recorded
 
 _KINDS = ("trained words", "held-out words")
 
@@ -30,7 +31,7 @@ def fidelity(summary: list[dict[str, Any]], metrics: Sequence[str] = ()) -> list
     """What was measured, an indexer and budget a row; blank where k covers all that is visible."""
     return [
         {
-            "indexer": short(parse(row["indexer"])),
+            "indexer": short(recorded(row["indexer"])),
             "k": row["budget"],
             "rows": f"{row['rows'] or 0:,}",
             "recall [95 %]": _ranged(row["recall"], row["low"], row["high"]),

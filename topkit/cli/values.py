@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from topkit.errors import InputError
 
@@ -48,35 +47,14 @@ def parse_name(name: str, names: Sequence[str], kind: str) -> str:
     Raises: InputError for any other; the nearest is suggested.
     """
     if name not in names:
-        from topkit.indexers.spec import nearest
+        from topkit.grammar import nearest
 
         raise InputError(f"unknown {kind} {name!r}; {nearest(name, names)}")
     return name
 
 
 def parse_task(text: str) -> Task:
-    """A task and its parameters: niah-multikey or niah-multikey:distractors=30,wording=code.
-
-    Raises: InputError for an unknown task or a misspelt parameter; the nearest is suggested.
-    """
+    """A task as every form of the grammar writes it: niah-multikey:distractors=30,wording=code."""
     from topkit.experiments.tasks import make_task
 
-    name, _, tail = text.strip().partition(":")
-    parameters: dict[str, Any] = {}
-    for part in filter(None, tail.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise InputError(
-                f"write a task as name:parameter=value,parameter=value; got {part!r} in {text!r}"
-            )
-        if key.strip() in parameters:
-            raise InputError(f"{name}: parameter {key.strip()!r} is given twice in {text!r}")
-        parameters[key.strip()] = _literal(value.strip())
-    return make_task(name, **parameters)
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        return text
+    return make_task(text)

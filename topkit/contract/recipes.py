@@ -11,8 +11,9 @@ from torch import Tensor
 from topkit.contract.memory import bytes_in_reach
 from topkit.contract.streams import Stream, parts, stream
 from topkit.errors import InputError
+from topkit.grammar import flat, short
 from topkit.indexers.base import Index, Indexer, Step
-from topkit.indexers.spec import parse, short
+from topkit.indexers.spec import parse
 
 
 def declared_inputs(indexer: Indexer) -> None:
@@ -77,9 +78,10 @@ def scores_explain(indexer: Indexer) -> None:
 
 
 def named_by_repr(indexer: Indexer) -> None:
-    """repr and the short spec parse back, and equal recipes hash alike."""
-    registry = {type(part).__name__: type(part) for part in parts(indexer)}
-    for spec in (repr(indexer), short(indexer)):
+    """repr and the shorter forms parse back, and equal recipes hash alike."""
+    # By name, since a class of a notebook or a function cannot be imported.
+    registry = {indexer.registry().name(type(part)): type(part) for part in parts(indexer)}
+    for spec in (repr(indexer), short(indexer), flat(indexer)):
         again = parse(spec, registry)
         assert again == indexer, f"{spec} parses as {again!r}"
         assert hash(again) == hash(indexer), f"{spec} parses to an equal recipe with another hash"

@@ -1,5 +1,6 @@
 """Indexers: one file a method, one line each in the registry."""
 
+from topkit.grammar import Registry
 from topkit.indexers.base import Cache, Index, Indexer, Rest, Selection, Step
 from topkit.indexers.combinator import Combinator
 from topkit.indexers.degraded import degraded
@@ -42,8 +43,13 @@ INDEXERS: dict[str, type[Indexer]] = {
     "vattention": vattention,
 }
 
+REGISTRY: Registry[Indexer] = Registry(
+    "indexer", Indexer, INDEXERS, "topkit.indexers", "quest(page_size=16)"
+)
+
 __all__ = [
     "INDEXERS",
+    "REGISTRY",
     "Cache",
     "Combinator",
     "Index",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from topkit.errors import InputError
+from topkit.grammar import Named, Registry
 from topkit.indexers.traits import Traits, adopt_class_flags
 
 # What a driver may hand to a recipe that declares it in `needs`.
@@ -255,7 +256,7 @@ class Index(ABC):
         raise InputError(f"{type(self).__name__} does not score every key")
 
 
-class Indexer:
+class Indexer(Named):
     """A recipe: a frozen dataclass of hyper-parameters, named by its repr.
 
     `traits` says how it departs from the common laws (topkit.contract holds them).
@@ -272,6 +273,12 @@ class Indexer:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         adopt_class_flags(cls)
+
+    @classmethod
+    def registry(cls) -> Registry[Any]:
+        from topkit.indexers import REGISTRY
+
+        return REGISTRY
 
     def traits(self) -> Traits:
         """The inputs that it reads, and how it departs from the common laws."""
@@ -293,8 +300,3 @@ class Indexer:
     def build(self, keys: Tensor, step: Step) -> Index:
         """An Index of keys [B, Hk, T, D], as attention sees them, after RoPE."""
         raise InputError(f"{type(self).__name__} does not say how to build its index")
-
-
-def parameters(indexer: type[Indexer] | Indexer) -> list[str]:
-    """The names of a recipe's hyper-parameters, in order."""
-    return [f.name for f in fields(indexer)]  # type: ignore[arg-type]

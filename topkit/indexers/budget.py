@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 from topkit.errors import InputError
 
@@ -33,13 +35,18 @@ class Budget:
         return f"{text}%" if self.percent else text
 
 
-def parse_budget(text: str | int | Budget) -> Budget:
+# One budget or several: "16,1%", 16, or an array or range of numbers.
+Budgets = str | int | Budget | Iterable[Any]
+
+
+def parse_budget(text: Any) -> Budget:
     """Read 16, "16" or "1%".
 
     Raises: InputError for anything else, for k < 1 and for a share outside (0, 100].
     """
     if isinstance(text, Budget):
         return text
+    text = text.item() if hasattr(text, "item") else text  # a number of numpy or torch
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", str(text))
     if isinstance(text, bool) or match is None:
         raise InputError(f"k must be a number of keys (16) or of per cent (1%); got {text!r}")
@@ -53,12 +60,13 @@ def parse_budget(text: str | int | Budget) -> Budget:
     return Budget(amount, percent)
 
 
-def parse_budgets(text: str | int | Budget | list | tuple) -> list[Budget]:
-    """Read "16,32,1%" or a list of budgets."""
+def parse_budgets(text: Budgets) -> list[Budget]:
+    """Read "16,32,1%", one budget or several, also of numpy, of torch and of a range."""
     if isinstance(text, str):
-        text = [part for part in text.split(",") if part.strip()] or [text]
-    if not isinstance(text, list | tuple):
-        text = [text]
-    if not text:
-        raise InputError("no k was given; give one, such as 16 or 1%")
-    return list(dict.fromkeys(parse_budget(part) for part in text))
+        several: list[Any] = [part for part in text.split(",") if part.strip()] or [text]
+    else:
+        text = getattr(text, "tolist", lambda: text)()
+        several = list(text) if isinstance(text, Iterable) else [text]
+    if not several:
+        raise InputError("there is no k; name one, such as 16 or 1%")
+    return list(dict.fromkeys(map(parse_budget, several)))

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from topkit.errors import InputError
+from topkit.grammar import nearest
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import MOST
-from topkit.indexers.spec import nearest
 
 
 def choice(recipe: Indexer, name: str, known: Iterable[str]) -> None:

@@ -27,9 +27,9 @@ from topkit.experiments.measure.replay import Replay, require_inputs
 from topkit.experiments.model.load import load
 from topkit.experiments.runs.parts import write_whole
 from topkit.fidelity import truth
+from topkit.grammar import nearest
 from topkit.indexers.base import Index, Step
 from topkit.indexers.quantized import quantized
-from topkit.indexers.spec import nearest
 
 COLUMNS: tuple[str, ...] = (
     "bench", "what", "unit", "median", "low", "high", "repeats", "against", "ratio", "ratio_low",

@@ -22,7 +22,7 @@ from topkit.experiments.bench.kernels import (
 from topkit.experiments.bench.rows import Row, machine
 from topkit.experiments.bench.session import Case, Scale, Session
 from topkit.experiments.bench.step import step_cases
-from topkit.indexers.spec import nearest
+from topkit.grammar import nearest
 
 SPEEDS: dict[str, Callable[[Session], Iterator[Case]]] = {
     "score": score_cases,

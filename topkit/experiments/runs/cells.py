@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from topkit.errors import InputError
 from topkit.indexers.base import Indexer
-from topkit.indexers.budget import Budget, parse_budgets
+from topkit.indexers.budget import Budget, Budgets, parse_budgets
 from topkit.indexers.spec import parse
 
 DENSE = "dense"
@@ -36,7 +36,7 @@ class Cell:
 
 def parse_cells(
     indexers: str | Indexer | Cell | Iterable[str | Indexer | Cell],
-    k: str | int | Budget | list | tuple,
+    k: Budgets,
     dense: bool = True,
 ) -> list[Cell]:
     """Every indexer at every budget, and full attention, in one order whatever the order asked.
@@ -47,11 +47,12 @@ def parse_cells(
     one = isinstance(indexers, str | Indexer | Cell | type)  # parse says what a class lacks
     asked = [indexers] if one else list(indexers)
     recipes = [parse(spec) for spec in asked if not isinstance(spec, Cell)]
-    if recipes and k in ("", (), []):
+    without = isinstance(k, str | list | tuple) and not k
+    if recipes and without:
         raise InputError(
             f"{recipes[0]} was given without a budget; say how many keys: -k 16, or 1%"
         )
-    if not recipes and k not in ("", (), []):
+    if not recipes and not without:
         raise InputError(
             f"k = {k} was given and no indexer to keep so many keys; add --indexer SPEC"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import pyarrow as pa
 from topkit.errors import InputError
 from topkit.experiments.runs.cells import DENSE, Cell, in_order
 from topkit.experiments.study.stats import Array
+from topkit.grammar import short
 from topkit.indexers import exact
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget, parse_budget
-from topkit.indexers.spec import parse
+from topkit.indexers.spec import recorded, unknown
 
 EXACT = exact()
 # A task whose answers are never right to the letter is judged by the share of its tokens.
@@ -28,7 +29,10 @@ FIDELITY = ("recall", "mass", "output_error", "kept", "bytes_read", "index_bytes
 
 
 def kind_of(cell: Cell) -> str:
-    """dense, oracle (judges keys by their true scores), control (by nothing), or real."""
+    """dense, oracle (judges keys by their true scores), control (by nothing), or real.
+
+    An indexer whose class is not at hand counts as real.
+    """
     if cell.indexer is None:
         return DENSE
     family = innermost(cell.indexer).family
@@ -37,24 +41,12 @@ def kind_of(cell: Cell) -> str:
 
 def name_of(cell: Cell) -> str:
     """The cell's indexer as figures name it."""
-    return DENSE if cell.indexer is None else plain(cell.indexer)
+    return DENSE if cell.indexer is None else short(cell.indexer)
 
 
 def words_of(cell: Cell) -> str:
     """The cell in words."""
     return "full attention" if cell.indexer is None else f"{name_of(cell)} at k = {cell.budget}"
-
-
-def plain(indexer: Indexer) -> str:
-    """A spec for the eye: its first parameter, and of the others what is not default."""
-    shown = []
-    for place, field in enumerate(fields(indexer)):  # type: ignore[arg-type]
-        value = getattr(indexer, field.name)
-        if isinstance(value, Indexer):
-            shown.append(plain(value))
-        elif value not in (field.default, None) or (place == 0 and value is not False):
-            shown.append(f"{field.name}={value}")
-    return f"{type(indexer).__name__}({', '.join(shown)})"
 
 
 def innermost(indexer: Indexer) -> Indexer:
@@ -127,6 +119,12 @@ class Curve:
         return None
 
     @property
+    def unknown(self) -> list[str]:
+        """The names of indexers whose classes are not at hand."""
+        recipes = dict.fromkeys(cell.indexer for cell in self.cells)
+        return [recipe.text for recipe in recipes if isinstance(recipe, unknown)]
+
+    @property
     def observed(self) -> bool:
         """Whether any selection was judged."""
         return bool(np.isfinite(self.fidelity["recall"]).any())
@@ -155,7 +153,8 @@ def _split(table: pa.Table) -> dict[tuple, list[dict[str, Any]]]:
 def _curve(key: tuple, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) -> Curve:
     task, length, sparse_from = key
     measure = MEASURES.get(task.partition(":")[0], "exact_match")
-    found = {(_cell(row), row["haystack"]): row for row in rows}
+    cell_of = _cells(rows)
+    found = {(cell_of[_written(row)], row["haystack"]): row for row in rows}
     cells = _by_kind({cell for cell, _ in found})
     every = {haystack for _, haystack in found}
     whole = sorted(h for h in every if all((cell, h) in found for cell in cells))
@@ -188,10 +187,16 @@ def _curve(key: tuple, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) 
     )
 
 
-def _cell(row: Mapping[str, Any]) -> Cell:
-    if row["indexer"] == DENSE:
-        return Cell()
-    return Cell(parse(row["indexer"]), parse_budget(row["budget"]))
+def _written(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["indexer"], row["budget"]
+
+
+def _cells(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Cell]:
+    """The cell that each indexer and budget of the rows stand for."""
+    return {
+        (name, budget): Cell() if name == DENSE else Cell(recorded(name), parse_budget(budget))
+        for name, budget in set(map(_written, rows))
+    }
 
 
 def _by_kind(cells: Iterable[Cell]) -> tuple[Cell, ...]:
@@ -202,9 +207,10 @@ def _by_kind(cells: Iterable[Cell]) -> tuple[Cell, ...]:
 
 def _heads(rows: list[dict[str, Any]]) -> dict[Cell, Array]:
     found: dict[Cell, dict[tuple[int, int], float]] = {}
+    cell_of = _cells(rows)
     for row in rows:
         if row["recall"] is not None:
-            found.setdefault(_cell(row), {})[row["layer"], row["head"]] = row["recall"]
+            found.setdefault(cell_of[_written(row)], {})[row["layer"], row["head"]] = row["recall"]
     return {cell: _grid(recalls) for cell, recalls in found.items()}
 
 

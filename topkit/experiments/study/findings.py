@@ -10,10 +10,11 @@ import numpy as np
 
 from topkit.errors import GateFailed, InputError, Undecided
 from topkit.experiments.study import stats
-from topkit.experiments.study.curves import EXACT, Curve, kind_of, name_of, plain, words_of
+from topkit.experiments.study.curves import EXACT, Curve, kind_of, name_of, words_of
 from topkit.experiments.study.stats import Interval, Ordering
+from topkit.grammar import quoted, short
 from topkit.indexers.budget import parse_budget
-from topkit.indexers.spec import parse, quoted
+from topkit.indexers.spec import parse
 
 MARGIN = 0.05
 _FEWEST = 4  # cells below which a rank correlation says nothing
@@ -252,7 +253,10 @@ def require_equivalent(
     Raises: GateFailed when a cell is worse; Undecided when none is, but one may be; InputError when
     there is no such cell, or nothing to compare it with.
     """
-    asked, seen = parse(indexer), []
+    cells, seen = {cell for curve in curves for cell in curve.cells}, []
+    # By the name of its table too, so that its class need not be at hand.
+    named = {repr(cell.indexer): cell.indexer for cell in cells if cell.indexer is not None}
+    asked = named[indexer] if indexer in named else parse(indexer)
     wanted = None if budget is None else parse_budget(budget)
     for curve in curves:
         findings = Findings(curve, margin)
@@ -266,15 +270,14 @@ def require_equivalent(
                 )
                 seen.append((judged(gap, margin), line))
     if not seen:
-        cells = {cell for curve in curves for cell in curve.cells}
         known = sorted(
-            f"--require {quoted(plain(cell.indexer))} -k {cell.budget}"
+            f"--require {quoted(cell.indexer)} -k {cell.budget}"
             for cell in cells
             if cell.indexer is not None
         )
         at = "" if wanted is None else f" at k = {wanted}"
         raise InputError(
-            f"no cell of {plain(asked)}{at} in this run; ask for one of: {', '.join(known)}"
+            f"no cell of {short(asked)}{at} in this run; ask for one of: {', '.join(known)}"
         )
     for verdict, error in (("worse", GateFailed), ("undecided", Undecided)):
         lines = [line for found, line in seen if found == verdict]

@@ -16,15 +16,15 @@ from topkit.experiments.model.compatibility import probe, unserved
 from topkit.experiments.model.load import load_once
 from topkit.experiments.runs.cells import Cell, in_order
 from topkit.experiments.runs.parts import write_whole
-from topkit.experiments.study.curves import plain
 from topkit.experiments.study.report import STUDY, write_report
 from topkit.experiments.tasks import Task
 from topkit.experiments.tasks.chains import VariableTracking
 from topkit.experiments.tasks.needles import MultiKey
 from topkit.experiments.tasks.pairs import KeyValueRecall
+from topkit.grammar import nearest, short
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import parse_budgets
-from topkit.indexers.spec import nearest, parse
+from topkit.indexers.spec import parse
 
 NAME = "fidelity-vs-accuracy"
 
@@ -196,7 +196,7 @@ def _left_out(model: Any, preset: Preset, console: Console) -> dict[Indexer, str
     recipes = dict.fromkeys(cell.indexer for cell in cells if cell.indexer is not None)
     reasons = unserved(model, recipes, probe(model, purpose="evaluated"))
     for indexer, reason in reasons.items():
-        console.print(f"{plain(indexer)} is left out: {reason}")
+        console.print(f"{short(indexer)} is left out: {reason}")
     return reasons
 
 

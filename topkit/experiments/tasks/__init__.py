@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from numbers import Integral, Real
 from typing import Any
 
-from topkit.errors import InputError
 from topkit.experiments.tasks.base import Prompt, Question, Task, ruler_score
 from topkit.experiments.tasks.books import Books
 from topkit.experiments.tasks.chains import VariableTracking
@@ -14,7 +11,7 @@ from topkit.experiments.tasks.haystack import Haystack
 from topkit.experiments.tasks.needles import MultiKey, MultiQuery, MultiValue, Single, Word
 from topkit.experiments.tasks.pairs import KeyValueRecall
 from topkit.experiments.tasks.recite import Recite
-from topkit.indexers.spec import nearest
+from topkit.grammar import Registry, flat, make, parse
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
@@ -31,40 +28,27 @@ TASKS: dict[str, type[Task]] = {
     )
 }
 
+REGISTRY: Registry[Task] = Registry(
+    "task", Task, TASKS, "topkit.tasks", "niah-multikey:distractors=4"
+)
 
-# What may be given for a parameter of each type.
-_KINDS: dict[str, type] = {"int": Integral, "float": Real, "str": str}
 
+def make_task(text: str | Task, /, **parameters: Any) -> Task:
+    """The task that a text names, or that a name and its parameters say.
 
-def make_task(name: str, /, **parameters: Any) -> Task:
-    """The task of that name, with its parameters.
-
-    Raises: InputError for an unknown task or a misspelt parameter, with the nearest, and for a value
-    of another type.
+    Raises: InputError for a text that does not parse, an unknown name or a misspelt parameter (the
+    nearest is suggested), and a value of another type, or that the task refuses.
     """
-    if name not in TASKS:
-        raise InputError(f"unknown task {name!r}; {nearest(name, TASKS)}")
-    known = {field.name: field.type for field in fields(TASKS[name])}
-    for parameter, value in parameters.items():
-        if parameter not in known:
-            raise InputError(f"{name} has no parameter {parameter!r}; {nearest(parameter, known)}")
-        if isinstance(value, bool) or not isinstance(value, _KINDS[str(known[parameter])]):
-            raise InputError(f"{name}: {parameter} must be {known[parameter]}; got {value!r}")
-    return TASKS[name](**parameters)
+    return make(text, REGISTRY, **parameters) if parameters else parse(text, REGISTRY)
 
 
 def task_name(task: Task) -> str:
-    """A task as tables name it, and the command line reads it: its name, and what is not default."""
-    plain = type(task)()
-    odd = [
-        f"{name}={getattr(task, name)}"
-        for name in task.__dataclass_fields__
-        if getattr(task, name) != getattr(plain, name)
-    ]
-    return f"{task.name}:{','.join(odd)}" if odd else task.name
+    """A task as tables name it: `niah-multikey:wording=trained`."""
+    return flat(task)
 
 
 __all__ = [
+    "REGISTRY",
     "TASKS",
     "Haystack",
     "Prompt",

@@ -11,7 +11,7 @@ import numpy as np
 
 from topkit.errors import InputError
 from topkit.experiments.tasks.haystack import Haystack
-from topkit.indexers.spec import nearest
+from topkit.grammar import Named, Registry, nearest
 
 TRAINED, HELD_OUT = "trained", "held-out"
 
@@ -91,7 +91,7 @@ def require_digits(task: str, digits: int) -> None:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Named):
     """A recipe for prompts; its fields are the parameters that a run may set."""
 
     name: ClassVar[str] = ""
@@ -101,6 +101,12 @@ class Task:
 
     questions: int = 4
     wording: str = "any"
+
+    @classmethod
+    def registry(cls) -> Registry[Any]:
+        from topkit.experiments.tasks import REGISTRY
+
+        return REGISTRY
 
     def plant(self, rng: np.random.Generator, wording: str) -> Planted:
         """Draw what is planted and asked."""

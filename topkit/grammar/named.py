@@ -1,0 +1,95 @@
+"""Things that print as a text which parses back."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any
+
+from topkit.grammar.registry import Registry
+from topkit.grammar.values import hints, plain, written
+
+
+class Named:
+    """A frozen dataclass whose repr is its name in tables, and parses back."""
+
+    @classmethod
+    def registry(cls) -> Registry[Any]:
+        """Where its kind is looked up by name."""
+        raise NotImplementedError(f"{cls.__name__}.registry")
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # A dataclass whose own class has no repr is given one that knows no module.
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = Named.__repr__
+
+    def __repr__(self) -> str:
+        return full(self)
+
+
+class Verbatim(Named):
+    """A thing whose class is not at hand: its text alone."""
+
+    text: str
+
+
+def full(thing: Named) -> str:
+    """With all parameters, as Python writes them: `keep(base=sign(), sink=4, window=0)`."""
+    if isinstance(thing, Verbatim):
+        return thing.text
+    shown = [f"{f.name}={written(value, hint)}" for f, value, hint in _parameters(thing)]
+    return f"{_name(thing)}({', '.join(shown)})"
+
+
+def short(thing: Named) -> str:
+    """For the eye: the first parameter, and of the others what is not default: `keep(sign(), sink=4)`."""
+    if isinstance(thing, Verbatim):
+        return thing.text
+    shown: list[str] = []
+    for place, (field, value, hint) in enumerate(_parameters(thing)):
+        if place == 0 and isinstance(value, Named):
+            shown.append(short(value))
+        elif place == 0 or not _is_default(field, value):
+            shown.append(f"{field.name}={_plain(thing, value, hint)}")
+    return f"{_name(thing)}({', '.join(shown)})"
+
+
+def flat(thing: Named) -> str:
+    """Without brackets, what is not default: `niah-multikey:distractors=4,wording=trained`."""
+    if isinstance(thing, Verbatim):
+        return thing.text
+    shown = [
+        f"{field.name}={_plain(thing, value, hint)}"
+        for field, value, hint in _parameters(thing)
+        if not _is_default(field, value)
+    ]
+    return f"{_name(thing)}:{','.join(shown)}" if shown else _name(thing)
+
+
+def quoted(text: str | Named) -> str:
+    """A text as one word of a shell."""
+    return shlex.quote(short(text) if isinstance(text, Named) else text)
+
+
+def _name(thing: Named) -> str:
+    return thing.registry().name(type(thing))
+
+
+def _parameters(thing: Named) -> Iterator[tuple[Field[Any], object, Any]]:
+    known = hints(type(thing))
+    for field in fields(thing) if is_dataclass(thing) else ():
+        if field.init and field.repr:
+            yield field, getattr(thing, field.name), known[field.name]
+
+
+def _plain(thing: Named, value: object, hint: Any) -> str:
+    if isinstance(value, Named):
+        return short(value)
+    return plain(value, hint, thing.registry().base)
+
+
+def _is_default(field: Field[Any], value: object) -> bool:
+    made = field.default if field.default_factory is MISSING else field.default_factory()
+    return made is not MISSING and bool(value == made)
