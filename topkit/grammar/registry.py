@@ -102,17 +102,16 @@ class Registry(Generic[T]):
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise InputError(f"cannot import {module}: {_said(error)}") from error
-            hint = nearest(module, self.own)
+            hint = f"unknown {self.kind} {module!r}; {nearest(module, self.own)} There is "
             raise InputError(
-                f"unknown {self.kind} {module!r}{f'; {hint}' if hint.endswith('?') else ''}; nor is "
-                f"there a module {error.name!r} to import {path!r} from: install it, or name its "
-                f"folder in PYTHONPATH"
+                f"{hint if hint.endswith('? There is ') else ''}no module {error.name!r} to import "
+                f"the {self.kind} {path!r} from; install it, or name its folder in PYTHONPATH"
             ) from None
         except (Exception, SystemExit) as error:
             raise InputError(f"cannot import {module}: {_said(error)}") from error
         for word in path.split("."):
             if not hasattr(thing, word):
-                known = [n for n, x in vars(thing).items() if self._is_one(x)]
+                known = [n for n in dir(thing) if self._is_one(getattr(thing, n, None))]
                 hint = f"; {nearest(word, known)}" if known else ""
                 raise InputError(f"{module} has no {self.kind} {path!r}{hint}")
             thing = getattr(thing, word)

@@ -40,7 +40,7 @@ def split(text: str, known: Callable[[str], bool]) -> tuple[str, Parameters]:
     if path and not known(name):
         name, rest = f"{name}:{path[1]}", rest[path.end() :]
     if rest.startswith("(") and not rest.endswith(")"):
-        raise Unreadable("its bracket is not closed")
+        raise Unreadable("it does not end with the bracket of its parameters")
     if rest.startswith("("):
         return name, [_keyed(part) for part in _parts(rest[1:-1])]
     if rest.startswith(":"):

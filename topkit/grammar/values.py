@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from topkit.grammar.text import is_quoted, literal
 
@@ -50,28 +50,29 @@ def read(text: str, hint: Any, thing: type, nested: Callable[[str], object]) -> 
     A parameter that takes a `thing` (an indexer) is read by `nested`. One that takes text takes what
     stands there, whatever it looks like; quotes are a Python string's.
     """
-    value = literal(text, _WORDS.get(text.lower(), _NONE))
+    value: Any = literal(text, _WORDS.get(text.lower(), _NONE))
     if is_quoted(text):
         return Path(str(value)) if takes(hint, Path) and not takes(hint, str) else value
-    if isinstance(value, list) and not fits(value, hint):
-        value = tuple(value)  # type: ignore[arg-type]
+    if not fits(value, hint) and fits((), hint) and fits(value, list):
+        value = tuple(value)  # brackets of either kind
     if value is not _NONE and fits(value, hint):
-        return value  # type: ignore[return-value]
+        return value
     if value is _NONE and (takes(hint, thing) or (hint is Any and _CALL.fullmatch(text))):
         return nested(text)
     if takes(hint, str):
         return text
     if takes(hint, Path):
         return Path(text)
-    return text if value is _NONE else value  # type: ignore[return-value]
+    return text if value is _NONE else value
 
 
 def written(value: object, hint: Any) -> str:
     """A value as Python text that `read` takes back: one text for equal values."""
     if isinstance(value, Path):
         return repr(str(value))
-    if isinstance(value, Real) and not isinstance(value, bool):
-        return repr(float(value) if _floats(value, hint) else int(value))  # type: ignore[arg-type]
+    if _is(value, Real):
+        whole = _is(value, Integral) and (takes(hint, int) or not takes(hint, float))
+        return repr(int(value) if whole else float(value))
     return repr(value)
 
 
@@ -96,8 +97,7 @@ def fits(value: object, hint: Any) -> bool:
         return any(type(value) is type(option) and value == option for option in options)
     kind = origin or hint
     if kind in (int, float):
-        number = Integral if kind is int else Real
-        return isinstance(value, number) and not isinstance(value, bool)
+        return _is(value, Integral if kind is int else Real)
     try:
         return isinstance(value, types.NoneType if kind is None else kind)
     except TypeError:  # a type variable, a protocol
@@ -113,6 +113,5 @@ def takes(hint: Any, kind: type) -> bool:
     return isinstance(hint, type) and issubclass(hint, kind)
 
 
-def _floats(value: Real, hint: Any) -> bool:
-    """Whether a number is written as a float: 1 and 1.0 are equal, and of one name."""
-    return not isinstance(value, Integral) or (takes(hint, float) and not takes(hint, int))
+def _is(value: object, number: type) -> TypeGuard[Any]:
+    return isinstance(value, number) and not isinstance(value, bool)

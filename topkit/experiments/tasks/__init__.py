@@ -11,7 +11,7 @@ from topkit.experiments.tasks.haystack import Haystack
 from topkit.experiments.tasks.needles import MultiKey, MultiQuery, MultiValue, Single, Word
 from topkit.experiments.tasks.pairs import KeyValueRecall
 from topkit.experiments.tasks.recite import Recite
-from topkit.grammar import Registry, flat, make, parse
+from topkit.grammar import Registry, flat, make
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
@@ -33,13 +33,13 @@ REGISTRY: Registry[Task] = Registry(
 )
 
 
-def make_task(text: str | Task, /, **parameters: Any) -> Task:
+def make_task(text: str, /, **parameters: Any) -> Task:
     """The task that a text names, or that a name and its parameters say.
 
     Raises: InputError for a text that does not parse, an unknown name or a misspelt parameter (the
     nearest is suggested), and a value of another type, or that the task refuses.
     """
-    return make(text, REGISTRY, **parameters) if parameters else parse(text, REGISTRY)
+    return make(text, REGISTRY, **parameters)
 
 
 def task_name(task: Task) -> str:

@@ -1,0 +1,1 @@
+"""A package of somebody else's, with an indexer and a task for topkit."""
