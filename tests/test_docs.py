@@ -70,8 +70,7 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def commands_shown() -> list[list[str]]:
-    pages = [str(page.relative_to(ROOT)) for page in PAGES]
-    blocks = [b for page in pages for b in code_blocks(page, "sh")]
+    blocks = [b for page in PAGES for b in code_blocks(str(page.relative_to(ROOT)), "sh")]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     words = [shlex.split(line, comments=True) for line in lines]
     return [w[1:] for w in words if w and w[0].endswith("topkit")]

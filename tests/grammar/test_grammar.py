@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -154,7 +155,8 @@ def _stands(recipe: type[Indexer], values: dict[str, Any]) -> bool:
 
 
 def nested(inner: st.SearchStrategy[Indexer]) -> st.SearchStrategy[Indexer]:
-    own = st.builds(around, inner, text=TEXTS, second=st.none() | inner)
+    base = inner.filter(lambda indexer: not indexer.traits().weighted)
+    own = st.builds(around, base, text=TEXTS, second=st.none() | inner)
     return registered(inner) | own
 
 
@@ -413,3 +415,26 @@ def test_hints_are_one_word_of_a_shell() -> None:
 
 def test_python_takes_every_form() -> None:
     assert topkit.indexer("keep:base=sign,sink=4") == topkit.indexer(keep(sign(), sink=4))
+
+
+def test_the_page_reads_as_it_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "grammar.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert yaml.safe_load(blocks[0]) == {
+        "task": ["niah-single", "niah-multikey:distractors=4"],
+        "indexer": [
+            "degraded(0.8)",
+            "keep(sign(), sink=4)",
+            "quantized:dtype=int4,hadamard=true",
+            "mine.selectors:lowrank(r=16)",
+            r"lightning:weights=C:\models\w.safetensors",
+        ],
+    }
+    spans = re.findall(r"`([^`\n]+)`", page)
+    own = {text for text in spans if re.match(r"(keep|sign|niah-multikey)\b(?!.*mine)", text)}
+    assert len(own) == 5
+    for text in own:
+        assert make_task(text) if text.startswith("niah") else parse(text)
+    for text in {text for text in spans if text.startswith("lightning")}:
+        with pytest.raises(InputError, match=r"no weights at ['\"](/my models/o.neil|C:)"):
+            parse(text)
