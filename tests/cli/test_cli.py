@@ -444,7 +444,7 @@ def test_tasks_with_parameters() -> None:
         "code",
         0.5,
     )
-    with pytest.raises(InputError, match="name:parameter=value"):
+    with pytest.raises(InputError, match="write distractors=VALUE"):
         parse_task("niah-multikey:distractors")
 
 
@@ -452,7 +452,7 @@ def test_tasks_with_parameters() -> None:
     ("text", "said"),
     [
         ("depth={[]:1}", "depth must be float"),
-        pytest.param(f"depth={'-' * 50_000}1", "depth must be float", id="deep"),
+        pytest.param(f"depth={'-' * 50_000}1", "cannot read depth .* too deeply", id="deep"),
         ("name=x", "no parameter 'name'"),
         ("depth=0.5,depth=0.6", "'depth' is given twice"),
     ],
@@ -464,11 +464,12 @@ def test_tasks_that_cannot_be_read(text: str, said: str) -> None:
 
 def test_list_shows_the_registry(call: Call) -> None:
     code, out, _ = call("list", "indexers", "--json")
-    shown = {row["name"]: row for row in json.loads(out)}
+    # What is installed beside topkit may have names too.
+    shown = {row["name"]: row for row in json.loads(out) if row["package"] == "topkit"}
     assert code == 0
     assert list(shown) == list(INDEXERS)
     for name, recipe in INDEXERS.items():
-        assert set(shown[name]) == {"name", "family", "source", "parameters", "cost"}
+        assert set(shown[name]) == {"name", "family", "source", "parameters", "cost", "package"}
         assert issubclass(recipe, Combinator) or shown[name]["family"] != "combinator"
         assert shown[name]["family"]
         assert shown[name]["cost"]
