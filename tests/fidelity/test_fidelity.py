@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from topkit.errors import InputError
 from topkit.fidelity import METRICS, judge, judge_units, metrics, overlap, truth, unit_truth
 from topkit.indexers import Rest, Selection
+from topkit.kernels.score import score
 
 ROWS = 1e-4
 
@@ -222,6 +223,26 @@ def test_chunks_change_nothing_but_memory():
             torch.testing.assert_close(
                 getattr(whole, name), getattr(parts, name), rtol=1e-4, atol=1e-5
             )
+
+
+@pytest.mark.parametrize("lists", [6, 2, 1])
+def test_scores_that_are_known_change_nothing(lists):
+    torch.manual_seed(0)
+    queries, keys = torch.randn(2, 6, 5, 16), torch.randn(2, 2, 77, 16)
+    seen = {"start": torch.tensor([0, 9]), "stop": torch.tensor([[73, 74, 75, 76, 77]])}
+    known = score(queries, keys)
+    exact = truth(queries, keys, keys, 20, scaling=0.25, scores=known, **seen)
+    anew = truth(queries, keys, keys, 20, scaling=0.25, **seen)
+    indices = torch.randint(9, 70, (2, lists, 5, 8))
+    indices[..., 6:] = -1
+    chosen = Selection(indices)
+    ours = judge(exact, queries, keys, keys, chosen, 8, scores=known)
+    theirs = judge(anew, queries, keys, keys, chosen, 8)
+    units = [unit_truth(t, queries, keys, 8, lists, **seen) for t in (exact, anew)]
+    ours |= judge_units(exact, units[0], queries, keys, chosen, 8, scores=known)
+    theirs |= judge_units(anew, units[1], queries, keys, chosen, 8)
+    for name, column in theirs.items():
+        torch.testing.assert_close(ours[name], column, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def test_overlap_counts_common_slots():

@@ -76,15 +76,18 @@ def judge(
     values: Tensor | None,
     selection: Selected,
     k: int,
+    *,
+    scores: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The metrics of a selection for each query head, against that head's own Top-k.
 
     Shapes: as `truth`; selection.indices [B, Hs, Tq, w] with -1 for none, its log_weights and rest
-    as attention would apply them -> columns [B, Hq, Tq], NaN where a metric has no meaning; beside
+    as attention would apply them; scores [B, Hq, Tq, T], all dot products where they are known already,
+    of which the chosen are read -> columns [B, Hq, Tq], NaN where a metric has no meaning; beside
     METRICS, visible and trivial (k >= visible, to be left out of averages).
     Definitions: docs/metrics.md.
     """
-    chosen, sparse = _attended(queries, keys, values, selection, exact.scaling)
+    chosen, sparse = _attended(queries, keys, values, selection, exact.scaling, scores)
     visible = exact.visible[:, None].expand_as(exact.lse)
     wanted = visible.clamp_max(k)
     kept = (selection.indices >= 0).sum(-1).repeat_interleave(_share(queries, selection), 1)
@@ -115,13 +118,15 @@ def judge_units(
     keys: Tensor,
     selection: Selected,
     k: int,
+    *,
+    scores: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The metrics of a shared selection, once a unit, against the Top-k of its heads' mean weights.
 
     Shapes: as `judge` -> columns [B, Hs, Tq]; what has no meaning for a unit is NaN.
     Definitions: docs/metrics.md.
     """
-    chosen, _ = _attended(queries, keys, None, selection, exact.scaling)
+    chosen, _ = _attended(queries, keys, None, selection, exact.scaling, scores)
     by_unit = torch.unflatten(_weights(chosen, exact), 1, (units.weights.shape[1], -1))
     valid = selection.indices >= 0
     weights = by_unit.mean(2).masked_fill(~valid, -1.0)
@@ -214,7 +219,12 @@ def _length(vectors: Tensor) -> Tensor:
 
 
 def _attended(
-    queries: Tensor, keys: Tensor, values: Tensor | None, selection: Selected, scaling: float
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor | None,
+    selection: Selected,
+    scaling: float,
+    scores: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """The exact scores of the chosen keys [B, Hq, Tq, w], and the output over them, some queries at a time."""
     indices, rest = selection.indices, selection.rest
@@ -223,11 +233,14 @@ def _attended(
     wide = max(keys.shape[-1], 0 if values is None else values.shape[-1])
     a_query = 4 * indices[:, :, 0].numel() * max(1, keys.shape[1] // indices.shape[1]) * wide
     step = max(1, GATHERED // max(a_query, 1))
-    scores: list[Tensor] = []
+    chosen: list[Tensor] = []
     outputs: list[Tensor] = []
     for at in range(0, queries.shape[2], step):
         span = slice(at, at + step)
-        scores.append(gather_scores(queries[:, :, span], keys, indices[:, :, span]))
+        if scores is None:
+            chosen.append(gather_scores(queries[:, :, span], keys, indices[:, :, span]))
+        else:
+            chosen.append(_read(scores[:, :, span], indices[:, :, span]))
         if values is None:
             continue
         options = {
@@ -237,5 +250,11 @@ def _attended(
             "rest_share": None if rest is None else rest.share,
         }
         cut = {name: x[:, :, span] for name, x in options.items() if x is not None}
-        outputs.append(attend(scores[-1], values, indices[:, :, span], scaling=scaling, **cut))
-    return torch.cat(scores, 2), None if values is None else torch.cat(outputs, 2)
+        outputs.append(attend(chosen[-1], values, indices[:, :, span], scaling=scaling, **cut))
+    return torch.cat(chosen, 2), None if values is None else torch.cat(outputs, 2)
+
+
+def _read(scores: Tensor, indices: Tensor) -> Tensor:
+    """The scores [B, Hq, Tq, w] of chosen slots [B, Hs, Tq, w], -inf where none was chosen."""
+    slots = indices.repeat_interleave(scores.shape[1] // indices.shape[1], 1)
+    return scores.gather(-1, slots.clamp_min(0)).masked_fill(slots < 0, float("-inf"))

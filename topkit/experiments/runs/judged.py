@@ -67,13 +67,16 @@ class Exact:
 
     def judged(self, selection: Selection, k: int) -> list[Judged]:
         """Each head against its own Top-k; and, of shared lists, each list against its unit's."""
-        one = judge(self.truth, self.queries, self.keys, self.values, selection, k)
+        known = self._seen["scores"]
+        one = judge(self.truth, self.queries, self.keys, self.values, selection, k, scores=known)
         judged = [_with_costs("head", "head", one, selection)]
         lists = selection.indices.shape[1]
         level = self._level(lists)
         if level != "head":
             best = self._unit(lists)
-            shared = judge_units(self.truth, best, self.queries, self.keys, selection, k)
+            shared = judge_units(
+                self.truth, best, self.queries, self.keys, selection, k, scores=known
+            )
             judged.append(_with_costs(level, level, shared, selection))
         return judged
 
