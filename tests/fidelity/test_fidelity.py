@@ -229,7 +229,10 @@ def test_chunks_change_nothing_but_memory():
 def test_scores_that_are_known_change_nothing(lists):
     torch.manual_seed(0)
     queries, keys = torch.randn(2, 6, 5, 16), torch.randn(2, 2, 77, 16)
-    seen = {"start": torch.tensor([0, 9]), "stop": torch.tensor([[73, 74, 75, 76, 77]])}
+    seen: dict[str, Any] = {
+        "start": torch.tensor([0, 9]),
+        "stop": torch.tensor([[73, 74, 75, 76, 77]]),
+    }
     known = score(queries, keys)
     exact = truth(queries, keys, keys, 20, scaling=0.25, scores=known, **seen)
     anew = truth(queries, keys, keys, 20, scaling=0.25, **seen)
