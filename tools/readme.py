@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from topkit.cli import summary
 from topkit.cli.listing import markdown, rows
-from topkit.experiments.bench.rows import read_rows
+from topkit.experiments.bench.rows import other_triton, read_rows
+from topkit.experiments.bench.table import table
 from topkit.experiments.study.curves import EXACT, kind_of, load, name_of
 from topkit.experiments.study.findings import Findings, said
 
@@ -34,13 +33,13 @@ def methods() -> str:
 def scores() -> str:
     """What the reference model answers, dense."""
     held = json.loads((REFERENCE / "scores.json").read_text())
-    table: dict[tuple[str, str], dict[str, str]] = {}
+    by_task: dict[tuple[str, str], dict[str, str]] = {}
     for row in held["rows"]:
         low, high = row["interval"]
-        line = table.setdefault((row["row"], row["wording"]), {})
+        line = by_task.setdefault((row["row"], row["wording"]), {})
         line[f"{row['length']} tokens"] = f"{row['exact_match']:.3f} [{low + 0.0:.3f}, {high:.3f}]"
     lines = [
-        {"task": name, "wording": wording, **found} for (name, wording), found in table.items()
+        {"task": name, "wording": wording, **found} for (name, wording), found in by_task.items()
     ]
     books = ", ".join(f"{title} {value:.1f}" for title, value in held["perplexity"].items())
     machine = f"{held['gpu']}, torch {held['torch']}, transformers {held['transformers']}"
@@ -76,11 +75,10 @@ def _told(found: Findings) -> str:
 
 def speed() -> str:
     """Ratios to plain torch, and where they were measured."""
-    with (ROOT / "benchmarks" / "results" / "cpu.csv").open() as file:
-        held = list(csv.DictReader(file))
-    first = held[0]
+    rows = read_rows(ROOT / "benchmarks" / "results" / "cpu.csv")
+    first = rows[0]
     machine = f"{first['device']}, {first['cores']} threads, torch {first['torch']}"
-    return f"{markdown(summary.speed(held))}\n\n({machine}; medians of {first['date']}.)"
+    return f"{markdown(table(rows))}\n\n({machine}; medians of {first['date']}.)"
 
 
 def gpu() -> str:
@@ -90,20 +88,21 @@ def gpu() -> str:
 
 
 def _gpu(path: Path) -> str:
-    held = read_rows(path)
-    told = [row for row in held if row["limit"] or row["useless"] == "False"]
-    copies = (row for row in held if row["bench"] == "bandwidth")
+    rows = read_rows(path)
+    chosen = [row for row in rows if row["limit"] or row["useless"] == "False"]
+    copies = (row for row in rows if row["bench"] == "bandwidth")
     reached = ", ".join(f"{row['what']} {float(row['median']):.0f} GB/s" for row in copies)
-    first = held[0]
+    first = rows[0]
     versions = f"torch {first['torch']}, triton {first['triton']}, CUDA {first['cuda']}"
     machine = f"{first['device']}, driver {first['driver']}, {versions}; {reached}"
     lines = [f"({machine}; medians of {first['date']}.)"]
+    if note := other_triton(first["triton"]):
+        lines.append(f"{note}.")
     if "H200" not in first["device"]:
         lines.append("What is to be reached was set for an H200, whose memory is faster.")
-    if any(row["useless"] == "True" for row in told):
+    if any(row["useless"] == "True" for row in chosen):
         lines.append(USELESS)
-    table = [{name: x for name, x in row.items() if name != "note"} for row in summary.gpu(told)]
-    return f"{markdown(table)}\n\n{' '.join(lines)}"
+    return f"{markdown(table([row | {'note': ''} for row in chosen]))}\n\n{' '.join(lines)}"
 
 
 # Page -> the tables that stand in it, each between two marks.
@@ -116,9 +115,9 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
 def current(page: Path) -> str:
     """The page with every generated table made anew."""
     text = page.read_text()
-    for name, table in PAGES[page].items():
+    for name, made in PAGES[page].items():
         marks = rf"(<!-- {name}: make readme -->\n).*?(<!-- /{name} -->)"
-        new = table().replace("\\", "\\\\")
+        new = made().replace("\\", "\\\\")
         if not new and f"<!-- {name}: make readme -->" not in text:
             continue  # nothing was measured, and nothing is promised
         text, found = re.subn(marks, rf"\g<1>{new}\n\g<2>", text, flags=re.DOTALL)

@@ -14,7 +14,7 @@ import typer
 from topkit.cli import options as o
 from topkit.cli.screen import show
 from topkit.cli.values import parse_length, parse_lengths, parse_name, parse_numbers, parse_task
-from topkit.errors import GateFailed, InputError
+from topkit.errors import GateFailed
 
 app = typer.Typer(
     name="topkit",
@@ -419,8 +419,8 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[truth|measure|attach|capture]...",
-            help="With --device cuda: score, select, score-select, gather, append, dense, step, "
-            "generate, truth.",
+            help="All by default. With --device cuda: truth, score, select, score-select, gather, "
+            "append, dense, step, generate; these run on a CPU, too, with --tiny.",
         ),
     ] = None,
     device: o.Device = None,
@@ -458,16 +458,7 @@ def bench(
     """Time topkit on this machine, beside plain torch or, on a GPU, the fastest that is there."""
     from topkit.cli import speed
 
-    if tiny and out is not None:
-        raise InputError("--tiny writes nothing; leave out --out, or --tiny")
-    if device is None:
-        if layers is not None:
-            raise InputError("--layers is of generate, on a GPU; add --device cuda")
-        speed.on_cpu(names or (), out, tiny, repeats, compare, as_json)
-    else:
-        if repeats is not None:
-            raise InputError("--repeats is of the benchmarks of a CPU, those without --device")
-        speed.on_gpu(names or (), device, out, tiny, layers or 2, compare, as_json)
+    speed.bench(names or (), device, out, compare, tiny, repeats, layers, as_json)
 
 
 @app.command("list")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,67 +45,6 @@ def fidelity(summary: list[dict[str, Any]], metrics: Sequence[str] = ()) -> list
         }
         for row in summary
     ]
-
-
-def speed(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Benchmarks: the median and its quartiles, the ratio and its, and the limit held to."""
-    return [
-        {
-            "what": str(row["what"]),
-            "median [quartiles]": f"{row['median']} [{row['low']}, {row['high']}] {row['unit']}",
-            "against": str(row["against"]),
-            "ratio [quartiles]": f"{row['ratio']} [{row['ratio_low']}, {row['ratio_high']}]"
-            if row["ratio"]
-            else "",
-            "at most": str(row["limit"]),
-        }
-        for row in rows
-    ]
-
-
-def gpu(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Benchmarks of a GPU; an asterisk where the selection is of no use, however fast."""
-    return [
-        {
-            "what": f"{row['bench']}: {row['what']}{'*' if _true(row['useless']) else ''}",
-            "by": str(row["implementation"]),
-            "median [quartiles]": _timed(row),
-            "GB/s (of copy)": f"{_digits(row['bandwidth'], 0)} ({_digits(row['copy_share'], 2)})"
-            if row["copy_share"]
-            else "",
-            "of roofline": _digits(row["roofline_share"], 2),
-            "times faster than": f"{_digits(row['ratio'], 2)} x {row['against']}"
-            if row["against"]
-            else "",
-            "recall": _digits(row["recall"], 2),
-            "mass": _digits(row["mass"], 2),
-            "mass ratio (to shared)": f"{_digits(row['mass_ratio'], 2)} "
-            f"({_digits(row['shared_mass_ratio'], 2)})"
-            if row["mass_ratio"]
-            else "",
-            "to reach": f"{row['limit']}{' (missed)' if str(row['within']) == 'False' else ''}"
-            if row["limit"]
-            else "",
-            "note": str(row["error"] or row["note"] or ""),
-        }
-        for row in rows
-    ]
-
-
-def _timed(row: Mapping[str, Any]) -> str:
-    if row["median"] in (None, ""):
-        return ""
-    median, low, high = (f"{float(row[name]):.4g}" for name in ("median", "low", "high"))
-    return f"{median} [{low}, {high}] {row['unit']}"
-
-
-def _true(value: Any) -> bool:
-    """Of a row, or of a CSV's."""
-    return str(value) == "True"
-
-
-def _digits(value: Any, digits: int) -> str:
-    return "" if value in (None, "") else f"{float(value):.{digits}f}"
 
 
 def _ranged(value: float | None, low: float | None, high: float | None) -> str:

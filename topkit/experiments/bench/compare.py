@@ -12,7 +12,7 @@ SLOWER, FASTER, SAME = "slower", "faster", "same"
 TIMED = (SLOWER, FASTER, SAME)
 ONLY_OLD, ONLY_NEW, LOST = "only in the old", "only in the new", "timed in the old alone"
 
-Found = dict[str, Any]
+Pair = dict[str, Any]
 
 
 def require_device(old: Iterable[Mapping[str, Any]], device: str) -> None:
@@ -24,7 +24,7 @@ def require_device(old: Iterable[Mapping[str, Any]], device: str) -> None:
         )
 
 
-def compared(old: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]]) -> list[Found]:
+def compared(old: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]]) -> list[Pair]:
     """A row for each that either has a time of: old and new medians, how many times slower, verdict.
 
     Slower: the new lower quartile is above the old upper one by more than the two spreads between
@@ -35,38 +35,38 @@ def compared(old: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]])
     tried = {_named(row) for row in new if not timed(row)}
     devices = {key[KEY.index("device")] for key in after}
     keys = [key for key in {**before, **after} if key[KEY.index("device")] in devices]
-    found = []
+    pairs = []
     for key in keys:
-        row = dict(zip(KEY, key, strict=True)) | _both(before.get(key), after.get(key))
-        if row["verdict"] == ONLY_OLD and key[:-1] in tried:
-            row["verdict"] = LOST
-        found.append(row)
-    return found
+        pair = dict(zip(KEY, key, strict=True)) | _both(before.get(key), after.get(key))
+        if pair["verdict"] == ONLY_OLD and key[:-1] in tried:
+            pair["verdict"] = LOST
+        pairs.append(pair)
+    return pairs
 
 
-def _both(was: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> Found:
-    told = was or now or {}
-    found: Found = {
+def _both(was: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> Pair:
+    either = was or now or {}
+    pair: Pair = {
         "old": None if was is None else float(was["median"]),
         "new": None if now is None else float(now["median"]),
         "times slower": None,
     }
     if was is None or now is None:
-        return found | {"verdict": ONLY_NEW if was is None else ONLY_OLD}
-    over, under = found["new"], found["old"]
-    if told["unit"] in RATES:
+        return pair | {"verdict": ONLY_NEW if was is None else ONLY_OLD}
+    over, under = pair["new"], pair["old"]
+    if either["unit"] in RATES:
         over, under = under, over
-    return found | {"times slower": over / under if under else None, "verdict": _verdict(was, now)}
+    return pair | {"times slower": over / under if under else None, "verdict": _verdict(was, now)}
 
 
-def shared(found: Iterable[Found]) -> list[Found]:
+def shared(pairs: Iterable[Pair]) -> list[Pair]:
     """What both have a time of, but for the bandwidths, which stand in every run."""
-    return [row for row in found if row["verdict"] in TIMED and row["bench"] != "bandwidth"]
+    return [pair for pair in pairs if pair["verdict"] in TIMED and pair["bench"] != "bandwidth"]
 
 
-def regressions(found: Iterable[Found]) -> list[Found]:
+def regressions(pairs: Iterable[Pair]) -> list[Pair]:
     """What became slower, and what could not be timed any more."""
-    return [row for row in found if row["verdict"] in (SLOWER, LOST)]
+    return [pair for pair in pairs if pair["verdict"] in (SLOWER, LOST)]
 
 
 def _verdict(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -84,10 +84,10 @@ def _quartiles(row: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _by_key(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, ...], Mapping[str, Any]]:
-    """Rows that have a time. The benchmarks of a CPU have one implementation, and name none."""
+    """Rows that have a time."""
     return {(*_named(row), str(row["unit"] or "")): row for row in rows if timed(row)}
 
 
 def _named(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The key of a row but for its unit, which one that failed has not."""
+    """The key of a row without its unit, which one that failed lacks."""
     return tuple(str(row.get(name) or "") for name in KEY[:-1])

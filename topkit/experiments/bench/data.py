@@ -83,36 +83,36 @@ def recorded(session: Session) -> Recorded:
         if not first:
             scaling = layers[0][1].scaling
             first["queries"] = torch.cat([one.queries for _, one in layers])
-            asked = [w.queries(one.hidden, one.rope)[:, :, -1:] for w, one in layers]  # type: ignore[arg-type]
-            first["index_queries"] = torch.cat(asked)
+            index_queries = [w.queries(one.hidden, one.rope)[:, :, -1:] for w, one in layers]  # type: ignore[arg-type]
+            first["index_queries"] = torch.cat(index_queries)
             first["gates"] = torch.cat([w.gates(one.hidden[:, -1:]) for w, one in layers])  # type: ignore[index]
     whole = {name: torch.cat(pieces, 2).float() for name, pieces in parts.items()}
     return Recorded(**whole, **{name: x.float() for name, x in first.items()}, scaling=scaling)
 
 
-def stretched(session: Session, found: Recorded, length: int) -> Cache:
+def stretched(session: Session, of_model: Recorded, length: int) -> Cache:
     """The recorded tensors with so many keys, in the heads and dimensions of the benchmark."""
     s = session.scale
-    layers, own = found.keys.shape[:2]
-    share, heads = found.queries.shape[1] // own, s.heads // s.groups
-    turns = [_orthonormal(session, found.keys.shape[3], s.dim) for _ in range(s.groups)]
+    layers, own = of_model.keys.shape[:2]
+    share, heads = of_model.queries.shape[1] // own, s.heads // s.groups
+    turns = [_orthonormal(session, of_model.keys.shape[3], s.dim) for _ in range(s.groups)]
     shape = (layers, s.groups, length, s.dim)
     keys = torch.empty(shape, dtype=torch.bfloat16, device=session.device)
     values, queries = torch.empty_like(keys), []
     for group, turn in enumerate(turns):
         source = group * own // s.groups
         for layer in range(layers):
-            keys[layer, group] = _repeated(session, found.keys[layer, source], length) @ turn
-            values[layer, group] = _repeated(session, found.values[layer, source], length) @ turn
+            keys[layer, group] = _repeated(session, of_model.keys[layer, source], length) @ turn
+            values[layer, group] = _repeated(session, of_model.values[layer, source], length) @ turn
         sharing = [source * share + head % share for head in range(heads)]
-        queries.append(found.queries[:, sharing] @ turn)
-    turn = _orthonormal(session, found.index_keys.shape[3], s.dim)
+        queries.append(of_model.queries[:, sharing] @ turn)
+    turn = _orthonormal(session, of_model.index_keys.shape[3], s.dim)
     index_keys = torch.empty(layers, 1, length, s.dim, dtype=torch.bfloat16, device=session.device)
     for layer in range(layers):
-        index_keys[layer, 0] = _repeated(session, found.index_keys[layer, 0], length) @ turn
-    missing = s.index_heads - found.index_queries.shape[1]
-    index_queries = torch.nn.functional.pad(found.index_queries @ turn, (0, 0, 0, 0, 0, missing))
-    gates = torch.nn.functional.pad(found.gates, (0, missing))
+        index_keys[layer, 0] = _repeated(session, of_model.index_keys[layer, 0], length) @ turn
+    missing = s.index_heads - of_model.index_queries.shape[1]
+    index_queries = torch.nn.functional.pad(of_model.index_queries @ turn, (0, 0, 0, 0, 0, missing))
+    gates = torch.nn.functional.pad(of_model.gates, (0, missing))
     return Cache(
         torch.cat(queries, 1).to(torch.bfloat16),
         keys,
@@ -120,7 +120,7 @@ def stretched(session: Session, found: Recorded, length: int) -> Cache:
         index_keys,
         index_queries,
         gates,
-        found.scaling,
+        of_model.scaling,
     )
 
 

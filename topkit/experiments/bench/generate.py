@@ -22,8 +22,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 from topkit.experiments.bench import formulas
-from topkit.experiments.bench.kernels import OURS
-from topkit.experiments.bench.rows import Row
+from topkit.experiments.bench.rows import OURS, Row
 from topkit.experiments.bench.session import Case, Session, length_of
 from topkit.experiments.bench.timing import settle
 from topkit.experiments.decode.attach import attach

@@ -1,10 +1,12 @@
-"""Rows of the long-form table: what was measured, on what, and what was expected of it."""
+"""Rows of the one table of benchmarks: what was measured, on what, and what was expected of it."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
+import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,15 +22,18 @@ from topkit.errors import InputError
 from topkit.experiments.bench.formulas import Bytes
 from topkit.experiments.runs.parts import write_whole
 
+# ratio: times as long as `against`, its quartiles those of neighbours in time, where both were timed in
+# turns (a CPU). speedup: times faster than `against`, of two medians of one run (a GPU).
 COLUMNS: tuple[str, ...] = (
     "bench", "what", "implementation", "dtype", "batch", "length", "k", "unit", "median", "low",
     "high", "repeats", "bytes", "bandwidth", "copy_share", "roofline_share", "against", "ratio",
-    "recall", "mass", "mass_ratio", "shared_mass_ratio", "useless", "limit", "within",
-    "extrapolated", "note", "error", "device", "driver", "torch", "triton", "cuda", "topkit",
-    "commit", "date",
+    "ratio_low", "ratio_high", "speedup", "recall", "mass", "mass_ratio", "shared_mass_ratio",
+    "useless", "limit", "within", "extrapolated", "note", "error", "device", "cores", "driver",
+    "python", "torch", "triton", "cuda", "topkit", "commit", "date",
 )  # fmt: skip
 KEY = ("bench", "what", "implementation", "device", "unit")
 TIMES = ("median", "low", "high")
+OURS = "topkit"
 # Packages of others, by the names that their rows have.
 RIVALS = {"flashinfer": "flashinfer-python", "xformers": "xformers"}
 # Of these units more is better.
@@ -37,12 +42,20 @@ Row = dict[str, Any]
 
 # A selection that keeps less of the best possible mass is of no use, however fast.
 LEAST_MASS_RATIO = 0.9
+ROOT = Path(topkit.__file__).parents[1]
 
 
 def spread(values: Sequence[float], unit: str) -> Row:
     """Median and quartiles of what was measured."""
     low, median, high = (float(x) for x in np.percentile(values, (25, 50, 75)))
     return {"unit": unit, "median": median, "low": low, "high": high, "repeats": len(values)}
+
+
+def ratios(ours: Sequence[float], others: Sequence[float]) -> Row:
+    """Times as long, by neighbours in time: the machine was as busy for both."""
+    turns = np.array(ours) / np.array(others)
+    low, ratio, high = (float(x) for x in np.percentile(turns, (25, 50, 75)))
+    return {"ratio": ratio, "ratio_low": low, "ratio_high": high}
 
 
 def shares(microseconds: float, moved: Bytes, copy: float) -> Row:
@@ -56,19 +69,21 @@ def shares(microseconds: float, moved: Bytes, copy: float) -> Row:
     }
 
 
-def quality(found: Mapping[str, float]) -> Row:
+def quality(fidelity: Mapping[str, float]) -> Row:
     """What a selection is worth, and whether it is worth anything."""
-    return {**found, "useless": bool(found["mass_ratio"] < LEAST_MASS_RATIO)}
+    return {**fidelity, "useless": bool(fidelity["mass_ratio"] < LEAST_MASS_RATIO)}
 
 
 def machine(device: torch.device) -> Row:
     """Where and with what it ran: no paths, no names of hosts."""
     cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
-        "driver": _said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        "device": torch.cuda.get_device_name(device) if cuda else processor(),
+        "cores": torch.get_num_threads(),
+        "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         if cuda
         else "",
+        "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),
         "cuda": torch.version.cuda or "",
@@ -78,8 +93,30 @@ def machine(device: torch.device) -> Row:
     }
 
 
+def processor() -> str:
+    """The name of this machine's CPU."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def other_triton(triton: str, constraints: Path = ROOT / "constraints.txt") -> str:
+    """A note where a GPU's Triton is not the one that the kernels are developed with; else nothing."""
+    try:
+        pin = re.search(r"^triton==(\S+)", constraints.read_text(), re.MULTILINE)
+    except OSError:  # an installed package, which pins nothing
+        return ""
+    if pin is None or triton == pin[1]:
+        return ""
+    return f"Triton {triton or 'of no known version'}, not the pinned {pin[1]}"
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV that a benchmark wrote.
+    """Rows of a CSV that a benchmark wrote, also one of topkit 0.1, in today's columns.
 
     Raises: InputError when there is none, when it is another kind of table, and for rows that no
     benchmark writes.
@@ -90,23 +127,42 @@ def read_rows(path: Path) -> list[dict[str, str]]:
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read {path}: {error}") from error
-    lacking = {"bench", "what", "device", "unit", *TIMES} - set(reader.fieldnames or ())
+    names = set(reader.fieldnames or ())
+    lacking = {"bench", "what", "device", "unit", *TIMES} - names
     if lacking:
         raise InputError(f"{path} is no table of benchmarks: it lacks {sorted(lacking)}")
+    rows = [_of_today(row, names) for row in rows]
     seen = set()
     for row in filter(timed, rows):
-        named = ", ".join(str(row.get(name) or "") for name in KEY)
+        key = ", ".join(row[name] for name in KEY)
         for name in TIMES:
             if not _is_number(row[name]):
-                raise InputError(f"{path}, {named}: {name} must be a number; got {row[name]!r}")
+                raise InputError(f"{path}, {key}: {name} must be a number; got {row[name]!r}")
         if not float(row["low"]) <= float(row["median"]) <= float(row["high"]):
-            raise InputError(f"{path}, {named}: low, median and high must ascend")
-        if named in seen:
-            raise InputError(f"{path} holds {named} twice")
-        seen.add(named)
+            raise InputError(f"{path}, {key}: low, median and high must ascend")
+        if key in seen:
+            raise InputError(f"{path} holds {key} twice")
+        seen.add(key)
     if not seen:
         raise InputError(f"{path} holds no row that was timed")
     return rows
+
+
+def _of_today(row: Mapping[str, str | None], names: set[str]) -> dict[str, str]:
+    """A row in today's columns, its figures as they stand in the file.
+
+    0.1 wrote two tables: a CPU's without `implementation`, its limits numbers; a GPU's whose `ratio`
+    is now `speedup`.
+    """
+    found = {name: row.get(name) or "" for name in COLUMNS}
+    if "implementation" not in names:
+        found["implementation"] = OURS
+        if _is_number(found["limit"]):
+            unit = "x" if found["ratio"] else found["unit"]
+            found["limit"] = f"<= {float(found['limit']):g} {unit}"
+    elif "speedup" not in names:
+        found["speedup"], found["ratio"] = found["ratio"], ""
+    return found
 
 
 def timed(row: Mapping[str, Any]) -> bool:
@@ -151,13 +207,13 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    root = Path(topkit.__file__).parents[1]
-    if not (root / ".git").exists():
+    if not (ROOT / ".git").exists():
         return ""
-    return _said_by("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12")
+    return _first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12")
 
 
-def _said_by(*words: str) -> str:
+def _first_line(*words: str) -> str:
+    """The first line that a program prints; nothing where there is no such program."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):

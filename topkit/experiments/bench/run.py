@@ -3,76 +3,104 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from topkit.errors import InputError
-from topkit.experiments.bench.attention import dense_cases, gather_cases
-from topkit.experiments.bench.exact import truth_cases
+from topkit.experiments.bench.append import append_cases
+from topkit.experiments.bench.attach import attach_cases
+from topkit.experiments.bench.capture import capture_cases
+from topkit.experiments.bench.dense import dense_cases
+from topkit.experiments.bench.gather import gather_cases
 from topkit.experiments.bench.generate import generate_cases
-from topkit.experiments.bench.kernels import (
-    append_cases,
-    fused_cases,
-    score_cases,
-    select_cases,
-)
-from topkit.experiments.bench.rows import Row, machine
+from topkit.experiments.bench.measure import measure_cases
+from topkit.experiments.bench.rows import OURS, Row, machine
+from topkit.experiments.bench.score import fused_cases, score_cases
+from topkit.experiments.bench.select import select_cases
 from topkit.experiments.bench.session import Case, Scale, Session
 from topkit.experiments.bench.step import step_cases
+from topkit.experiments.bench.truth import truth_cases
 from topkit.grammar import nearest
 
-SPEEDS: dict[str, Callable[[Session], Iterator[Case]]] = {
-    "score": score_cases,
-    "select": select_cases,
-    "score-select": fused_cases,
-    "gather": gather_cases,
-    "append": append_cases,
-    "dense": dense_cases,
-    "step": step_cases,
-    "generate": generate_cases,
-    "truth": truth_cases,
+CPU, CUDA = "cpu", "cuda"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A benchmark, and the devices that it is of. One of a GPU alone runs on a CPU if it is tiny."""
+
+    cases: Callable[[Session], Iterator[Case]]
+    devices: tuple[str, ...]
+
+    @property
+    def of_kernels(self) -> bool:
+        return CPU not in self.devices
+
+
+BENCHES: dict[str, Bench] = {
+    "truth": Bench(truth_cases, (CPU, CUDA)),
+    "measure": Bench(measure_cases, (CPU,)),
+    "attach": Bench(attach_cases, (CPU,)),
+    "capture": Bench(capture_cases, (CPU,)),
+    "score": Bench(score_cases, (CUDA,)),
+    "select": Bench(select_cases, (CUDA,)),
+    "score-select": Bench(fused_cases, (CUDA,)),
+    "gather": Bench(gather_cases, (CUDA,)),
+    "append": Bench(append_cases, (CUDA,)),
+    "dense": Bench(dense_cases, (CUDA,)),
+    "step": Bench(step_cases, (CUDA,)),
+    "generate": Bench(generate_cases, (CUDA,)),
 }
 
 
-def run_speeds(
+def run_benches(
     names: Sequence[str] = (),
     *,
-    device: str = "cuda",
+    device: str = CPU,
     tiny: bool = False,
-    layers: int = 2,
+    repeats: int | None = None,
+    layers: int | None = None,
     report: Callable[[Row], object] = print,
     save: Callable[[list[Row]], object] = lambda rows: None,
 ) -> list[Row]:
-    """Run some benchmarks, or all, on one device; `save` is given all rows after each benchmark.
+    """Run some benchmarks, or all that are of the device; `save` is given all rows after each.
 
-    Raises: InputError for an unknown name, and for a CPU unless tiny.
+    `repeats`: turns of a CPU's benchmarks; `layers`: those of generate's deeper model beyond the first.
+    Raises: InputError for an unknown name, a benchmark of the other device, an option of another's.
     """
-    for name in names:
-        if name not in SPEEDS:
-            raise InputError(f"unknown benchmark {name!r}; {nearest(name, SPEEDS)}")
     where = torch.device(device)
-    if where.type != "cuda" and not tiny:
-        raise InputError("these benchmarks are of a GPU: --device cuda, or --tiny to see them run")
-    scale = replace(Scale.tiny() if tiny else Scale(), extra_layers=layers)
+    chosen = _chosen(names, where.type, tiny)
+    if repeats is not None and where.type == CUDA:
+        raise InputError("--repeats is of the benchmarks of a CPU, those without --device cuda")
+    if layers is not None and "generate" not in chosen:
+        raise InputError("--layers is of generate, on a GPU; add --device cuda")
+    scale = Scale.tiny() if tiny else Scale()
+    given = {"repeats": repeats, "extra_layers": layers}
+    scale = replace(scale, **{name: x for name, x in given.items() if x is not None})  # type: ignore[arg-type]
     session = Session(where, scale, machine(where))
     rows = []
-    for row in _bandwidth(session):
+
+    def note(row: Row) -> None:
         rows.append(row)
         report(row)
-    for name in dict.fromkeys(names) or SPEEDS:
+
+    if any(BENCHES[name].of_kernels for name in chosen):
+        for row in _bandwidth(session):
+            note(row)
+    for name in chosen:
         for row in _rows(session, name):
-            rows.append(row)
-            report(row)
+            note(row)
         save(rows)
     return rows
 
 
 def default_path(device: str) -> Path:
-    """benchmarks/results/GPU-NAME.csv."""
-    name = torch.cuda.get_device_name(torch.device(device))
+    """benchmarks/results/cpu.csv, or GPU-NAME.csv."""
+    where = torch.device(device)
+    name = torch.cuda.get_device_name(where) if where.type == CUDA else CPU
     return Path("benchmarks/results") / f"{'-'.join(name.lower().split())}.csv"
 
 
@@ -82,6 +110,19 @@ def errors(rows: Sequence[Row]) -> list[str]:
     return [f"{', '.join(row[n] for n in named)}: {row['error']}" for row in rows if row["error"]]
 
 
+def _chosen(names: Sequence[str], device: str, tiny: bool) -> list[str]:
+    for name in names:
+        if name not in BENCHES:
+            raise InputError(f"unknown benchmark {name!r}; {nearest(name, BENCHES)}")
+        if device in BENCHES[name].devices or (tiny and device == CPU):
+            continue
+        if device == CPU:
+            raise InputError(f"{name} is of a GPU: --device cuda, or --tiny to see it run")
+        raise InputError(f"{name} is of a CPU: leave out --device")
+    every = [name for name, bench in BENCHES.items() if device in bench.devices]
+    return list(dict.fromkeys(names)) or every
+
+
 def _bandwidth(session: Session) -> Iterator[Row]:
     copies, reads = session.bandwidths
     yield session.row("bandwidth", "copy, read and written", "torch", copies, unit="GB/s")
@@ -89,9 +130,9 @@ def _bandwidth(session: Session) -> Iterator[Row]:
 
 
 def _rows(session: Session, name: str) -> Iterator[Row]:
-    for what, measure in SPEEDS[name](session):
+    for what, measure in BENCHES[name].cases(session):
         session.release()
         try:
             yield from measure()
         except Exception as error:
-            yield session.failed(name, what, "topkit", error)
+            yield session.failed(name, what, OURS, error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from topkit.experiments.bench.targets import judged
 K = 1024
 # Bytes that are left free beside what a case asks for.
 MARGIN = 1 << 30
+PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,14 @@ class Scale:
     tokens: int = 24
     extra_layers: int = 2
     cold: bool = True
+    truth_k: int = 64
+    # Of the benchmarks of a CPU.
+    captured: int = 32 * K
+    captured_queries: int = 16
+    budgets: tuple[str, ...] = ("16", "64", "256", "1%", "2048")
+    context: int = 4 * K
+    steps: int = 16
+    repeats: int = 7
 
     @classmethod
     def tiny(cls) -> Scale:
@@ -55,7 +64,8 @@ class Scale:
             heads=8, groups=2, index_heads=8, k=32, small_k=8, lengths=(256, 320, 512),
             shortest=128, batch=2, gathered=(1, 2), rows=(1, 3), copied=1 << 12, samples=1,
             sample_tokens=2048, truth_queries=2, hidden=64, ffn=64, vocabulary=97, tokens=12,
-            cold=False,
+            cold=False, truth_k=16, captured=512, captured_queries=3,
+            budgets=("4", "8", "16", "1%", "64"), context=128, steps=2, repeats=2,
         )  # fmt: skip
 
 
@@ -90,6 +100,11 @@ class Session:
     def copy(self) -> float:
         """GB/s."""
         return float(np.median(self.bandwidths[0]))
+
+    @cached_property
+    def other_triton(self) -> str:
+        """A note where a GPU's kernels are compiled by another Triton than the pinned one."""
+        return rows.other_triton(str(self.machine.get("triton", ""))) if self.cuda else ""
 
     @cached_property
     def generator(self) -> torch.Generator:
@@ -135,15 +150,18 @@ class Session:
         moved: Bytes | None = None,
         unit: str = "us",
         against: tuple[str, float] | None = None,
+        compared: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> Row:
         """A row of microseconds (or of another unit), with its shares of the ceilings and its limit.
 
-        `against` is the name and the median of what it is compared with: `ratio` times faster.
+        `against` is the name and the median of what it is compared with: `speedup` times faster;
+        `compared` has the columns of one that was timed in turns with it.
         """
         named = {"bench": bench, "what": what, "implementation": implementation}
         row: Row = dict.fromkeys(rows.COLUMNS) | self.machine | named | more
-        row["note"] = row["note"] or rows.release(implementation)
+        notes = (row["note"] or rows.release(implementation), self.other_triton)
+        row["note"] = "; ".join(filter(None, notes)) or None
         if spans is not None:
             row |= rows.spread(spans, unit)
             if moved is not None:
@@ -151,8 +169,31 @@ class Session:
             if against is not None:
                 name, other = against
                 faster = row["median"] / other if unit in rows.RATES else other / row["median"]
-                row |= {"against": name, "ratio": faster}
+                row |= {"against": name, "speedup": faster}
+        row |= compared or {}
         return row | judged(row)
+
+    def in_turns(
+        self,
+        bench: str,
+        ours: Mapping[str, timing.Call],
+        against: str,
+        other: timing.Call,
+        turns: int | None = None,
+        unit: str = "s",
+        **more: Any,
+    ) -> list[Row]:
+        """Calls of topkit's, by what they do, and another timed in turns: a row and ratio each."""
+        calls = [*ours.values(), other]
+        *spans, others = timing.in_turns(calls, turns or self.scale.repeats, self.device)
+        found = []
+        for what, its in zip(ours, spans, strict=True):
+            scaled = [span * PER_SECOND[unit] for span in its]
+            compared = {"against": against, **rows.ratios(its, others)}
+            found.append(
+                self.row(bench, what, rows.OURS, scaled, unit=unit, compared=compared, **more)
+            )
+        return found
 
     def failed(self, bench: str, what: str, implementation: str, error: Exception) -> Row:
         """A row in place of what could not be measured.

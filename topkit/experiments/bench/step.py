@@ -1,60 +1,52 @@
-"""One whole decoding step beside dense attention, and what its very selection is worth."""
+"""One layer's decoding step as `attach` drives it, beside dense attention, and what it is worth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from topkit.experiments.bench import formulas
-from topkit.experiments.bench.attention import measured_dense
+from topkit.experiments.bench import formulas, timing
 from topkit.experiments.bench.data import Cache, Recorded, recorded, stretched
-from topkit.experiments.bench.kernels import OURS
-from topkit.experiments.bench.packed import Asked, Packed, encoded, of_lightning
-from topkit.experiments.bench.rows import Row, quality
+from topkit.experiments.bench.decoding import Decoding, Layer
+from topkit.experiments.bench.dense import measured_dense
+from topkit.experiments.bench.rows import OURS, Row, quality
 from topkit.experiments.bench.session import Case, Session, length_of
+from topkit.experiments.decode.reader import Reader
 from topkit.fidelity import Truth, UnitTruth, judge, judge_units, truth, unit_truth
-from topkit.indexers.base import Selection
-from topkit.kernels.gather_attention import gather_attention
+from topkit.indexers.base import Index, Selection, Step
+from topkit.indexers.budget import parse_budget
+from topkit.indexers.spec import parse
 
-# How keys are encoded, and how the scores of a group's heads become one list's; None: a list each.
-KINDS: dict[str, tuple[str, str | None]] = {
-    "sign": ("sign", "mean"),
-    "int4": ("int4", "mean"),
-    "int4 a head": ("int4", None),
-    "lightning": ("lightning", "mean"),
-}
 METRICS = ("recall", "mass", "mass_ratio")
 # Bytes of one chunk of exact scores: larger ones are fewer launches.
 MEMORY = 1 << 32
+# Microseconds that a graph takes at least, at the speed of a copy.
+GRAPH = 2000.0
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """Rows of caches, and an index over each: a step is asked of some of them."""
+class Kind:
+    """A recipe that is timed; `a_head`: each query head has a list of its own."""
 
-    cache: Cache
-    index: Packed
-    k: int
+    spec: str
+    dtype: str
+    a_head: bool = False
 
-    def step(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """The newest token's key appended, the best keys chosen and attended to: (output, slots)."""
-        cache, index = self.cache, self.index.rows(rows)
-        asked = Asked(cache.queries[rows])
-        if index.dtype == "lightning":
-            asked = of_lightning(cache.index_queries[rows], cache.gates[rows], index.backend)
-        keys = cache.index_keys if index.dtype == "lightning" else cache.keys
-        index.append(keys[rows, :, -1:], keys.shape[2] - 1)
-        slots = index.select(asked, self.k)
-        output = gather_attention(
-            cache.queries[rows], cache.keys[rows], cache.values[rows], slots,
-            scaling=cache.scaling, backend=index.backend,
-        )  # fmt: skip
-        return output, slots
+
+# "lightning" is given its index's queries, keys and gates, as an engine that has projected them gives.
+KINDS: dict[str, Kind] = {
+    "sign": Kind("shared(sign())", "sign"),
+    "int4": Kind("shared(quantized(dtype='int4'))", "int4"),
+    "int4 a head": Kind("quantized(dtype='int4')", "int4", a_head=True),
+    "lightning": Kind("lightning(weights='given', dtype='fp8')", "lightning"),
+}
 
 
 @dataclass(frozen=True)
@@ -66,59 +58,101 @@ class Best:
 
     @classmethod
     def of(cls, cache: Cache, k: int) -> Best:
-        asked = (cache.queries, cache.keys)
-        exact = truth(*asked, None, k, scaling=cache.scaling, memory=MEMORY)
+        tensors = (cache.queries, cache.keys)
+        exact = truth(*tensors, None, k, scaling=cache.scaling, memory=MEMORY)
         counts = {cache.queries.shape[1], cache.keys.shape[1], 1}
-        return cls(exact, {n: unit_truth(exact, *asked, k, n, memory=MEMORY) for n in counts})
+        return cls(exact, {n: unit_truth(exact, *tensors, k, n, memory=MEMORY) for n in counts})
 
 
 def step_cases(session: Session) -> Iterator[Case]:
     """Append, select, attend: each kind of index, at each length and batch."""
-    found: list[Recorded] = []
+    of_model: list[Recorded] = []
 
-    def of_model() -> Recorded:
-        if not found:
-            found.append(recorded(session))
-        return found[0]
+    def once() -> Recorded:
+        if not of_model:
+            of_model.append(recorded(session))
+        return of_model[0]
 
     for length in session.scale.lengths:
-        yield length_of(length), lambda length=length: _at(session, length, of_model)
+        yield length_of(length), lambda length=length: _at(session, length, once)
 
 
 def _at(session: Session, length: int, of_model: Callable[[], Recorded]) -> Iterator[Row]:
     s = session.scale
     for batch in (1, s.batch):
-        if (batch, length) not in session.dense:  # not asked for by itself
+        if (batch, length) not in session.dense:  # `dense` did not run
             yield from measured_dense(session, batch, length)
             session.release()
-    session.require(1.5 * formulas.dense(s.batch, length, s.groups, s.dim).counted)
+    # The tensors, and the same in the buffers of a cache, which have room behind them.
+    session.require(2.5 * formulas.dense(s.batch, length, s.groups, s.dim).counted)
     cache = stretched(session, of_model(), length)
     best = Best.of(cache, s.k)
-    for kind, (dtype, pool) in KINDS.items():
-        keys = cache.index_keys if dtype == "lightning" else cache.keys
-        index = replace(encoded(session, dtype, keys), pool=pool)
-        decoding = Decoding(cache, index, s.k)
+    for name, kind in KINDS.items():
         for batch in (1, s.batch):
-            what = f"{kind}, batch {batch} x {length_of(length)}"
-            measure = partial(_measured, session, decoding, batch, best)
+            what = f"{name}, batch {batch} x {length_of(length)}"
+            measure = partial(_measured, session, kind, cache, batch, best)
             yield session.attempt("step", what, OURS, measure)
+            session.release()
 
 
-def _measured(session: Session, decoding: Decoding, batch: int, best: Best) -> Row:
-    s, dtype, length = session.scale, decoding.index.dtype, decoding.cache.keys.shape[2]
-    heads = s.heads if decoding.index.pool is None else None
-    # Rows in turn: batch 1 finds nothing of the layer before in L2.
-    rows = [slice(n, n + batch) for n in range(0, s.batch - batch + 1, batch)]
-    spans = session.timed([partial(decoding.step, r) for r in rows])
+def _measured(session: Session, kind: Kind, cache: Cache, batch: int, best: Best) -> Row:
+    s, length = session.scale, cache.keys.shape[2]
+    moved = formulas.step(
+        kind.dtype, batch, length, s.groups, s.dim, s.k, s.heads if kind.a_head else None
+    )
+    several = s.batch // batch
+    least = several * moved.ideal / session.copy / 1e3  # microseconds
+    turns = max(1, math.ceil(GRAPH / least)) if session.cuda else 1
+    decoding = decoding_of(session, kind, cache, batch, turns)
+    worth = _worth(decoding, cache, best, s.k)
+    calls = timing.streamed(decoding.step, session.device)
     return {
-        "spans": spans,
-        "moved": formulas.step(dtype, batch, length, s.groups, s.dim, s.k, heads),
+        "spans": [span / turns / several for span in calls],
+        "moved": moved,
         "against": _fastest(session, batch, length),
-        "dtype": dtype,
+        "dtype": kind.dtype,
         "batch": batch,
         "length": length,
         "k": s.k,
-        **_worth(decoding, best),
+        **worth,
+    }
+
+
+def decoding_of(session: Session, kind: Kind, cache: Cache, batch: int, turns: int = 1) -> Decoding:
+    """Rows of the cache as layers of so many rows each: a layer finds nothing of its own in L2."""
+    recipe, k = parse(kind.spec), parse_budget(session.scale.k)
+    reader = Reader(recipe, k, 0, None, session.backend)
+    layers = []
+    for first in range(0, session.scale.batch - batch + 1, batch):
+        rows = slice(first, first + batch)
+        layers.append(
+            Layer(
+                cache.queries[rows],
+                cache.keys[rows],
+                cache.values[rows],
+                _index(session, kind, cache, rows),
+                _inputs(kind, cache, rows, slice(-1, None)),
+            )
+        )
+    return Decoding(layers, reader, cache.scaling, turns)
+
+
+def _index(session: Session, kind: Kind, cache: Cache, rows: slice) -> Index:
+    """The index of all keys but the newest."""
+    inputs = _inputs(kind, cache, rows, slice(0, -1))
+    how: dict[str, Any] = {"kv_heads": cache.keys.shape[1], "backend": session.backend}
+    recipe = parse(kind.spec)
+    step = Step(0, cache.scaling, inputs=inputs, **how).given_to(recipe)
+    return recipe.build(cache.keys[rows, :, :-1], step)
+
+
+def _inputs(kind: Kind, cache: Cache, rows: slice, tokens: slice) -> Mapping[str, Tensor]:
+    if kind.dtype != "lightning":
+        return {}
+    return {
+        "index_keys": cache.index_keys[rows, :, tokens],
+        "index_queries": cache.index_queries[rows],
+        "index_weights": cache.gates[rows],
     }
 
 
@@ -129,21 +163,22 @@ def _fastest(session: Session, batch: int, length: int) -> tuple[str, float] | N
     return min(medians.items(), key=lambda one: one[1], default=None)
 
 
-def _worth(decoding: Decoding, best: Best) -> Row:
+def _worth(decoding: Decoding, cache: Cache, best: Best, k: int) -> Row:
     """Fidelity of what the step chooses, the mean over rows and query heads.
 
     Against each head's own Top-k; `shared_mass_ratio` against the best list that the heads which
     share one could have been given.
     """
-    cache, (_, slots) = decoding.cache, decoding.step(slice(None))
+    count = len(decoding.layers)
+    slots = torch.cat([decoding.select(number).indices for number in range(count)])
     if (slots.sort(-1).values.diff(dim=-1) == 0).any():
         raise RuntimeError("the selection holds a slot twice")
-    asked = (cache.queries, cache.keys)
-    columns = judge(best.exact, *asked, None, Selection(slots), decoding.k)
-    found = {name: _mean(columns[name]) for name in METRICS}
-    of_lists = best.units[slots.shape[1]]
-    columns = judge_units(best.exact, of_lists, *asked, Selection(slots), decoding.k)
-    return quality({**found, "shared_mass_ratio": _mean(columns["mass_ratio"])})
+    tensors = (cache.queries, cache.keys)
+    columns = judge(best.exact, *tensors, None, Selection(slots), k)
+    means = {name: _mean(columns[name]) for name in METRICS}
+    lists = best.units[slots.shape[1]]
+    columns = judge_units(best.exact, lists, *tensors, Selection(slots), k)
+    return quality({**means, "shared_mass_ratio": _mean(columns["mass_ratio"])})
 
 
 def _mean(column: Tensor) -> float:

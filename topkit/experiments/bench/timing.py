@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ Call = Callable[[], Any]
 SECONDS, FEWEST, MOST = 0.2, 5, 25
 # Microseconds of calls, timed one by one, that make a graph: far more than an event costs.
 GRAPH = 8000.0
+# Calls before those of a stream that are timed.
+WARM = 2
 # Sets of inputs together exceed L2 by so much.
 COLDER = 3
 
@@ -76,6 +79,36 @@ def clocked(calls: Sequence[Call], turns: int, device: torch.device) -> list[flo
         settle(device)
         found.append((time.perf_counter() - began) * 1e6 / len(calls))
     return found
+
+
+def in_turns(calls: Sequence[Call], turns: int, device: torch.device) -> list[list[float]]:
+    """Seconds of each call by the clock, taken in turns after one turn that does not count."""
+    spans: list[list[float]] = [[] for _ in calls]
+    for turn in range(turns + 1):
+        for call, its in zip(calls, spans, strict=True):
+            (microseconds,) = clocked([call], 1, device)
+            if turn:
+                its.append(microseconds / 1e6)
+    return spans
+
+
+def streamed(call: Call, device: torch.device) -> list[float]:
+    """Microseconds of calls of a few milliseconds each on a GPU, one launched behind the other.
+
+    The host, which is waited for nowhere, is ahead of the GPU from the second call on.
+    """
+    for _ in range(WARM):
+        call()
+    if device.type != "cuda":
+        return clocked([call], FEWEST, device)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(MOST + 2)]
+    settle(device)
+    for event in events:
+        call()
+        event.record()
+    settle(device)
+    spans = [begin.elapsed_time(end) * 1e3 for begin, end in pairwise(events)]
+    return spans[1:]
 
 
 def settle(device: torch.device) -> None:

@@ -1,0 +1,92 @@
+"""Codes drawn at random, and the kernels over them with what `attach` asks of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topkit.experiments.bench.session import Session
+from topkit.kernels.codes import stored
+from topkit.kernels.quantize_append import quantize_append
+from topkit.kernels.score import score_codes, score_lightning
+from topkit.kernels.score_select import score_select, score_select_lightning
+
+LIGHTNING = "lightning"
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Codes [B, H, N, W] and, but for sign, scales [B, H, N, 1]; H is 1 for lightning."""
+
+    dtype: str
+    codes: Tensor
+    scale: Tensor | None
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Queries [B, Hq, 1, D]; of lightning as codes, with scales [B, H, 1, 1] and gates [B, 1, H]."""
+
+    queries: Tensor
+    scale: Tensor | None = None
+    gates: Tensor | None = None
+
+
+def random_codes(session: Session, dtype: str, batch: int, length: int) -> Codes:
+    """No two keys alike, as repeated ones would tie."""
+    s, lightning = session.scale, dtype == LIGHTNING
+    kind, width = stored("fp8_e4m3" if lightning else dtype, s.dim)
+    shape = (batch, 1 if lightning else s.groups, length)
+    codes = torch.empty(*shape, width, dtype=kind, device=session.device)
+    if kind == torch.float8_e4m3fn:
+        codes.copy_(session.drawn(*codes.shape))
+    else:
+        low, high = (-127, 128) if dtype == "int8" else (0, 256)
+        codes.random_(low, high, generator=session.generator)
+    if dtype == "sign":
+        return Codes(dtype, codes, None)
+    scale = torch.empty(*shape, 1, device=session.device)
+    return Codes(dtype, codes, scale.uniform_(0.5, 1.5, generator=session.generator))
+
+
+def random_queries(session: Session, dtype: str, batch: int) -> Queries:
+    """Normal queries as codes of a kind take them: lightning's encoded as DeepSeek's inference code does."""
+    s = session.scale
+    if dtype != LIGHTNING:
+        return Queries(session.drawn(batch, s.heads, 1, s.dim))
+    gates = session.drawn(batch, 1, s.index_heads, dtype=torch.float32)
+    queries = session.drawn(batch, s.index_heads, 1, s.dim)
+    codes = torch.empty(queries.shape, dtype=torch.float8_e4m3fn, device=session.device)
+    scale = torch.empty(*queries.shape[:3], 1, device=session.device)
+    how: dict[str, Any] = {"dtype": "fp8_e4m3", "hadamard": True, "pow2": True}
+    quantize_append(queries, codes, scale, 0, **how, backend=session.backend)
+    return Queries(codes, scale, gates)
+
+
+def scores(codes: Codes, asked: Queries, backend: str) -> Tensor:
+    """[B, H, 1, N]: the mean over each group, or lightning's weighted sum."""
+    if codes.dtype == LIGHTNING:
+        return _lightning(score_lightning, codes, asked, backend)()
+    return _plain(score_codes, codes, asked, backend)()
+
+
+def best(codes: Codes, asked: Queries, k: int, backend: str) -> Tensor:
+    """The slots [B, H, 1, k] of the best of those scores, in no order."""
+    how: dict[str, Any] = {"order": None, "check": False}
+    if codes.dtype == LIGHTNING:
+        return _lightning(score_select_lightning, codes, asked, backend)(k, **how)
+    return _plain(score_select, codes, asked, backend)(k, **how)
+
+
+def _plain(kernel: Any, codes: Codes, asked: Queries, backend: str) -> Any:
+    how = {"dtype": codes.dtype, "scale": codes.scale, "pool": "mean", "backend": backend}
+    return partial(kernel, asked.queries, codes.codes, **how)
+
+
+def _lightning(kernel: Any, codes: Codes, asked: Queries, backend: str) -> Any:
+    scales = {"query_scale": asked.scale, "key_scale": codes.scale, "backend": backend}
+    return partial(kernel, asked.queries, codes.codes, asked.gates, **scales)

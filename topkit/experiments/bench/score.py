@@ -1,0 +1,49 @@
+"""Codes of keys scored, and the best of them selected in the same pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from topkit.experiments.bench import formulas
+from topkit.experiments.bench.codes import LIGHTNING, best, random_codes, random_queries, scores
+from topkit.experiments.bench.rows import OURS, Row
+from topkit.experiments.bench.session import Case, Session, length_of
+
+
+def score_cases(session: Session) -> Iterator[Case]:
+    """Codes read and float32 scores written, pooled over each KV group."""
+    short, _, long = session.scale.lengths
+    for dtype in ("fp8_e4m3", "int8", "int4", "sign", LIGHTNING):
+        yield _case(session, "score", dtype, long if dtype == LIGHTNING else short)
+
+
+def fused_cases(session: Session) -> Iterator[Case]:
+    """The best k of the codes, with no scores written."""
+    short, _, long = session.scale.lengths
+    for dtype, length in (
+        ("sign", short), ("sign", long), ("int4", short), ("fp8_e4m3", short),
+        (LIGHTNING, short), (LIGHTNING, long),
+    ):  # fmt: skip
+        yield _case(session, "score-select", dtype, length)
+
+
+def _case(session: Session, bench: str, dtype: str, length: int) -> Case:
+    s = session.scale
+    what = f"{dtype}, batch {s.batch} x {length_of(length)}"
+
+    def measure() -> Iterator[Row]:
+        moved = formulas.index(dtype, s.batch, length, s.groups, s.dim)
+        session.require(3 * moved.counted)
+        several = session.sets(moved.counted)
+        sets = [random_codes(session, dtype, s.batch, length) for _ in range(several)]
+        queries = random_queries(session, dtype, s.batch)
+        shape: Row = {"dtype": dtype, "batch": s.batch, "length": length}
+        if bench == "score":
+            moved += formulas.scores(s.batch, length, sets[0].codes.shape[1])
+            calls = [lambda one=one: scores(one, queries, session.backend) for one in sets]
+        else:
+            shape["k"] = s.k
+            calls = [lambda one=one: best(one, queries, s.k, session.backend) for one in sets]
+        yield session.row(bench, what, OURS, session.timed(calls), moved, **shape)
+
+    return what, measure
