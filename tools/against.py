@@ -263,9 +263,10 @@ def main() -> None:
 
     from topkit.cli.listing import markdown
     from topkit.experiments.bench import rows
+    from topkit.experiments.bench.machine import machine
     from topkit.experiments.bench.table import table
 
-    facts = rows.machine(torch.device("cpu")) | {"against": _version(checkout)}
+    facts = machine(torch.device("cpu")) | {"against": _version(checkout)}
     here, there = Worker(ROOT, given.tiny), Worker(checkout, given.tiny)
     found = []
     try:

@@ -4,7 +4,9 @@
         --section WarpStateStats --section InstructionStats --section SchedulerStats --csv --page raw \
         python tools/profiled.py select
 
-select: top-k of 8, 64 and 1 row x 128K and 8 x 1M; fused: 1 bit, batch 8 x 1M; gather: batch 8 x 128K.
+select: top-k of 8, 64 and 1 row x 128K and 8 x 1M; fused: 1 bit, batch 8 x 1M; gather: batch 8 x 128K;
+step: whole steps as `attach` captures them, over signs and over lightning, batch 8 x 128K (add
+--graph-profiling node, without which ncu takes a graph for one kernel).
 """
 
 from __future__ import annotations
@@ -17,6 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
+from topkit.experiments.bench.data import Cache
+from topkit.experiments.bench.kinds import KINDS, decoding_of
+from topkit.experiments.bench.scale import Scale
+from topkit.experiments.bench.session import Session
 from topkit.kernels.gather_attention import gather_attention
 from topkit.kernels.score_select import score_select
 from topkit.kernels.select_topk import select_topk
@@ -59,7 +65,15 @@ def gather() -> list[Callable[[], object]]:
     return [lambda: gather_attention(queries, keys, values, chosen, **told)]  # type: ignore[arg-type]
 
 
-WORK = {"select": select, "fused": fused, "gather": gather}
+def step() -> list[Callable[[], object]]:
+    session, f32 = Session(torch.device("cuda"), Scale()), torch.float32
+    keys, values = (drawn(8, 8, 1 << 17, 128) for _ in range(2))
+    index = (drawn(8, 1, 1 << 17, 128), drawn(8, 64, 1, 128, dtype=f32), drawn(8, 1, 64, dtype=f32))
+    cache = Cache(drawn(8, 32, 1, 128), keys, values, *index, scaling=0.1)
+    return [decoding_of(session, KINDS[name], cache, 8).step for name in ("sign", "lightning")]
+
+
+WORK = {"select": select, "fused": fused, "gather": gather, "step": step}
 
 if __name__ == "__main__":
     main(sys.argv[1])

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from topkit.cli.listing import markdown, rows
-from topkit.experiments.bench.rows import other_triton, read_rows
+from topkit.experiments.bench.machine import other_triton
+from topkit.experiments.bench.rows import read_rows
 from topkit.experiments.bench.table import table
 from topkit.experiments.study.curves import EXACT, kind_of, load, name_of
 from topkit.experiments.study.findings import Findings, said

@@ -7,7 +7,8 @@ import torch
 
 from topkit.experiments.bench import append, truth
 from topkit.experiments.bench.codes import random_codes
-from topkit.experiments.bench.session import Scale, Session
+from topkit.experiments.bench.scale import Scale
+from topkit.experiments.bench.session import Session
 from topkit.kernels.quantize_append import quantize_append
 
 

@@ -8,7 +8,8 @@ import torch
 
 import topkit
 from topkit.experiments.bench import by_hand, measure
-from topkit.experiments.bench.session import Scale, Session
+from topkit.experiments.bench.scale import Scale
+from topkit.experiments.bench.session import Session
 
 KS = (5, 20, 60)
 

@@ -12,7 +12,10 @@ import torch
 
 from topkit.errors import InputError
 from topkit.experiments.bench import compare, formulas, rows, targets
-from topkit.experiments.bench.session import Scale, Session
+from topkit.experiments.bench.machine import machine as machine_of
+from topkit.experiments.bench.machine import other_triton
+from topkit.experiments.bench.scale import Scale
+from topkit.experiments.bench.session import Session
 from topkit.experiments.bench.table import table
 
 CPU = torch.device("cpu")
@@ -89,10 +92,10 @@ def test_a_limit_of_every_machine_is_kept_by_ratio() -> None:
 def test_another_triton_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pins = tmp_path / "constraints.txt"
     pins.write_text("torch==2.13.0\ntriton==3.7.1\ntriton-kernels==1.0\n")
-    assert rows.other_triton("3.7.1", pins) == ""
-    assert rows.other_triton("3.6.0", pins) == "Triton 3.6.0, not the pinned 3.7.1"
-    assert "no known version" in rows.other_triton("", pins)
-    assert rows.other_triton("3.6.0", tmp_path / "none.txt") == ""
+    assert other_triton("3.7.1", pins) == ""
+    assert other_triton("3.6.0", pins) == "Triton 3.6.0, not the pinned 3.7.1"
+    assert "no known version" in other_triton("", pins)
+    assert other_triton("3.6.0", tmp_path / "none.txt") == ""
     on_gpu = session(triton="0.1")
     monkeypatch.setattr(Session, "cuda", True)
     noted = on_gpu.row("score", "one", "topkit", [1.0], note="five layers")
@@ -200,7 +203,7 @@ def test_the_committed_tables_have_todays_columns(path: Path) -> None:
 
 
 def test_no_path_and_no_host_is_written(tmp_path: Path) -> None:
-    rows.write_rows(tmp_path / "x.csv", [row() | rows.machine(CPU)])
+    rows.write_rows(tmp_path / "x.csv", [row() | machine_of(CPU)])
     with (tmp_path / "x.csv").open() as file:
         (found,) = csv.DictReader(file)
     assert not [x for x in found.values() if "/" in x]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from topkit.experiments.bench import data, step
-from topkit.experiments.bench.session import Scale, Session
+from topkit.experiments.bench import data, kinds
+from topkit.experiments.bench.decoding import Decoding
+from topkit.experiments.bench.scale import Scale
+from topkit.experiments.bench.session import Session
 from topkit.experiments.decode.cache import Followed
-from topkit.experiments.decode.reader import Call, Reader
-from topkit.indexers.base import Index, Step
-from topkit.indexers.budget import parse_budget
-from topkit.indexers.spec import parse
+from topkit.experiments.decode.reader import Call
 from topkit.kernels.gather_attention import gather_attention
 
 CPU = torch.device("cpu")
@@ -59,48 +60,50 @@ def test_what_repeats_does_not_tie(of_model: data.Recorded) -> None:
 # --- the steps
 
 
-def by_attach(cache: data.Cache, kind: step.Kind, backend: str, new: int) -> tuple[Tensor, Index]:
-    """The output of `attach`'s ordinary step, kernel by kernel, that brings the newest token `new` times."""
-    keys, values = (
-        torch.cat([x, *[x[:, :, -1:]] * (new - 1)], 2) for x in (cache.keys, cache.values)
-    )
-    reader = Reader(parse(kind.spec), parse_budget(Scale.tiny().k), 0, None, backend)
-    inputs = step._inputs(kind, cache, slice(None), slice(-1, None))
-    before = step._inputs(kind, cache, slice(None), slice(0, -1))
-    followed, output = Followed(None), None  # type: ignore[arg-type]
-    first = LENGTH - 1
-    build = Step(0, cache.scaling, kv_heads=keys.shape[1], backend=backend, inputs=before)
-    followed.index = reader.indexer.build(keys[:, :, :first], build.given_to(reader.indexer))
-    for length in range(LENGTH, LENGTH + new):
-        there = (keys[:, :, :length], values[:, :, :length])
-        call = Call(0, cache.queries, *there, cache.scaling, None, inputs)
-        reader.take(followed, call, 0)
-        output = reader.read(followed, call, 0)
-    assert output is not None
-    return output, followed.index
+def weights_of(kind: kinds.Kind, folder: Path, batch: int) -> Path | None:
+    layers = Scale.tiny().batch // batch
+    return data.random_weights(session(), folder, layers) if kind.projected else None
+
+
+def by_attach(
+    decoding: Decoding, kind: kinds.Kind, cache: data.Cache, at: Session, new: int
+) -> list[Tensor]:
+    """What `attach`'s ordinary step, kernel by kernel, puts out a layer for the newest token, `new` times over."""
+    outputs = []
+    for number, (queries, _, _, inputs) in enumerate(decoding.tokens):
+        rows = slice(number * len(queries), (number + 1) * len(queries))
+        keys, values = (
+            torch.cat([x[rows], *[x[rows, :, -1:]] * (new - 1)], 2)
+            for x in (cache.keys, cache.values)
+        )
+        followed, output = Followed(decoding), None
+        followed.index = kinds.index_of(at, kind, cache, rows)
+        if kind.projected:
+            followed.index.recipe = decoding.reader.indexer  # type: ignore[attr-defined]
+        for length in range(LENGTH, LENGTH + new):
+            there = (keys[:, :, :length], values[:, :, :length])
+            call = Call(number, queries, *there, cache.scaling, None, inputs)
+            decoding.reader.take(followed, call, 0)
+            output = decoding.reader.read(followed, call, 0)
+        assert output is not None
+        outputs.append(output)
+    return outputs
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("name", step.KINDS)
-def test_a_timed_step_is_one_of_attach(name: str, batch: int, cache: data.Cache) -> None:
-    kind = step.KINDS[name]
-    decoding = step.decoding_of(session(), kind, cache, batch, turns=2)
+@pytest.mark.parametrize("name", kinds.KINDS)
+def test_a_timed_step_is_one_of_attach(
+    name: str, batch: int, cache: data.Cache, tmp_path: Path
+) -> None:
+    kind, at = kinds.KINDS[name], session()
+    weights = weights_of(kind, tmp_path, batch)
+    decoding = kinds.decoding_of(at, kind, cache, batch, 2, weights)
     for steps in (1, 2, 3):
-        output = decoding.step().flatten(0, 1)  # [rows, 1, Hq, D]
-        theirs, index = by_attach(cache, kind, "torch", steps + 1)
-        torch.testing.assert_close(output.transpose(1, 2), theirs, rtol=0, atol=0)
-        own = [layer.followed.index for layer in decoding.layers]
-        assert [one.length for one in own] == [index.length] * len(own)
-        assert decoding.cache.get_seq_length() == LENGTH + steps
-
-
-def test_a_timed_step_by_kernels_is_one_of_attach(cache: data.Cache) -> None:
-    pytest.importorskip("triton")
-    kind, at = step.KINDS["sign"], TritonSession(CPU, Scale.tiny())
-    decoding = step.decoding_of(at, kind, cache, 2)
-    theirs, _ = by_attach(cache, kind, "triton", 2)
-    ours = decoding.step()[0].transpose(1, 2)
-    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
+        ours = decoding.step().transpose(2, 3)  # [layers, B, Hq, 1, D]
+        theirs = torch.stack(by_attach(decoding, kind, cache, at, steps + 1))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        lengths = {layer.followed.index.length for layer in decoding.layers}
+        assert lengths == {decoding.cache.get_seq_length()} == {LENGTH + steps}
 
 
 class TritonSession(Session):
@@ -109,15 +112,53 @@ class TritonSession(Session):
         return "triton"
 
 
-@pytest.mark.parametrize("name", step.KINDS)
+@pytest.mark.parametrize("name", ["sign", "lightning"])
+def test_a_timed_step_by_kernels_is_one_of_attach(name: str, cache: data.Cache) -> None:
+    pytest.importorskip("triton")
+    kind, at = kinds.KINDS[name], TritonSession(CPU, Scale.tiny())
+    decoding = kinds.decoding_of(at, kind, cache, 2)
+    ours = decoding.step().transpose(2, 3)
+    theirs = torch.stack(by_attach(decoding, kind, cache, at, 2))
+    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", kinds.KINDS)
+def test_a_captured_step_is_one_of_attach(name: str, batch: int, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    kind, at = kinds.KINDS[name], Session(torch.device("cuda"), Scale.tiny())
+    cache = data.stretched(at, data.recorded(at), LENGTH)
+    weights = weights_of(kind, tmp_path, batch)
+    decoding = kinds.decoding_of(at, kind, cache, batch, 3, weights)
+    for steps in (1, 2, 3):
+        ours = decoding.step().transpose(2, 3)
+        theirs = torch.stack(by_attach(decoding, kind, cache, at, steps + 1))
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
+    assert decoding.graphed is not None and decoding.graphed._captured is not None
+    assert decoding.graphed._captured.graph is not None
+
+
+@pytest.mark.parametrize("name", [name for name, kind in kinds.KINDS.items() if not kind.projected])
 def test_what_is_judged_is_what_a_step_reads(name: str, cache: data.Cache) -> None:
-    decoding = step.decoding_of(session(), step.KINDS[name], cache, 2)
+    kind, at = kinds.KINDS[name], session()
+    decoding = kinds.decoding_of(at, kind, cache, 2)
     chosen = decoding.select(0).indices
     assert chosen.min() >= 0 and chosen.max() < LENGTH
-    theirs, _ = by_attach(cache, step.KINDS[name], "torch", 1)
     whole = (cache.queries, cache.keys, cache.values)
     ours = gather_attention(*whole, chosen, scaling=cache.scaling)
+    (theirs,) = by_attach(decoding, kind, cache, at, 1)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_a_step_without_room_is_an_error(cache: data.Cache) -> None:
+    decoding = kinds.decoding_of(session(), kinds.KINDS["sign"], cache, 2)
+    room = decoding.layers[0].room()[0].shape[2] - LENGTH
+    for _ in range(room):
+        decoding.step()
+    with pytest.raises(RuntimeError, match="no room"):
+        decoding.step()
 
 
 def test_lightning_selects_as_its_own_heads_would(of_model: data.Recorded) -> None:
@@ -125,6 +166,6 @@ def test_lightning_selects_as_its_own_heads_would(of_model: data.Recorded) -> No
     cache = data.stretched(at, of_model, length)
     hits = torch.relu(of_model.index_queries @ of_model.index_keys.mT)
     want = (hits * of_model.gates.mT[..., None]).sum(1).topk(32).indices
-    slots = step.decoding_of(at, step.KINDS["lightning"], cache, 2).select(0).indices
+    slots = kinds.decoding_of(at, kinds.KINDS["lightning"], cache, 2).select(0).indices
     for theirs, ours in zip(want[:, 0].tolist(), slots[:, 0, 0].tolist(), strict=True):
         assert len({*theirs} & {*ours}) >= 28  # fp8 moves the last few

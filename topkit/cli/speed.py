@@ -11,7 +11,8 @@ import typer
 from topkit.cli.screen import show
 from topkit.errors import GateFailed, InputError
 from topkit.experiments.bench import compare
-from topkit.experiments.bench.rows import Row, machine, other_triton, read_rows, shown, write_rows
+from topkit.experiments.bench.machine import machine, other_triton
+from topkit.experiments.bench.rows import Row, read_rows, shown, write_rows
 from topkit.experiments.bench.table import table
 
 

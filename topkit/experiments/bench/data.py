@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from topkit.experiments.bench.session import Session
@@ -122,6 +124,25 @@ def stretched(session: Session, of_model: Recorded, length: int) -> Cache:
         gates,
         of_model.scaling,
     )
+
+
+def random_weights(session: Session, folder: Path, layers: int) -> Path:
+    """A file of a lightning indexer's projections, as wide as the benchmark's model and its index."""
+    s = session.scale
+
+    def drawn(*shape: int) -> Tensor:
+        return (session.drawn(*shape) * shape[-1] ** -0.5).cpu()
+
+    tensors = {}
+    for layer in range(layers):
+        tensors[f"{layer}.wq"] = drawn(s.index_heads * s.dim, s.hidden)
+        tensors[f"{layer}.wk"] = drawn(s.dim, s.hidden)
+        tensors[f"{layer}.norm"], tensors[f"{layer}.norm_bias"] = torch.ones(s.dim), drawn(s.dim)
+        tensors[f"{layer}.gates"] = drawn(s.index_heads, s.hidden)
+    metadata = {"heads": str(s.index_heads), "rope": "half", "rope_at": "first", "reads": "hidden"}
+    path = folder / "weights.safetensors"
+    save_file(tensors, path, metadata)
+    return path
 
 
 def _repeated(session: Session, rows: Tensor, length: int) -> Tensor:

@@ -13,7 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from topkit.experiments.bench import formulas
 from topkit.experiments.bench.rows import Row
-from topkit.experiments.bench.session import Case, Session, length_of
+from topkit.experiments.bench.scale import length_of
+from topkit.experiments.bench.session import Case, Session
 
 Attention = Callable[[Tensor, Tensor, Tensor], Any]
 

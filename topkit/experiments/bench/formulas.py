@@ -53,6 +53,11 @@ def gather(batch: int, groups: int, k: int, dim: int) -> Bytes:
     return same(batch * groups * k * 2 * dim * ELEMENT)
 
 
+def projections(hidden: int, heads: int, dim: int) -> Bytes:
+    """A lightning indexer's weights read once, in float32: of queries, of the key, of gates."""
+    return same((heads * dim + dim + heads) * hidden * 4)
+
+
 def step(
     dtype: str, batch: int, length: int, groups: int, dim: int, k: int, heads: int | None = None
 ) -> Bytes:

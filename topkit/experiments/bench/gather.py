@@ -12,7 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from topkit.experiments.bench import formulas
 from topkit.experiments.bench.rivals import beside
 from topkit.experiments.bench.rows import Row
-from topkit.experiments.bench.session import Case, Session, length_of
+from topkit.experiments.bench.scale import length_of
+from topkit.experiments.bench.session import Case, Session
 from topkit.kernels.gather_attention import gather_attention
 
 

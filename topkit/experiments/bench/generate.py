@@ -23,7 +23,8 @@ from transformers.cache_utils import DynamicLayer
 
 from topkit.experiments.bench import formulas
 from topkit.experiments.bench.rows import OURS, Row
-from topkit.experiments.bench.session import Case, Session, length_of
+from topkit.experiments.bench.scale import length_of
+from topkit.experiments.bench.session import Case, Session
 from topkit.experiments.bench.timing import settle
 from topkit.experiments.decode.attach import attach
 from topkit.indexers.growing import Growing

@@ -11,7 +11,8 @@ from torch import Tensor
 import topkit
 from topkit.experiments.bench import by_hand
 from topkit.experiments.bench.rows import Row
-from topkit.experiments.bench.session import Case, Session, length_of
+from topkit.experiments.bench.scale import length_of
+from topkit.experiments.bench.session import Case, Session
 from topkit.experiments.capture.capture import Capture
 from topkit.indexers.budget import parse_budget
 

@@ -5,19 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-import platform
-import re
-import subprocess
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-import topkit
 from topkit.errors import InputError
 from topkit.experiments.bench.formulas import Bytes
 from topkit.experiments.runs.parts import write_whole
@@ -34,15 +27,12 @@ COLUMNS: tuple[str, ...] = (
 KEY = ("bench", "what", "implementation", "device", "unit")
 TIMES = ("median", "low", "high")
 OURS = "topkit"
-# Packages of others, by the names that their rows have.
-RIVALS = {"flashinfer": "flashinfer-python", "xformers": "xformers"}
 # Of these units more is better.
 RATES = ("tokens/s", "GB/s")
 Row = dict[str, Any]
 
 # A selection that keeps less of the best possible mass is of no use, however fast.
 LEAST_MASS_RATIO = 0.9
-ROOT = Path(topkit.__file__).parents[1]
 
 
 def spread(values: Sequence[float], unit: str) -> Row:
@@ -72,47 +62,6 @@ def shares(microseconds: float, moved: Bytes, copy: float) -> Row:
 def quality(fidelity: Mapping[str, float]) -> Row:
     """What a selection is worth, and whether it is worth anything."""
     return {**fidelity, "useless": bool(fidelity["mass_ratio"] < LEAST_MASS_RATIO)}
-
-
-def machine(device: torch.device) -> Row:
-    """Where and with what it ran: no paths, no names of hosts."""
-    cuda = device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(device) if cuda else processor(),
-        "cores": torch.get_num_threads(),
-        "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        if cuda
-        else "",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": _version("triton"),
-        "cuda": torch.version.cuda or "",
-        "topkit": topkit.__version__,
-        "commit": _commit(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-
-
-def processor() -> str:
-    """The name of this machine's CPU."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def other_triton(triton: str, constraints: Path = ROOT / "constraints.txt") -> str:
-    """A note where a GPU's Triton is not the one that the kernels are developed with; else nothing."""
-    try:
-        pin = re.search(r"^triton==(\S+)", constraints.read_text(), re.MULTILINE)
-    except OSError:  # an installed package, which pins nothing
-        return ""
-    if pin is None or triton == pin[1]:
-        return ""
-    return f"Triton {triton or 'of no known version'}, not the pinned {pin[1]}"
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -191,31 +140,3 @@ def shown(value: Any) -> Any:
     if isinstance(value, float):
         return np.format_float_positional(value, 4, unique=False, fractional=False, trim="-")
     return "" if value is None else value
-
-
-def release(implementation: str) -> str | None:
-    """The name and version of a rival's package, which no column holds."""
-    package = RIVALS.get(implementation.partition(".")[0])
-    return f"{package} {_version(package)}" if package else None
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-def _commit() -> str:
-    if not (ROOT / ".git").exists():
-        return ""
-    return _first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12")
-
-
-def _first_line(*words: str) -> str:
-    """The first line that a program prints; nothing where there is no such program."""
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip().partition("\n")[0]

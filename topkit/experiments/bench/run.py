@@ -16,11 +16,13 @@ from topkit.experiments.bench.capture import capture_cases
 from topkit.experiments.bench.dense import dense_cases
 from topkit.experiments.bench.gather import gather_cases
 from topkit.experiments.bench.generate import generate_cases
+from topkit.experiments.bench.machine import machine
 from topkit.experiments.bench.measure import measure_cases
-from topkit.experiments.bench.rows import OURS, Row, machine
+from topkit.experiments.bench.rows import OURS, Row
+from topkit.experiments.bench.scale import Scale
 from topkit.experiments.bench.score import fused_cases, score_cases
 from topkit.experiments.bench.select import select_cases
-from topkit.experiments.bench.session import Case, Scale, Session
+from topkit.experiments.bench.session import Case, Session
 from topkit.experiments.bench.step import step_cases
 from topkit.experiments.bench.truth import truth_cases
 from topkit.grammar import nearest

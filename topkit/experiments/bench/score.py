@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from topkit.experiments.bench import formulas
 from topkit.experiments.bench.codes import LIGHTNING, best, random_codes, random_queries, scores
 from topkit.experiments.bench.rows import OURS, Row
-from topkit.experiments.bench.session import Case, Session, length_of
+from topkit.experiments.bench.scale import length_of
+from topkit.experiments.bench.session import Case, Session
 
 
 def score_cases(session: Session) -> Iterator[Case]:

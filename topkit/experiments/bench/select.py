@@ -15,7 +15,8 @@ from topkit.errors import InputError
 from topkit.experiments.bench import formulas
 from topkit.experiments.bench.rivals import beside
 from topkit.experiments.bench.rows import Row
-from topkit.experiments.bench.session import Case, Session, length_of
+from topkit.experiments.bench.scale import length_of
+from topkit.experiments.bench.session import Case, Session
 from topkit.kernels.select_topk import select_topk
 
 FLASHINFER_BACKEND = "FLASHINFER_TOPK_ALGO"

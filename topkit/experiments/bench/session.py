@@ -1,4 +1,4 @@
-"""One run of the benchmarks: its machine, its sizes, its ceilings, and rows that outlive failures."""
+"""One run of the benchmarks: its machine, its ceilings, and rows that outlive failures."""
 
 from __future__ import annotations
 
@@ -14,59 +14,14 @@ from torch import Tensor
 
 from topkit.experiments.bench import rows, timing
 from topkit.experiments.bench.formulas import Bytes
+from topkit.experiments.bench.machine import other_triton, release
 from topkit.experiments.bench.rows import Row
+from topkit.experiments.bench.scale import Scale
 from topkit.experiments.bench.targets import judged
 
-K = 1024
 # Bytes that are left free beside what a case asks for.
 MARGIN = 1 << 30
 PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6}
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large everything is. The heads are those of an 8B model."""
-
-    heads: int = 32
-    groups: int = 8
-    dim: int = 128
-    index_heads: int = 64
-    k: int = 2048
-    small_k: int = 256
-    lengths: tuple[int, int, int] = (128 * K, 512 * K, 1024 * K)
-    shortest: int = 32 * K
-    batch: int = 8
-    gathered: tuple[int, ...] = (1, 8, 32)
-    rows: tuple[int, ...] = (1, 8, 64, 512)
-    copied: int = 1 << 29
-    samples: int = 64
-    sample_tokens: int = 8 * K
-    truth_queries: int = 16
-    hidden: int = 4096
-    ffn: int = 14336
-    vocabulary: int = 32000
-    tokens: int = 24
-    extra_layers: int = 2
-    cold: bool = True
-    truth_k: int = 64
-    # Of the benchmarks of a CPU.
-    captured: int = 32 * K
-    captured_queries: int = 16
-    budgets: tuple[str, ...] = ("16", "64", "256", "1%", "2048")
-    context: int = 4 * K
-    steps: int = 16
-    repeats: int = 7
-
-    @classmethod
-    def tiny(cls) -> Scale:
-        """Seconds on a CPU: shows that the benchmarks run, and nothing else."""
-        return cls(
-            heads=8, groups=2, index_heads=8, k=32, small_k=8, lengths=(256, 320, 512),
-            shortest=128, batch=2, gathered=(1, 2), rows=(1, 3), copied=1 << 12, samples=1,
-            sample_tokens=2048, truth_queries=2, hidden=64, ffn=64, vocabulary=97, tokens=12,
-            cold=False, truth_k=16, captured=512, captured_queries=3,
-            budgets=("4", "8", "16", "1%", "64"), context=128, steps=2, repeats=2,
-        )  # fmt: skip
 
 
 class DoesNotFit(Exception):
@@ -104,7 +59,7 @@ class Session:
     @cached_property
     def other_triton(self) -> str:
         """A note where a GPU's kernels are compiled by another Triton than the pinned one."""
-        return rows.other_triton(str(self.machine.get("triton", ""))) if self.cuda else ""
+        return other_triton(str(self.machine.get("triton", ""))) if self.cuda else ""
 
     @cached_property
     def generator(self) -> torch.Generator:
@@ -160,7 +115,7 @@ class Session:
         """
         named = {"bench": bench, "what": what, "implementation": implementation}
         row: Row = dict.fromkeys(rows.COLUMNS) | self.machine | named | more
-        notes = (row["note"] or rows.release(implementation), self.other_triton)
+        notes = (row["note"] or release(implementation), self.other_triton)
         row["note"] = "; ".join(filter(None, notes)) or None
         if spans is not None:
             row |= rows.spread(spans, unit)
@@ -200,7 +155,7 @@ class Session:
 
         Memory that is too small is no error, nor is a rival that has no such operation here.
         """
-        lacking = isinstance(error, NotImplementedError) and rows.release(implementation)
+        lacking = isinstance(error, NotImplementedError) and release(implementation)
         if lacking or isinstance(error, (DoesNotFit, torch.OutOfMemoryError)):
             short = isinstance(error, torch.OutOfMemoryError)
             note = "out of memory" if short else _first_line(error)
@@ -224,10 +179,3 @@ def _first_line(error: Exception) -> str:
 
 # A part of a benchmark that fails alone: its name, and what yields its rows.
 Case = tuple[str, Callable[[], Iterable[Row]]]
-
-
-def length_of(tokens: int) -> str:
-    """128K, 1M."""
-    if tokens % (K * K) == 0:
-        return f"{tokens // (K * K)}M"
-    return f"{tokens // K}K" if tokens % K == 0 else str(tokens)

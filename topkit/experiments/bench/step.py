@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from topkit.experiments.bench import formulas, timing
-from topkit.experiments.bench.data import Cache, Recorded, recorded, stretched
-from topkit.experiments.bench.decoding import Decoding, Layer
+from topkit.experiments.bench.data import Cache, Recorded, random_weights, recorded, stretched
+from topkit.experiments.bench.decoding import Decoding
 from topkit.experiments.bench.dense import measured_dense
+from topkit.experiments.bench.kinds import KINDS, Kind, decoding_of
 from topkit.experiments.bench.rows import OURS, Row, quality
-from topkit.experiments.bench.session import Case, Session, length_of
-from topkit.experiments.decode.reader import Reader
+from topkit.experiments.bench.scale import length_of
+from topkit.experiments.bench.session import Case, Session
 from topkit.fidelity import Truth, UnitTruth, judge, judge_units, truth, unit_truth
-from topkit.indexers.base import Index, Selection, Step
-from topkit.indexers.budget import parse_budget
-from topkit.indexers.spec import parse
+from topkit.indexers.base import Selection
 
 METRICS = ("recall", "mass", "mass_ratio")
 # Bytes of one chunk of exact scores: larger ones are fewer launches.
 MEMORY = 1 << 32
-# Microseconds that a graph takes at least, at the speed of a copy.
-GRAPH = 2000.0
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A recipe that is timed; `a_head`: each query head has a list of its own."""
-
-    spec: str
-    dtype: str
-    a_head: bool = False
-
-
-# "lightning" is given its index's queries, keys and gates, as an engine that has projected them gives.
-KINDS: dict[str, Kind] = {
-    "sign": Kind("shared(sign())", "sign"),
-    "int4": Kind("shared(quantized(dtype='int4'))", "int4"),
-    "int4 a head": Kind("quantized(dtype='int4')", "int4", a_head=True),
-    "lightning": Kind("lightning(weights='given', dtype='fp8')", "lightning"),
-}
+# Microseconds that a graph takes at least, at the speed of a copy, and the layers that it holds at most.
+GRAPH, MOST = 2000.0, 512
 
 
 @dataclass(frozen=True)
@@ -57,24 +40,18 @@ class Best:
     units: dict[int, UnitTruth]
 
     @classmethod
-    def of(cls, cache: Cache, k: int) -> Best:
-        tensors = (cache.queries, cache.keys)
-        exact = truth(*tensors, None, k, scaling=cache.scaling, memory=MEMORY)
-        counts = {cache.queries.shape[1], cache.keys.shape[1], 1}
-        return cls(exact, {n: unit_truth(exact, *tensors, k, n, memory=MEMORY) for n in counts})
+    def of(cls, tensors: Cache, k: int) -> Best:
+        own = (tensors.queries, tensors.keys)
+        exact = truth(*own, None, k, scaling=tensors.scaling, memory=MEMORY)
+        counts = {tensors.queries.shape[1], tensors.keys.shape[1], 1}
+        return cls(exact, {n: unit_truth(exact, *own, k, n, memory=MEMORY) for n in counts})
 
 
 def step_cases(session: Session) -> Iterator[Case]:
     """Append, select, attend: each kind of index, at each length and batch."""
-    of_model: list[Recorded] = []
-
-    def once() -> Recorded:
-        if not of_model:
-            of_model.append(recorded(session))
-        return of_model[0]
-
+    of_model = cache(lambda: recorded(session))
     for length in session.scale.lengths:
-        yield length_of(length), lambda length=length: _at(session, length, once)
+        yield length_of(length), lambda length=length: _at(session, length, of_model)
 
 
 def _at(session: Session, length: int, of_model: Callable[[], Recorded]) -> Iterator[Row]:
@@ -85,75 +62,37 @@ def _at(session: Session, length: int, of_model: Callable[[], Recorded]) -> Iter
             session.release()
     # The tensors, and the same in the buffers of a cache, which have room behind them.
     session.require(2.5 * formulas.dense(s.batch, length, s.groups, s.dim).counted)
-    cache = stretched(session, of_model(), length)
-    best = Best.of(cache, s.k)
+    tensors = stretched(session, of_model(), length)
+    best = Best.of(tensors, s.k)
     for name, kind in KINDS.items():
         for batch in (1, s.batch):
             what = f"{name}, batch {batch} x {length_of(length)}"
-            measure = partial(_measured, session, kind, cache, batch, best)
+            measure = partial(_measured, session, kind, tensors, batch, best)
             yield session.attempt("step", what, OURS, measure)
+            gc.collect()  # layers, graph and cache refer to each other
             session.release()
 
 
-def _measured(session: Session, kind: Kind, cache: Cache, batch: int, best: Best) -> Row:
-    s, length = session.scale, cache.keys.shape[2]
-    moved = formulas.step(
-        kind.dtype, batch, length, s.groups, s.dim, s.k, s.heads if kind.a_head else None
-    )
-    several = s.batch // batch
-    least = several * moved.ideal / session.copy / 1e3  # microseconds
-    turns = max(1, math.ceil(GRAPH / least)) if session.cuda else 1
-    decoding = decoding_of(session, kind, cache, batch, turns)
-    worth = _worth(decoding, cache, best, s.k)
-    calls = timing.streamed(decoding.step, session.device)
-    return {
-        "spans": [span / turns / several for span in calls],
-        "moved": moved,
-        "against": _fastest(session, batch, length),
-        "dtype": kind.dtype,
-        "batch": batch,
-        "length": length,
-        "k": s.k,
-        **worth,
-    }
-
-
-def decoding_of(session: Session, kind: Kind, cache: Cache, batch: int, turns: int = 1) -> Decoding:
-    """Rows of the cache as layers of so many rows each: a layer finds nothing of its own in L2."""
-    recipe, k = parse(kind.spec), parse_budget(session.scale.k)
-    reader = Reader(recipe, k, 0, None, session.backend)
-    layers = []
-    for first in range(0, session.scale.batch - batch + 1, batch):
-        rows = slice(first, first + batch)
-        layers.append(
-            Layer(
-                cache.queries[rows],
-                cache.keys[rows],
-                cache.values[rows],
-                _index(session, kind, cache, rows),
-                _inputs(kind, cache, rows, slice(-1, None)),
-            )
-        )
-    return Decoding(layers, reader, cache.scaling, turns)
-
-
-def _index(session: Session, kind: Kind, cache: Cache, rows: slice) -> Index:
-    """The index of all keys but the newest."""
-    inputs = _inputs(kind, cache, rows, slice(0, -1))
-    how: dict[str, Any] = {"kv_heads": cache.keys.shape[1], "backend": session.backend}
-    recipe = parse(kind.spec)
-    step = Step(0, cache.scaling, inputs=inputs, **how).given_to(recipe)
-    return recipe.build(cache.keys[rows, :, :-1], step)
-
-
-def _inputs(kind: Kind, cache: Cache, rows: slice, tokens: slice) -> Mapping[str, Tensor]:
-    if kind.dtype != "lightning":
-        return {}
-    return {
-        "index_keys": cache.index_keys[rows, :, tokens],
-        "index_queries": cache.index_queries[rows],
-        "index_weights": cache.gates[rows],
-    }
+def _measured(session: Session, kind: Kind, tensors: Cache, batch: int, best: Best) -> Row:
+    s, length = session.scale, tensors.keys.shape[2]
+    lists = s.heads if kind.a_head else None
+    moved = formulas.step(kind.dtype, batch, length, s.groups, s.dim, s.k, lists)
+    shape: Row = {"dtype": kind.dtype, "batch": batch, "length": length, "k": s.k}
+    layers = s.batch // batch
+    least = layers * moved.ideal / session.copy / 1e3  # microseconds
+    turns = min(math.ceil(GRAPH / least), MOST // layers) if session.cuda else 1
+    with TemporaryDirectory() as folder:
+        weights = random_weights(session, Path(folder), layers) if kind.projected else None
+        decoding = decoding_of(session, kind, tensors, batch, turns, weights)
+        if kind.projected:
+            moved += formulas.projections(s.hidden, s.index_heads, s.dim)
+            worth: Row = {"note": "with its projections, of random weights"}
+        else:
+            worth = _worth(decoding, tensors, best, s.k)
+        calls = timing.streamed(decoding.step, session.device)
+    spans = [span / turns / layers for span in calls]
+    against = _fastest(session, batch, length)
+    return {"spans": spans, "moved": moved, "against": against, **shape, **worth}
 
 
 def _fastest(session: Session, batch: int, length: int) -> tuple[str, float] | None:
@@ -163,7 +102,7 @@ def _fastest(session: Session, batch: int, length: int) -> tuple[str, float] | N
     return min(medians.items(), key=lambda one: one[1], default=None)
 
 
-def _worth(decoding: Decoding, cache: Cache, best: Best, k: int) -> Row:
+def _worth(decoding: Decoding, tensors: Cache, best: Best, k: int) -> Row:
     """Fidelity of what the step chooses, the mean over rows and query heads.
 
     Against each head's own Top-k; `shared_mass_ratio` against the best list that the heads which
@@ -173,11 +112,11 @@ def _worth(decoding: Decoding, cache: Cache, best: Best, k: int) -> Row:
     slots = torch.cat([decoding.select(number).indices for number in range(count)])
     if (slots.sort(-1).values.diff(dim=-1) == 0).any():
         raise RuntimeError("the selection holds a slot twice")
-    tensors = (cache.queries, cache.keys)
-    columns = judge(best.exact, *tensors, None, Selection(slots), k)
+    own = (tensors.queries, tensors.keys)
+    columns = judge(best.exact, *own, None, Selection(slots), k)
     means = {name: _mean(columns[name]) for name in METRICS}
     lists = best.units[slots.shape[1]]
-    columns = judge_units(best.exact, lists, *tensors, Selection(slots), k)
+    columns = judge_units(best.exact, lists, *own, Selection(slots), k)
     return quality({**means, "shared_mass_ratio": _mean(columns["mass_ratio"])})
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.experiments.bench import formulas
 from topkit.experiments.bench.rows import OURS, Row
-from topkit.experiments.bench.session import Case, Scale, Session, length_of
+from topkit.experiments.bench.scale import Scale, length_of
+from topkit.experiments.bench.session import Case, Session
 from topkit.fidelity import truth
 
 # Fewer than of other benchmarks: a call takes seconds on a CPU.
