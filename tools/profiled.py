@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from topkit.experiments.bench.data import Cache
+from topkit.experiments.bench.data import Tensors
 from topkit.experiments.bench.kinds import KINDS, decoding_of
 from topkit.experiments.bench.scale import Scale
 from topkit.experiments.bench.session import Session
@@ -69,8 +69,8 @@ def step() -> list[Callable[[], object]]:
     session, f32 = Session(torch.device("cuda"), Scale()), torch.float32
     keys, values = (drawn(8, 8, 1 << 17, 128) for _ in range(2))
     index = (drawn(8, 1, 1 << 17, 128), drawn(8, 64, 1, 128, dtype=f32), drawn(8, 1, 64, dtype=f32))
-    cache = Cache(drawn(8, 32, 1, 128), keys, values, *index, scaling=0.1)
-    return [decoding_of(session, KINDS[name], cache, 8).step for name in ("sign", "lightning")]
+    tensors = Tensors(drawn(8, 32, 1, 128), keys, values, *index, scaling=0.1)
+    return [decoding_of(session, KINDS[name], tensors, 8).step for name in ("sign", "lightning")]
 
 
 WORK = {"select": select, "fused": fused, "gather": gather, "step": step}

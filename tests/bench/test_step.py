@@ -32,7 +32,7 @@ def of_model() -> data.Recorded:
 
 
 @pytest.fixture(scope="module")
-def cache(of_model: data.Recorded) -> data.Cache:
+def cache(of_model: data.Recorded) -> data.Tensors:
     return data.stretched(session(), of_model, LENGTH)
 
 
@@ -66,7 +66,7 @@ def weights_of(kind: kinds.Kind, folder: Path, batch: int) -> Path | None:
 
 
 def by_attach(
-    decoding: Decoding, kind: kinds.Kind, cache: data.Cache, at: Session, new: int
+    decoding: Decoding, kind: kinds.Kind, cache: data.Tensors, at: Session, new: int
 ) -> list[Tensor]:
     """What `attach`'s ordinary step, kernel by kernel, puts out a layer for the newest token, `new` times over."""
     outputs = []
@@ -93,7 +93,7 @@ def by_attach(
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("name", kinds.KINDS)
 def test_a_timed_step_is_one_of_attach(
-    name: str, batch: int, cache: data.Cache, tmp_path: Path
+    name: str, batch: int, cache: data.Tensors, tmp_path: Path
 ) -> None:
     kind, at = kinds.KINDS[name], session()
     weights = weights_of(kind, tmp_path, batch)
@@ -113,7 +113,7 @@ class TritonSession(Session):
 
 
 @pytest.mark.parametrize("name", ["sign", "lightning"])
-def test_a_timed_step_by_kernels_is_one_of_attach(name: str, cache: data.Cache) -> None:
+def test_a_timed_step_by_kernels_is_one_of_attach(name: str, cache: data.Tensors) -> None:
     pytest.importorskip("triton")
     kind, at = kinds.KINDS[name], TritonSession(CPU, Scale.tiny())
     decoding = kinds.decoding_of(at, kind, cache, 2)
@@ -141,7 +141,7 @@ def test_a_captured_step_is_one_of_attach(name: str, batch: int, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", [name for name, kind in kinds.KINDS.items() if not kind.projected])
-def test_what_is_judged_is_what_a_step_reads(name: str, cache: data.Cache) -> None:
+def test_what_is_judged_is_what_a_step_reads(name: str, cache: data.Tensors) -> None:
     kind, at = kinds.KINDS[name], session()
     decoding = kinds.decoding_of(at, kind, cache, 2)
     chosen = decoding.select(0).indices
@@ -152,7 +152,7 @@ def test_what_is_judged_is_what_a_step_reads(name: str, cache: data.Cache) -> No
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def test_a_step_without_room_is_an_error(cache: data.Cache) -> None:
+def test_a_step_without_room_is_an_error(cache: data.Tensors) -> None:
     decoding = kinds.decoding_of(session(), kinds.KINDS["sign"], cache, 2)
     room = decoding.layers[0].room()[0].shape[2] - LENGTH
     for _ in range(room):

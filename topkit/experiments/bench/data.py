@@ -45,7 +45,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Cache:
+class Tensors:
     """One decoding query a row, and all that it may read.
 
     Shapes: queries [L, Hq, 1, D]; keys, values [L, Hk, T, D]; index_keys [L, 1, T, d]; index_queries
@@ -92,7 +92,7 @@ def recorded(session: Session) -> Recorded:
     return Recorded(**whole, **{name: x.float() for name, x in first.items()}, scaling=scaling)
 
 
-def stretched(session: Session, of_model: Recorded, length: int) -> Cache:
+def stretched(session: Session, of_model: Recorded, length: int) -> Tensors:
     """The recorded tensors with so many keys, in the heads and dimensions of the benchmark."""
     s = session.scale
     layers, own = of_model.keys.shape[:2]
@@ -115,7 +115,7 @@ def stretched(session: Session, of_model: Recorded, length: int) -> Cache:
     missing = s.index_heads - of_model.index_queries.shape[1]
     index_queries = torch.nn.functional.pad(of_model.index_queries @ turn, (0, 0, 0, 0, 0, missing))
     gates = torch.nn.functional.pad(of_model.gates, (0, missing))
-    return Cache(
+    return Tensors(
         torch.cat(queries, 1).to(torch.bfloat16),
         keys,
         values,

@@ -15,8 +15,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from topkit.experiments.decode.cache import follow
 from topkit.experiments.decode.cuda_graph import Graphed
+from topkit.experiments.decode.driver import Driver
 from topkit.experiments.decode.reader import Reader
-from topkit.indexers.base import Index, Selection, Step
+from topkit.indexers.base import Cache, Index, Selection
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Decoding(nn.Module):
         """What the index of a layer chooses among the keys that its cache shows, outside of a graph."""
         queries, _, _, inputs = self.tokens[number]
         index = self.layers[number].followed.index
-        return index.select(queries, self._k(number), self._step(number, inputs))
+        return index.select(queries, self._k(number), self._driver(number).step(inputs))
 
     def _replay(self) -> Any:
         assert self.graphed is not None
@@ -117,21 +118,15 @@ class Decoding(nn.Module):
         followed = follow(own, self)
         followed.index = layer.index
         _, new_key, new_value, inputs = self.tokens[number]
-        own.update(new_key, new_value)
-        layer.index.append(new_key, self._step(number, inputs))
+        whole = Cache(*own.update(new_key, new_value))
+        self._driver(number).append(layer.index, whole, inputs)
         followed.valid = layer.keys.shape[2]
         return own
 
     def _k(self, number: int) -> int:
         return self.reader.budget.at(self.layers[number].get_seq_length())
 
-    def _step(self, number: int, inputs: Mapping[str, Any]) -> Step:
-        return Step(
-            number,
-            self.scaling,
-            self.reader.seed,
-            kv_heads=self.tokens[number][1].shape[1],
-            backend=self.reader.backend,
-            ordered=False,
-            inputs=inputs,
-        ).given_to(self.reader.indexer)
+    def _driver(self, number: int) -> Driver:
+        reader, groups = self.reader, self.tokens[number][1].shape[1]
+        how = {"backend": reader.backend, "ordered": False}
+        return Driver(reader.indexer, number, self.scaling, groups, reader.seed, None, **how)

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from topkit.experiments.bench.data import Cache
+from topkit.experiments.bench.data import Tensors
 from topkit.experiments.bench.decoding import Decoding, Layer
 from topkit.experiments.bench.session import Session
+from topkit.experiments.decode.driver import Driver
 from topkit.experiments.decode.reader import Reader
-from topkit.indexers.base import Index, Step
+from topkit.indexers.base import Cache, Index
 from topkit.indexers.budget import parse_budget
 from topkit.indexers.lightning import lightning
 from topkit.indexers.spec import parse
@@ -49,7 +50,7 @@ KINDS: dict[str, Kind] = {
 def decoding_of(
     session: Session,
     kind: Kind,
-    tensors: Cache,
+    tensors: Tensors,
     batch: int,
     turns: int = 1,
     weights: Path | None = None,
@@ -68,16 +69,15 @@ def decoding_of(
     return Decoding(layers, reader, tensors.scaling, turns)
 
 
-def index_of(session: Session, kind: Kind, tensors: Cache, rows: slice) -> Index:
+def index_of(session: Session, kind: Kind, tensors: Tensors, rows: slice) -> Index:
     """The index of all keys but the newest."""
-    recipe = parse(kind.spec)
     inputs = {"index_keys": tensors.index_keys[rows, :, :-1]}
-    how: dict[str, Any] = {"kv_heads": tensors.keys.shape[1], "backend": session.backend}
-    step = Step(0, tensors.scaling, inputs=inputs, **how).given_to(recipe)
-    return recipe.build(tensors.keys[rows, :, :-1], step)
+    groups, backend = tensors.keys.shape[1], session.backend
+    driver = Driver(parse(kind.spec), 0, tensors.scaling, groups, backend=backend)
+    return driver.build(Cache(tensors.keys[rows, :, :-1], tensors.values[rows, :, :-1]), inputs)
 
 
-def inputs_of(session: Session, kind: Kind, tensors: Cache, rows: slice) -> Mapping[str, Any]:
+def inputs_of(session: Session, kind: Kind, tensors: Tensors, rows: slice) -> Mapping[str, Any]:
     """What the module of a layer is given for the newest token."""
     if kind.projected:
         count = len(tensors.keys[rows])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from topkit.experiments.bench import formulas, timing
-from topkit.experiments.bench.data import Cache, Recorded, random_weights, recorded, stretched
+from topkit.experiments.bench.data import Recorded, Tensors, random_weights, recorded, stretched
 from topkit.experiments.bench.decoding import Decoding
 from topkit.experiments.bench.dense import measured_dense
 from topkit.experiments.bench.kinds import KINDS, Kind, decoding_of
@@ -40,7 +40,7 @@ class Best:
     units: dict[int, UnitTruth]
 
     @classmethod
-    def of(cls, tensors: Cache, k: int) -> Best:
+    def of(cls, tensors: Tensors, k: int) -> Best:
         own = (tensors.queries, tensors.keys)
         exact = truth(*own, None, k, scaling=tensors.scaling, memory=MEMORY)
         counts = {tensors.queries.shape[1], tensors.keys.shape[1], 1}
@@ -73,7 +73,7 @@ def _at(session: Session, length: int, of_model: Callable[[], Recorded]) -> Iter
             session.release()
 
 
-def _measured(session: Session, kind: Kind, tensors: Cache, batch: int, best: Best) -> Row:
+def _measured(session: Session, kind: Kind, tensors: Tensors, batch: int, best: Best) -> Row:
     s, length = session.scale, tensors.keys.shape[2]
     lists = s.heads if kind.a_head else None
     moved = formulas.step(kind.dtype, batch, length, s.groups, s.dim, s.k, lists)
@@ -102,7 +102,7 @@ def _fastest(session: Session, batch: int, length: int) -> tuple[str, float] | N
     return min(medians.items(), key=lambda one: one[1], default=None)
 
 
-def _worth(decoding: Decoding, tensors: Cache, best: Best, k: int) -> Row:
+def _worth(decoding: Decoding, tensors: Tensors, best: Best, k: int) -> Row:
     """Fidelity of what the step chooses, the mean over rows and query heads.
 
     Against each head's own Top-k; `shared_mass_ratio` against the best list that the heads which
