@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoModelForCausalLM
 
+from tiny import DSA, EXPERTS
+from tiny import tiny as tiny_model
 from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.capture.from_model import (
@@ -20,50 +22,12 @@ from topkit.experiments.capture.from_model import (
     capture_passages,
     files,
 )
+from topkit.experiments.model.attention import NAME
 from topkit.experiments.model.digests import tokenizer_digest
-from topkit.experiments.model.record import NAME, record
+from topkit.experiments.model.record import record
 from topkit.experiments.tasks import make_task
 
-SMALL = dict(
-    vocab_size=97,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=256,
-)
-MLA = dict(
-    vocab_size=97,
-    hidden_size=32,
-    intermediate_size=48,
-    moe_intermediate_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-    q_lora_rank=24,
-    kv_lora_rank=20,
-    qk_rope_head_dim=8,
-    qk_nope_head_dim=12,
-    v_head_dim=16,
-    n_routed_experts=4,
-    num_experts_per_tok=2,
-    n_group=2,
-    topk_group=1,
-    first_k_dense_replace=1,
-    index_topk=16,
-    index_head_dim=16,
-    index_n_heads=2,
-)
-
-
-def tiny(kind: str, seed: int = 0, **changes: Any) -> Any:
-    torch.manual_seed(seed)
-    config = transformers.AutoConfig.for_model(kind, **{**SMALL, **changes})
-    # Ten times the usual spread, so that attention is far from uniform.
-    config.initializer_range = 0.2
-    return AutoModelForCausalLM.from_config(config).eval()
+tiny = functools.partial(tiny_model, vocab_size=97, num_hidden_layers=3, head_dim=8)
 
 
 def passages(count: int = 2, length: int = 40, kept: int = 6) -> list[Passage]:
@@ -163,7 +127,7 @@ def test_sliding_layers_are_left_out_and_the_manifest_says_so(tmp_path):
 
 
 REFUSED = {
-    "sinks": ("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 1}, "GptOssForCausalLM"),
+    "sinks": ("gpt_oss", EXPERTS, "GptOssForCausalLM"),
     "softcapped": ("gemma2", {"attn_logit_softcapping": 5.0}, "Gemma2ForCausalLM"),
     "AttentionInterface": ("gptj", {"rotary_dim": 4}, "GPTJForCausalLM"),
 }
@@ -197,7 +161,7 @@ def test_the_check_catches_attention_that_is_secretly_another(tmp_path):
 
 @pytest.mark.parametrize("kind", ["deepseek_v32", "glm_moe_dsa"])
 def test_sparse_mla_models_with_what_their_indexer_reads(tmp_path, kind):
-    model = tiny(kind, **MLA)
+    model = tiny(kind, **{**DSA, "num_hidden_layers": 2})
     capture = captured(model, tmp_path, hidden=True)
     assert capture.layers == [0, 1]
     x = capture.load(1, 1)
@@ -234,7 +198,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
     attn = model.model.layers[0].self_attn
     attn.forward = None
     with pytest.raises(TypeError):
-        record(model, torch.tensor([ids]), torch.tensor([0]), inputs={0: attn})
+        record(model, torch.tensor([ids]), torch.tensor([0]), inputs=True)
     assert model.config._attn_implementation != NAME
     assert not attn._forward_pre_hooks
 

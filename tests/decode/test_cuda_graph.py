@@ -1,153 +1,43 @@
-"""Steps of generate at fixed shapes give what the same steps give kernel by kernel.
-
-In Triton's interpreter there is no graph: each such step runs the model's own forward at fixed shapes.
-"""
+"""Steps of generate at fixed shapes give what the same steps give kernel by kernel."""
 
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
+from transformers import DynamicCache
 
-from topkit.errors import InputError
+from steps import (
+    LENGTH,
+    Forced,
+    attached,
+    between,
+    both,
+    chosen,
+    close,
+    forced,
+    gpu,
+    half,
+    prompt,
+    to_the_bit,
+    tokens,
+)
+from tiny import lightning_for
 from topkit.indexers import growing
 
-transformers = pytest.importorskip("transformers")
 pytest.importorskip("triton")
-
-from transformers import (  # noqa: E402
-    AutoModelForCausalLM,
-    DynamicCache,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
-
-from topkit.experiments.decode.attach import attach  # noqa: E402
-from topkit.experiments.train.lightning import save_weights  # noqa: E402
-
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 # Triton's interpreter says so of every infinity and NaN.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-gpu = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
-to_the_bit = pytest.mark.skipif(CUDA, reason="a GPU adds in another order each time")
-
-SMALL = dict(
-    vocab_size=61,
-    hidden_size=32,
-    intermediate_size=48,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=64,
-    max_position_embeddings=256,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=None,
-)
-PAD = 7
-LENGTH = 24
-# The step after a prompt of 24 gives the cache room for 32 slots, which 7 more fill; the next moves it.
-
-
-def tiny(layers: int = 1, kind: str = "qwen3", **changes: Any) -> Any:
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(
-        kind, num_hidden_layers=layers, **{**SMALL, **changes}
-    )
-    config.initializer_range = 0.2  # attention is far from uniform
-    model = AutoModelForCausalLM.from_config(config).eval().to(DEVICE, torch.float16)
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    return model
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return tiny()
-
-
-def tokens(rows: int = 1, length: int = LENGTH, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2, 61, (rows, length), generator=generator).to(DEVICE)
-
-
-def prompt(rows: int = 1, padded: bool = False) -> dict[str, Any]:
-    ids = tokens(rows)
-    mask = torch.ones_like(ids)
-    if padded:
-        ids[0, :PAD], mask[0, :PAD] = 0, 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-class Forced(LogitsProcessor):
-    """Each next token is drawn beforehand, so that no rounding leads two runs apart."""
-
-    said = tokens(8, 200, seed=9)
-
-    def __call__(self, ids: Any, scores: Any) -> Any:
-        rows, place = ids.shape
-        only = torch.full_like(scores, -torch.inf)
-        return only.scatter(1, self.said[:rows, place, None], 0.0)
-
-
-class Between(StoppingCriteria):
-    """Does something once when so many tokens are there, between two steps; stops nothing."""
-
-    def __init__(self, at: int, act: Callable[[], Any]) -> None:
-        self.at, self.act = at, act
-
-    def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:
-        if ids.shape[1] == self.at:
-            self.act()
-        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-
-
-def between(at: int, act: Callable[[], Any]) -> StoppingCriteriaList:
-    return StoppingCriteriaList([Between(at, act)])
-
-
-def forced(model: Any, given: dict[str, Any], new: int, **how: Any) -> Tensor:
-    """Logits [new, B, V] of tokens that are forced."""
-    out = model.generate(
-        **given,
-        max_new_tokens=new,
-        return_dict_in_generate=True,
-        output_logits=True,
-        logits_processor=LogitsProcessorList([Forced()]),
-        **{"do_sample": False, **how},
-    )
-    return torch.stack(out.logits)
-
-
-def chosen(model: Any, given: dict[str, Any], new: int, **how: Any) -> Tensor:
-    """The sequences that the model prefers, or draws."""
-    torch.manual_seed(5)
-    return model.generate(**given, max_new_tokens=new, **{"do_sample": False, **how})
-
-
-def close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
-
-
-def attached(model: Any, spec: str = "shared(sign())", k: Any = 5, **how: Any) -> Any:
-    return attach(model, spec, k, backend="triton", **how)
-
-
-def both(model: Any, run: Callable[[Any], Any], **how: Any) -> tuple[Any, Any, int]:
-    """What `run` gives with and without capture, and how many steps were captured."""
-    with attached(model, capture=False, **how) as eager:
-        theirs = run(eager)
-    assert eager.captured == 0
-    with attached(model, **how) as ours:
-        found = run(ours)
-    return found, theirs, ours.captured
+    return half()
 
 
 # --- the same, step by step
@@ -172,18 +62,9 @@ def test_steps_are_those_of_the_kernels(model: Any, spec: str) -> None:
     assert (other - ours).abs().max() > 0.1, "dense attention gives the same"
 
 
-def lightning_for(folder: Any) -> str:
-    torch.manual_seed(3)
-    shapes = {"wq": (3 * 64, 32), "wk": (64, 32), "norm": 64, "norm_bias": 64, "gates": (3, 32)}
-    tensors = {f"{n}.{w}": torch.randn(shape) for n in range(2) for w, shape in shapes.items()}
-    how = {"heads": 3, "rope": "half", "rope_at": "first", "reads": "hidden"}
-    file = save_weights(folder, "tiny", tensors, **how)
-    return f"lightning(weights={str(file)!r}, dtype='fp8')"
-
-
 @pytest.mark.parametrize("wrapped", ["{}", "shared({})"])
-def test_an_indexer_that_reads_what_the_layer_was_given(wrapped: str, tmp_path: Any) -> None:
-    deep, spec = tiny(2), wrapped.format(lightning_for(tmp_path))
+def test_an_indexer_that_reads_what_the_layer_was_given(wrapped: str, tmp_path: Path) -> None:
+    deep, spec = half(2), wrapped.format(lightning_for(tmp_path, heads=3, dim=64, dtype="fp8"))
     given = prompt(2, padded=True)
     ours, theirs, captured = both(deep, lambda _: forced(deep, given, 11), spec=spec)
     close(ours, theirs)
@@ -192,7 +73,7 @@ def test_an_indexer_that_reads_what_the_layer_was_given(wrapped: str, tmp_path: 
 
 
 def test_several_layers() -> None:
-    deep = tiny(2, "llama")
+    deep = half(2, "llama")
     ours, theirs, captured = both(deep, lambda _: forced(deep, prompt(), 12), k=200)
     close(ours, theirs)
     assert captured == 11 - 2
@@ -302,108 +183,6 @@ def test_detached_between_two_steps(model: Any) -> None:
     close(forced(model, prompt(), 8), before)
 
 
-# --- what is left to the model's own forward
-
-
-# How, and how many of the 7 steps after the prompt are captured.
-WAYS: dict[str, tuple[dict[str, Any], set[int]]] = {
-    "beams": ({"num_beams": 2}, {0}),  # rows that are reordered move the cache
-    "lookup": ({"prompt_lookup_num_tokens": 3}, set(range(7))),
-    "guidance": ({"guidance_scale": 1.5}, {6}),  # goes on beside them, with a cache of its own
-}
-
-
-@to_the_bit
-@pytest.mark.parametrize("way", WAYS)
-def test_other_ways_to_generate(model: Any, way: str) -> None:
-    given, (how, expected) = prompt(), WAYS[way]
-    given["input_ids"][0, 12:] = given["input_ids"][0, :12].clone()
-    ours, theirs, captured = both(model, lambda _: chosen(model, given, 8, **how))
-    assert torch.equal(ours, theirs)
-    assert captured in expected
-
-
-EAGER: dict[str, dict[str, Any]] = {
-    "per cent": {"k": "20%"},
-    "observed": {"observe": True},
-    "shadow": {"observe": "shadow"},
-    "sparse prefill": {"sparse_prefill": True},
-    "one layer of two": {"layers": [1]},
-    "a recipe of fixed slots": {"spec": "keep(shared(sign()), sink=1)"},
-    "a list shared twice": {"spec": "shared(shared(sign()))", "k": 200},
-    "a selection for a layer": {"spec": "shared(sign(), per='layer')"},
-}
-
-
-@to_the_bit
-@pytest.mark.parametrize("case", EAGER)
-def test_what_no_graph_can_hold(case: str) -> None:
-    deep = tiny(2 if "layers" in EAGER[case] else 1)
-    given = {"input_ids": tokens(1, 6)}
-    ours, theirs, captured = both(deep, lambda _: chosen(deep, given, 4), **EAGER[case])
-    assert torch.equal(ours, theirs)
-    assert captured == 0
-
-
-@to_the_bit
-def test_what_is_asked_for_beside_logits(model: Any) -> None:
-    def run(_: Any) -> Any:
-        how = {"output_hidden_states": True, "return_dict_in_generate": True}
-        return model.generate(**prompt(), max_new_tokens=4, do_sample=False, **how)
-
-    ours, theirs, captured = both(model, run)
-    assert captured == 0
-    for a, b in zip(ours.hidden_states[-1], theirs.hidden_states[-1], strict=True):
-        assert torch.equal(a, b)
-
-
-ON_A_GPU = [gpu, pytest.mark.gpu]
-WHERE = ["anywhere", pytest.param("item", marks=ON_A_GPU), pytest.param("capture", marks=ON_A_GPU)]
-
-
-@pytest.mark.parametrize("where", WHERE)
-def test_a_model_that_cannot_be_captured_says_so_once(where: str) -> None:
-    """Its host looks at what the GPU made: the step is given all the same, kernel by kernel."""
-    model, running = tiny(2), []
-
-    def look(_: Any, args: Any) -> None:
-        if where == "item":
-            args[0].sum().item()
-        elif where == "capture" and torch.cuda.is_current_stream_capturing():
-            torch.cuda.synchronize()
-        elif where == "anywhere" and running and running[-1].at is not None:
-            raise RuntimeError("who can tell")
-
-    def run(mine: Any) -> Tensor:
-        running.append(mine)
-        return torch.cat([forced(model, prompt(), 4) for _ in range(2)])
-
-    model.model.layers[1].register_forward_pre_hook(look)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        ours, theirs, captured = both(model, run, k=200)
-    close(ours, theirs)
-    assert captured == 0
-    told = [str(one.message) for one in said if "captured in a CUDA graph" in str(one.message)]
-    assert len(told) == 1 and told[0].startswith(
-        "steps of Qwen3ForCausalLM run one kernel at a time"
-    )
-    assert where != "anywhere" or told[0].endswith(": who can tell")
-    if CUDA:  # nothing of the attempt is left
-        assert torch.cuda.get_sync_debug_mode() == 0
-        assert torch.cuda.current_stream() == torch.cuda.default_stream()
-        torch.cuda.empty_cache()
-        other = tiny()
-        with attached(other) as mine:
-            chosen(other, prompt(2), 6, do_sample=True)
-        assert mine.captured == 5 - 1
-
-
-def test_capture_is_a_switch(model: Any) -> None:
-    with pytest.raises(InputError, match="capture must be True or False; got 'yes'"):
-        attach(model, "sign()", 5, capture="yes")  # type: ignore[arg-type]
-
-
 # --- graphs
 
 
@@ -421,12 +200,12 @@ def test_capture_is_a_switch(model: Any) -> None:
     ],
 )
 def test_replays_give_what_kernels_give_and_call_no_module(
-    spec: str, layers: int, k: int, tmp_path: Any
+    spec: str, layers: int, k: int, tmp_path: Path
 ) -> None:
-    model, calls, given = tiny(layers), [], prompt(3, padded=True)
-    spec = lightning_for(tmp_path) if spec == "lightning" else spec
+    model, calls, given = half(layers), [], prompt(3, padded=True)
+    spec = lightning_for(tmp_path, heads=3, dim=64, dtype="fp8") if spec == "lightning" else spec
     model.model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    with attached(model, spec, k, capture=False):
+    with attached(model, spec, k, cuda_graph=False):
         calls.clear()
         theirs = forced(model, given, 40)
     assert len(calls) == 40
@@ -443,7 +222,7 @@ def test_replays_give_what_kernels_give_and_call_no_module(
 @pytest.mark.gpu
 def test_a_long_context_is_captured_too() -> None:
     """Long enough that codes are sampled and filtered, not searched at once."""
-    model = tiny(1, max_position_embeddings=1 << 15)
+    model = half(1, max_position_embeddings=1 << 15)
     ids = tokens(2, 20_000)
     Forced.said, short = tokens(8, 20_100, seed=9), Forced.said
     try:
@@ -457,7 +236,7 @@ def test_a_long_context_is_captured_too() -> None:
 @gpu
 @pytest.mark.gpu
 def test_the_memory_of_a_graph_is_let_go() -> None:
-    model, given = tiny(2), prompt(2)
+    model, given = half(2), prompt(2)
     with attached(model):
         forced(model, given, 8)  # workspaces of the libraries stay
         torch.cuda.synchronize()

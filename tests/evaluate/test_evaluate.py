@@ -13,15 +13,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 import topkit
+from tiny import like_reference
 from topkit.errors import InputError
 from topkit.experiments.evaluate import answers
 from topkit.experiments.evaluate.evaluate import evaluate
@@ -319,25 +315,13 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, options, mess
     assert not (tmp_path / "run").exists()
 
 
-def other(width=384):
-    """A random model that reads the reference model's tokens."""
-    config = LlamaConfig(
-        vocab_size=4096,
-        hidden_size=width,
-        intermediate_size=64,
-        num_hidden_layers=8,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=64,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
 @pytest.mark.parametrize("indexer", ["lightning", "keep(lightning(dtype='fp8'), sink=4)"])
 def test_weights_made_for_another_model_are_refused(tmp_path, indexer):
     _, tokenizer = reference()
     with pytest.raises(InputError, match=r"another model than this Llama.*topkit train lightning"):
-        evaluate(other(), TASK, LENGTH, 1, indexer, 4, out=tmp_path / "run", tokenizer=tokenizer)
+        evaluate(
+            like_reference(), TASK, LENGTH, 1, indexer, 4, out=tmp_path / "run", tokenizer=tokenizer
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -348,7 +332,7 @@ def test_weights_of_other_widths_are_refused(tmp_path):
     metadata = {name: x for name, x in held.metadata.items() if name != "model"}
     spec = f"lightning(weights={str(save_weights(tmp_path, 'own', held.tensors, **metadata))!r})"
     assert run(tmp_path / "fits", spec, k=4, samples=1)
-    small = other(192)
+    small = like_reference(192)
     with pytest.raises(InputError, match="hidden of width 384; LlamaForCausalLM has 192"):
         evaluate(small, TASK, LENGTH, 1, spec, 4, out=tmp_path / "run", tokenizer=tokenizer)
     assert not (tmp_path / "run").exists()

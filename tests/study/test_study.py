@@ -4,10 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
-import transformers
 
+from tiny import folder, like_reference
 from topkit.errors import InputError
-from topkit.experiments.model.load import REFERENCE
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.study import presets as study
 from topkit.experiments.study.curves import EXACT, kind_of, load
@@ -71,18 +70,7 @@ def test_a_study_runs_to_its_report_and_resumes(tmp_path, small):
 @pytest.fixture
 def llama(tmp_path):
     """A random model of the reference model's widths and tokenizer, in a folder."""
-    config = transformers.LlamaConfig(
-        vocab_size=4096,
-        hidden_size=384,
-        intermediate_size=64,
-        num_hidden_layers=8,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=64,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
-    transformers.AutoTokenizer.from_pretrained(REFERENCE).save_pretrained(tmp_path / "llama")
-    return tmp_path / "llama"
+    return folder(tmp_path / "llama", like_reference())
 
 
 def test_cells_that_a_model_cannot_serve_are_left_out(tmp_path, small, llama, capsys):

@@ -7,47 +7,16 @@ import pytest
 import torch
 
 import topkit
+from tiny import DSA, EXPERTS, tiny, tokens
 from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.measure.replay import Replay
 from topkit.experiments.model.digests import weights_digest
-from topkit.experiments.train.lightning import export_weights, save_weights
+from topkit.experiments.model.record import record
+from topkit.experiments.train.lightning import export_weights, save_weights, train_weights
+from topkit.experiments.train.teacher import Teacher
 from topkit.indexers import Step, keep
 from topkit.indexers.lightning import lightning, load
-
-transformers = pytest.importorskip("transformers")
-
-
-def dsa_model(kind: str):
-    """A random two-layer model whose indexer keeps 8 keys a token."""
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(
-        kind,
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=32,
-        moe_intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        n_shared_experts=1,
-        n_group=1,
-        topk_group=1,
-        first_k_dense_replace=1,
-        q_lora_rank=24,
-        kv_lora_rank=32,
-        qk_nope_head_dim=16,
-        qk_rope_head_dim=8,
-        head_dim=8,
-        v_head_dim=16,
-        index_n_heads=4,
-        index_head_dim=16,
-        index_topk=8,
-        max_position_embeddings=256,
-    )
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
 def spied(model):
@@ -70,10 +39,10 @@ def spied(model):
 
 @pytest.mark.parametrize("kind", ["deepseek_v32", "glm_moe_dsa"])
 def test_selects_what_the_model_selects(kind, tmp_path):
-    model = dsa_model(kind)
+    model = tiny(kind, **DSA)
     recipe = lightning(str(export_weights(model, tmp_path)))
     calls, _ = spied(model)
-    ids = torch.randint(0, 64, (2, 40))
+    ids = tokens(2, 40)
     with torch.no_grad():
         out = model(ids[:, :33], use_cache=True)
         for position in range(33, 40):
@@ -240,28 +209,12 @@ def test_a_layer_without_weights_is_named(tmp_path):
 
 
 def test_other_models_are_refused(tmp_path):
-    config = transformers.LlamaConfig(
-        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
-    )
     with pytest.raises(InputError, match="llama has no lightning indexer"):
-        export_weights(transformers.LlamaForCausalLM(config), tmp_path)
+        export_weights(tiny("llama"), tmp_path)
 
 
 def test_training_learns_where_a_frozen_model_looks(tmp_path):
-    from topkit.experiments.train.lightning import train_weights
-
-    torch.manual_seed(0)
-    config = transformers.Qwen3Config(
-        vocab_size=32,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        initializer_range=0.3,
-    )
-    model = transformers.Qwen3ForCausalLM(config).eval()
+    model = tiny(vocab_size=32, head_dim=16)
     before = {name: p.clone() for name, p in model.named_parameters()}
     losses = []
     batches = (torch.randint(0, 32, (4, 48)) for _ in range(80))
@@ -271,7 +224,7 @@ def test_training_learns_where_a_frozen_model_looks(tmp_path):
     )  # fmt: skip
     assert losses[-1] < 0.8 * losses[0]
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    assert model.config._attn_implementation != "topkit_lightning_teacher"
+    assert model.config._attn_implementation == "sdpa"
     # They know whose they are, whatever dtype the model is loaded in.
     recipe = lightning(str(path))
     assert weights_digest(model) in recipe.models() == keep(recipe, sink=1).models()
@@ -282,3 +235,50 @@ def test_training_learns_where_a_frozen_model_looks(tmp_path):
         3,
         16,
     )
+
+
+def test_the_loss_is_the_formula():
+    """KL of every query that was drawn, one at a time, from what a pass of the model records."""
+    model, ids = tiny(), tokens(1, 30)
+    teacher = Teacher(model, heads=3, dim=32, queries=7, seed=5)
+    drawn = torch.Generator()
+    drawn.set_state(teacher.random.get_state())
+    loss = teacher.loss(ids)
+    records, slow = record(model, ids, torch.arange(30), inputs=True), []
+    for layer in (0, 1):
+        seen, weights = records[layer], teacher.layers[layer]
+        hidden, rope = seen.hidden, seen.rope
+        assert hidden is not None and rope is not None
+        cos, sin = rope
+        for at in torch.randint(1, 30, (7,), generator=drawn).tolist():
+            keys = seen.keys[0, :, : at + 1].double().repeat_interleave(2, 0)
+            logits = torch.einsum("hd,htd->ht", seen.queries[0, :, at].double(), keys)
+            target = (seen.scaling * logits).softmax(-1).mean(0)
+            here = slice(at, at + 1)
+            q = weights.queries(hidden[:, here], (cos[:, here], sin[:, here]))[0, :, 0]
+            k = weights.keys(hidden, (cos, sin))[0, 0, : at + 1]
+            gates = weights.gates(hidden[:, here])[0, 0]
+            scores = sum(g * (k @ one).relu() for g, one in zip(gates, q, strict=True))
+            scores = scores * (3 * 32) ** -0.5
+            slow.append((target * (target.log() - scores.double().log_softmax(-1))).sum())
+    wanted = torch.stack(slow).mean().item()
+    assert loss.item() == pytest.approx(wanted, rel=1e-4)
+    loss.backward()
+    assert all(x.grad is not None and x.grad.any() for x in teacher.parameters())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "reason"),
+    [
+        ("gpt_oss", EXPERTS, "sinks"),
+        ("gemma2", {"attn_logit_softcapping": 5.0}, "softcapped"),
+        ("gptj", {"rotary_dim": 4}, "AttentionInterface"),
+        ("deepseek_v32", DSA, "no attention modules with a q_proj"),
+    ],
+)
+def test_nothing_is_learnt_from_attention_of_another_kind(kind, changes, reason, tmp_path):
+    model = tiny(kind, **changes)
+    with pytest.raises(InputError, match=reason):
+        train_weights(model, [tokens(1, 30)], tmp_path, dim=32, steps=1)
+    assert not list(tmp_path.iterdir())

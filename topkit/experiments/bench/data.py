@@ -68,16 +68,12 @@ def recorded(session: Session) -> Recorded:
     task, weights = make_task(TASK), load_index("reference", session.device)
     parts: dict[str, list[Tensor]] = {"keys": [], "values": [], "index_keys": []}
     first: dict[str, Tensor] = {}
-    modules, scaling = None, 1.0
+    scaling = 1.0
     for sample in range(s.samples):
         prompt = task.sample(tokenizer, s.sample_tokens, sample, seed=0)
         ids = torch.tensor([[*prompt.ids, *prompt.questions[0].ids]])
         last = torch.tensor([ids.shape[1] - 1])
-        if modules is None:
-            modules = {
-                layer: one.module for layer, one in record(model, ids[:, :16], last[:0]).items()
-            }
-        seen = record(model, ids, last, inputs=modules)
+        seen = record(model, ids, last, inputs=True)
         layers = [(weights.layer(layer), seen[layer]) for layer in sorted(seen)[: s.batch]]
         parts["keys"].append(torch.cat([one.keys for _, one in layers]))
         parts["values"].append(torch.cat([one.values for _, one in layers]))

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from topkit.errors import InputError
 from topkit.experiments.capture.prompts import Passage, numbers
 from topkit.experiments.capture.tensors import LayerTensors, estimate_bytes
-from topkit.experiments.model.record import Seen, record
+from topkit.experiments.model.record import LayerRecord, record
 
 # Tokens of the short pass.
 SURVEYED = 16
@@ -33,10 +33,9 @@ class Survey:
         keys, queries = len(passage.ids), len(passage.positions)
         return sum(estimate_bytes(example, keys, queries) for example in self.examples.values())
 
-    def run(self, model: PreTrainedModel, ids: Sequence[int], at: Tensor) -> dict[int, Seen]:
+    def run(self, model: PreTrainedModel, ids: Sequence[int], at: Tensor) -> dict[int, LayerRecord]:
         """What these layers see of a token sequence."""
-        inputs = self.modules if self.hidden else None
-        return record(model, torch.tensor([list(ids)]), at, sorted(self.modules), inputs)
+        return record(model, torch.tensor([list(ids)]), at, sorted(self.modules), self.hidden)
 
     def layers(self) -> list[dict[str, Any]]:
         """What the manifest says of each layer."""
@@ -55,19 +54,19 @@ def survey_layers(
     """
     ids = list(passages[0].ids[:SURVEYED])
     at = torch.arange(len(ids))
-    seen = record(model, torch.tensor([ids]), at)
+    records = record(model, torch.tensor([ids]), at)
     reasons = {
         layer: "it does not attend through AttentionInterface"
         for layer in range(model.config.get_text_config().num_hidden_layers)
-        if layer not in seen
+        if layer not in records
     }
     longest = max(len(passage.ids) for passage in passages)
-    for layer, one in seen.items():
+    for layer, one in records.items():
         if one.window is not None and one.window < longest:
             reasons[layer] = f"it sees a sliding window of {one.window} keys, not all"
-    layers = _choose(asked, {*seen, *reasons}, reasons, type(model).__name__)
+    layers = _choose(asked, {*records, *reasons}, reasons, type(model).__name__)
     skipped = [{"layer": layer, "reason": reasons[layer]} for layer in sorted(reasons)]
-    survey = Survey({layer: seen[layer].module for layer in layers}, {}, skipped, hidden)
+    survey = Survey({layer: records[layer].module for layer in layers}, {}, skipped, hidden)
     for layer, one in survey.run(model, ids, at).items():
         survey.examples[layer] = LayerTensors.of(one, 0, layer, at)
     return survey

@@ -15,7 +15,7 @@ from topkit.experiments.capture import files
 from topkit.experiments.model.finite import require_finite
 
 if TYPE_CHECKING:
-    from topkit.experiments.model.record import Seen
+    from topkit.experiments.model.record import LayerRecord
 
 # The dimensions of every tensor; those of one name agree. Also the names inside the files.
 SHAPES = {
@@ -89,19 +89,19 @@ class LayerTensors:
         return {name: x for name, x in named.items() if x is not None}
 
     @classmethod
-    def of(cls, seen: Seen, sample: int, layer: int, positions: Tensor) -> LayerTensors:
+    def of(cls, record: LayerRecord, sample: int, layer: int, positions: Tensor) -> LayerTensors:
         """What is kept of a call of the attention function, on the CPU."""
         return cls(
             sample,
             layer,
-            seen.queries.cpu(),
-            seen.keys.cpu(),
-            seen.values.cpu(),
+            record.queries.cpu(),
+            record.keys.cpu(),
+            record.values.cpu(),
             positions,
-            seen.scaling,
-            None if seen.hidden is None else seen.hidden.cpu(),
-            None if seen.latent is None else seen.latent.cpu(),
-            None if seen.rope is None else (seen.rope[0].cpu(), seen.rope[1].cpu()),
+            record.scaling,
+            None if record.hidden is None else record.hidden.cpu(),
+            None if record.latent is None else record.latent.cpu(),
+            None if record.rope is None else (record.rope[0].cpu(), record.rope[1].cpu()),
         )
 
     @classmethod

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
-from contextlib import ExitStack
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
 
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import PreTrainedModel
 
 from topkit.errors import InputError
-from topkit.experiments.decode.cache import Followed, follow, leave
-from topkit.experiments.decode.cuda_graph import Graphed
+from topkit.experiments.decode.attachable import attachable, decode_once
+from topkit.experiments.decode.cache import CacheOwner, LayerIndex, index_over
+from topkit.experiments.decode.cuda_graph import CapturedDecoding
 from topkit.experiments.decode.observer import Observer
 from topkit.experiments.decode.padding import Padding
+from topkit.experiments.decode.prompt import Prompt
 from topkit.experiments.decode.reader import Call, Reader
-from topkit.experiments.model.attention import Inputs, inputs_of, switched, taken
-from topkit.experiments.model.compatibility import PROBED, probe, unserved
+from topkit.experiments.model.attention import switched_attention
+from topkit.experiments.model.attention_call import AttentionCall
 from topkit.experiments.model.finite import require_finite
-from topkit.experiments.model.record import within
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget, parse_budget
 from topkit.indexers.spec import parse
 from topkit.kernels.backend import resolve
-
-NAME = "topkit_attach"
 
 
 def attach(
@@ -42,7 +40,8 @@ def attach(
     sparse_prefill: bool = False,
     seed: int = 0,
     backend: str = "auto",
-    capture: bool = True,
+    cuda_graph: bool | None = None,
+    capture: bool | None = None,
 ) -> Attachment:
     """Let a transformers model decode through an indexer, until `detach` or the end of a `with`.
 
@@ -55,27 +54,32 @@ def attach(
     `backend` is that of topkit.kernels: "auto" takes Triton's where it can; "triton" takes no other,
     is tried out on a few tokens at once, and never waits for the GPU to look at what comes in (NaN
     then goes on to the output).
-    `capture`: with "triton", a CUDA graph holds the steps of `generate` where the indexer (`fixed`) and
-    the model allow it, and hooks inside of the model are not called; False runs them kernel by kernel.
+    `cuda_graph` (by default True): with "triton", a CUDA graph holds the steps of `generate` where the
+    indexer (`fixed`) and the model allow it, and hooks inside of the model are not called; False runs
+    them kernel by kernel. `capture` is its old name.
     Raises: InputError for a model, layer, cache or mask that it would not serve rightly.
     """
     recipe, budget = parse(indexer), parse_budget(k)
     if observe not in (True, False, "shadow"):
         raise InputError(f'observe must be True, False or "shadow"; got {observe!r}')
-    if not isinstance(capture, bool):
-        raise InputError(f"capture must be True or False; got {capture!r}")
-    modules = _attachable(model, recipe, layers)
+    graphs = _cuda_graph(cuda_graph, capture)
+    modules = attachable(model, recipe, layers)
     resolve(backend, next(model.parameters()))
     how = (modules, observe == "shadow", sparse_prefill)
     if backend == "triton":
         reader = Reader(recipe, budget, seed, None, backend)
-        _try_out(model, Attachment(model, reader, *how, capture=False))
+        with Attachment(model, reader, *how, cuda_graph=False):
+            decode_once(model)
     judged = Observer(recipe, budget) if observe else None
-    return Attachment(model, Reader(recipe, budget, seed, judged, backend), *how, capture)
+    return Attachment(model, Reader(recipe, budget, seed, judged, backend), *how, graphs)
 
 
 class Attachment:
-    """A model that decodes through an indexer; as a context manager it detaches at the end."""
+    """A model that decodes through an indexer; as a context manager it detaches at the end.
+
+    `layers` are the numbers of the layers that do; `captured` counts the steps of `generate` that were
+    run at fixed shapes: by a CUDA graph, on a GPU.
+    """
 
     def __init__(
         self,
@@ -84,38 +88,31 @@ class Attachment:
         modules: dict[int, nn.Module],
         shadow: bool,
         sparse_prefill: bool,
-        capture: bool,
+        cuda_graph: bool,
     ) -> None:
-        self.layers = sorted(modules)
+        self.layers, self.captured = sorted(modules), 0
+        self._modules = frozenset(modules.values())
         self._reader, self._shadow, self._sparse_prefill = reader, shadow, sparse_prefill
-        self._padding = Padding()
-        self._caches: dict[int, Any] = {}
-        self._followed: WeakSet[Any] = WeakSet()
-        # Slots of the prompt that `generate` was given, while it runs.
-        self._prompt: int | None = None
-        self._graphed: Graphed | None = None
-        # Steps of `generate` that were run at fixed shapes: by a CUDA graph, on a GPU.
-        self.captured = 0
+        self._owner, self._padding, self._prompt = CacheOwner(), Padding(), Prompt()
+        self._decoding: CapturedDecoding | None = None
         with ExitStack() as undo:
-            for module in modules.values():
-                _attachments[module] = self
-                undo.callback(_attachments.pop, module, None)
-                hook = module.register_forward_pre_hook(self._note_cache, with_kwargs=True)
-                undo.callback(hook.remove)
-            wanted = reader.indexer.needs & {"hidden", "latent", "rope"}
-            given = inputs_of(modules.values() if wanted else [])
-            self._given: Inputs = undo.enter_context(given)
-            undo.enter_context(switched(model, NAME, _attention))
-            undo.callback(self._leave_caches)
+            undo.enter_context(
+                switched_attention(model, self._attend, inputs=True, evaluation=False)
+            )
+            undo.callback(self._owner.release)
             if hasattr(model, "generate"):
-                self._wrap_generate(model, undo)
-                if capture and not sparse_prefill and Graphed.can_serve(reader):
-                    self._wrap_forward(model, undo)
+                undo.enter_context(_replaced(model, "generate", self._generate))
+                if cuda_graph and not sparse_prefill and CapturedDecoding.can_serve(reader):
+                    self._decoding = CapturedDecoding(
+                        self._owner, self.layers, model, model.forward, reader
+                    )
+                    undo.enter_context(_replaced(model, "forward", self._forward))
             self._undo = undo.pop_all()
 
     def detach(self) -> None:
         """Give the model its own attention back, and caches their own layers; twice is once."""
         self._undo.close()
+        self._decoding = None
 
     def __enter__(self) -> Attachment:
         return self
@@ -133,209 +130,105 @@ class Attachment:
             raise InputError("nothing was observed; attach with observe=True")
         return self._reader.judged.table()
 
-    @property
-    def at(self) -> Tensor | None:
-        """The slot [1] that a step of fixed shapes is writing, on the device; None at any other step."""
-        return None if self._graphed is None else self._graphed.at
+    def _attend(self, call: AttentionCall) -> Tensor:
+        """The output [B, t, Hq, Dv] of a call of the model's attention, by the indexer or dense."""
+        if call.module not in self._modules:
+            return call.dense()
+        needs = self._reader.indexer.needs
+        inputs = {name: x for name, x in call.inputs.items() if name in needs}
+        if self._decoding is not None and self._owner.slot is not None:
+            return self._decoding.attend(call, inputs)
+        return self._read(call, inputs)
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float | None = None,
-        position_ids: Tensor | None = None,
-        **given: Any,
-    ) -> Tensor:
-        """What stands in for the attention function of the model: its output [B, t, Hq, Dv]."""
-        layer: int = module.layer_idx  # type: ignore[assignment]
-        scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-        inputs = taken(self._given, layer)
-        if self._graphed is not None and self.at is not None:
-            self._caches.pop(layer, None)
-            return self._graphed.attend(layer, query, key, value, scale, inputs)
-        count, length = query.shape[2], key.shape[2]
-        held = length - count
-        followed, prompt = self._follow(layer, held), self._of_prompt(held, count)
-        start = self._padding.start(mask, position_ids, count, length)
-        new = {"queries": query, "keys": key[:, :, held:], "values": value[:, :, held:]}
+    def _read(self, call: AttentionCall, inputs: dict[str, Any]) -> Tensor:
+        count, length = call.queries.shape[2], call.keys.shape[2]
+        before = length - count
+        layer = self._layer_index(call, before)
+        prompt = 0 if self._sparse_prefill else self._prompt.tokens(before, count)
+        positions = call.options.get("position_ids")
+        start = self._padding.start(call.mask, positions, count, length)
+        new = {"keys": call.keys[:, :, before:], "values": call.values[:, :, before:]}
         if self._reader.backend != "triton":
-            require_finite(f"layer {layer}", new, start, held)
+            tensors = {"queries": call.queries, **new}
+            require_finite(f"layer {call.layer}", tensors, start, before)
         inputs |= {"values": new["values"]}
-        call = Call(layer, query, key, value, scale, start, inputs)
+        now = Call(call.layer, call.queries, call.keys, call.values, call.scaling, start, inputs)
         with torch.no_grad():
-            self._reader.take(followed, call, prompt)
+            self._reader.take(layer, now, prompt)
         outputs = []
         if prompt or self._shadow:
-            dense = _dense(module, query, key, value, mask, scaling=scaling, **given)
+            dense = call.dense()
             outputs = [dense if self._shadow else dense[:, :prompt]]
         if prompt < count:
-            sparse = self._reader.read(followed, call, prompt, not self._shadow)
+            sparse = self._reader.read(layer, now, prompt, not self._shadow)
             if sparse is not None:
                 outputs.append(sparse.transpose(1, 2))
-        followed.valid, followed.start = length, start
+        layer.valid, layer.start = length, start
         return outputs[0].contiguous() if len(outputs) == 1 else torch.cat(outputs, 1)
 
-    def _follow(self, layer: int, held: int) -> Followed:
-        cache = self._caches.pop(layer, None)
+    def _layer_index(self, call: AttentionCall, before: int) -> LayerIndex:
+        """The index over the layer's cache, which held `before` slots before the call."""
+        cache, number = call.cache, call.layer
         if cache is None:  # without a cache every call brings all tokens
-            return Followed(self)
-        if layer >= len(getattr(cache, "layers", ())):
+            return LayerIndex(self._owner)
+        if number >= len(getattr(cache, "layers", ())):
             raise InputError(f"attach follows a DynamicCache; got a {type(cache).__name__}")
-        followed = follow(cache.layers[layer], self)
-        self._followed.add(cache.layers[layer])
-        if followed.index is not None and followed.valid != held:
+        layer = index_over(cache.layers[number], self._owner)
+        if layer.index is not None and layer.valid != before:
             raise InputError(
-                f"the index of layer {layer} has {followed.valid} slots and its cache {held}: the "
+                f"the index of layer {number} has {layer.valid} slots and its cache {before}: the "
                 "cache was changed in a way that attach does not follow"
             )
-        return followed
+        return layer
 
-    def _of_prompt(self, held: int, count: int) -> int:
-        """How many of a call's tokens are the prompt's."""
-        if self._sparse_prefill:
-            return 0
-        if self._prompt is not None:
-            return min(max(self._prompt - held, 0), count)
-        return count if count > 1 or held == 0 else 0
+    def _generate(
+        self, own: Callable[..., Any], inputs: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The model's own generate, whose prompt is known while it runs."""
+        if self._reader.judged is not None:
+            self._reader.judged.call += 1
+        try:
+            with self._prompt.of(inputs, kwargs):
+                return own(inputs, *args, **kwargs)
+        finally:
+            if self._decoding is not None:
+                self._decoding.forget()
 
-    def also(self, layer: Any) -> None:
-        """Give this copy of a cache layer its own class back, too, when detaching."""
-        self._followed.add(layer)
-
-    def _note_cache(self, module: nn.Module, _: Any, given: dict[str, Any]) -> None:
-        self._caches[module.layer_idx] = given.get("past_key_values")  # type: ignore[index]
-
-    def _leave_caches(self) -> None:
-        for layer in self._followed:
-            leave(layer)
-
-    def _wrap_generate(self, model: PreTrainedModel, undo: ExitStack) -> None:
-        own: Any = model.generate
-        before = vars(model).get("generate")
-
-        @functools.wraps(own)
-        def generate(inputs: Any = None, *args: Any, **given: Any) -> Any:
-            outer, self._prompt = self._prompt, _prompt_length(inputs, given)
-            if self._reader.judged is not None:
-                self._reader.judged.call += 1
-            try:
-                return own(inputs, *args, **given)
-            finally:
-                self._prompt = outer
-                if self._graphed is not None:
-                    self._graphed.forget()
-
-        def restore() -> None:
-            del model.generate
-            if before is not None:
-                model.generate = before
-
-        model.generate = generate  # type: ignore[assignment]
-        undo.callback(restore)
-
-    def _wrap_forward(self, model: PreTrainedModel, undo: ExitStack) -> None:
-        own: Any = model.forward
-        before = vars(model).get("forward")
-        graphed = Graphed(self, self.layers, model, own, self._reader)
-
-        @functools.wraps(own)
-        def forward(*args: Any, **given: Any) -> Any:
-            prompt = self._prompt
-            output = None if prompt is None or args else graphed.step(given, prompt)
-            if output is None:
-                return own(*args, **given)
-            self.captured += 1
-            return output
-
-        def restore() -> None:
-            self._graphed = None
-            del model.forward
-            if before is not None:
-                model.forward = before
-
-        self._graphed = graphed
-        model.forward = forward
-        undo.callback(restore)
+    def _forward(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The model's own forward, or in `generate` the same step at fixed shapes."""
+        prompt, output = self._prompt.length, None
+        if self._decoding is not None and prompt is not None and not args:
+            output = self._decoding.step(kwargs, prompt)
+        if output is None:
+            return own(*args, **kwargs)
+        self.captured += 1
+        return output
 
 
-_attachments: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
+def _cuda_graph(cuda_graph: bool | None, capture: bool | None) -> bool:
+    if capture is not None:
+        if cuda_graph is not None:
+            raise InputError("capture is the old name of cuda_graph; give cuda_graph alone")
+        warnings.warn("attach(capture=) is now cuda_graph=", FutureWarning, stacklevel=3)
+        cuda_graph = capture
+    if cuda_graph is not None and not isinstance(cuda_graph, bool):
+        raise InputError(f"cuda_graph must be True or False; got {cuda_graph!r}")
+    return cuda_graph is not False
 
 
-def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **given: Any
-) -> tuple[Tensor, None]:
-    attachment = _attachments.get(module)
-    if attachment is None:
-        return _dense(module, query, key, value, mask, **given), None
-    return attachment.attend(module, query, key, value, mask, **given), None
+@contextmanager
+def _replaced(model: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """A method of this one model is `method`, which is handed the model's own first."""
+    own, before = getattr(model, name), vars(model).get(name)
 
+    @functools.wraps(own)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return method(own, *args, **kwargs)
 
-def _dense(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    indices: Tensor | None = None,
-    **given: Any,
-) -> Tensor:
-    mask = mask if indices is None else within(indices, mask, key.shape[2])
-    return sdpa_attention_forward(module, query, key, value, mask, **given)[0]
-
-
-def _prompt_length(inputs: Any, given: dict[str, Any]) -> int:
-    """Slots that a call of generate starts from: its mask spans them where its tokens do not."""
-    names = ("inputs", "input_ids", "inputs_embeds", "attention_mask")
-    prompts = (inputs, *(given.get(name) for name in names))
-    return max((x.shape[1] for x in prompts if isinstance(x, Tensor)), default=1)
-
-
-def _attachable(
-    model: PreTrainedModel, indexer: Indexer, layers: Iterable[int] | None
-) -> dict[int, nn.Module]:
-    """The attention modules to serve, by layer, found by a short pass."""
-    if not isinstance(model, PreTrainedModel):
-        raise InputError(f"attach takes a loaded transformers model; got {type(model).__name__}")
-    name = type(model).__name__
-    if model.config.is_encoder_decoder:
-        raise InputError(f"{name} cannot be attached to: it has an encoder")
-    seen = probe(model)
-    local = DynamicCache(config=model.config).is_sliding  # windows and chunks
-    whole = {n: one.module for n, one in seen.items() if one.window is None and not local[n]}
+    setattr(model, name, call)
     try:
-        chosen = sorted(whole if layers is None else set(layers))
-    except TypeError:
-        raise InputError(f"layers must be numbers as [0, 3]; got {layers!r}") from None
-    if not chosen:
-        raise InputError(f"{name} has no layer to attach to: none attends to all keys")
-    # Also of other layers: what two attachments change of a model comes back in one order only.
-    if any(module in _attachments for module in whole.values()):
-        raise InputError(f"{name} is attached already; detach it first")
-    for layer in chosen:
-        if layer not in seen:
-            raise InputError(f"{name} has no attention in layer {layer!r}; it has {sorted(seen)}")
-        if layer not in whole:
-            raise InputError(
-                f"layer {layer} of {name} sees a window of keys and stays dense; leave it out"
-            )
-    reasons = unserved(model, [indexer], {layer: seen[layer] for layer in chosen})
-    if reasons:
-        raise InputError(reasons[indexer])
-    return {layer: whole[layer] for layer in chosen}
-
-
-@torch.no_grad()
-def _try_out(model: PreTrainedModel, attachment: Attachment) -> None:
-    """One decoding step behind a few tokens, so that what a kernel does not take is refused at once."""
-    training = model.training
-    try:
-        with attachment:
-            model.eval()
-            ids = torch.ones(1, PROBED, dtype=torch.long, device=model.device)
-            cache = model(ids, use_cache=True).past_key_values
-            model(ids[:, :1], past_key_values=cache, use_cache=True)
+        yield
     finally:
-        model.train(training)
+        delattr(model, name)
+        if before is not None:
+            setattr(model, name, before)

@@ -1,10 +1,12 @@
-"""Indexes that follow a transformers cache, which grows in place while they do."""
+"""Cache layers of transformers that grow in place and tell the index over them what becomes of them."""
 
 from __future__ import annotations
 
 import copy
+import threading
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -16,27 +18,44 @@ from topkit.indexers.growing import Growing
 from topkit.kernels.cache_append import cache_append
 
 
-class Owner(Protocol):
-    """Whose layers are followed, and given back when it leaves."""
+class CacheOwner:
+    """What an attachment shares with the cache layers that it indexes, of whatever cache."""
 
-    def also(self, layer: Any) -> None:
-        """Follow a copy of a layer, too."""
-        ...
+    def __init__(self) -> None:
+        self._layers: WeakSet[IndexedLayer] = WeakSet()
+        self._thread = threading.local()
 
     @property
-    def at(self) -> Tensor | None:
-        """The slot [1] that a step of fixed shapes is writing, on the device; None at any other step."""
-        ...
+    def slot(self) -> Tensor | None:
+        """The slot [1] that a step of fixed shapes is writing, on the device; None at any other step.
+
+        Each thread has a step of its own.
+        """
+        return getattr(self._thread, "slot", None)
+
+    @slot.setter
+    def slot(self, slot: Tensor | None) -> None:
+        self._thread.slot = slot
+
+    def add(self, layer: IndexedLayer) -> None:
+        """Count a layer, or a copy of one, among those to be given back."""
+        self._layers.add(layer)
+
+    def release(self) -> None:
+        """Give all layers their own class back."""
+        for layer in self._layers:
+            if isinstance(layer, IndexedLayer):
+                layer.restore()
 
 
-class Followed:
+class LayerIndex:
     """The index over one cache layer; the layer still holds its first `valid` slots as they were.
 
     start [B] is where each row's tokens begin, as last read (None: 0); new [B, Hk, 1, D] are the keys
     of a step of fixed shapes that the index has still to take in.
     """
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: CacheOwner) -> None:
         self.owner = owner
         self.index: Index | None = None
         self.valid = 0
@@ -54,144 +73,146 @@ class Followed:
     def forget(self) -> None:
         self.index, self.valid = None, 0
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Followed:
-        twin = Followed(self.owner)
+    def __deepcopy__(self, memo: dict[int, Any]) -> LayerIndex:
+        twin = LayerIndex(self.owner)
         twin.index = None if self.index is None else self.index.fork()
         twin.valid, twin.start = self.valid, self.start
         return twin
 
 
-def follow(layer: Any, owner: Owner) -> Followed:
-    """What follows a cache layer on behalf of `owner`; a layer not yet followed is from now on.
+def index_over(layer: Any, owner: CacheOwner) -> LayerIndex:
+    """The index of `owner` over a cache layer, which becomes an IndexedLayer if it is none yet.
 
     Raises: InputError for a cache that is not kept whole: static, quantized, sliding, shared.
     """
-    found = vars(layer).get("followed")
-    if found is not None and found.owner is owner:
-        return found
+    indexed = isinstance(layer, IndexedLayer)
+    if indexed and layer.layer_index.owner is owner:
+        return layer.layer_index
     kind = type(layer)
     if not issubclass(kind, DynamicLayer) or kind.is_sliding or hasattr(kind, "_quantize"):
         raise InputError(f"attach follows a DynamicCache of whole layers; got a {kind.__name__}")
-    if found is None:
-        layer.__class__ = _following(kind)
+    if not indexed:
+        layer.__class__ = _indexed(kind)
         layer.growing = Growing(), Growing()
-    layer.followed = Followed(owner)
-    return layer.followed
+    layer.layer_index = LayerIndex(owner)
+    owner.add(layer)
+    return layer.layer_index
 
 
-def room(layer: Any, owner: Owner, length: int) -> list[Tensor]:
+def rooms(layer: Any, owner: CacheOwner, length: int) -> list[Tensor]:
     """The buffers of a layer and of its index, which hold `length` slots and have place for one more.
 
-    None at all where a layer is not followed by `owner`, or holds otherwise.
+    None at all where `owner` has no index over the layer, or either holds otherwise.
     """
-    followed = vars(layer).get("followed")
-    if followed is None or followed.owner is not owner or followed.index is None:
+    if not isinstance(layer, IndexedLayer) or layer.layer_index.owner is not owner:
         return []
-    if not length == followed.valid == followed.index.length == layer.get_seq_length():
+    index, valid = layer.layer_index.index, layer.layer_index.valid
+    if index is None or not length == valid == index.length == layer.get_seq_length():
         return []
-    own, codes = layer.room(), followed.index.room()
+    own, codes = layer.room(), index.room()
     return [*own, *codes.values()] if own and codes else []
 
 
-def leave(layer: Any) -> None:
-    """Give a cache layer its own class back."""
-    if "followed" in vars(layer):
-        del layer.followed, layer.growing
-        layer.__class__ = type(layer).__base__
+class IndexedLayer(DynamicLayer):
+    """A cache layer of its own kind that tells its index what becomes of it."""
+
+    kind: type[DynamicLayer]
+    keys: Tensor
+    values: Tensor
+    layer_index: LayerIndex
+    growing: tuple[Growing, Growing]
+    # transformers would take a subclass with a layer type for the one to make by default.
+    _layer_type = None
+
+    def restore(self) -> None:
+        """Give the layer its own class back."""
+        del self.layer_index, self.growing
+        self.__class__ = self.kind  # type: ignore[assignment]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        slot = self.layer_index.owner.slot
+        if slot is not None:
+            return self._put(slot, key_states, value_states)
+        # A layer that stores in another way, or keys that gradients flow through, stay its own.
+        plain = self.kind.update is DynamicLayer.update and self.get_seq_length() > 0
+        if not plain or key_states.requires_grad or value_states.requires_grad:
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.keys = self.growing[0].append(self.keys, key_states)
+        self.values = self.growing[1].append(self.values, value_states)
+        return self.keys, self.values
+
+    def room(self) -> list[Tensor]:
+        """The buffers of keys and of values, with place for one more slot; none without."""
+        if self.kind is not DynamicLayer:
+            return []
+        pairs = zip(self.growing, (self.keys, self.values), strict=True)
+        own = [whole for growing, now in pairs if (whole := growing.whole(now)) is not None]
+        return own if len(own) == 2 else []
+
+    def _put(self, slot: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write a slot into the buffers, and give them whole; it shows from `reveal` on."""
+        self.layer_index.new = keys
+        own_keys, own_values = self.room()
+        cache_append(own_keys, own_values, keys, values, slot)
+        return own_keys, own_values
+
+    def reveal(self, length: int) -> None:
+        """Hold the slots before `length`, and the index too: steps of fixed shapes wrote them."""
+        self.keys, self.values = (growing.until(length) for growing in self.growing)
+        assert self.layer_index.index is not None
+        self.layer_index.index.reveal(length)
+        self.layer_index.valid = length
+
+    def get_seq_length(self) -> Any:
+        # On the device, as a static layer's: who would count on it on the host has to wait for it.
+        slot = self.layer_index.owner.slot
+        return super().get_seq_length() if slot is None else slot[0]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        if self.layer_index.owner.slot is None:
+            return super().get_mask_sizes(query_length)
+        return self.room()[0].shape[2], 0
+
+    def offload(self) -> None:
+        super().offload()
+        self.growing = Growing(), Growing()  # else what was moved away would stay here as well
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin: Any = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        twin.layer_index.owner.add(twin)
+        return twin
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        super().crop(*args, **kwargs)
+        self.layer_index.crop(self.get_seq_length())
+
+    def reset(self) -> None:
+        super().reset()
+        self.growing = Growing(), Growing()
+        self.layer_index.forget()
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        super().reorder_cache(beam_idx)
+        self.layer_index.reorder(beam_idx.to(self.device))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        rows = self._rows()
+        super().batch_repeat_interleave(repeats)
+        self.layer_index.reorder(rows.repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        rows = self._rows()
+        super().batch_select_indices(indices)
+        self.layer_index.reorder(rows[indices])
+
+    def _rows(self) -> Tensor:
+        return torch.arange(self.keys.shape[0], device=self.keys.device)
 
 
 @cache
-def _following(kind: type) -> type:
-    class Following(kind):
-        """A cache layer that tells its index what becomes of it."""
-
-        followed: Followed
-        growing: tuple[Growing, Growing]
-        # transformers would take a subclass with a layer type for the one to make by default.
-        _layer_type = None
-
-        def update(
-            self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-        ) -> tuple[Tensor, Tensor]:
-            at = self.followed.owner.at
-            if at is not None:
-                return self._put(at, key_states, value_states)
-            # A layer that stores in another way, or keys that gradients flow through, stay its own.
-            plain = kind.update is DynamicLayer.update and self.get_seq_length() > 0
-            if not plain or key_states.requires_grad or value_states.requires_grad:
-                return super().update(key_states, value_states, *args, **kwargs)
-            self.keys = self.growing[0].append(self.keys, key_states)
-            self.values = self.growing[1].append(self.values, value_states)
-            return self.keys, self.values
-
-        def room(self) -> list[Tensor]:
-            """The buffers of keys and of values, with place for one more slot; none without."""
-            if kind is not DynamicLayer:
-                return []
-            pairs = zip(self.growing, (self.keys, self.values), strict=True)
-            own = [whole for growing, held in pairs if (whole := growing.whole(held)) is not None]
-            return own if len(own) == 2 else []
-
-        def _put(self, at: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-            """Write a slot into the buffers, and give them whole; it shows from `reveal` on."""
-            self.followed.new = keys
-            own_keys, own_values = self.room()
-            cache_append(own_keys, own_values, keys, values, at)
-            return own_keys, own_values
-
-        def reveal(self, length: int) -> None:
-            """Hold the slots before `length`, and the index too: steps of fixed shapes wrote them."""
-            self.keys, self.values = (growing.until(length) for growing in self.growing)
-            assert self.followed.index is not None
-            self.followed.index.reveal(length)
-            self.followed.valid = length
-
-        def get_seq_length(self) -> Any:
-            # On the device, as a static layer's: who would count on it on the host has to wait for it.
-            at = self.followed.owner.at
-            return super().get_seq_length() if at is None else at[0]
-
-        def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-            at = self.followed.owner.at
-            if at is None:
-                return super().get_mask_sizes(query_length)
-            return self.room()[0].shape[2], 0
-
-        def offload(self) -> None:
-            super().offload()
-            self.growing = Growing(), Growing()  # else what was moved away would stay here as well
-
-        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-            twin = memo[id(self)] = object.__new__(type(self))
-            twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-            twin.followed.owner.also(twin)
-            return twin
-
-        def crop(self, *args: Any, **kwargs: Any) -> None:
-            super().crop(*args, **kwargs)
-            self.followed.crop(self.get_seq_length())
-
-        def reset(self) -> None:
-            super().reset()
-            self.growing = Growing(), Growing()
-            self.followed.forget()
-
-        def reorder_cache(self, beam_idx: Tensor) -> None:
-            super().reorder_cache(beam_idx)
-            self.followed.reorder(beam_idx.to(self.device))
-
-        def batch_repeat_interleave(self, repeats: int) -> None:
-            rows = self._rows()
-            super().batch_repeat_interleave(repeats)
-            self.followed.reorder(rows.repeat_interleave(repeats))
-
-        def batch_select_indices(self, indices: Tensor) -> None:
-            rows = self._rows()
-            super().batch_select_indices(indices)
-            self.followed.reorder(rows[indices])
-
-        def _rows(self) -> Tensor:
-            return torch.arange(self.keys.shape[0], device=self.keys.device)
-
-    Following.__name__ = kind.__name__
-    return Following
+def _indexed(kind: type[DynamicLayer]) -> type[IndexedLayer]:
+    return type(kind.__name__, (IndexedLayer, kind), {"kind": kind})

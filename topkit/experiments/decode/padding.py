@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 
 from topkit.errors import InputError
 
 
-class Padding:
-    """Reads the mask of a forward pass once for all layers."""
+class Padding(threading.local):
+    """Reads the mask of a forward pass, which is one thread's, once for all layers."""
 
     def __init__(self) -> None:
         self._read: tuple[Tensor | None, Tensor | None, int, int] = (None, None, 0, 0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.experiments.decode.attention import sparse_attention
-from topkit.experiments.decode.cache import Followed
+from topkit.experiments.decode.cache import LayerIndex
 from topkit.experiments.decode.driver import Driver, tokens
 from topkit.experiments.decode.observer import Observer
 from topkit.experiments.model.compatibility import OFFERED
@@ -56,14 +56,14 @@ class Reader:
     judged: Observer | None = None
     backend: str = "auto"
 
-    def take(self, followed: Followed, call: Call, prompt: int) -> None:
+    def take(self, layer: LayerIndex, call: Call, prompt: int) -> None:
         """Bring the index to where the first query after `prompt` of the call's tokens is asked.
 
         It is built when that query comes, on all that came before; or at once, where it needs what
         is given at that moment alone.
         Raises: InputError for tokens before attach whose inputs it needs.
         """
-        held, index, driver = call.held, followed.index, self._driver(call)
+        held, index, driver = call.held, layer.index, self._driver(call)
         if index is not None and index.length > held:
             driver.truncate(index, call.until(held))
         passing = sorted(self.indexer.needs & _PASSING)
@@ -78,16 +78,16 @@ class Reader:
             )
         if index is None:
             inputs |= {"values": now.values, "prefill_queries": call.queries[:, :, :prompt]}
-            followed.index = driver.build(now, inputs)
+            layer.index = driver.build(now, inputs)
         elif prompt:
             driver.append(index, now, inputs)
 
     def read(
-        self, followed: Followed, call: Call, prompt: int, answer: bool = True
+        self, layer: LayerIndex, call: Call, prompt: int, answer: bool = True
     ) -> Tensor | None:
         """The output [B, Hq, t - prompt, Dv] of the queries after the prompt's, if it is wanted."""
         queries, length = call.queries[:, :, prompt:], call.keys.shape[2]
-        cache, index, k = call.until(length), followed.index, self.budget.at(length)
+        cache, index, k = call.until(length), layer.index, self.budget.at(length)
         assert index is not None
         inputs = {name: tokens(x, slice(prompt, None)) for name, x in call.inputs.items()}
         driver = self._driver(call)

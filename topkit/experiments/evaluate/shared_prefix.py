@@ -4,89 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from topkit.errors import InputError
 from topkit.experiments.evaluate.streams import Past, Stream
-from topkit.experiments.model.attention import (
-    Inputs,
-    attending_through,
-    attention_modules,
-    inputs_of,
-)
+from topkit.experiments.model.attention import Attend, switched_attention
+from topkit.experiments.model.attention_call import AttentionCall
 from topkit.experiments.model.finite import require_finite
-from topkit.experiments.model.record import require_plain
 from topkit.experiments.runs.cells import needs
-
-NAME = "topkit_rows"
-
-
-class Attending(Protocol):
-    """What stands in for a model's attention; `given`: what its modules were given besides."""
-
-    given: Inputs
-
-    def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **given: Any
-    ) -> Tensor:
-        """The attention output [B, t, Hq, Dv]."""
-        ...
-
-
-_attending: ContextVar[Attending] = ContextVar("attending")
-
-
-def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **given: Any
-) -> tuple[Tensor, None]:
-    require_plain(given)
-    return _attending.get().attend(module, query, key, value, mask=mask, **given), None
 
 
 @contextmanager
-def _replaced(
-    model: PreTrainedModel, attending: Attending, wanted: frozenset[str]
-) -> Iterator[None]:
-    """The model attends through `attending`, which is told what indexers want beside q, k and v."""
-    token = _attending.set(attending)
-    try:
-        modules = attention_modules(model) if wanted & {"hidden", "latent", "rope"} else []
-        with inputs_of(modules) as attending.given, attending_through(model, NAME, _attention):
-            yield
-    finally:
-        _attending.reset(token)
+def _attending(model: PreTrainedModel, attend: Attend, needs: frozenset[str]) -> Iterator[None]:
+    """The model attends through `attend`, where each call is looked at and brings what is needed."""
+
+    def checked(call: AttentionCall) -> Tensor:
+        call.require_plain()
+        tensors = {"queries": call.queries, "keys": call.keys, "values": call.values}
+        require_finite(f"layer {call.layer}", tensors)
+        return attend(call)
+
+    with switched_attention(model, checked, inputs=bool(needs & {"hidden", "latent", "rope"})):
+        yield
 
 
 @dataclass
-class Prefilling:
-    """Dense attention that keeps each layer's keys and values."""
+class Prefill:
+    """Dense attention that keeps each layer's keys and values, and the inputs that are needed."""
 
     layers: dict[int, Past]
-    wanted: frozenset[str]
-    given: Inputs = field(default_factory=dict)
+    needs: frozenset[str]
 
-    def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **given: Any
-    ) -> Tensor:
-        scaling = given.pop("scaling", None)
-        scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-        mask, window = given.pop("mask"), given.get("sliding_window")
-        layer = _taking_in(module, query, key, value)
-        inputs = {"prefill_queries": query, "values": value, **self.given.get(layer, {})}
-        inputs = {name: x for name, x in inputs.items() if name in self.wanted}
-        self.layers[layer] = Past(key, value, key.shape[2], scaling, window, inputs)
-        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **given)[0]
+    def attend(self, call: AttentionCall) -> Tensor:
+        inputs = {"prefill_queries": call.queries, "values": call.values, **call.inputs}
+        inputs = {name: x for name, x in inputs.items() if name in self.needs}
+        length = call.keys.shape[2]
+        self.layers[call.layer] = Past(
+            call.keys, call.values, length, call.scaling, call.window, inputs
+        )
+        return call.dense()
 
 
 @dataclass
-class Together:
+class Batch:
     """Each stream attends to the prefix and its own tail; their rows stand one below the other.
 
     Followers attend to nothing: they take in what the one stream there is attended to.
@@ -95,52 +60,41 @@ class Together:
     prefix: dict[int, Past]
     streams: Sequence[Stream]
     followers: Sequence[Stream] = ()
-    given: Inputs = field(default_factory=dict)
 
-    def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **given: Any
-    ) -> Tensor:
-        layer, first, outputs = _taking_in(module, query, key, value), 0, []
-        past = self.prefix[layer]
+    def attend(self, call: AttentionCall) -> Tensor:
+        layer, queries, keys, values = call.layer, call.queries, call.keys, call.values
+        past, first, outputs = self.prefix[layer], 0, []
         for stream in self.streams:
             rows = slice(first, first + stream.rows)
-            inputs = {"values": value[rows]}
-            inputs |= {name: _rows(x, rows) for name, x in self.given.get(layer, {}).items()}
-            outputs.append(stream.attend(layer, past, query[rows], key[rows], value[rows], inputs))
+            inputs = {"values": values[rows]}
+            inputs |= {name: _rows(x, rows) for name, x in call.inputs.items()}
+            part = queries[rows], keys[rows], values[rows]
+            outputs.append(stream.attend(layer, past, *part, inputs))
             first = rows.stop
         for stream in self.followers:
-            inputs = {"values": value, **self.given.get(layer, {})}
-            stream.follow(layer, past, key, value, inputs)
+            stream.follow(layer, past, keys, values, {"values": values, **call.inputs})
         return torch.cat(outputs).transpose(1, 2)
 
 
-def _rows(given: Any, rows: slice) -> Any:
+def _rows(x: Any, rows: slice) -> Any:
     """Some rows of an input; angles may be alike in all, and have one row then."""
-    if isinstance(given, tuple):
-        return tuple(_rows(x, rows) for x in given)
-    return given if given.shape[0] == 1 else given[rows]
-
-
-def _taking_in(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> int:
-    """The layer whose new tokens these are, once they are found finite."""
-    layer = getattr(module, "layer_idx", None)
-    if layer is None or not getattr(module, "is_causal", True):
-        raise InputError(f"{type(module).__name__} is not a decoder's causal self-attention")
-    require_finite(f"layer {layer}", {"queries": query, "keys": key, "values": value})
-    return layer
+    if isinstance(x, tuple):
+        return tuple(_rows(part, rows) for part in x)
+    return x if x.shape[0] == 1 else x[rows]
 
 
 def prefill(
-    model: PreTrainedModel, ids: Sequence[int], wanted: frozenset[str] = frozenset()
+    model: PreTrainedModel, ids: Sequence[int], needs: frozenset[str] = frozenset()
 ) -> dict[int, Past]:
-    """Run the model over a prefix and keep what each layer's attention saw.
+    """Run the model over a prefix and keep what each layer's attention saw, by layer.
 
-    wanted: the inputs that indexers will ask for.
+    `needs`: the inputs that indexers will read.
+    Raises: InputError for NaN, by layer and head.
     """
-    seen = Prefilling({}, wanted)
-    with _replaced(model, seen, wanted):
+    prefill = Prefill({}, needs)
+    with _attending(model, prefill.attend, needs):
         model.base_model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
-    return seen.layers
+    return prefill.layers
 
 
 def forward(
@@ -153,15 +107,15 @@ def forward(
 ) -> Tensor:
     """Logits [R, last, V] of the last of tokens [R, t], which follow the prefix and the streams' tails.
 
-    R counts the rows of all streams, in their order; see Together for the followers.
+    R counts the rows of all streams, in their order; see Batch for the followers.
     Raises: InputError for NaN, by layer and head of attention, or in the logits.
     """
     any_layer = next(iter(prefix))
     tail = streams[0].tails.get(any_layer)
     first = prefix[any_layer].length + (0 if tail is None else tail.keys.shape[2])
     places = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
-    wanted = needs([stream.cell for stream in (*streams, *followers)])
-    with _replaced(model, Together(prefix, streams, followers), wanted):
+    read = needs([stream.cell for stream in (*streams, *followers)])
+    with _attending(model, Batch(prefix, streams, followers).attend, read):
         logits = model(
             input_ids=ids, position_ids=places, use_cache=False, logits_to_keep=last
         ).logits

@@ -8,7 +8,7 @@ from topkit.experiments.model.load import load
 from topkit.lazy import lazily
 
 if TYPE_CHECKING:
-    from topkit.experiments.model.attention import switched
+    from topkit.experiments.model.attention import switched_attention
     from topkit.experiments.model.compatibility import unserved
     from topkit.experiments.model.digests import weights_digest
     from topkit.experiments.model.record import record
@@ -17,10 +17,10 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "record": "topkit.experiments.model.record",
-        "switched": "topkit.experiments.model.attention",
+        "switched_attention": "topkit.experiments.model.attention",
         "unserved": "topkit.experiments.model.compatibility",
         "weights_digest": "topkit.experiments.model.digests",
     },
 )
 
-__all__ = ["load", "record", "switched", "unserved", "weights_digest"]
+__all__ = ["load", "record", "switched_attention", "unserved", "weights_digest"]

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from topkit.experiments.model.digests import weights_digest
-from topkit.experiments.model.record import Seen, record
+from topkit.experiments.model.record import LayerRecord, record
 from topkit.indexers.base import Indexer
 
 # What a running model can hand to an indexer; of earlier tokens, only what the cache keeps.
@@ -19,48 +18,50 @@ OFFERED = frozenset({"cache", "values", "hidden", "latent", "rope", "prefill_que
 PROBED = 8
 
 
-def probe(
-    model: PreTrainedModel, inputs: dict[int, nn.Module] | None = None, purpose: str = "attached to"
-) -> dict[int, Seen]:
-    """What attention sees in a short pass, by layer; of `inputs`' modules also what they are given.
+def probe(model: PreTrainedModel, purpose: str = "attached to") -> dict[int, LayerRecord]:
+    """What attention sees and its modules are given in a short pass, by layer.
 
     Raises: InputError for a model whose attention is not softmax(q k) v.
     """
     places = torch.arange(PROBED)
     ids = places[None] % model.config.get_text_config().vocab_size
-    return record(model, ids, places, inputs=inputs, purpose=purpose)
+    return record(model, ids, places, inputs=True, purpose=purpose)
 
 
 def unserved(
-    model: PreTrainedModel, indexers: Iterable[Indexer], seen: Mapping[int, Seen]
+    model: PreTrainedModel, indexers: Iterable[Indexer], records: Mapping[int, LayerRecord]
 ) -> dict[Indexer, str]:
-    """Why a model cannot serve some of the indexers, in a line each; `seen` is what `probe` gave."""
-    modules = {layer: one.module for layer, one in seen.items()}
-    first = probe(model, modules)[min(seen)]
-    name = type(model).__name__
+    """Why a model cannot serve some of the indexers, in a line each.
+
+    `records` are what `probe` gave, of the layers to be served; layers are taken to be alike.
+    """
+    first, name = records[min(records)], type(model).__name__
     # Hashing all weights takes seconds where a model is large, and few indexers ask for it.
     weights = cache(lambda: weights_digest(model))
     reasons = {}
     for indexer in indexers:
         if indexer.models() and weights() not in indexer.models():
-            reason = (
+            reasons[indexer] = (
                 f"{indexer} was made for another model than this {name}; make weights for it by "
                 "`topkit train lightning --model FOLDER` and give them as weights=FILE"
             )
-        else:
-            reason = _lacking(indexer, first, name)
-        if reason:
+        elif reason := _lack(indexer, first, name):
             reasons[indexer] = reason
     return reasons
 
 
-def _lacking(indexer: Indexer, seen: Seen, name: str) -> str:
-    given = {"hidden": seen.hidden, "latent": seen.latent, "rope": seen.rope and seen.rope[0]}
-    there = OFFERED - {given_name for given_name, x in given.items() if x is None}
-    lacking = sorted(indexer.needs - there)
-    if lacking:
+def _lack(indexer: Indexer, record: LayerRecord, name: str) -> str:
+    """Which input of the indexer the model named `name` lacks, or has in another width."""
+    inputs = {
+        "hidden": record.hidden,
+        "latent": record.latent,
+        "rope": None if record.rope is None else record.rope[0],
+    }
+    absent = {what for what, x in inputs.items() if x is None}
+    if lacking := sorted(indexer.needs - (OFFERED - absent)):
         return f"{indexer} needs {', '.join(lacking)}, which {name} does not hand out"
-    widths = {n: x.shape[-1] for n, x in {**given, "head_dim": seen.keys}.items() if x is not None}
+    widths = {what: x.shape[-1] for what, x in inputs.items() if x is not None}
+    widths["head_dim"] = record.keys.shape[-1]
     for what, width in indexer.widths().items():
         if widths.get(what, width) != width:
             return f"{indexer} is made for {what} of width {width}; {name} has {widths[what]}"

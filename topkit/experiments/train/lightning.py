@@ -1,10 +1,9 @@
-"""Weights for the lightning indexer: taken from a DSA model, or trained on a frozen dense one."""
+"""Weights for the lightning indexer: a DSA model's own, or trained on a frozen dense model."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,11 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from topkit.errors import InputError
 from topkit.experiments.model.digests import weights_digests
 from topkit.experiments.runs.parts import write_whole
-from topkit.indexers.lightning import LayerWeights
-from topkit.kernels.score import score, score_lightning
+from topkit.experiments.train.teacher import Teacher
 
 # How each family turns its index heads (facts of the models' own code in transformers).
 _ROPE = {"deepseek_v32": "half", "glm_moe_dsa": "interleaved"}
@@ -86,26 +83,24 @@ def train_weights(
 ) -> Path:
     """Train a lightning indexer for each layer of a frozen dense model (DSA's dense warm-up).
 
-    The target of a query is its attention summed over heads, as a distribution over the keys; the
-    loss is KL(target || softmax of the index scores), at `queries` random positions a batch.
+    The loss is that of `Teacher`, at `queries` random positions a batch.
     Shapes: batches of token ids [B, T]; RoPE must span at most `dim`. The file is named `name`-HASH.
-    Source: DeepSeek-V3.2-Exp report, section 2.1, dense warm-up stage.
+    Raises: InputError for a model that it cannot learn from.
     """
-    teacher = _Teacher(model, heads, dim, queries, seed)
+    teacher = Teacher(model, heads, dim, queries, seed)
     optimizer = torch.optim.AdamW(teacher.parameters(), lr=learning_rate, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=steps, pct_start=0.05, anneal_strategy="cos"
     )
-    with teacher.watching():
-        for number, ids in zip(range(steps), batches, strict=False):
-            loss = teacher.loss(ids.to(model.device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            if number % 50 == 0 or number == steps - 1:
-                report(number, loss.item())
+    for number, ids in zip(range(steps), batches, strict=False):
+        loss = teacher.loss(ids.to(model.device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if number % 50 == 0 or number == steps - 1:
+            report(number, loss.item())
     tensors = {f"{n}.{k}": t for n, w in teacher.layers.items() for k, t in w.tensors.items()}
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
     described = {"heads": heads, "rope": "half", "rope_at": "first", "reads": "hidden"}
@@ -162,93 +157,3 @@ def train_for(
 def _batch(plan: tuple) -> np.ndarray:
     mixture, number, rows, length = plan
     return mixture.batch(number, rows, length - 1)[0].astype(np.int64)
-
-
-class _Teacher:
-    """Watches a model's attention calls and grades every layer's indexer against them."""
-
-    name = "topkit_lightning_teacher"
-
-    def __init__(self, model: Any, heads: int, dim: int, queries: int, seed: int) -> None:
-        self.model, self.queries = model, queries
-        self.random = torch.Generator().manual_seed(seed)
-        self.hidden: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
-        self.losses: list[Tensor] = []
-        self.modules = [
-            m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "q_proj")
-        ]
-        if not self.modules:
-            raise InputError(
-                f"{model.config.model_type}: no attention modules with a q_proj to learn from"
-            )
-        width = model.config.hidden_size
-        self.layers = {m.layer_idx: self._fresh(width, heads, dim) for m in self.modules}
-
-    def _fresh(self, width: int, heads: int, dim: int) -> LayerWeights:
-        def normal(*shape: int) -> Tensor:
-            drawn = torch.randn(*shape, generator=self.random) * width**-0.5
-            return drawn.to(self.model.device).requires_grad_()
-
-        ones = torch.ones(dim, device=self.model.device)
-        tensors = {
-            "wq": normal(heads * dim, width),
-            "wk": normal(dim, width),
-            "norm": ones.clone().requires_grad_(),
-            "norm_bias": (ones * 0).requires_grad_(),
-            "gates": normal(heads, width),
-        }
-        return LayerWeights(tensors, heads, rope="half", rope_at="first", reads_latent=False)
-
-    def parameters(self) -> list[Tensor]:
-        return [t for w in self.layers.values() for t in w.tensors.values()]
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import sdpa_mask
-
-        AttentionInterface.register(self.name, self._attention)
-        AttentionMaskInterface.register(self.name, sdpa_mask)
-        before = self.model.config._attn_implementation
-        hooks = [m.register_forward_pre_hook(self._stash, with_kwargs=True) for m in self.modules]
-        self.model.set_attn_implementation(self.name)
-        try:
-            yield
-        finally:
-            self.model.set_attn_implementation(before)
-            for hook in hooks:
-                hook.remove()
-
-    def _stash(self, module: Any, args: tuple, kwargs: dict) -> None:
-        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        self.hidden[module.layer_idx] = (hidden, kwargs["position_embeddings"])
-
-    def _attention(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kw: Any
-    ):
-        self.losses.append(self._grade(module.layer_idx, query, key, kw["scaling"]))
-        out = scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=kw["scaling"], enable_gqa=True
-        )
-        return out.transpose(1, 2), None
-
-    def _grade(self, layer: int, query: Tensor, key: Tensor, scaling: float) -> Tensor:
-        length = key.shape[2]
-        at = torch.randint(1, length, (self.queries,), generator=self.random).to(key.device)
-        future = torch.arange(length, device=key.device) > at[:, None]
-        logits = scaling * score(query[:, :, at], key)
-        target = logits.masked_fill(future, float("-inf")).softmax(-1).mean(1)
-        hidden, (cos, sin) = self.hidden[layer]
-        w = self.layers[layer]
-        with torch.enable_grad():
-            asked = w.queries(hidden[:, at], (cos[:, at], sin[:, at]))
-            keys, gates = w.keys(hidden, (cos, sin)), w.gates(hidden[:, at])
-            scores = score_lightning(asked, keys, gates)[:, 0]
-            logs = scores.masked_fill(future, float("-inf")).log_softmax(-1).masked_fill(future, 0)
-            return (torch.special.entr(target).neg() - target * logs).sum(-1).mean()
-
-    def loss(self, ids: Tensor) -> Tensor:
-        self.losses = []
-        with torch.no_grad():
-            self.model.model(ids, use_cache=False)
-        return torch.stack(self.losses).mean()

@@ -1,0 +1,72 @@
+"""Which layers of a model can decode through an indexer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+
+from topkit.errors import InputError
+from topkit.experiments.model.attention import is_switched
+from topkit.experiments.model.compatibility import PROBED, probe, unserved
+from topkit.indexers.base import Indexer
+
+
+def attachable(
+    model: PreTrainedModel, indexer: Indexer, layers: Iterable[int] | None
+) -> dict[int, nn.Module]:
+    """The attention modules of `layers`, by layer; None stands for all that attend to all keys.
+
+    A short pass shows how the model attends.
+    Raises: InputError for a model or a layer that cannot be served, by name.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(f"attach takes a loaded transformers model; got {type(model).__name__}")
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise InputError(f"{name} cannot be attached to: it has an encoder")
+    records = probe(model)
+    local = DynamicCache(config=model.config).is_sliding  # windows and chunks
+    whole = {n for n, one in records.items() if one.window is None and not local[n]}
+    chosen = _chosen(whole if layers is None else layers)
+    if not chosen:
+        raise InputError(f"{name} has no layer to attach to: none attends to all keys")
+    # Also to other layers: what two attachments change of a model comes back in one order only.
+    if is_switched(model):
+        raise InputError(f"{name} is attached already; detach it first")
+    for layer in chosen:
+        if layer not in records:
+            there = sorted(records)
+            raise InputError(f"{name} has no attention in layer {layer!r}; it has {there}")
+        if layer not in whole:
+            raise InputError(
+                f"layer {layer} of {name} sees a window of keys and stays dense; leave it out"
+            )
+    if reasons := unserved(model, [indexer], {layer: records[layer] for layer in chosen}):
+        raise InputError(reasons[indexer])
+    return {layer: records[layer].module for layer in chosen}
+
+
+def _chosen(layers: Iterable[int]) -> list[int]:
+    try:
+        return sorted(set(layers))
+    except TypeError:
+        raise InputError(f"layers must be numbers as [0, 3]; got {layers!r}") from None
+
+
+@torch.no_grad()
+def decode_once(model: PreTrainedModel) -> None:
+    """One step behind a few tokens, so that what a kernel does not take is refused before a prompt.
+
+    Raises: what the step does.
+    """
+    training = model.training
+    try:
+        model.eval()
+        ids = torch.ones(1, PROBED, dtype=torch.long, device=model.device)
+        cache = model(ids, use_cache=True).past_key_values
+        model(ids[:, :1], past_key_values=cache, use_cache=True)
+    finally:
+        model.train(training)

@@ -1,0 +1,103 @@
+"""One call of attention, as a model makes it, and whether it is softmax(q k) v."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from topkit.errors import InputError
+
+# Tensors that attention functions are given beside q, k and v: those that change nothing, and those
+# that make of it something else than softmax(q k) v.
+HARMLESS = {"position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k"}
+REASONS = {
+    "s_aux": "its attention has sinks (learned logits that belong to no key)",
+    "sinks": "its attention has sinks (learned logits that belong to no key)",
+    "softcap": "its attention scores are softcapped",
+    "position_bias": "its attention scores have a position bias",
+    "block_indices": "its attention keeps blocks of keys of its own choice",
+    "indices": "its attention keeps keys of its own choice",
+}
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One layer's call of attention, as its model makes it.
+
+    Shapes: queries [B, Hq, t, D]; keys [B, Hk, T, D] and values [B, Hk, T, Dv], those of the t newest
+    tokens last; mask [B or 1, 1 or Hq, t, T], bool or additive (None: causal); `indices` [B, t, k],
+    the slots that the model's own indexer lets through. `options` is all else that it was called with.
+    Where the switch was asked for them, `inputs` are what the module was given beside q, k and v:
+    hidden [B, t, C]; rope, cos and sin [1 or B, t, r]; latent [B, t, R]; and `cache` is its cache.
+    """
+
+    module: nn.Module
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None
+    scaling: float
+    indices: Tensor | None
+    options: dict[str, Any]
+    inputs: dict[str, Any]
+    cache: Any = None
+
+    @property
+    def layer(self) -> int:
+        """The number of the layer.
+
+        Raises: InputError where the module is no decoder's.
+        """
+        layer = getattr(self.module, "layer_idx", None)
+        if layer is None or not getattr(self.module, "is_causal", True):
+            name = type(self.module).__name__
+            raise InputError(f"{name} is not a decoder's causal self-attention")
+        return layer
+
+    @property
+    def window(self) -> int | None:
+        """The width of the layer's sliding window."""
+        return self.options.get("sliding_window")
+
+    def require_plain(self, indices: bool = False) -> None:
+        """Refuse what is other than softmax(q k) v: of all earlier keys or, by leave, of `indices`.
+
+        Raises: InputError with the reason.
+        """
+        own = None if indices else self.indices
+        for name, x in {**self.options, "indices": own}.items():
+            foreign = isinstance(x, Tensor) and name not in HARMLESS
+            if x is not None and (name in REASONS or foreign):
+                raise InputError(
+                    REASONS.get(name, f"its attention takes a tensor {name!r} beside q, k, v")
+                )
+
+    def dense(self) -> Tensor:
+        """The output [B, t, Hq, Dv] of the model's own attention, by SDPA."""
+        mask = self.mask if self.indices is None else self._mask_of_indices(self.indices)
+        return sdpa_attention_forward(
+            self.module,
+            self.queries,
+            self.keys,
+            self.values,
+            mask,
+            scaling=self.scaling,
+            **self.options,
+        )[0]
+
+    def _mask_of_indices(self, indices: Tensor) -> Tensor:
+        rows, count, _ = indices.shape
+        length, device = self.keys.shape[2], indices.device
+        visible = torch.zeros(rows, count, length, dtype=torch.bool, device=device)
+        visible = visible.scatter_(-1, indices.long(), True)[:, None]
+        mask = self.mask
+        if mask is None:
+            mask = torch.ones(count, length, dtype=torch.bool, device=device)
+            mask = mask.tril(length - count)
+        if mask.dtype == torch.bool:
+            return mask & visible
+        return mask.masked_fill(~visible, torch.finfo(mask.dtype).min)
