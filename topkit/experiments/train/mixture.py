@@ -69,33 +69,39 @@ class Mixture:
         def some(cost: float, most: int = 10**9) -> int:
             return int(np.clip(room / cost, 1, most))
 
-        def asking(count: int, most: int) -> int:
+        def some_of(count: int, most: int) -> int:
             return int(min(count, rng.integers(1, most + 1)))
 
         if kind == 1:
             n = some(24)
-            asked = asking(n, 32)
-            return MultiKey(questions=asked, distractors=n - asked, digits=digits), share
+            questions = some_of(n, 32)
+            return MultiKey(questions=questions, distractors=n - questions, digits=digits), share
         if kind == 2 and rng.random() < 0.5:
             n = some(110)
-            asked = asking(n, 6)
-            return MultiValue(questions=asked, distractors=n - asked, digits=digits), share
+            questions = some_of(n, 6)
+            return MultiValue(questions=questions, distractors=n - questions, digits=digits), share
         if kind == 2:
             n = max(some(24), 4)
-            asked = asking(n // 4, 6)
-            return MultiQuery(questions=asked, distractors=n - 4 * asked, digits=digits), share
+            questions = some_of(n // 4, 6)
+            return MultiQuery(
+                questions=questions, distractors=n - 4 * questions, digits=digits
+            ), share
         if kind == 3:
             hops = int(rng.choice([1, 2, 3], p=[0.4, 0.5, 0.1]))
             n = some(16 * hops)
-            asked = asking(n, 24)
+            questions = some_of(n, 24)
             return (
-                VariableTracking(questions=asked, distractors=n - asked, hops=hops, digits=digits),
+                VariableTracking(
+                    questions=questions, distractors=n - questions, hops=hops, digits=digits
+                ),
                 share,
             )
         if kind == 4:
             n = some(14)
-            asked = asking(n, 32)
-            return KeyValueRecall(questions=asked, distractors=n - asked, digits=digits), share
+            questions = some_of(n, 32)
+            return KeyValueRecall(
+                questions=questions, distractors=n - questions, digits=digits
+            ), share
         words = int(rng.integers(20, 180))
         n = some(words * 3, 6)
         return Recite(questions=1, distractors=n - 1, words=words), share
@@ -116,8 +122,8 @@ class Mixture:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Facts at their depths in a run of text, each question after all facts or among text."""
         facts = [self._fact(s) for s in planted.sentences]
-        asked = [self._question(q.text, q.answer) for q in planted.questions]
-        room = length - 1 - sum(len(ids) for ids, _ in asked)
+        questions = [self._question(q.text, q.answer) for q in planted.questions]
+        room = length - 1 - sum(len(ids) for ids, _ in questions)
         room -= sum(len(ids) for ids, _ in facts)
         if room < 0:
             # More was drawn than fits, which is rare.
@@ -128,9 +134,9 @@ class Mixture:
         depths = np.array(planted.depths) if planted.depths else np.sort(rng.random(len(facts)))
         places = gaps[np.searchsorted(gaps, depths * last)]
         after = gaps[gaps >= places.max(initial=0)]
-        late = [len(run) if rng.random() < 0.5 else int(rng.choice(after)) for _ in asked]
+        late = [len(run) if rng.random() < 0.5 else int(rng.choice(after)) for _ in questions]
         inserts = list(zip(places.tolist(), facts, strict=True))
-        inserts += [(late[i], asked[i]) for i in rng.permutation(len(asked))]
+        inserts += [(late[i], questions[i]) for i in rng.permutation(len(questions))]
         return self._joined(run, sorted(inserts, key=lambda insert: insert[0]))
 
     def _joined(self, run: np.ndarray, inserts: list) -> tuple[np.ndarray, np.ndarray]:
@@ -153,10 +159,10 @@ class Mixture:
         return ids, np.where(np.isin(ids, self.digits), DIGIT, PLANTED)
 
     def _question(self, text: str, answer: str) -> tuple[np.ndarray, np.ndarray]:
-        asked, answered, end = self._ids(text), self._ids(answer), self._ids(".\n")
+        question, reply, end = self._ids(text), self._ids(answer), self._ids(".\n")
         weights = [
-            np.full(len(asked), ASKED),
-            np.full(len(answered), ANSWER),
+            np.full(len(question), ASKED),
+            np.full(len(reply), ANSWER),
             np.ones(len(end)),
         ]
-        return np.concatenate([asked, answered, end]), np.concatenate(weights)
+        return np.concatenate([question, reply, end]), np.concatenate(weights)

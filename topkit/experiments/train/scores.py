@@ -52,13 +52,13 @@ class Row:
 
 def rows(lengths: Sequence[int]) -> list[Row]:
     """Every line at every length; tasks with wordings absent from training have two."""
-    found = []
+    lines = []
     for name, (task, parameters) in ROWS.items():
         kinds = [TRAINED, HELD_OUT] if HELD_OUT in TASKS[task]().wordings().values() else ["any"]
         if TASKS[task].family == HELD_OUT:
             kinds = ["any"]
-        found += [Row(name, task, parameters, kind, length) for length in lengths for kind in kinds]
-    return found
+        lines += [Row(name, task, parameters, kind, length) for length in lengths for kind in kinds]
+    return lines
 
 
 @torch.no_grad()
@@ -117,18 +117,18 @@ def score_model(
     """
     loaded, tokenizer = _loaded(str(model), device)
     require_positions(loaded, max(lengths))
-    asked = [
+    shares = [
         (row, range(first, min(first + _SHARE, prompts)))
         for row in rows(lengths)
         for first in range(0, prompts, _SHARE)
     ]
     planned = [
         Job({}, (n, str(model), device, row, samples, seed))
-        for n, (row, samples) in enumerate(asked)
+        for n, (row, samples) in enumerate(shares)
     ]
-    hits: dict[Row, int] = dict.fromkeys((row for row, _ in asked), 0)  # type: ignore[arg-type]
-    for n, found in runner(jobs)(_count, planned):
-        hits[asked[n][0]] += found
+    hits: dict[Row, int] = dict.fromkeys((row for row, _ in shares), 0)  # type: ignore[arg-type]
+    for n, right in runner(jobs)(_count, planned):
+        hits[shares[n][0]] += right
     table = []
     for row, right in hits.items():
         low, high = interval(right, prompts)
@@ -177,11 +177,11 @@ def _count(
 def _perplexities(model: Any, tokenizer: Any, corpus: Path | str) -> dict[str, float]:
     from topkit.experiments.train.corpus import books
 
-    found = {}
+    by_title = {}
     for book in books(corpus, "valid"):
         ids = torch.tensor(tokenizer(book["text"], add_special_tokens=False)["input_ids"])
-        found[book["title"]] = round(perplexity(model, ids), 3)
-    return found
+        by_title[book["title"]] = round(perplexity(model, ids), 3)
+    return by_title
 
 
 def _machine(model: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import csv
 import json
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,105 +24,8 @@ from topkit.errors import InputError
 from topkit.experiments.tasks.base import random_for
 from topkit.experiments.train.corpus import books, tokenise
 from topkit.experiments.train.mixture import ANSWER, Mixture
+from topkit.experiments.train.recipe import Recipe, new_model
 from topkit.experiments.train.tokenizer import save_tokenizer, train_tokenizer
-
-
-@dataclass(frozen=True)
-class Phase:
-    """So many steps of `rows` sequences of `length` tokens."""
-
-    steps: int
-    rows: int
-    length: int
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that decides the reference model, besides the books."""
-
-    phases: tuple[Phase, ...] = (Phase(2200, 128, 2048), Phase(640, 32, 8192))
-    layers: int = 8
-    width: int = 384
-    heads: int = 6
-    kv_heads: int = 2
-    head_dim: int = 64
-    feed_forward: int = 1024
-    vocabulary: int = 4096
-    rope_base: float = 1e5
-    peak: float = 3e-3
-    floor: float = 6e-4
-    last: float = 6e-5
-    warmup: int = 150
-    decay: float = 0.12
-    weight_decay: float = 0.1
-    seed: int = 0
-
-    @property
-    def steps(self) -> int:
-        return sum(phase.steps for phase in self.phases)
-
-    def rate(self, step: int) -> float:
-        """Warm-up, a cosine from `peak` to `floor`, then a line down to `last`."""
-        if step < self.warmup:
-            return self.peak * (step + 1) / self.warmup
-        turn = self.steps * (1 - self.decay)
-        if step >= turn:
-            left = (self.steps - step) / (self.steps - turn)
-            return self.last + (self.floor - self.last) * left
-        done = (step - self.warmup) / (turn - self.warmup)
-        return self.floor + (self.peak - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
-
-    def phase(self, step: int) -> Phase:
-        for phase in self.phases:
-            if step < phase.steps:
-                return phase
-            step -= phase.steps
-        raise InputError(f"the recipe has {self.steps} steps")
-
-    @classmethod
-    def second(cls) -> Recipe:
-        """What followed the first run, from its weights, with the digits' embeddings drawn anew.
-
-        Tied to the output, the ten digits had become nearly one vector (cosines 0.8 to 0.95) while
-        no answer could yet be found, and what they had been could not be copied any more.
-        """
-        phases = (Phase(1300, 128, 2048), Phase(130, 32, 8192))
-        return replace(cls(), phases=phases, peak=2e-3, floor=4e-4, warmup=100, decay=0.2, seed=1)
-
-    @classmethod
-    def tiny(cls) -> Recipe:
-        """Seconds on a laptop: shows that the recipe runs, and nothing else."""
-        phases = (Phase(4, 2, 256), Phase(2, 2, 512))
-        return replace(
-            cls(), phases=phases, layers=2, width=64, heads=2, kv_heads=1, head_dim=32,
-            feed_forward=128, vocabulary=512, warmup=2,
-        )  # fmt: skip
-
-
-def new_model(recipe: Recipe) -> Any:
-    """A Qwen3 model of the recipe's shape, weights drawn from its seed."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(recipe.seed)
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=recipe.vocabulary,
-            hidden_size=recipe.width,
-            intermediate_size=recipe.feed_forward,
-            num_hidden_layers=recipe.layers,
-            num_attention_heads=recipe.heads,
-            num_key_value_heads=recipe.kv_heads,
-            head_dim=recipe.head_dim,
-            max_position_embeddings=max(8192, *(p.length for p in recipe.phases)),
-            rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_base},
-            tie_word_embeddings=True,
-            attention_dropout=0.0,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-            initializer_range=0.02,
-        )
-    )
 
 
 def prepare(
@@ -190,8 +93,8 @@ def weighted_loss(model: Any, ids: Tensor, weights: Tensor) -> tuple[Tensor, Ten
     losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     weights = weights[:, 1:].flatten()
     answers = (weights == ANSWER).float()
-    told = (losses.detach() * answers).sum() / answers.sum().clamp_min(1)
-    return (losses * weights).sum() / weights.sum(), told
+    answer = (losses.detach() * answers).sum() / answers.sum().clamp_min(1)
+    return (losses * weights).sum() / weights.sum(), answer
 
 
 def train_reference(
@@ -203,62 +106,32 @@ def train_reference(
     device: str = "cuda",
     workers: int = 14,
     stop_after: float = math.inf,
-    report: Any = print,
+    report: Callable[[str], object] = print,
 ) -> bool:
     """Train to the recipe's end, or for `stop_after` seconds; a further call goes on from there.
 
-    `start_from` is the folder of a model whose weights and tokenizer are gone on with, its digits'
-    embeddings drawn anew.
-
-    Writes out/model (Hugging Face format, bf16, once done), training_log.csv, recipe.json,
+    `start_from` is the folder of a model whose weights and tokenizer training goes on with, its
+    digits' embeddings drawn anew.
+    Files: out/model (Hugging Face format, bf16, once done), training_log.csv, recipe.json,
     checkpoint.pt. Returns whether the recipe's end was reached.
     Raises: InputError when there is no such GPU or corpus, or `out` was begun with another recipe.
     """
     recipe, out = recipe or Recipe(), Path(out)
-    if start_from is not None:
-        for name in ("tokenizer.json", "model.safetensors"):
-            if not (Path(start_from) / name).is_file():
-                raise InputError(f"no model to start from at {start_from}: it lacks {name}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("training asks for a CUDA GPU and there is none; use --tiny --device cpu")
-    text, begun = json.dumps(asdict(recipe), indent=1), out / "recipe.json"
-    if begun.exists() and begun.read_text() != text:
-        raise InputError(f"{out} was begun with another recipe; choose another folder")
+    _check(out, recipe, start_from, device)
     mixture = prepare(Path(corpus), out, recipe, start_from)
-    begun.write_text(text)
-    model = new_model(recipe)
-    if start_from is not None:
-        model.load_state_dict(load_file(Path(start_from) / "model.safetensors"), strict=False)
-        redraw_digits(model, mixture.digits, recipe.seed)
-    model = model.to(device).train()
+    (out / "recipe.json").write_text(_text(recipe))
+    model = _first(recipe, mixture, start_from).to(device).train()
     optimizer = _optimizer(model, recipe)
     start = _resume(out / "checkpoint.pt", model, optimizer, device)
     loss_of = torch.compile(weighted_loss, dynamic=False) if device == "cuda" else weighted_loss
-    began, tokens, seen = time.monotonic(), 0, []
-    for step, (ids, weights) in enumerate(batches(mixture, recipe, start, workers), start):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step)
-        ids = torch.from_numpy(ids.astype(np.int64)).to(device, non_blocking=True)
-        weights = torch.from_numpy(weights).to(device, non_blocking=True).float()
-        with torch.autocast(device, torch.bfloat16):
-            loss, told = loss_of(model, ids, weights)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        seen.append(torch.stack([loss.detach(), told]))
-        tokens += ids[:, 1:].numel()
+    began, log = time.monotonic(), _Log(out / "training_log.csv", report)
+    for step, batch in enumerate(batches(mixture, recipe, start, workers), start):
+        losses = _update(model, optimizer, loss_of, batch, recipe.rate(step))
+        log.add(losses, batch[0][:, 1:].size)
         last = step + 1 == recipe.steps
         stop = last or time.monotonic() - began > stop_after
         if stop or (step + 1) % 50 == 0:
-            (mean, answer), seen = torch.stack(seen).mean(0).tolist(), []
-            seconds, rate = time.monotonic() - began, f"{recipe.rate(step):.3e}"
-            row = [step + 1, f"{mean:.5f}", f"{answer:.5f}", rate, tokens, f"{seconds:.1f}"]
-            _log(out / "training_log.csv", row)
-            report(
-                f"step {step + 1} loss {mean:.4f} answers {answer:.4f} "
-                f"{tokens / seconds:,.0f} tokens/s {seconds:.0f} s"
-            )
+            log.write(step + 1, recipe.rate(step))
         if stop:
             _save(out / "checkpoint.pt", model, optimizer, step + 1)
             if not last:
@@ -266,6 +139,53 @@ def train_reference(
     # A call after the end comes straight here, in case this was cut off.
     model.to(torch.bfloat16).save_pretrained(out / "model")
     return True
+
+
+def _check(out: Path, recipe: Recipe, start_from: Path | str | None, device: str) -> None:
+    if start_from is not None:
+        for name in ("tokenizer.json", "model.safetensors"):
+            if not (Path(start_from) / name).is_file():
+                raise InputError(f"no model to start from at {start_from}: it lacks {name}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("training asks for a CUDA GPU and there is none; use --tiny --device cpu")
+    begun = out / "recipe.json"
+    if begun.exists() and begun.read_text() != _text(recipe):
+        raise InputError(f"{out} was begun with another recipe; choose another folder")
+
+
+def _text(recipe: Recipe) -> str:
+    return json.dumps(asdict(recipe), indent=1)
+
+
+def _first(recipe: Recipe, mixture: Mixture, start_from: Path | str | None) -> Any:
+    """The model that training starts from."""
+    model = new_model(recipe)
+    if start_from is not None:
+        model.load_state_dict(load_file(Path(start_from) / "model.safetensors"), strict=False)
+        redraw_digits(model, mixture.digits, recipe.seed)
+    return model
+
+
+def _update(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[..., tuple[Tensor, Tensor]],
+    batch: tuple[np.ndarray, np.ndarray],
+    rate: float,
+) -> Tensor:
+    """One step of the optimizer; the losses [2] before it, of all tokens and of answers."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    device = model.device
+    ids = torch.from_numpy(batch[0].astype(np.int64)).to(device, non_blocking=True)
+    weights = torch.from_numpy(batch[1]).to(device, non_blocking=True).float()
+    with torch.autocast(device.type, torch.bfloat16):
+        loss, answer = loss_of(model, ids, weights)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return torch.stack([loss.detach(), answer])
 
 
 def _optimizer(model: Any, recipe: Recipe) -> torch.optim.AdamW:
@@ -295,11 +215,31 @@ def _resume(path: Path, model: Any, optimizer: torch.optim.Optimizer, device: st
     return state["step"]
 
 
-def _log(path: Path, row: list) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        rows = csv.writer(file)
-        if new:
-            names = ["step", "loss", "answer_nll", "learning_rate", "tokens_this_run"]
-            rows.writerow([*names, "seconds_this_run"])
-        rows.writerow(row)
+class _Log:
+    """Rows of a CSV, each with the mean losses since the row before."""
+
+    def __init__(self, path: Path, report: Callable[[str], object]) -> None:
+        self.path, self.report = path, report
+        self.began, self.tokens = time.monotonic(), 0
+        self.losses: list[Tensor] = []
+
+    def add(self, losses: Tensor, tokens: int) -> None:
+        self.losses.append(losses)
+        self.tokens += tokens
+
+    def write(self, step: int, rate: float) -> None:
+        mean, answer = torch.stack(self.losses).mean(0).tolist()
+        self.losses = []
+        seconds = time.monotonic() - self.began
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            rows = csv.writer(file)
+            if new:
+                names = ["step", "loss", "answer_nll", "learning_rate", "tokens_this_run"]
+                rows.writerow([*names, "seconds_this_run"])
+            losses = [f"{mean:.5f}", f"{answer:.5f}"]
+            rows.writerow([step, *losses, f"{rate:.3e}", self.tokens, f"{seconds:.1f}"])
+        self.report(
+            f"step {step} loss {mean:.4f} answers {answer:.4f} "
+            f"{self.tokens / seconds:,.0f} tokens/s {seconds:.0f} s"
+        )
