@@ -23,11 +23,11 @@ def require_finite(
     slots `first` on may hold anything before it.
     Raises: InputError naming `where` and the head.
     """
-    held = {name: x for name, x in tensors.items() if x.is_floating_point()}
+    floats = {name: x for name, x in tensors.items() if x.is_floating_point()}
     # A sum keeps what is not finite; one that overflows by itself only costs the closer look.
-    if math.isfinite(sum(x.detach().sum(dtype=torch.float32) for x in held.values())):
+    if math.isfinite(sum(x.detach().sum(dtype=torch.float32) for x in floats.values())):
         return
-    for name, x in held.items():
+    for name, x in floats.items():
         bad = ~x.isfinite()
         if start is not None:
             slots = torch.arange(first, first + x.shape[2], device=x.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,51 +41,82 @@ def load(
     float32 on a CPU, where bf16 is slow.
     Raises: InputError when the path, the files, the device or the dtype do not do.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    path, place = resolve(model), _device(device or "cpu")
+    dtype = _dtype(dtype or "auto", place)
+    with _silence():
+        try:
+            loaded, lacking = _from_folder(path, dtype)
+            tokenizer = _tokenizer(path)
+        except (
+            Exception
+        ) as error:  # what a folder can be wrong in has no end, and no class of its own
+            raise InputError(f"cannot load a causal model from {path}: {error}") from error
+    if lacking:
+        raise InputError(
+            f"{path} lacks weights that its config.json asks for, or has them in other shapes: "
+            f"{', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}"
+        )
+    return loaded.to(place).eval(), tokenizer
 
-    path, device, dtype = resolve(model), device or "cpu", dtype or "auto"
+
+def _device(name: str | torch.device) -> torch.device:
     try:
-        torch.device(device)
+        device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"device must be cpu, cuda or cuda:N; got {device!r}") from None
-    if str(device).startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {device} was asked for, and torch finds no GPU; use --device cpu")
-    if dtype == "auto" and torch.device(device).type == "cpu":
-        dtype = torch.float32
-    if isinstance(dtype, str) and dtype != "auto":
+        raise InputError(f"device must be cpu, cuda or cuda:N; got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name} was asked for, and torch finds no GPU; use --device cpu")
+    return device
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else dtype
+    if isinstance(dtype, str):
         named = getattr(torch, dtype, None)
         if named not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             raise InputError(f"dtype must be float32, bfloat16 or float16; got {dtype!r}")
-        dtype = named
-    shown, spoken = logging.is_progress_bar_enabled(), logging.get_verbosity()
+        return named
+    return dtype
+
+
+def _from_folder(path: Path, dtype: str | torch.dtype) -> tuple[Any, list[str]]:
+    """The model of a folder, and the names of the weights that were drawn at random for it."""
+    from transformers import AutoModelForCausalLM
+
+    # Never a pickle. What mismatches is refused by the caller, as what is missing: by name.
+    loading: Any = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    loaded, report = loading
+    return loaded, sorted([*report["missing_keys"], *(n for n, *_ in report["mismatched_keys"])])
+
+
+def _tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """transformers shows no progress and says nothing but errors."""
+    from transformers.utils import logging
+
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        # Never a pickle. What mismatches is refused below, as what is missing: by name.
-        loading: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # what a folder can be wrong in has no end, and no class of its own
-        raise InputError(f"cannot load a causal model from {path}: {error}") from error
+        yield
     finally:
-        logging.set_verbosity(spoken)
-        if shown:
+        logging.set_verbosity(verbosity)
+        if bars:
             logging.enable_progress_bar()
-    loaded, found = loading
-    drawn = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
-    if drawn:
-        raise InputError(
-            f"{path} lacks weights that its config.json asks for, or has them in other shapes: "
-            f"{', '.join(drawn[:3])}{', ...' if len(drawn) > 3 else ''}"
-        )
-    return loaded.to(torch.device(device)).eval(), tokenizer
 
 
 @lru_cache(maxsize=1)
