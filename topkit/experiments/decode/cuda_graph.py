@@ -148,7 +148,7 @@ class CapturedDecoding(threading.local):
         )
 
     def _token(self, kwargs: Mapping[str, Any], prompt: int) -> TokenStep | None:
-        """The step that is asked for, None where it is not to be given at fixed shapes."""
+        """The step that these arguments ask for, None where fixed shapes cannot give it."""
         if self._refused or self._model.training or torch.is_grad_enabled():
             return None
         token = TokenStep.of(kwargs)

@@ -16,7 +16,7 @@ CONSTANT = (bool, int, float, str, type(None))
 
 @dataclass(frozen=True)
 class TokenStep:
-    """One token a row: ids [B, 1], positions [..., 1]; all else that forward is given is constant."""
+    """One token a row: ids [B, 1], positions [..., 1]; all other arguments of forward are constant."""
 
     cache: DynamicCache
     ids: Tensor
@@ -33,7 +33,7 @@ class TokenStep:
             return None
         if not isinstance(ids, Tensor) or ids.shape[1:] != (1,) or ids.dtype != torch.int64:
             return None
-        # A model that is not told positions counts them on the host.
+        # A model without positions counts them on the host.
         if not isinstance(positions, Tensor) or positions.shape[-1:] != (1,):
             return None
         # Of the mask only its size is looked at: where rows begin was read at the step before.

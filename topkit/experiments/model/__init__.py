@@ -1,4 +1,4 @@
-"""A model: loaded, its attention replaced, its weights told apart. Imports no other room."""
+"""A model: loaded, its attention switched, its weights hashed. Imports no other room."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ def switched_attention(
 ) -> Iterator[None]:
     """The model attends through `attend` in here, and as before afterwards, whatever happens.
 
-    `inputs`: calls bring what their modules were given beside q, k and v. `evaluation`: in evaluation
+    `inputs`: calls bring their modules' inputs beside q, k and v. `evaluation`: in evaluation
     mode, without gradients, and for the calls of this thread alone; else the model is as it is used.
-    Masks are those of SDPA. Of two switches of one model the later is asked.
+    Masks are those of SDPA. Of two switches of one model the later counts.
     """
     switch = _Switch(model, attend, threading.get_ident() if evaluation else None)
     with ExitStack() as stack:
@@ -64,7 +64,7 @@ class _Switch:
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """What the modules that know their layer are given is noted while they run."""
+        """The inputs of the modules that know their layer are noted while they run."""
         with ExitStack() as stack:
             for module in self.modules:
                 if isinstance(getattr(module, "layer_idx", None), int):
@@ -100,7 +100,7 @@ class _Switch:
 
 
 class _Notes(threading.local):
-    """What modules are given in this thread, from their start to their call of attention."""
+    """The inputs and the cache of modules that run in this thread, up to their call of attention."""
 
     def __init__(self) -> None:
         self.by_module: dict[nn.Module, tuple[dict[str, Any], Any]] = {}

@@ -11,7 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from topkit.errors import InputError
 
-# Tensors that attention functions are given beside q, k and v: those that change nothing, and those
+# Tensors that attention functions take beside q, k and v: those that change nothing, and those
 # that make of it something else than softmax(q k) v.
 HARMLESS = {"position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k"}
 REASONS = {
@@ -31,7 +31,7 @@ class AttentionCall:
     Shapes: queries [B, Hq, t, D]; keys [B, Hk, T, D] and values [B, Hk, T, Dv], those of the t newest
     tokens last; mask [B or 1, 1 or Hq, t, T], bool or additive (None: causal); `indices` [B, t, k],
     the slots that the model's own indexer lets through. `options` is all else that it was called with.
-    Where the switch was asked for them, `inputs` are what the module was given beside q, k and v:
+    `inputs`, where the switch notes them, are the module's own beside q, k and v:
     hidden [B, t, C]; rope, cos and sin [1 or B, t, r]; latent [B, t, R]; and `cache` is its cache.
     """
 

@@ -19,7 +19,7 @@ PROBED = 8
 
 
 def probe(model: PreTrainedModel, purpose: str = "attached to") -> dict[int, LayerRecord]:
-    """What attention sees and its modules are given in a short pass, by layer.
+    """What attention sees in a short pass, and its modules' inputs, by layer.
 
     Raises: InputError for a model whose attention is not softmax(q k) v.
     """
@@ -33,7 +33,7 @@ def unserved(
 ) -> dict[Indexer, str]:
     """Why a model cannot serve some of the indexers, in a line each.
 
-    `records` are what `probe` gave, of the layers to be served; layers are taken to be alike.
+    `records` are what `probe` gave, of the layers to be served; layers count as alike.
     """
     first, name = records[min(records)], type(model).__name__
     # Hashing all weights takes seconds where a model is large, and few indexers ask for it.

@@ -121,7 +121,7 @@ def _silence() -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def load_once(model: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
-    """As `load`, and the same again while nothing else is asked for."""
+    """As `load`; the same model again where the last call was for it."""
     return load(model, device, dtype)
 
 

@@ -24,7 +24,7 @@ class LayerRecord:
 
     `output` [1, Tq, Hq, Dv] is what attention gave there; `window` the width of the sliding window;
     `chosen` [1, Tq, k] the slots that the model's own indexer let through; `hidden`, `latent` and
-    `rope` what the layer was given, where that is wanted.
+    `rope` the layer's other inputs, where they are recorded.
     """
 
     module: nn.Module
