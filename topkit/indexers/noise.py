@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from topkit.indexers.base import Step
-
-_MASK = 0xFFFFFFFF
+from topkit.kernels.blocks import blocks
 
 
 def noise(
@@ -32,19 +31,40 @@ def noise(
     start = step.starts(device).to(torch.int64)
     if slots is None:
         slots = torch.arange(length, device=device)[None, None, None]
-    keys = (slots - start[:, None, None, None]).div(slots_together, rounding_mode="floor")
+    keys = _unexpanded(slots) - start[:, None, None, None]
+    keys = keys.div(slots_together, rounding_mode="floor")
     query = (step.stops(length, count, device) - start[:, None])[:, None, :, None]
     head = torch.arange(heads, device=device)[None, :, None, None] // heads_together
-    tag = (step.layer * 0x27D4EB2F + step.seed * 0x165667B1 + salt * 0x9E3779B9) & _MASK
-    place = _mix(query * int(per_query) * 0x85EBCA77 + head * 0xC2B2AE3D + tag)
-    bits = _mix(keys * 0x9E3779B1 + place)
-    # 24 bits are what a float32 holds exactly, so that 1.0 is never reached by rounding.
-    return (bits >> 8).to(torch.float32) / (1 << 24)
+    tag = (step.layer * 0x27D4EB2F + step.seed * 0x165667B1 + salt * 0x9E3779B9) & 0xFFFFFFFF
+    places = _mix((query * int(per_query) * 0x85EBCA77 + head * 0xC2B2AE3D + tag).to(torch.int32))
+    keys = (keys * 0x9E3779B1).to(torch.int32)
+    shape = torch.broadcast_shapes(keys.shape, places.shape)
+    found = torch.empty(shape, dtype=torch.float32, device=device)
+    for part in blocks(shape[3], shape[:3].numel(), device):
+        bits = _mix(keys[..., part] + places)
+        # 24 bits are what a float32 holds exactly, so that 1.0 is never reached by rounding.
+        bits = bits.bitwise_right_shift_(8).bitwise_and_(0xFFFFFF)
+        torch.mul(bits, 2.0**-24, out=found[..., part])
+    return found
 
 
-def _mix(x: Tensor) -> Tensor:
-    """A 32-bit finaliser in int64 arithmetic (xor-shift and multiply, as murmur3's)."""
-    x = x & _MASK
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK
-    return x ^ (x >> 16)
+def _mix(bits: Tensor) -> Tensor:
+    """A 32-bit finaliser (xor-shift and multiply, as murmur3's), in place in int32, which wraps."""
+    _xor_shift(bits, 16)
+    bits *= 0x85EBCA6B - (1 << 32)
+    _xor_shift(bits, 13)
+    bits *= 0xC2B2AE35 - (1 << 32)
+    return _xor_shift(bits, 16)
+
+
+def _xor_shift(bits: Tensor, by: int) -> Tensor:
+    # An int32 is shifted with its sign, which is masked off.
+    return bits.bitwise_xor_((bits >> by).bitwise_and_((1 << (32 - by)) - 1))
+
+
+def _unexpanded(slots: Tensor) -> Tensor:
+    """Slots without the copies that an expanded tensor stands for."""
+    for dim in range(3):
+        if slots.stride(dim) == 0:
+            slots = slots.narrow(dim, 0, 1)
+    return slots

@@ -44,9 +44,23 @@ def pack(fields: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
     """The first `width` fields [..., width] uint8 of packed bytes."""
-    mask = (1 << bits) - 1
-    planes = [(packed >> shift) & mask for shift in range(0, 8, bits)]
-    return torch.cat(planes, -1)[..., :width]
+    fields = _fields(packed, bits).transpose(-3, -2).flatten(-2)  # [..., planes, W and more]
+    return fields[..., : packed.shape[-1]].flatten(-2)[..., :width]
+
+
+def _fields(packed: Tensor, bits: int) -> Tensor:
+    """The fields of packed bytes [..., W] as uint8 [..., words, planes, 8].
+
+    A word of 64 bits is shifted and masked whole, once a plane; zeros stand for the bytes that the
+    last one lacks.
+    """
+    count, mask = packed.shape[-1], (1 << bits) - 1
+    padded = packed.new_zeros(*packed.shape[:-1], -(-count // 8) * 8)
+    padded[..., :count] = packed
+    shifts = torch.arange(0, 8, bits, device=packed.device)
+    words = padded.view(torch.int64)[..., None] >> shifts
+    words &= int.from_bytes(bytes([mask]) * 8, "little")
+    return words.view(torch.uint8).unflatten(-1, (-1, 8))
 
 
 def quantize(vectors: Tensor, dtype: str, scale: str = "float") -> tuple[Tensor, Tensor]:
@@ -64,20 +78,41 @@ def quantize(vectors: Tensor, dtype: str, scale: str = "float") -> tuple[Tensor,
         scales = power(exponent - (mantissa == 0.5).int())
     codes = vectors / scales
     if dtype == "fp8_e4m3":
-        return codes.clamp(-largest, largest).to(torch.float8_e4m3fn), scales
+        return codes.clamp_(-largest, largest).to(torch.float8_e4m3fn), scales
     if dtype == "int8":
-        return codes.round().to(torch.int8), scales
-    fields = (codes.floor() + largest).clamp(0, 2 * largest - 1).to(torch.uint8)
+        return codes.round_().to(torch.int8), scales
+    fields = codes.floor_().add_(largest).clamp_(0, 2 * largest - 1).to(torch.uint8)
     return pack(fields, PACKED_BITS[dtype]), scales
 
 
 def levels(codes: Tensor, dtype: str, width: int) -> Tensor:
-    """What codes stand for, before the scale [..., width] float32."""
+    """What codes stand for, before the scale [..., width] float32; of signs the bits, 0 and 1."""
+    if dtype not in PACKED_BITS:
+        return levels_by_word(codes, dtype)
+    return _levels(unpack(codes, PACKED_BITS[dtype], width), dtype)
+
+
+def levels_by_word(codes: Tensor, dtype: str) -> Tensor:
+    """`levels` in the order in which they are quickest to unpack, that of `by_word`."""
     if dtype == "fp8_e4m3":
         return _from_e4m3(codes)
     if dtype == "int8":
         return codes.float()
-    return unpack(codes, PACKED_BITS[dtype], width).float() - (LARGEST[dtype] - 0.5)
+    return _levels(_fields(codes, PACKED_BITS[dtype]).flatten(-3), dtype)
+
+
+def by_word(vectors: Tensor, dtype: str) -> Tensor:
+    """Vectors [..., D] in the order of `levels_by_word`, zeros where it has none of their dimensions."""
+    if dtype not in PACKED_BITS:
+        return vectors
+    planes = 8 // PACKED_BITS[dtype]
+    vectors = pad(vectors, (0, -vectors.shape[-1] % planes)).unflatten(-1, (planes, -1))
+    words = pad(vectors, (0, -vectors.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return words.transpose(-3, -2).flatten(-3)
+
+
+def _levels(fields: Tensor, dtype: str) -> Tensor:
+    return fields.float() if dtype == "sign" else fields.float().sub_(LARGEST[dtype] - 0.5)
 
 
 def hadamard_rotate(vectors: Tensor) -> Tensor:

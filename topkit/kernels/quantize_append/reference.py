@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from topkit.kernels.blocks import blocks
 from topkit.kernels.codes import exponents, hadamard_rotate, quantize, signs
 
 
@@ -19,24 +20,27 @@ def quantize_append(
     pow2: bool,
 ) -> None:
     """As topkit.kernels.quantize_append.quantize_append, by the definitions of the codes."""
-    keys = hadamard_rotate(keys) if hadamard else keys
-    if dtype == "sign":
-        new, scales = signs(keys), None
-    else:
-        new, scales = quantize(keys, dtype, "pow2" if pow2 else "float")
-        if scale is not None and scale.dtype == torch.int8:
-            scales = exponents(scales)
-    if isinstance(at, int):
-        here = slice(at, at + keys.shape[2])
-        codes[:, :, here] = new
+    for part in blocks(keys.shape[2], keys[:, :, :1].numel(), keys.device):
+        vectors = hadamard_rotate(keys[:, :, part]) if hadamard else keys[:, :, part]
+        if dtype == "sign":
+            new, scales = signs(vectors), None
+        else:
+            new, scales = quantize(vectors, dtype, "pow2" if pow2 else "float")
+            if scale is not None and scale.dtype == torch.int8:
+                scales = exponents(scales)
+        _write(codes, new, at + part.start)
         if scale is not None and scales is not None:
-            scale[:, :, here] = scales
+            _write(scale, scales, at + part.start)
+
+
+def _write(held: Tensor, new: Tensor, at: int | Tensor) -> None:
+    """Put new [B, Hk, t, W] into the slots at, at + 1, ... that `held` has."""
+    if isinstance(at, int):
+        held[:, :, at : at + new.shape[2]] = new
         return
-    slots = (at.reshape(-1, 1) + torch.arange(keys.shape[2], device=keys.device)).expand(
-        len(keys), -1
-    )
-    row, place = ((slots >= 0) & (slots < codes.shape[2])).nonzero().T
-    held, new = codes.view(torch.uint8), new.view(torch.uint8)  # torch puts no fp8
+    slots = at.reshape(-1, 1) + torch.arange(new.shape[2], device=new.device)
+    slots = slots.expand(len(new), -1)
+    row, place = ((slots >= 0) & (slots < held.shape[2])).nonzero().T
+    if held.dtype == torch.float8_e4m3fn:  # torch puts none
+        held, new = held.view(torch.uint8), new.view(torch.uint8)
     held[row, :, slots[row, place]] = new[row, :, place]
-    if scale is not None and scales is not None:
-        scale[row, :, slots[row, place]] = scales[row, :, place]

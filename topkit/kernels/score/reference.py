@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from topkit.errors import InputError
-from topkit.kernels.codes import factors, levels, unpack
+from topkit.kernels.blocks import blocks
+from topkit.kernels.codes import by_word, factors, levels_by_word
+
+# Slots of a block, if there are so many: of many lists it then holds some.
+NARROWEST = 256
 
 
 def score(queries: Tensor, keys: Tensor) -> Tensor:
@@ -16,12 +22,10 @@ def score(queries: Tensor, keys: Tensor) -> Tensor:
     [B, Hq, Tq, T].
     Raises: InputError where it is none.
     """
-    rows, heads, count, width = queries.shape
-    groups = keys.shape[1]
+    heads, groups = queries.shape[1], keys.shape[1]
     if groups == 0 or heads % groups:
         raise InputError(f"keys must have a divisor of {heads} heads (query); got {groups}")
-    packed = queries.float().reshape(rows, groups, heads // groups * count, width)
-    return (packed @ keys.float().mT).view(rows, heads, count, keys.shape[2])
+    return _products(queries.float(), keys, torch.Tensor.float)
 
 
 def score_codes(
@@ -34,16 +38,12 @@ def score_codes(
     start: Tensor | None = None,
     stop: Tensor | None = None,
 ) -> Tensor:
-    """As topkit.kernels.score.score_codes, of keys that are decoded first."""
-    if dtype == "sign":
-        # q . (2 b - 1) = 2 q . b - sum(q)
-        queries = queries.float()
-        bits = unpack(codes, 1, queries.shape[-1])
-        scores = 2 * score(queries, bits) - queries.sum(-1, keepdim=True)
-    else:
-        scores = score(queries, levels(codes, dtype, queries.shape[-1]))
-    if scale is not None:
-        scores.unflatten(1, (scale.shape[1], -1)).mul_(factors(scale).mT[:, :, None])
+    """As topkit.kernels.score.score_codes, of keys that are decoded first, a block at a time."""
+    queries = queries.float()
+    # q . (2 b - 1) = 2 q . b - sum(q)
+    offset = queries.sum(-1, keepdim=True) if dtype == "sign" else None
+    asked = by_word(2 * queries if dtype == "sign" else queries, dtype)
+    scores = _products(asked, codes, lambda block: levels_by_word(block, dtype), offset, scale)
     return masked(pooled(scores, codes.shape[1], pool), start, stop)
 
 
@@ -74,12 +74,57 @@ def pooled(scores: Tensor, groups: int, pool: str | None) -> Tensor:
 
 
 def masked(scores: Tensor, start: Tensor | None, stop: Tensor | None) -> Tensor:
-    """Scores [B, Hs, Tq, T], -inf before start [B] and from stop [B or 1, Tq] on."""
-    slots = torch.arange(scores.shape[-1], device=scores.device)
+    """Scores [B, Hs, Tq, T], in place, -inf before start [B] and from stop [B or 1, Tq] on."""
+    if scores.numel() == 0:
+        return scores
+    if scores.requires_grad:  # a maximum is kept for its gradient
+        scores = scores.clone()
+    length, waits = scores.shape[-1], scores.device.type == "cpu"
+    slots = torch.arange(length, device=scores.device)
     if start is not None:
-        scores = scores.masked_fill(slots < start[:, None, None, None], float("-inf"))
+        end = int(start.max()) if waits else length
+        hidden = slots[:end] < start[:, None, None, None]
+        scores[..., :end].masked_fill_(hidden, float("-inf"))
     if stop is not None:
-        scores = scores.masked_fill(slots >= stop[:, None, :, None], float("-inf"))
+        first = int(stop.min()) if waits else 0
+        hidden = slots[first:] >= stop[:, None, :, None]
+        scores[..., first:].masked_fill_(hidden, float("-inf"))
+    return scores
+
+
+def _products(
+    queries: Tensor,
+    codes: Tensor,
+    decode: Callable[[Tensor], Tensor],
+    offset: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """(queries . decode(codes) - offset) * scale [B, Hq, Tq, T], decoded a block at a time.
+
+    Shapes: queries [B, Hq, Tq, D] float32; codes [B or 1, Hk, T, W]; offset [B, Hq, Tq, 1]; scale
+    [B or 1, Hk, T, 1]. Codes of one row are decoded once for all.
+    """
+    rows, heads, count, width = queries.shape
+    groups, length = codes.shape[1:3]
+    scores = queries.new_empty(rows, heads, count, length)
+    if scores.numel() == 0:
+        return scores
+    lists = codes.shape[0] * groups
+    shape = (rows * groups // lists, lists, heads // groups * count)
+    asked, found = queries.reshape(*shape, width), scores.view(*shape, length)
+    offset = None if offset is None else offset.reshape(*shape, 1)
+    factor = None if scale is None else factors(scale).reshape(lists, 1, length)
+    held = codes.flatten(0, 1)
+    for part in blocks(lists, width * min(length, NARROWEST), codes.device):
+        for slots in blocks(length, width * (part.stop - part.start), codes.device):
+            block = decode(held[part, slots]).mT
+            for row in range(len(asked)):
+                product = asked[row, part] @ block
+                if offset is not None:
+                    product -= offset[row, part]
+                if factor is not None:
+                    product *= factor[part, :, slots]
+                found[row, part, :, slots] = product
     return scores
 
 
