@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from topkit.indexers import Step
 from topkit.indexers.noise import noise as noise_for
+from topkit.kernels import blocks
 
 
 def noise(step, length, count, heads, device=None, **options):
@@ -53,6 +56,22 @@ def test_some_slots_get_the_numbers_that_all_slots_would():
     assert torch.equal(some, every[..., slots])
 
 
+@pytest.mark.parametrize("most", [1, 96, 1 << 19])
+def test_it_does_not_depend_on_where_blocks_end(most, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", most)
+    start, queries = torch.tensor([0, 5]), torch.empty(2, 4, 3, 0)
+    step = Step(layer=70, seed=12345678901, start=start)
+    for length in (1, 33):
+        every = noise_for(step, length, queries, salt=3)
+        found = (every * (1 << 24)).long().tolist()
+        for b, h, t, key in itertools.product(range(2), range(4), range(3), range(length)):
+            query = length - 3 + t + 1 - 5 * b
+            assert found[b][h][t][key] == slow(12345678901, 70, query, h, key - 5 * b, 3)
+        slots = torch.arange(length).expand(1, 4, 3, length)
+        assert torch.equal(noise_for(step, length, queries, slots=slots, salt=3), every)
+        assert torch.equal(noise_for(step, length, queries, slots=slots.clone(), salt=3), every)
+
+
 def test_it_is_uniform_and_without_visible_correlation():
     draws = noise(Step(), 4000, 25, 4).double()
     assert draws.min() >= 0 and draws.max() < 1
@@ -70,10 +89,10 @@ def test_a_known_value_guards_against_silent_change():
     assert found == [slow(1, 2, 3, 0, key) for key in range(3)]
 
 
-def slow(seed: int, layer: int, asked: int, head: int, key: int) -> int:
+def slow(seed: int, layer: int, query: int, head: int, key: int, salt: int = 0) -> int:
     """The hash in Python integers of unbounded size."""
-    tag = (layer * 0x27D4EB2F + seed * 0x165667B1) % 2**32
-    place = mix(asked * 0x85EBCA77 + head * 0xC2B2AE3D + tag)
+    tag = (layer * 0x27D4EB2F + seed * 0x165667B1 + salt * 0x9E3779B9) % 2**32
+    place = mix(query * 0x85EBCA77 + head * 0xC2B2AE3D + tag)
     return mix(key * 0x9E3779B1 + place) >> 8
 
 
