@@ -197,24 +197,25 @@ def test_gradients_are_those_of_the_whole_product(dtype, pool, block):
     queries, start, stop = randn(2, 4, 3, 12), torch.tensor([0, 2]), torch.tensor([[4, 5, 9]])
     weights, gradients = randn(2, 4 if pool is None else 2, 3, 7, seed=2), []
     for blockwise in (True, False):
-        asked, factor = queries.clone().requires_grad_(), scale
+        leaf_queries, factor = queries.clone().requires_grad_(), scale
         if factor is not None:
             factor = factor.clone().requires_grad_()
         if blockwise:
             how = {"dtype": dtype, "pool": pool, "start": start, "stop": stop}
-            scores = score_codes(asked, codes, scale=factor, **how)
+            scores = score_codes(leaf_queries, codes, scale=factor, **how)
         else:
             keys = levels if factor is None else levels * factor
-            scores = (asked.unflatten(1, (2, 2)) @ keys[:, :, None].mT).flatten(1, 2)
+            scores = (leaf_queries.unflatten(1, (2, 2)) @ keys[:, :, None].mT).flatten(1, 2)
             if pool is not None:
                 grouped = scores.unflatten(1, (2, 2))
                 scores = grouped.amax(2) if pool == "max" else getattr(grouped, pool)(2)
         slots = torch.arange(7)
         seen = (slots >= start[:, None, None, None]) & (slots < stop[:, None, :, None])
         scores.masked_fill(~seen, 0.0).mul(weights).sum().backward()
-        gradients.append((asked.grad, None if factor is None else factor.grad))
+        leaves = [leaf_queries] if factor is None else [leaf_queries, factor]
+        gradients.append([leaf.grad for leaf in leaves])
     for a, b in zip(*gradients, strict=True):
-        assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("hadamard", [False, True])

@@ -12,7 +12,7 @@ from topkit.kernels.blocks import blocks
 def noise(
     step: Step,
     length: int,
-    asked: Tensor,
+    queries: Tensor,
     *,
     slots: Tensor | None = None,
     salt: int = 0,
@@ -22,30 +22,32 @@ def noise(
 ) -> Tensor:
     """Uniform numbers in [0, 1), hashed from (seed, salt, layer, head, query and key position).
 
-    Shapes: asked [B, H, Tq, ...], of which H, Tq and the device are read; slots [B or 1, H or 1, Tq
+    Shapes: queries [B, H, Tq, ...], of which H, Tq and the device are read; slots [B or 1, H or 1, Tq
     or 1, n] (None: all `length` slots, n = length) -> [B or 1, H, Tq, n] float32. Positions count
     from each row's first real slot, so that padding changes nothing. `per_query=False` gives every
     query the same numbers; runs of `heads_together` heads, or of `slots_together` slots, share one.
     """
-    heads, count, device = asked.shape[1], asked.shape[2], asked.device
+    heads, count, device = queries.shape[1], queries.shape[2], queries.device
     start = step.starts(device).to(torch.int64)
     if slots is None:
         slots = torch.arange(length, device=device)[None, None, None]
     keys = _unexpanded(slots) - start[:, None, None, None]
     keys = keys.div(slots_together, rounding_mode="floor")
-    query = (step.stops(length, count, device) - start[:, None])[:, None, :, None]
+    position = (step.stops(length, count, device) - start[:, None])[:, None, :, None]
     head = torch.arange(heads, device=device)[None, :, None, None] // heads_together
     tag = (step.layer * 0x27D4EB2F + step.seed * 0x165667B1 + salt * 0x9E3779B9) & 0xFFFFFFFF
-    places = _mix((query * int(per_query) * 0x85EBCA77 + head * 0xC2B2AE3D + tag).to(torch.int32))
+    places = _mix(
+        (position * int(per_query) * 0x85EBCA77 + head * 0xC2B2AE3D + tag).to(torch.int32)
+    )
     keys = (keys * 0x9E3779B1).to(torch.int32)
     shape = torch.broadcast_shapes(keys.shape, places.shape)
-    found = torch.empty(shape, dtype=torch.float32, device=device)
+    draws = torch.empty(shape, dtype=torch.float32, device=device)
     for part in blocks(shape[3], shape[:3].numel(), device):
         bits = _mix(keys[..., part] + places)
         # 24 bits are what a float32 holds exactly, so that 1.0 is never reached by rounding.
         bits = bits.bitwise_right_shift_(8).bitwise_and_(0xFFFFFF)
-        torch.mul(bits, 2.0**-24, out=found[..., part])
-    return found
+        torch.mul(bits, 2.0**-24, out=draws[..., part])
+    return draws
 
 
 def _mix(bits: Tensor) -> Tensor:

@@ -38,8 +38,8 @@ def interpreted() -> bool:
 
 
 @cache
-def launches_early() -> bool:
-    """Whether a kernel may be launched before the one that it waits for has ended: since Hopper."""
+def has_pdl() -> bool:
+    """Whether the GPU has programmatic dependent launch: since Hopper."""
     return not interpreted() and torch.cuda.get_device_capability() >= (9, 0)
 
 

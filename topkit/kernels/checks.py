@@ -50,7 +50,7 @@ def beside(device: torch.device, **tensors: Tensor | None) -> None:
 
 
 def unexpanded(**tensors: Tensor | None) -> None:
-    """Require a place of its own for each element: what one launch writes twice holds either."""
+    """Require a place of its own for each element: of two writes to one, either may last."""
     for name, tensor in tensors.items():
         if tensor is None:
             continue

@@ -18,7 +18,7 @@ DTYPES = ("sign", "int2", "int4", "int8", "fp8_e4m3")
 
 
 def stored(dtype: str, dim: int) -> tuple[torch.dtype, int]:
-    """How codes of keys of so many dimensions are held: the tensor's dtype, and its last size."""
+    """How codes of keys of `dim` dimensions are stored: the tensor's dtype, and its last size."""
     if dtype in PACKED_BITS:
         return torch.uint8, -(-dim * PACKED_BITS[dtype] // 8)
     return (torch.int8 if dtype == "int8" else torch.float8_e4m3fn), dim
@@ -157,6 +157,6 @@ def _from_e4m3(codes: Tensor) -> Tensor:
         return codes.float()
     bits = codes.view(torch.int8)
     half = bits.to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~0x4000)
-    found = half.view(torch.float16).float().mul_(256)
+    numbers = half.view(torch.float16).float().mul_(256)
     broken = bits.bitwise_and(0x7F) == 0x7F
-    return found.masked_fill_(broken, math.nan) if broken.any() else found
+    return numbers.masked_fill_(broken, math.nan) if broken.any() else numbers

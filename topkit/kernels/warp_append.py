@@ -1,4 +1,4 @@
-"""A list in memory that several programs append to at a time."""
+"""Appending to a list in memory that several programs share: a warp counts once."""
 
 # A kernel's values are not what Python, and pyright, take them for.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -46,11 +46,11 @@ def operands(kinds, each):
 def _append(each, capacity):
     flags, values = ([f"${n * each + i}" for i in range(each)] for n in (1, 2))
     items, counter = f"${3 * each}", f"${4 * each}"
-    return f"mov.b32 $0, 0;\n{appended(flags, values, items, f'global.add.u32 at, [{counter}]', capacity)}"
+    return f"mov.b32 $0, 0;\n{ptx_of_append(flags, values, items, f'global.add.u32 at, [{counter}]', capacity)}"
 
 
 @triton.constexpr_function
-def appended(flags, values, items, counted, capacity):
+def ptx_of_append(flags, values, items, counted, capacity):
     """PTX that counts a thread's flags, sums them over its warp, takes places and writes the values.
 
     `counted` is an atomic operation's space, its result `at` and its address, all but what is added.

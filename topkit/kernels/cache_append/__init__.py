@@ -1,5 +1,7 @@
 """A token's keys and values, into a cache with room for them."""
 
+# pyright: strict
+
 from __future__ import annotations
 
 from torch import Tensor
@@ -28,13 +30,13 @@ def cache_append(
     beyond C.
     Raises: InputError where shapes, dtypes or devices do not belong together, or there is no room.
     """
-    for name, held, new in (("keys", keys, new_keys), ("values", values, new_values)):
-        checks.dims(name, held, 4)
-        checks.beside(keys.device, **{name: held, f"new_{name}": new})
-        checks.typed(f"new_{name}", new, (held.dtype,))
-        checks.shaped(f"new_{name}", new, (*keys.shape[:2], 1, held.shape[3]))
-        checks.shaped(name, held, (*keys.shape[:3], held.shape[3]))
-        checks.unexpanded(**{name: held})
+    for name, buffer, new in (("keys", keys, new_keys), ("values", values, new_values)):
+        checks.dims(name, buffer, 4)
+        checks.beside(keys.device, **{name: buffer, f"new_{name}": new})
+        checks.typed(f"new_{name}", new, (buffer.dtype,))
+        checks.shaped(f"new_{name}", new, (*keys.shape[:2], 1, buffer.shape[3]))
+        checks.shaped(name, buffer, (*keys.shape[:3], buffer.shape[3]))
+        checks.unexpanded(**{name: buffer})
     checks.typed("at", at, checks.PLACES)
     checks.shaped("at", at, (1,))
     checks.beside(keys.device, at=at)

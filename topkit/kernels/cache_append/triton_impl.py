@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.pdl import EARLY, after_others
+from topkit.kernels.pdl import PDL, wait_then_launch
 
 
 def cache_append(
@@ -25,7 +25,7 @@ def cache_append(
             *(x for t in (keys, new_keys, values, new_values) for x in (t, t.stride())),
             at, groups, room, keys.shape[3], values.shape[3],
             triton.next_power_of_2(max(keys.shape[3], values.shape[3])),
-            num_warps=1, launch_pdl=EARLY.value,
+            num_warps=1, launch_pdl=PDL.value,
         )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def _put(
     keys, keys_by, new_keys, new_keys_by, values, values_by, new_values, new_values_by,
     at, groups, room, D, DV, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    after_others()
+    wait_then_launch()
     row, group = (tl.program_id(0) // groups).to(tl.int64), (tl.program_id(0) % groups).to(tl.int64)
     slot = tl.load(at).to(tl.int64)
     there = (slot >= 0) & (slot < room)
@@ -44,7 +44,7 @@ def _put(
 
 
 @triton.jit
-def _copied(new, new_by, held, by, row, group, slot, d, D, there):
+def _copied(new, new_by, buffer, by, row, group, slot, d, D, there):
     x = tl.load(new + row * new_by[0] + group * new_by[1] + d * new_by[3], mask=d < D)
-    place = held + row * by[0] + group * by[1] + slot * by[2] + d * by[3]
+    place = buffer + row * by[0] + group * by[1] + slot * by[2] + d * by[3]
     tl.store(place, x, mask=there & (d < D))

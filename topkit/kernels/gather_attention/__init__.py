@@ -1,5 +1,7 @@
 """Attention over chosen keys."""
 
+# pyright: strict
+
 from __future__ import annotations
 
 import torch
@@ -13,7 +15,7 @@ from topkit.kernels.gather_attention.reference import attend, gather_scores
 
 __all__ = ["attend", "gather_attention", "gather_scores"]
 
-# What the Triton kernel takes. Heads of one list are rows of a matrix product, held in registers.
+# What the Triton kernel takes. Heads of one list are rows of a matrix product, in registers.
 DTYPES = (torch.bfloat16, torch.float16)
 WIDTHS = (64, 128)
 MOST_HEADS = 64
@@ -37,7 +39,7 @@ def gather_attention(
     Shapes: queries [B, Hq, Tq, D]; keys [B or 1, Hk, T, D]; values [B or 1, Hk, T, Dv]; indices
     [B, Hs, Tq, k] with Hs in {Hq, Hk, 1} and -1 for none; log_weights as indices, added to the
     scaled scores; rest_values [B, Hq, Tq, r, Dv] with rest_logits [B, Hq, Tq, r], which join the
-    softmax, or rest_share, the part of the output each is given -> [B, Hq, Tq, Dv] in queries'
+    softmax, or rest_share, the part of the output that each makes up -> [B, Hq, Tq, Dv] in queries'
     dtype. A query that chose nothing gets zeros. A slot beyond T is refused on a CPU; on a GPU, which
     nobody waits for, the answer is NaN.
     Raises: InputError where shapes, dtypes or devices do not belong together.
@@ -61,15 +63,15 @@ def _unsupported(
     queries: Tensor, keys: Tensor, values: Tensor, indices: Tensor, **rest: Tensor | None
 ) -> str | None:
     """What the kernel does not take though the reference does, as a sentence."""
-    for name, given in rest.items():
-        if given is not None:
+    for name, tensor in rest.items():
+        if tensor is not None:
             return f"{name} must be None; got a tensor"
     rows = {"queries": queries, "keys": keys, "values": values}
-    for name, given in rows.items():
-        if given.dtype not in DTYPES or given.dtype != queries.dtype:
-            return f"{name} must be bfloat16 or float16, all alike; got {given.dtype}"
-        if given.shape[-1] not in WIDTHS:
-            return f"{name} must have 64 or 128 dimensions; got {given.shape[-1]}"
+    for name, tensor in rows.items():
+        if tensor.dtype not in DTYPES or tensor.dtype != queries.dtype:
+            return f"{name} must be bfloat16 or float16, all alike; got {tensor.dtype}"
+        if tensor.shape[-1] not in WIDTHS:
+            return f"{name} must have 64 or 128 dimensions; got {tensor.shape[-1]}"
     if reason := checks.unpacked(**rows) or checks.ungraded(**rows):
         return reason
     if indices.shape[3] == 0:
@@ -98,9 +100,9 @@ def _check_rest(
     )
     shape = (*queries.shape[:3], rest_values.shape[3])
     checks.shaped("rest_values", rest_values, (*shape, values.shape[3]))
-    for name, given in {"rest_logits": rest_logits, "rest_share": rest_share}.items():
-        if given is not None:
-            checks.shaped(name, given, shape)
+    for name, tensor in {"rest_logits": rest_logits, "rest_share": rest_share}.items():
+        if tensor is not None:
+            checks.shaped(name, tensor, shape)
 
 
 def _check(
@@ -110,13 +112,13 @@ def _check(
     named = {"queries": queries, "keys": keys, "values": values, "indices": indices}
     if log_weights is not None:
         named["log_weights"] = log_weights
-    for name, given in named.items():
-        checks.dims(name, given, 4)
+    for name, tensor in named.items():
+        checks.dims(name, tensor, 4)
     checks.beside(queries.device, **named)
     checks.typed("indices", indices, checks.PLACES)
     if log_weights is not None and not log_weights.is_floating_point():
         raise InputError(f"log_weights must be floating-point; got {log_weights.dtype}")
-    batch, heads, asked, width = queries.shape
+    batch, heads, count, width = queries.shape
     groups, length = keys.shape[1:3]
     if groups == 0 or heads % groups:
         raise InputError(f"keys must have a divisor of {heads} heads (query); got {groups}")
@@ -127,9 +129,9 @@ def _check(
     expected = {
         "keys": (1 if len(keys) == 1 else batch, groups, length, width),
         "values": (1 if len(values) == 1 else batch, groups, length, values.shape[3]),
-        "indices": (batch, indices.shape[1], asked, indices.shape[3]),
+        "indices": (batch, indices.shape[1], count, indices.shape[3]),
         "log_weights": tuple(indices.shape),
     }
-    for name, given in named.items():
+    for name, tensor in named.items():
         if name in expected:
-            checks.shaped(name, given, expected[name])
+            checks.shaped(name, tensor, expected[name])

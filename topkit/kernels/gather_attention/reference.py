@@ -28,7 +28,7 @@ def gather_attention(
     Shapes: queries [B, Hq, Tq, D]; keys [B or 1, Hk, T, D]; values [B or 1, Hk, T, Dv]; indices
     [B, Hs, Tq, k] with Hs in {Hq, Hk, 1} and -1 for none; log_weights as indices, added to the
     scaled scores; rest_values [B, Hq, Tq, r, Dv] with rest_logits [B, Hq, Tq, r], which join the
-    softmax, or rest_share, the part of the output each is given -> [B, Hq, Tq, Dv] in queries'
+    softmax, or rest_share, the part of the output that each makes up -> [B, Hq, Tq, Dv] in queries'
     dtype. A query that chose nothing gets zeros.
     """
     scores = gather_scores(queries, keys, indices)
@@ -48,8 +48,8 @@ def gather_scores(queries: Tensor, keys: Tensor, indices: Tensor) -> Tensor:
             f"indices must be less than {length}, the slots that there are; got {last}"
         )
     picked = _lists(indices, heads, groups)
-    asked = _by_list(queries.float(), picked.shape[1])  # [B, lists, Tq, Hq / lists, D]
-    scores = asked @ _gathered(keys, picked).mT
+    grouped = _by_list(queries.float(), picked.shape[1])  # [B, lists, Tq, Hq / lists, D]
+    scores = grouped @ _gathered(keys, picked).mT
     scores = scores.masked_fill((picked < 0)[..., None, :], float("-inf"))
     if scores.is_cuda:
         scores = scores.masked_fill((picked >= length)[..., None, :], float("nan"))
@@ -120,8 +120,8 @@ def _table(cache: Tensor) -> tuple[Tensor, list[int]]:
     cache = cache if cache.stride(3) == 1 else cache.contiguous()
     sizes, strides = cache.shape[:3], cache.stride()[:3]
     unit = math.gcd(*strides) or 1  # a cache that was cut or turned leaves gaps between its rows
-    held = sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True)) // unit + 1
-    return cache.as_strided((held, cache.shape[3]), (unit, 1)), [x // unit for x in strides]
+    count = sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True)) // unit + 1
+    return cache.as_strided((count, cache.shape[3]), (unit, 1)), [x // unit for x in strides]
 
 
 def _by_list(per_head: Tensor, lists: int) -> Tensor:

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from topkit.kernels.backend import interpreted, multiprocessors
-from topkit.kernels.pdl import EARLY, after_others
+from topkit.kernels.pdl import PDL, wait_then_launch
 
 MOST_SPLITS = 64
 MERGED = tl.constexpr(8192)  # floats that a merging program holds at a time
@@ -63,11 +63,11 @@ def _launch(
     config: Config | None = None,
 ) -> Tensor:
     """The same, in a chosen config."""
-    batch, heads, asked, _ = queries.shape
+    batch, heads, count, _ = queries.shape
     groups, kept = keys.shape[1], indices.shape[3]
     per_row = max(indices.shape[1], groups)
-    lists, group, width = batch * per_row * asked, heads // per_row, values.shape[3]
-    out = queries.new_empty(batch, heads, asked, width)
+    lists, group, width = batch * per_row * count, heads // per_row, values.shape[3]
+    out = queries.new_empty(batch, heads, count, width)
     if lists == 0:
         return out
     there = multiprocessors(queries.device)
@@ -85,7 +85,7 @@ def _launch(
         "ROWS": rows,
         "UPCAST": interpreted() and queries.dtype == torch.bfloat16,
     }
-    early = {"launch_pdl": EARLY.value}
+    early = {"launch_pdl": PDL.value}
     options = {"num_warps": max(config.warps, rows // 16), "num_stages": config.stages, **early}
     strides = (
         queries.stride()[:3],
@@ -97,7 +97,7 @@ def _launch(
     _attend[(lists, splits)](
         *(queries, keys, values, indices, log_weights, out, parts, sums),
         *strides,
-        *(scaling * LOG2E.value, per_row, groups, asked, kept, keys.shape[2]),
+        *(scaling * LOG2E.value, per_row, groups, count, kept, keys.shape[2]),
         **shape,
         **tile,
         **options,
@@ -106,7 +106,7 @@ def _launch(
         tile = {"SPLITS": triton.next_power_of_2(splits)}
         options = {"num_warps": 4, **early}
         _merge[(lists, group)](
-            *(out, parts, sums, per_row, asked, splits), **shape, **tile, **options
+            *(out, parts, sums, per_row, count, splits), **shape, **tile, **options
         )
     return out
 
@@ -117,9 +117,9 @@ def _splits(lists: int, kept: int, multiprocessors: int, config: Config) -> int:
     return min(blocks, MOST_SPLITS, max(1, config.programs * multiprocessors // lists))
 
 
-def _strides(held: Tensor, batch: int, heads: int = -1) -> tuple[int, ...]:
+def _strides(tensor: Tensor, batch: int, heads: int = -1) -> tuple[int, ...]:
     """Strides by which a single row, or head, is read as everyone's."""
-    return held.expand(batch, heads, -1, -1).stride()
+    return tensor.expand(batch, heads, -1, -1).stride()
 
 
 @triton.jit(do_not_specialize=["kept", "length"])
@@ -140,7 +140,7 @@ def _attend(
     scale,
     per_row,
     groups,
-    asked,
+    count,
     kept,
     length,
     GROUP: tl.constexpr,
@@ -151,9 +151,9 @@ def _attend(
     UPCAST: tl.constexpr,
 ):
     """The output of one part of one list, and the whole list's where it is the only one."""
-    after_others()
+    wait_then_launch()
     at, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    b, h, t = _place(at, per_row, asked)  # type: ignore[misc]
+    b, h, t = _place(at, per_row, count)  # type: ignore[misc]
     blocks = tl.cdiv(kept, BLOCK)
     first = split * blocks // splits * BLOCK
     stop = tl.minimum(kept, (split + 1) * blocks // splits * BLOCK)
@@ -180,10 +180,10 @@ def _attend(
         # Slots are read a block ahead, so that keys on their way never wait for them.
         slot, j = following, start + BLOCK + tl.arange(0, BLOCK)
         following = tl.load(indices + j * index_strides[3], j < stop, -1)
-        held = (slot >= 0) & (slot < length)
+        chosen = (slot >= 0) & (slot < length)
         place = slot.to(tl.int64)[:, None]
-        k = tl.load(keys + place * key_strides[2] + d, held[:, None], 0.0)
-        v = tl.load(values + place * value_strides[2] + dv, held[:, None], 0.0)
+        k = tl.load(keys + place * key_strides[2] + d, chosen[:, None], 0.0)
+        v = tl.load(values + place * value_strides[2] + dv, chosen[:, None], 0.0)
         scores = _dot(q, k.T, UPCAST) * scale
         if log_weights is not None:
             j = start + tl.arange(0, BLOCK)
@@ -201,7 +201,7 @@ def _attend(
 
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     if parts is None:
-        row = (b * per_row * GROUP + head) * asked + t
+        row = (b * per_row * GROUP + head) * count + t
         tl.store(out + row[:, None] * DV + dv, acc.to(out.dtype.element_ty), real[:, None])
     else:
         row = (at.to(tl.int64) * splits + split) * GROUP + tl.arange(0, ROWS)
@@ -215,17 +215,17 @@ def _merge(
     parts,
     sums,
     per_row,
-    asked,
+    count,
     splits,
     GROUP: tl.constexpr,
     DV: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
     """One head of a list from its parts, weighted by their softmax's sums."""
-    after_others()
+    wait_then_launch()
     at, g = tl.program_id(0), tl.program_id(1)
     STEP: tl.constexpr = min(SPLITS, MERGED // DV)
-    b, h, t = _place(at, per_row, asked)  # type: ignore[misc]
+    b, h, t = _place(at, per_row, count)  # type: ignore[misc]
     dv = tl.arange(0, DV)
     # A softmax to base 2, as in `_attend`.
     top = tl.full([1], NONE, tl.float32)
@@ -245,18 +245,18 @@ def _merge(
         acc = acc * faded[:, None] + tl.sum(weight * part, 0)[None, :]
         top = highest
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    row = (b * per_row * GROUP + h * GROUP + g) * asked + t
+    row = (b * per_row * GROUP + h * GROUP + g) * count + t
     tl.store(out + row * DV + dv[None, :], acc.to(out.dtype.element_ty))
 
 
 @triton.jit
-def _place(at, per_row, asked):
+def _place(at, per_row, count):
     """The batch row, the list's head and the query position of a list, in 64 bits for addresses."""
-    heads = at // asked
+    heads = at // count
     return (
         (heads // per_row).to(tl.int64),
         (heads % per_row).to(tl.int64),
-        (at % asked).to(tl.int64),
+        (at % count).to(tl.int64),
     )
 
 

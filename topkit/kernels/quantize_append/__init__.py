@@ -1,5 +1,7 @@
 """New keys, encoded, into an index with room for them."""
 
+# pyright: strict
+
 from __future__ import annotations
 
 from typing import Any
@@ -92,6 +94,6 @@ def _unsupported(keys: Tensor, codes: Tensor) -> str | None:
     if keys.shape[3] not in WIDTHS:
         return f"keys must have 64 or 128 dimensions; got {keys.shape[3]}"
     if len(keys) * keys.shape[1] > checks.MOST_BLOCKS:
-        limit, found = checks.MOST_BLOCKS, len(keys) * keys.shape[1]
-        return f"keys must be at most {limit} rows x heads; got {found}"
+        limit, count = checks.MOST_BLOCKS, len(keys) * keys.shape[1]
+        return f"keys must be at most {limit} rows x heads; got {count}"
     return checks.ungraded(keys=keys) or checks.unpacked(keys=keys, codes=codes)

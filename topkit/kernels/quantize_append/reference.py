@@ -33,14 +33,14 @@ def quantize_append(
             _write(scale, scales, at + part.start)
 
 
-def _write(held: Tensor, new: Tensor, at: int | Tensor) -> None:
-    """Put new [B, Hk, t, W] into the slots at, at + 1, ... that `held` has."""
+def _write(buffer: Tensor, new: Tensor, at: int | Tensor) -> None:
+    """Put new [B, Hk, t, W] into those of the slots at, at + 1, ... that the buffer has."""
     if isinstance(at, int):
-        held[:, :, at : at + new.shape[2]] = new
+        buffer[:, :, at : at + new.shape[2]] = new
         return
     slots = at.reshape(-1, 1) + torch.arange(new.shape[2], device=new.device)
     slots = slots.expand(len(new), -1)
-    row, place = ((slots >= 0) & (slots < held.shape[2])).nonzero().T
-    if held.dtype == torch.float8_e4m3fn:  # torch puts none
-        held, new = held.view(torch.uint8), new.view(torch.uint8)
-    held[row, :, slots[row, place]] = new[row, :, place]
+    row, place = ((slots >= 0) & (slots < buffer.shape[2])).nonzero().T
+    if buffer.dtype == torch.float8_e4m3fn:  # torch puts none
+        buffer, new = buffer.view(torch.uint8), new.view(torch.uint8)
+    buffer[row, :, slots[row, place]] = new[row, :, place]

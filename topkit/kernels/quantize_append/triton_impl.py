@@ -15,11 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from topkit.kernels.codes import LARGEST, PACKED_BITS
-from topkit.kernels.pdl import EARLY, after_others
+from topkit.kernels.pdl import PDL, wait_then_launch
 
 # Keys of a program, where there are several.
 ROWS = 16
-# Added and taken away again, it leaves a float below 2**22 rounded to the nearest even integer.
+# Added and subtracted again, it leaves a float below 2**22 rounded to the nearest even integer.
 ROUNDING = tl.constexpr(1.5 * 2.0**23)
 
 
@@ -47,7 +47,7 @@ def quantize_append(
             scale, None if scale is None else scale.stride(), at, per_row,
             new, codes.shape[2], groups, dtype, PACKED_BITS.get(dtype, 8), LARGEST.get(dtype, 1),
             pow2, exponents, hadamard, loaded, dim, block, num_warps=1 if block == 1 else 4,
-            launch_pdl=EARLY.value,
+            launch_pdl=PDL.value,
         )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def _append(
     DTYPE: tl.constexpr, BITS: tl.constexpr, LARGEST: tl.constexpr, POW2: tl.constexpr,
     EXPONENTS: tl.constexpr, HADAMARD: tl.constexpr, LOADED: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    after_others()
+    wait_then_launch()
     row, group = tl.program_id(1) // groups, tl.program_id(1) % groups
     nth = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     keys += row.to(tl.int64) * keys_by[0] + group.to(tl.int64) * keys_by[1]

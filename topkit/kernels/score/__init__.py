@@ -1,5 +1,7 @@
 """Query-key scores under grouped-query attention: of keys, of their codes, and lightning's."""
 
+# pyright: strict
+
 from __future__ import annotations
 
 from torch import Tensor
@@ -41,8 +43,8 @@ def score_codes(
         )
     from topkit.kernels.score import triton_impl
 
-    source, form = triton_impl.of_codes(queries, codes, dtype, scale, pool)
-    return triton_impl.score_codes(source, form, start, stop)
+    source, layout = triton_impl.of_codes(queries, codes, dtype, scale, pool)
+    return triton_impl.score_codes(source, layout, start, stop)
 
 
 def score_lightning(
@@ -67,10 +69,10 @@ def score_lightning(
     boundary.check_lightning(queries, keys, gates, query_scale, key_scale)
     boundary.check_window(start, stop, queries)
     unsupported = boundary.lightning_unsupported(queries, keys, gates, query_scale, key_scale)
-    told = {"query_scale": query_scale, "key_scale": key_scale, "start": start, "stop": stop}
+    options = {"query_scale": query_scale, "key_scale": key_scale, "start": start, "stop": stop}
     if resolve(backend, queries, unsupported) == "torch":
-        return reference.score_lightning(queries, keys, gates, **told)
+        return reference.score_lightning(queries, keys, gates, **options)
     from topkit.kernels.score import triton_impl
 
-    source, form = triton_impl.of_lightning(queries, keys, gates, query_scale, key_scale)
-    return triton_impl.score_codes(source, form, start, stop)
+    source, layout = triton_impl.of_lightning(queries, keys, gates, query_scale, key_scale)
+    return triton_impl.score_codes(source, layout, start, stop)

@@ -100,12 +100,12 @@ def lightning_unsupported(
     key_scale: Tensor | None,
 ) -> str | None:
     """What the lightning kernel does not take, as a sentence."""
-    for name, given in {"queries": queries, "keys": keys}.items():
-        if given.dtype != torch.float8_e4m3fn:
-            return f"{name} must be float8_e4m3fn, with scales; got {given.dtype}"
-    for name, given in {"query_scale": query_scale, "gates": gates}.items():
-        if given is None or given.dtype != torch.float32:
-            return f"{name} must be float32; got {None if given is None else given.dtype}"
+    for name, tensor in {"queries": queries, "keys": keys}.items():
+        if tensor.dtype != torch.float8_e4m3fn:
+            return f"{name} must be float8_e4m3fn, with scales; got {tensor.dtype}"
+    for name, tensor in {"query_scale": query_scale, "gates": gates}.items():
+        if tensor is None or tensor.dtype != torch.float32:
+            return f"{name} must be float32; got {None if tensor is None else tensor.dtype}"
     if key_scale is None:
         return "key_scale must be float32 or int8; got None"
     if queries.shape[1] > MOST_HEADS:

@@ -1,4 +1,4 @@
-"""What the kernels that score are compiled for, and the tensors that they are given."""
+"""How keys lie in memory, for which a kernel is compiled, and the tensors that are its arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Form:
+class Layout:
     """What a kernel is compiled for: how keys are stored, how many heads share them, the pooling."""
 
     dtype: str

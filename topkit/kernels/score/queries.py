@@ -15,93 +15,95 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.pdl import EARLY, after_others
-from topkit.kernels.score.layout import Form
-from topkit.kernels.score.sign_transform import all_set, summed, turn
+from topkit.kernels.pdl import PDL, wait_then_launch
+from topkit.kernels.score.layout import Layout
+from topkit.kernels.score.sign_transform import all_set, summed, transform
 
 # What the trailing digits of fp16 stand for, beside the leading.
 TRAILING = tl.constexpr(2.0**-11)
 
 
-def ready(queries: Tensor, groups: int, form: Form) -> tuple[Tensor, Tensor]:
+def ready(queries: Tensor, groups: int, layout: Layout) -> tuple[Tensor, Tensor]:
     """Columns and units of queries [B, Hk * group, Tq, D], as `of_list` reads them.
 
     Shapes: columns [B, Hk, Tq, planes * bytes * columns] int8 or float16; units [B, Hk, Tq, 2 * padded]
     float32: a score is the product's sum times a unit, and a number more.
     """
     rows, _, count, dim = queries.shape
-    digits = torch.int8 if form.bits else torch.float16
+    digits = torch.int8 if layout.bits else torch.float16
     columns = queries.new_empty(
-        rows, groups, count, form.planes * form.bytes * form.columns, dtype=digits
+        rows, groups, count, layout.planes * layout.bytes * layout.columns, dtype=digits
     )
-    units = queries.new_empty(rows, groups, count, 2 * form.padded, dtype=torch.float32)
-    asked = queries.new_empty(rows, groups, count, form.heads * dim, dtype=torch.float32)
+    units = queries.new_empty(rows, groups, count, 2 * layout.padded, dtype=torch.float32)
+    summed_up = queries.new_empty(rows, groups, count, layout.heads * dim, dtype=torch.float32)
     if units.numel():
         with torch.cuda.device_of(queries):  # Triton launches on the current device
             _ready[(rows * groups * count,)](
-                queries, queries.stride(), asked, columns, units, groups, count, form,
-                num_warps=4, launch_pdl=EARLY.value,
+                queries, queries.stride(), summed_up, columns, units, groups, count, layout,
+                num_warps=4, launch_pdl=PDL.value,
             )  # fmt: skip
     return columns, units
 
 
 @triton.jit
-def _ready(queries, by, asked, columns, units, groups, count, FORM: tl.constexpr):
-    after_others()
-    HEADS: tl.constexpr = FORM.heads
-    DIM: tl.constexpr = FORM.dim
-    BITS: tl.constexpr = FORM.bits
-    PLANES: tl.constexpr = FORM.planes
+def _ready(queries, by, summed_up, columns, units, groups, count, LAYOUT: tl.constexpr):
+    wait_then_launch()
+    HEADS: tl.constexpr = LAYOUT.heads
+    DIM: tl.constexpr = LAYOUT.dim
+    BITS: tl.constexpr = LAYOUT.bits
+    PLANES: tl.constexpr = LAYOUT.planes
     index = tl.program_id(0).to(tl.int64)
     query, group, batch = index % count, index // count % groups, index // count // groups
-    queries += batch * by[0] + group * FORM.group * by[1] + query * by[2]
-    asked += index * (HEADS * DIM)
-    columns += index * (FORM.planes * FORM.bytes * FORM.columns)
-    units += index * (2 * FORM.padded)
+    queries += batch * by[0] + group * LAYOUT.group * by[1] + query * by[2]
+    summed_up += index * (HEADS * DIM)
+    columns += index * (LAYOUT.planes * LAYOUT.bytes * LAYOUT.columns)
+    units += index * (2 * LAYOUT.padded)
     dim = tl.arange(0, DIM)
     for head in tl.static_range(HEADS):
-        if FORM.dtype == "sign":
-            turn(queries + head * by[1], by[1], FORM.summands, asked + head * DIM, FORM.width)
+        if LAYOUT.dtype == "sign":
+            transform(
+                queries + head * by[1], by[1], LAYOUT.summands, summed_up + head * DIM, LAYOUT.width
+            )
         else:
-            q = summed(queries + head * by[1], by[1], FORM.summands, dim, True)
-            tl.store(asked + head * DIM + dim, q)
+            q = summed(queries + head * by[1], by[1], LAYOUT.summands, dim, True)
+            tl.store(summed_up + head * DIM + dim, q)
     tl.debug_barrier()  # what one thread wrote another reads
-    head = tl.arange(0, FORM.padded)
-    place, there = asked + head[:, None] * DIM + dim[None, :], (head < HEADS)[:, None]
+    head = tl.arange(0, LAYOUT.padded)
+    place, there = summed_up + head[:, None] * DIM + dim[None, :], (head < HEADS)[:, None]
     whole = tl.load(place, mask=there, other=0.0)
     unit = _unit(tl.max(tl.abs(whole), 1), BITS)
-    if FORM.dtype == "sign":
-        total = tl.sum(whole * all_set(dim, FORM.width)[None, :], 1)
+    if LAYOUT.dtype == "sign":
+        total = tl.sum(whole * all_set(dim, LAYOUT.width)[None, :], 1)
     else:
         total = 0.5 * tl.sum(whole, 1)
     unit = tl.where(total == total, unit, total)  # NaN, which integers would hide
-    column, byte = tl.arange(0, FORM.columns), tl.arange(0, FORM.bytes)
-    head = ((column // 2) % FORM.padded)[None, :]
-    own = (byte // FORM.width)[:, None] == (column // (2 * FORM.padded))[None, :]
+    column, byte = tl.arange(0, LAYOUT.columns), tl.arange(0, LAYOUT.bytes)
+    head = ((column // 2) % LAYOUT.padded)[None, :]
+    own = (byte // LAYOUT.width)[:, None] == (column // (2 * LAYOUT.padded))[None, :]
     own = own & (head < HEADS)
-    whole = tl.load(asked + head * DIM + dim[:, None], mask=head < HEADS, other=0.0)
+    whole = tl.load(summed_up + head * DIM + dim[:, None], mask=head < HEADS, other=0.0)
     units_of = _unit(tl.max(tl.abs(whole), 0), BITS)[None, :]
     for plane in tl.static_range(PLANES):
-        there = (plane * FORM.width + byte % FORM.width)[:, None]
-        q = tl.load(asked + head * DIM + there, mask=own, other=0.0) / units_of
+        there = (plane * LAYOUT.width + byte % LAYOUT.width)[:, None]
+        q = tl.load(summed_up + head * DIM + there, mask=own, other=0.0) / units_of
         digits = _digits(q, (column % 2 == 1)[None, :], BITS)
-        at = (plane * FORM.columns + column)[None, :] * FORM.bytes + byte[:, None]
+        at = (plane * LAYOUT.columns + column)[None, :] * LAYOUT.bytes + byte[:, None]
         tl.store(columns + at, digits)
-    # A score is unit * product + total; a sign is worth twice its bit, less one.
-    if FORM.dtype == "sign":
+    # A score is unit * product + total; a sign is worth twice its bit, minus one.
+    if LAYOUT.dtype == "sign":
         unit *= 2.0
     elif BITS > 0:
         unit *= 1.0 / (1 << (8 - BITS))
-    if FORM.pool == "mean":
-        unit *= 1.0 / FORM.group
-        total *= 1.0 / FORM.group
-    head = tl.arange(0, FORM.padded)
+    if LAYOUT.pool == "mean":
+        unit *= 1.0 / LAYOUT.group
+        total *= 1.0 / LAYOUT.group
+    head = tl.arange(0, LAYOUT.padded)
     tl.store(units + head, unit)
-    tl.store(units + FORM.padded + head, total)
+    tl.store(units + LAYOUT.padded + head, total)
 
 
 @triton.jit
-def of_list(columns, by, units, units_by, batch, group, query, FORM: tl.constexpr):
+def of_list(columns, by, units, units_by, batch, group, query, LAYOUT: tl.constexpr):
     """What `ready` made of a list's queries: a unit and a number a head, and columns, a plane each.
 
     It may be read before the kernel before has ended: past the first-level cache, which may hold what
@@ -110,15 +112,15 @@ def of_list(columns, by, units, units_by, batch, group, query, FORM: tl.constexp
     batch, group, query = batch.to(tl.int64), group.to(tl.int64), query.to(tl.int64)
     columns += batch * by[0] + group * by[1] + query * by[2]
     units += batch * units_by[0] + group * units_by[1] + query * units_by[2]
-    head, byte = tl.arange(0, FORM.padded), tl.arange(0, FORM.bytes)
+    head, byte = tl.arange(0, LAYOUT.padded), tl.arange(0, LAYOUT.bytes)
     unit = tl.load(units + head, cache_modifier=".cg")
-    total = tl.load(units + FORM.padded + head, cache_modifier=".cg")
-    PLANES: tl.constexpr = FORM.planes
+    total = tl.load(units + LAYOUT.padded + head, cache_modifier=".cg")
+    PLANES: tl.constexpr = LAYOUT.planes
     # A column's bytes one behind the other, as the product wants them.
-    column = tl.arange(0, FORM.columns)
+    column = tl.arange(0, LAYOUT.columns)
     planes = ()
     for plane in tl.static_range(PLANES):
-        at = (plane * FORM.columns + column)[None, :] * FORM.bytes + byte[:, None]
+        at = (plane * LAYOUT.columns + column)[None, :] * LAYOUT.bytes + byte[:, None]
         planes = planes + (tl.load(columns + at, cache_modifier=".cg"),)  # noqa: RUF005 - Triton has no other way
     return unit, total, planes
 

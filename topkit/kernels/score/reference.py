@@ -42,8 +42,8 @@ def score_codes(
     queries = queries.float()
     # q . (2 b - 1) = 2 q . b - sum(q)
     offset = queries.sum(-1, keepdim=True) if dtype == "sign" else None
-    asked = by_word(2 * queries if dtype == "sign" else queries, dtype)
-    scores = _products(asked, codes, lambda block: levels_by_word(block, dtype), offset, scale)
+    vectors = by_word(2 * queries if dtype == "sign" else queries, dtype)
+    scores = _products(vectors, codes, lambda block: levels_by_word(block, dtype), offset, scale)
     return masked(pooled(scores, codes.shape[1], pool), start, stop)
 
 
@@ -79,14 +79,15 @@ def masked(scores: Tensor, start: Tensor | None, stop: Tensor | None) -> Tensor:
         return scores
     if scores.requires_grad:  # a maximum is kept for its gradient
         scores = scores.clone()
-    length, waits = scores.shape[-1], scores.device.type == "cpu"
+    # Of a GPU nobody waits to hear what all queries see.
+    length, known = scores.shape[-1], scores.device.type == "cpu"
     slots = torch.arange(length, device=scores.device)
     if start is not None:
-        end = int(start.max()) if waits else length
+        end = int(start.max()) if known else length
         hidden = slots[:end] < start[:, None, None, None]
         scores[..., :end].masked_fill_(hidden, float("-inf"))
     if stop is not None:
-        first = int(stop.min()) if waits else 0
+        first = int(stop.min()) if known else 0
         hidden = slots[first:] >= stop[:, None, :, None]
         scores[..., first:].masked_fill_(hidden, float("-inf"))
     return scores
@@ -109,22 +110,22 @@ def _products(
     scores = queries.new_empty(rows, heads, count, length)
     if scores.numel() == 0:
         return scores
-    lists = codes.shape[0] * groups
-    shape = (rows * groups // lists, lists, heads // groups * count)
-    asked, found = queries.reshape(*shape, width), scores.view(*shape, length)
+    # Of every list of keys [T, W] the queries that read it, by the rows that share it.
+    lists = codes.flatten(0, 1)
+    shape = (rows // len(codes), len(lists), heads // groups * count)
+    queries, by_list = queries.reshape(*shape, width), scores.view(*shape, length)
     offset = None if offset is None else offset.reshape(*shape, 1)
-    factor = None if scale is None else factors(scale).reshape(lists, 1, length)
-    held = codes.flatten(0, 1)
-    for part in blocks(lists, width * min(length, NARROWEST), codes.device):
+    factor = None if scale is None else factors(scale).reshape(len(lists), 1, length)
+    for part in blocks(len(lists), width * min(length, NARROWEST), codes.device):
         for slots in blocks(length, width * (part.stop - part.start), codes.device):
-            block = decode(held[part, slots]).mT
-            for row in range(len(asked)):
-                product = asked[row, part] @ block
+            keys = decode(lists[part, slots]).mT
+            for row in range(len(queries)):
+                product = queries[row, part] @ keys
                 if offset is not None:
                     product -= offset[row, part]
                 if factor is not None:
                     product *= factor[part, :, slots]
-                found[row, part, :, slots] = product
+                by_list[row, part, :, slots] = product
     return scores
 
 

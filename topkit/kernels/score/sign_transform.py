@@ -1,12 +1,12 @@
-"""Queries turned so that signs need not be taken out of their words.
+"""A linear transform of queries, after which signs need not be cut out of their words.
 
 A word of four bytes, shifted left by s and read as four signed bytes, holds in its byte j the number
 
     F(n) = -128 B(n) + 64 B(n - 1) + 32 B(n - 2) + ... + B(n - 7),    n = 8 j + 7 - s,
 
-of the word's bits B(0..31), zero below 0: the bit that is asked for, and others below it. All 32 of
+of the word's bits B(0..31), zero below 0: the bit that is wanted, and others below it. All 32 of
 them determine the bits, so that there are c(0..31) with sum c(n) F(n) = sum q(n) B(n): a product of
-bytes that were shifted, and not masked, is one of signs. Half of F(n - 1) taken from F(n) leaves
+bytes that were shifted, and not masked, is one of signs. F(n) minus half of F(n - 1) leaves
 
     c(n) = c(n + 1) - c(n + 8) / 256 - (q(n) - q(n + 1) / 2) / 128,
 
@@ -27,7 +27,7 @@ BYTES = tl.constexpr(4)
 
 
 @triton.jit
-def turn(queries, by, HEADS: tl.constexpr, out, WIDTH: tl.constexpr):
+def transform(queries, by, HEADS: tl.constexpr, out, WIDTH: tl.constexpr):
     """Write what shifted words are multiplied by, for the sum of some heads' queries [8 WIDTH]."""
     n, word = tl.arange(0, PLANES * BYTES)[:, None], tl.arange(0, WIDTH // BYTES)[None, :]
     c = tl.zeros([PLANES * BYTES, WIDTH // BYTES], tl.float32)
@@ -40,7 +40,7 @@ def turn(queries, by, HEADS: tl.constexpr, out, WIDTH: tl.constexpr):
 
 @triton.jit
 def summed(queries, by, HEADS: tl.constexpr, dim, there):
-    """Components of the sum of some heads' queries, zero where they are not asked for."""
+    """Components of the sum of some heads' queries, zero where they are not wanted."""
     q = tl.load(queries + dim, mask=there, other=0.0).to(tl.float32)
     for head in tl.static_range(1, HEADS):
         q += tl.load(queries + head * by + dim, mask=there, other=0.0).to(tl.float32)

@@ -19,8 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from topkit.kernels.backend import interpreted
-from topkit.kernels.pdl import EARLY, after_others
-from topkit.kernels.score.layout import Config, Form, Source
+from topkit.kernels.pdl import PDL, wait_then_launch
+from topkit.kernels.score.layout import Config, Layout, Source
 from topkit.kernels.score.queries import TRAILING, of_list, ready
 
 PLAIN = tl.constexpr(interpreted())  # the interpreter has no inline assembly
@@ -37,13 +37,13 @@ CONFIGS = {
 
 def of_codes(
     queries: Tensor, codes: Tensor, dtype: str, scale: Tensor | None, pool: str | None
-) -> tuple[Source, Form]:
+) -> tuple[Source, Layout]:
     """What `score_codes` takes, of topkit.kernels.score.score_codes's checked arguments."""
     rows, heads, _, dim = queries.shape
     groups, pow2 = codes.shape[1], scale is not None and scale.dtype == torch.int8
-    form = Form(dtype, dim, heads // groups, pool or "none", pow2)
-    columns, units = ready(queries, groups, form)
-    return Source(columns, _for_rows(codes, rows), _for_rows(scale, rows), units), form
+    layout = Layout(dtype, dim, heads // groups, pool or "none", pow2)
+    columns, units = ready(queries, groups, layout)
+    return Source(columns, _for_rows(codes, rows), _for_rows(scale, rows), units), layout
 
 
 def of_lightning(
@@ -52,13 +52,13 @@ def of_lightning(
     gates: Tensor,
     query_scale: Tensor | None,
     key_scale: Tensor | None,
-) -> tuple[Source, Form]:
+) -> tuple[Source, Layout]:
     """The same of topkit.kernels.score.score_lightning's, with both scales."""
     assert query_scale is not None and key_scale is not None
     rows, heads, _, dim = queries.shape
     keys, scale = _for_rows(keys, rows), _for_rows(key_scale, rows)
     source = Source(queries, keys, scale, query_scale, gates)
-    return source, Form("lightning", dim, heads, "sum", key_scale.dtype == torch.int8)
+    return source, Layout("lightning", dim, heads, "sum", key_scale.dtype == torch.int8)
 
 
 def _for_rows(tensor: Any, rows: int) -> Any:
@@ -82,7 +82,7 @@ def _top_field(bits, plane):
 
 @triton.jit
 def _levels(x, PLANE: tl.constexpr, BITS: tl.constexpr):
-    """What a field stands for, less a half, times 2 ** (8 - BITS), int8; of a sign, its `turned` F."""
+    """What a field stands for, minus a half, times 2 ** (8 - BITS), int8; of a sign, its `turned` F."""
     if BITS == 8:
         levels = x
     elif PLAIN and BITS == 1:
@@ -108,55 +108,57 @@ def _early(place, there):
 
 
 @triton.jit
-def prepare(source, batch, group, query, FORM: tl.constexpr):
+def prepare(source, batch, group, query, LAYOUT: tl.constexpr):
     """A group's queries as `score_rows` multiplies them: a number and a sum a head, and columns."""
     queries, by, _, _, _, _, units, units_by, gates, gates_by = source
-    if FORM.dtype == "lightning":
-        head = tl.arange(0, FORM.padded)
-        dim = tl.arange(0, FORM.dim)
-        real = head < FORM.group
+    if LAYOUT.dtype == "lightning":
+        head = tl.arange(0, LAYOUT.padded)
+        dim = tl.arange(0, LAYOUT.dim)
+        real = head < LAYOUT.group
         queries += batch.to(tl.int64) * by[0] + query * by[2]
         at = queries + head[None, :] * by[1] + dim[:, None]
         columns = (tl.load(at, mask=real[None, :], other=0.0, cache_modifier=".cg"),)
         at = units + batch * units_by[0] + head * units_by[1] + query * units_by[2]
-        unit = _early(at, real) * (1.0 / (FORM.group * FORM.dim) ** 0.5)
+        unit = _early(at, real) * (1.0 / (LAYOUT.group * LAYOUT.dim) ** 0.5)
         at = gates + batch * gates_by[0] + query * gates_by[1] + head * gates_by[2]
         unit *= _early(at, real)
         prepared = unit, unit, columns
     else:
-        prepared = of_list(queries, by, units, units_by, batch, group, query, FORM)
+        prepared = of_list(queries, by, units, units_by, batch, group, query, LAYOUT)
     return prepared
 
 
 @triton.jit
-def score_rows(source, prepared, batch, group, row, length, FORM: tl.constexpr):
+def score_rows(source, prepared, batch, group, row, length, LAYOUT: tl.constexpr):
     """Scores of the keys of rows [R]: [R, SHARING] pooled over the group, [R, SHARING, PADDED] else."""
-    codes = codes_of(source, batch, group, row, length, FORM)
-    return scores_of(source, codes, prepared, batch, group, row, length, FORM)
+    codes = codes_of(source, batch, group, row, length, LAYOUT)
+    return scores_of(source, codes, prepared, batch, group, row, length, LAYOUT)
 
 
 @triton.jit
-def codes_of(source, batch, group, row, length, FORM: tl.constexpr):
+def codes_of(source, batch, group, row, length, LAYOUT: tl.constexpr):
     """The codes of rows [R]."""
     _, _, codes, by, _, _, _, _, _, _ = source
     codes += batch.to(tl.int64) * by[0] + group.to(tl.int64) * by[1]
-    at = row[:, None] * FORM.bytes + tl.arange(0, FORM.bytes)[None, :]
-    return tl.load(codes + at, mask=at < length * FORM.width, other=0.0 if FORM.bits == 0 else 0)
+    at = row[:, None] * LAYOUT.bytes + tl.arange(0, LAYOUT.bytes)[None, :]
+    return tl.load(
+        codes + at, mask=at < length * LAYOUT.width, other=0.0 if LAYOUT.bits == 0 else 0
+    )
 
 
 @triton.jit
-def scores_of(source, x, prepared, batch, group, row, length, FORM: tl.constexpr):
+def scores_of(source, x, prepared, batch, group, row, length, LAYOUT: tl.constexpr):
     """As `score_rows`, of their codes."""
     _, _, _, _, scales, scales_by, _, _, _, _ = source
     unit, total, columns = prepared
-    SHARING: tl.constexpr = FORM.sharing
-    BITS: tl.constexpr = FORM.bits
-    PLANES: tl.constexpr = FORM.planes
-    if FORM.dtype == "lightning":
+    SHARING: tl.constexpr = LAYOUT.sharing
+    BITS: tl.constexpr = LAYOUT.bits
+    PLANES: tl.constexpr = LAYOUT.planes
+    if LAYOUT.dtype == "lightning":
         hits = tl.maximum(tl.dot(x, columns[0]), 0.0, propagate_nan=tl.PropagateNan.ALL)
         scores = tl.sum(hits * unit[None, :], 1)[:, None]
     else:
-        COLUMNS: tl.constexpr = FORM.columns
+        COLUMNS: tl.constexpr = LAYOUT.columns
         leading = (tl.arange(0, COLUMNS) % 2 == 0)[None, :]
         if BITS == 0:
             products = tl.dot(x.to(tl.float16), columns[0])
@@ -167,32 +169,32 @@ def scores_of(source, x, prepared, batch, group, row, length, FORM: tl.constexpr
                 levels = _levels(x, plane, BITS)
                 products = tl.dot(levels, columns[plane], products, out_dtype=tl.int32)
             products *= tl.where(leading, 256, 1)
-        products = tl.reshape(products, [row.shape[0], SHARING * FORM.padded, 2])
-        scores = tl.reshape(tl.sum(products, 2), [row.shape[0], SHARING, FORM.padded])
+        products = tl.reshape(products, [row.shape[0], SHARING * LAYOUT.padded, 2])
+        scores = tl.reshape(tl.sum(products, 2), [row.shape[0], SHARING, LAYOUT.padded])
         scores = scores.to(tl.float32) * unit[None, None, :]
         if (BITS > 0) & (BITS < 8):
             scores += total[None, None, :]
-        if FORM.pool == "max":
-            real = (tl.arange(0, FORM.padded) < FORM.group)[None, None, :]
+        if LAYOUT.pool == "max":
+            real = (tl.arange(0, LAYOUT.padded) < LAYOUT.group)[None, None, :]
             sums = tl.sum(scores, 2)
             scores = tl.max(tl.where(real, scores, float("-inf")), 2)
             scores = tl.where(sums == sums, scores, sums)  # NaN, which a maximum would hide
-        elif FORM.summed:
+        elif LAYOUT.summed:
             scores = tl.sum(scores, 2)
-    if FORM.dtype != "sign":
-        slot = slots_of(row, FORM)
+    if LAYOUT.dtype != "sign":
+        slot = slots_of(row, LAYOUT)
         at = scales + batch.to(tl.int64) * scales_by[0] + group.to(tl.int64) * scales_by[1] + slot
         scale = tl.load(at, mask=slot < length, other=0)
-        if FORM.pow2:
+        if LAYOUT.pow2:
             scale = ((scale.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
-        scores *= scale[:, :, None] if FORM.pool == "none" else scale
+        scores *= scale[:, :, None] if LAYOUT.pool == "none" else scale
     return scores
 
 
 @triton.jit
-def slots_of(row, FORM: tl.constexpr):
+def slots_of(row, LAYOUT: tl.constexpr):
     """The slots of the keys of rows [R]: [R, SHARING]."""
-    return row[:, None] * FORM.sharing + tl.arange(0, FORM.sharing)[None, :]
+    return row[:, None] * LAYOUT.sharing + tl.arange(0, LAYOUT.sharing)[None, :]
 
 
 @triton.jit
@@ -212,24 +214,24 @@ def seen(start, stop, batch, query, length):
 @triton.jit
 def _score(
     source, start, stop, out, by, length, groups, tiles,
-    FORM: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+    LAYOUT: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    after_others()
+    wait_then_launch()
     batch, group, query = tl.program_id(1) // groups, tl.program_id(1) % groups, tl.program_id(2)
     first, end = seen(start, stop, batch, query, length)
-    prepared = prepare(source, batch, group, query, FORM)
+    prepared = prepare(source, batch, group, query, LAYOUT)
     out += batch.to(tl.int64) * by[0] + query.to(tl.int64) * by[2]
     begin = tl.program_id(0) * tiles
-    beyond = tl.minimum(begin + tiles, tl.cdiv(length, FORM.sharing * ROWS))
+    beyond = tl.minimum(begin + tiles, tl.cdiv(length, LAYOUT.sharing * ROWS))
     for tile in tl.range(begin, beyond, num_stages=STAGES):
         row = tile * ROWS + tl.arange(0, ROWS)
-        scores = score_rows(source, prepared, batch, group, row, length, FORM)
-        slot = slots_of(row, FORM)
+        scores = score_rows(source, prepared, batch, group, row, length, LAYOUT)
+        slot = slots_of(row, LAYOUT)
         visible = (slot >= first) & (slot < end)
-        if FORM.pool == "none":
-            head = tl.arange(0, FORM.padded)
-            at = out + (group * FORM.group + head).to(tl.int64)[None, None, :] * by[1]
-            real = (slot < length)[:, :, None] & (head < FORM.group)[None, None, :]
+        if LAYOUT.pool == "none":
+            head = tl.arange(0, LAYOUT.padded)
+            at = out + (group * LAYOUT.group + head).to(tl.int64)[None, None, :] * by[1]
+            real = (slot < length)[:, :, None] & (head < LAYOUT.group)[None, None, :]
             scores = tl.where(visible[:, :, None], scores, float("-inf"))
             tl.store(at + slot[:, :, None], scores, mask=real)
         else:
@@ -239,7 +241,7 @@ def _score(
 
 def score_codes(
     source: Source,
-    form: Form,
+    layout: Layout,
     start: Tensor | None,
     stop: Tensor | None,
     config: Config | None = None,
@@ -249,18 +251,18 @@ def score_codes(
     Shapes: as topkit.kernels.score.score_codes; start [B], stop [B or 1, Tq].
     """
     codes, count = source.codes, source.queries.shape[2]
-    config = config or CONFIGS[form.dtype]
+    config = config or CONFIGS[layout.dtype]
     rows, groups, length = codes.shape[:3]
-    heads = groups * form.group if form.pool == "none" else groups
+    heads = groups * layout.group if layout.pool == "none" else groups
     out = codes.new_empty(rows, heads, count, length, dtype=torch.float32)
-    tiles = triton.cdiv(triton.cdiv(length, form.sharing), config.rows)
+    tiles = triton.cdiv(triton.cdiv(length, layout.sharing), config.rows)
     if out.numel() == 0:
         return out
     with torch.cuda.device_of(codes):  # Triton launches on the current device
         _score[(triton.cdiv(tiles, config.tiles), rows * groups, count)](
             source.packed(), *window(start, stop), out, out.stride(), length, groups,
-            config.tiles, form, config.rows, config.stages, num_warps=config.warps,
-            launch_pdl=EARLY.value,
+            config.tiles, layout, config.rows, config.stages, num_warps=config.warps,
+            launch_pdl=PDL.value,
         )  # fmt: skip
     return out
 

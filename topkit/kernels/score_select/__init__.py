@@ -1,5 +1,7 @@
 """The best k keys by their codes, of which no scores are written."""
 
+# pyright: strict
+
 from __future__ import annotations
 
 from typing import Any
@@ -47,8 +49,8 @@ def score_select(
     own = boundary.codes_unsupported(queries, codes, scale) or _unsupported(queries, codes, k, pool)
     how: dict[str, Any] = {"start": start, "stop": stop, "order": order, "check": check}
     if resolve(backend, queries, own) == "torch" or codes.shape[2] * queries.numel() == 0:
-        told = {"dtype": dtype, "scale": scale, "pool": pool, "backend": backend}
-        return reference.score_select(queries, codes, k, **told, **how)
+        options = {"dtype": dtype, "scale": scale, "pool": pool, "backend": backend}
+        return reference.score_select(queries, codes, k, **options, **how)
     from topkit.kernels.score.triton_impl import of_codes
 
     # Where each head has keys of its own, a group's sum is its one head's.
@@ -81,8 +83,8 @@ def score_select_lightning(
     own = own or _unsupported(queries, keys, k, "sum")
     how: dict[str, Any] = {"start": start, "stop": stop, "order": order, "check": check}
     if resolve(backend, queries, own) == "torch" or keys.shape[2] * queries.numel() == 0:
-        told = {"query_scale": query_scale, "key_scale": key_scale, "backend": backend}
-        return reference.score_select_lightning(queries, keys, gates, k, **told, **how)
+        options = {"query_scale": query_scale, "key_scale": key_scale, "backend": backend}
+        return reference.score_select_lightning(queries, keys, gates, k, **options, **how)
     from topkit.kernels.score.triton_impl import of_lightning
 
     return _launch(*of_lightning(queries, keys, gates, query_scale, key_scale), k, **how)
@@ -90,7 +92,7 @@ def score_select_lightning(
 
 def _launch(
     source: Any,
-    form: Any,
+    layout: Any,
     k: int,
     start: Tensor | None,
     stop: Tensor | None,
@@ -100,7 +102,7 @@ def _launch(
     from topkit.kernels.score_select import triton_impl
 
     with torch.cuda.device_of(source.queries):  # Triton launches on the current device
-        slots, nan = triton_impl.score_select(source, form, k, start, stop, order == "score")
+        slots, nan = triton_impl.score_select(source, layout, k, start, stop, order == "score")
     return ordered(slots, nan, order, check)
 
 

@@ -18,10 +18,10 @@ def score_select(
     order: str | None = "score",
     check: bool = True,
     backend: str = "torch",
-    **told: Any,
+    **options: Any,
 ) -> Tensor:
     """As topkit.kernels.score_select.score_select, by the two operations that it is made of."""
-    scores = score_codes(queries, codes, backend=backend, **told)
+    scores = score_codes(queries, codes, backend=backend, **options)
     return select_topk(scores, k, order=order, check=check, backend=backend)
 
 
@@ -34,8 +34,8 @@ def score_select_lightning(
     order: str | None = "score",
     check: bool = True,
     backend: str = "torch",
-    **told: Any,
+    **options: Any,
 ) -> Tensor:
     """As topkit.kernels.score_select.score_select_lightning, by the two operations it is made of."""
-    scores = score_lightning(queries, keys, gates, backend=backend, **told)
+    scores = score_lightning(queries, keys, gates, backend=backend, **options)
     return select_topk(scores, k, order=order, check=check, backend=backend)

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.pdl import EARLY, after_others, beside_others
-from topkit.kernels.score.layout import Config, Form, Source
+from topkit.kernels.pdl import PDL, launch_then_wait, wait_then_launch
+from topkit.kernels.score.layout import Config, Layout, Source
 from topkit.kernels.score.triton_impl import (
     CONFIGS,
     codes_of,
@@ -47,7 +47,7 @@ RESCORING = 8
 
 def score_select(
     source: Source,
-    form: Form,
+    layout: Layout,
     k: int,
     start: Tensor | None,
     stop: Tensor | None,
@@ -59,110 +59,110 @@ def score_select(
     Shapes: as topkit.kernels.score_select.score_select.
     """
     codes, count = source.codes, source.queries.shape[2]
-    config = config or CONFIGS[form.dtype]
+    config = config or CONFIGS[layout.dtype]
     rows, groups, length = codes.shape[:3]
     lists, plan = rows * groups * count, Plan(length, min(k, length), 32, 1 << 15)
     if plan.direct:
-        scores = score_codes(source, form, start, stop, config)
+        scores = score_codes(source, layout, start, stop, config)
         slots, nan = select_topk(scores.flatten(0, 2), k, None, ranked)
     else:
-        told = source.packed(), *window(start, stop), length, groups, count
+        inputs = source.packed(), *window(start, stop), length, groups, count
         work = Work.of(lists, plan, codes.device)
         sampled = torch.empty(lists, plan.sample, dtype=torch.float32, device=codes.device)
-        _sample[(plan.sample // (config.rows * form.sharing), lists)](
-            told,
+        _sample[(plan.sample // (config.rows * layout.sharing), lists)](
+            inputs,
             sampled,
-            form,
+            layout,
             plan.sample,
             config.rows,
             num_warps=config.warps,
-            launch_pdl=EARLY.value,
+            launch_pdl=PDL.value,
         )
         threshold(sampled, None, plan, work, spread=False)
-        tiles = triton.cdiv(triton.cdiv(length, form.sharing), config.rows)
+        tiles = triton.cdiv(triton.cdiv(length, layout.sharing), config.rows)
         _filter[(lists, triton.cdiv(tiles, config.tiles))](
-            told, work.state, work.found, config.tiles, form, plan.capacity, config.rows,
-            config.rows * form.sharing // (32 * config.warps) if form.apart else 0,
-            config.stages, num_warps=config.warps, launch_pdl=EARLY.value,
+            inputs, work.state, work.candidates, config.tiles, layout, plan.capacity, config.rows,
+            config.rows * layout.sharing // (32 * config.warps) if layout.apart else 0,
+            config.stages, num_warps=config.warps, launch_pdl=PDL.value,
         )  # fmt: skip
         # Written for a list whose candidates do not hold the answer, and for no other.
         scores = torch.empty(lists, length, dtype=torch.float32, device=codes.device)
         _rescore[(min(tiles, RESCORING), lists)](
-            told, work.state, scores, plan.k, tiles,
-            form, plan.capacity, config.rows, config.stages, num_warps=config.warps,
-            launch_pdl=EARLY.value,
+            inputs, work.state, scores, plan.k, tiles,
+            layout, plan.capacity, config.rows, config.stages, num_warps=config.warps,
+            launch_pdl=PDL.value,
         )  # fmt: skip
         slots, nan = finish(scores, None, plan, work, ranked)
     return slots.view(rows, groups, count, -1), nan.view(rows, groups, count)
 
 
 @triton.jit
-def _place(told, index):
+def _place(inputs, index):
     """Where a list stands: batch, group, query, and the slots that it sees."""
-    _, start, stop, length, groups, count = told
+    _, start, stop, length, groups, count = inputs
     query, group, batch = index % count, index // count % groups, index // count // groups
     first, end = seen(start, stop, batch, query, length)
     return batch, group, query, first, end
 
 
 @triton.jit
-def _sample(told, sampled, FORM: tl.constexpr, SAMPLE: tl.constexpr, ROWS: tl.constexpr):
-    if FORM.dtype == "lightning":
-        after_others()
-    index, length = tl.program_id(1), told[3]
-    batch, group, query, first, end = _place(told, index)
+def _sample(inputs, sampled, LAYOUT: tl.constexpr, SAMPLE: tl.constexpr, ROWS: tl.constexpr):
+    if LAYOUT.dtype == "lightning":
+        wait_then_launch()
+    index, length = tl.program_id(1), inputs[3]
+    batch, group, query, first, end = _place(inputs, index)
     nth = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row = stretch(nth, length // FORM.sharing, SAMPLE // FORM.sharing)
-    codes = codes_of(told[0], batch, group, row, length, FORM)
-    if FORM.dtype != "lightning":  # its codes are on their way while queries are made ready
-        after_others()
-    prepared = prepare(told[0], batch, group, query, FORM)
-    scores = scores_of(told[0], codes, prepared, batch, group, row, length, FORM)
-    slot = slots_of(row, FORM)
+    row = stretch(nth, length // LAYOUT.sharing, SAMPLE // LAYOUT.sharing)
+    codes = codes_of(inputs[0], batch, group, row, length, LAYOUT)
+    if LAYOUT.dtype != "lightning":  # its codes are on their way while queries are made ready
+        wait_then_launch()
+    prepared = prepare(inputs[0], batch, group, query, LAYOUT)
+    scores = scores_of(inputs[0], codes, prepared, batch, group, row, length, LAYOUT)
+    slot = slots_of(row, LAYOUT)
     scores = tl.where((slot >= first) & (slot < end), scores, float("-inf"))
-    tl.store(sampled + index.to(tl.int64) * SAMPLE + slots_of(nth, FORM), scores)
+    tl.store(sampled + index.to(tl.int64) * SAMPLE + slots_of(nth, LAYOUT), scores)
 
 
 @triton.jit
 def _filter(
-    told, state, found, tiles,
-    FORM: tl.constexpr, CAPACITY: tl.constexpr, ROWS: tl.constexpr, EACH: tl.constexpr,
+    inputs, state, candidates, tiles,
+    LAYOUT: tl.constexpr, CAPACITY: tl.constexpr, ROWS: tl.constexpr, EACH: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
     # Neighbours in the grid work on different lists: one list's counter is added to one by one.
     index = tl.program_id(0)
-    batch, group, query, first, end = _place(told, index)
-    prepared = prepare(told[0], batch, group, query, FORM)
+    batch, group, query, first, end = _place(inputs, index)
+    prepared = prepare(inputs[0], batch, group, query, LAYOUT)
     begin = tl.program_id(1) * tiles
-    beyond = tl.minimum(begin + tiles, tl.cdiv(end, FORM.sharing * ROWS))
+    beyond = tl.minimum(begin + tiles, tl.cdiv(end, LAYOUT.sharing * ROWS))
     floor = tl.full([], float("inf"), tl.float32)
     for tile in tl.range(begin, beyond, num_stages=STAGES):
         row = tile * ROWS + tl.arange(0, ROWS)
-        scores = score_rows(told[0], prepared, batch, group, row, told[3], FORM)
-        slot = slots_of(row, FORM)
+        scores = score_rows(inputs[0], prepared, batch, group, row, inputs[3], LAYOUT)
+        slot = slots_of(row, LAYOUT)
         scores = tl.where((slot >= first) & (slot < end), scores, float("-inf"))
-        if tile == begin:  # the threshold is still sought while the first codes are on their way
-            after_others()
+        if tile == begin:  # the threshold is not known yet while the first codes are on their way
+            wait_then_launch()
             floor = floor_of(state, index)
-        collect(scores, slot, floor, index, state, found, CAPACITY, EACH)
+        collect(scores, slot, floor, index, state, candidates, CAPACITY, EACH)
     if begin >= beyond:
-        after_others()
+        wait_then_launch()
 
 
 @triton.jit
 def _rescore(
-    told, state, scores, k, tiles,
-    FORM: tl.constexpr, CAPACITY: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+    inputs, state, scores, k, tiles,
+    LAYOUT: tl.constexpr, CAPACITY: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    beside_others()
+    launch_then_wait()
     index = tl.program_id(1)
     if not settled(state + index.to(tl.int64) * STATE, k, CAPACITY):
-        batch, group, query, first, end = _place(told, index)
-        prepared = prepare(told[0], batch, group, query, FORM)
-        scores += index.to(tl.int64) * told[3]
+        batch, group, query, first, end = _place(inputs, index)
+        prepared = prepare(inputs[0], batch, group, query, LAYOUT)
+        scores += index.to(tl.int64) * inputs[3]
         for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
             row = tile * ROWS + tl.arange(0, ROWS)
-            x = score_rows(told[0], prepared, batch, group, row, told[3], FORM)
-            slot = slots_of(row, FORM)
+            x = score_rows(inputs[0], prepared, batch, group, row, inputs[3], LAYOUT)
+            slot = slots_of(row, LAYOUT)
             x = tl.where((slot >= first) & (slot < end), x, float("-inf"))
-            tl.store(scores + slot, x, mask=slot < told[3])
+            tl.store(scores + slot, x, mask=slot < inputs[3])

@@ -1,5 +1,7 @@
 """Exact top-k of rows of scores."""
 
+# pyright: strict
+
 from __future__ import annotations
 
 import torch
@@ -66,7 +68,7 @@ def too_many(k: int) -> str | None:
 
 
 def ordered(slots: Tensor, nan: Tensor, order: str | None, check: bool) -> Tensor:
-    """What the kernel chose [R, k], ranked if that is the order, in the order asked for."""
+    """What the kernel chose [R, k], ranked if that is the order, in the order that is wanted."""
     if check and nan.any():
         raise InputError("scores hold NaN; check the queries and keys that made them")
     if order == "score":

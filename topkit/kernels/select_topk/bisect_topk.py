@@ -1,4 +1,4 @@
-"""The k-th of the keys that one program holds, sought by halves: as Triton's interpreter can."""
+"""The k-th of the keys of one program, by binary search: what Triton's interpreter can do."""
 
 # A kernel's values are not what Python, and pyright, take them for.
 # pyright: reportCallIssue=false, reportGeneralTypeIssues=false
@@ -13,7 +13,7 @@ import triton.language as tl
 def reached_by(key, low, high, least, most):
     """The greatest key, or one that at most `most` of the keys reach, that at least `least` of them do.
 
-    And how many do. It is sought from `low` to `high`; where too few reach `low` it is `low`.
+    And how many do. The search goes from `low` to `high`; where too few reach `low` it is `low`.
     """
     reaching = tl.sum((key >= low).to(tl.int32))
     while (low < high) & (reaching > most):

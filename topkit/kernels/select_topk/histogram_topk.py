@@ -1,7 +1,7 @@
-"""The best of the keys that one program holds, found by counting them in bins.
+"""The best of the keys of one program, by histograms of them in shared memory.
 
-A round counts the keys of an interval in 256 bins and goes on with the bin that holds the last one
-wanted: mostly two are enough. The bins stand in shared memory, to which Triton's programs have no access
+A histogram counts the keys of an interval in 256 bins and goes on with the bin that holds the last one
+wanted: mostly two are enough. The bins are in shared memory, to which Triton's programs have no access
 of their own, and its sums over a program's threads take as long as a round while they tell a few
 intervals apart: hence a search in PTX, which writes what it finds to memory and returns nothing, since a
 result Triton may compute anew in another layout.
@@ -15,13 +15,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from topkit.kernels.select_topk import bisect_topk as pivots
+from topkit.kernels.select_topk.bisect_topk import reached_by
 from topkit.kernels.select_topk.keys import INFINITY, LOWEST, MINUS_INFINITY
-from topkit.kernels.warp_append import ALL, LAST, PLAIN, REACH, append, appended, operands
+from topkit.kernels.warp_append import ALL, LAST, PLAIN, REACH, append, operands, ptx_of_append
 
 BINS = 256
 EACH_LANE = 8  # bins that a lane of a warp sums
-TOP_BITS = 24  # an interval's bits, less those of a bin's number: 32 less 8
+TOP_BITS = 24  # an interval's bits minus those of a bin's number: 32 - 8
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def store_floor(key, least, most, place, THREADS: tl.constexpr):
     low = tl.minimum(tl.maximum(low, MINUS_INFINITY + 1), INFINITY)
     high = tl.maximum(high, low + 1)  # or nothing would be counted
     if PLAIN:
-        floor, reaching = pivots.reached_by(key, low, high, least, most)
+        floor, reaching = reached_by(key, low, high, least, most)
         floor = tl.minimum(floor, INFINITY) + (reaching > most).to(tl.int32)
         tl.store(place, tl.minimum(floor, INFINITY))
     else:
@@ -62,12 +62,12 @@ def keep_best(
     """
     k = tl.minimum(n, k)
     if PLAIN:
-        low, reaching = pivots.reached_by(key, low, high, k, k)
+        low, reaching = reached_by(key, low, high, k, k)
         chosen = key >= low
         if reaching > k:
             ties = k - tl.sum((key > low).to(tl.int32))
             place = tl.where(key == low, -1 - slot, LOWEST)
-            last, _ = pivots.reached_by(place, -length, tl.full([], -1, tl.int32), ties, ties)
+            last, _ = reached_by(place, -length, tl.full([], -1, tl.int32), ties, ties)
             chosen = (key > low) | (place >= last)
         shown = slot.to(tl.int64)
         if RANKED:
@@ -167,7 +167,7 @@ def _best(each, threads, ranked):
     {dropped}
     apart:
     {paired}
-    {appended(flags, shown, out, "shared.add.u32 at, [written]", 1 << 30)}
+    {ptx_of_append(flags, shown, out, "shared.add.u32 at, [written]", 1 << 30)}
     mov.b32 $0, 0;
     }}"""
 

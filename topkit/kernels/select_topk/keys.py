@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# What `_ordered` makes of -inf and inf, and less than any.
+# What `_ordered` makes of -inf and inf, and what is below any.
 MINUS_INFINITY = tl.constexpr(-2139095041)
 INFINITY = tl.constexpr(0x7F800000)
 LOWEST = tl.constexpr(-(2**31))

@@ -19,7 +19,7 @@ def select_topk(scores: Tensor, k: int) -> Tensor:
         raise InputError(f"k must be at least 1; got {k}")
     length = scores.shape[-1]
     k = min(k, length)
-    # One more than asked shows whether the boundary is tied. Among equals torch's pick is luck.
+    # One more than k shows whether the boundary is tied. Among equals torch's choice is arbitrary.
     values, slots = scores.topk(min(k + 1, length), dim=-1)
     if torch.isnan(values[..., :1]).any():
         raise InputError("scores hold NaN; check the queries and keys that made them")

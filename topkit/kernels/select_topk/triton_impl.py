@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.pdl import EARLY, after_others, beside_others
+from topkit.kernels.pdl import PDL, launch_then_wait, wait_then_launch
 from topkit.kernels.select_topk import order
 from topkit.kernels.select_topk.bisect_topk import middle
 from topkit.kernels.select_topk.histogram_topk import keep_best, store_floor
@@ -85,13 +85,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Work:
-    """What the steps hand on: state [R, STATE] int32; found [R, capacity] int64, the candidates.
+    """What the steps hand on: state [R, STATE] int32; candidates [R, capacity] int64.
 
     A candidate is its score, in the lower half, and its slot.
     """
 
     state: Tensor
-    found: Tensor
+    candidates: Tensor
 
     @classmethod
     def of(cls, rows: int, plan: Plan, device: torch.device) -> Work:
@@ -118,9 +118,9 @@ def select_topk(
         if not plan.direct:
             threshold(scores, stop, plan, work, spread=True)
             _filter[(rows, triton.cdiv(length, FILTERED))](
-                scores, scores.stride(0), stop, length, work.state, work.found,
+                scores, scores.stride(0), stop, length, work.state, work.candidates,
                 plan.capacity, FILTERED, FILTERED // (32 * FILTER_WARPS),
-                num_warps=FILTER_WARPS, launch_pdl=EARLY.value,
+                num_warps=FILTER_WARPS, launch_pdl=PDL.value,
             )  # fmt: skip
         return finish(scores, stop, plan, work, ranked)
 
@@ -134,7 +134,7 @@ def threshold(sampled: Tensor, stop: Tensor | None, plan: Plan, work: Work, spre
     _threshold[(work.state.shape[0],)](
         sampled, sampled.stride(0), stop, plan.length, plan.k * plan.sample / plan.length, MARGIN,
         work.state, plan.sample, plan.capacity, spread, 32 * warps,
-        num_warps=warps, launch_pdl=EARLY.value,
+        num_warps=warps, launch_pdl=PDL.value,
     )  # fmt: skip
 
 
@@ -149,9 +149,9 @@ def finish(
     slots = torch.empty(rows, plan.k, dtype=torch.int64, device=scores.device)
     warps = 16 if rows <= FEW and plan.capacity >= 1 << 13 else _warps(plan.capacity)
     _finish[(rows,)](
-        scores, scores.stride(0), stop, plan.length, plan.k, work.state, work.found, slots,
+        scores, scores.stride(0), stop, plan.length, plan.k, work.state, work.candidates, slots,
         ranked, plan.capacity, plan.direct, SEARCHED, 32 * warps,
-        num_warps=warps, maxnreg=MOST_REGISTERS, launch_pdl=EARLY.value,
+        num_warps=warps, maxnreg=MOST_REGISTERS, launch_pdl=PDL.value,
     )  # fmt: skip
     return slots, work.state[:, NAN.value]
 
@@ -187,9 +187,9 @@ def _threshold(
     SAMPLE: tl.constexpr, CAPACITY: tl.constexpr, SPREAD: tl.constexpr, THREADS: tl.constexpr,
 ):  # fmt: skip
     if SPREAD:
-        after_others()
+        wait_then_launch()
     else:  # a filter behind it reads codes and queries, which were there before the sample
-        beside_others()
+        launch_then_wait()
     row = tl.program_id(0)
     end = _end(stop, length, row)
     place = tl.arange(0, SAMPLE)
@@ -212,12 +212,12 @@ def _threshold(
 
 
 @triton.jit
-def collect(x, slot, floor, row, state, found, CAPACITY: tl.constexpr, EACH: tl.constexpr):
+def collect(x, slot, floor, row, state, candidates, CAPACITY: tl.constexpr, EACH: tl.constexpr):
     """Append what reaches the row's floor to its candidates, and NaN with it; EACH as `append`'s."""
     hit = (x >= floor) | (x != x)
     candidate = (slot.to(tl.int64) << 32) | x.to(tl.uint32, bitcast=True).to(tl.int64)
-    found += row.to(tl.int64) * CAPACITY
-    append(hit, candidate, found, state + row.to(tl.int64) * STATE + COUNT, CAPACITY, EACH)
+    candidates += row.to(tl.int64) * CAPACITY
+    append(hit, candidate, candidates, state + row.to(tl.int64) * STATE + COUNT, CAPACITY, EACH)
 
 
 @triton.jit
@@ -228,19 +228,19 @@ def floor_of(state, row):
 
 @triton.jit
 def _filter(
-    scores, row_stride, stop, length, state, found,
+    scores, row_stride, stop, length, state, candidates,
     CAPACITY: tl.constexpr, BLOCK: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
     # Neighbours in the grid work on different rows: one row's counter is added to one by one.
     row = tl.program_id(0)
     end = _end(stop, length, row)
     slot = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    # Read while the threshold is still being sought, and so (as the row's end is) past the first-level
+    # Read before the threshold is known, and so (as the row's end is) past the first-level
     # cache, which may hold what was there before.
     at = scores + row.to(tl.int64) * row_stride + slot
     x = tl.load(at, mask=slot < end, other=float("-inf"), cache_modifier=".cg")
-    after_others()
-    collect(x, slot, floor_of(state, row), row, state, found, CAPACITY, EACH)
+    wait_then_launch()
+    collect(x, slot, floor_of(state, row), row, state, candidates, CAPACITY, EACH)
 
 
 @triton.jit
@@ -252,11 +252,11 @@ def settled(state, k, CAPACITY: tl.constexpr):
 
 @triton.jit
 def _finish(
-    scores, row_stride, stop, length, k, state, found, out,
+    scores, row_stride, stop, length, k, state, candidates, out,
     RANKED: tl.constexpr, CAPACITY: tl.constexpr, DIRECT: tl.constexpr, BLOCK: tl.constexpr,
     THREADS: tl.constexpr,
 ):  # fmt: skip
-    after_others()
+    wait_then_launch()
     row = tl.program_id(0)
     scores += row.to(tl.int64) * row_stride
     out += row.to(tl.int64) * k
@@ -270,14 +270,16 @@ def _finish(
         written = _pick(slot, key, low, n, k, length, out, state, RANKED, THREADS)
     else:
         floor, n = tl.load(state), tl.load(state + COUNT)
-        found += row.to(tl.int64) * CAPACITY
-        half = tl.load(found + tl.arange(0, CAPACITY // 2))  # before it is known how many there are
+        candidates += row.to(tl.int64) * CAPACITY
+        half = tl.load(
+            candidates + tl.arange(0, CAPACITY // 2)
+        )  # before it is known how many there are
         if not settled(state, k, CAPACITY):
             written = _search(scores, end, k, floor, n, out, RANKED, BLOCK)
         elif n <= CAPACITY // 2:  # as most often: half the work
             written = _among(half, floor, n, k, length, out, state, RANKED, CAPACITY // 2, THREADS)
         else:
-            all = tl.load(found + tl.arange(0, CAPACITY))
+            all = tl.load(candidates + tl.arange(0, CAPACITY))
             written = _among(all, floor, n, k, length, out, state, RANKED, CAPACITY, THREADS)
     tl.store(state + NAN, (written < 0).to(tl.int32))
     for left in range(tl.maximum(written, 0), k, BLOCK):
@@ -310,7 +312,7 @@ def _pick(slot, key, low, n, k, length, out, state, RANKED: tl.constexpr, THREAD
 
 @triton.jit
 def _shown(slot, key, RANKED: tl.constexpr):
-    """What is written of a slot that was chosen: with its rank above it, where that is asked for."""
+    """What is written of a slot that was chosen: with its rank above it, where that is wanted."""
     shown = slot.to(tl.int64)
     if RANKED:
         shown |= (~key).to(tl.int64) << 32
