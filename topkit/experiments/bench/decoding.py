@@ -13,10 +13,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
-from topkit.experiments.decode.cache import follow
-from topkit.experiments.decode.cuda_graph import Graphed
+from topkit.experiments.decode.cache import CacheOwner, index_over
+from topkit.experiments.decode.cuda_graph import CapturedDecoding
 from topkit.experiments.decode.driver import Driver
 from topkit.experiments.decode.reader import Reader
+from topkit.experiments.model.attention import AttentionCall
 from topkit.indexers.base import Cache, Index, Selection
 
 
@@ -33,6 +34,16 @@ class Layer:
     values: Tensor
     index: Index
     inputs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Place(nn.Module):
+    """The attention module of a layer, of which only its number is read."""
+
+    is_causal = True
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.layer_idx = number
 
 
 class Decoding(nn.Module):
@@ -56,33 +67,27 @@ class Decoding(nn.Module):
         self.ids = torch.zeros(
             len(layers[0].keys), 1, dtype=torch.int64, device=layers[0].keys.device
         )
-        self.graphed: Graphed | None = None
-        self.cache = DynamicCache()
-        self.layers: list[Any] = [self._followed(n, layer) for n, layer in enumerate(layers)]
+        self.places = [Place(number) for number in range(len(layers))]
+        self.owner, self.cache = CacheOwner(), DynamicCache()
+        self.layers: list[Any] = [self._indexed(n, layer) for n, layer in enumerate(layers)]
         self.cache.layers = self.layers
-        self.graphed = Graphed(self, [*range(len(layers))], self, self.forward, reader)
+        numbers = [*range(len(layers))]
+        self.captured = CapturedDecoding(self.owner, numbers, self, self.forward, reader)
         with torch.no_grad():
             self._replay()  # the first of a run of steps is left to the model
 
-    @property
-    def at(self) -> Tensor | None:
-        """The slot [1] that a step of fixed shapes is writing; None at any other time."""
-        return None if self.graphed is None else self.graphed.at
-
-    def also(self, layer: Any) -> None:
-        """Copies of the cache are made by nobody."""
-
     def forward(self, **_: Any) -> BaseModelOutput:
         """The outputs [layers, B, 1, Hq, D] of one step at fixed shapes."""
-        assert self.graphed is not None
         outputs: list[Tensor] = []
         for _turn in range(self.turns):
             outputs = []
             for number, layer in enumerate(self.layers):
                 queries, new_key, new_value, inputs = self.tokens[number]
                 keys, values = layer.update(new_key, new_value)
-                output = self.graphed.attend(number, queries, keys, values, self.scaling, inputs)
-                outputs.append(output)
+                call = AttentionCall(
+                    self.places[number], queries, keys, values, None, self.scaling, None, {}, {}
+                )
+                outputs.append(self.captured.attend(call, inputs))
         return BaseModelOutput(last_hidden_state=torch.stack(outputs))  # type: ignore[arg-type]
 
     @torch.no_grad()
@@ -100,27 +105,26 @@ class Decoding(nn.Module):
     def select(self, number: int) -> Selection:
         """What the index of a layer chooses among the keys that its cache shows, outside of a graph."""
         queries, _, _, inputs = self.tokens[number]
-        index = self.layers[number].followed.index
+        index = self.layers[number].layer_index.index
         return index.select(queries, self._k(number), self._driver(number).step(inputs))
 
     def _replay(self) -> Any:
-        assert self.graphed is not None
-        told = {"input_ids": self.ids, "position_ids": self.ids, "past_key_values": self.cache}
+        step = {"input_ids": self.ids, "position_ids": self.ids, "past_key_values": self.cache}
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="steps of ")
-            return self.graphed.step(told, 0)
+            return self.captured.step(step, 0)
 
-    def _followed(self, number: int, layer: Layer) -> DynamicLayer:
+    def _indexed(self, number: int, layer: Layer) -> DynamicLayer:
         """A cache layer, its index beside it, with the newest token appended: both then have room."""
         own = DynamicLayer()
         own.update(layer.keys[:, :, :1], layer.values[:, :, :1])
         own.keys, own.values = layer.keys[:, :, :-1], layer.values[:, :, :-1]
-        followed = follow(own, self)
-        followed.index = layer.index
+        over = index_over(own, self.owner)
+        over.index = layer.index
         _, new_key, new_value, inputs = self.tokens[number]
         whole = Cache(*own.update(new_key, new_value))
         self._driver(number).append(layer.index, whole, inputs)
-        followed.valid = layer.keys.shape[2]
+        over.valid = layer.keys.shape[2]
         return own
 
     def _k(self, number: int) -> int:
