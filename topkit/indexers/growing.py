@@ -6,14 +6,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Room behind the slots: a share of their number, the whole rounded up to a multiple of ROUND.
+# Room behind the slots: a share of their number, the whole rounded up to a multiple.
 SHARE, ROUND = 1 / 8, 32
 
 
 class Growing:
     """Appends in place, so that a step costs what it adds, and not what is there already."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: float = SHARE, multiple: int = ROUND) -> None:
+        self._share, self._multiple = share, multiple
         self._buffer: Tensor | None = None
         # The last view that `until` gave, known to be the buffer's beginning.
         self._shown: Tensor | None = None
@@ -34,7 +35,7 @@ class Growing:
         dtype = torch.promote_types(old.dtype, like.dtype) if old.dtype != like.dtype else old.dtype
         buffer = self._buffer
         if buffer is None or stop > buffer.shape[2] or not _begins_with(buffer, old, dtype):
-            room = -(-(stop + int(stop * SHARE)) // ROUND) * ROUND
+            room = -(-(stop + int(stop * self._share)) // self._multiple) * self._multiple
             buffer = old.new_empty(*old.shape[:2], room, *old.shape[3:], dtype=dtype)
             buffer[:, :, :length] = old
             self._buffer, self._shown = buffer, None

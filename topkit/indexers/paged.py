@@ -66,10 +66,10 @@ class Paged(Indexer):
 
 @dataclass
 class PagedIndex(Index):
-    """A summary of every page, in buffers of its own that have room for more.
+    """A summary of every page, in buffers of its own.
 
-    Only pages that new keys fall into are written. An index that shares its buffers, forked, moves to
-    new ones.
+    Only pages that new keys fall into are written. An index that shares its buffers, forked, or begins
+    a page moves to new ones.
     """
 
     recipe: Paged
@@ -83,7 +83,7 @@ class PagedIndex(Index):
 
     @property
     def nbytes(self) -> int:
-        """The room that pages keep behind them counts."""
+        """A page behind the last, for what padded rows do not reach, counts."""
         return sum(pages.untyped_storage().nbytes() for pages in self.pages.values())
 
     def append(self, keys: Tensor, step: Step) -> None:
@@ -154,29 +154,35 @@ class PagedIndex(Index):
         if count == 0:
             return
         after = math.ceil((self.slots + count) / size)
-        # Where a row stands in its page is known to the device alone: one page more may be reached.
-        reached = min((count + size - 2) // size + 1, after)
+        reached = after - self.slots // size
+        if step.start is not None:
+            # Where a row stands in its page is known to the device alone: it may reach one page more.
+            reached = min((count + size - 2) // size + 1, after)
         start = step.starts(keys.device)[:, None]
         first = (self.slots - start).div(size, rounding_mode="floor").clamp_min(closed)
         page = first + torch.arange(reached, device=keys.device)
         begin = page * size + start - self.slots
         new = _summarised(self.recipe, *_by_page(keys.detach(), begin, size))
-        self.pages = self._joined(new, page, begin >= 0, after) if self.pages else new
+        if self.pages:
+            # What a padded row does not reach is written behind the last page.
+            room = after + (step.start is not None)
+            new = self._joined(new, page.clamp_max(after), begin >= 0, room)
+        self.pages = {name: pages[:, :, :after] for name, pages in new.items()}
         self.slots += count
 
-    def _joined(self, new: Pages, page: Tensor, fresh: Tensor, after: int) -> Pages:
-        """All `after` summaries, with those of new keys joined to their pages, or alone in fresh ones."""
+    def _joined(self, new: Pages, page: Tensor, fresh: Tensor, room: int) -> Pages:
+        """`room` summaries, with those of new keys joined to their pages, or alone in fresh ones."""
         grown: Pages = {}
         for name, pages in self.pages.items():
-            growing = self.growing.setdefault(name, Growing())
-            # One more, behind the last: what is reached there by no row is written there.
-            grown[name] = growing.extended(pages, pages, after + 1 - pages.shape[2])
-        place, fresh = page.clamp_max(after)[:, None, :, None], fresh[:, None, :, None]
-        at = {name: place.expand_as(pages) for name, pages in new.items()}
+            # A page begins once in page_size keys: to move then costs little, and no room is kept.
+            growing = self.growing.setdefault(name, Growing(share=0, multiple=1))
+            grown[name] = growing.extended(pages, pages, room - pages.shape[2])
+        page, fresh = page[:, None, :, None], fresh[:, None, :, None]
+        at = {name: page.expand_as(pages) for name, pages in new.items()}
         old = {name: pages.gather(2, at[name]) for name, pages in grown.items()}
         for name, pages in self.recipe.join(old, new).items():
             grown[name].scatter_(2, at[name], new[name].where(fresh, pages))
-        return {name: pages[:, :, :after] for name, pages in grown.items()}
+        return grown
 
 
 def _summarised(recipe: Paged, keys: Tensor, real: Tensor) -> Pages:
