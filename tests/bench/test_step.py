@@ -12,7 +12,7 @@ from topkit.experiments.bench import data, kinds
 from topkit.experiments.bench.decoding import Decoding
 from topkit.experiments.bench.scale import Scale
 from topkit.experiments.bench.session import Session
-from topkit.experiments.decode.cache import Followed
+from topkit.experiments.decode.cache import LayerIndex
 from topkit.experiments.decode.reader import Call
 from topkit.kernels.gather_attention import gather_attention
 
@@ -76,15 +76,15 @@ def by_attach(
             torch.cat([x[rows], *[x[rows, :, -1:]] * (new - 1)], 2)
             for x in (cache.keys, cache.values)
         )
-        followed, output = Followed(decoding), None
-        followed.index = kinds.index_of(at, kind, cache, rows)
+        over, output = LayerIndex(decoding.owner), None
+        over.index = kinds.index_of(at, kind, cache, rows)
         if kind.projected:
-            followed.index.recipe = decoding.reader.indexer  # type: ignore[attr-defined]
+            over.index.recipe = decoding.reader.indexer  # type: ignore[attr-defined]
         for length in range(LENGTH, LENGTH + new):
             there = (keys[:, :, :length], values[:, :, :length])
             call = Call(number, queries, *there, cache.scaling, None, inputs)
-            decoding.reader.take(followed, call, 0)
-            output = decoding.reader.read(followed, call, 0)
+            decoding.reader.take(over, call, 0)
+            output = decoding.reader.read(over, call, 0)
         assert output is not None
         outputs.append(output)
     return outputs
@@ -102,7 +102,7 @@ def test_a_timed_step_is_one_of_attach(
         ours = decoding.step().transpose(2, 3)  # [layers, B, Hq, 1, D]
         theirs = torch.stack(by_attach(decoding, kind, cache, at, steps + 1))
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-        lengths = {layer.followed.index.length for layer in decoding.layers}
+        lengths = {layer.layer_index.index.length for layer in decoding.layers}
         assert lengths == {decoding.cache.get_seq_length()} == {LENGTH + steps}
 
 
@@ -136,8 +136,8 @@ def test_a_captured_step_is_one_of_attach(name: str, batch: int, tmp_path: Path)
         ours = decoding.step().transpose(2, 3)
         theirs = torch.stack(by_attach(decoding, kind, cache, at, steps + 1))
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
-    assert decoding.graphed is not None and decoding.graphed._captured is not None
-    assert decoding.graphed._captured.graph is not None
+    captured = decoding.captured._captured
+    assert captured is not None and captured.graph is not None
 
 
 @pytest.mark.parametrize("name", [name for name, kind in kinds.KINDS.items() if not kind.projected])
