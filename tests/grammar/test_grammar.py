@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -17,7 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import topkit
+from topkit.cli.commands import app
+from topkit.cli.exits import run
 from topkit.errors import InputError
+from topkit.experiments.study.curves import Curve
 from topkit.experiments.tasks import TASKS, Task, make_task, task_name
 from topkit.grammar import Named, flat, full, quoted, short
 from topkit.grammar.values import hints
@@ -406,6 +410,44 @@ def test_yaml_gives_the_texts_as_they_stand() -> None:
     assert yaml.safe_load("[keep(sign(), sink=4)]") == ["keep(sign()", "sink=4)"]
     assert yaml.safe_load("[keep(sign(), sink=4)]") != ["keep(sign(), sink=4)"]
     assert yaml.safe_load("- quantized: dtype=int4") == [{"quantized": "dtype=int4"}]
+
+
+def test_python_yaml_and_flags_take_what_the_plan_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def plan(*words: str) -> dict[str, Any]:
+        common = ["evaluate", "reference", "--length", "512", "--samples", "1", "-k", "8"]
+        assert (
+            run(app, [*common, "--out", str(tmp_path / "out"), "--dry-run", "--json", *words]) == 0
+        )
+        return json.loads(capsys.readouterr().out)[0]
+
+    file = tmp_path / "asked.yaml"
+    file.write_text(
+        "task: [niah-single, niah-multikey:distractors=4]\n"
+        "indexer:\n  - degraded(0.8)\n  - keep:base=quest:page_size=4,sink=2\n"
+    )
+    first = plan("--config", str(file))
+    tasks = first["tasks"]
+    indexers = {cell["indexer"] for cell in first["cells"]} - {"dense"}
+    assert tasks == ["niah-single", "niah-multikey:distractors=4"] and len(indexers) == 2
+    flags = [("--task", task) for task in tasks] + [("--indexer", x) for x in indexers]
+    assert plan(*(word for flag in flags for word in flag)) == first
+    file.write_text(yaml.safe_dump({"task": tasks, "indexer": sorted(indexers)}))
+    assert plan("--config", str(file)) == first
+    assert [task_name(make_task(task)) for task in tasks] == tasks
+
+
+def test_a_long_path_in_a_task_makes_no_long_file_name() -> None:
+    task = task_name(Said(file="/a" * 200))
+    assert curve_of(task).slug != curve_of(task + "b").slug
+    assert max(len(curve_of(task).slug), len(curve_of(task + "b").slug)) <= 121
+
+
+def curve_of(task: str) -> Curve:
+    """A curve of which nothing but the name matters."""
+    none = np.zeros(0)
+    return Curve(task, 512, "question", "score", (), (), none, none, {}, {}, 1.0, {})
 
 
 def test_hints_are_one_word_of_a_shell() -> None:

@@ -30,7 +30,7 @@ class Named:
 
 
 class Verbatim(Named):
-    """A thing whose class is not at hand: its text alone."""
+    """A thing that cannot be made here: its text alone."""
 
     text: str
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from topkit import grammar
@@ -27,16 +27,17 @@ def parse(spec: str | Indexer, registry: Mapping[str, type[Indexer]] | None = No
 
 @dataclass(frozen=True)
 class unknown(Verbatim, Indexer):
-    """An indexer of somebody else's table, whose class cannot be imported here."""
+    """An indexer of a table that cannot be made here: its class or a file of it is elsewhere."""
 
     text: str
+    why: str = field(default="", compare=False)
 
     family: ClassVar[str] = "unknown"
 
 
 def recorded(text: str) -> Indexer:
-    """The indexer that a table names; `unknown`, by the same name, where its class is not at hand."""
+    """The indexer that a table names; `unknown`, by the same name, where it cannot be made here."""
     try:
         return parse(text)
-    except InputError:
-        return unknown(text)
+    except InputError as error:
+        return unknown(text, str(error))

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from topkit.errors import InputError
 from topkit.experiments.runs.cells import DENSE, Cell, in_order
+from topkit.experiments.runs.parts import digest
 from topkit.experiments.study.stats import Array
 from topkit.grammar import short
 from topkit.indexers import exact
@@ -31,7 +32,7 @@ FIDELITY = ("recall", "mass", "output_error", "kept", "bytes_read", "index_bytes
 def kind_of(cell: Cell) -> str:
     """dense, oracle (judges keys by their true scores), control (by nothing), or real.
 
-    An indexer whose class is not at hand counts as real.
+    An indexer that cannot be made here counts as real.
     """
     if cell.indexer is None:
         return DENSE
@@ -86,7 +87,10 @@ class Curve:
     @property
     def slug(self) -> str:
         """The curve's part of a file's name."""
-        return re.sub(r"[^a-z0-9.]+", "-", f"{self.task}-{self.length}-{self.sparse_from}".lower())
+        name = f"{self.task}-{self.length}-{self.sparse_from}"
+        slug = re.sub(r"[^a-z0-9.]+", "-", name.lower())
+        # A task may hold a path, and a file's name at most 255 bytes.
+        return slug if len(slug) <= 120 else f"{slug[:100]}-{digest(name)}"
 
     @property
     def trials(self) -> Array:
@@ -119,10 +123,10 @@ class Curve:
         return None
 
     @property
-    def unknown(self) -> list[str]:
-        """The names of indexers whose classes are not at hand."""
+    def unknown(self) -> list[unknown]:
+        """The indexers that cannot be made here."""
         recipes = dict.fromkeys(cell.indexer for cell in self.cells)
-        return [recipe.text for recipe in recipes if isinstance(recipe, unknown)]
+        return [recipe for recipe in recipes if isinstance(recipe, unknown)]
 
     @property
     def observed(self) -> bool:

@@ -309,9 +309,8 @@ def checks(findings: Findings, study: Mapping[str, Any]) -> list[str]:
     if curve.dropped:
         lines.append(f"{curve.title}: {curve.dropped} haystacks were left out, unfinished.")
     lines += [
-        f"{curve.title}: {name} is of a module that cannot be imported here; it counts as a real "
-        "indexer."
-        for name in curve.unknown
+        f"{curve.title}: {recipe} is shown by its name, and counts as a real indexer: {recipe.why}."
+        for recipe in curve.unknown
     ]
     return lines
 
