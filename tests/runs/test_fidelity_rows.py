@@ -27,6 +27,8 @@ from topkit.fidelity import METRICS
 from topkit.indexers import Indexer, Rest, Selection, Step
 from topkit.indexers.base import Cache, Index
 from topkit.indexers.budget import parse_budget
+from topkit.indexers.exact import true_scores_of
+from topkit.kernels.score import score
 
 SCALING = 0.6
 UNIT = ("kept", "recall", "own_recall", "mass", "mass_ratio", "top1")
@@ -281,7 +283,7 @@ class Fixed(Index):
         pass
 
 
-def three_ways(lists: int, weighted: bool = False):
+def three_ways(lists: int, weighted: bool = False, known: bool = False):
     """The tables of measure, attach and evaluate of one selection of the last queries of a layer."""
     p = problem(3, 2, 2, 1, 3, 23, 6, lists, True, weighted)
     start, stops = torch.zeros(1, dtype=torch.long), p.stop[0]
@@ -305,7 +307,9 @@ def three_ways(lists: int, weighted: bool = False):
             selection.keys_scored,
             torch.as_tensor(selection.bytes_read)[:, span],
         )
-        evaluated(0, p.queries[:, :, span], cache, piece, Choice(span, {6: piece}, stops[span], {}))
+        queries = p.queries[:, :, span]
+        memo = {true_scores_of(23): score(queries, p.keys)} if known else {}
+        evaluated(0, queries, cache, piece, Choice(span, {6: piece}, stops[span], memo))
     real = torch.ones(1, 3, dtype=torch.bool)
     constants = dict(task="t", length=23, haystack=0, sparse_from="question", sample=0)
     each, means = (
@@ -316,9 +320,11 @@ def three_ways(lists: int, weighted: bool = False):
     return {"measure": measured.table, "attach": attached.table(), "evaluate": each, "means": means}
 
 
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize(("lists", "weighted"), [(4, False), (4, True), (2, False), (1, True)])
-def test_one_selection_has_the_same_numbers_wherever_it_is_judged(lists, weighted):
-    tables = three_ways(lists, weighted)
+def test_one_selection_has_the_same_numbers_wherever_it_is_judged(lists, weighted, known):
+    """Also where the recipe has computed the exact scores, which the judge then reads."""
+    tables = three_ways(lists, weighted, known)
     shared = [n for n in TABLES["measure"].names if n not in ("indexer", "budget")]
     order = [(name, "ascending") for name in ("level", "layer", "head", "position")]
     one, *others = (
