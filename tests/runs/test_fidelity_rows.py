@@ -290,7 +290,7 @@ def three_ways(lists: int, weighted: bool = False, known: bool = False):
     selection = p.selection
     recipe, budget = handmade(selection), parse_budget(6)
     capture = Capture.from_tensors(p.queries, p.keys, p.values, scaling=SCALING)
-    measured = topkit.measure(capture, recipe, 6, quiet=True)
+    measured = topkit.measure(capture, recipe, 6, device="cpu", quiet=True)
     attached = Attached(recipe, budget)
     step, cache = Step(layer=0, scaling=SCALING, start=start), Cache(p.keys, p.values)
     every = Choice(slice(0, 3), {6: selection}, stops, {})

@@ -274,7 +274,7 @@ def test_the_loss_is_the_formula():
         ("gpt_oss", EXPERTS, "sinks"),
         ("gemma2", {"attn_logit_softcapping": 5.0}, "softcapped"),
         ("gptj", {"rotary_dim": 4}, "AttentionInterface"),
-        ("deepseek_v32", DSA, "no attention modules with a q_proj"),
+        ("deepseek_v32", DSA, "no attention modules with a q_proj|keys of its own choice"),
     ],
 )
 def test_nothing_is_learnt_from_attention_of_another_kind(kind, changes, reason, tmp_path):

@@ -13,8 +13,9 @@ SHARE, ROUND = 1 / 8, 32
 class Growing:
     """Appends in place, so that a step costs what it adds, and not what is there already."""
 
-    def __init__(self, share: float = SHARE, multiple: int = ROUND) -> None:
-        self._share, self._multiple = share, multiple
+    def __init__(self, share: float | None = None, multiple: int | None = None) -> None:
+        self._share = SHARE if share is None else share
+        self._multiple = ROUND if multiple is None else multiple
         self._buffer: Tensor | None = None
         # The last view that `until` gave, known to be the buffer's beginning.
         self._shown: Tensor | None = None
