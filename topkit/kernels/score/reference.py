@@ -25,7 +25,12 @@ def score(queries: Tensor, keys: Tensor) -> Tensor:
     heads, groups = queries.shape[1], keys.shape[1]
     if groups == 0 or heads % groups:
         raise InputError(f"keys must have a divisor of {heads} heads (query); got {groups}")
-    return _products(queries.float(), keys, torch.Tensor.float)
+    queries = queries.float()
+    if keys.dtype != torch.float32 or len(keys) < len(queries):
+        return _products(queries, keys, torch.Tensor.float)
+    # Nothing is converted, and nothing read twice.
+    by_group = queries.unflatten(1, (groups, -1)).flatten(2, 3)
+    return (by_group @ keys.mT).view(*queries.shape[:3], keys.shape[2])
 
 
 def score_codes(
