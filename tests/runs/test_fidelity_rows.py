@@ -213,6 +213,19 @@ def made_rows(p: Problem):
     return {(r["level"], r["row"], r["head"], r["position"]): r for r in lines}
 
 
+def settled(p: Problem, place) -> bool:
+    """Whether float32 settles which keys of a row are tied.
+
+    Not where products cancel: it then errs by more than the tolerance, a share of the scores. And not
+    where weights are means, which may tie to rounding alone.
+    """
+    level, b, h, i = place
+    seen = p.keys[b, h // (p.queries.shape[1] // p.keys.shape[1])]
+    products = p.queries[b, h, i] * seen[int(p.start[b]) : int(p.stop[0, i])]
+    largest = float(products.abs().sum(-1).max())
+    return level == "head" and float(products.sum(-1).abs().max()) >= 0.3 * largest
+
+
 @settings(max_examples=60, deadline=None)
 @given(problems())
 def test_rows_are_the_formulas_of_the_page(p):
@@ -225,8 +238,7 @@ def test_rows_are_the_formulas_of_the_page(p):
         for name, number in numbers.items():
             if number is None:
                 assert row[name] is None, name
-            elif row["level"] != "head" and name in ("recall", "own_recall", "top1"):
-                # Means of weights may tie to rounding alone, which float32 settles otherwise.
+            elif name in ("recall", "own_recall", "top1") and not settled(p, place):
                 assert 0 <= row[name] <= 1
             else:
                 assert row[name] == pytest.approx(number, rel=1e-4, abs=1e-4), (place, name)
