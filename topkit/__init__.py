@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from topkit.experiments.evaluate.evaluate import evaluate
     from topkit.indexers.spec import parse as indexer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Imported when first asked for, so that `import topkit` is instant.
 __getattr__, __dir__ = lazily(
