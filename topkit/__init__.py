@@ -4,28 +4,56 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from topkit.errors import GateFailed, InputError, Undecided
 from topkit.lazy import lazily
 
 if TYPE_CHECKING:
     from topkit import testing
     from topkit.experiments.capture.capture import Capture
+    from topkit.experiments.capture.from_model import capture_model as capture
     from topkit.experiments.decode.attach import attach
     from topkit.experiments.evaluate.evaluate import evaluate
+    from topkit.experiments.measure.measure import measure
+    from topkit.experiments.model.load import load
+    from topkit.experiments.runs.plan import run
+    from topkit.experiments.study.presets import run_study as study
+    from topkit.experiments.study.report import write_report as report
     from topkit.indexers.spec import parse as indexer
 
 __version__ = "0.2.0"
 
-# Imported when first asked for, so that `import topkit` is instant.
+# Imported at first use, so that `import topkit` is instant.
 __getattr__, __dir__ = lazily(
     __name__,
     {
         "Capture": "topkit.experiments.capture.capture",
         "attach": "topkit.experiments.decode.attach",
+        "capture": "topkit.experiments.capture.from_model:capture_model",
         "evaluate": "topkit.experiments.evaluate.evaluate",
         "indexer": "topkit.indexers.spec:parse",
+        "load": "topkit.experiments.model.load",
         "measure": "topkit.experiments.measure.measure",
+        "report": "topkit.experiments.study.report:write_report",
+        "run": "topkit.experiments.runs.plan",
+        "study": "topkit.experiments.study.presets:run_study",
         "testing": "topkit.testing:",
     },
 )
 
-__all__ = ["Capture", "__version__", "attach", "evaluate", "indexer", "measure", "testing"]
+__all__ = [
+    "Capture",
+    "GateFailed",
+    "InputError",
+    "Undecided",
+    "__version__",
+    "attach",
+    "capture",
+    "evaluate",
+    "indexer",
+    "load",
+    "measure",
+    "report",
+    "run",
+    "study",
+    "testing",
+]

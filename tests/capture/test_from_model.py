@@ -25,6 +25,8 @@ from topkit.experiments.capture.from_model import (
 from topkit.experiments.model.attention import NAME
 from topkit.experiments.model.digests import tokenizer_digest
 from topkit.experiments.model.record import record
+from topkit.experiments.runs.jobs import pool
+from topkit.experiments.runs.plan import run
 from topkit.experiments.tasks import make_task
 
 tiny = functools.partial(tiny_model, vocab_size=97, num_hidden_layers=3, head_dim=8)
@@ -36,10 +38,8 @@ def passages(count: int = 2, length: int = 40, kept: int = 6) -> list[Passage]:
 
 
 def captured(model: Any, out: Any, **options: Any) -> Capture:
-    options = {"origin": {"model": "tiny"}, "quiet": True, **options}
-    capture = capture_passages(model, options.pop("passages", passages()), out=out, **options)
-    assert capture is not None
-    return capture
+    options = {"origin": {"model": "tiny"}, **options}
+    return capture_passages(model, options.pop("passages", passages()), out=out, **options)
 
 
 def attention(x: Any) -> torch.Tensor:
@@ -219,15 +219,15 @@ def test_layers_and_positions_are_chosen(tmp_path):
             captured(model, tmp_path / "wrong", layers=wrong)
 
 
-def test_the_stated_size_is_the_size_written(tmp_path, capsys):
+def test_the_stated_size_is_the_size_written(tmp_path):
     model = tiny("qwen3")
     options: Any = {"origin": {}, "passages": passages(3, 50, 4), "hidden": True}
-    assert capture_passages(model, out=tmp_path / "no", dry_run=True, **options) is None
-    assert not (tmp_path / "no").exists()
-    stated = int(capsys.readouterr().err.split(": ")[1].split()[0])
-    capture = captured(model, tmp_path, **options)
-    assert stated == sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
-    assert stated == sum(entry["bytes"] for entry in capture.manifest["files"])
+    plan = capture_passages.plan(model, out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+    assert (len(plan.jobs), plan.done, plan.rows) == (3, 0, 0)
+    capture = run(plan)
+    assert plan.bytes == sum(path.stat().st_size for path in (tmp_path / "run").glob("*.safetensors"))
+    assert plan.bytes == sum(entry["bytes"] for entry in capture.manifest["files"])
 
 
 def test_the_manifest_tells_where_it_all_is_from(tmp_path):
@@ -267,6 +267,35 @@ def test_a_rerun_goes_on_where_it_was_and_only_there(tmp_path):
     assert (forced.samples, forced.layers) == ([0], [0])
 
 
+def test_a_plan_writes_nothing_and_counts_what_is_there(tmp_path):
+    model = tiny("llama")
+    options: Any = {"origin": {"model": "tiny"}, "out": tmp_path / "run"}
+    captured(model, **options)
+    (tmp_path / "run" / files.file_name(1, 2)).write_bytes(b"short")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    plan = capture_passages.plan(model, passages(3), **options, layers="all")
+    assert ([job.inputs for job in plan.jobs], plan.done) == ([{"sample": 1}, {"sample": 2}], 1)
+    again = capture_passages.plan(model, passages(2), **options, force=True)
+    assert (len(again.jobs), again.done) == (2, 0)
+    with pytest.raises(InputError, match="holds another capture"):
+        capture_passages.plan(tiny("llama", seed=1), passages(2), **options)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    with pytest.raises(InputError, match="share a loaded model"):
+        run(plan, runner=pool(2))
+    assert run(plan).samples == [0, 1, 2]
+
+
+def test_what_another_run_captured_in_the_meantime_is_not_done_again(tmp_path):
+    model = tiny("llama")
+    forwards, events = [], []
+    plan = capture_passages.plan(model, passages(2), origin={"model": "tiny"}, out=tmp_path)
+    captured(model, tmp_path)
+    model.model.register_forward_hook(lambda *_: forwards.append(1))
+    run(plan, progress=events.append)
+    assert not forwards
+    assert [(event.done, event.jobs) for event in events] == [(0, 0)]
+
+
 def test_half_precision_is_kept_and_checked(tmp_path):
     for dtype in (torch.bfloat16, torch.float16):
         model = tiny("llama").to(dtype)
@@ -300,10 +329,9 @@ def byte_tokenizer() -> Any:
 def test_a_text_is_cut_into_passages_that_begin_as_texts_do(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Über allen Gipfeln ist Ruh. " * 20, encoding="utf-8")
-    options: Any = {"length": 64, "tokenizer": byte_tokenizer(), "quiet": True}
+    options: Any = {"length": 64, "tokenizer": byte_tokenizer()}
     model = tiny("llama", vocab_size=257)
     capture = capture_model(model, text=text, samples=3, out=tmp_path / "a", **options)
-    assert capture is not None
     first, second, _ = capture.manifest["samples"]
     raw = text.read_bytes()
     assert first["prompt"] == raw[:63].decode()
@@ -321,10 +349,9 @@ def test_a_text_is_cut_into_passages_that_begin_as_texts_do(tmp_path):
 
 
 def test_of_a_task_the_question_and_the_answer_are_kept(tmp_path):
-    options: Any = {"length": 600, "samples": 2, "tokenizer": byte_tokenizer(), "quiet": True}
+    options: Any = {"length": 600, "samples": 2, "tokenizer": byte_tokenizer()}
     model = tiny("llama", vocab_size=257, max_position_embeddings=1024)
     capture = capture_model(model, task="niah-single", out=tmp_path / "a", layers="0", **options)
-    assert capture is not None
     assert capture.manifest["origin"]["source"] == {"task": "niah-single"}
     for sample in capture.manifest["samples"]:
         ids, at = [int(token) for token in sample["ids"].split()], sample["positions"]

@@ -20,6 +20,7 @@ import topkit
 from tiny import like_reference
 from topkit.errors import InputError
 from topkit.experiments.evaluate import answers
+from topkit.experiments.evaluate.condense import CONDENSED, condensed
 from topkit.experiments.evaluate.evaluate import evaluate
 from topkit.experiments.model.load import load
 from topkit.experiments.runs.folder import claim, commit
@@ -40,10 +41,14 @@ def run(out, indexers=(), k=(), samples=2, tasks=TASK, **options):
     model, tokenizer = reference()
     given = dict(tokenizer=tokenizer) if options.get("jobs", 1) == 1 else {}
     model = model if given else "reference"
-    options = {"out": out, "quiet": True, **given, **options}
-    table = evaluate(model, tasks, LENGTH, samples, indexers, k, **options)
-    assert table is not None
-    return table.to_pylist()
+    options = {"out": out, **given, **options}
+    return evaluate(model, tasks, LENGTH, samples, indexers, k, **options).to_pylist()
+
+
+def planned(out, indexers=(), k=(), samples=1, tasks=TASK, lengths=LENGTH, **options):
+    model, tokenizer = reference()
+    options = {"out": out, "tokenizer": tokenizer, **options}
+    return evaluate.plan(model, tasks, lengths, samples, indexers, k, **options)
 
 
 def of(rows, indexer, **where):
@@ -225,8 +230,9 @@ def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
         for force in (False, True):
             with pytest.raises(InputError, match="another run is writing to"):
                 run(tmp_path, samples=1, force=force)
-        model, tokenizer = reference()
-        evaluate(model, TASK, LENGTH, 1, out=tmp_path, tokenizer=tokenizer, dry_run=True)
+        plan = planned(tmp_path)
+        with pytest.raises(InputError, match="another run is writing to"):
+            topkit.run(plan)
         assert half.exists() and orphan.exists()
     assert run(tmp_path, samples=1)
     assert not half.exists() and not orphan.exists()
@@ -248,7 +254,7 @@ def test_killed_and_resumed_gives_the_same_rows(tmp_path):
     call = (
         "import sys; from topkit.experiments.evaluate.evaluate import evaluate; "
         f"evaluate('reference', {TASK!r}, {LENGTH}, 6, ['sign', 'exact'], [4, 8], "
-        "out=sys.argv[1], quiet=True)"
+        "out=sys.argv[1])"
     )
     call = "from topkit.experiments.tasks.needles import MultiKey; " + call
     for pause in (4, 5):
@@ -341,8 +347,7 @@ def test_weights_of_other_widths_are_refused(tmp_path):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_weights_know_their_model_in_any_dtype(tmp_path, dtype):
     model, tokenizer = load("reference", dtype=dtype)
-    given = {"tokenizer": tokenizer, "dry_run": True, "quiet": True}
-    evaluate(model, TASK, LENGTH, 1, "lightning", 4, out=tmp_path / "run", **given)
+    evaluate.plan(model, TASK, LENGTH, 1, "lightning", 4, out=tmp_path, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("indexer", ["random", "streaming_llm", "exact"])
@@ -351,7 +356,7 @@ def test_nan_in_a_weight_is_named_by_layer_and_head(tmp_path, indexer):
     with torch.no_grad():
         model.model.layers[3].self_attn.v_proj.weight[64 + 5, 7] = torch.nan
     with pytest.raises(InputError, match="layer 3, head 1: values hold NaN or infinity"):
-        evaluate(model, TASK, LENGTH, 1, indexer, 4, out=tmp_path, tokenizer=tokenizer, quiet=True)
+        evaluate(model, TASK, LENGTH, 1, indexer, 4, out=tmp_path, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("name", ["model.norm", "model.layers.7.mlp.down_proj"])
@@ -360,7 +365,7 @@ def test_nan_behind_all_attention_is_found_in_the_logits(tmp_path, name):
     with torch.no_grad():
         model.get_submodule(name).weight.view(-1)[5] = torch.nan
     with pytest.raises(InputError, match="its logits hold NaN"):
-        evaluate(model, TASK, LENGTH, 1, "exact", 4, out=tmp_path, tokenizer=tokenizer, quiet=True)
+        evaluate(model, TASK, LENGTH, 1, "exact", 4, out=tmp_path, tokenizer=tokenizer)
 
 
 def test_rows_of_two_models_never_mix(tmp_path):
@@ -373,11 +378,8 @@ def test_rows_of_two_models_never_mix(tmp_path):
 
 
 def test_what_is_asked_twice_is_done_once(tmp_path):
-    plans = []
-    model, tokenizer = reference()
-    options = {"dry_run": True, "quiet": True, "tokenizer": tokenizer, "on_plan": plans.append}
-    evaluate(model, [TASK, TASK], [LENGTH, LENGTH], 3, out=tmp_path / "run", **options)
-    assert plans[0]["jobs"] == 3
+    plan = planned(tmp_path, samples=3, tasks=[TASK, TASK], lengths=[LENGTH, LENGTH])
+    assert len(plan.jobs) == 3
 
 
 def everything(folder):
@@ -385,27 +387,79 @@ def everything(folder):
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_dry_run_deletes_nothing(tmp_path, force):
+def test_a_plan_deletes_nothing(tmp_path, force):
     """Not even what a run beside it has just begun: fidelity is written before accuracy."""
     run(tmp_path, "sign", k=8, samples=1)
     next((tmp_path / "accuracy").glob("*.parquet")).unlink()
     for half in (".run.json.1.tmp", "accuracy/.x.parquet.1.tmp"):
         (tmp_path / half).touch()
     before = everything(tmp_path)
-    model, tokenizer = reference()
-    options = {"dry_run": True, "force": force, "quiet": True, "tokenizer": tokenizer}
-    assert evaluate(model, TASK, LENGTH, 1, "sign", 8, out=tmp_path, **options) is None
+    planned(tmp_path, "sign", 8, force=force)
     assert everything(tmp_path) == before
     run(tmp_path, "sign", k=8, samples=1)
     assert not list(tmp_path.rglob(".*.tmp"))
 
 
-def test_a_dry_run_with_force_counts_nothing_as_done(tmp_path, capsys):
-    run(tmp_path, samples=1)
+def test_a_plan_counts_what_is_there(tmp_path):
+    out = tmp_path / "run"
+    plan = planned(out, "sign", 8, samples=2)
+    assert not out.exists()
+    assert plan.lines() == ["2 jobs, 0 of them done: 2 haystacks of each task and length, 2 cells"]
+    assert plan.rows == 2 * 2 * 2
+    assert plan.memory > sum(x.numel() * 4 for x in reference()[0].parameters())
+    run(out, "sign", k=8, samples=1)
+    for force, done in ((False, 1), (True, 0)):
+        plan = planned(out, "sign", 8, samples=2, force=force)
+        assert (len(plan.jobs), plan.done) == (2 - done, done)
+        assert plan.lines()[0].startswith(f"2 jobs, {done} of them done")
+    with pytest.raises(InputError, match="holds another run"):
+        planned(out, "sign", 8, seed=1)
+    assert planned(out, "sign", 8, seed=1, force=True).done == 0
+
+
+def test_the_stated_rows_and_bytes_are_those_written(tmp_path):
+    """Rows to the last, bytes within a factor of 2: they depend on what Parquet makes of them."""
+    for observe in (True, "rows"):
+        plan = planned(tmp_path, ["sign", "exact", "quest"], [4, 16], samples=8, observe=observe)
+        table = topkit.run(plan)
+        assert table.num_rows == plan.rows
+        written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+        assert written / 2 < plan.bytes < 2 * written
+        shutil.rmtree(tmp_path)
+
+
+def test_a_run_tells_each_job(tmp_path):
+    events = []
+    topkit.run(planned(tmp_path, samples=2), progress=events.append)
+    assert [(e.verb, e.done, e.jobs) for e in events] == [("evaluating", n, 2) for n in range(3)]
+
+
+def test_the_condensed_tables_stand_for_a_finished_run(tmp_path):
+    run(tmp_path, "sign", k=8)
+    whole = condensed(tmp_path)
+    for table in ("accuracy", "fidelity"):
+        shutil.rmtree(tmp_path / table)
+    assert [a.equals(b) for a, b in zip(condensed(tmp_path), whole, strict=True)] == [True, True]
+
+
+def test_force_takes_the_condensed_tables_with_the_rows(tmp_path):
+    run(tmp_path, "sign", k=8)
+    with claim(tmp_path, {}, ["accuracy", "fidelity", *CONDENSED], force=True):
+        pass
+    with pytest.raises(InputError, match="holds no run|no table"):
+        condensed(tmp_path)
+
+
+def test_arguments_of_0_1_still_work_and_warn_once(tmp_path):
+    plans = []
     model, tokenizer = reference()
-    options = {"dry_run": True, "force": True, "tokenizer": tokenizer}
-    evaluate(model, TASK, LENGTH, 1, out=tmp_path, seed=1, **options)
-    assert "1 jobs, 0 of them done" in capsys.readouterr().err
+    old: dict = {"dry_run": True, "quiet": True, "on_plan": plans.append}
+    with pytest.warns(FutureWarning) as warned:
+        options = {"out": tmp_path / "run", "tokenizer": tokenizer, **old}
+        assert evaluate(model, TASK, LENGTH, 3, "sign", 8, **options) is None
+    assert len(warned) == 1
+    assert (plans[0]["jobs"], plans[0]["haystacks"], plans[0]["lengths"]) == (3, 3, [LENGTH])
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_refused_deletes_nothing_by_force(tmp_path):

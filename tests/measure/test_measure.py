@@ -21,6 +21,7 @@ from topkit.experiments.capture.from_model import capture_model
 from topkit.experiments.decode import driver as decode_driver
 from topkit.experiments.measure.replay import Replay
 from topkit.experiments.measure.summary import interval
+from topkit.experiments.runs.jobs import serial
 from topkit.indexers import Cache, Step, quantized, sign
 from topkit.indexers.scored import ScoredIndex
 from topkit.indexers.spec import parse
@@ -55,7 +56,7 @@ def same_rows(one, other):
 
 
 def test_exact_is_exact_and_random_is_chance():
-    found = topkit.measure(made(samples=4, count=8), ["exact", "random"], k=[9], quiet=True)
+    found = topkit.measure(made(samples=4, count=8), ["exact", "random"], k=[9])
     exact = rows(found, indexer="exact()")
     assert len(exact) == 4 * 4 * 8
     assert all(r["recall"] == 1 and r["score_regret"] == pytest.approx(0, abs=1e-5) for r in exact)
@@ -64,7 +65,7 @@ def test_exact_is_exact_and_random_is_chance():
 
 
 def test_budgets_in_per_cent_and_trivial_rows():
-    found = topkit.measure(made(), "sign", k="10%,200", quiet=True)
+    found = topkit.measure(made(), "sign", k="10%,200")
     assert {r["k"] for r in rows(found, budget="10%")} == {9}
     assert all(r["trivial"] and r["recall"] == 1 for r in rows(found, budget="200"))
     by_budget = {row["budget"]: row for row in found.summary()}
@@ -74,7 +75,7 @@ def test_budgets_in_per_cent_and_trivial_rows():
 
 @pytest.mark.parametrize(("per", "units"), [("group", 2), ("layer", 1)])
 def test_shared_selections_are_judged_per_head_and_once_a_unit(per, units):
-    found = topkit.measure(made(), f"shared(exact(), per={per})", k=12, quiet=True)
+    found = topkit.measure(made(), f"shared(exact(), per={per})", k=12)
     heads, once = rows(found, level="head"), rows(found, level=per)
     assert len(heads) == 2 * 4 * 3
     assert len(once) == 2 * units * 3
@@ -83,7 +84,7 @@ def test_shared_selections_are_judged_per_head_and_once_a_unit(per, units):
 
 
 def test_another_indexer_as_reference():
-    found = topkit.measure(made(), ["quantized", "sign"], k=10, reference="sign", quiet=True)
+    found = topkit.measure(made(), ["quantized", "sign"], k=10, reference="sign")
     other = rows(found, reference="sign()")
     assert all(r["recall"] == 1 for r in other if r["indexer"] == "sign()")
     assert min(r["recall"] for r in other if r["indexer"] != "sign()") < 1
@@ -190,37 +191,37 @@ def test_inputs_that_were_not_captured_are_named_and_nothing_is_left_behind(tmp_
 
     for asked in ({"indexers": Asks()}, {"indexers": "sign", "reference": Asks()}):
         with pytest.raises(InputError, match=r"asks.. needs hidden, rope.*--hidden"):
-            topkit.measure(made(), **asked, k=4, out=tmp_path / "run", quiet=True)
+            topkit.measure(made(), **asked, k=4, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_rerun_computes_what_is_missing_and_no_more(tmp_path):
-    whole = topkit.measure(made(), ["sign", "exact"], k=[5, 9], quiet=True)
-    topkit.measure(made(), "sign", k=5, out=tmp_path, quiet=True)
+    whole = topkit.measure(made(), ["sign", "exact"], k=[5, 9])
+    topkit.measure(made(), "sign", k=5, out=tmp_path)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "fidelity").iterdir()}
-    again = topkit.measure(made(), ["sign", "exact"], k=[5, 9], out=tmp_path, quiet=True)
+    again = topkit.measure(made(), ["sign", "exact"], k=[5, 9], out=tmp_path)
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())
     same_rows(again.table, whole.table)
 
 
 def test_rows_of_two_captures_never_mix(tmp_path):
-    topkit.measure(made(seed=1), "sign", k=5, out=tmp_path, quiet=True)
+    topkit.measure(made(seed=1), "sign", k=5, out=tmp_path)
     with pytest.raises(InputError, match=r"holds another run .capture differ"):
-        topkit.measure(made(seed=2), "sign", k=5, out=tmp_path, quiet=True)
-    topkit.measure(made(seed=2), "sign", k=5, out=tmp_path, quiet=True, force=True)
+        topkit.measure(made(seed=2), "sign", k=5, out=tmp_path)
+    topkit.measure(made(seed=2), "sign", k=5, out=tmp_path, force=True)
 
 
 def test_a_part_that_cannot_be_read_is_named(tmp_path):
-    topkit.measure(made(), "sign", k=5, out=tmp_path, quiet=True)
+    topkit.measure(made(), "sign", k=5, out=tmp_path)
     part = next((tmp_path / "fidelity").glob("*.parquet"))
     part.write_bytes(part.read_bytes()[:40])
     with pytest.raises(InputError, match=part.name):
-        topkit.measure(made(), "sign", k=5, out=tmp_path, quiet=True)
+        topkit.measure(made(), "sign", k=5, out=tmp_path)
 
 
 def test_reduced_rows_are_means_over_positions(tmp_path):
-    full = topkit.measure(made(), "sign", k=7, quiet=True)
-    small = topkit.measure(made(), "sign", k=7, reduce=True, quiet=True)
+    full = topkit.measure(made(), "sign", k=7)
+    small = topkit.measure(made(), "sign", k=7, reduce=True)
     assert small.table.num_rows == 2 * 4
     for row in small.table.to_pylist():
         same = rows(full, sample=row["sample"], head=row["head"])
@@ -233,8 +234,8 @@ def test_reduced_rows_are_means_over_positions(tmp_path):
 
 
 def test_workers_give_the_same_rows():
-    alone = topkit.measure(made(), ["sign", "random"], k=7, quiet=True)
-    shared = topkit.measure(made(), ["sign", "random"], k=7, quiet=True, jobs=2)
+    alone = topkit.measure(made(), ["sign", "random"], k=7)
+    shared = topkit.measure(made(), ["sign", "random"], k=7, jobs=2)
     same_rows(alone.table, shared.table)
 
 
@@ -244,7 +245,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_rows(tmp_path):
     capture.save(tmp_path / "capture")
     call = (
         "import topkit, sys; topkit.measure(sys.argv[1], ['quest', 'sign', 'exact'], k='5,20', "
-        "out=sys.argv[2], quiet=True)"
+        "out=sys.argv[2])"
     )
     command = [sys.executable, "-c", call, str(tmp_path / "capture"), str(tmp_path / "run")]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -254,9 +255,9 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_rows(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     resumed = topkit.measure(
-        tmp_path / "capture", ["quest", "sign", "exact"], k="5,20", out=tmp_path / "run", quiet=True
+        tmp_path / "capture", ["quest", "sign", "exact"], k="5,20", out=tmp_path / "run"
     )
-    whole = topkit.measure(capture, ["quest", "sign", "exact"], k="5,20", quiet=True)
+    whole = topkit.measure(capture, ["quest", "sign", "exact"], k="5,20")
     same_rows(resumed.table, whole.table)
     assert not list((tmp_path / "run" / "fidelity").glob("*.tmp"))
     assert len(list((tmp_path / "run" / "fidelity").glob("*.parquet"))) == 6
@@ -306,7 +307,7 @@ def test_bad_input_is_refused(given, message):
     if "device" in given and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(InputError, match=message):
-        topkit.measure(**({"capture": made(), "indexers": "sign", "k": 4, "quiet": True} | given))
+        topkit.measure(**({"capture": made(), "indexers": "sign", "k": 4} | given))
 
 
 def test_an_undeclared_step_input_stays_hidden():
@@ -314,16 +315,70 @@ def test_an_undeclared_step_input_stays_hidden():
         Step(inputs={"hidden": torch.zeros(1)}).given_to(parse("sign")).hidden  # noqa: B018
 
 
-def test_the_rows_are_counted_before_the_run(tmp_path, capsys):
+def test_the_rows_are_counted_before_the_run(tmp_path):
     """Questions differ in length, and so do the positions captured."""
     capture = capture_model(
-        "reference", task="niah-single", length=512, samples=4, layers="0", out=tmp_path, quiet=True
+        "reference", task="niah-single", length=512, samples=4, layers="0", out=tmp_path
     )
-    assert capture is not None
     counts = {len(one["positions"]) for one in capture.manifest["samples"]}
     assert len(counts) > 1
     for reduce in (False, True):
-        measured = topkit.measure(capture, ["sign", "random"], k=[4, 8], reduce=reduce)
-        said = capsys.readouterr().err
-        heads = measured.table.filter(pc.field("level") == "head").num_rows
-        assert f": {heads:,} rows" in said
+        plan = topkit.measure.plan(capture, ["sign", "random"], k=[4, 8], reduce=reduce)
+        heads = topkit.run(plan).table.filter(pc.field("level") == "head").num_rows
+        assert plan.rows == heads
+        assert plan.lines()[0].startswith(f"4 layers of samples, 4 cells: {heads:,} rows")
+
+
+def test_a_plan_writes_nothing_and_counts_what_is_there(tmp_path):
+    out = tmp_path / "run"
+    plan = topkit.measure.plan(made(), "sign", k=[5, 9], out=out)
+    assert not out.exists()
+    assert (len(plan.jobs), plan.done, plan.rows) == (2, 0, 2 * 2 * 4 * 3)
+    topkit.measure(made(), "sign", k=5, out=out)
+    assert topkit.measure.plan(made(), "sign", k=5, out=out).done == 2
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    more = topkit.measure.plan(made(), "sign", k=[5, 9], out=out)
+    assert (len(more.jobs), more.done) == (2, 0)
+    assert topkit.measure.plan(made(), "sign", k=5, out=out, force=True).done == 0
+    with pytest.raises(InputError, match="holds another run"):
+        topkit.measure.plan(made(seed=1), "sign", k=5, out=out)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_run_tells_each_job_and_does_none_twice(tmp_path):
+    events = []
+    plan = topkit.measure.plan(made(), "sign", k=5, out=tmp_path)
+    measured = topkit.run(plan, progress=events.append)
+    assert [(e.verb, e.done, e.jobs) for e in events] == [("measuring", n, 2) for n in range(3)]
+    events.clear()
+    same_rows(topkit.run(plan, progress=events.append).table, measured.table)
+    assert [(e.done, e.jobs) for e in events] == [(0, 0)]
+
+
+def test_another_runner_gives_the_same_rows(tmp_path):
+    plan = topkit.measure.plan(made(), "sign", k=5)
+    backwards = topkit.run(plan, runner=lambda work, jobs: serial(work, jobs[::-1]))
+    same_rows(backwards.table, topkit.run(plan).table)
+
+
+def test_nothing_is_printed(tmp_path, capfd):
+    topkit.measure(made(), "sign", k=5, out=tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_arguments_of_0_1_still_work_and_warn_once(tmp_path):
+    plans: list = []
+    old: dict = {"quiet": True, "dry_run": True, "on_plan": plans.append}
+    with pytest.warns(FutureWarning) as warned:
+        assert topkit.measure(made(), "sign", k=5, out=tmp_path / "run", **old) is None
+    assert len(warned) == 1
+    assert all(name in str(warned[0].message) for name in old)
+    assert warned[0].filename == __file__
+    assert [(plan["jobs"], plan["done"], plan["rows"]) for plan in plans] == [(2, 0, 24)]
+    assert not (tmp_path / "run").exists()
+    quiet: dict = {"quiet": True}
+    with pytest.warns(FutureWarning, match="quiet: nothing is printed"):
+        assert topkit.measure(made(), "sign", k=5, **quiet).table.num_rows == 24
+    wrong: dict = {"quite": True}
+    with pytest.raises(TypeError, match="quite"):
+        topkit.measure(made(), "sign", k=5, **wrong)

@@ -15,10 +15,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from topkit.errors import GateFailed, InputError, Undecided
+from topkit.experiments.evaluate.condense import condensed
 from topkit.experiments.runs.cells import DENSE, Cell
 from topkit.experiments.runs.parts import write_part
 from topkit.experiments.study import figures
-from topkit.experiments.study.condense import condensed
 from topkit.experiments.study.curves import curves, kind_of
 from topkit.experiments.study.findings import Findings, judged, orders, require_equivalent
 from topkit.experiments.study.report import checks, write_report

@@ -8,6 +8,7 @@ import pytest
 from tiny import folder, like_reference
 from topkit.errors import InputError
 from topkit.experiments.runs.cells import Cell
+from topkit.experiments.runs.plan import run
 from topkit.experiments.study import presets as study
 from topkit.experiments.study.curves import EXACT, kind_of, load
 from topkit.experiments.tasks import make_task
@@ -51,9 +52,8 @@ def small(monkeypatch):
 
 
 def test_a_study_runs_to_its_report_and_resumes(tmp_path, small):
-    report = study.run_study(study.NAME, "small", tmp_path, quiet=True)
+    report = study.run_study(study.NAME, "small", tmp_path)
     assert report == tmp_path / "report.html"
-    assert report is not None
     page = report.read_text()
     assert "does not show" in page
     assert "http" not in page.replace("http://www.w3.org", "")
@@ -63,7 +63,7 @@ def test_a_study_runs_to_its_report_and_resumes(tmp_path, small):
     assert (held["study"], held["preset"], held["model"]) == (study.NAME, "small", "reference")
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("accuracy/*.parquet")}
     assert len(before) == 2
-    study.run_study(study.NAME, "small", tmp_path, quiet=True)
+    study.run_study(study.NAME, "small", tmp_path)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("accuracy/*.parquet")}
 
 
@@ -73,23 +73,45 @@ def llama(tmp_path):
     return folder(tmp_path / "llama", like_reference())
 
 
-def test_cells_that_a_model_cannot_serve_are_left_out(tmp_path, small, llama, capsys):
+def test_cells_that_a_model_cannot_serve_are_left_out(tmp_path, small, llama):
     """The bundled weights of lightning are of the reference model, whatever another's widths are."""
-    report = study.run_study(study.NAME, "small", tmp_path / "run", llama)
-    lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    plan = study.run_study.plan(study.NAME, "small", tmp_path / "run", llama)
+    lines = plan.notes
     assert len(lines) == 1
+    report = run(plan)
     assert lines[0].startswith("lightning(weights=reference, dtype=fp8) is left out: ")
     assert "another model than this LlamaForCausalLM" in lines[0]
     (curve,) = load(tmp_path / "run")
     assert not any("lightning" in cell.name for cell in curve.cells)
     assert any("quest" in cell.name or "faiss" in cell.name for cell in curve.cells)
-    assert report is not None
     assert "topkit train lightning" in report.read_text()
 
 
-def test_a_dry_run_writes_nothing(tmp_path, small):
-    assert study.run_study(study.NAME, "small", tmp_path / "run", dry_run=True) is None
+def test_a_plan_writes_nothing(tmp_path, small):
+    plan = study.run_study.plan(study.NAME, "small", tmp_path / "run")
+    assert (len(plan.jobs), plan.done, len(plan.describe())) == (2, 0, 1)
+    old: dict = {"dry_run": True}
+    with pytest.warns(FutureWarning, match=r"`run_study.plan\(...\)` says what would be done"):
+        assert study.run_study(study.NAME, "small", tmp_path / "run", **old) is None
     assert not (tmp_path / "run").exists()
+
+
+def test_a_study_of_two_parts_is_one_run(tmp_path, small, monkeypatch):
+    """Each part is planned and described apart; jobs that both hold are done once."""
+    preset = study.PRESETS["small"]()
+    (part,) = preset.parts
+    more = replace(part, lengths=(640, 700), haystacks=1)
+    monkeypatch.setitem(study.PRESETS, "two", lambda: replace(preset, parts=(part, more)))
+    plan = study.run_study.plan(study.NAME, "two", tmp_path / "run")
+    assert [(one["jobs"], one["done"]) for one in plan.describe()] == [(2, 0), (2, 1)]
+    with pytest.raises(ZeroDivisionError):
+        run(plan, progress=lambda event: 1 / (2 - event.done))
+    assert json.loads((tmp_path / "run" / study.STUDY).read_text())["preset"] == "two"
+    assert study.run_study.plan(study.NAME, "two", tmp_path / "run").done == 3
+    run(plan)
+    asked = json.loads((tmp_path / "run" / "run.json").read_text())["asked"]
+    assert [(one["lengths"], one["samples"]) for one in asked] == [([640], 2), ([640, 700], 1)]
+    assert [curve.length for curve in load(tmp_path / "run")] == [640, 700]
 
 
 def test_a_later_part_that_is_refused_deletes_nothing_by_force(tmp_path, small, monkeypatch):
@@ -98,7 +120,7 @@ def test_a_later_part_that_is_refused_deletes_nothing_by_force(tmp_path, small, 
     monkeypatch.setitem(study.PRESETS, "two", lambda: replace(preset, parts=(*preset.parts, part)))
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(InputError, match="longer length"):
-        study.run_study(study.NAME, "two", tmp_path, force=True, quiet=True)
+        study.run_study(study.NAME, "two", tmp_path, force=True)
     assert (tmp_path / "run.json").read_text() == "{}"
 
 

@@ -163,7 +163,7 @@ def test_given_index_tensors_in_fp8_overlap_those_in_fp32():
     q, k, *index = [torch.randn(*shape, generator=g) for shape in shapes]
     capture = Capture.from_tensors(q, k, None, index[0], index[1], index[2])
     fp32, fp8 = lightning("given"), lightning("given", dtype="fp8")
-    table = topkit.measure(capture, [fp32, fp8], 10, reference=fp32, quiet=True).table
+    table = topkit.measure(capture, [fp32, fp8], 10, reference=fp32).table
     overlap = {repr(fp32): [], repr(fp8): []}
     for row in table.filter(pc.field("reference") == repr(fp32)).to_pylist():
         overlap[row["indexer"]].append(row["recall"])
@@ -174,7 +174,7 @@ def test_given_index_tensors_in_fp8_overlap_those_in_fp32():
 def test_given_index_tensors_that_are_not_there_are_named():
     capture = Capture.from_tensors(torch.randn(1, 2, 3, 8), torch.randn(1, 2, 30, 8))
     with pytest.raises(InputError, match="needs index_keys, index_queries, index_weights"):
-        topkit.measure(capture, "lightning:weights=given", 5, quiet=True)
+        topkit.measure(capture, "lightning:weights=given", 5)
 
 
 def test_fp8_keys_are_small_and_near(tmp_path):

@@ -147,6 +147,7 @@ class Capture:
         origin = {**self.manifest["origin"], "fingerprint": self.fingerprint}
         files.require_space(folder, sum(entry["bytes"] for entry in self.manifest["files"]))
         writer = files.Writer(folder, origin, self.samples, force=force)
+        writer.begin()
         for record in self.manifest["samples"]:
             if not writer.has(record):
                 loaded = [self.load(record["sample"], layer) for layer in self.layers]

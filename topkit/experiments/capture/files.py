@@ -220,7 +220,8 @@ class Writer:
     """Writes a capture sample by sample; what was finished outlives a crash.
 
     `origin` says what the tensors come from: a folder that holds samples of the same origin is
-    gone on with, a folder of another is refused unless `force` clears it.
+    gone on with, a folder of another is refused unless `force`, which clears it in `begin`. Before
+    `begin` nothing is written.
     """
 
     def __init__(
@@ -233,20 +234,27 @@ class Writer:
     ) -> None:
         self.folder = folder
         self.samples = samples
+        self.force = force
         self.content: dict[str, Any] = {
             **FORMAT,
             "origin": dict(origin),
             "samples": [],
             "files": [],
         }
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write to {folder}: {error.strerror}") from error
-        if force:
-            self._clear()
-        else:
+        if not force:
             self._resume()
+
+    def begin(self) -> None:
+        """Make the folder, and clear it by `force`.
+
+        Raises: InputError when it cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write to {self.folder}: {error.strerror}") from error
+        if self.force:
+            self._clear()
 
     def _clear(self) -> None:
         # The manifests first: a crash in between must leave nothing that vouches for the rest.
@@ -275,15 +283,24 @@ class Writer:
             kept = [entry for entry in self.content[key] if entry["sample"] not in fresh]
             self.content[key] = kept + found[key]
 
+    def lists(self, record: Mapping[str, Any]) -> bool:
+        """Whether the manifests list the sample of this record, and its files have their sizes."""
+        files = self._files(record)
+        sizes = {path.name: path.stat().st_size for path in self.folder.glob("*.safetensors")}
+        whole = all(sizes.get(entry["name"]) == entry["bytes"] for entry in files)
+        return bool(files) and whole and dict(record) in self.content["samples"]
+
     def has(self, record: Mapping[str, Any]) -> bool:
         """Whether the sample of this record is there whole, to the byte."""
-        files = [e for e in self.content["files"] if e["sample"] == record["sample"]]
         try:
-            for entry in files:
+            for entry in self._files(record):
                 verify_file(self.folder, entry)
         except InputError:
             return False
-        return bool(files) and dict(record) in self.content["samples"]
+        return self.lists(record)
+
+    def _files(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [e for e in self.content["files"] if e["sample"] == record["sample"]]
 
     def add(self, record: Mapping[str, Any], layers: Mapping[int, Mapping[str, Tensor]]) -> None:
         """Write one sample: what the manifest says of it, and its tensors by layer.

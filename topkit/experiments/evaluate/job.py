@@ -9,10 +9,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from topkit.experiments.evaluate.accuracy_rows import (
-    SCHEMA,
-    accuracy_rows,
-)
+from topkit.errors import InputError
+from topkit.experiments.evaluate.accuracy_rows import SCHEMA, accuracy_rows
 from topkit.experiments.evaluate.answers import Haystack
 from topkit.experiments.model.load import load_once
 from topkit.experiments.runs.cells import Cell
@@ -22,21 +20,37 @@ from topkit.experiments.runs.parts import write_part
 from topkit.experiments.tasks import Haystack as Text
 from topkit.experiments.tasks import Prompt, Task, task_name
 
+SPARSE_FROM = ("question", "answer")
+# Rows of one forward pass, unless asked otherwise: cells times questions of one haystack.
+ROWS = 128
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all jobs of a run have in common; a worker loads the model from it."""
+    """What all jobs of a run have in common; a worker loads the model from it.
+
+    rows: of one forward pass; threads: of a worker, None where there is one.
+    Raises: InputError for what cannot be meant.
+    """
 
     out: Path
     model: str
-    device: str | None
-    dtype: str | None
-    seed: int
-    sparse_from: str
-    observe: bool | str
-    rows: int
-    text: Path | None
+    device: str | None = None
+    dtype: str | None = None
+    seed: int = 0
+    sparse_from: str = "question"
+    observe: bool | str = True
+    rows: int = ROWS
+    text: Path | None = None
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise InputError(f"batch_size must be at least 1; got {self.rows}")
+        if self.sparse_from not in SPARSE_FROM:
+            raise InputError(f"sparse_from must be question or answer; got {self.sparse_from!r}")
+        if self.observe not in (True, False, "rows"):
+            raise InputError(f"observe must be True, False or 'rows'; got {self.observe!r}")
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import torch
-from rich.console import Console
-from rich.progress import track
 
 import topkit
 from topkit.errors import InputError
@@ -21,12 +18,18 @@ from topkit.experiments.measure.layer import Setting, measure_layer, require_all
 from topkit.experiments.measure.summary import summarise
 from topkit.experiments.runs.cells import Cell, parse_cells
 from topkit.experiments.runs.fidelity_rows import table
-from topkit.experiments.runs.folder import claim, describe, done
-from topkit.experiments.runs.jobs import Job, runner
+from topkit.experiments.runs.folder import claim, describe, done, require_same
+from topkit.experiments.runs.jobs import Job, threads_of
 from topkit.experiments.runs.parts import digest, read_table
+from topkit.experiments.runs.plan import PROCESS, Plan, planned
+from topkit.fidelity.truth import MEMORY
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget
 from topkit.indexers.spec import parse
+
+# Bytes that a row takes in a Parquet part, and in memory.
+ON_DISK, IN_MEMORY = 90, 250
+ORDER = ("indexer", "budget", "sample", "layer", "level", "head")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Measured:
         return summarise(self.table, metrics)
 
 
+@planned
 def measure(
     capture: Capture | str | Path,
     indexers: str | Indexer | Sequence[str | Indexer],
@@ -56,63 +60,140 @@ def measure(
     device: str | None = None,
     jobs: int = 1,
     force: bool = False,
-    dry_run: bool = False,
-    quiet: bool = False,
-    on_plan: Callable[[dict[str, Any]], object] = lambda plan: None,
-) -> Measured | None:
+) -> Plan[Measured]:
     """Judge indexers on captured tensors against exact Top-k, in every layer, head and position.
 
     Each is built on the prefix and appended to as decoding would. k in tokens, or per cent of the
     sample's length. `reference` names another indexer: rows whose recall is the overlap with its
     picks are added. `reduce` keeps one row a head in place of one a head and position. With `out`,
     a Parquet part a sample and layer stands under out/fidelity, and a rerun computes what is missing.
-    `on_plan` is given what is going to be done.
-    Returns: the rows, or None for dry_run.
+    Returns: the rows, as Measured.
     Raises: InputError for bad input, for NaN (layer and head named), for a folder of another run.
     """
     capture = capture if isinstance(capture, Capture) else Capture.open(capture)
     cells = parse_cells(indexers, k, dense=False)
     setting = _setting(out, reference, reduce, seed, device, jobs)
     chosen = _layers(capture, layers)
-    places = [(sample, layer) for sample in capture.samples for layer in chosen]
-    # Before the folder is taken: a run that cannot start leaves nothing behind.
-    require_all(cells, setting, capture.load(*places[0]))
-    identity = {
-        "capture": capture.fingerprint,
-        "seed": seed,
-        "device": torch.device(setting.device).type,
-        "reference": "" if setting.reference is None else repr(setting.reference),
-        "reduce": reduce,
-        "topkit": topkit.__version__,
-    }
-    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-    held = nullcontext()
-    if setting.out is not None:
-        held = claim(setting.out, identity, ["fidelity"], force=force, dry=dry_run)
-    with held:
-        there = set() if setting.out is None or force else set(done(setting.out / "fidelity"))
-        work = []
-        for sample, layer in places:
+    require_all(cells, setting, capture.load(capture.samples[0], chosen[0]))
+    return _plan(Request(capture, tuple(cells), tuple(chosen), setting, force), jobs)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured, all of it, whatever is done already."""
+
+    capture: Capture
+    cells: tuple[Cell, ...]
+    layers: tuple[int, ...]
+    setting: Setting
+    force: bool
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the rows depend on, beside sample, layer and cell."""
+        reference = self.setting.reference
+        return {
+            "capture": self.capture.fingerprint,
+            "seed": self.setting.seed,
+            "device": torch.device(self.setting.device).type,
+            "reference": "" if reference is None else repr(reference),
+            "reduce": self.setting.reduce,
+            "topkit": topkit.__version__,
+        }
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """The samples and layers: a job each."""
+        return [(sample, layer) for sample in self.capture.samples for layer in self.layers]
+
+    @property
+    def described(self) -> list[dict[str, str]]:
+        return [cell.columns for cell in self.cells]
+
+    def left(self, afresh: bool = False) -> tuple[Job, ...]:
+        """Jobs for the cells that no part holds; for all where everything is done afresh."""
+        out, identity = self.setting.out, self.identity
+        there = set() if out is None or afresh else set(done(out / "fidelity"))
+        jobs = []
+        for sample, layer in self.places:
             name = digest({**identity, "sample": sample, "layer": layer})
-            left = tuple(c for c in cells if (name, *c.columns.values()) not in there)
-            if left:
-                work.append(Job({"job": name}, (setting, capture, sample, layer, left, name)))
-        rows = _announce(console, capture, places, cells, work, reduce)
-        plan = {"jobs": len(places), "done": len(places) - len(work), "rows": rows}
-        on_plan({"out": out and str(out), "cells": [c.columns for c in cells], **plan})
-        if dry_run:
-            return None
-        if setting.out is not None:
-            described = {"layers": chosen, "cells": [c.columns for c in cells]}
-            describe(setting.out, identity, capture=capture.manifest.get("origin", {}), **described)
-        results = runner(jobs)(measure_layer, work)
-        tables = [
-            t for t in track(results, "measuring", len(work), console=console, disable=quiet) if t
+            cells = tuple(c for c in self.cells if (name, *c.columns.values()) not in there)
+            if cells:
+                job = (self.setting, self.capture, sample, layer, cells, name)
+                jobs.append(Job({"job": name}, job))
+        return tuple(jobs)
+
+    def rows(self) -> int:
+        """Rows at the level of heads."""
+        heads = self.capture.load(*self.places[0]).queries.shape[1]
+        positions = {s["sample"]: len(s["positions"]) for s in self.capture.manifest["samples"]}
+        rows = sum(1 if self.setting.reduce else positions[sample] for sample, _ in self.places)
+        return rows * len(self.cells) * heads
+
+    def memory(self, workers: int, rows: int) -> int:
+        """workers x (PROCESS + twice the largest layer's tensors + twice MEMORY), and rows kept here.
+
+        A layer's tensors stand beside an index of them, exact rows are streamed in chunks of MEMORY,
+        and rows that go into no folder stay in this process.
+        """
+        files = self.capture.manifest["files"]
+        largest = max(file["bytes"] for file in files if file["layer"] in self.layers)
+        kept = rows * IN_MEMORY if self.setting.out is None else 0
+        return workers * (PROCESS + 2 * largest + 2 * MEMORY) + kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasurePlan(Plan[Measured]):
+    """A measurement: a job a sample and layer. Bytes: ON_DISK a row; memory: see Request."""
+
+    request: Request
+    verb: ClassVar[str] = "measuring"
+    work: ClassVar[Any] = staticmethod(measure_layer)
+
+    def describe(self) -> list[dict[str, Any]]:
+        out = self.request.setting.out
+        return [{"out": out and str(out), "cells": self.request.described, **self.numbers}]
+
+    def lines(self) -> list[str]:
+        jobs = len(self.jobs) + self.done
+        return [
+            f"{jobs} layers of samples, {len(self.request.cells)} cells: {self.rows:,} rows at the "
+            f"level of heads; {self.done} of {jobs} jobs done"
         ]
-        if setting.out is not None:
-            tables = [read_table(setting.out / "fidelity")]
-    order = [(n, "ascending") for n in ("indexer", "budget", "sample", "layer", "level", "head")]
-    return Measured(table("reduced" if reduce else "measure", tables).sort_by(order))
+
+    @contextmanager
+    def opened(self) -> Iterator[Sequence[Job]]:
+        request, out = self.request, self.request.setting.out
+        if out is None:
+            yield self.jobs
+            return
+        identity = request.identity
+        with claim(out, identity, ["fidelity"], force=request.force):
+            origin = request.capture.manifest.get("origin", {})
+            layers, cells = list(request.layers), request.described
+            describe(out, identity, capture=origin, layers=layers, cells=cells)
+            yield request.left()
+
+    def result(self, results: Sequence[pa.Table | None]) -> Measured:
+        out = self.request.setting.out
+        tables = [t for t in results if t] if out is None else [read_table(out / "fidelity")]
+        rows = table("reduced" if self.request.setting.reduce else "measure", tables)
+        return Measured(rows.sort_by([(name, "ascending") for name in ORDER]))
+
+
+def _plan(request: Request, workers: int) -> MeasurePlan:
+    if request.setting.out is not None and not request.force:
+        require_same(request.setting.out, request.identity)
+    jobs, rows = request.left(request.force), request.rows()
+    return MeasurePlan(
+        jobs=jobs,
+        done=len(request.places) - len(jobs),
+        rows=rows,
+        bytes=0 if request.setting.out is None else rows * ON_DISK,
+        memory=request.memory(workers, rows),
+        workers=workers,
+        request=request,
+    )
 
 
 def _setting(
@@ -127,14 +208,13 @@ def _setting(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {device} was asked for, and torch finds no GPU; use --device cpu")
-    runner(jobs)  # refuses a number of workers that makes no sense
     return Setting(
         seed,
         device,
         None if reference is None else parse(reference),
         reduce,
         None if out is None else Path(out),
-        None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs),
+        threads_of(jobs),
     )
 
 
@@ -143,17 +223,3 @@ def _layers(capture: Capture, layers: Sequence[int] | None) -> list[int]:
     if absent:
         raise InputError(f"the capture has no layer {absent}; it has {capture.layers}")
     return sorted(set(layers)) if layers else capture.layers
-
-
-def _announce(
-    console: Console, capture: Capture, places: list, cells: list[Cell], work: list, reduce: bool
-) -> int:
-    """Say what is to be done; gives the rows that there will be."""
-    heads = capture.load(*places[0]).queries.shape[1]
-    asked = {one["sample"]: len(one["positions"]) for one in capture.manifest["samples"]}
-    rows = sum(1 if reduce else asked[sample] for sample, _ in places) * len(cells) * heads
-    console.print(
-        f"{len(places)} layers of samples, {len(cells)} cells: {rows:,} rows at the level of heads; "
-        f"{len(places) - len(work)} of {len(places)} jobs done"
-    )
-    return rows

@@ -29,26 +29,15 @@ LOCK = ".lock"
 
 @contextmanager
 def claim(
-    out: Path,
-    identity: Mapping[str, Any],
-    tables: Sequence[str],
-    *,
-    force: bool = False,
-    dry: bool = False,
+    out: Path, identity: Mapping[str, Any], tables: Sequence[str], *, force: bool = False
 ) -> Iterator[None]:
-    """Hold a folder that is empty or holds a run of the same identity; `force` empties it.
+    """Keep a folder, empty or of a run of the same identity, to this process; `force` empties it.
 
-    Until the end nobody else writes there; the run's own workers ask for nothing. What a killed run was
-    writing goes. `dry` only looks.
+    The run's own workers may write there. What a killed run was writing goes.
     Raises: InputError when it holds another run, or another process writes there: rows of two must not
     mix.
     """
-    if dry:
-        if not force:
-            _require_same(out, identity)
-        yield
-        return
-    with _locked(out):
+    with locked(out):
         halves = [half for name in tables for half in (out / name).glob(".*.tmp")]
         for half in [*halves, *(half for name in FILES for half in out.glob(f".{name}.*.tmp"))]:
             half.unlink(missing_ok=True)
@@ -56,17 +45,24 @@ def claim(
             parts = (part for name in tables for part in (out / name).glob("*.parquet"))
             for old in [*(out / name for name in FILES), *parts]:
                 old.unlink(missing_ok=True)
-        _require_same(out, identity)
+        require_same(out, identity)
         yield
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """The kernel lets go of the lock however this process ends; the file stays, and means nothing."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / LOCK, "a") as held:
+def locked(out: Path) -> Iterator[None]:
+    """Keep a folder to this process, and make it where there is none.
+
+    The kernel lets go of the lock however this process ends; the file stays, and means nothing.
+    Raises: InputError when another process has the lock, or the folder cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}") from error
+    with open(out / LOCK, "a") as lock:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
                 f"another run is writing to {out}; wait for its end, or use another folder"
@@ -74,16 +70,17 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _require_same(out: Path, identity: Mapping[str, Any]) -> None:
+def require_same(out: Path, identity: Mapping[str, Any]) -> None:
+    """Raises: InputError when the folder holds a run of another identity, or one that cannot be read."""
     path = out / "run.json"
     if not path.exists():
         return
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        held, _ = dict(run["identity"]), list(run["asked"])
+        there, _ = dict(run["identity"]), list(run["asked"])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"cannot read {path}; use another folder, or --force") from None
-    apart = [name for name in {**held, **identity} if held.get(name) != identity.get(name)]
+    apart = [name for name in {**there, **identity} if there.get(name) != identity.get(name)]
     if apart:
         raise InputError(
             f"{out} holds another run ({', '.join(apart)} differ); use another folder, or --force"

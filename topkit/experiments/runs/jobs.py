@@ -67,7 +67,18 @@ def _leave_with_parent() -> None:
 
 
 def runner(workers: int) -> Runner:
-    """The runner for `--jobs N`."""
+    """The runner for `--jobs N`.
+
+    Raises: InputError for a number of workers below 1.
+    """
     if workers < 1:
         raise InputError(f"jobs must be at least 1; got {workers}")
     return serial if workers == 1 else pool(workers)
+
+
+def threads_of(workers: int) -> int | None:
+    """The torch threads of each of some workers, None for torch's own number where there is one.
+
+    Raises: InputError for a number of workers below 1.
+    """
+    return None if runner(workers) is serial else max(1, (os.cpu_count() or 1) // workers)

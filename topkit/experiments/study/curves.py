@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from topkit.errors import InputError
+from topkit.experiments.evaluate.condense import condensed
 from topkit.experiments.runs.cells import DENSE, Cell, in_order
 from topkit.experiments.runs.parts import digest
 from topkit.experiments.study.stats import Array
@@ -142,7 +143,7 @@ class Curve:
 
 
 def curves(haystacks: pa.Table, heads: pa.Table) -> list[Curve]:
-    """The curves of two condensed tables (see topkit.experiments.study.condense)."""
+    """The curves of two condensed tables (see topkit.experiments.evaluate.condense)."""
     rows, by_head = _split(haystacks), _split(heads)
     return [_curve(key, rows[key], by_head.get(key, [])) for key in sorted(rows)]
 
@@ -227,10 +228,9 @@ def _grid(recalls: dict[tuple[int, int], float]) -> Array:
 
 
 def load(run: Path) -> list[Curve]:
-    """The curves of a run, condensed first where its rows are there.
+    """The curves of a run, from its rows or, where those are gone, from its condensed tables.
 
-    Raises: InputError when the folder holds neither rows nor condensed tables.
+    Nothing is written.
+    Raises: InputError when the folder holds neither.
     """
-    from topkit.experiments.study.condense import condensed
-
     return curves(*condensed(run))

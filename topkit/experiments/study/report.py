@@ -14,11 +14,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from topkit.errors import InputError
+from topkit.experiments.evaluate.condense import keep_condensed
 from topkit.experiments.runs.cells import DENSE
 from topkit.experiments.runs.parts import write_whole
-from topkit.experiments.study import curves as reading
 from topkit.experiments.study import figures
 from topkit.experiments.study.curves import EXACT, kind_of, name_of
+from topkit.experiments.study.curves import curves as curves_of
 from topkit.experiments.study.findings import MARGIN, Findings, said
 
 STUDY = "study.json"
@@ -80,10 +81,11 @@ _NOT_SHOWN = (
 def write_report(run: str | Path, margin: float = MARGIN) -> Path:
     """Write RUN/report.html and RUN/figures/*.png, *.svg; gives the path of the report.
 
+    The condensed tables of a run's rows are written as well, under RUN/curve.
     Raises: InputError when the run holds no rows.
     """
     run = Path(run)
-    found = [Findings(curve, margin) for curve in reading.load(run)]
+    found = [Findings(curve, margin) for curve in curves_of(*keep_condensed(run))]
     study = _study(run / STUDY)
     page = _PAGE.format(
         title="How good must an indexer be before the model notices?",

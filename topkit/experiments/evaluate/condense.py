@@ -14,6 +14,8 @@ from topkit.errors import InputError
 from topkit.experiments.runs.fidelity_rows import TABLES
 from topkit.experiments.runs.parts import read_table, write_part
 
+# The folders of the two tables.
+CONDENSED = ("curve/haystacks", "curve/heads")
 SETTING = ["task", "length", "sparse_from"]
 CELL = ["indexer", "budget"]
 SCORES = ["exact_match", "score", "token_accuracy", "nll", "kl", "answer_tokens"]
@@ -21,21 +23,27 @@ METRICS = ["recall", "mass", "mass_ratio", "output_error", "kept", "bytes_read",
 
 
 def condensed(run: Path) -> tuple[pa.Table, pa.Table]:
-    """The tables of haystacks and of heads, made from the rows where there are any.
+    """The tables of haystacks and of heads: of the rows where there are any, else as they were kept.
 
+    Nothing is written.
     Raises: InputError when the folder holds neither.
     """
-    run, folder = Path(run), Path(run) / "curve"
-    if (run / "accuracy").is_dir():
-        accuracy = read_table(run / "accuracy")
+    if any((run / "accuracy").glob("*.parquet")):
         fidelity = _judged(_observed(run / "fidelity"))
-        haystacks, heads = by_haystack(accuracy, fidelity), by_head(fidelity)
-        write_part(folder / "haystacks", "rows", haystacks)
-        write_part(folder / "heads", "rows", heads)
-        return haystacks, heads
-    if not folder.is_dir():
-        raise InputError(f"{run} holds no run: expected {run / 'accuracy'} or {folder}")
-    return read_table(folder / "haystacks"), read_table(folder / "heads")
+        return by_haystack(read_table(run / "accuracy"), fidelity), by_head(fidelity)
+    haystacks, heads = (run / name for name in CONDENSED)
+    if not haystacks.is_dir():
+        raise InputError(f"{run} holds no run: expected {run / 'accuracy'} or {haystacks.parent}")
+    return read_table(haystacks), read_table(heads)
+
+
+def keep_condensed(run: Path) -> tuple[pa.Table, pa.Table]:
+    """The same tables; those of rows are written under RUN/curve."""
+    tables = condensed(run)
+    if any((run / "accuracy").glob("*.parquet")):
+        for name, table in zip(CONDENSED, tables, strict=True):
+            write_part(run / name, "rows", table)
+    return tables
 
 
 def by_haystack(accuracy: pa.Table, fidelity: pa.Table) -> pa.Table:

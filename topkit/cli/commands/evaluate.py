@@ -1,0 +1,78 @@
+"""`topkit evaluate`: accuracy rows of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from topkit.cli import options as o
+from topkit.cli.progress import carry_out
+from topkit.cli.screen import show
+from topkit.cli.values import parse_lengths, parse_name, parse_task
+
+_OBSERVED: dict[str, bool | str] = {"mean": True, "rows": "rows", "no": False}
+
+
+def evaluate(
+    model: o.Model,
+    task: Annotated[list[str], typer.Option("--task", help=o.TASK_HELP + " May be repeated.")],
+    length: Annotated[str, typer.Option("--length", help="Tokens of a prompt: 4k or 4k,8k.")],
+    samples: o.Samples,
+    out: o.Out,
+    indexer: o.MaybeIndexers = None,
+    budgets: o.MaybeBudgets = None,
+    sparse_from: Annotated[
+        str,
+        typer.Option("--sparse-from", metavar="question|answer", help="Where selectors begin."),
+    ] = "question",
+    dense: Annotated[
+        bool, typer.Option("--dense/--no-dense", help="Full attention as well, to compare with.")
+    ] = True,
+    observe: Annotated[
+        str,
+        typer.Option(
+            "--observe",
+            metavar="mean|rows|no",
+            help="Fidelity: its mean over an answer, a row a position, or none.",
+        ),
+    ] = "mean",
+    text: Annotated[Path | None, typer.Option("--text", help="A text to hide needles in.")] = None,
+    seed: o.Seed = 0,
+    device: o.Device = None,
+    dtype: o.DType = None,
+    batch_size: o.BatchSize = None,
+    jobs: o.Jobs = 1,
+    dry_run: o.DryRun = False,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """Ask a model the questions of a task, with keys left out of its attention."""
+    from topkit.experiments.evaluate.evaluate import evaluate as evaluation
+
+    parse_name(observe, list(_OBSERVED), "way to observe")
+    plan = evaluation.plan(
+        model,
+        [parse_task(name) for name in task],
+        parse_lengths(length),
+        samples,
+        indexer or (),
+        budgets or "",
+        out=out,
+        sparse_from=sparse_from,
+        dense=dense,
+        observe=_OBSERVED[observe],
+        text=text,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        jobs=jobs,
+        batch_size=batch_size,
+        force=force,
+    )
+    if carry_out(plan, dry_run, as_json) is not None:
+        from topkit.cli.summary import accuracy
+
+        show(accuracy(out, as_json), as_json)

@@ -1,0 +1,66 @@
+"""`topkit measure`: fidelity rows of a capture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from topkit.cli import options as o
+from topkit.cli.progress import carry_out
+from topkit.cli.screen import show
+from topkit.cli.values import parse_name, parse_numbers
+
+
+def measure(
+    capture: Annotated[
+        Path, typer.Argument(metavar="CAPTURE", help="A capture's folder, or a safetensors file.")
+    ],
+    indexer: o.Indexers,
+    budgets: o.Budgets,
+    out: o.Out,
+    layers: Annotated[str, typer.Option("--layers", help="all, or numbers: 0,3,5.")] = "all",
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", metavar="SPEC", help="Overlap with this indexer's as well."),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="Show the mean of this one too; see `topkit list metrics`."),
+    ] = None,
+    reduce: Annotated[
+        bool, typer.Option("--reduce", help="One row a head, not one a head and position.")
+    ] = False,
+    seed: o.Seed = 0,
+    device: o.Device = None,
+    jobs: o.Jobs = 1,
+    dry_run: o.DryRun = False,
+    force: o.Force = False,
+    as_json: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """Judge indexers on captured tensors, against exact Top-k."""
+    from topkit.experiments.measure.measure import measure as measuring
+    from topkit.fidelity import METRICS
+
+    metrics = [parse_name(name, list(METRICS), "metric") for name in metric or ()]
+    plan = measuring.plan(
+        capture,
+        indexer,
+        budgets,
+        out=out,
+        layers=None if layers == "all" else parse_numbers(layers),
+        reference=reference,
+        reduce=reduce,
+        seed=seed,
+        device=device,
+        jobs=jobs,
+        force=force,
+    )
+    measured = carry_out(plan, dry_run, as_json)
+    if measured is not None:
+        from topkit.cli.summary import fidelity
+
+        rows = measured.summary(metrics)
+        show(rows if as_json else fidelity(rows, metrics), as_json)
