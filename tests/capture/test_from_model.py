@@ -226,7 +226,9 @@ def test_the_stated_size_is_the_size_written(tmp_path):
     assert not (tmp_path / "run").exists()
     assert (len(plan.jobs), plan.done, plan.rows) == (3, 0, 0)
     capture = run(plan)
-    assert plan.bytes == sum(path.stat().st_size for path in (tmp_path / "run").glob("*.safetensors"))
+    assert plan.bytes == sum(
+        path.stat().st_size for path in (tmp_path / "run").glob("*.safetensors")
+    )
     assert plan.bytes == sum(entry["bytes"] for entry in capture.manifest["files"])
 
 

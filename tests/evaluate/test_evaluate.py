@@ -420,7 +420,7 @@ def test_a_plan_counts_what_is_there(tmp_path):
 def test_the_stated_rows_and_bytes_are_those_written(tmp_path):
     """Rows to the last, bytes within a factor of 2: they depend on what Parquet makes of them."""
     for observe in (True, "rows"):
-        plan = planned(tmp_path, ["sign", "exact", "quest"], [4, 16], samples=8, observe=observe)
+        plan = planned(tmp_path, ["sign", "quest"], [4, 16], samples=2, observe=observe)
         table = topkit.run(plan)
         assert table.num_rows == plan.rows
         written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
@@ -446,7 +446,7 @@ def test_force_takes_the_condensed_tables_with_the_rows(tmp_path):
     run(tmp_path, "sign", k=8)
     with claim(tmp_path, {}, ["accuracy", "fidelity", *CONDENSED], force=True):
         pass
-    with pytest.raises(InputError, match="holds no run|no table"):
+    with pytest.raises(InputError, match="no table"):
         condensed(tmp_path)
 
 
@@ -454,8 +454,8 @@ def test_arguments_of_0_1_still_work_and_warn_once(tmp_path):
     plans = []
     model, tokenizer = reference()
     old: dict = {"dry_run": True, "quiet": True, "on_plan": plans.append}
+    options = {"out": tmp_path / "run", "tokenizer": tokenizer, **old}
     with pytest.warns(FutureWarning) as warned:
-        options = {"out": tmp_path / "run", "tokenizer": tokenizer, **old}
         assert evaluate(model, TASK, LENGTH, 3, "sign", 8, **options) is None
     assert len(warned) == 1
     assert (plans[0]["jobs"], plans[0]["haystacks"], plans[0]["lengths"]) == (3, 3, [LENGTH])

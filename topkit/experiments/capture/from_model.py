@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,7 +30,7 @@ from topkit.experiments.model.load import load, require_positions
 from topkit.experiments.model.record import check
 from topkit.experiments.runs.folder import locked
 from topkit.experiments.runs.jobs import Job
-from topkit.experiments.runs.plan import PROCESS, Plan, planned
+from topkit.experiments.runs.plan import WITH_TRANSFORMERS, Plan, planned
 from topkit.experiments.tasks import Task, make_task, task_name
 
 
@@ -126,12 +126,13 @@ def capture_passages(
     request = Request(model, survey, tuple(passages), Path(out), origin, force)
     missing, sizes = request.missing(), request.sizes
     weights = sum(x.numel() * x.element_size() for x in model.parameters())
+    mask = 8 * max(len(passage.ids) for passage in passages) ** 2
     return CapturePlan(
         jobs=tuple(Job({"sample": n}, (request, n)) for n in missing),
         done=len(passages) - len(missing),
         rows=0,
         bytes=sum(sizes),
-        memory=PROCESS + weights + 2 * max(sizes),
+        memory=WITH_TRANSFORMERS + weights + 2 * max(sizes) + mask,
         shares_model=True,
         notes=tuple(f"layer {x['layer']} is left out: {x['reason']}" for x in survey.skipped),
         request=request,
@@ -181,11 +182,11 @@ def capture_sample(request: Request, sample: int, writer: files.Writer, checked:
 class CapturePlan(Plan[Capture]):
     """A capture: a job a sample, and no rows. Bytes are those of the files, to the byte.
 
-    memory = PROCESS + weights + the largest sample's files twice, as attention saw them and as they
-    are written.
+    memory = WITH_TRANSFORMERS + weights + the largest sample's files twice, as attention saw them and as
+    they are written + 8 T^2, the mask of a pass over T tokens and its copy.
     """
 
-    request: Request
+    request: Request = field(repr=False)
     verb: ClassVar[str] = "capturing"
     work: ClassVar[Any] = staticmethod(capture_sample)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -118,10 +118,10 @@ class Share:
 class EvaluatePlan(Plan[pa.Table]):
     """An evaluation: a job a haystack and batch of cells. Rows are of accuracy; estimates: see Size."""
 
-    request: Request
-    shares: tuple[Share, ...]
+    request: Request = field(repr=False)
+    shares: tuple[Share, ...] = field(repr=False)
     # A model of this process and its tokenizer, where the run is given one.
-    loaded: tuple[PreTrainedModel, Any] | None = None
+    loaded: tuple[PreTrainedModel, Any] | None = field(default=None, repr=False)
     verb: ClassVar[str] = "evaluating"
     work: ClassVar[Any] = staticmethod(run_job)
 

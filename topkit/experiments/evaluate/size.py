@@ -9,20 +9,24 @@ from transformers import PreTrainedModel
 
 from topkit.experiments.evaluate.job import Setting
 from topkit.experiments.model.record import Seen
-from topkit.experiments.runs.cells import Cell
-from topkit.experiments.runs.plan import PROCESS
+from topkit.experiments.runs.cells import Cell, chunks
+from topkit.experiments.runs.parts import PART
+from topkit.experiments.runs.plan import WITH_TRANSFORMERS
 from topkit.experiments.tasks import Prompt
 
 # Bytes on disk: of a question in a cell, with its line of predictions; of a row of fidelity.
-ANSWER, JUDGED = 500, 90
+ANSWER, JUDGED = 430, 42
 
 
 @dataclass(frozen=True)
 class Size:
-    """rows: of accuracy; bytes: ANSWER a row, and JUDGED a row of fidelity; memory: of one worker.
+    """What a part of an evaluation comes to; memory is that of one worker.
 
-    memory = PROCESS + weights + the prefix's keys and values once for itself and once a question asked
-    together + keys once more for each recipe (its index) + logits of all answers, twice in float32.
+    rows: of accuracy. bytes: ANSWER a row, JUDGED a row of fidelity, and PART a file. memory, with T the
+    length and q the questions that are asked together: WITH_TRANSFORMERS + weights + the prefix's keys
+    and values, once for itself and q times with room behind them + a quarter of the keys, as int8 codes
+    take, as often for each cell + 8 T^2, the prefill's mask and its copy + the logits of all answers,
+    twice in float32.
     """
 
     rows: int
@@ -42,28 +46,32 @@ def size_of(
 
     seen: what attention sees in a short pass of the model, by layer.
     """
-    rows = judged = memory = 0
     sparse = [cell for cell in cells if cell.indexer is not None]
     heads = sum(one.queries.shape[1] for one in seen.values())
+    rows = judged = memory = 0
     for prompt in prompts:
         questions = len(prompt.questions)
-        tokens = max(len(question.answer_ids) for question in prompt.questions)
         rows += haystacks * questions * len(cells)
         if setting.observe:
-            each = tokens if setting.observe == "rows" else 1
+            each = _answer(prompt) if setting.observe == "rows" else 1
             judged += haystacks * questions * len(sparse) * heads * each
         together = min(questions, max(1, setting.rows // len(cells)))
-        recipes = len({cell.indexer for cell in sparse})
-        keys, values = _bytes_per_token(seen)
-        prefix = prompt.length * ((keys + values) * (1 + together) + keys * recipes)
         vocabulary = model.config.get_text_config().vocab_size
-        memory = max(memory, prefix + 8 * len(cells) * together * tokens * vocabulary)
+        logits = 8 * len(cells) * together * _answer(prompt) * vocabulary
+        memory = max(memory, _prefix(prompt.length, seen, together, len(sparse)) + logits)
+    jobs = len(prompts) * haystacks * len(chunks(cells, setting.rows))
+    size = rows * ANSWER + judged * JUDGED + jobs * PART * (2 if judged else 1)
     weights = sum(x.numel() * x.element_size() for x in model.parameters())
-    return Size(rows, rows * ANSWER + judged * JUDGED, PROCESS + weights + memory)
+    return Size(rows, size, WITH_TRANSFORMERS + weights + memory)
 
 
-def _bytes_per_token(seen: Mapping[int, Seen]) -> tuple[int, int]:
-    """Of keys and of values, over all layers."""
+def _answer(prompt: Prompt) -> int:
+    """Tokens of the longest answer."""
+    return max(len(question.answer_ids) for question in prompt.questions)
+
+
+def _prefix(length: int, seen: Mapping[int, Seen], together: int, cells: int) -> int:
+    """Bytes of a prefix of that length while it is asked: keys, values, indices, and its mask."""
     keys = sum(one.keys[:, :, 0].numel() * one.keys.element_size() for one in seen.values())
     values = sum(one.values[:, :, 0].numel() * one.values.element_size() for one in seen.values())
-    return keys, values
+    return length * (1 + together) * (keys + values + cells * keys // 4) + 8 * length**2

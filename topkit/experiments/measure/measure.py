@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,15 +20,15 @@ from topkit.experiments.runs.cells import Cell, parse_cells
 from topkit.experiments.runs.fidelity_rows import table
 from topkit.experiments.runs.folder import claim, describe, done, require_same
 from topkit.experiments.runs.jobs import Job, threads_of
-from topkit.experiments.runs.parts import digest, read_table
+from topkit.experiments.runs.parts import PART, digest, read_table
 from topkit.experiments.runs.plan import PROCESS, Plan, planned
 from topkit.fidelity.truth import MEMORY
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget
 from topkit.indexers.spec import parse
 
-# Bytes that a row takes in a Parquet part, and in memory.
-ON_DISK, IN_MEMORY = 90, 250
+# Bytes of a row in a part, and in memory.
+ON_DISK, IN_MEMORY = 22, 250
 ORDER = ("indexer", "budget", "sample", "layer", "level", "head")
 
 
@@ -131,22 +131,25 @@ class Request:
         return rows * len(self.cells) * heads
 
     def memory(self, workers: int, rows: int) -> int:
-        """workers x (PROCESS + twice the largest layer's tensors + twice MEMORY), and rows kept here.
+        """workers x (PROCESS + 1.5 tensors + a chunk of exact rows) + rows that go into no folder.
 
-        A layer's tensors stand beside an index of them, exact rows are streamed in chunks of MEMORY,
-        and rows that go into no folder stay in this process.
+        tensors: those of the largest layer, beside which stands an index of its keys; the chunk is at
+        most MEMORY.
         """
         files = self.capture.manifest["files"]
-        largest = max(file["bytes"] for file in files if file["layer"] in self.layers)
+        tensors = max(file["bytes"] for file in files if file["layer"] in self.layers)
         kept = rows * IN_MEMORY if self.setting.out is None else 0
-        return workers * (PROCESS + 2 * largest + 2 * MEMORY) + kept
+        return workers * (PROCESS + 3 * tensors // 2 + min(MEMORY, 2 * tensors)) + kept
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasurePlan(Plan[Measured]):
-    """A measurement: a job a sample and layer. Bytes: ON_DISK a row; memory: see Request."""
+    """A measurement: a job a sample and layer. Rows are those at the level of heads.
 
-    request: Request
+    bytes: PART a job and ON_DISK a row; memory: see Request.
+    """
+
+    request: Request = field(repr=False)
     verb: ClassVar[str] = "measuring"
     work: ClassVar[Any] = staticmethod(measure_layer)
 
@@ -189,7 +192,7 @@ def _plan(request: Request, workers: int) -> MeasurePlan:
         jobs=jobs,
         done=len(request.places) - len(jobs),
         rows=rows,
-        bytes=0 if request.setting.out is None else rows * ON_DISK,
+        bytes=0 if request.setting.out is None else len(request.places) * PART + rows * ON_DISK,
         memory=request.memory(workers, rows),
         workers=workers,
         request=request,

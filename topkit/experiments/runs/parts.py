@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from topkit.errors import InputError
 
 Rows = Sequence[Mapping[str, Any]]
+# Bytes that a part takes beside its rows: names and statistics of about thirty columns.
+PART = 8 << 10
 
 
 def digest(inputs: Any) -> str:

@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from inspect import Signature, signature
 from typing import Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, cast
@@ -15,8 +15,9 @@ from topkit.errors import InputError
 from topkit.experiments.runs.jobs import Job, Runner, serial
 from topkit.experiments.runs.jobs import runner as runner_of
 
-# Bytes of a process that has imported what a run needs, before it loads anything.
-PROCESS = 600 << 20
+# Bytes of a process that has imported what a run needs, before it loads anything: without
+# transformers, and with it.
+PROCESS, WITH_TRANSFORMERS = 350 << 20, 500 << 20
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
@@ -44,7 +45,7 @@ class Plan(ABC, Generic[R]):
     of this process, and cannot leave it. notes: what is left out, and why, a line each.
     """
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[Job, ...] = field(repr=False)
     done: int
     rows: int
     bytes: int

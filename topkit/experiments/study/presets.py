@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -199,9 +199,9 @@ def run_study(
 class StudyPlan(Plan[Path]):
     """An evaluation of a preset's parts, and then the report. Estimates: the evaluation's."""
 
-    evaluation: EvaluatePlan
+    evaluation: EvaluatePlan = field(repr=False)
     # What study.json says.
-    about: dict[str, Any]
+    about: dict[str, Any] = field(repr=False)
     verb: ClassVar[str] = EvaluatePlan.verb
     work: ClassVar[Any] = staticmethod(EvaluatePlan.work)
 
