@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import subprocess
@@ -63,10 +64,27 @@ def test_the_indexers_of_the_guide_keep_the_contract(
         check_indexer(spec)
 
 
-def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+def test_python_of_the_pages_runs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    for code in code_blocks("README.md", "python"):
-        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    for code in code_blocks(page, "python"):
+        exec(compile(code, page, "exec"), {"__name__": "page"})
+
+
+def test_the_page_of_names_lists_what_there_is() -> None:
+    """Each name stands first in a row of its tables, and nothing else is public."""
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = re.findall(r"^\| `topkit\.(\w+)", page, re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert set(listed) == set(topkit.__all__)
+    for name in listed:
+        assert getattr(topkit, name) is not None
+    for called, words in re.findall(r"`topkit\.(\w+)\(([^)]*)\)", page):
+        known = inspect.signature(getattr(topkit, called)).parameters
+        for word in words.split(", "):
+            assert word == "..." or word.rstrip("=") in known, f"{called} has no {word}"
 
 
 def commands_shown() -> list[list[str]]:
