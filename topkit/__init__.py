@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from topkit.experiments.runs.plan import run
     from topkit.experiments.study.presets import run_study as study
     from topkit.experiments.study.report import write_report as report
+    from topkit.experiments.tasks import make_task as task
     from topkit.indexers.spec import parse as indexer
 
 __version__ = "0.2.0"
@@ -36,6 +37,7 @@ __getattr__, __dir__ = lazily(
         "report": "topkit.experiments.study.report:write_report",
         "run": "topkit.experiments.runs.plan",
         "study": "topkit.experiments.study.presets:run_study",
+        "task": "topkit.experiments.tasks:make_task",
         "testing": "topkit.testing:",
     },
 )
@@ -55,5 +57,6 @@ __all__ = [
     "report",
     "run",
     "study",
+    "task",
     "testing",
 ]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import typer
 from safetensors.torch import save_file
 
@@ -19,6 +20,7 @@ from topkit.cli.commands import app
 from topkit.cli.exits import exit_code, run
 from topkit.cli.values import parse_length, parse_lengths, parse_task
 from topkit.errors import GateFailed, InputError, Undecided
+from topkit.experiments.model.load import REFERENCE
 from topkit.experiments.runs.parts import read_table
 from topkit.indexers import INDEXERS, Combinator
 
@@ -344,6 +346,44 @@ def test_a_dry_run_says_in_json_what_would_be_done(
     assert [cell["budget"] for cell in plans["evaluate"]["cells"]] == ["", "4", "10%"]
     assert plans["study"]["jobs"] == 24
     assert not out.exists()
+
+
+def test_a_plan_goes_to_stderr_and_a_bar_follows_it(
+    call: Call, tensors: Path, tmp_path: Path
+) -> None:
+    words = ("measure", tensors, "--indexer", "sign", "-k", 4, "--out", tmp_path / "run")
+    code, out, err = call(*words, "--dry-run")
+    said = "2 layers of samples, 1 cells: 24 rows at the level of heads; 0 of 2 jobs done\n"
+    assert (code, out, err) == (0, "", said)
+    code, _, err = call(*words, "--json")
+    assert (code, err.startswith(said)) == (0, True)
+    assert err.removeprefix(said).split()[0] == "measuring"
+    assert "100%" in err
+    code, _, err = call(*words, "--json")
+    assert (code, err) == (0, said.replace("0 of 2", "2 of 2"))
+
+
+def test_layers_that_are_left_out_are_named(call: Call, tmp_path: Path) -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    config = transformers.AutoConfig.for_model(
+        "gemma3_text",
+        vocab_size=4096,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=8,
+        layer_types=kinds,
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gemma")
+    transformers.AutoTokenizer.from_pretrained(REFERENCE).save_pretrained(tmp_path / "gemma")
+    words = ("capture", tmp_path / "gemma", "--task", "niah-single", "--samples", 1)
+    code, out, err = call(*words, "--length", 512, "--out", tmp_path / "run", "--dry-run", "--json")
+    (plan,) = json.loads(out)
+    assert (code, plan["layers"], plan["skipped"][0]["layer"]) == (0, [1], 0)
+    assert "layer 0 is left out: it sees a sliding window of 8 keys, not all\n" in err
 
 
 def test_measure_from_a_config_file_and_dry(call: Call, tensors: Path, tmp_path: Path) -> None:

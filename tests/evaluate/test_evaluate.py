@@ -45,10 +45,10 @@ def run(out, indexers=(), k=(), samples=2, tasks=TASK, **options):
     return evaluate(model, tasks, LENGTH, samples, indexers, k, **options).to_pylist()
 
 
-def planned(out, indexers=(), k=(), samples=1, tasks=TASK, lengths=LENGTH, **options):
+def planned(out, indexers=(), k=(), samples=1, **options):
     model, tokenizer = reference()
-    options = {"out": out, "tokenizer": tokenizer, **options}
-    return evaluate.plan(model, tasks, lengths, samples, indexers, k, **options)
+    options = {"tasks": TASK, "lengths": LENGTH, "tokenizer": tokenizer, **options}
+    return evaluate.plan(model, samples=samples, indexers=indexers, k=k, out=out, **options)
 
 
 def of(rows, indexer, **where):

@@ -157,8 +157,7 @@ def test_measure_and_its_rerun(site: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "capture", tmp_path / "out"
     topkit.Capture.from_tensors(*tensors).save(folder)
     specs = ["leading:dims=4", f"keep({SELECTORS}:twice(leading, note='a, b'), sink=2)"]
-    first = topkit.measure(folder, specs, 8, out=out, jobs=2, quiet=True)
-    assert first is not None
+    first = topkit.measure(folder, specs, 8, out=out, jobs=2)
     names = sorted(set(first.table["indexer"].to_pylist()))
     assert names == sorted(map(repr, map(parse, specs)))
     parts = sorted((out / "fidelity").iterdir())
@@ -191,7 +190,7 @@ def test_evaluate_its_rerun_and_its_report(run: Path) -> None:
     assert set(table["task"].to_pylist()) == {TASK}
     assert set(table["indexer"].to_pylist()) == {"dense", "sign()", INDEXER}
     parts = sorted((run / "accuracy").iterdir())
-    again = topkit.evaluate(*("reference", TASK, 256, 2, [INDEXER, "sign"], 8), out=run, quiet=True)
+    again = topkit.evaluate(*("reference", TASK, 256, 2, [INDEXER, "sign"], 8), out=run)
     assert again is not None and again.num_rows == table.num_rows
     assert sorted((run / "accuracy").iterdir()) == parts
     path = command("report", run, "--require", "leading:dims=4", "-k", 8, "--margin", 1)
@@ -213,9 +212,7 @@ def test_an_object_of_a_function_is_evaluated_and_reported(tmp_path: Path) -> No
         pass
 
     assert issubclass(local, Scored)
-    table = topkit.evaluate(
-        "reference", "niah-single", 256, 1, [local(), "sign"], 8, out=tmp_path, quiet=True
-    )
+    table = topkit.evaluate("reference", "niah-single", 256, 1, [local(), "sign"], 8, out=tmp_path)
     assert table is not None
     name = next(x for x in set(table["indexer"].to_pylist()) if "<locals>" in x)
     page = write_report(tmp_path).read_text()

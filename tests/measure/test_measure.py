@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -189,7 +190,11 @@ def test_inputs_that_were_not_captured_are_named_and_nothing_is_left_behind(tmp_
         def __repr__(self):
             return "asks()"
 
-    for asked in ({"indexers": Asks()}, {"indexers": "sign", "reference": Asks()}):
+    options: list[dict[str, Any]] = [
+        {"indexers": Asks()},
+        {"indexers": "sign", "reference": Asks()},
+    ]
+    for asked in options:
         with pytest.raises(InputError, match=r"asks.. needs hidden, rope.*--hidden"):
             topkit.measure(made(), **asked, k=4, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import runpy
+import shutil
 from itertools import combinations
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from topkit.experiments.evaluate.condense import condensed
 from topkit.experiments.runs.cells import DENSE, Cell
 from topkit.experiments.runs.parts import write_part
 from topkit.experiments.study import figures
-from topkit.experiments.study.curves import curves, kind_of
+from topkit.experiments.study.curves import curves, kind_of, load
 from topkit.experiments.study.findings import Findings, judged, orders, require_equivalent
 from topkit.experiments.study.report import checks, write_report
 from topkit.experiments.study.stats import Interval
@@ -436,6 +437,42 @@ def test_rows_are_condensed_as_by_hand(tmp_path):
     }
     again = condensed(tmp_path)
     assert again[0].equals(haystacks)
+
+
+def rows(run):
+    """A run's rows: two haystacks of one question, in full attention and by one indexer."""
+    setting = {"task": "t", "length": 64, "sparse_from": "question", "question": 0}
+    cell = {"indexer": "sign()", "budget": "4", "k": 4}
+    scores = {"exact_match": 1.0, "score": 1.0, "token_accuracy": 1.0, "nll": 0.5, "kl": 0.0}
+    words = {"wording": "code", "family": "trained", "answer_tokens": 3}
+    dense = {"indexer": DENSE, "budget": "", "k": None}
+    accuracy = [
+        {**setting, **one, **scores, **words, "haystack": n}
+        for one in (dense, cell)
+        for n in (0, 1)
+    ]
+    judged = {"layer": 0, "head": 0, "level": "head", "trivial": False, "recall": 0.5, "mass": 0.5}
+    more = {"output_error": 0.1, "kept": 4.0, "bytes_read": 64.0, "index_bytes": 64.0}
+    fidelity = [{**setting, **cell, **judged, **more, "haystack": n} for n in (0, 1)]
+    write_part(run / "accuracy", "rows", pa.Table.from_pylist(accuracy))
+    write_part(run / "fidelity", "rows", pa.Table.from_pylist(fidelity))
+    return run
+
+
+def test_reading_a_run_writes_nothing_and_its_report_keeps_the_condensed_tables(tmp_path):
+    run = rows(tmp_path)
+    before = sorted(run.rglob("*"))
+    (curve,) = load(run)
+    assert sorted(run.rglob("*")) == before
+    page = write_report(run).read_text()
+    for folder in ("accuracy", "fidelity"):
+        shutil.rmtree(run / folder)
+    (kept,) = load(run)
+    assert (kept.cells, kept.haystacks) == (curve.cells, curve.haystacks)
+    assert np.array_equal(kept.fidelity["recall"], curve.fidelity["recall"], equal_nan=True)
+    stamps = {path: path.stat().st_mtime_ns for path in run.glob("curve/*/*")}
+    assert write_report(run).read_text() == page
+    assert {path: path.stat().st_mtime_ns for path in run.glob("curve/*/*")} == stamps
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -55,4 +55,5 @@ def bar() -> Iterator[Progress]:
     try:
         yield draw
     finally:
-        bars.stop()
+        if bars.tasks:
+            bars.stop()

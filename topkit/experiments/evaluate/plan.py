@@ -75,7 +75,7 @@ class Request:
         What was under way when a run died is not there.
         """
         accuracy = self.setting.out / "accuracy"
-        there = set() if afresh else set(folder.done(accuracy))
+        there: set[tuple[str, ...]] = set() if afresh else set(folder.done(accuracy))
         jobs: list[list[Job]] = []
         for part in self.parts:
             jobs.append([])

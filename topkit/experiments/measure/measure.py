@@ -113,7 +113,9 @@ class Request:
     def left(self, afresh: bool = False) -> tuple[Job, ...]:
         """Jobs for the cells that no part holds; for all where everything is done afresh."""
         out, identity = self.setting.out, self.identity
-        there = set() if out is None or afresh else set(done(out / "fidelity"))
+        there: set[tuple[str, ...]] = set()
+        if out is not None and not afresh:
+            there = set(done(out / "fidelity"))
         jobs = []
         for sample, layer in self.places:
             name = digest({**identity, "sample": sample, "layer": layer})
