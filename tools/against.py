@@ -84,7 +84,9 @@ def measuring(scale: Scale, recipe: str) -> Callable[[], float]:
     import topkit
 
     capture = topkit.Capture.from_tensors(*drawn(scale))
-    silent = {"quiet": True} if "quiet" in inspect.signature(topkit.measure).parameters else {}
+    silent: dict[str, Any] = (
+        {"quiet": True} if "quiet" in inspect.signature(topkit.measure).parameters else {}
+    )
     return partial(seconds, lambda: topkit.measure(capture, recipe, list(scale.budgets), **silent))
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from topkit.experiments.measure.measure import measure
     from topkit.experiments.model.load import load
     from topkit.experiments.runs.plan import run
-    from topkit.experiments.study.presets import run_study as study
     from topkit.experiments.study.report import write_report as report
+    from topkit.experiments.study.study import run_study as study
     from topkit.experiments.tasks import make_task as task
     from topkit.indexers.spec import parse as indexer
 
@@ -36,7 +36,7 @@ __getattr__, __dir__ = lazily(
         "measure": "topkit.experiments.measure.measure",
         "report": "topkit.experiments.study.report:write_report",
         "run": "topkit.experiments.runs.plan",
-        "study": "topkit.experiments.study.presets:run_study",
+        "study": "topkit.experiments.study.study:run_study",
         "task": "topkit.experiments.tasks:make_task",
         "testing": "topkit.testing:",
     },

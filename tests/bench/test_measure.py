@@ -22,7 +22,7 @@ def tensors() -> measure.Tensors:
 @pytest.mark.parametrize("recipe", measure.BY_HAND)
 def test_the_script_gives_the_columns_of_measure(recipe: str, tensors: measure.Tensors) -> None:
     capture = topkit.Capture.from_tensors(tensors.queries, tensors.keys, tensors.values)
-    measured = topkit.measure(capture, recipe, list(KS), quiet=True)
+    measured = topkit.measure(capture, recipe, list(KS))
     assert measured is not None
     three = (tensors.queries, tensors.keys, tensors.values)
     columns = by_hand.measured(*three, measure.BY_HAND[recipe], KS)

@@ -15,13 +15,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from tiny import DSA, EXPERTS
 from tiny import tiny as tiny_model
 from topkit.errors import InputError
+from topkit.experiments.capture import files
 from topkit.experiments.capture.capture import Capture
-from topkit.experiments.capture.from_model import (
-    Passage,
-    capture_model,
-    capture_passages,
-    files,
-)
+from topkit.experiments.capture.from_model import capture_model, capture_passages
+from topkit.experiments.capture.prompts import Passage
 from topkit.experiments.model.attention import NAME
 from topkit.experiments.model.digests import tokenizer_digest
 from topkit.experiments.model.record import record

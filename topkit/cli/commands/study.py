@@ -35,7 +35,7 @@ def study(
     config: o.Config = None,
 ) -> None:
     """Run a study to its report: which indexers, at which budgets, on which tasks."""
-    from topkit.experiments.study.presets import run_study
+    from topkit.experiments.study.study import run_study
 
     plan = run_study.plan(
         name,

@@ -48,20 +48,9 @@ def train(
     config: o.Config = None,
 ) -> None:
     """Train the bundled model, or a lightning indexer for one, anew."""
+    device = device or "cuda"
     if name == "lightning":
-        from topkit.experiments.train.lightning import train_for
-
-        small = {"steps": 2, "rows": 1, "length": 256, "workers": 1} if tiny else {"steps": steps}
-        path = train_for(
-            model,
-            corpus,
-            out,
-            device=device or "cuda",
-            seed=seed,
-            report=typer.echo,
-            **{"workers": jobs, **small},
-        )
-        typer.echo(path)
+        typer.echo(_lightning(model, corpus, out, steps, tiny, seed, device, jobs))
         return
     from topkit.experiments.train.train import Recipe, train_reference
 
@@ -71,7 +60,7 @@ def train(
         out,
         recipe=replace(Recipe.tiny() if tiny else recipe, seed=seed or recipe.seed),
         start_from=start_from,
-        device=device or "cuda",
+        device=device,
         workers=jobs,
         stop_after=stop_after,
         report=typer.echo,
@@ -79,3 +68,21 @@ def train(
     typer.echo(
         f"{out / 'model'} holds the model" if done else f"stopped; {out} can be gone on with"
     )
+
+
+def _lightning(
+    model: str,
+    corpus: Path,
+    out: Path,
+    steps: int,
+    tiny: bool,
+    seed: int,
+    device: str,
+    jobs: int,
+) -> Path:
+    from topkit.experiments.train.lightning import train_for
+
+    size = {"steps": 2, "rows": 1, "length": 256, "workers": 1}
+    if not tiny:
+        size = {"steps": steps, "workers": jobs}
+    return train_for(model, corpus, out, device=device, seed=seed, report=typer.echo, **size)

@@ -81,7 +81,7 @@ def _measured(
     """A call of `measure` a recipe, with the index built anew and every query at once."""
     capture = Capture.from_tensors(tensors.queries, tensors.keys, tensors.values)
     return {
-        recipe: lambda recipe=recipe: topkit.measure(capture, recipe, list(budgets), quiet=True)
+        recipe: lambda recipe=recipe: topkit.measure(capture, recipe, list(budgets))
         for recipe in recipes
     }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from topkit.experiments.evaluate.job import Setting
-from topkit.experiments.model.record import Seen
+from topkit.experiments.model.record import LayerRecord
 from topkit.experiments.runs.cells import Cell, chunks
 from topkit.experiments.runs.parts import PART
 from topkit.experiments.runs.plan import WITH_TRANSFORMERS
@@ -36,7 +36,7 @@ class Size:
 
 def size_of(
     model: PreTrainedModel,
-    seen: Mapping[int, Seen],
+    records: Mapping[int, LayerRecord],
     prompts: Sequence[Prompt],
     haystacks: int,
     cells: Sequence[Cell],
@@ -44,10 +44,10 @@ def size_of(
 ) -> Size:
     """The size of a part whose first prompts of each task and length are `prompts`.
 
-    seen: what attention sees in a short pass of the model, by layer.
+    records: of the model's layers, from a short pass.
     """
     sparse = [cell for cell in cells if cell.indexer is not None]
-    heads = sum(one.queries.shape[1] for one in seen.values())
+    heads = sum(one.queries.shape[1] for one in records.values())
     rows = judged = memory = 0
     for prompt in prompts:
         questions = len(prompt.questions)
@@ -58,7 +58,7 @@ def size_of(
         together = min(questions, max(1, setting.rows // len(cells)))
         vocabulary = model.config.get_text_config().vocab_size
         logits = 8 * len(cells) * together * _answer(prompt) * vocabulary
-        memory = max(memory, _prefix(prompt.length, seen, together, len(sparse)) + logits)
+        memory = max(memory, _prefix(prompt.length, records, together, len(sparse)) + logits)
     jobs = len(prompts) * haystacks * len(chunks(cells, setting.rows))
     size = rows * ANSWER + judged * JUDGED + jobs * PART * (2 if judged else 1)
     weights = sum(x.numel() * x.element_size() for x in model.parameters())
@@ -70,8 +70,10 @@ def _answer(prompt: Prompt) -> int:
     return max(len(question.answer_ids) for question in prompt.questions)
 
 
-def _prefix(length: int, seen: Mapping[int, Seen], together: int, cells: int) -> int:
+def _prefix(length: int, records: Mapping[int, LayerRecord], together: int, cells: int) -> int:
     """Bytes of a prefix of that length while it is asked: keys, values, indices, and its mask."""
-    keys = sum(one.keys[:, :, 0].numel() * one.keys.element_size() for one in seen.values())
-    values = sum(one.values[:, :, 0].numel() * one.values.element_size() for one in seen.values())
+    keys = sum(one.keys[:, :, 0].numel() * one.keys.element_size() for one in records.values())
+    values = sum(
+        one.values[:, :, 0].numel() * one.values.element_size() for one in records.values()
+    )
     return length * (1 + together) * (keys + values + cells * keys // 4) + 8 * length**2

@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
 
-import pyarrow as pa
 import torch
 
-import topkit
 from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
-from topkit.experiments.measure.layer import Setting, measure_layer, require_all
-from topkit.experiments.measure.summary import summarise
-from topkit.experiments.runs.cells import Cell, parse_cells
-from topkit.experiments.runs.fidelity_rows import table
-from topkit.experiments.runs.folder import claim, describe, done, require_same
-from topkit.experiments.runs.jobs import Job, threads_of
-from topkit.experiments.runs.parts import PART, digest, read_table
-from topkit.experiments.runs.plan import PROCESS, Plan, planned
-from topkit.fidelity.truth import MEMORY
+from topkit.experiments.measure.layer import Setting, require_all
+from topkit.experiments.measure.plan import Measured, Request, plan_of
+from topkit.experiments.runs.cells import parse_cells
+from topkit.experiments.runs.jobs import threads_of
+from topkit.experiments.runs.plan import Plan, planned
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget
 from topkit.indexers.spec import parse
-
-# Bytes of a row in a part, and in memory.
-ON_DISK, IN_MEMORY = 22, 250
-ORDER = ("indexer", "budget", "sample", "layer", "level", "head")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The rows, and what they say of each indexer at each budget."""
-
-    table: pa.Table
-
-    def summary(self, metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """A row an indexer and budget: mean, 1st percentile, worst row and interval.
-
-        `metrics` names further columns of METRICS whose means are wanted.
-        """
-        return summarise(self.table, metrics)
 
 
 @planned
@@ -75,130 +48,7 @@ def measure(
     setting = _setting(out, reference, reduce, seed, device, jobs)
     chosen = _layers(capture, layers)
     require_all(cells, setting, capture.load(capture.samples[0], chosen[0]))
-    return _plan(Request(capture, tuple(cells), tuple(chosen), setting, force), jobs)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be measured, all of it, whatever is done already."""
-
-    capture: Capture
-    cells: tuple[Cell, ...]
-    layers: tuple[int, ...]
-    setting: Setting
-    force: bool
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that the rows depend on, beside sample, layer and cell."""
-        reference = self.setting.reference
-        return {
-            "capture": self.capture.fingerprint,
-            "seed": self.setting.seed,
-            "device": torch.device(self.setting.device).type,
-            "reference": "" if reference is None else repr(reference),
-            "reduce": self.setting.reduce,
-            "topkit": topkit.__version__,
-        }
-
-    @property
-    def places(self) -> list[tuple[int, int]]:
-        """The samples and layers: a job each."""
-        return [(sample, layer) for sample in self.capture.samples for layer in self.layers]
-
-    @property
-    def described(self) -> list[dict[str, str]]:
-        return [cell.columns for cell in self.cells]
-
-    def left(self, afresh: bool = False) -> tuple[Job, ...]:
-        """Jobs for the cells that no part holds; for all where everything is done afresh."""
-        out, identity = self.setting.out, self.identity
-        there: set[tuple[str, ...]] = set()
-        if out is not None and not afresh:
-            there = set(done(out / "fidelity"))
-        jobs = []
-        for sample, layer in self.places:
-            name = digest({**identity, "sample": sample, "layer": layer})
-            cells = tuple(c for c in self.cells if (name, *c.columns.values()) not in there)
-            if cells:
-                job = (self.setting, self.capture, sample, layer, cells, name)
-                jobs.append(Job({"job": name}, job))
-        return tuple(jobs)
-
-    def rows(self) -> int:
-        """Rows at the level of heads."""
-        heads = self.capture.load(*self.places[0]).queries.shape[1]
-        positions = {s["sample"]: len(s["positions"]) for s in self.capture.manifest["samples"]}
-        rows = sum(1 if self.setting.reduce else positions[sample] for sample, _ in self.places)
-        return rows * len(self.cells) * heads
-
-    def memory(self, workers: int, rows: int) -> int:
-        """workers x (PROCESS + 1.5 tensors + a chunk of exact rows) + rows that go into no folder.
-
-        tensors: those of the largest layer, beside which stands an index of its keys; the chunk is at
-        most MEMORY.
-        """
-        files = self.capture.manifest["files"]
-        tensors = max(file["bytes"] for file in files if file["layer"] in self.layers)
-        kept = rows * IN_MEMORY if self.setting.out is None else 0
-        return workers * (PROCESS + 3 * tensors // 2 + min(MEMORY, 2 * tensors)) + kept
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasurePlan(Plan[Measured]):
-    """A measurement: a job a sample and layer. Rows are those at the level of heads.
-
-    bytes: PART a job and ON_DISK a row; memory: see Request.
-    """
-
-    request: Request = field(repr=False)
-    verb: ClassVar[str] = "measuring"
-    work: ClassVar[Any] = staticmethod(measure_layer)
-
-    def describe(self) -> list[dict[str, Any]]:
-        out = self.request.setting.out
-        return [{"out": out and str(out), "cells": self.request.described, **self.numbers}]
-
-    def lines(self) -> list[str]:
-        jobs = len(self.jobs) + self.done
-        return [
-            f"{jobs} layers of samples, {len(self.request.cells)} cells: {self.rows:,} rows at the "
-            f"level of heads; {self.done} of {jobs} jobs done"
-        ]
-
-    @contextmanager
-    def opened(self) -> Iterator[Sequence[Job]]:
-        request, out = self.request, self.request.setting.out
-        if out is None:
-            yield self.jobs
-            return
-        identity = request.identity
-        with claim(out, identity, ["fidelity"], force=request.force):
-            origin = request.capture.manifest.get("origin", {})
-            layers, cells = list(request.layers), request.described
-            describe(out, identity, capture=origin, layers=layers, cells=cells)
-            yield request.left()
-
-    def result(self, results: Sequence[pa.Table | None]) -> Measured:
-        out = self.request.setting.out
-        tables = [t for t in results if t] if out is None else [read_table(out / "fidelity")]
-        rows = table("reduced" if self.request.setting.reduce else "measure", tables)
-        return Measured(rows.sort_by([(name, "ascending") for name in ORDER]))
-
-
-def _plan(request: Request, workers: int) -> MeasurePlan:
-    if request.setting.out is not None and not request.force:
-        require_same(request.setting.out, request.identity)
-    jobs, rows = request.left(request.force), request.rows()
-    return MeasurePlan(
-        jobs=jobs,
-        done=len(request.places) - len(jobs),
-        rows=rows,
-        bytes=0 if request.setting.out is None else len(request.places) * PART + rows * ON_DISK,
-        memory=request.memory(workers, rows),
-        workers=workers,
-        request=request,
-    )
+    return plan_of(Request(capture, tuple(cells), tuple(chosen), setting, force), jobs)
 
 
 def _setting(

@@ -39,7 +39,7 @@ Progress = Callable[[Event], object]
 class Plan(ABC, Generic[R]):
     """What a run is going to do. A plan creates no folder, takes no lock and writes nothing.
 
-    jobs: those that are left; done: the number of the others. At the run's end: rows of its table,
+    jobs: those that are left, which `opened` makes ready; done: the number of the others. At the run's end: rows of its table,
     bytes on disk; memory: bytes at the peak, of all workers together. Bytes and memory are estimates,
     whose formulas stand in each kind of plan. workers: processes; shares_model: its jobs use a model
     of this process, and cannot leave it. notes: what is left out, and why, a line each.

@@ -9,13 +9,13 @@ from topkit.lazy import lazily
 if TYPE_CHECKING:
     from topkit.experiments.study.curves import Curve
     from topkit.experiments.study.findings import Findings
-    from topkit.experiments.study.presets import run_study
     from topkit.experiments.study.report import write_report
+    from topkit.experiments.study.study import run_study
 
 __getattr__, __dir__ = lazily(
     __name__,
     {
-        "run_study": "topkit.experiments.study.presets",
+        "run_study": "topkit.experiments.study.study",
         "write_report": "topkit.experiments.study.report",
         "Curve": "topkit.experiments.study.curves",
         "Findings": "topkit.experiments.study.findings",

@@ -2,66 +2,25 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from topkit.errors import InputError
 from topkit.experiments.evaluate.condense import keep_condensed
-from topkit.experiments.runs.cells import DENSE
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.study import figures
-from topkit.experiments.study.curves import EXACT, kind_of, name_of
+from topkit.experiments.study.cells_table import cells_table
+from topkit.experiments.study.curves import EXACT
 from topkit.experiments.study.curves import curves as curves_of
-from topkit.experiments.study.findings import MARGIN, Findings, said
+from topkit.experiments.study.findings import MARGIN, Findings
+from topkit.experiments.study.page import PAGE, listed, save_figure
 
 STUDY = "study.json"
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light; }}
-body {{ font: 16px/1.55 Georgia, "Times New Roman", serif; color: #1a1a1a; background: #fff;
-  max-width: 68rem; margin: 0 auto; padding: 2rem 1.5rem 4rem; }}
-h1 {{ font-size: 1.7rem; line-height: 1.25; margin: 0 0 .4rem; }}
-h2 {{ font-size: 1.25rem; margin: 2.6rem 0 .5rem; border-top: 1px solid #ccc; padding-top: 1.2rem; }}
-h3 {{ font-size: 1rem; margin: 1.6rem 0 .3rem; }}
-p, li {{ max-width: 46rem; }}
-p.lead {{ color: #555; margin-top: 0; }}
-figure {{ margin: 1rem 0 1.6rem; }}
-figure img {{ max-width: 100%; height: auto; display: block; }}
-figcaption, .note {{ font-size: .88rem; color: #444; max-width: 52rem; }}
-.findings li {{ margin-bottom: .45rem; }}
-.box {{ border: 1px solid #999; background: #f7f7f5; padding: .4rem 1.2rem .8rem; margin: 1.5rem 0; }}
-.audit {{ border-left: 5px solid #b3541e; padding: .2rem 1rem; background: #fdf6f0; }}
-.table {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font: 12px/1.4 ui-monospace, Menlo, Consolas, monospace;
-  font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: right; padding: .16rem .5rem; border-bottom: 1px solid #e4e4e4;
-  white-space: nowrap; }}
-th {{ border-bottom: 1px solid #888; vertical-align: bottom; }}
-th:first-child, td:first-child {{ text-align: left; }}
-tr.kind td {{ font-weight: bold; border-bottom: none; padding-top: .7rem; }}
-code {{ font: .88em ui-monospace, Menlo, Consolas, monospace; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""
 
 _NOT_SHOWN = (
     "Other models. One model was run; a larger one, or one trained otherwise, may notice sooner or "
@@ -87,7 +46,7 @@ def write_report(run: str | Path, margin: float = MARGIN) -> Path:
     run = Path(run)
     found = [Findings(curve, margin) for curve in curves_of(*keep_condensed(run))]
     study = _study(run / STUDY)
-    page = _PAGE.format(
+    page = PAGE.format(
         title="How good must an indexer be before the model notices?",
         body="\n".join(_body(found, study, run / "figures")),
     )
@@ -113,14 +72,14 @@ def _body(found: Sequence[Findings], study: Mapping[str, Any], folder: Path) -> 
     for findings in found:
         if len(found) > 1:
             yield f"<h3>{escape(findings.curve.title)}</h3>"
-        yield _list(findings.sentences(), "findings")
+        yield listed(findings.sentences(), "findings")
     audits = [f"{f.curve.title}: {line}" for f in found for line in f.audits()]
     if audits:
-        yield f'<div class="audit"><h3>To audit</h3>{_list(audits)}</div>'
+        yield f'<div class="audit"><h3>To audit</h3>{listed(audits)}</div>'
     yield _not_shown(found)
     curves = [findings.curve for findings in found]
     yield "<h2>Accuracy against the budget</h2>"
-    yield _figure(folder, "accuracy-by-k", figures.by_budget(curves), _CAPTIONS["k"])
+    yield save_figure(folder, "accuracy-by-k", figures.by_budget(curves), _CAPTIONS["k"])
     for findings in found:
         yield from _section(findings, folder)
     yield from _method(found, study)
@@ -162,95 +121,8 @@ def _section(findings: Findings, folder: Path) -> Iterator[str]:
     for caption, name, draw in drawn:
         figure = draw()
         if figure is not None:
-            yield _figure(folder, f"{name}-{curve.slug}", figure, _CAPTIONS[caption])
-    yield _table(findings)
-
-
-def _figure(folder: Path, name: str, figure: Figure, caption: str) -> str:
-    """Save as PNG and SVG, and inline the SVG."""
-    folder.mkdir(parents=True, exist_ok=True)
-    vector = io.BytesIO()
-    with figures.drawing():
-        figure.savefig(vector, format="svg", metadata={"Date": None})
-        figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
-    (folder / f"{name}.svg").write_bytes(vector.getvalue())
-    inlined = base64.b64encode(vector.getvalue()).decode()
-    return (
-        f'<figure id="{name}"><img alt="{escape(caption, quote=True)}" '
-        f'src="data:image/svg+xml;base64,{inlined}"><figcaption>{escape(caption)}</figcaption></figure>'
-    )
-
-
-_COLUMNS = (
-    "cell",
-    "k",
-    "accuracy",
-    "less full attention",
-    f"at {MARGIN:g}",
-    "less exact Top-k",
-    "NLL",
-    "NLL less full attention",
-    "KL",
-    "recall",
-    "mass",
-    "KiB read",
-)
-
-
-def _table(findings: Findings) -> str:
-    curve, lines, kind = findings.curve, [], ""
-    columns = [c.replace(f"{MARGIN:g}", f"{findings.margin:g}") for c in _COLUMNS]
-    columns[3:3] = _apart(findings)
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    for place, cell in enumerate(curve.cells):
-        if kind_of(cell) != kind:
-            kind = kind_of(cell)
-            lines.append(f'<tr class="kind"><td colspan="{len(columns)}">{_KINDS[kind]}</td></tr>')
-        cells = "".join(f"<td>{escape(text)}</td>" for text in _row(findings, place))
-        lines.append(f"<tr>{cells}</tr>")
-    body = "\n".join(lines)
-    return (
-        "<h3>Every cell</h3><p class='note'>Differences are paired: the same questions, the same "
-        f"haystacks. At {findings.margin:g}: as good where the interval of the difference to full "
-        f"attention lies above -{findings.margin:g}, worse where it lies below.</p>"
-        f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
-    )
-
-
-_KINDS = {
-    DENSE: "full attention",
-    "oracle": "oracles",
-    "real": "real indexers",
-    "control": "control",
-}
-
-
-def _apart(findings: Findings) -> list[str]:
-    """The columns of trained and of held-out words, where there are both."""
-    return list(findings.apart) if len(findings.apart) > 1 else []
-
-
-def _row(findings: Findings, place: int) -> list[str]:
-    curve, to_exact = findings.curve, findings.to_exact(place)
-    cell, numbers = curve.cells[place], {m: curve.mean(m)[place] for m in curve.fidelity}
-    compared = findings.to_dense is not None and kind_of(cell) != DENSE
-    return [
-        name_of(cell),
-        str(cell.budget or ""),
-        said(findings.accuracy[place]),
-        *(said(findings.apart[name][place]) for name in _apart(findings)),
-        said(findings.to_dense[place], signed=True) if compared else "",  # type: ignore[index]
-        findings.verdict(place),
-        said(to_exact, signed=True) if to_exact is not None and kind_of(cell) != DENSE else "",
-        *findings.nats(place),
-        _number(numbers["recall"]),
-        _number(numbers["mass"]),
-        _number(numbers["bytes_read"] / 1024, 1),
-    ]
-
-
-def _number(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if np.isfinite(value) else ""
+            yield save_figure(folder, f"{name}-{curve.slug}", figure, _CAPTIONS[caption])
+    yield cells_table(findings)
 
 
 def _not_shown(found: Sequence[Findings]) -> str:
@@ -259,17 +131,17 @@ def _not_shown(found: Sequence[Findings]) -> str:
         "cells": max(len(f.curve.cells) for f in found),
     }
     items = [line.format(**words) for line in _NOT_SHOWN]
-    return f'<div class="box"><h3>What this does not show</h3>{_list(items)}</div>'
+    return f'<div class="box"><h3>What this does not show</h3>{listed(items)}</div>'
 
 
 def _method(found: Sequence[Findings], study: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>How it was computed</h2>"
-    yield _list([*_METHOD, *(line for f in found for line in checks(f, study))])
+    yield listed([*_METHOD, *(line for f in found for line in checks(f, study))])
     constants = {name: value for name, value in study.items() if name != "aims"}
     if constants:
         yield "<h3>The run</h3>"
         items = [f"{name}: {value}" for name, value in constants.items()]
-        yield _list(items)
+        yield listed(items)
 
 
 _METHOD = (
@@ -315,8 +187,3 @@ def checks(findings: Findings, study: Mapping[str, Any]) -> list[str]:
         for recipe in curve.unknown
     ]
     return lines
-
-
-def _list(items: Sequence[str], style: str = "") -> str:
-    shown = "".join(f"<li>{escape(item)}</li>" for item in items)
-    return f'<ul class="{style}">{shown}</ul>' if style else f"<ul>{shown}</ul>"

@@ -1,0 +1,108 @@
+"""What an evaluation is to hold: tasks, lengths, haystacks, cells; and which of it is left to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+import topkit
+from topkit.experiments.evaluate.job import Piece, Setting
+from topkit.experiments.model.digests import tokenizer_digest, weights_digest
+from topkit.experiments.runs import folder
+from topkit.experiments.runs.cells import Cell, chunks
+from topkit.experiments.runs.jobs import Job
+from topkit.experiments.runs.parts import digest
+from topkit.experiments.tasks import Haystack as Text
+from topkit.experiments.tasks import Task, task_name
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tasks that are asked at some lengths, each on so many haystacks, of some cells."""
+
+    tasks: tuple[Task, ...]
+    lengths: tuple[int, ...]
+    haystacks: int
+    cells: tuple[Cell, ...]
+
+    def pieces(self, setting: Setting, identity: dict[str, Any]) -> Iterator[Piece]:
+        """The jobs. Which cells go together depends on what the run is, never on what is done."""
+        for task in self.tasks:
+            for length in self.lengths:
+                for sample in range(self.haystacks):
+                    inputs = {
+                        **identity,
+                        "task": repr(task),
+                        "length": length,
+                        "sample": sample,
+                        "sparse_from": setting.sparse_from,
+                    }
+                    for some in chunks(self.cells, setting.rows):
+                        yield Piece(task, length, sample, tuple(some), digest(inputs))
+
+    @property
+    def columns(self) -> list[dict[str, str]]:
+        """What names the cells in every table."""
+        return [cell.columns for cell in self.cells]
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that is to be evaluated into a folder, whatever is done already."""
+
+    setting: Setting
+    parts: tuple[Part, ...]
+    identity: dict[str, Any]
+    force: bool
+
+    def left(self, afresh: bool = False) -> list[list[Job]]:
+        """The jobs of each part, for the cells that no table holds; for all, where all is afresh.
+
+        What was under way when a run died is not there.
+        """
+        accuracy = self.setting.out / "accuracy"
+        there: set[tuple[str, ...]] = set() if afresh else set(folder.done(accuracy))
+        jobs: list[list[Job]] = []
+        for part in self.parts:
+            jobs.append([])
+            for piece in part.pieces(self.setting, self.identity):
+                names = {cell: (piece.name, *cell.columns.values()) for cell in piece.cells}
+                cells = tuple(cell for cell in piece.cells if names[cell] not in there)
+                there.update(names.values())
+                if cells:
+                    inputs = {"haystack": piece.name, "cells": [cell.columns for cell in cells]}
+                    jobs[-1].append(Job(inputs, (self.setting, replace(piece, cells=cells))))
+        return jobs
+
+    def describe(self) -> None:
+        """Write run.json: what the rows were made from, and by what."""
+        for part in self.parts:
+            folder.describe(
+                self.setting.out,
+                self.identity,
+                model=self.setting.model,
+                tasks=[{"task": task_name(task), **asdict(task)} for task in part.tasks],
+                lengths=list(part.lengths),
+                samples=part.haystacks,
+                cells=part.columns,
+                sparse_from=self.setting.sparse_from,
+                rows=self.setting.rows,
+            )
+
+
+def identity_of(setting: Setting, model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
+    """All that the rows depend on, beside task, length, sample and cell."""
+    return {
+        "weights": weights_digest(model),
+        "tokenizer": tokenizer_digest(tokenizer),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "seed": setting.seed,
+        "text": "" if setting.text is None else digest(Text.of_file(setting.text).sentences),
+        # The same accuracy observed in two ways would stand there twice.
+        "observe": setting.observe,
+        "topkit": topkit.__version__,
+    }

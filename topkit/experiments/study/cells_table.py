@@ -1,0 +1,83 @@
+"""A report's table of every cell: its accuracy, what it differs by, its fidelity."""
+
+from __future__ import annotations
+
+from html import escape
+
+import numpy as np
+
+from topkit.experiments.runs.cells import DENSE
+from topkit.experiments.study.curves import kind_of, name_of
+from topkit.experiments.study.findings import MARGIN, Findings, said
+
+_COLUMNS = (
+    "cell",
+    "k",
+    "accuracy",
+    "less full attention",
+    f"at {MARGIN:g}",
+    "less exact Top-k",
+    "NLL",
+    "NLL less full attention",
+    "KL",
+    "recall",
+    "mass",
+    "KiB read",
+)
+
+
+def cells_table(findings: Findings) -> str:
+    """The table as HTML; rows are cells, in their kinds."""
+    curve, lines, kind = findings.curve, [], ""
+    columns = [c.replace(f"{MARGIN:g}", f"{findings.margin:g}") for c in _COLUMNS]
+    columns[3:3] = _apart(findings)
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    for place, cell in enumerate(curve.cells):
+        if kind_of(cell) != kind:
+            kind = kind_of(cell)
+            lines.append(f'<tr class="kind"><td colspan="{len(columns)}">{_KINDS[kind]}</td></tr>')
+        cells = "".join(f"<td>{escape(text)}</td>" for text in _row(findings, place))
+        lines.append(f"<tr>{cells}</tr>")
+    body = "\n".join(lines)
+    return (
+        "<h3>Every cell</h3><p class='note'>Differences are paired: the same questions, the same "
+        f"haystacks. At {findings.margin:g}: as good where the interval of the difference to full "
+        f"attention lies above -{findings.margin:g}, worse where it lies below.</p>"
+        f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    )
+
+
+_KINDS = {
+    DENSE: "full attention",
+    "oracle": "oracles",
+    "real": "real indexers",
+    "control": "control",
+}
+
+
+def _apart(findings: Findings) -> list[str]:
+    """The columns of trained and of held-out words, where there are both."""
+    return list(findings.apart) if len(findings.apart) > 1 else []
+
+
+def _row(findings: Findings, place: int) -> list[str]:
+    curve, to_exact = findings.curve, findings.to_exact(place)
+    cell, numbers = curve.cells[place], {m: curve.mean(m)[place] for m in curve.fidelity}
+    compared = findings.to_dense is not None and kind_of(cell) != DENSE
+    return [
+        name_of(cell),
+        str(cell.budget or ""),
+        said(findings.accuracy[place]),
+        *(said(findings.apart[name][place]) for name in _apart(findings)),
+        said(findings.to_dense[place], signed=True) if compared else "",  # type: ignore[index]
+        findings.verdict(place),
+        said(to_exact, signed=True) if to_exact is not None and kind_of(cell) != DENSE else "",
+        *findings.nats(place),
+        _number(numbers["recall"]),
+        _number(numbers["mass"]),
+        _number(numbers["bytes_read"] / 1024, 1),
+    ]
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if np.isfinite(value) else ""
