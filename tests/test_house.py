@@ -49,6 +49,9 @@ ONLY_IN = {
     "tokenizers": ("topkit/experiments/",),
     "pyarrow": ("topkit/experiments/",),
     "matplotlib": ("topkit/experiments/",),
+    # The library prints nothing; the console script draws.
+    "rich": ("topkit/cli/",),
+    "typer": ("topkit/cli/",),
     "faiss": ("topkit/indexers/faiss_", "topkit/cli/doctor.py"),
 }
 

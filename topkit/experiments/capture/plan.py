@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +95,7 @@ class CapturePlan(Plan[Capture]):
         ]
 
     @contextmanager
-    def opened(self) -> Iterator[Sequence[Job]]:
+    def opened(self) -> Generator[Sequence[Job]]:
         request, sizes = self.request, self.request.sizes
         files.require_space(request.out, sum(sizes[n] for n in request.missing()))
         with locked(request.out):

@@ -23,7 +23,7 @@ METRICS = ["recall", "mass", "mass_ratio", "output_error", "kept", "bytes_read",
 
 
 def condensed(run: Path) -> tuple[pa.Table, pa.Table]:
-    """The tables of haystacks and of heads: of the rows where there are any, else as they were kept.
+    """The tables of haystacks and of heads: of the rows where there are any, else as they stand under RUN/curve.
 
     Nothing is written.
     Raises: InputError when the folder holds neither.
@@ -58,14 +58,14 @@ def by_haystack(accuracy: pa.Table, fidelity: pa.Table) -> pa.Table:
 def by_head(fidelity: pa.Table) -> pa.Table:
     """A row a cell, layer and query head."""
     keys = [*SETTING, *CELL, "layer", "head"]
-    found = _means(fidelity, keys, ["recall", "mass"], "rows")
-    return found.sort_by([(key, "ascending") for key in keys])
+    means = _means(fidelity, keys, ["recall", "mass"], "rows")
+    return means.sort_by([(key, "ascending") for key in keys])
 
 
 def _observed(folder: Path) -> pa.Table:
     """All fidelity rows; none where full attention ran alone, or nothing was observed."""
-    held = any(folder.glob("*.parquet"))
-    return read_table(folder) if held else TABLES["evaluate"].empty_table()
+    observed = any(folder.glob("*.parquet"))
+    return read_table(folder) if observed else TABLES["evaluate"].empty_table()
 
 
 def _judged(fidelity: pa.Table) -> pa.Table:
@@ -76,6 +76,6 @@ def _judged(fidelity: pa.Table) -> pa.Table:
 def _means(table: pa.Table, keys: list[str], columns: list[str], count: str) -> pa.Table:
     """Means of the columns that are there, and the number of rows, for each value of the keys."""
     columns = [column for column in columns if column in table.column_names]
-    found = table.group_by(keys).aggregate([*((c, "mean") for c in columns), ([], "count_all")])
+    means = table.group_by(keys).aggregate([*((c, "mean") for c in columns), ([], "count_all")])
     names = {f"{column}_mean": column for column in columns} | {"count_all": count}
-    return found.rename_columns([names.get(name, name) for name in found.column_names])
+    return means.rename_columns([names.get(name, name) for name in means.column_names])

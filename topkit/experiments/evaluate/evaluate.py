@@ -18,7 +18,7 @@ from topkit.experiments.runs.jobs import threads_of
 from topkit.experiments.runs.plan import Plan, planned
 from topkit.experiments.tasks import Task, make_task
 from topkit.indexers.base import Indexer
-from topkit.indexers.budget import Budget
+from topkit.indexers.budget import Budgets
 
 
 @planned
@@ -28,7 +28,7 @@ def evaluate(
     lengths: int | Sequence[int],
     samples: int,
     indexers: str | Indexer | Cell | Sequence[str | Indexer | Cell] = (),
-    k: str | int | Budget | list | tuple = (),
+    k: Budgets = (),
     *,
     out: str | Path,
     sparse_from: str = "question",
@@ -81,7 +81,7 @@ def evaluate(
     return plan_parts(loaded, setting, [part], workers=jobs, force=force, share=share)
 
 
-def _listed(given: Any, made: Callable[[Any], Any]) -> list[Any]:
+def _listed(values: Any, make: Callable[[Any], Any]) -> list[Any]:
     """What is made of one or several, each once."""
-    given = [given] if isinstance(given, str | int | Task) else given
-    return list(dict.fromkeys(map(made, given)))
+    values = [values] if isinstance(values, str | int | Task) else values
+    return list(dict.fromkeys(map(make, values)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -44,7 +44,7 @@ class EvaluatePlan(Plan[pa.Table]):
 
     request: Request = field(repr=False)
     shares: tuple[Share, ...] = field(repr=False)
-    # A model of this process and its tokenizer, where the run is given one.
+    # A model of this process and its tokenizer, where its jobs share one.
     loaded: tuple[PreTrainedModel, Any] | None = field(default=None, repr=False)
     verb: ClassVar[str] = "evaluating"
     work: ClassVar[Any] = staticmethod(run_job)
@@ -78,15 +78,15 @@ class EvaluatePlan(Plan[pa.Table]):
         ]
 
     @contextmanager
-    def opened(self) -> Iterator[Sequence[Job]]:
+    def opened(self) -> Generator[Sequence[Job]]:
         request, out = self.request, self.out
         tables = ["accuracy", "fidelity", *CONDENSED]
         with folder.claim(out, request.identity, tables, force=request.force):
             _drop_orphans(out)
             request.describe()
             jobs = [job for some in request.left() for job in some]
-            given = () if self.loaded is None else (self.loaded,)
-            yield [replace(job, arguments=(*job.arguments, *given)) for job in jobs]
+            model = () if self.loaded is None else (self.loaded,)
+            yield [replace(job, arguments=(*job.arguments, *model)) for job in jobs]
 
     def result(self, results: Sequence[None]) -> pa.Table:
         out = self.out

@@ -1,5 +1,6 @@
 """Capture + indexers -> fidelity rows."""
 
+# pyright: strict
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from topkit.experiments.runs.cells import parse_cells
 from topkit.experiments.runs.jobs import threads_of
 from topkit.experiments.runs.plan import Plan, planned
 from topkit.indexers.base import Indexer
-from topkit.indexers.budget import Budget
+from topkit.indexers.budget import Budgets
 from topkit.indexers.spec import parse
 
 
@@ -23,7 +24,7 @@ from topkit.indexers.spec import parse
 def measure(
     capture: Capture | str | Path,
     indexers: str | Indexer | Sequence[str | Indexer],
-    k: str | int | Budget | list | tuple,
+    k: Budgets,
     *,
     out: str | Path | None = None,
     layers: Sequence[int] | None = None,

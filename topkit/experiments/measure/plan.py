@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -130,7 +130,7 @@ class MeasurePlan(Plan[Measured]):
         ]
 
     @contextmanager
-    def opened(self) -> Iterator[Sequence[Job]]:
+    def opened(self) -> Generator[Sequence[Job]]:
         request, out = self.request, self.request.setting.out
         if out is None:
             yield self.jobs

@@ -1,5 +1,6 @@
 """Cells: what is compared on the same prompts. An indexer at a budget, or full attention."""
 
+# pyright: strict
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence

@@ -87,33 +87,33 @@ def require_same(out: Path, identity: Mapping[str, Any]) -> None:
         )
 
 
-def describe(out: Path, identity: Mapping[str, Any], **asked: Any) -> None:
-    """Write run.json: what the rows were made from, by what, and each thing that was asked for."""
+def describe(out: Path, identity: Mapping[str, Any], **request: Any) -> None:
+    """Write run.json: what the rows are made from, by what, and every request for them so far."""
     path = out / "run.json"
     before = json.loads(path.read_text(encoding="utf-8"))["asked"] if path.exists() else []
     gpu = torch.cuda.get_device_name() if str(identity.get("device")) == "cuda" else None
-    held = {
+    content = {
         "identity": dict(identity),
-        "asked": before if asked in before else [*before, asked],
+        "asked": before if request in before else [*before, request],
         "machine": {"platform": platform.platform(), "processors": os.cpu_count(), "gpu": gpu},
         "versions": _versions(),
         "commit": commit(Path(topkit.__file__).parents[1]),
     }
-    text = json.dumps(held, indent=1) + "\n"
+    text = json.dumps(content, indent=1) + "\n"
     write_whole(path, lambda to: to.write_text(text, encoding="utf-8"))
 
 
 def _versions() -> dict[str, str]:
     """Of what rows may depend on, as far as it is installed."""
-    found = {
+    versions = {
         "topkit": topkit.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
     for name in ("transformers", "pyarrow", "faiss-cpu"):
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def commit(source: Path) -> str | None:
@@ -123,9 +123,9 @@ def commit(source: Path) -> str | None:
     """
     if not (source / ".git").exists():
         return None
-    asked = ["git", "-C", source, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    command = ["git", "-C", source, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -137,8 +137,8 @@ def part_name(job: str, cells: Sequence[Cell]) -> str:
 
 def with_cells(table: pa.Table, cells: Sequence[Cell]) -> pa.Table:
     """The table, its file to say which cells it holds."""
-    held = json.dumps([list(cell.columns.values()) for cell in cells])
-    return table.replace_schema_metadata({"cells": held})
+    names = json.dumps([list(cell.columns.values()) for cell in cells])
+    return table.replace_schema_metadata({"cells": names})
 
 
 def done(folder: Path) -> Iterator[tuple[str, str, str]]:
@@ -148,7 +148,7 @@ def done(folder: Path) -> Iterator[tuple[str, str, str]]:
     """
     for path in folder.glob("*.parquet"):
         try:
-            held = json.loads((pq.read_schema(path).metadata or {})[b"cells"])
+            cells = json.loads((pq.read_schema(path).metadata or {})[b"cells"])
         except (OSError, KeyError, ValueError, pa.ArrowException):
             raise InputError(f"cannot read {path}; delete it and run again") from None
-        yield from ((path.name.partition("-")[0], *cell) for cell in held)
+        yield from ((path.name.partition("-")[0], *cell) for cell in cells)

@@ -1,5 +1,6 @@
 """Jobs, and what runs them: in this process, or in spawned ones."""
 
+# pyright: strict
 from __future__ import annotations
 
 import os

@@ -1,5 +1,6 @@
 """What a run is going to do, known before anything is written; and doing it."""
 
+# pyright: strict
 from __future__ import annotations
 
 import warnings
@@ -101,7 +102,7 @@ def run(plan: Plan[R], *, runner: Runner | None = None, progress: Progress | Non
             "plan with the model's folder"
         )
     run_jobs = runner or runner_of(plan.workers)
-    report = progress or (lambda event: None)
+    report: Progress = progress or _silent
     results: list[Any] = []
     with plan.opened() as jobs:
         report(Event(plan.verb, 0, len(jobs)))
@@ -109,6 +110,10 @@ def run(plan: Plan[R], *, runner: Runner | None = None, progress: Progress | Non
             results.append(result)
             report(Event(plan.verb, len(results), len(jobs)))
         return plan.result(results)
+
+
+def _silent(event: Event) -> None:
+    pass
 
 
 class Planned(Protocol[P, R]):

@@ -1,5 +1,6 @@
 """A report's table of every cell: its accuracy, what it differs by, its fidelity."""
 
+# pyright: strict
 from __future__ import annotations
 
 from html import escape
@@ -28,7 +29,8 @@ _COLUMNS = (
 
 def cells_table(findings: Findings) -> str:
     """The table as HTML; rows are cells, in their kinds."""
-    curve, lines, kind = findings.curve, [], ""
+    curve, kind = findings.curve, ""
+    lines: list[str] = []
     columns = [c.replace(f"{MARGIN:g}", f"{findings.margin:g}") for c in _COLUMNS]
     columns[3:3] = _apart(findings)
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)

@@ -1,5 +1,6 @@
 """Studies: which cells answer which tasks, under the name of a preset."""
 
+# pyright: strict
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -44,11 +44,11 @@ def write_report(run: str | Path, margin: float = MARGIN) -> Path:
     Raises: InputError when the run holds no rows.
     """
     run = Path(run)
-    found = [Findings(curve, margin) for curve in curves_of(*keep_condensed(run))]
+    all_findings = [Findings(curve, margin) for curve in curves_of(*keep_condensed(run))]
     study = _study(run / STUDY)
     page = PAGE.format(
         title="How good must an indexer be before the model notices?",
-        body="\n".join(_body(found, study, run / "figures")),
+        body="\n".join(_body(all_findings, study, run / "figures")),
     )
     write_whole(run / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
     return run / "report.html"
@@ -59,30 +59,32 @@ def _study(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        held = None
-    if not isinstance(held, dict):
+        content = None
+    if not isinstance(content, dict):
         raise InputError(f"{path} is damaged; run the study again, or delete the file")
-    return held
+    return content
 
 
-def _body(found: Sequence[Findings], study: Mapping[str, Any], folder: Path) -> Iterator[str]:
-    yield f'<p class="lead">{escape(_lead(found, study))}</p>'
-    for findings in found:
-        if len(found) > 1:
+def _body(
+    all_findings: Sequence[Findings], study: Mapping[str, Any], folder: Path
+) -> Iterator[str]:
+    yield f'<p class="lead">{escape(_lead(all_findings, study))}</p>'
+    for findings in all_findings:
+        if len(all_findings) > 1:
             yield f"<h3>{escape(findings.curve.title)}</h3>"
         yield listed(findings.sentences(), "findings")
-    audits = [f"{f.curve.title}: {line}" for f in found for line in f.audits()]
+    audits = [f"{f.curve.title}: {line}" for f in all_findings for line in f.audits()]
     if audits:
         yield f'<div class="audit"><h3>To audit</h3>{listed(audits)}</div>'
-    yield _not_shown(found)
-    curves = [findings.curve for findings in found]
+    yield _not_shown(all_findings)
+    curves = [findings.curve for findings in all_findings]
     yield "<h2>Accuracy against the budget</h2>"
     yield save_figure(folder, "accuracy-by-k", figures.by_budget(curves), _CAPTIONS["k"])
-    for findings in found:
+    for findings in all_findings:
         yield from _section(findings, folder)
-    yield from _method(found, study)
+    yield from _method(all_findings, study)
 
 
 _CAPTIONS = {
@@ -99,12 +101,16 @@ _CAPTIONS = {
 }
 
 
-def _lead(found: Sequence[Findings], study: Mapping[str, Any]) -> str:
+def _lead(all_findings: Sequence[Findings], study: Mapping[str, Any]) -> str:
     """What was run, in a line."""
-    cells = max(len(f.curve.cells) for f in found)
-    prompts = sum(int(f.curve.questions.sum()) for f in found)
+    cells = max(len(f.curve.cells) for f in all_findings)
+    prompts = sum(int(f.curve.questions.sum()) for f in all_findings)
     model = study.get("model", "a model")
-    settings = "; ".join(f.curve.title for f in found) if len(found) < 4 else f"{len(found)} tasks"
+    settings = (
+        "; ".join(f.curve.title for f in all_findings)
+        if len(all_findings) < 4
+        else f"{len(all_findings)} tasks"
+    )
     return f"{model}, {settings}: {cells} cells, {prompts} questions each."
 
 
@@ -125,18 +131,20 @@ def _section(findings: Findings, folder: Path) -> Iterator[str]:
     yield cells_table(findings)
 
 
-def _not_shown(found: Sequence[Findings]) -> str:
+def _not_shown(all_findings: Sequence[Findings]) -> str:
     words = {
-        "sparse_from": " or ".join(dict.fromkeys(f"the {f.curve.sparse_from}" for f in found)),
-        "cells": max(len(f.curve.cells) for f in found),
+        "sparse_from": " or ".join(
+            dict.fromkeys(f"the {f.curve.sparse_from}" for f in all_findings)
+        ),
+        "cells": max(len(f.curve.cells) for f in all_findings),
     }
     items = [line.format(**words) for line in _NOT_SHOWN]
     return f'<div class="box"><h3>What this does not show</h3>{listed(items)}</div>'
 
 
-def _method(found: Sequence[Findings], study: Mapping[str, Any]) -> Iterator[str]:
+def _method(all_findings: Sequence[Findings], study: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>How it was computed</h2>"
-    yield listed([*_METHOD, *(line for f in found for line in checks(f, study))])
+    yield listed([*_METHOD, *(line for f in all_findings for line in checks(f, study))])
     constants = {name: value for name, value in study.items() if name != "aims"}
     if constants:
         yield "<h3>The run</h3>"

@@ -1,9 +1,10 @@
 """A study in one run: a preset's cells evaluated, then its report."""
 
+# pyright: strict, reportUnknownMemberType=false
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -104,7 +105,7 @@ class StudyPlan(Plan[Path]):
         return self.evaluation.lines()
 
     @contextmanager
-    def opened(self) -> Iterator[Sequence[Job]]:
+    def opened(self) -> Generator[Sequence[Job]]:
         with self.evaluation.opened() as jobs:
             # Before the jobs, so that a study cut short can be reported as what it is.
             text = json.dumps(self.about, indent=1) + "\n"
