@@ -116,7 +116,9 @@ class TritonSession(Session):
 def test_a_timed_step_by_kernels_is_one_of_attach(name: str, cache: data.Tensors) -> None:
     pytest.importorskip("triton")
     if torch.cuda.is_available():
-        pytest.skip("Triton's interpreter runs where there is no GPU; the captured step is held below")
+        pytest.skip(
+            "Triton's interpreter runs where there is no GPU; the captured step is held below"
+        )
     kind, at = kinds.KINDS[name], TritonSession(CPU, Scale.tiny())
     decoding = kinds.decoding_of(at, kind, cache, 2)
     ours = decoding.step().transpose(2, 3)
