@@ -4,7 +4,7 @@
 
 Each checkout works in a process of its own; the two take turns, so that the machine was as busy for both,
 and a ratio is of neighbours in time. Cases are named by what they begin with: measure, encode, select,
-decode. Only names that both have are called. The rows have the columns of `topkit bench`.
+decode, study. Only names that both have are called. The rows have the columns of `topkit bench`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -41,9 +42,16 @@ class Scale:
     budgets: tuple[str, ...] = ("16", "64", "256", "1%", "2048")
     context: int = 1 << 14
     kept: int = 256
+    haystack: int = 4096
 
 
-TINY = Scale(4, 2, 64, 256, 3, ("4", "16", "1%"), 128, 16)
+TINY = Scale(4, 2, 64, 256, 3, ("4", "16", "1%"), 128, 16, 512)
+# Of each kind that a study compares: oracles, codes, pages, graphs, a trained one, combinators, controls.
+STUDIED = (
+    "exact()", "degraded(0.8)", "degraded(0.6,fill='next')", "quantized(dtype='int4')",
+    "quantized(dtype='fp8_e4m3')", "sign()", "refine(sign())", "shared(quantized())", "quest(page_size=4)",
+    "faiss_hnsw()", "lightning(dtype='fp8')", "vattention(exact())", "streaming_llm()", "random()",
+)  # fmt: skip
 
 
 # --- what is timed; imports are of the checkout that a worker works for
@@ -63,6 +71,7 @@ def cases(scale: Scale) -> dict[str, Callable[[], Callable[[], float]]]:
     for recipe in (None, "sign()", "quantized()", "quantized(dtype='int4')"):
         name = f"decode {recipe or 'dense'}, bf16, {scale.context} tokens"
         found[name] = partial(decoding, scale, recipe)
+    found[f"study {len(STUDIED)} cells, a haystack of {scale.haystack}"] = partial(studying, scale)
     return found
 
 
@@ -143,6 +152,23 @@ def decoding(scale: Scale, recipe: str | None) -> Callable[[], float]:
         return spans[STEPS // 2]
 
     return steps
+
+
+def studying(scale: Scale) -> Callable[[], float]:
+    """What a study does all the time: one haystack's questions, asked of all cells, and judged."""
+    import topkit
+
+    silent: dict[str, Any] = (
+        {"quiet": True} if "quiet" in inspect.signature(topkit.evaluate).parameters else {}
+    )
+
+    def run() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            place: Any = {"out": Path(folder) / "run", **silent}
+            asked = ("reference", "niah-multikey", scale.haystack, 1, list(STUDIED), 16)
+            return seconds(lambda: topkit.evaluate(*asked, **place))
+
+    return run
 
 
 def seconds(call: Callable[[], object]) -> float:
