@@ -45,7 +45,7 @@ class Scale:
     haystack: int = 4096
 
 
-TINY = Scale(4, 2, 64, 256, 3, ("4", "16", "1%"), 128, 16, 512)
+TINY = Scale(4, 2, 64, 256, 3, ("4", "16", "1%"), 128, 16, 2048)
 # Of each kind that a study compares: oracles, codes, pages, graphs, a trained one, combinators, controls.
 STUDIED = (
     "exact()", "degraded(0.8)", "degraded(0.6,fill='next')", "quantized(dtype='int4')",
