@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install study test test-gpu check bench bench-gpu readme clean
+.PHONY: install study test test-slow test-gpu check bench bench-gpu readme clean
 
 install: .venv/.dev
 
@@ -27,8 +27,13 @@ install: .venv/.dev
 study: .venv/.study
 	$(BIN)/topkit study fidelity-vs-accuracy --preset quick --out runs/study
 
+# Two workers of one thread each. Slow tests are marked; CI runs both.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(TESTS) -m "not slow"
+
+test-slow: .venv/.dev
+	$(TESTS) -m slow
 
 test-gpu: .venv/.dev
 	$(BIN)/python -m pytest -m gpu
