@@ -207,7 +207,12 @@ class Worker:
 
     def __init__(self, checkout: Path, tiny: bool) -> None:
         # Threads that wait do not take the other worker's cores.
-        environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_WAIT_POLICY": "passive"}
+        paths = [str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "OMP_WAIT_POLICY": "passive",
+            "CUDA_VISIBLE_DEVICES": "",  # of a CPU, also where there is a GPU
+        }
         words = [sys.executable, __file__, str(checkout), "--worker", *(["--tiny"] if tiny else [])]
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
