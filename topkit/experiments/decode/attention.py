@@ -17,18 +17,29 @@ def sparse_attention(
     """The attention output [B, Hq, Tq, Dv] of queries over the keys that they selected."""
     assert cache.values is not None
     rest = selection.rest
-    return gather_attention(
-        queries,
-        cache.keys,
-        cache.values,
-        selection.indices,
-        scaling=scaling,
-        log_weights=selection.log_weights,
-        rest_values=None if rest is None else rest.values,
-        rest_logits=None if rest is None else rest.logits,
-        rest_share=None if rest is None else rest.share,
-        backend=backend,
-    )
+    options = {
+        "log_weights": selection.log_weights,
+        "rest_values": None if rest is None else rest.values,
+        "rest_logits": None if rest is None else rest.logits,
+        "rest_share": None if rest is None else rest.share,
+    }
+    count, outputs = queries.shape[2], []
+    # The keys that a query selected are gathered side by side.
+    width = piece(queries, selection.indices.shape[-1] * queries.shape[3])
+    for first in range(0, count, width):
+        part = slice(first, first + width)
+        own = {name: None if x is None else x[:, :, part] for name, x in options.items()}
+        output = gather_attention(
+            queries[:, :, part],
+            cache.keys,
+            cache.values,
+            selection.indices[:, :, part],
+            scaling=scaling,
+            backend=backend,
+            **own,
+        )
+        outputs.append(output)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
 
 
 def dense_attention(
@@ -45,7 +56,7 @@ def dense_attention(
     hidden = slots >= stops[:, None]
     if window is not None:
         hidden |= slots < stops[:, None] - window
-    width = piece(queries, length, 1)
+    width = piece(queries, length)
     outputs = []
     for first in range(0, count, width):
         part = slice(first, first + width)

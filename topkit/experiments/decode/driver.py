@@ -135,7 +135,7 @@ class Driver:
         length, count = cache.keys.shape[2], queries.shape[2]
         if index.length < length:
             self.append(index, cache, inputs)
-        width = piece(queries, length, max(ks))
+        width = piece(queries, length)
         for first in range(0, count, width):
             place = slice(first, min(first + width, count))
             stops = asked.stops(place, queries.device)
@@ -199,10 +199,9 @@ class Asked:
         return torch.tensor(slots, device=device) + 1
 
 
-def piece(queries: Tensor, length: int, k: int) -> int:
-    """How many queries to ask at once."""
-    rows, heads, _, width = queries.shape
-    return max(1, PIECE // (rows * heads * max(length, k * width)))
+def piece(queries: Tensor, floats: int) -> int:
+    """How many queries to take at once, of which each makes so many floats a head: its scores, mostly."""
+    return max(1, PIECE // max(1, queries.shape[0] * queries.shape[1] * floats))
 
 
 def tokens(given: Any, place: slice) -> Any:

@@ -31,7 +31,7 @@ class Replay:
         self.stop = t.positions[None] + 1
         self.memo: Memo = {}
         length, scores = t.keys.shape[2], None
-        if piece(t.queries, length, k) >= t.queries.shape[2]:
+        if piece(t.queries, length) >= t.queries.shape[2]:
             scores = score(t.queries, t.keys)
             self.memo[true_scores_of(length)] = scores
         self.exact = Exact(
