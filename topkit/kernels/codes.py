@@ -44,23 +44,31 @@ def pack(fields: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
     """The first `width` fields [..., width] uint8 of packed bytes."""
-    fields = _fields(packed, bits).transpose(-3, -2).flatten(-2)  # [..., planes, W and more]
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+    fields = (_fields(packed, bits) >> shifts[:, None]).transpose(-3, -2).flatten(-2)
     return fields[..., : packed.shape[-1]].flatten(-2)[..., :width]
 
 
 def _fields(packed: Tensor, bits: int) -> Tensor:
-    """The fields of packed bytes [..., W] as uint8 [..., words, planes, 8].
+    """Packed bytes [..., W] as uint8 [..., words, planes, 8], of a plane its own bits, in their place.
 
-    A word of 64 bits is shifted and masked whole, once a plane; zeros stand for the bytes that the
-    last one lacks.
+    Words of 64 bits are masked whole; zeros stand for the bytes that the last one lacks.
     """
-    count, mask = packed.shape[-1], (1 << bits) - 1
+    mask = (1 << bits) - 1
+    planes = [bytes([mask << shift]) * 8 for shift in range(0, 8, bits)]
+    masks = [int.from_bytes(plane, "little", signed=True) for plane in planes]
+    words = _words(packed)[..., None] & torch.tensor(masks, device=packed.device)
+    return words.view(torch.uint8).unflatten(-1, (-1, 8))
+
+
+def _words(packed: Tensor) -> Tensor:
+    """Bytes [..., W] as int64 [..., ceil(W / 8)], zeros behind the last."""
+    count, (*others, last) = packed.shape[-1], packed.stride()
+    if last == 1 and not any(by % 8 for by in (count, packed.storage_offset(), *others)):
+        return packed.view(torch.int64)
     padded = packed.new_zeros(*packed.shape[:-1], -(-count // 8) * 8)
     padded[..., :count] = packed
-    shifts = torch.arange(0, 8, bits, device=packed.device)
-    words = padded.view(torch.int64)[..., None] >> shifts
-    words &= int.from_bytes(bytes([mask]) * 8, "little")
-    return words.view(torch.uint8).unflatten(-1, (-1, 8))
+    return padded.view(torch.int64)
 
 
 def quantize(vectors: Tensor, dtype: str, scale: str = "float") -> tuple[Tensor, Tensor]:
@@ -86,33 +94,39 @@ def quantize(vectors: Tensor, dtype: str, scale: str = "float") -> tuple[Tensor,
 
 
 def levels(codes: Tensor, dtype: str, width: int) -> Tensor:
-    """What codes stand for, before the scale [..., width] float32; of signs the bits, 0 and 1."""
-    if dtype not in PACKED_BITS:
-        return levels_by_word(codes, dtype)
-    return _levels(unpack(codes, PACKED_BITS[dtype], width), dtype)
+    """What codes stand for, before the scale [..., width] float32."""
+    if dtype in PACKED_BITS:
+        return unpack(codes, PACKED_BITS[dtype], width).float() - (LARGEST[dtype] - 0.5)
+    return codes.float() if dtype == "int8" else _from_e4m3(codes)
 
 
 def levels_by_word(codes: Tensor, dtype: str) -> Tensor:
-    """`levels` in the order in which they are quickest to unpack, that of `by_word`."""
-    if dtype == "fp8_e4m3":
-        return _from_e4m3(codes)
-    if dtype == "int8":
-        return codes.float()
-    return _levels(_fields(codes, PACKED_BITS[dtype]).flatten(-3), dtype)
+    """Levels, of signs bits, in the order and the units in which they are quickest to unpack.
+
+    `by_word` puts vectors in the same order, and in units that leave their products as they are.
+    """
+    if dtype not in PACKED_BITS:
+        return levels(codes, dtype, codes.shape[-1])
+    fields = _fields(codes, PACKED_BITS[dtype]).flatten(-3).float()
+    if dtype == "sign":
+        return fields
+    middles = (LARGEST[dtype] - 0.5) * _units(dtype, codes.device)
+    return fields.sub_(middles.repeat_interleave(8).repeat(fields.shape[-1] // (8 * len(middles))))
 
 
 def by_word(vectors: Tensor, dtype: str) -> Tensor:
-    """Vectors [..., D] in the order of `levels_by_word`, zeros where it has none of their dimensions."""
+    """Vectors [..., D] as `levels_by_word` takes them, zeros where it has none of their dimensions."""
     if dtype not in PACKED_BITS:
         return vectors
-    planes = 8 // PACKED_BITS[dtype]
-    vectors = pad(vectors, (0, -vectors.shape[-1] % planes)).unflatten(-1, (planes, -1))
-    words = pad(vectors, (0, -vectors.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    units = _units(dtype, vectors.device)
+    planes = pad(vectors, (0, -vectors.shape[-1] % len(units))).unflatten(-1, (len(units), -1))
+    words = pad(planes, (0, -planes.shape[-1] % 8)).unflatten(-1, (-1, 8)) / units[:, None, None]
     return words.transpose(-3, -2).flatten(-3)
 
 
-def _levels(fields: Tensor, dtype: str) -> Tensor:
-    return fields.float() if dtype == "sign" else fields.float().sub_(LARGEST[dtype] - 0.5)
+def _units(dtype: str, device: torch.device) -> Tensor:
+    """What the lowest bit of a plane's fields counts in its byte [planes]."""
+    return torch.exp2(torch.arange(0.0, 8.0, PACKED_BITS[dtype], device=device))
 
 
 def hadamard_rotate(vectors: Tensor) -> Tensor:
