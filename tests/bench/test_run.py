@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from topkit.cli import exits
 from topkit.cli.commands import app
 from topkit.errors import GateFailed, InputError
-from topkit.experiments.bench import compare, kinds, measure, rows, run, targets
+from topkit.experiments.bench import compare, cpu_kernels, kinds, measure, rows, run, targets
 from topkit.experiments.bench.machine import processor
 from topkit.experiments.bench.scale import Scale
 from topkit.experiments.bench.session import Session
@@ -91,7 +91,7 @@ def test_every_benchmark_of_a_device_runs_where_none_is_named(
         replaced(monkeypatch, name, cases)
     counts = []
     run.run_benches(repeats=3, save=lambda rows: counts.append(len(rows)))
-    assert counts == [0, 0, 0, 0]  # truth, measure, attach, capture
+    assert counts == [0] * 7  # truth, measure, attach, capture, decode, encode, noise
 
 
 def test_every_limit_is_of_a_case_that_is_run() -> None:
@@ -100,6 +100,7 @@ def test_every_limit_is_of_a_case_that_is_run() -> None:
     inner = {("step", f"{kind}, batch {b} x {n}") for kind in kinds.KINDS for b in (1, 8)
              for n in ("128K", "512K", "1M")}  # fmt: skip
     inner |= {("measure", f"{recipe}, 3 budgets x 32K") for recipe in measure.BY_HAND}
+    inner |= {("decode", f"{spec}, 16K") for spec in cpu_kernels.SPECS}
     inner |= {("truth", "memory above the tensors")}
     assert set(targets.TARGETS) <= named | inner
 

@@ -13,6 +13,7 @@ from topkit.errors import InputError
 from topkit.experiments.bench.append import append_cases
 from topkit.experiments.bench.attach import attach_cases
 from topkit.experiments.bench.capture import capture_cases
+from topkit.experiments.bench.cpu_kernels import decode_cases, encode_cases, noise_cases
 from topkit.experiments.bench.dense import dense_cases
 from topkit.experiments.bench.gather import gather_cases
 from topkit.experiments.bench.generate import generate_cases
@@ -47,6 +48,9 @@ BENCHES: dict[str, Bench] = {
     "measure": Bench(measure_cases, (CPU,)),
     "attach": Bench(attach_cases, (CPU,)),
     "capture": Bench(capture_cases, (CPU,)),
+    "decode": Bench(decode_cases, (CPU,)),
+    "encode": Bench(encode_cases, (CPU,)),
+    "noise": Bench(noise_cases, (CPU,)),
     "score": Bench(score_cases, (CUDA,)),
     "select": Bench(select_cases, (CUDA,)),
     "score-select": Bench(fused_cases, (CUDA,)),

@@ -54,6 +54,15 @@ ANYWHERE: dict[tuple[str, str], Target] = {
         "<=",
         1.3,
     ),
+    ("decode", "sign(), 16K"): ("ratio", "<=", 1.0),
+    ("decode", "quantized(), 16K"): ("ratio", "<=", 1.0),
+    ("decode", "quantized(dtype='int4'), 16K"): ("ratio", "<=", 1.5),
+    **{
+        ("encode", f"{dtype} of {kind}, 8 heads x 32K"): ("ratio", "<=", 0.5)
+        for dtype in ("int8", "int4", "int2", "fp8_e4m3")
+        for kind in ("float32", "bfloat16")
+    },
+    ("noise", "32 heads x 16 queries x 32K"): ("ratio", "<=", 0.5),
 }
 TARGETS = ON_H200 | ANYWHERE
 
