@@ -78,7 +78,7 @@ class Capture:
         absorbed weights (576/512) wants that of its unabsorbed heads. float64 becomes float32.
         Raises: InputError for shapes that do not fit, and for NaN or infinity (layer and head).
         """
-        given = {
+        named = {
             "queries": queries,
             "keys": keys,
             "values": values,
@@ -90,10 +90,10 @@ class Capture:
             "index_keys": index_keys,
             "index_weights": index_weights,
         }
-        by_layer = _by_layer({name: x for name, x in given.items() if x is not None}, layer)
+        by_layer = _by_layer({name: x for name, x in named.items() if x is not None}, layer)
         tensors = {}
-        for number, named in by_layer.items():
-            for row in _rows(number, named, scaling, lengths, positions):
+        for number, of_layer in by_layer.items():
+            for row in _rows(number, of_layer, scaling, lengths, positions):
                 row.require_finite()
                 tensors[row.sample, number] = row
         return cls(_manifest(tensors), tensors=tensors)
@@ -158,33 +158,33 @@ class Capture:
 
 
 def _open_file(path: Path) -> Capture:
-    found = files.read_tensors(path)
+    tensors = files.read_tensors(path)
     allowed = {*SHAPES, "lengths"}
-    if {"queries", "keys"} - set(found) or set(found) - allowed:
+    if {"queries", "keys"} - set(tensors) or set(tensors) - allowed:
         raise InputError(
             f"{path} must hold `queries` and `keys`, and beside them only {sorted(allowed)}; "
-            f"it holds {sorted(found)}"
+            f"it holds {sorted(tensors)}"
         )
-    rope = (found.pop("rope_cos", None), found.pop("rope_sin", None))
+    rope = (tensors.pop("rope_cos", None), tensors.pop("rope_sin", None))
     if (rope[0] is None) != (rope[1] is None):
         raise InputError(f"{path}: rope_cos and rope_sin come together; it holds one of them")
-    scaling = found.pop("scaling", None)
+    scaling = tensors.pop("scaling", None)
     if scaling is not None and scaling.numel() != 1:
         raise InputError(f"{path}: scaling must be one number; got {list(scaling.shape)}")
     return Capture.from_tensors(
-        **found,  # type: ignore[arg-type]
+        **tensors,  # type: ignore[arg-type]
         rope=None if rope[0] is None or rope[1] is None else (rope[0], rope[1]),
         scaling=None if scaling is None else float(scaling),
     )
 
 
-def _by_layer(given: Mapping[str, ByLayer], layer: int) -> dict[int, dict[str, Tensor]]:
-    split = {name: dict(_layers(name, x, given["queries"], layer)) for name, x in given.items()}
-    wanted = sorted(split["queries"])
-    for name, found in split.items():
-        if sorted(found) != wanted:
-            raise InputError(f"queries are of layers {wanted}, {name} of layers {sorted(found)}")
-    return {number: {name: split[name][number] for name in split} for number in wanted}
+def _by_layer(named: Mapping[str, ByLayer], layer: int) -> dict[int, dict[str, Tensor]]:
+    split = {name: dict(_layers(name, x, named["queries"], layer)) for name, x in named.items()}
+    layers = sorted(split["queries"])
+    for name, by_layer in split.items():
+        if sorted(by_layer) != layers:
+            raise InputError(f"queries are of layers {layers}, {name} of layers {sorted(by_layer)}")
+    return {number: {name: split[name][number] for name in split} for number in layers}
 
 
 def _layers(name: str, x: ByLayer, queries: ByLayer, layer: int) -> Iterator[tuple[int, Tensor]]:
@@ -209,12 +209,12 @@ def _tensor(name: str, x: Any) -> Tensor:
 
 def _whole_numbers(name: str, x: Any) -> Tensor:
     try:
-        found = torch.as_tensor(x)
+        numbers = torch.as_tensor(x)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} must be whole numbers; got {x!r}") from error
-    if (found != found.long()).any():
-        raise InputError(f"{name} must be whole numbers; got {found.tolist()}")
-    return found.long()
+    if (numbers != numbers.long()).any():
+        raise InputError(f"{name} must be whole numbers; got {numbers.tolist()}")
+    return numbers.long()
 
 
 def _number(name: str, x: Any) -> float:

@@ -118,7 +118,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def verify_file(folder: Path, entry: Mapping[str, Any]) -> None:
-    """Let a file pass only if it holds the very bytes that its manifest entry was made from.
+    """Require a file to hold the very bytes that its manifest entry was made from.
 
     Raises: InputError when it is missing, truncated or altered.
     """
@@ -130,10 +130,10 @@ def verify_file(folder: Path, entry: Mapping[str, Any]) -> None:
                 "capture again"
             )
         with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; capture again") from error
-    if found != entry["sha256"]:
+    if sha256 != entry["sha256"]:
         raise InputError(f"{path} is not the file that was captured (sha256); capture again")
 
 
@@ -219,9 +219,9 @@ def readable(count: int) -> str:
 class Writer:
     """Writes a capture sample by sample; what was finished outlives a crash.
 
-    `origin` says what the tensors come from: a folder that holds samples of the same origin is
-    gone on with, a folder of another is refused unless `force`, which clears it in `begin`. Before
-    `begin` nothing is written.
+    `origin` says what the tensors come from: a folder that holds samples of the same origin
+    is continued, a folder of another is refused unless `force`, which clears it in `begin`. Nothing
+    is written before `begin`.
     """
 
     def __init__(
@@ -264,24 +264,24 @@ class Writer:
 
     def _resume(self) -> None:
         for path in (*self.folder.glob(MANIFEST), *self.folder.glob(OF_SAMPLES)):
-            found = unseal(path)
-            here, asked = found["origin"], self.content["origin"]
-            differs = sorted(k for k in {*here, *asked} if here.get(k) != asked.get(k))
-            if {entry["sample"] for entry in found["samples"]} - set(self.samples):
+            manifest = unseal(path)
+            theirs, ours = manifest["origin"], self.content["origin"]
+            differs = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
+            if {entry["sample"] for entry in manifest["samples"]} - set(self.samples):
                 differs.append("samples")
             if differs:
                 raise InputError(
                     f"{self.folder} holds another capture (it differs in {', '.join(differs)}); "
                     "choose another --out, or --force to replace it"
                 )
-            self._take(found)
+            self._merge(manifest)
 
-    def _take(self, found: Mapping[str, Any]) -> None:
-        """What is found of a sample replaces what was known of it."""
-        fresh = {record["sample"] for record in found["samples"]}
+    def _merge(self, manifest: Mapping[str, Any]) -> None:
+        """A manifest's entries of a sample replace those that are known."""
+        fresh = {record["sample"] for record in manifest["samples"]}
         for key in ("samples", "files"):
             kept = [entry for entry in self.content[key] if entry["sample"] not in fresh]
-            self.content[key] = kept + found[key]
+            self.content[key] = kept + manifest[key]
 
     def lists(self, record: Mapping[str, Any]) -> bool:
         """Whether the manifests list the sample of this record, and its files have their sizes."""
@@ -316,7 +316,7 @@ class Writer:
         with ThreadPoolExecutor(THREADS) as threads:
             files = list(threads.map(write, sorted(layers)))
         done = {"samples": [dict(record)], "files": files}
-        self._take(done)
+        self._merge(done)
         origin = self.content["origin"]
         self._write(f"sample-{sample:05d}.json", {**FORMAT, "origin": origin, **done})
 

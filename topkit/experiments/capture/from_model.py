@@ -1,4 +1,4 @@
-"""model + prompts -> Capture: one forward a sample, what attention saw written as it was."""
+"""model + prompts -> Capture: one forward pass a sample; what attention saw is written unchanged."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def capture_passages(
 ) -> Plan[Capture]:
     """Capture a model's attention inputs over token sequences; see `capture_model`.
 
-    `origin` says where model and tokens are from: a folder of the same origin is gone on with.
+    `origin` says where model and tokens are from: a folder of the same origin is continued.
     """
     passages = [passage.at(positions) for passage in passages]
     survey = survey_layers(model, passages, layers, hidden)

@@ -1,4 +1,4 @@
-"""Which layers of a model can be captured, and what they take: a short pass before the long ones."""
+"""Which layers of a model can be captured, and what they cost: a short pass before the long ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Survey:
     hidden: bool
 
     def bytes(self, passage: Passage) -> int:
-        """What the files of a passage take."""
+        """Bytes of the files of a passage."""
         keys, queries = len(passage.ids), len(passage.positions)
         return sum(estimate_bytes(example, keys, queries) for example in self.examples.values())
 
@@ -46,9 +46,9 @@ class Survey:
 
 
 def survey_layers(
-    model: PreTrainedModel, passages: Sequence[Passage], asked: str | Sequence[int], hidden: bool
+    model: PreTrainedModel, passages: Sequence[Passage], choice: str | Sequence[int], hidden: bool
 ) -> Survey:
-    """Find the layers asked for: "all", "0,3,5" or numbers; "all" leaves out what cannot be captured.
+    """Survey the layers of a choice: "all", "0,3,5" or numbers; "all" leaves out what cannot be captured.
 
     Raises: InputError for a model or a layer that cannot be captured (named, with the reason).
     """
@@ -64,7 +64,7 @@ def survey_layers(
     for layer, one in records.items():
         if one.window is not None and one.window < longest:
             reasons[layer] = f"it sees a sliding window of {one.window} keys, not all"
-    layers = _choose(asked, {*records, *reasons}, reasons, type(model).__name__)
+    layers = _choose(choice, {*records, *reasons}, reasons, type(model).__name__)
     skipped = [{"layer": layer, "reason": reasons[layer]} for layer in sorted(reasons)]
     survey = Survey({layer: records[layer].module for layer in layers}, {}, skipped, hidden)
     for layer, one in survey.run(model, ids, at).items():
@@ -73,21 +73,21 @@ def survey_layers(
 
 
 def _choose(
-    asked: str | Sequence[int], there: set[int], reasons: Mapping[int, str], name: str
+    choice: str | Sequence[int], there: set[int], reasons: Mapping[int, str], name: str
 ) -> list[int]:
-    if asked == "all":
+    if choice == "all":
         if there == set(reasons):
             raise InputError(f"no layer of {name} can be captured: {next(iter(reasons.values()))}")
         return sorted(there - set(reasons))
     try:
-        wanted = sorted(set(numbers(asked) if isinstance(asked, str) else asked))
+        layers = sorted(set(numbers(choice) if isinstance(choice, str) else choice))
     except ValueError:
-        raise InputError(f"layers must be all, or numbers as 0,3,5; got {asked!r}") from None
-    for layer in wanted:
+        raise InputError(f"layers must be all, or numbers as 0,3,5; got {choice!r}") from None
+    for layer in layers:
         if layer not in there:
             raise InputError(f"{name} has no layer {layer}; it has {min(there)} to {max(there)}")
         if layer in reasons:
             raise InputError(f"layer {layer} of {name} cannot be captured: {reasons[layer]}")
-    if not wanted:
-        raise InputError("no layer was asked for")
-    return wanted
+    if not layers:
+        raise InputError("no layer was chosen; layers must be all, or numbers as 0,3,5")
+    return layers

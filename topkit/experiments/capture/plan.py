@@ -1,4 +1,4 @@
-"""A capture before it runs: which samples are left, and what it takes."""
+"""A capture before it runs: which samples are left, and what it costs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ import topkit
 from topkit.experiments.capture import files
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.capture.layers import Survey
-from topkit.experiments.capture.prompts import (
-    Passage,
-)
+from topkit.experiments.capture.prompts import Passage
 from topkit.experiments.capture.tensors import LayerTensors
 from topkit.experiments.model.record import check
 from topkit.experiments.runs.folder import locked

@@ -14,23 +14,25 @@ from topkit.experiments.tasks.base import Task
 
 @dataclass(frozen=True)
 class Passage:
-    """One sample: its tokens, and the positions whose queries are kept unless others are asked."""
+    """One sample: its tokens, and the positions whose queries are kept by default."""
 
     ids: Sequence[int]
     positions: Sequence[int]
     text: str = ""
 
-    def at(self, asked: str | Sequence[int] | None) -> Passage:
+    def at(self, choice: str | Sequence[int] | None) -> Passage:
         """The same passage, other positions: "last:32", "every:64", "5,9" or numbers; None: its own.
 
         Raises: InputError when they are not understood, or not in the passage.
         """
         length = len(self.ids)
-        wanted = self.positions if asked is None else asked
-        found = {int(n) for n in (_parse(wanted, length) if isinstance(wanted, str) else wanted)}
-        if not found or min(found) < 0 or max(found) >= length:
-            raise InputError(f"positions {asked!r} are not within a passage of {length} tokens")
-        return replace(self, positions=sorted(found))
+        if choice is None:
+            choice = self.positions
+        chosen = _parse(choice, length) if isinstance(choice, str) else choice
+        positions = {int(n) for n in chosen}
+        if not positions or min(positions) < 0 or max(positions) >= length:
+            raise InputError(f"positions {choice!r} are not within a passage of {length} tokens")
+        return replace(self, positions=sorted(positions))
 
     def record(self, sample: int) -> dict[str, Any]:
         """What a capture's manifest says of it."""
@@ -93,18 +95,18 @@ def task_passages(
     return passages
 
 
-def _parse(asked: str, length: int) -> Sequence[int]:
-    how, _, number = asked.rpartition(":")
+def _parse(choice: str, length: int) -> Sequence[int]:
+    how, _, number = choice.rpartition(":")
     try:
         if how == "":
-            return numbers(asked)
+            return numbers(choice)
         if how == "last" and int(number) > 0:
             return range(length - int(number), length)
         if how == "every" and int(number) > 0:
             return range(int(number) - 1, length, int(number))
     except ValueError:
         pass
-    raise InputError(f"positions must be last:N, every:N or numbers as 5,9; got {asked!r}")
+    raise InputError(f"positions must be last:N, every:N or numbers as 5,9; got {choice!r}")
 
 
 def numbers(text: str) -> list[int]:

@@ -106,11 +106,11 @@ class LayerTensors:
 
     @classmethod
     def from_tensors(cls, sample: int, layer: int, tensors: Mapping[str, Tensor]) -> LayerTensors:
-        """What `tensors` gave."""
-        given: dict[str, Any] = {"values": None, **tensors}
-        rope = (given.pop("rope_cos", None), given.pop("rope_sin", None))
-        given["scaling"] = float(given["scaling"])
-        return cls(sample, layer, **given, rope=None if rope[0] is None else rope)
+        """The inverse of `tensors`."""
+        fields: dict[str, Any] = {"values": None, **tensors}
+        rope = (fields.pop("rope_cos", None), fields.pop("rope_sin", None))
+        fields["scaling"] = float(fields["scaling"])
+        return cls(sample, layer, **fields, rope=None if rope[0] is None else rope)
 
     def require_finite(self) -> None:
         """Raises: InputError naming sample, layer and head of the first NaN or infinity."""

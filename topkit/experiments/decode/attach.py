@@ -48,7 +48,7 @@ def attach(
     The prompt attends densely (unless `sparse_prefill`); each later token reads at most k keys a
     head, in every layer of full attention or in `layers`. k in keys, or per cent of the slots at
     that step ("1%"). A cache grows in place meanwhile: keep a state of it by deepcopy, not by its
-    tensors. In `generate` the prompt is what it was given; in direct calls of the model,
+    tensors. In `generate` the prompt is its input; in direct calls of the model,
     what comes several tokens at a time or into an empty cache. `observe=True` judges every selection
     (`Attachment.fidelity`); `observe="shadow"` does so too, and leaves the output dense.
     `backend` is that of topkit.kernels: "auto" takes Triton's where it can; "triton" takes no other,
@@ -167,7 +167,7 @@ class Attachment:
         return outputs[0].contiguous() if len(outputs) == 1 else torch.cat(outputs, 1)
 
     def _layer_index(self, call: AttentionCall, before: int) -> LayerIndex:
-        """The index over the layer's cache, which held `before` slots before the call."""
+        """The index over the layer's cache, which had `before` slots before the call."""
         cache, number = call.cache, call.layer
         if cache is None:  # without a cache every call brings all tokens
             return LayerIndex(self._owner)
@@ -218,7 +218,7 @@ def _cuda_graph(cuda_graph: bool | None, capture: bool | None) -> bool:
 
 @contextmanager
 def _replaced(model: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """A method of this one model is `method`, which is handed the model's own first."""
+    """A method of this one model is `method`, which gets the model's own as its first argument."""
     own, before = getattr(model, name), vars(model).get(name)
 
     @functools.wraps(own)

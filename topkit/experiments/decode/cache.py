@@ -38,7 +38,7 @@ class CacheOwner:
         self._thread.slot = slot
 
     def add(self, layer: IndexedLayer) -> None:
-        """Count a layer, or a copy of one, among those to be given back."""
+        """Count a layer, or a copy of one, among those to be restored."""
         self._layers.add(layer)
 
     def release(self) -> None:
@@ -121,7 +121,7 @@ class IndexedLayer(DynamicLayer):
     values: Tensor
     layer_index: LayerIndex
     growing: tuple[Growing, Growing]
-    # transformers would take a subclass with a layer type for the one to make by default.
+    # transformers would make a subclass with a layer type by default.
     _layer_type = None
 
     def restore(self) -> None:
@@ -159,14 +159,14 @@ class IndexedLayer(DynamicLayer):
         return own_keys, own_values
 
     def reveal(self, length: int) -> None:
-        """Hold the slots before `length`, and the index too: steps of fixed shapes wrote them."""
+        """Show the slots before `length`, which steps of fixed shapes wrote, here and in the index."""
         self.keys, self.values = (growing.until(length) for growing in self.growing)
         assert self.layer_index.index is not None
         self.layer_index.index.reveal(length)
         self.layer_index.valid = length
 
     def get_seq_length(self) -> Any:
-        # On the device, as a static layer's: who would count on it on the host has to wait for it.
+        # On the device, as a static layer's: using it on the host waits for the device.
         slot = self.layer_index.owner.slot
         return super().get_seq_length() if slot is None else slot[0]
 

@@ -1,4 +1,4 @@
-"""From keys and queries to selections: the one place that builds a Step and obeys a recipe's laws."""
+"""From keys and queries to selections: the one place that builds a Step and keeps to a recipe's traits."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Driver:
         return self.indexer.build(cache.keys, self.step({"cache": cache, **inputs}))
 
     def append(self, index: Index, cache: Cache, inputs: Inputs) -> None:
-        """Take in the slots of the cache that the index lacks; the inputs are of their tokens."""
+        """Append the slots of the cache that the index lacks; the inputs are of their tokens."""
         index.append(cache.keys[:, :, index.length :], self.step({"cache": cache, **inputs}))
 
     def truncate(self, index: Index, cache: Cache) -> None:
@@ -90,20 +90,20 @@ class Driver:
         queries: Tensor,
         cache: Cache,
         inputs: Inputs,
-        asked: Asked | None = None,
+        where: QuerySlots | None = None,
     ) -> Iterator[Choice]:
-        """Take in the slots of the cache that the index lacks, and select for queries, in pieces.
+        """Append the slots of the cache that the index lacks, and select for queries, in pieces.
 
-        Codes that have seen a later key would let the future in: a recipe without `causal_codes` is
-        given the keys up to a query's own, and then that query alone.
+        Codes that have seen a later key would let the future in: a recipe without `causal_codes` sees
+        the keys up to a query's own, and then that query alone.
         Shapes: queries [B, Hq, Tq, D]; inputs are of the tokens that the index lacks. The queries are of
-        the newest slots, and their inputs the last of `inputs`, unless `asked` says otherwise.
+        the newest slots, and their inputs the last of `inputs`, unless `where` says otherwise.
         """
-        asked = asked or Asked.newest(queries, cache, inputs)
+        where = where or QuerySlots.newest(queries, cache, inputs)
         if self.indexer.traits().causal_codes:
-            yield from self._in_pieces(index, ks, queries, cache, inputs, asked)
+            yield from self._in_pieces(index, ks, queries, cache, inputs, where)
         else:
-            yield from self._one_by_one(index, ks, queries, cache, inputs, asked)
+            yield from self._one_by_one(index, ks, queries, cache, inputs, where)
 
     def select_at(
         self,
@@ -130,7 +130,7 @@ class Driver:
         queries: Tensor,
         cache: Cache,
         inputs: Inputs,
-        asked: Asked,
+        where: QuerySlots,
     ) -> Iterator[Choice]:
         length, count = cache.keys.shape[2], queries.shape[2]
         if index.length < length:
@@ -138,11 +138,11 @@ class Driver:
         width = piece(queries, length)
         for first in range(0, count, width):
             place = slice(first, min(first + width, count))
-            stops = asked.stops(place, queries.device)
-            only_newest = count == 1 and asked.slots[-1] == length - 1
-            memo = asked.memo if width >= count else {}
+            stops = where.stops(place, queries.device)
+            only_newest = count == 1 and where.slots[-1] == length - 1
+            memo = where.memo if width >= count else {}
             step = self.step(
-                {"cache": cache, **asked.inputs_of(place)},
+                {"cache": cache, **where.inputs_of(place)},
                 None if only_newest else stops[None],
                 memo=memo,
             )
@@ -155,26 +155,26 @@ class Driver:
         queries: Tensor,
         cache: Cache,
         inputs: Inputs,
-        asked: Asked,
+        where: QuerySlots,
     ) -> Iterator[Choice]:
         begin = index.length
-        for number, slot in enumerate(asked.slots):
+        for number, slot in enumerate(where.slots):
             place, now = slice(number, number + 1), _until(cache, slot + 1)
             if index.length <= slot:
                 fresh = slice(index.length - begin, slot + 1 - begin)
                 self.append(index, now, {name: tokens(x, fresh) for name, x in inputs.items()})
             memo: Memo = {}
-            step = self.step({"cache": now, **asked.inputs_of(place)}, memo=memo)
+            step = self.step({"cache": now, **where.inputs_of(place)}, memo=memo)
             chosen = index.select_many(queries[:, :, place], ks, step)
-            yield Choice(place, chosen, asked.stops(place, queries.device), memo)
+            yield Choice(place, chosen, where.stops(place, queries.device), memo)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Queries within a cache: the slot of each one's own token, ascending, and what else is known of it.
+class QuerySlots:
+    """Queries within a cache: the slot of each one's own token, ascending, and their inputs.
 
     `inputs` have an entry for each query where inputs of keys have one for each token; `memo` is shared
-    by all recipes that are asked the same queries over the same cache.
+    by all recipes that select for the same queries over the same cache.
     """
 
     slots: Sequence[int]
@@ -182,7 +182,7 @@ class Asked:
     memo: Memo = field(default_factory=dict)
 
     @classmethod
-    def newest(cls, queries: Tensor, cache: Cache, inputs: Inputs) -> Asked:
+    def newest(cls, queries: Tensor, cache: Cache, inputs: Inputs) -> QuerySlots:
         """The queries of the newest slots, whose tokens the last of `inputs` are of."""
         length, count = cache.keys.shape[2], queries.shape[2]
         last = {name: tokens(x, slice(-count, None)) for name, x in inputs.items()}
@@ -200,15 +200,15 @@ class Asked:
 
 
 def piece(queries: Tensor, floats: int) -> int:
-    """How many queries to take at once, of which each makes so many floats a head: its scores, mostly."""
+    """How many queries to select for in one call; each makes `floats` floats a head, mostly its scores."""
     return max(1, PIECE // max(1, queries.shape[0] * queries.shape[1] * floats))
 
 
-def tokens(given: Any, place: slice) -> Any:
+def tokens(x: Any, place: slice) -> Any:
     """An input's tokens: hidden states [B, t, C], values [B, Hk, t, Dv], or a pair of angles."""
-    if isinstance(given, tuple):
-        return tuple(tokens(x, place) for x in given)
-    return given[..., place, :]
+    if isinstance(x, tuple):
+        return tuple(tokens(part, place) for part in x)
+    return x[..., place, :]
 
 
 def _until(cache: Cache, stop: int) -> Cache:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Prompt(threading.local):
-    """The prompt that `generate` was given, while it runs; each thread has its own."""
+    """The prompt of `generate` while it runs; each thread has its own."""
 
     def __init__(self) -> None:
         self.length: int | None = None

@@ -1,4 +1,4 @@
-"""One layer's attention through an indexer: the index is brought up to date, asked, and obeyed."""
+"""One layer's attention through an indexer: update the index, select, attend to the selection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PASSING = OFFERED - {"cache", "values"}
 
 @dataclass(frozen=True)
 class Call:
-    """What one layer's attention was given: queries of the newest tokens, keys of all slots.
+    """The input of one layer's attention: queries of the newest tokens, keys of all slots.
 
     Shapes: queries [B, Hq, t, D], keys [B, Hk, T, D], values [B, Hk, T, Dv], start [B]; inputs are
     of the t tokens.
@@ -38,8 +38,8 @@ class Call:
     inputs: Mapping[str, Any]
 
     @property
-    def held(self) -> int:
-        """Slots that were there before."""
+    def cached(self) -> int:
+        """Slots of the cache before the call."""
         return self.keys.shape[2] - self.queries.shape[2]
 
     def until(self, stop: int) -> Cache:
@@ -48,7 +48,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads through an indexer on a budget, and has what it chose judged if asked to."""
+    """Reads through an indexer on a budget, and has its selections judged if there is an observer."""
 
     indexer: Indexer
     budget: Budget
@@ -57,23 +57,23 @@ class Reader:
     backend: str = "auto"
 
     def take(self, layer: LayerIndex, call: Call, prompt: int) -> None:
-        """Bring the index to where the first query after `prompt` of the call's tokens is asked.
+        """Update the index up to the first query after `prompt` of the call's tokens.
 
-        It is built when that query comes, on all that came before; or at once, where it needs what
-        is given at that moment alone.
+        It is built when that query comes, on all that came before; or at once, where it needs inputs
+        that exist during this call alone.
         Raises: InputError for tokens before attach whose inputs it needs.
         """
-        held, index, driver = call.held, layer.index, self._driver(call)
-        if index is not None and index.length > held:
-            driver.truncate(index, call.until(held))
+        cached, index, driver = call.cached, layer.index, self._driver(call)
+        if index is not None and index.length > cached:
+            driver.truncate(index, call.until(cached))
         passing = sorted(self.indexer.needs & _PASSING)
         if index is None and not passing and prompt == call.queries.shape[2]:
             return
-        now = call.until(held + prompt)
+        now = call.until(cached + prompt)
         inputs = {name: tokens(x, slice(0, prompt)) for name, x in call.inputs.items()}
-        if index is None and passing and held:
+        if index is None and passing and cached:
             raise InputError(
-                f"{self.indexer} needs {', '.join(passing)} of the {held} tokens that the cache "
+                f"{self.indexer} needs {', '.join(passing)} of the {cached} tokens that the cache "
                 "already holds; attach before they are computed"
             )
         if index is None:

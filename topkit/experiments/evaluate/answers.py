@@ -1,7 +1,7 @@
 """What each cell answers to the questions of one haystack, and how well it knew the answers.
 
-The answer is fed as if the model had given it, one step a token: a cell whose every step prefers
-the next token of the answer gives exactly that answer when it decodes greedily. Only the others are
+The true answer is fed to the model, one step a token (teacher forcing): a cell whose every step
+prefers the answer's next token decodes exactly that answer greedily. Only the other cells are
 decoded, from their first mistake on.
 """
 
@@ -28,8 +28,8 @@ from topkit.indexers.base import Index, Indexer
 class Answer:
     """What one cell said to one question; lists have an entry for each token of the true answer.
 
-    likeliest: its choice at each step, given the true answer before; said: what it decodes greedily,
-    nothing of running text.
+    likeliest: its most likely token at each step, after the true answer's tokens before it; said: what
+    it decodes greedily, nothing for running text.
     """
 
     question: int
@@ -39,16 +39,16 @@ class Answer:
     kl: list[float]
 
 
-class Asked:
+class QuestionRows:
     """Questions of one length, as rows: question [B, m]; answer [B, a] and which of it is real."""
 
     def __init__(
-        self, asked: Sequence[Question], numbers: Sequence[int], device: torch.device
+        self, questions: Sequence[Question], numbers: Sequence[int], device: torch.device
     ) -> None:
-        questions, self.numbers = [asked[n] for n in numbers], numbers
+        questions, self.numbers = [questions[n] for n in numbers], numbers
         self.lengths = [len(q.answer_ids) for q in questions]
-        # Of running text nothing is decoded: there is nothing to hold it against.
-        self.told = [len(q.answer_ids) if q.references else 0 for q in questions]
+        # Tokens to decode: none of running text, which has no right answer to compare with.
+        self.decoded = [len(q.answer_ids) if q.references else 0 for q in questions]
         self.longest = max(self.lengths)
         answers = [[*q.answer_ids, *[0] * (self.longest - len(q.answer_ids))] for q in questions]
         self.question = torch.tensor([list(q.ids) for q in questions], device=device)
@@ -58,7 +58,7 @@ class Asked:
 
     @property
     def last(self) -> Tensor:
-        """The question's last token [B, 1]: its step gives the first token of the answer."""
+        """The question's last token [B, 1]: its step predicts the answer's first token."""
         return self.question[:, -1:]
 
 
@@ -85,39 +85,39 @@ class Haystack:
         self.fidelity: list[pa.Table] = []
 
     def answers(self, sparse_from: str, rows: int) -> dict[Cell, list[Answer]]:
-        """Every cell's answers, in batches of at most so many rows where a question allows it."""
-        found: dict[Cell, list[Answer]] = {cell: [] for cell in self.cells}
+        """Every cell's answers, in batches of at most `rows` rows, but of at least one question."""
+        answers: dict[Cell, list[Answer]] = {cell: [] for cell in self.cells}
         together = max(1, rows // len(self.cells))
         self._make_room(together)
         for numbers in alike(self.prompt.questions, together):
-            asked = Asked(self.prompt.questions, numbers, self.model.device)
-            for cell, said in zip(self.cells, self._ask(asked, sparse_from), strict=True):
-                found[cell] += [Answer(n, *lists) for n, lists in zip(numbers, said, strict=True)]
-        return found
+            batch = QuestionRows(self.prompt.questions, numbers, self.model.device)
+            for cell, said in zip(self.cells, self._ask(batch, sparse_from), strict=True):
+                answers[cell] += [Answer(n, *lists) for n, lists in zip(numbers, said, strict=True)]
+        return answers
 
     def _make_room(self, rows: int) -> None:
         room = max(len(q.ids) + len(q.answer_ids) for q in self.prompt.questions)
         rows = min(rows, len(self.prompt.questions))
         self.past = {layer: past.with_room(rows, room) for layer, past in self.prefix.items()}
 
-    def _ask(self, asked: Asked, sparse_from: str) -> Iterator[list[tuple[list, ...]]]:
-        streams = [self._stream(cell, len(asked.lengths)) for cell in self.cells]
-        self._read(streams, asked.question[:, :-1], sparse_from)
+    def _ask(self, batch: QuestionRows, sparse_from: str) -> Iterator[list[tuple[list, ...]]]:
+        streams = [self._stream(cell, len(batch.lengths)) for cell in self.cells]
+        self._read(streams, batch.question[:, :-1], sparse_from)
         waiting = [stream.fork() for stream in streams]
         observers = self._observers(streams) if self.observe else []
-        fed = torch.cat([asked.last, asked.answer[:, :-1]], 1)
-        logits = self._forward(streams, fed.repeat(len(streams), 1), asked.longest)
-        first = len(self.prompt.ids) + asked.question.shape[1] - 1
+        fed = torch.cat([batch.last, batch.answer[:, :-1]], 1)
+        logits = self._forward(streams, fed.repeat(len(streams), 1), batch.longest)
+        first = len(self.prompt.ids) + batch.question.shape[1] - 1
         for observer in observers:
             each = self.observe == "rows"
-            self.fidelity += observer.tables(asked.numbers, asked.real, first, each)
-        likeliest, nll, kl = _judge(logits.unflatten(0, (len(streams), -1)), asked.answer)
-        said = self._decode(waiting, asked, likeliest)
+            self.fidelity += observer.tables(batch.numbers, batch.real, first, each)
+        likeliest, nll, kl = _judge(logits.unflatten(0, (len(streams), -1)), batch.answer)
+        said = self._decode(waiting, batch, likeliest)
         lists = [x.tolist() for x in (likeliest, said, nll, kl)]
         for cell in range(len(streams)):
             yield [
-                tuple(x[cell][row][:n] for x, n in zip(lists, (n, told, n, n), strict=True))
-                for row, (n, told) in enumerate(zip(asked.lengths, asked.told, strict=True))
+                tuple(x[cell][row][:n] for x, n in zip(lists, (n, decoded, n, n), strict=True))
+                for row, (n, decoded) in enumerate(zip(batch.lengths, batch.decoded, strict=True))
             ]
 
     def _stream(self, cell: Cell, rows: int) -> Stream:
@@ -139,7 +139,7 @@ class Haystack:
         return indices
 
     def _read(self, streams: Sequence[Stream], ids: Tensor, sparse_from: str) -> None:
-        """Take in the question but for its last token: each by its own attention, or all dense."""
+        """Process the question without its last token: each stream by its own attention, or all dense."""
         if ids.shape[1] == 0:
             return
         if sparse_from == "question":
@@ -154,26 +154,26 @@ class Haystack:
             observer.stream.watch = observer
         return observers
 
-    def _decode(self, streams: Sequence[Stream], asked: Asked, likeliest: Tensor) -> Tensor:
+    def _decode(self, streams: Sequence[Stream], batch: QuestionRows, likeliest: Tensor) -> Tensor:
         """What is said greedily [C, B, a]."""
-        right = (likeliest == asked.answer) | ~asked.real
+        right = (likeliest == batch.answer) | ~batch.real
         wrong_at = right.int().cumprod(-1).sum(-1)  # a where nothing is wrong
         # After a mistake at the last token there is nothing more to say.
-        goes_on = wrong_at < torch.tensor(asked.told, device=right.device) - 1
+        goes_on = wrong_at < torch.tensor(batch.decoded, device=right.device) - 1
         rows = [row.nonzero()[:, 0] for row in goes_on]
         said = likeliest.clone()
         if not goes_on.any():
             return said
         going = [(n, s.fork(rows[n])) for n, s in enumerate(streams) if len(rows[n])]
         forced, until = likeliest[goes_on], wrong_at[goes_on]
-        told = forced[:, : int(until.min()) + 1]
-        fed = torch.cat([torch.cat([asked.last[rows[n]] for n, _ in going]), told], 1)
-        while told.shape[1] < asked.longest:
+        tokens = forced[:, : int(until.min()) + 1]
+        fed = torch.cat([torch.cat([batch.last[rows[n]] for n, _ in going]), tokens], 1)
+        while tokens.shape[1] < batch.longest:
             logits = self._forward([stream for _, stream in going], fed, 1)
-            place = told.shape[1]
+            place = tokens.shape[1]
             fed = forced[:, place, None].where(place <= until[:, None], logits.argmax(-1))
-            told = torch.cat([told, fed], 1)
-        said[goes_on] = told
+            tokens = torch.cat([tokens, fed], 1)
+        said[goes_on] = tokens
         return said
 
     def _forward(

@@ -43,7 +43,7 @@ def evaluate(
     force: bool = False,
     tokenizer: Any = None,
 ) -> Plan[pa.Table]:
-    """Ask a model the questions of some tasks, each time with other keys left out of its attention.
+    """Accuracy of a model on the questions of some tasks, for full attention and for each indexer.
 
     Every haystack is prefilled dense. What comes after it goes through the selector: the question
     and the answer (sparse_from="question"), or, as in the paper's protocol, the answer alone
@@ -82,6 +82,6 @@ def evaluate(
 
 
 def _listed(values: Any, make: Callable[[Any], Any]) -> list[Any]:
-    """What is made of one or several, each once."""
+    """What `make` makes of one value or several, without duplicates."""
     values = [values] if isinstance(values, str | int | Task) else values
     return list(dict.fromkeys(map(make, values)))

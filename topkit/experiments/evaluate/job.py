@@ -1,4 +1,4 @@
-"""One job: a haystack of a task, asked of some cells."""
+"""One job: a haystack of a task, run through some cells."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from topkit.experiments.tasks import Haystack as Text
 from topkit.experiments.tasks import Prompt, Task, task_name
 
 SPARSE_FROM = ("question", "answer")
-# Rows of one forward pass, unless asked otherwise: cells times questions of one haystack.
+# Rows of one forward pass, by default: cells times questions of one haystack.
 ROWS = 128
 
 
@@ -30,7 +30,7 @@ class Setting:
     """What all jobs of a run have in common; a worker loads the model from it.
 
     rows: of one forward pass; threads: of a worker, None where there is one.
-    Raises: InputError for what cannot be meant.
+    Raises: InputError for a value that has no meaning.
     """
 
     out: Path
@@ -70,7 +70,7 @@ class Piece:
 
 
 def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None:
-    """Compute one piece and write its parts; accuracy last, for it says that the piece is done."""
+    """Compute one piece and write its parts; accuracy last, as it marks the piece as done."""
     if setting.threads is not None:
         torch.set_num_threads(setting.threads)
     model, tokenizer = loaded or load_once(setting.model, setting.device, setting.dtype)

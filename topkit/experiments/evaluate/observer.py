@@ -1,4 +1,4 @@
-"""Fidelity of the selections that answers were given by, observed where they are made."""
+"""Fidelity of the selections behind the answers, observed where they are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An evaluation before it runs: what the model can serve, what is left to do, what it takes."""
+"""An evaluation before it runs: what the model can serve, what is left to do, what it costs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from topkit.experiments.tasks import Prompt, task_name
 
 @dataclass(frozen=True)
 class Share:
-    """What one part of a run comes to."""
+    """One part of a run: its jobs, and what they cost."""
 
     part: Part
     jobs: int
@@ -140,7 +140,7 @@ def plan_parts(
 
 
 def _require_served(model: PreTrainedModel, parts: Sequence[Part]) -> dict[int, LayerRecord]:
-    """Refuse what the model cannot serve; gives the records of a short pass."""
+    """Refuse what the model cannot serve; returns the records of a short pass."""
     longest = max(length for part in parts for length in part.lengths)
     require_positions(model, longest)
     records = probe(model, purpose="evaluated")

@@ -1,4 +1,4 @@
-"""Whether a prefix and rows behind it give what a model itself says: tried before a run begins."""
+"""Whether a shared prefix and rows behind it give a model's own logits: tried before a run begins."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ TURNS = ("sliding_window", "attention_chunk_size", "floor_scale")
 def require_same(model: PreTrainedModel, longest: int) -> None:
     """Refuse a model whose logits are not those that `forward` gives behind `prefill`.
 
-    Tried on random tokens: on few, and across each length of its config below `longest` at which
-    its attention changes.
+    Tried on random tokens: on a short sequence, and across each length below `longest` at which the
+    config makes its attention change.
     Raises: InputError naming the model, and why it cannot be evaluated.
     """
     name, config = type(model).__name__, model.config.get_text_config()

@@ -1,4 +1,4 @@
-"""What an evaluation is to hold: tasks, lengths, haystacks, cells; and which of it is left to do."""
+"""What an evaluation covers: tasks, lengths, haystacks, cells; and which of it is left to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from topkit.experiments.tasks import Task, task_name
 
 @dataclass(frozen=True)
 class Part:
-    """Tasks that are asked at some lengths, each on so many haystacks, of some cells."""
+    """Tasks at some lengths, each on a number of haystacks, for some cells."""
 
     tasks: tuple[Task, ...]
     lengths: tuple[int, ...]
@@ -59,9 +59,9 @@ class Request:
     force: bool
 
     def left(self, afresh: bool = False) -> list[list[Job]]:
-        """The jobs of each part, for the cells that no table holds; for all, where all is afresh.
+        """The jobs of each part, for the cells that no table holds; `afresh`: for all cells.
 
-        What was under way when a run died is not there.
+        What a run was writing when it died counts as missing.
         """
         accuracy = self.setting.out / "accuracy"
         there: set[tuple[str, ...]] = set() if afresh else set(folder.done(accuracy))
@@ -102,7 +102,7 @@ def identity_of(setting: Setting, model: PreTrainedModel, tokenizer: Any) -> dic
         "device": model.device.type,
         "seed": setting.seed,
         "text": "" if setting.text is None else digest(Text.of_file(setting.text).sentences),
-        # The same accuracy observed in two ways would stand there twice.
+        # Else the same accuracy, observed in two ways, would be in the table twice.
         "observe": setting.observe,
         "topkit": topkit.__version__,
     }

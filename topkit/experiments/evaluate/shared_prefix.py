@@ -21,7 +21,7 @@ from topkit.experiments.runs.cells import needs
 
 @contextmanager
 def _attending(model: PreTrainedModel, attend: Attend, needs: frozenset[str]) -> Iterator[None]:
-    """The model attends through `attend`, where each call is looked at and brings what is needed."""
+    """The model attends through `attend`; each call is checked, and brings the inputs that are needed."""
 
     def checked(call: AttentionCall) -> Tensor:
         call.require_plain()
@@ -54,7 +54,7 @@ class Prefill:
 class Batch:
     """Each stream attends to the prefix and its own tail; their rows stand one below the other.
 
-    Followers attend to nothing: they take in what the one stream there is attended to.
+    Followers attend to nothing: they append the tokens that the only stream attended to.
     """
 
     prefix: dict[int, Past]
@@ -77,7 +77,7 @@ class Batch:
 
 
 def _rows(x: Any, rows: slice) -> Any:
-    """Some rows of an input; angles may be alike in all, and have one row then."""
+    """Some rows of an input; angles that are the same for all rows have one row."""
     if isinstance(x, tuple):
         return tuple(_rows(part, rows) for part in x)
     return x if x.shape[0] == 1 else x[rows]
@@ -119,6 +119,6 @@ def forward(
         logits = model(
             input_ids=ids, position_ids=places, use_cache=False, logits_to_keep=last
         ).logits
-    if logits.amax().isnan():  # infinity may be meant: a token that is never to be said
+    if logits.amax().isnan():  # infinity may be intended: a token that must never be generated
         raise InputError("its logits hold NaN, which is made behind the last layer's attention")
     return logits

@@ -1,4 +1,4 @@
-"""What an evaluation takes: rows, bytes on disk, and memory, estimated from what is to be run."""
+"""What an evaluation costs: rows, bytes on disk, and memory, estimated from what is to be run."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ ANSWER, JUDGED = 430, 42
 
 @dataclass(frozen=True)
 class Size:
-    """What a part of an evaluation comes to; memory is that of one worker.
+    """What a part of an evaluation costs; memory is that of one worker.
 
     rows: of accuracy. bytes: ANSWER a row, JUDGED a row of fidelity, and PART a file. memory, with T the
-    length and q the questions that are asked together: WITH_TRANSFORMERS + weights + the prefix's keys
+    length and q the questions of one batch: WITH_TRANSFORMERS + weights + the prefix's keys
     and values, once for itself and q times with room behind them + a quarter of the keys, as int8 codes
     take, as often for each cell + 8 T^2, the prefill's mask and its copy + the logits of all answers,
     twice in float32.
@@ -71,7 +71,7 @@ def _answer(prompt: Prompt) -> int:
 
 
 def _prefix(length: int, records: Mapping[int, LayerRecord], together: int, cells: int) -> int:
-    """Bytes of a prefix of that length while it is asked: keys, values, indices, and its mask."""
+    """Bytes of a prefix of that length while its questions run: keys, values, indices, and its mask."""
     keys = sum(one.keys[:, :, 0].numel() * one.keys.element_size() for one in records.values())
     values = sum(
         one.values[:, :, 0].numel() * one.values.element_size() for one in records.values()

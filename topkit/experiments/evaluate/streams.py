@@ -1,6 +1,6 @@
 """Selectors as rows of one batch: one prefix, prefilled dense once, and a tail of each row's own.
 
-The keys and values of the prefix are held once for each question asked at a time, whatever the
+The keys and values of the prefix are stored once for each question of a batch, whatever the
 number of selectors; each selector writes its tail behind them just before it reads.
 """
 
@@ -38,13 +38,12 @@ class Past:
     inputs: dict[str, Any] = field(default_factory=dict)
 
     def with_room(self, rows: int, room: int) -> Past:
-        """The same prefix in so many rows, with so much room."""
+        """The same prefix in `rows` rows, with room for `room` more slots."""
 
-        def grown(held: Tensor) -> Tensor:
-            held = held[:1, :, : self.length]
-            shape = (rows, held.shape[1], self.length + room, held.shape[3])
-            new = held.new_zeros(shape)
-            new[:, :, : self.length] = held
+        def grown(x: Tensor) -> Tensor:
+            prefix = x[:1, :, : self.length]
+            new = x.new_zeros(rows, x.shape[1], self.length + room, x.shape[3])
+            new[:, :, : self.length] = prefix
             return new
 
         return Past(
@@ -68,7 +67,7 @@ class Past:
         return Cache(self.keys[:1, :, : self.length], self.values[:1, :, : self.length])
 
     def dense(self, length: int) -> bool:
-        """Whether a sliding window already chooses for this layer."""
+        """Whether a sliding window already selects this layer's keys."""
         return self.window is not None and self.window < length
 
 
@@ -96,7 +95,7 @@ class Stream:
         return Stream(self.cell, self.k, indices, self.seed, count, tails)
 
     def follow(self, layer: int, past: Past, keys: Tensor, values: Tensor, inputs: dict) -> None:
-        """Take in keys and values [b, Hk, t, D] that another stream attended to."""
+        """Append keys and values [b, Hk, t, D] that another stream attended to."""
         cache = self._grow(layer, past, keys, values)
         if layer in self.indices:
             self._driver(layer, past, cache).append(self.indices[layer], cache, inputs)
@@ -110,7 +109,7 @@ class Stream:
         values: Tensor,
         inputs: dict[str, Any],
     ) -> Tensor:
-        """The attention output [b, Hq, t, Dv] of new tokens, their keys and values taken in."""
+        """The attention output [b, Hq, t, Dv] of new tokens, whose keys and values join the tail."""
         cache = self._grow(layer, past, keys, values)
         if layer not in self.indices or past.dense(cache.keys.shape[2]):
             return dense_attention(queries, cache, past.scaling, past.window)
@@ -126,9 +125,9 @@ class Stream:
 
     def _grow(self, layer: int, past: Past, keys: Tensor, values: Tensor) -> Cache:
         if layer in self.tails:
-            held = self.tails[layer]
-            assert held.values is not None
-            keys, values = torch.cat([held.keys, keys], 2), torch.cat([held.values, values], 2)
+            tail = self.tails[layer]
+            assert tail.values is not None
+            keys, values = torch.cat([tail.keys, keys], 2), torch.cat([tail.values, values], 2)
         self.tails[layer] = Cache(keys, values)
         return past.then(keys, values)
 

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from topkit.errors import InputError
 from topkit.experiments.capture.tensors import LayerTensors
-from topkit.experiments.decode.driver import Asked, Driver, Memo, piece, tokens
+from topkit.experiments.decode.driver import Driver, Memo, QuerySlots, piece, tokens
 from topkit.experiments.runs.judged import Exact
 from topkit.indexers.base import Cache, Indexer, Rest, Selection
 from topkit.indexers.exact import true_scores_of
@@ -65,8 +65,8 @@ class Replay:
         )
         end = t.keys.shape[2] if traits.causal_codes else slots[-1] + 1
         later = {name: tokens(x, slice(built, None)) for name, x in inputs.items()}
-        asked = Asked(slots, self._of_queries(), self.memo)
-        choices = list(driver.select(index, ks, t.queries, self._cache(end), later, asked))
+        where = QuerySlots(slots, self._of_queries(), self.memo)
+        choices = list(driver.select(index, ks, t.queries, self._cache(end), later, where))
         chosen = {k: joined([choice.by_budget[k] for choice in choices]) for k in ks}
         return chosen, index.nbytes
 

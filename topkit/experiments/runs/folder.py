@@ -1,5 +1,9 @@
 """A run's folder: whose it is, what it holds, and what is done."""
 
+# pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: reportUnknownVariableType=false
+# (pyarrow comes without types.)
 from __future__ import annotations
 
 import fcntl
@@ -7,7 +11,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,7 +34,7 @@ LOCK = ".lock"
 @contextmanager
 def claim(
     out: Path, identity: Mapping[str, Any], tables: Sequence[str], *, force: bool = False
-) -> Iterator[None]:
+) -> Generator[None]:
     """Keep a folder, empty or of a run of the same identity, to this process; `force` empties it.
 
     The run's own workers may write there. What a killed run was writing goes.
@@ -50,7 +54,7 @@ def claim(
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Generator[None]:
     """Keep a folder to this process, and make it where there is none.
 
     The kernel lets go of the lock however this process ends; the file stays, and means nothing.

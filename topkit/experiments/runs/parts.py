@@ -4,6 +4,10 @@ A part appears whole or not at all, so that a rerun skips what exists and a cras
 part under way.
 """
 
+# pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: reportUnknownVariableType=false
+# (pyarrow comes without types.)
 from __future__ import annotations
 
 import hashlib

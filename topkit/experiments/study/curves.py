@@ -1,5 +1,9 @@
 """From tables to curves: one Curve a task and length, each cell's means per haystack."""
 
+# pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: reportUnknownVariableType=false
+# (pyarrow comes without types.)
 from __future__ import annotations
 
 import re
@@ -27,11 +31,13 @@ EXACT = exact()
 MEASURES = {"books": "token_accuracy", "recite": "token_accuracy"}
 # Of the true answer and of what full attention would say next, in nats a token.
 LOSSES = ("nll", "kl")
+# A curve's task, length and where its selectors begin.
+Key = tuple[str, int, str]
 FIDELITY = ("recall", "mass", "output_error", "kept", "bytes_read", "index_bytes")
 
 
 def kind_of(cell: Cell) -> str:
-    """dense, oracle (judges keys by their true scores), control (by nothing), or real.
+    """dense, oracle (ranks keys by their true scores), control (ignores the keys), or real.
 
     An indexer that cannot be made here counts as real.
     """
@@ -52,7 +58,7 @@ def words_of(cell: Cell) -> str:
 
 
 def innermost(indexer: Indexer) -> Indexer:
-    """The indexer that combinators stand around."""
+    """The indexer inside all combinators."""
     base = getattr(indexer, "base", None)
     return innermost(base) if indexer.family == "combinator" and base is not None else indexer
 
@@ -148,32 +154,32 @@ def curves(haystacks: pa.Table, heads: pa.Table) -> list[Curve]:
     return [_curve(key, rows[key], by_head.get(key, [])) for key in sorted(rows)]
 
 
-def _split(table: pa.Table) -> dict[tuple, list[dict[str, Any]]]:
-    found: dict[tuple, list[dict[str, Any]]] = {}
+def _split(table: pa.Table) -> dict[Key, list[dict[str, Any]]]:
+    groups: dict[Key, list[dict[str, Any]]] = {}
     for row in table.to_pylist():
-        found.setdefault((row["task"], row["length"], row["sparse_from"]), []).append(row)
-    return found
+        groups.setdefault((row["task"], row["length"], row["sparse_from"]), []).append(row)
+    return groups
 
 
-def _curve(key: tuple, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) -> Curve:
+def _curve(key: Key, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) -> Curve:
     task, length, sparse_from = key
     measure = MEASURES.get(task.partition(":")[0], "exact_match")
     cell_of = _cells(rows)
-    found = {(cell_of[_written(row)], row["haystack"]): row for row in rows}
-    cells = _by_kind({cell for cell, _ in found})
-    every = {haystack for _, haystack in found}
-    whole = sorted(h for h in every if all((cell, h) in found for cell in cells))
+    row_of = {(cell_of[_written(row)], row["haystack"]): row for row in rows}
+    cells = _by_kind({cell for cell, _ in row_of})
+    every = {haystack for _, haystack in row_of}
+    whole = sorted(h for h in every if all((cell, h) in row_of for cell in cells))
     if not whole:
         raise InputError(
             f"no haystack of {task} at {length} was run by every cell; run the study on to its end"
         )
 
     def matrix(column: str) -> Array:
-        values = [[found[cell, h].get(column) for h in whole] for cell in cells]
+        values = [[row_of[cell, h].get(column) for h in whole] for cell in cells]
         return np.array(values, dtype=float)
 
-    questions = np.array([found[cells[0], h]["questions"] for h in whole], dtype=float)
-    tokens = np.array([found[cells[0], h]["answer_tokens"] for h in whole], dtype=float)
+    questions = np.array([row_of[cells[0], h]["questions"] for h in whole], dtype=float)
+    tokens = np.array([row_of[cells[0], h]["answer_tokens"] for h in whole], dtype=float)
     return Curve(
         task,
         length,
@@ -187,7 +193,7 @@ def _curve(key: tuple, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) 
         {metric: matrix(metric) for metric in FIDELITY},
         float(tokens @ questions / questions.sum()),
         _heads(heads),
-        tuple(found[cells[0], h].get("family") == "held-out" for h in whole),
+        tuple(row_of[cells[0], h].get("family") == "held-out" for h in whole),
         len(every) - len(whole),
     )
 
@@ -211,12 +217,14 @@ def _by_kind(cells: Iterable[Cell]) -> tuple[Cell, ...]:
 
 
 def _heads(rows: list[dict[str, Any]]) -> dict[Cell, Array]:
-    found: dict[Cell, dict[tuple[int, int], float]] = {}
+    recalls: dict[Cell, dict[tuple[int, int], float]] = {}
     cell_of = _cells(rows)
     for row in rows:
         if row["recall"] is not None:
-            found.setdefault(cell_of[_written(row)], {})[row["layer"], row["head"]] = row["recall"]
-    return {cell: _grid(recalls) for cell, recalls in found.items()}
+            recalls.setdefault(cell_of[_written(row)], {})[row["layer"], row["head"]] = row[
+                "recall"
+            ]
+    return {cell: _grid(of_cell) for cell, of_cell in recalls.items()}
 
 
 def _grid(recalls: dict[tuple[int, int], float]) -> Array:

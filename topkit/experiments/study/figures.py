@@ -39,7 +39,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def drawing() -> AbstractContextManager:
+def drawing() -> AbstractContextManager[None]:
     """The style that figures are drawn and saved in."""
     return matplotlib.rc_context(STYLE)
 
@@ -80,12 +80,12 @@ class Entry:
 
 def entries(curve: Curve, budget: Budget) -> dict[int, Entry]:
     """The real and control cells of a budget, by their place; numbered in the order of their names."""
-    found = {}
+    numbered = {}
     for number, place in enumerate(curve.where("real", "control", budget=budget), 1):
         cell = curve.cells[place]
         marker, color = _FAMILIES.get(cell.indexer.family, ("o", "#555555"))  # type: ignore[union-attr]
-        found[place] = Entry(number, cell, marker, color)
-    return found
+        numbered[place] = Entry(number, cell, marker, color)
+    return numbered
 
 
 def by_budget(curves: Sequence[Curve]) -> Figure:
@@ -107,13 +107,13 @@ def by_budget(curves: Sequence[Curve]) -> Figure:
 
 
 def _exact_line(axes: Axes, curve: Curve) -> None:
-    found = stats.accuracy(curve.rates, curve.trials)
+    scores = stats.accuracy(curve.rates, curve.trials)
     dense = curve.place(None)
     if dense is not None:
-        _dense_line(axes, found[dense])
+        _dense_line(axes, scores[dense])
     places = [p for p in curve.where("oracle") if curve.cells[p].indexer == EXACT]
     amounts = [curve.cells[p].budget.amount for p in places]  # type: ignore[union-attr]
-    _with_intervals(axes, amounts, found, places, fmt="o-", color=_INK, label="exact Top-k")
+    _with_intervals(axes, amounts, scores, places, fmt="o-", color=_INK, label="exact Top-k")
     axes.set_xscale("log", base=2)
     axes.set_xticks(amounts, [f"{x:g}" for x in amounts])
     axes.minorticks_off()
@@ -129,17 +129,17 @@ def _accuracy_label(curve: Curve) -> str:
     return f"accuracy ({curve.measure.replace('_', ' ')})"
 
 
-def _dense_line(axes: Axes, found: stats.Interval) -> None:
-    value, low, high = found
+def _dense_line(axes: Axes, score: stats.Interval) -> None:
+    value, low, high = score
     axes.axhline(value, color="0.35", lw=1, ls=(0, (5, 2)), label="full attention", zorder=1)
     axes.axhspan(low, high, color="0.5", alpha=0.14, lw=0, zorder=0)
 
 
 def _with_intervals(
-    axes: Axes, x: Any, found: stats.Interval, places: Sequence[int], **style: Any
+    axes: Axes, x: Any, scores: stats.Interval, places: Sequence[int], **style: Any
 ) -> None:
-    y = found.value[places]
-    errors = np.clip([y - found.low[places], found.high[places] - y], 0, None)
+    y = scores.value[places]
+    errors = np.clip([y - scores.low[places], scores.high[places] - y], 0, None)
     axes.errorbar(x, y, errors, ms=4, lw=1.2, elinewidth=0.7, capsize=1.5, **style)
 
 
@@ -152,12 +152,12 @@ def by_fidelity(curve: Curve, budget: Budget) -> Figure | None:
         return None
     with drawing():
         figure, left, right = _two_panels(curve, budget)
-        found = stats.accuracy(curve.rates, curve.trials)
+        scores = stats.accuracy(curve.rates, curve.trials)
         for axes, metric in ((left, "recall"), (right, "mass")):
             dense = curve.place(None)
             if dense is not None:
-                _dense_line(axes, found[dense])
-            _oracle_curves(axes, curve, budget, metric, found)
+                _dense_line(axes, scores[dense])
+            _oracle_curves(axes, curve, budget, metric, scores)
             _null(axes, curve, budget, metric)
             # Recall may be 1; k keys hold a share of the mass, and its differences are to be seen.
             most = 1.0 if metric == "recall" else np.nanmax(curve.mean(metric), initial=0.01)
@@ -168,7 +168,7 @@ def by_fidelity(curve: Curve, budget: Budget) -> Figure | None:
             axes.set_ylabel(_accuracy_label(curve))
         lines, names = left.get_legend_handles_labels()
         for axes, metric in ((left, "recall"), (right, "mass")):
-            _points(axes, curve, budget, curve.mean(metric), found.value, found)
+            _points(axes, curve, budget, curve.mean(metric), scores.value, scores)
         _key(figure, curve, budget, list(zip(lines, names, strict=True)))
     return figure
 
@@ -194,7 +194,7 @@ def _two_panels(curve: Curve, budget: Budget) -> tuple[Figure, Axes, Axes]:
 
 
 def _oracle_curves(
-    axes: Axes, curve: Curve, budget: Budget, metric: str, found: stats.Interval
+    axes: Axes, curve: Curve, budget: Budget, metric: str, scores: stats.Interval
 ) -> None:
     fidelity = curve.mean(metric)
     exact = curve.place(EXACT, budget)
@@ -204,7 +204,7 @@ def _oracle_curves(
         line = places + ([exact] if exact is not None else [])
         line = sorted(line, key=lambda place: fidelity[place])
         style = {"ls": dash, "marker": marker, "color": color, "mfc": "white", "label": name}
-        _with_intervals(axes, fidelity[line], found, line, zorder=3, **style)
+        _with_intervals(axes, fidelity[line], scores, line, zorder=3, **style)
 
 
 def oracle_families(curve: Curve, budget: Budget) -> dict[str, list[int]]:
@@ -238,14 +238,14 @@ def _null(axes: Axes, curve: Curve, budget: Budget, metric: str) -> None:
 
 
 def _points(
-    axes: Axes, curve: Curve, budget: Budget, x: Any, y: Any, found: stats.Interval | None
+    axes: Axes, curve: Curve, budget: Budget, x: Any, y: Any, scores: stats.Interval | None
 ) -> None:
     """Real and control cells, numbered as in the key; intervals where y is an accuracy."""
     shown = {p: e for p, e in entries(curve, budget).items() if np.isfinite(x[p] + y[p])}
     for place, entry in shown.items():
-        if found is not None:
+        if scores is not None:
             axes.vlines(
-                x[place], found.low[place], found.high[place], color="0.55", lw=0.7, zorder=4
+                x[place], scores.low[place], scores.high[place], color="0.55", lw=0.7, zorder=4
             )
         axes.plot(x[place], y[place], **_marker(entry), zorder=5)
     places = list(shown)

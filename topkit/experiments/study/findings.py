@@ -1,5 +1,6 @@
-"""What a curve shows, said in sentences that are made from its numbers."""
+"""What a curve shows, in sentences made from its numbers."""
 
+# pyright: strict
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from topkit.experiments.study import stats
 from topkit.experiments.study.curves import EXACT, Curve, kind_of, name_of, words_of
 from topkit.experiments.study.stats import Interval, Ordering
 from topkit.grammar import quoted, short
+from topkit.indexers.base import Indexer
 from topkit.indexers.budget import parse_budget
 from topkit.indexers.spec import parse
 
@@ -34,9 +36,9 @@ class Findings:
     def losses(self) -> dict[str, Interval]:
         """NLL of the true answers, and KL to full attention, in nats a token."""
         questions, losses = self.curve.questions, self.curve.losses
-        found = {name: stats.mean(x, questions) for name, x in losses.items()}
+        intervals = {name: stats.mean(x, questions) for name, x in losses.items()}
         # Neither can fall below 0, whatever few haystacks leave open.
-        return {name: replace(x, low=np.maximum(x.low, 0)) for name, x in found.items()}
+        return {name: replace(x, low=np.maximum(x.low, 0)) for name, x in intervals.items()}
 
     @cached_property
     def nll_to_dense(self) -> Interval | None:
@@ -94,31 +96,34 @@ class Findings:
 
     def sentences(self) -> list[str]:
         """The findings in order of weight."""
-        found = [self._level(), self._nll(), self._notices()]
-        found += [
-            orders(kind, self.ordering(kind), name)
-            for kind, name in (("real", "real indexers"), ("oracle", "oracles"))
+        kinds = (("real", "real indexers"), ("oracle", "oracles"))
+        sentences = [
+            self._level(),
+            self._nll(),
+            self._notices(),
+            *(orders(kind, self.ordering(kind), name) for kind, name in kinds),
+            self._held_out(),
         ]
-        return [sentence for sentence in [*found, self._held_out()] if sentence]
+        return [sentence for sentence in sentences if sentence]
 
     def audits(self) -> list[str]:
         """What looks too good to be true."""
-        found = []
+        lines: list[str] = []
         for place, cell in enumerate(self.curve.cells):
             if self.verdict(place) == "better: audit":
                 gap = said(self.to_dense[place], signed=True)  # type: ignore[index]
-                found.append(
+                lines.append(
                     f"{words_of(cell)} beats full attention by {gap}. Look for a leak before believing it."
                 )
             if kind_of(cell) == "control" and self.accuracy.low[place] > 0.1:
                 score = said(self.accuracy[place])
-                found.append(
+                lines.append(
                     f"The control {words_of(cell)} scores {score}: it should be near chance."
                 )
-        return found
+        return lines
 
     def _level(self) -> str:
-        curve, words = self.curve, []
+        curve, words = self.curve, list[str]()
         dense, exact = curve.place(None), curve.place(EXACT, curve.budget)
         if dense is not None:
             words.append(f"full attention scores {said(self.accuracy[dense])}")
@@ -160,14 +165,15 @@ class Findings:
             return f"{name} (recall {recall[place]:.2f}, mass {mass[place]:.2f})"
 
         cost = f"cost at most {self.margin:g} of exact Top-k's accuracy at k = {curve.budget}"
-        words = [] if fine else [f"No cell is shown to {cost}."]
-        if fine:
-            least = min(fine, key=lambda p: recall[p])
-            words.append(f"The least recall shown to {cost} is that of {named(least)}.")
-        if worse:
-            most = max(worse, key=lambda p: recall[p])
+        least = min(fine, key=lambda p: recall[p], default=None)
+        most = max(worse, key=lambda p: recall[p], default=None)
+        if least is None:
+            words = [f"No cell is shown to {cost}."]
+        else:
+            words = [f"The least recall shown to {cost} is that of {named(least)}."]
+        if most is not None:
             words.append(f"The greatest recall shown to cost more is that of {named(most)}.")
-        if fine and worse and recall[least] < recall[most]:
+        if least is not None and most is not None and recall[least] < recall[most]:
             words.append("So recall alone does not say whether the model notices.")
         return " ".join(words)
 
@@ -176,7 +182,7 @@ class Findings:
         curve = self.curve
         if len(self.apart) < 2:
             return ""
-        parts = []
+        parts: list[str] = []
         for place in (curve.place(None), curve.place(EXACT, curve.budget)):
             if place is not None:
                 score = self.apart["held-out words"][place]
@@ -197,13 +203,15 @@ def judged(gap: Interval, margin: float) -> str:
     return "worse" if high < -margin else "undecided"
 
 
-def orders(kind: str, found: Ordering | None, name: str) -> str:
+def orders(kind: str, ordering: Ordering | None, name: str) -> str:
     """Whether accuracy rises with recall and with mass, and which orders it better."""
-    if found is None:
+    if ordering is None:
         return f"Over {name}, nothing is shown: there are fewer than {_FEWEST} to compare."
-    over = f"Over {found.cells} {name}" + (" (exact Top-k among them)" if kind == "oracle" else "")
-    recall, mass = _trend(found.recall), _trend(found.mass)
-    numbers = f"recall {said(found.recall)}, mass {said(found.mass)}"
+    over = f"Over {ordering.cells} {name}" + (
+        " (exact Top-k among them)" if kind == "oracle" else ""
+    )
+    recall, mass = _trend(ordering.recall), _trend(ordering.mass)
+    numbers = f"recall {said(ordering.recall)}, mass {said(ordering.mass)}"
     if not recall and not mass:
         return f"{over}, nothing is shown: Spearman's correlations with accuracy are {numbers}."
     if recall == mass:
@@ -213,7 +221,7 @@ def orders(kind: str, found: Ordering | None, name: str) -> str:
     else:
         one, other = ("recall", "mass") if recall else ("mass", "recall")
         trend = f"accuracy {recall or mass} {one}; with {other} nothing is shown"
-    return f"{over}, {trend} (Spearman: {numbers}). {_better(found.mass_less_recall)}"
+    return f"{over}, {trend} (Spearman: {numbers}). {_better(ordering.mass_less_recall)}"
 
 
 def _trend(correlation: Interval) -> str:
@@ -225,15 +233,15 @@ def _better(gap: Interval) -> str:
     _, low, high = gap
     shown = said(gap, signed=True)
     if low > 0:
-        return f"Mass orders accuracy better (mass less recall {shown})."
+        return f"Mass orders accuracy better (mass minus recall {shown})."
     if high < 0:
-        return f"Recall orders accuracy better (mass less recall {shown})."
-    return f"Which of the two orders accuracy better is not decided (mass less recall {shown})."
+        return f"Recall orders accuracy better (mass minus recall {shown})."
+    return f"Which of the two orders accuracy better is not decided (mass minus recall {shown})."
 
 
-def said(found: Interval, signed: bool = False, digits: int = 2) -> str:
+def said(interval: Interval, signed: bool = False, digits: int = 2) -> str:
     """A number with its interval; blank where there is none."""
-    value, low, high = (round(x, digits) + 0.0 for x in found)
+    value, low, high = (round(x, digits) + 0.0 for x in interval)
     form = f"{'+' if signed else ''}.{digits}f"
     if not np.isfinite(value):
         return ""
@@ -248,39 +256,49 @@ def _sentence(words: str) -> str:
 def require_equivalent(
     curves: Sequence[Curve], indexer: str, margin: float = MARGIN, budget: str | None = None
 ) -> str:
-    """What was found, where every cell of an indexer is as good as full attention within a margin.
+    """The paired differences in words, if every cell of an indexer is as good as full attention.
 
     Raises: GateFailed when a cell is worse; Undecided when none is, but one may be; InputError when
     there is no such cell, or nothing to compare it with.
     """
-    cells, seen = {cell for curve in curves for cell in curve.cells}, []
-    # By the name of its table too, so that its class need not be at hand.
-    named = {repr(cell.indexer): cell.indexer for cell in cells if cell.indexer is not None}
-    asked = named[indexer] if indexer in named else parse(indexer)
-    wanted = None if budget is None else parse_budget(budget)
+    recipe, k = _recipe(indexer, curves), None if budget is None else parse_budget(budget)
+    verdicts: list[tuple[str, str]] = []
     for curve in curves:
         findings = Findings(curve, margin)
         for place, cell in enumerate(curve.cells):
-            if cell.indexer == asked and wanted in (None, cell.budget):
-                if findings.to_dense is None:
-                    raise InputError(f"{curve.title} was not run with full attention")
-                gap = findings.to_dense[place]
-                line = (
-                    f"{words_of(cell)} on {curve.title}: {said(gap, signed=True)} to full attention"
-                )
-                seen.append((judged(gap, margin), line))
-    if not seen:
-        known = sorted(
+            if cell.indexer != recipe or k not in (None, cell.budget):
+                continue
+            if findings.to_dense is None:
+                raise InputError(f"{curve.title} was not run with full attention")
+            gap = findings.to_dense[place]
+            line = f"{words_of(cell)} on {curve.title}: {said(gap, signed=True)} to full attention"
+            verdicts.append((judged(gap, margin), line))
+    if not verdicts:
+        at = "" if k is None else f" at k = {k}"
+        raise InputError(
+            f"no cell of {short(recipe)}{at} in this run; ask for one of: {_requirable(curves)}"
+        )
+    for verdict, error in (("worse", GateFailed), ("undecided", Undecided)):
+        lines = [line for word, line in verdicts if word == verdict]
+        if lines:
+            raise error(f"{verdict} at a margin of {margin:g}: {'; '.join(lines)}")
+    return f"as good at a margin of {margin:g}: {'; '.join(line for _, line in verdicts)}"
+
+
+def _recipe(indexer: str, curves: Sequence[Curve]) -> Indexer:
+    """The indexer of a spec, or of a name in the run's tables, whose class need not be installed."""
+    recipes = [cell.indexer for curve in curves for cell in curve.cells]
+    named = {repr(recipe): recipe for recipe in recipes if recipe is not None}
+    return named[indexer] if indexer in named else parse(indexer)
+
+
+def _requirable(curves: Sequence[Curve]) -> str:
+    """The cells that can be required, as options of the command line."""
+    cells = {cell for curve in curves for cell in curve.cells}
+    return ", ".join(
+        sorted(
             f"--require {quoted(cell.indexer)} -k {cell.budget}"
             for cell in cells
             if cell.indexer is not None
         )
-        at = "" if wanted is None else f" at k = {wanted}"
-        raise InputError(
-            f"no cell of {short(asked)}{at} in this run; ask for one of: {', '.join(known)}"
-        )
-    for verdict, error in (("worse", GateFailed), ("undecided", Undecided)):
-        lines = [line for found, line in seen if found == verdict]
-        if lines:
-            raise error(f"{verdict} at a margin of {margin:g}: {'; '.join(lines)}")
-    return f"as good at a margin of {margin:g}: {'; '.join(line for _, line in seen)}"
+    )

@@ -32,15 +32,15 @@ def label(axes: Axes, x: Sequence[float], y: Sequence[float], texts: Sequence[st
     points = axes.transData.transform(np.column_stack([x, y]))
     lines = _drawn(axes)
     inside = axes.get_window_extent(renderer)
-    taken = [_around(point, _MARKER * unit, _MARKER * unit) for point in points]
+    boxes = [_around(point, _MARKER * unit, _MARKER * unit) for point in points]
     notes = []
     for i in _crowded_first(points):
         note = _note(axes, (x[i], y[i]), texts[i])
         drawn = Text.get_window_extent(note, renderer)
         width, height = drawn.width + 2 * _GAP * unit, drawn.height + 2 * _GAP * unit
-        offset = _best(points[i], width, height, unit, taken, lines, inside)
+        offset = _best(points[i], width, height, unit, boxes, lines, inside)
         note.set_position(tuple(offset))
-        taken.append(_around(points[i] + offset * unit, width, height))
+        boxes.append(_around(points[i] + offset * unit, width, height))
         notes.append(note)
     return notes
 
@@ -66,17 +66,17 @@ def _best(
     width: float,
     height: float,
     unit: float,
-    taken: list[Bbox],
+    boxes: list[Bbox],
     lines: NDArray,
     inside: Bbox,
 ) -> NDArray:
-    """The cheapest offset, in points, whose box is free; far out to the side where none is."""
+    """The cheapest offset, in points, whose box overlaps no other; far out to the side where there is none."""
     best, least = np.array([_RINGS[-1], 0.0]), np.inf
     for ring in _RINGS:
         for turn in _TURNS:
             offset = ring * np.array([np.cos(turn), np.sin(turn)])
             box = _around(point + offset * unit, width, height)
-            if not _within(box, inside) or any(box.overlaps(other) for other in taken):
+            if not _within(box, inside) or any(box.overlaps(other) for other in boxes):
                 continue
             hits = np.logical_and(lines >= box.min, lines <= box.max).all(1).sum() / height
             cost = _PER_POINT * ring + _PER_CROSSING * hits
@@ -91,14 +91,14 @@ def _drawn(axes: Axes) -> NDArray:
     for collection in axes.collections:
         if isinstance(collection, LineCollection):
             paths += [np.asarray(path, dtype=float) for path in collection.get_segments()]
-    found = [np.empty((0, 2))]
+    samples = [np.empty((0, 2))]
     for path in paths:
         pixels = axes.transData.transform(path)
         pixels = pixels[np.isfinite(pixels).all(1)]
         for a, b in pairwise(pixels):
             steps = int(np.clip(np.hypot(*(b - a)), 1, 4000))
-            found.append(a + (b - a) * np.linspace(0, 1, steps)[:, None])
-    return np.vstack(found)
+            samples.append(a + (b - a) * np.linspace(0, 1, steps)[:, None])
+    return np.vstack(samples)
 
 
 def _crowded_first(points: NDArray) -> list[int]:

@@ -1,5 +1,6 @@
 """The HTML of a report: one page that needs nothing else, its lists and its figures."""
 
+# pyright: strict, reportUnknownMemberType=false
 from __future__ import annotations
 
 import base64

@@ -1,5 +1,6 @@
 """The report of a run: one HTML file that needs nothing else, and its figures as PNG and SVG."""
 
+# pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 import json
@@ -38,7 +39,7 @@ _NOT_SHOWN = (
 
 
 def write_report(run: str | Path, margin: float = MARGIN) -> Path:
-    """Write RUN/report.html and RUN/figures/*.png, *.svg; gives the path of the report.
+    """Write RUN/report.html and RUN/figures/*.png, *.svg; returns the report's path.
 
     The condensed tables of a run's rows are written as well, under RUN/curve.
     Raises: InputError when the run holds no rows.
@@ -55,7 +56,7 @@ def write_report(run: str | Path, margin: float = MARGIN) -> Path:
 
 
 def _study(path: Path) -> dict[str, Any]:
-    """What a study says of itself; nothing where `evaluate` wrote the run."""
+    """The content of study.json; nothing where `evaluate` wrote the run."""
     if not path.exists():
         return {}
     try:
@@ -170,9 +171,9 @@ _METHOD = (
 
 
 def checks(findings: Findings, study: Mapping[str, Any]) -> list[str]:
-    """Whether the intervals and the difficulty are what the study set out for."""
+    """Whether the intervals are as narrow, and the task as difficult, as the study aims at."""
     curve, aims = findings.curve, study.get("aims", {})
-    widest, lines = float(findings.accuracy.reach.max()), []
+    widest, lines = float(findings.accuracy.reach.max()), list[str]()
     if "reach" in aims:
         met = "met" if widest <= aims["reach"] else "NOT met"
         lines.append(

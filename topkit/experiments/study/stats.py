@@ -5,6 +5,9 @@ questions each mean is over, or tokens where each token is right or wrong. Those
 independent: haystacks are the units.
 """
 
+# pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false
+# (scipy comes without types.)
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -40,7 +43,7 @@ class Interval:
 def design_effect(rates: Array, questions: Array) -> float:
     """How many times the variance of a mean over questions exceeds that of independent ones.
 
-    Pooled over the cells, of which each alone says little and one at 0 or 1 nothing; at least 1.
+    Pooled over the cells, since one alone says little, and one at 0 or 1 says nothing; at least 1.
     Where no cell says anything, each haystack counts as one question.
     """
     haystacks, total = len(questions), questions.sum()
@@ -70,7 +73,8 @@ def accuracy(rates: Array, questions: Array, level: float = 0.95) -> Interval:
 def mean(values: Array, questions: Array, level: float = 0.95) -> Interval:
     """The mean of each cell [C] of a number without bounds, with Student's interval over haystacks.
 
-    Of paired differences, values less those of another cell. One haystack gives no interval: NaN.
+    For paired differences, pass the values minus those of another cell. One haystack gives no
+    interval: NaN.
     """
     haystacks, total = len(questions), questions.sum()
     means = values @ questions / total
@@ -83,11 +87,11 @@ def mean(values: Array, questions: Array, level: float = 0.95) -> Interval:
 
 
 def difference(rates: Array, questions: Array, base: int, level: float = 0.95) -> Interval:
-    """Each cell's mean less that of cell `base`, on the same haystacks [C].
+    """Each cell's mean minus that of cell `base`, on the same haystacks [C].
 
     Source: Donner and Zou's way (Statistics in Medicine 2002, 2012) to join two intervals of
-    correlated estimates, here those of `accuracy`, with the correlation over haystacks. Few of them
-    tell little of it, so that the reach is stretched as Student's quantile is beyond the normal's.
+    correlated estimates, here those of `accuracy`, with the correlation over haystacks. Few haystacks
+    estimate it badly, so the interval is widened by the ratio of Student's quantile to the normal's.
     """
     tail = (1 + level) / 2
     stretch = stats.t.ppf(tail, max(len(questions) - 1, 1)) / stats.norm.ppf(tail)
@@ -116,7 +120,7 @@ def _correlation(rates: Array, questions: Array, base: int) -> Array:
 
 @dataclass(frozen=True)
 class Ordering:
-    """How well recall and mass order cells by accuracy: Spearman's correlations, and mass less recall."""
+    """How well recall and mass order cells by accuracy: Spearman's correlations, and mass's minus recall's."""
 
     cells: int
     recall: Interval
@@ -135,8 +139,8 @@ def ordering(
 ) -> Ordering:
     """Spearman's correlation with accuracy over cells, of recall and of mass, all [C, H].
 
-    Percentile intervals of a bootstrap that draws haystacks and, apart, cells anew: cells drawn too,
-    since a few indexers may fall into line by luck that more haystacks would only repeat.
+    Percentile intervals of a bootstrap that resamples haystacks and cells independently. Cells are
+    resampled too, since a few indexers may be ordered by luck, which more haystacks would only repeat.
     Source of the crossed bootstrap: Owen, Annals of Applied Statistics 1 (2007).
     """
     cells, haystacks = rates.shape
@@ -149,13 +153,13 @@ def ordering(
 
     def ranks(values: Array) -> Array:
         means = np.take_along_axis(weights @ values.T, which, axis=1)
-        # Rounded, so that equal cells stay equal however their sums are taken.
+        # Rounded, so that equal cells stay equal in whatever order their sums are computed.
         return stats.rankdata(np.round(means, 9), axis=1)
 
     goal = ranks(rates)
     by_recall, by_mass = _pearson(ranks(recall), goal), _pearson(ranks(mass), goal)
-    found = [_percentiles(x, level) for x in (by_recall, by_mass, by_mass - by_recall)]
-    return Ordering(cells, *found)
+    intervals = [_percentiles(x, level) for x in (by_recall, by_mass, by_mass - by_recall)]
+    return Ordering(cells, *intervals)
 
 
 def _pearson(a: Array, b: Array) -> Array:
@@ -165,7 +169,7 @@ def _pearson(a: Array, b: Array) -> Array:
     return np.divide((a * b).sum(1), product, out=np.zeros(len(a)), where=product > 1e-12)
 
 
-def _percentiles(found: Array, level: float) -> Interval:
+def _percentiles(estimates: Array, level: float) -> Interval:
     """The first is the estimate, the others its resamples."""
-    low, high = np.quantile(found[1:], [(1 - level) / 2, (1 + level) / 2])
-    return Interval(found[0], np.minimum(low, found[0]), np.maximum(high, found[0]))
+    low, high = np.quantile(estimates[1:], [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimates[0], np.minimum(low, estimates[0]), np.maximum(high, estimates[0]))

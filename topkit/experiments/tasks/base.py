@@ -17,7 +17,7 @@ TRAINED, HELD_OUT = "trained", "held-out"
 
 
 class Tokenizer(Protocol):
-    """What is asked of a transformers tokenizer."""
+    """What tasks use of a transformers tokenizer."""
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
 
@@ -35,7 +35,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Planted:
-    """Sentences to plant, in order, where (0 the start, 1 the end), and what is asked of them."""
+    """Sentences to plant, in order, where (0 the start, 1 the end), and the questions about them."""
 
     sentences: tuple[str, ...]
     questions: tuple[Question, ...]
@@ -109,7 +109,7 @@ class Task(Named):
         return REGISTRY
 
     def plant(self, rng: np.random.Generator, wording: str) -> Planted:
-        """Draw what is planted and asked."""
+        """Draw the sentences to plant, and the questions about them."""
         raise NotImplementedError(f"{type(self).__name__}.plant")
 
     def wordings(self) -> dict[str, str]:
@@ -133,8 +133,8 @@ class Task(Named):
         rng = random_for(split, self.name, seed, sample)
         wording = self._wording(rng)
         planted = self.plant(rng, wording)
-        asked = tuple(self._encoded(tokenizer, question) for question in planted.questions)
-        room = length - max(len(q.ids) + len(q.answer_ids) for q in asked)
+        questions = tuple(self._encoded(tokenizer, question) for question in planted.questions)
+        room = length - max(len(q.ids) + len(q.answer_ids) for q in questions)
         text, ids = (haystack or Haystack.bundled()).bury(
             planted.sentences, planted.depths, tokenizer, room, rng, self.name
         )
@@ -147,7 +147,7 @@ class Task(Named):
             HELD_OUT if HELD_OUT in (self.family, self.wordings()[wording]) else TRAINED,
             text,
             tuple(ids),
-            asked,
+            questions,
             asdict(self),
         )
 

@@ -48,7 +48,7 @@ class Books(Task):
                 "short"
             )
         # The last token of the prefix is the question: it is the first to go through a selector.
-        asked = Question("", "", (), tuple(ids[cut - 1 : cut]), tuple(ids[cut:]))
+        question = Question("", "", (), tuple(ids[cut - 1 : cut]), tuple(ids[cut:]))
         return Prompt(
             self.name,
             length,
@@ -58,6 +58,6 @@ class Books(Task):
             self.family,
             text,
             tuple(ids[: cut - 1]),
-            (asked,),
+            (question,),
             asdict(self),
         )

@@ -15,9 +15,9 @@ from topkit.experiments.tasks.words import names, values
 
 @dataclass(frozen=True)
 class VariableTracking(Task):
-    """Chains of names; the end of a chain holds the number that its start was given.
+    """Chains of names; the end of a chain holds the number of its start.
 
-    hops: 1 asks for a name that was given its number directly, 2 for one that holds what another
+    hops: 1 asks for a name that holds its number directly, 2 for one that holds what another
     holds, and so on. The canonical answer spells the chain out, link by link; the score looks for
     the number alone.
     """
@@ -40,16 +40,15 @@ class VariableTracking(Task):
         chains = self.questions + self.distractors
         drawn = names(rng, chains * (self.hops + 1))
         links = np.reshape(drawn[chains:], (chains, self.hops)).tolist()
-        told = values(rng, chains, self.digits) if self.digits else drawn[:chains]
-        facts, depths, asked = [], [], []
-        for number, (chain, value) in enumerate(zip(links, told, strict=True)):
-            links_told = [f"{chain[0]} holds {value}."]
-            links_told += [f"{b} holds what {a} holds." for a, b in itertools.pairwise(chain)]
-            facts += links_told
+        answers = values(rng, chains, self.digits) if self.digits else drawn[:chains]
+        facts, depths, questions = [], [], []
+        for number, (chain, value) in enumerate(zip(links, answers, strict=True)):
+            facts += [f"{chain[0]} holds {value}."]
+            facts += [f"{b} holds what {a} holds." for a, b in itertools.pairwise(chain)]
             depths += sorted(rng.random(self.hops).tolist())
             if number < self.questions:
                 answer = "".join(f" what {link} holds; {link} holds" for link in chain[-2::-1])
-                asked.append(
+                questions.append(
                     Question(
                         f"\nWhich number does {chain[-1]} hold? {chain[-1]} holds",
                         f"{answer} {value}",
@@ -58,5 +57,5 @@ class VariableTracking(Task):
                 )
         order = np.argsort(depths, kind="stable")
         return Planted(
-            tuple(facts[i] for i in order), tuple(asked), tuple(depths[i] for i in order)
+            tuple(facts[i] for i in order), tuple(questions), tuple(depths[i] for i in order)
         )

@@ -53,7 +53,7 @@ class Haystack:
     ) -> tuple[str, list[int]]:
         """A text of at most `room` tokens with `planted` in it, and its tokens.
 
-        `depths` say where each goes, 0 the start and 1 the end; none: anywhere, in the order given.
+        `depths` say where each goes, 0 the start and 1 the end; none: anywhere, in their order.
         Raises: InputError when what is planted does not fit.
         """
         bare = _tokens(tokenizer, " ".join(planted))

@@ -25,7 +25,7 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "
 
 @dataclass(frozen=True)
 class Wording:
-    """How a fact is told and asked for; {a} is the attribute, {key} the thing."""
+    """How a fact and a question about it are worded; {a} is the attribute, {key} the thing."""
 
     attribute: str
     fact: str
@@ -81,9 +81,9 @@ WORDINGS = {
 
 @dataclass(frozen=True)
 class Needles(Task):
-    """Facts about `questions + distractors` things, some of which are asked for.
+    """Facts about `questions + distractors` things, with questions about some of them.
 
-    digits: of each value, 0 for made-up names as values; depth: where the needles that are asked for
+    digits: of each value, 0 for made-up names as values; depth: where the needles of the questions
     stand among the sentences, 0 the start and 1 the end (-1: anywhere).
     """
 
@@ -106,29 +106,31 @@ class Needles(Task):
     def plant(self, rng: np.random.Generator, wording: str) -> Planted:
         w = WORDINGS[wording]
         keys = things(rng, self.questions + self.distractors)
-        told = self.drawn(rng, len(keys))
+        answers = self.drawn(rng, len(keys))
         facts = [
-            w.fact.format(a=w.attribute, key=k, value=v) for k, v in zip(keys, told, strict=True)
+            w.fact.format(a=w.attribute, key=k, value=v) for k, v in zip(keys, answers, strict=True)
         ]
-        asked = tuple(
+        questions = tuple(
             Question(w.ask.format(a=w.attribute, key=k), f" {v}", (v,))
-            for k, v in zip(keys[: self.questions], told, strict=False)
+            for k, v in zip(keys[: self.questions], answers, strict=False)
         )
-        return self.placed(rng, facts, asked, self.questions)
+        return self.placed(rng, facts, questions, self.questions)
 
     def placed(
         self,
         rng: np.random.Generator,
         facts: Sequence[str],
-        asked: tuple[Question, ...],
+        questions: tuple[Question, ...],
         wanted: int,
     ) -> Planted:
-        """Facts in random order and places; the first `wanted` at the asked depth, if there is one."""
+        """Facts in random order and places; the first `wanted` at the task's depth, if it has one."""
         depths = rng.random(len(facts))
         if self.depth >= 0:
             depths[:wanted] = self.depth
         order = np.argsort(depths, kind="stable")
-        return Planted(tuple(facts[int(i)] for i in order), asked, tuple(depths[order].tolist()))
+        return Planted(
+            tuple(facts[int(i)] for i in order), questions, tuple(depths[order].tolist())
+        )
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Word(Needles):
 
 @dataclass(frozen=True)
 class MultiValue(Needles):
-    """Several values of one thing, told apart by an ordinal; a question asks for all of them."""
+    """Several values of one thing, distinguished by an ordinal; a question asks for all of them."""
 
     name: ClassVar[str] = "niah-multivalue"
     asks: ClassVar[str] = "all values of one thing, in order"
@@ -177,21 +179,21 @@ class MultiValue(Needles):
             raise InputError(f"values_each must be 2..{len(ORDINALS)}; got {self.values_each}")
         w, n = WORDINGS[wording], self.values_each
         keys = things(rng, self.questions + self.distractors)
-        told = np.reshape(self.drawn(rng, len(keys) * n), (len(keys), n)).tolist()
+        answers = np.reshape(self.drawn(rng, len(keys) * n), (len(keys), n)).tolist()
         facts = [
             w.fact.format(a=w.attribute, key=f"{ORDINALS[i]} {key}", value=v)
-            for key, row in zip(keys, told, strict=True)
+            for key, row in zip(keys, answers, strict=True)
             for i, v in enumerate(row)
         ]
-        asked = tuple(
+        questions = tuple(
             Question(
                 f"\nList every {w.attribute} of the {key} in order.",
                 ";".join(f" {ORDINALS[i]} {key} {v}" for i, v in enumerate(row)),
                 tuple(row),
             )
-            for key, row in zip(keys[: self.questions], told, strict=False)
+            for key, row in zip(keys[: self.questions], answers, strict=False)
         )
-        return self.placed(rng, facts, asked, self.questions * n)
+        return self.placed(rng, facts, questions, self.questions * n)
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ class MultiQuery(Needles):
         keys = things(rng, self.questions * n + self.distractors)
         pairs = list(zip(keys, self.drawn(rng, len(keys)), strict=True))
         facts = [w.fact.format(a=w.attribute, key=k, value=v) for k, v in pairs]
-        asked = tuple(
+        questions = tuple(
             Question(
                 f"\nList the {w.attribute} of each:"
                 + ",".join(f" the {k}" for k, _ in pairs[q * n : (q + 1) * n])
@@ -220,4 +222,4 @@ class MultiQuery(Needles):
             )
             for q in range(self.questions)
         )
-        return self.placed(rng, facts, asked, self.questions * n)
+        return self.placed(rng, facts, questions, self.questions * n)

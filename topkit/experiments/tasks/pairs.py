@@ -1,4 +1,4 @@
-"""Key-value recall: a dense run of pairs, some of which are asked for."""
+"""Key-value recall: a dense run of pairs, and questions about some of them."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class KeyValueRecall(Task):
     def plant(self, rng: np.random.Generator, wording: str) -> Planted:
         count = self.questions + self.distractors
         drawn = names(rng, 2 * count)
-        keys, told = drawn[:count], drawn[count:]
+        keys, answers = drawn[:count], drawn[count:]
         if self.digits:
-            told = values(rng, count, self.digits)
+            answers = values(rng, count, self.digits)
         order = rng.permutation(len(keys))
-        block = " ".join(f"{keys[i]}={told[i]};" for i in order)
-        asked = tuple(
+        block = " ".join(f"{keys[i]}={answers[i]};" for i in order)
+        questions = tuple(
             Question(f"\nLook up {key}. {key}=", value, (value,))
-            for key, value in zip(keys[: self.questions], told, strict=False)
+            for key, value in zip(keys[: self.questions], answers, strict=False)
         )
-        return Planted((block,), asked, () if self.depth < 0 else (self.depth,))
+        return Planted((block,), questions, () if self.depth < 0 else (self.depth,))

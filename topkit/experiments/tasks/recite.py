@@ -16,7 +16,7 @@ _WORDS = ADJECTIVES + NOUNS
 
 @dataclass(frozen=True)
 class Recite(Task):
-    """Passages of `words` words in random order, each under a name; one is asked for, whole."""
+    """Passages of `words` words in random order, each under a name; a question asks for one, whole."""
 
     name: ClassVar[str] = "recite"
     source: ClassVar[str] = "topkit"
@@ -41,8 +41,8 @@ class Recite(Task):
         ]
         facts = [f"Passage {t} reads: {text}." for t, text in zip(titles, texts, strict=True)]
         order = rng.permutation(len(facts))
-        asked = tuple(
+        questions = tuple(
             Question(f"\nRecite it whole. Passage {t} reads:", f" {text}", (text,))
             for t, text in zip(titles[: self.questions], texts, strict=False)
         )
-        return Planted(tuple(facts[i] for i in order), asked)
+        return Planted(tuple(facts[i] for i in order), questions)

@@ -72,7 +72,7 @@ def values(rng: np.random.Generator, count: int, digits: int) -> list[str]:
 
 def _places(rng: np.random.Generator, most: int, count: int, what: str) -> list[int]:
     if count > most:
-        raise InputError(f"there are {most} different {what}, and {count} are asked for")
+        raise InputError(f"there are {most} different {what}, and {count} are needed")
     return rng.choice(most, count, replace=False).tolist()
 
 
