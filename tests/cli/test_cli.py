@@ -206,7 +206,7 @@ EVALUATE = ("evaluate", "reference", "--samples", "1", "--out", "unwritten")
         ("--indexer sing -k 16", "did you mean 'sign'"),
         ("--indexer sign -k 0", "at least 1; got '0'"),
         ("--indexer sign -k 120%", "(0, 100]"),
-        ("--indexer sign", "sign() was given without a budget"),
+        ("--indexer sign", "sign() has no budget"),
         ("-k 16", "no indexer to keep so many keys; add --indexer"),
         ("--indexer quest:page_sise=3 -k 16", "did you mean 'page_size'"),
         ("--indexer quantized:dtype=int3 -k 16", "int8"),

@@ -1,4 +1,4 @@
-"""--config FILE.yaml: defaults for a command's options, under the flags that are given."""
+"""--config FILE.yaml: defaults for a command's options; flags on the command line override them."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def _mapping(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"cannot read {path} as YAML: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} must hold option: value lines; got {type(found).__name__}")
-    return found
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold option: value lines; got {type(content).__name__}")
+    return content
 
 
 def _as_flag(option: Any, value: Any) -> Any:
-    """The value as it would stand on the command line, so that both are read alike."""
+    """The value as on the command line, so that both are parsed in the same way."""
     if isinstance(value, bool):
         return value
     values = [str(x) for x in value] if isinstance(value, list) else [str(value)]

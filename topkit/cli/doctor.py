@@ -21,7 +21,7 @@ LEAST_DISK = 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `problem` is empty where it is well."""
+    """One thing that was examined; `problem` is empty where there is none."""
 
     name: str
     value: str
@@ -49,14 +49,14 @@ def _version(name: str) -> str:
 
 
 def _package(name: str, needed: bool) -> Finding:
-    found = _version(name)
-    if not found:
+    installed = _version(name)
+    if not installed:
         return Finding(name, "not installed", f"install {name}" if needed else "")
     floor = FLOORS.get(name, (0, 0))
-    if _release(found) < floor:
+    if _release(installed) < floor:
         least = ".".join(map(str, floor))
-        return Finding(name, found, f"topkit needs {name} {least} or later")
-    return Finding(name, found)
+        return Finding(name, installed, f"topkit needs {name} {least} or later")
+    return Finding(name, installed)
 
 
 def _release(version: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What a command ended with: one line on stderr and an exit code.
+"""How a command ends: one line on stderr and an exit code.
 
 0 done, 1 a gate failed, 2 bad input, 3 undecided, 70 a fault of topkit itself, 130 interrupted.
 """
@@ -61,7 +61,7 @@ def _of_others(error: Exception) -> int:
         extra = EXTRA_OF[error.name]
         return _say(f"this needs {error.name}; pip install 'topkit[{extra}]'", BAD_INPUT)
     traceback.print_exception(error)
-    return _say("this is a fault of topkit, not of what you asked", FAULT)
+    return _say("this is a fault of topkit, not of your command", FAULT)
 
 
 EXTRA_OF = {

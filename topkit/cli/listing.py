@@ -58,7 +58,7 @@ def _metrics() -> list[Row]:
 
 
 def _parameters(recipe: Any) -> str:
-    """The parameters with their defaults: `page_size=16`; bare where one must be given."""
+    """The parameters with their defaults: `page_size=16`; bare where it has none."""
     shown = []
     for f in fields(recipe):
         default = f.default_factory() if f.default_factory is not MISSING else f.default

@@ -21,8 +21,8 @@ def _device(name: str | None) -> str | None:
         raise InputError(f"--device must be cpu, cuda or cuda:N; got {name!r}")
     import torch
 
-    asked, there = int(name.partition(":")[2] or 0), torch.cuda.device_count()
-    if asked >= there:
+    number, there = int(name.partition(":")[2] or 0), torch.cuda.device_count()
+    if number >= there:
         raise InputError(f"--device {name}: torch sees {there} GPUs here; use --device cpu")
     return name
 

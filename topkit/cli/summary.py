@@ -19,12 +19,12 @@ _KINDS = ("trained words", "held-out words")
 
 def accuracy(run: Path, as_json: bool) -> list[dict[str, Any]]:
     """One row a task, length and cell; numbers for a program, or text for the eye."""
-    found = load(run)
+    curves = load(run)
     if as_json:
-        return [row for curve in found for row in _numbers(curve)]
-    # Of one kind of words, the accuracy apart is the accuracy.
-    kinds = _KINDS if any(len(set(curve.held_out)) > 1 for curve in found) else ()
-    return [row for curve in found for row in _words(curve, kinds)]
+        return [row for curve in curves for row in _numbers(curve)]
+    # With one kind of words only, its accuracy is the accuracy.
+    kinds = _KINDS if any(len(set(curve.held_out)) > 1 for curve in curves) else ()
+    return [row for curve in curves for row in _words(curve, kinds)]
 
 
 def fidelity(summary: list[dict[str, Any]], metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def fidelity(summary: list[dict[str, Any]], metrics: Sequence[str] = ()) -> list
 
 
 def _ranged(value: float | None, low: float | None, high: float | None) -> str:
-    # One sample has no spread to speak of.
+    # One sample has no interval.
     reach = "[one sample]" if low is None else f"[{low:.3f}, {high:.3f}]"
     return "" if value is None else f"{value:.3f} {reach}"
 
@@ -81,11 +81,11 @@ def _numbers(curve: Curve) -> list[dict[str, Any]]:
     return rows
 
 
-def _bounds(name: str, found: Interval | None, place: int) -> dict[str, float | None]:
+def _bounds(name: str, interval: Interval | None, place: int) -> dict[str, float | None]:
     names = (name, f"{name}_low", f"{name}_high")
-    if found is None:
+    if interval is None:
         return dict.fromkeys(names)
-    return {name: _finite(x) for name, x in zip(names, found[place], strict=True)}
+    return {name: _finite(x) for name, x in zip(names, interval[place], strict=True)}
 
 
 def _words(curve: Curve, kinds: Sequence[str]) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ class Step:
 
     Shapes: start [B], the first real slot of each row (left padding; None: 0); stop [B or 1, Tq],
     query i sees the slots start <= s < stop[i] (None: the queries are the last Tq slots); at [1], the
-    slot of the one key that is appended, on its device (None: behind those held; see `Traits.fixed`).
+    slot of the one key that is appended, on its device (None: behind the index's slots; see `Traits.fixed`).
     backend is the kernels' ("auto", "torch", "triton"); `ordered` asks for the best first, which
     attention itself does not need. `memo` keeps what was computed of these very queries and keys, by
     name, for every recipe, budget and judge that comes to the same place (None: nothing is kept).
@@ -79,7 +79,7 @@ class Step:
     def given_to(self, indexer: Indexer) -> Step:
         """This step as `indexer` may see it: only its declared inputs.
 
-        What one recipe hands to another comes back in order: it may be cut.
+        A recipe inside another selects in order, as its selection may be cut.
         """
         needs = indexer.needs
         seen = {name: x for name, x in self.inputs.items() if name in needs}
@@ -87,7 +87,7 @@ class Step:
         return replace(self, inputs=seen, reader=indexer, ordered=ordered)
 
     def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """What `compute` gives, computed once for all who ask for it at this place; not to be written to."""
+        """What `compute` gives, computed once for every caller at this place; not to be written to."""
         if self.memo is None:
             return compute()
         if name not in self.memo:
@@ -163,10 +163,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Rest:
-    """Pseudo-keys that stand for what was not selected.
+    """Pseudo-keys that stand for the keys that were not selected.
 
     Shapes: values [B, Hq, Tq, r, Dv]; either logits [B, Hq, Tq, r], already scaled, which join the
-    softmax (centroid estimates), or share [B, Hq, Tq, r], the part of the output each is given
+    softmax (centroid estimates), or share [B, Hq, Tq, r], each one's part of the output
     (SparQ's mean value, arXiv 2312.04985 section 3).
     """
 
@@ -177,7 +177,7 @@ class Rest:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which keys each query keeps, best first unless the step asked for no order.
+    """Which keys each query keeps, best first unless the step's `ordered` is false.
 
     Shapes: indices [B, Hs, Tq, k] int64, Hs in {Hq, Hk, 1}, query head h reads row h // (Hq / Hs),
     -1 last where fewer than k were chosen; log_weights as indices, added to the scaled scores
@@ -208,16 +208,16 @@ class Index(ABC):
     @property
     @abstractmethod
     def length(self) -> int:
-        """Slots held, padding included."""
+        """Slots of the index, padding included."""
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes held for choosing: each storage once, views of the cache excluded."""
+        """Bytes that the index holds: each storage once, views of the cache excluded."""
 
     @abstractmethod
     def append(self, keys: Tensor, step: Step) -> None:
-        """Add keys [B, Hk, t, D] after those held."""
+        """Add keys [B, Hk, t, D] behind the last slot."""
 
     @abstractmethod
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
@@ -236,15 +236,15 @@ class Index(ABC):
         """Let row i become what row rows[i] was: a gather, which may change B (beams)."""
 
     def fork(self) -> Index:
-        """An independent copy; right as it stands where no call writes into a tensor held."""
+        """An independent copy; correct as it is for an index that never writes into its tensors."""
         return copy.copy(self)
 
     def room(self) -> Mapping[str, Tensor] | None:
-        """Buffers of the slots held that have place for one more, None without; of `fixed` recipes."""
+        """Buffers of the slots with room for one more, None without; of `fixed` recipes."""
         return None
 
     def reveal(self, length: int) -> None:
-        """Hold the slots before `length`, which steps wrote where their `at` said."""
+        """Show the slots before `length`, which steps wrote at their `at`."""
         raise InputError(f"{type(self).__name__} takes no key at a place on the device")
 
     def score(self, queries: Tensor, step: Step) -> Tensor:

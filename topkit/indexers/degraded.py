@@ -1,5 +1,5 @@
 # pyright: strict
-"""The controlled-precision oracle: exact Top-k with a known share of its keys taken away."""
+"""The controlled-precision oracle: exact Top-k with a known share of its keys lost."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from topkit.indexers.traits import Traits
 from topkit.kernels.select_topk import select_topk
 
 _PAGE = 16
-_TIE = 1e-6  # of the largest score: what fidelity counts as no less than the k-th
+_TIE = 1e-6  # of the largest score: what fidelity counts as a tie with the k-th
 _KEYS, _PAGES, _TOSS, _FILL = 1, 2, 3, 4  # salts
 
 
 @dataclass(frozen=True)
 class _Spares:
-    """The keys that may fill a gap: scores [B, H, Tq, T], what counts as a tie [B, H, Tq, 1], and an
+    """The keys that may replace lost ones: scores [B, H, Tq, T], what counts as a tie [B, H, Tq, 1], and an
     order [B or 1, H, Tq, T], greatest first."""
 
     scores: Tensor
@@ -91,7 +91,7 @@ class degraded(Stateless):
     def _degraded(
         self, exact: Selection, k: int, spares: _Spares | None, step: Step, length: int
     ) -> Selection:
-        """The exact selection, some of its keys lost and others in their places."""
+        """The exact selection, with some of its keys lost and others in their places."""
         slots = exact.indices
         width = slots.shape[-1]
         if width == length:
@@ -152,7 +152,7 @@ class degraded(Stateless):
         return _Spares(scores, slack, self._noise(place, step, scores.shape[-1], _FILL))
 
     def _fillers(self, slots: Tensor, spares: _Spares) -> Tensor:
-        """Slots [B, H, Tq, n] that may take the places of what is lost, first come first."""
+        """Slots [B, H, Tq, n] that may take the places of what is lost, the first to be used first."""
         width = slots.shape[-1]
         least = spares.scores.gather(-1, slots[..., -1:].clamp_min(0))
         may = (spares.scores > -float("inf")) & (spares.scores < least - spares.slack)

@@ -11,7 +11,7 @@ SHARE, ROUND = 1 / 8, 32
 
 
 class Growing:
-    """Appends in place, so that a step costs what it adds, and not what is there already."""
+    """Appends in place, so that a step costs as much as it adds, whatever the length."""
 
     def __init__(self, share: float | None = None, multiple: int | None = None) -> None:
         self._share = SHARE if share is None else share

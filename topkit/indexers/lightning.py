@@ -32,7 +32,7 @@ class lightning(Scored):
 
     `weights` is a safetensors file (topkit.experiments.train.lightning writes one from a model or trains
     one) or the name of a bundled one; "given" projects nothing and reads index_queries, index_keys
-    and index_weights, as they are before any rotation, of a model that made them elsewhere. dtype
+    and index_weights, unrotated, as the model itself computed them. dtype
     "fp8" rotates by Hadamard and stores e4m3 with one power-of-two scale a vector, as DeepSeek's
     inference code does; "fp32" scores plainly.
     Source: DeepSeek-V3.2-Exp report, section 2.1 (arXiv 2512.02556); GLM-5's has interleaved RoPE.

@@ -96,14 +96,14 @@ def pick_codes(
     if stop is None and count > 1:
         stop = step.stops(length, count, queries.device)
     seen: dict[str, Any] = {"start": step.start, "stop": stop}
-    # Looking for NaN waits for a GPU; a list that met it is all -1 where nobody looks.
+    # A check for NaN would wait for the GPU; unchecked, a list with NaN is all -1.
     how: dict[str, Any] = {"order": "score" if step.ordered else None, "backend": step.backend}
     how["check"] = step.backend != "triton"
-    told: dict[str, Any] = {"dtype": dtype, "scale": scale}
+    coding: dict[str, Any] = {"dtype": dtype, "scale": scale}
     if pool is None and queries.shape[1] != codes.shape[1]:
-        scores = score_codes(queries, codes, **told, **seen, backend=step.backend)
+        scores = score_codes(queries, codes, **coding, **seen, backend=step.backend)
         return select_topk(scores, k, **how)
-    return score_select(queries, codes, k, pool=pool, **told, **seen, **how)
+    return score_select(queries, codes, k, pool=pool, **coding, **seen, **how)
 
 
 def pooled(scores: Tensor, units: int, pool: str | None) -> Tensor:
@@ -133,7 +133,7 @@ def masked(scores: Tensor, step: Step) -> Tensor:
 class ScoredIndex(Index):
     """Codes of every key, in buffers of its own that have room for more.
 
-    What is there is never written over: an index that shares its buffers, forked, moves to new ones.
+    No slot is ever overwritten: an index that shares its buffers, forked, moves to new ones.
     """
 
     recipe: Scored

@@ -50,9 +50,9 @@ class top_p(Combinator):
         scores = masked(index.score(queries, inner).float(), step)
         chosen = best(scores, k, step, index.bytes_per_key(inner))
         shares = (step.scaling * scores).softmax(-1)
-        held = shares.gather(-1, chosen.indices.clamp_min(0))
-        # A key stays if those before it do not hold enough; the best one always does.
-        enough = held.cumsum(-1) - held >= self.mass
+        weights = shares.gather(-1, chosen.indices.clamp_min(0))
+        # A key stays if those before it fall short of the mass; the best one always stays.
+        enough = weights.cumsum(-1) - weights >= self.mass
         enough[..., :1] = False
         return replace(chosen, indices=chosen.indices.masked_fill(enough, -1))
 

@@ -87,7 +87,7 @@ class vattention(Combinator):
 
 def _others(chosen: Tensor, step: Step, length: int) -> Tensor:
     """Which visible slots [B, Hs, Tq, T] were not chosen."""
-    taken = torch.zeros(*chosen.shape[:-1], length, device=chosen.device)
-    taken.scatter_add_(-1, chosen.clamp_min(0), (chosen >= 0).float())
+    times = torch.zeros(*chosen.shape[:-1], length, device=chosen.device)
+    times.scatter_add_(-1, chosen.clamp_min(0), (chosen >= 0).float())
     visible = step.visible(length, chosen.shape[2], chosen.device)
-    return taken == 0 if visible is None else (taken == 0) & visible
+    return times == 0 if visible is None else (times == 0) & visible

@@ -30,7 +30,7 @@ def score(
     """Score a model, dense, on every task: what it can do before any key is left out."""
     from topkit.experiments.train.scores import score_model, write_scores
 
-    found = score_model(
+    scores = score_model(
         model,
         lengths=parse_lengths(lengths),
         prompts=samples,
@@ -40,4 +40,4 @@ def score(
         jobs=jobs,
         report=typer.echo,
     )
-    write_scores(out, found)
+    write_scores(out, scores)

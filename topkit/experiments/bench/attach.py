@@ -18,7 +18,7 @@ from topkit.experiments.model.load import load
 
 SPECS = ("quantized()", "sign()")
 KEPT = 64
-# Steps that come before the times count: the index is built, the cache given room.
+# Warm-up steps, not timed: the index is built, the cache gets room.
 WARM = 2
 DENSE = "full attention (SDPA)"
 

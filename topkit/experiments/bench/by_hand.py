@@ -1,7 +1,7 @@
-"""What one would write without topkit: its columns for codes of one layer, in plain lines of torch.
+"""What one would write without topkit: its columns for codes of one layer, in plain torch.
 
-The yardstick of `topkit bench measure`: no padding, no checks, no ties forgiven, every score in memory
-at once. The queries are of the newest tokens.
+The baseline of `topkit bench measure`: no padding, no checks, no tolerance for ties, every score in
+memory at once. The queries are of the newest tokens.
 """
 
 from __future__ import annotations

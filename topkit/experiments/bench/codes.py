@@ -1,4 +1,4 @@
-"""Codes drawn at random, and the kernels over them with what `attach` asks of them."""
+"""Codes drawn at random, and the kernels over them with the arguments that `attach` passes."""
 
 from __future__ import annotations
 
@@ -67,26 +67,26 @@ def random_queries(session: Session, dtype: str, batch: int) -> Queries:
     return Queries(codes, scale, gates)
 
 
-def scores(codes: Codes, asked: Queries, backend: str) -> Tensor:
+def scores(codes: Codes, queries: Queries, backend: str) -> Tensor:
     """[B, H, 1, N]: the mean over each group, or lightning's weighted sum."""
     if codes.dtype == LIGHTNING:
-        return _lightning(score_lightning, codes, asked, backend)()
-    return _plain(score_codes, codes, asked, backend)()
+        return _lightning(score_lightning, codes, queries, backend)()
+    return _plain(score_codes, codes, queries, backend)()
 
 
-def best(codes: Codes, asked: Queries, k: int, backend: str) -> Tensor:
+def best(codes: Codes, queries: Queries, k: int, backend: str) -> Tensor:
     """The slots [B, H, 1, k] of the best of those scores, in no order."""
     how: dict[str, Any] = {"order": None, "check": False}
     if codes.dtype == LIGHTNING:
-        return _lightning(score_select_lightning, codes, asked, backend)(k, **how)
-    return _plain(score_select, codes, asked, backend)(k, **how)
+        return _lightning(score_select_lightning, codes, queries, backend)(k, **how)
+    return _plain(score_select, codes, queries, backend)(k, **how)
 
 
-def _plain(kernel: Any, codes: Codes, asked: Queries, backend: str) -> Any:
+def _plain(kernel: Any, codes: Codes, queries: Queries, backend: str) -> Any:
     how = {"dtype": codes.dtype, "scale": codes.scale, "pool": "mean", "backend": backend}
-    return partial(kernel, asked.queries, codes.codes, **how)
+    return partial(kernel, queries.queries, codes.codes, **how)
 
 
-def _lightning(kernel: Any, codes: Codes, asked: Queries, backend: str) -> Any:
-    scales = {"query_scale": asked.scale, "key_scale": codes.scale, "backend": backend}
-    return partial(kernel, asked.queries, codes.codes, asked.gates, **scales)
+def _lightning(kernel: Any, codes: Codes, queries: Queries, backend: str) -> Any:
+    scales = {"query_scale": queries.scale, "key_scale": codes.scale, "backend": backend}
+    return partial(kernel, queries.queries, codes.codes, queries.gates, **scales)

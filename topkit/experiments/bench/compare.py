@@ -78,7 +78,7 @@ def _verdict(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _quartiles(row: Mapping[str, Any]) -> tuple[float, float]:
-    """Ascending, where less is better."""
+    """Ascending and lower is better; rates are negated."""
     low, high = float(row["low"]), float(row["high"])
     return (-high, -low) if row["unit"] in RATES else (low, high)
 

@@ -1,4 +1,4 @@
-"""What attention of a real model sees, made as long and as wide as a benchmark asks.
+"""What attention of a real model sees, made as long and as wide as a benchmark needs.
 
 The bundled model reads haystacks of niah-multikey, each with one of its questions; layers stand below
 one another as rows of a batch. Haystacks follow one another, and repeat with a little noise where there

@@ -23,7 +23,7 @@ from topkit.indexers.base import Cache, Index, Selection
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's cache, the newest token last, and what its module is given for that token.
+    """A layer's cache, the newest token last, and its module's inputs for that token.
 
     Shapes: queries [B, Hq, 1, D]; keys, values [B, Hk, T, D]; `inputs` are of the newest token; index,
     of all keys but the newest.
@@ -37,7 +37,7 @@ class Layer:
 
 
 class Place(nn.Module):
-    """The attention module of a layer, of which only its number is read."""
+    """The attention module of a layer, of which only the number is read."""
 
     is_causal = True
 
@@ -74,7 +74,7 @@ class Decoding(nn.Module):
         numbers = [*range(len(layers))]
         self.captured = CapturedDecoding(self.owner, numbers, self, self.forward, reader)
         with torch.no_grad():
-            self._replay()  # the first of a run of steps is left to the model
+            self._replay()  # the model itself does the first of a run of steps
 
     def forward(self, **_: Any) -> BaseModelOutput:
         """The outputs [layers, B, 1, Hq, D] of one step at fixed shapes."""

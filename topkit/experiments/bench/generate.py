@@ -32,8 +32,8 @@ from topkit.indexers.growing import Growing
 INDEXER = "shared(sign())"
 DENSE = "SDPA"
 WHOLE = 32
-# Tokens that come before the times count: the index is built, kernels compiled, the cache given room,
-# a step captured.
+# Warm-up tokens, not timed: the index is built, kernels are compiled, the cache gets room, a step is
+# captured.
 WARM = 8
 NOTE = "random weights, random keys for a prefill"
 
@@ -91,7 +91,7 @@ def _at(session: Session, batch: int, length: int) -> Iterator[Row]:
 
 
 def _measured(session: Session, batch: int, length: int, name: str, dense: Row) -> Row:
-    """Tokens a second of the deeper of two models; both give a layer's time, and that of a whole."""
+    """Tokens a second of the deeper of two models; a layer's time is their difference, which gives a whole model's."""
     s, layers, ours = session.scale, 1 + session.scale.extra_layers, name == OURS
     one, many = (_spans(session, batch, length, n, ours) for n in (1, layers))
     first, last = float(np.median(one)), float(np.median(many))
@@ -114,12 +114,12 @@ def _measured(session: Session, batch: int, length: int, name: str, dense: Row) 
 
 
 def _spans(session: Session, batch: int, length: int, layers: int, attached: bool) -> list[float]:
-    """Seconds between tokens, once all is warm."""
+    """Seconds between tokens, after the warm-up."""
     s = session.scale
-    held = layers * formulas.dense(batch, length, s.groups, s.dim).counted
-    # A layer is moved once, to where an eighth more has place; weights, and what a captured step holds
-    # of its own, take less than the rest.
-    session.require(held * (1 + 1 / 8 + 1 / 2 / layers) + (layers + 2) * 2**29)
+    cache_bytes = layers * formulas.dense(batch, length, s.groups, s.dim).counted
+    # A layer is copied once into a buffer an eighth larger; weights and a captured step's own buffers
+    # fit into the rest.
+    session.require(cache_bytes * (1 + 1 / 8 + 1 / 2 / layers) + (layers + 2) * 2**29)
     model = _model(session, layers, length)
     cache = _filled(session, model, batch, length, attached)
     # Every token of the context, though all but the last stand in the cache.

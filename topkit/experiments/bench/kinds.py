@@ -24,8 +24,8 @@ from topkit.indexers.spec import parse
 class Kind:
     """A recipe that is timed; `a_head`: each query head has a list of its own.
 
-    `projected`: the step begins at the hidden state, with weights of the model's width drawn at random,
-    so that nothing can be said of what it selects.
+    `projected`: the step begins at the hidden state, with random weights of the model's width,
+    so that its selection has no meaning.
     """
 
     spec: str
@@ -34,8 +34,8 @@ class Kind:
     projected: bool = False
 
 
-# "lightning" is given its index's queries, keys and gates, as an engine that has projected them gives;
-# `attach` makes them from the hidden state in every step, as "lightning projected" does.
+# "lightning" gets its index's queries, keys and gates ready-made, as from an engine that has projected
+# them; `attach` projects them from the hidden state in every step, as "lightning projected" does.
 KINDS: dict[str, Kind] = {
     "sign": Kind("shared(sign())", "sign"),
     "int4": Kind("shared(quantized(dtype='int4'))", "int4"),
@@ -55,7 +55,7 @@ def decoding_of(
     turns: int = 1,
     weights: Path | None = None,
 ) -> Decoding:
-    """Rows of the cache as layers of so many rows each: a layer finds nothing of its own in L2."""
+    """Rows of the cache as layers of `batch` rows each, so that no layer finds its own rows in L2."""
     recipe = lightning(str(weights), "fp8") if weights else parse(kind.spec)
     reader = Reader(recipe, parse_budget(session.scale.k), 0, None, session.backend)
     layers = []
@@ -78,7 +78,7 @@ def index_of(session: Session, kind: Kind, tensors: Tensors, rows: slice) -> Ind
 
 
 def inputs_of(session: Session, kind: Kind, tensors: Tensors, rows: slice) -> Mapping[str, Any]:
-    """What the module of a layer is given for the newest token."""
+    """The inputs of a layer's module for the newest token."""
     if kind.projected:
         count = len(tensors.keys[rows])
         angles = session.drawn(count, 1, session.scale.dim // 2, dtype=torch.float32)

@@ -87,7 +87,7 @@ def _measured(
 
 
 def topk_alone(tensors: Tensors, ks: Sequence[int]) -> list[Tensor]:
-    """The slots of the best keys of every head at each budget, and nothing of what they are worth."""
+    """The slots of the best keys of every head at each budget, and no metric of them."""
     grouped = tensors.queries.unflatten(1, (tensors.keys.shape[1], -1)).flatten(2, 3)
     scores = grouped @ tensors.keys.mT
     return [scores.topk(k).indices for k in ks]

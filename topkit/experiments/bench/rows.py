@@ -1,4 +1,4 @@
-"""Rows of the one table of benchmarks: what was measured, on what, and what was expected of it."""
+"""Rows of the one table of benchmarks: what was measured, on what machine, and the limit for it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OURS = "topkit"
 RATES = ("tokens/s", "GB/s")
 Row = dict[str, Any]
 
-# A selection that keeps less of the best possible mass is of no use, however fast.
+# A selection with a smaller share of the best possible mass is of no use, however fast.
 LEAST_MASS_RATIO = 0.9
 
 
@@ -60,7 +60,7 @@ def shares(microseconds: float, moved: Bytes, copy: float) -> Row:
 
 
 def quality(fidelity: Mapping[str, float]) -> Row:
-    """What a selection is worth, and whether it is worth anything."""
+    """The fidelity of a selection, and whether it is of any use."""
     return {**fidelity, "useless": bool(fidelity["mass_ratio"] < LEAST_MASS_RATIO)}
 
 
@@ -103,15 +103,15 @@ def _of_today(row: Mapping[str, str | None], names: set[str]) -> dict[str, str]:
     0.1 wrote two tables: a CPU's without `implementation`, its limits numbers; a GPU's whose `ratio`
     is now `speedup`.
     """
-    found = {name: row.get(name) or "" for name in COLUMNS}
+    today = {name: row.get(name) or "" for name in COLUMNS}
     if "implementation" not in names:
-        found["implementation"] = OURS
-        if _is_number(found["limit"]):
-            unit = "x" if found["ratio"] else found["unit"]
-            found["limit"] = f"<= {float(found['limit']):g} {unit}"
+        today["implementation"] = OURS
+        if _is_number(today["limit"]):
+            unit = "x" if today["ratio"] else today["unit"]
+            today["limit"] = f"<= {float(today['limit']):g} {unit}"
     elif "speedup" not in names:
-        found["speedup"], found["ratio"] = found["ratio"], ""
-    return found
+        today["speedup"], today["ratio"] = today["ratio"], ""
+    return today
 
 
 def timed(row: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""The benchmarks by name, run one after the other; what fails becomes a row, and loses no other."""
+"""The benchmarks by name, run one after the other; a failure becomes a row, and costs no other row."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def run_benches(
     report: Callable[[Row], object] = print,
     save: Callable[[list[Row]], object] = lambda rows: None,
 ) -> list[Row]:
-    """Run some benchmarks, or all that are of the device; `save` is given all rows after each.
+    """Run some benchmarks, or all that are of the device; `save` is called with all rows after each.
 
     `repeats`: turns of a CPU's benchmarks; `layers`: those of generate's deeper model beyond the first.
     Raises: InputError for an unknown name, a benchmark of the other device, an option of another's.
@@ -84,8 +84,8 @@ def run_benches(
     if layers is not None and "generate" not in chosen:
         raise InputError("--layers is of generate, on a GPU; add --device cuda")
     scale = Scale.tiny() if tiny else Scale()
-    given = {"repeats": repeats, "extra_layers": layers}
-    scale = replace(scale, **{name: x for name, x in given.items() if x is not None})  # type: ignore[arg-type]
+    options = {"repeats": repeats, "extra_layers": layers}
+    scale = replace(scale, **{name: x for name, x in options.items() if x is not None})  # type: ignore[arg-type]
     session = Session(where, scale, machine(where))
     rows = []
 

@@ -76,7 +76,7 @@ def _flashinfer(k: int) -> dict[str, Callable[[Tensor], object]]:
 def _require_same(scores: Tensor, slots: Tensor, k: int) -> None:
     """Raises: InputError unless the k chosen are the best: a wrong answer has no speed."""
     best = scores.topk(k).values
-    found = scores.gather(-1, slots.clamp(0, scores.shape[-1] - 1))
+    chosen = scores.gather(-1, slots.clamp(0, scores.shape[-1] - 1))
     distinct = slots.sort(-1).values.diff(dim=-1).all()
-    if not distinct or not torch.equal(best, found.sort(-1, descending=True).values):
+    if not distinct or not torch.equal(best, chosen.sort(-1, descending=True).values):
         raise InputError("select_topk chose other scores than torch.topk")

@@ -19,13 +19,13 @@ from topkit.experiments.bench.rows import Row
 from topkit.experiments.bench.scale import Scale
 from topkit.experiments.bench.targets import judged
 
-# Bytes that are left free beside what a case asks for.
+# Bytes that stay free beside a case's own.
 MARGIN = 1 << 30
 PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6}
 
 
 class DoesNotFit(Exception):
-    """A case that asks for more memory than is free: a row says so."""
+    """A case needs more memory than is free: a row says so."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Session:
     device: torch.device
     scale: Scale
     machine: Row = field(default_factory=dict)
-    # Microseconds of each dense backend, by batch and length: steps are held against the fastest.
+    # Microseconds of each dense backend, by batch and length: steps are compared with the fastest.
     dense: dict[tuple[int, int], dict[str, list[float]]] = field(default_factory=dict)
 
     @property
@@ -44,7 +44,7 @@ class Session:
 
     @property
     def backend(self) -> str:
-        """What topkit's kernels are run by: never a fallback that nobody asked for."""
+        """What runs topkit's kernels; never a silent fallback."""
         return "triton" if self.cuda else "torch"
 
     @cached_property
@@ -92,7 +92,7 @@ class Session:
         return torch.cuda.mem_get_info(self.device)[0]
 
     def release(self) -> None:
-        """Give back to the GPU what torch keeps of tensors that are gone."""
+        """Return torch's cached memory to the GPU."""
         if self.cuda:
             torch.cuda.empty_cache()
 
@@ -141,14 +141,14 @@ class Session:
         """Calls of topkit's, by what they do, and another timed in turns: a row and ratio each."""
         calls = [*ours.values(), other]
         *spans, others = timing.in_turns(calls, turns or self.scale.repeats, self.device)
-        found = []
+        timed: list[Row] = []
         for what, its in zip(ours, spans, strict=True):
             scaled = [span * PER_SECOND[unit] for span in its]
             compared = {"against": against, **rows.ratios(its, others)}
-            found.append(
+            timed.append(
                 self.row(bench, what, rows.OURS, scaled, unit=unit, compared=compared, **more)
             )
-        return found
+        return timed
 
     def failed(self, bench: str, what: str, implementation: str, error: Exception) -> Row:
         """A row in place of what could not be measured.

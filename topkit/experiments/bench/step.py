@@ -1,4 +1,4 @@
-"""One layer's decoding step as `attach` drives it, beside dense attention, and what it is worth."""
+"""One layer's decoding step as `attach` drives it, beside dense attention, and the fidelity of its selection."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def _fastest(session: Session, batch: int, length: int) -> tuple[str, float] | N
 def _worth(decoding: Decoding, tensors: Tensors, best: Best, k: int) -> Row:
     """Fidelity of what the step chooses, the mean over rows and query heads.
 
-    Against each head's own Top-k; `shared_mass_ratio` against the best list that the heads which
-    share one could have been given.
+    Against each head's own Top-k; `shared_mass_ratio` against the best list for the heads that
+    share one.
     """
     count = len(decoding.layers)
     slots = torch.cat([decoding.select(number).indices for number in range(count)])

@@ -1,4 +1,4 @@
-"""What is to be reached: on one H200 (32 query and 8 KV heads, d 128, bf16 cache, k 2048), on a CPU."""
+"""Performance targets: on one H200 (32 query and 8 KV heads, d 128, bf16 cache, k 2048), on a CPU."""
 
 from __future__ import annotations
 
@@ -70,17 +70,17 @@ _SHOWN = {"copy_share": "of copy", "speedup": "x", "ratio": "x", "median": ""}
 
 
 def judged(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The limit that a row of topkit's is held to, whether it keeps it, and a note on another GPU."""
+    """The limit for a row of topkit's, whether the row is within it, and a note on another GPU."""
     named = (row["bench"], row["what"])
     target = TARGETS.get(named)
     if target is None or row["implementation"] != "topkit":
         return {}
     column, how, bound = target
     unit = row["unit"] if column == "median" else _SHOWN[column]
-    found = row.get(column)
+    value = row.get(column)
     limit: dict[str, Any] = {"limit": f"{how} {bound:g} {unit}"}
-    if isinstance(found, (int, float)):
-        limit["within"] = bool(found <= bound if how == "<=" else found >= bound)
+    if isinstance(value, (int, float)):
+        limit["within"] = bool(value <= bound if how == "<=" else value >= bound)
     if named in ON_H200 and MADE_FOR not in str(row.get("device", "")):
         limit["note"] = "; ".join(filter(None, [row.get("note"), f"limit set for an {MADE_FOR}"]))
     return limit

@@ -19,7 +19,7 @@ SECONDS, FEWEST, MOST = 0.2, 5, 25
 GRAPH = 8000.0
 # Calls before those of a stream that are timed.
 WARM = 2
-# Sets of inputs together exceed L2 by so much.
+# How many times larger than L2 the sets of inputs are together.
 COLDER = 3
 
 
@@ -36,16 +36,16 @@ def timed(calls: Sequence[Call], device: torch.device) -> list[float]:
     once = min(clocked(calls[:1], 3, device))
     turns = max(1, math.ceil(GRAPH / once / len(calls)))
     graph = _captured(calls, turns)
-    found: list[float] = []
+    spans: list[float] = []
     graph.replay()
-    while len(found) < FEWEST or (len(found) < MOST and sum(found) < SECONDS * 1e6):
+    while len(spans) < FEWEST or (len(spans) < MOST and sum(spans) < SECONDS * 1e6):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         graph.replay()
         end.record()
         end.synchronize()
-        found.append(begin.elapsed_time(end) * 1e3)
-    return [span / (turns * len(calls)) for span in found]
+        spans.append(begin.elapsed_time(end) * 1e3)
+    return [span / (turns * len(calls)) for span in spans]
 
 
 def _captured(calls: Sequence[Call], turns: int) -> torch.cuda.CUDAGraph:
@@ -70,19 +70,19 @@ def _captured(calls: Sequence[Call], turns: int) -> torch.cuda.CUDAGraph:
 
 def clocked(calls: Sequence[Call], turns: int, device: torch.device) -> list[float]:
     """Microseconds of one call by the clock, a number a turn: what waits for the host counts."""
-    found = []
+    spans = []
     for _ in range(turns):
         settle(device)
         began = time.perf_counter()
         for call in calls:
             call()
         settle(device)
-        found.append((time.perf_counter() - began) * 1e6 / len(calls))
-    return found
+        spans.append((time.perf_counter() - began) * 1e6 / len(calls))
+    return spans
 
 
 def in_turns(calls: Sequence[Call], turns: int, device: torch.device) -> list[list[float]]:
-    """Seconds of each call by the clock, taken in turns after one turn that does not count."""
+    """Seconds of each call by the clock, in turns, after one turn of warm-up."""
     spans: list[list[float]] = [[] for _ in calls]
     for turn in range(turns + 1):
         for call, its in zip(calls, spans, strict=True):
@@ -95,7 +95,7 @@ def in_turns(calls: Sequence[Call], turns: int, device: torch.device) -> list[li
 def streamed(call: Call, device: torch.device) -> list[float]:
     """Microseconds of calls of a few milliseconds each on a GPU, one launched behind the other.
 
-    The host, which is waited for nowhere, is ahead of the GPU from the second call on.
+    Nothing waits for the host, which is ahead of the GPU from the second call on.
     """
     for _ in range(WARM):
         call()

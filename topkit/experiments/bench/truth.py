@@ -54,7 +54,7 @@ def _calls(session: Session) -> tuple[Callable[[], object], Callable[[], object]
 
 
 def best_by_chunks(queries: Tensor, keys: Tensor, k: int) -> Tensor:
-    """The best k scores of each query [B, Hk, Hq / Hk * Tq, k], the keys taken a piece at a time."""
+    """The best k scores of each query [B, Hk, Hq / Hk * Tq, k], computed over pieces of the keys."""
     grouped = queries.float().unflatten(1, (keys.shape[1], -1)).flatten(2, 3)
     best = grouped.new_empty(*grouped.shape[:3], 0)
     for piece in keys.split(PIECE, 2):
@@ -73,7 +73,7 @@ def _memory_of_gpu(call: Callable[[], object], device: torch.device) -> int:
 
 
 def _memory_of_cpu(scale: Scale) -> int:
-    """Resident bytes beyond the tensors, in a process of its own: a peak cannot be taken back."""
+    """Resident bytes beyond the tensors, in a process of its own: a peak cannot be reset."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (scale,))
 

@@ -31,7 +31,7 @@ class Cell:
         return {"indexer": self.name, "budget": "" if self.budget is None else str(self.budget)}
 
     def k(self, context: int) -> int | None:
-        """Keys to keep of a context of so many tokens."""
+        """Keys to keep of a context of `context` tokens."""
         return None if self.budget is None else self.budget.at(context)
 
 
@@ -40,35 +40,31 @@ def parse_cells(
     k: Budgets,
     dense: bool = True,
 ) -> list[Cell]:
-    """Every indexer at every budget, and full attention, in one order whatever the order asked.
+    """Every indexer at every budget, and full attention, always in the same order.
 
     Cells among the indexers have their own budgets and stay as they are.
     Raises: InputError for a spec or a budget that cannot be read, and when there is nothing to run.
     """
     one = isinstance(indexers, str | Indexer | Cell | type)  # parse says what a class lacks
-    asked = [indexers] if one else list(indexers)
-    recipes = [parse(spec) for spec in asked if not isinstance(spec, Cell)]
+    listed = [indexers] if one else list(indexers)
+    recipes = [parse(spec) for spec in listed if not isinstance(spec, Cell)]
     without = isinstance(k, str | list | tuple) and not k
     if recipes and without:
-        raise InputError(
-            f"{recipes[0]} was given without a budget; say how many keys: -k 16, or 1%"
-        )
+        raise InputError(f"{recipes[0]} has no budget; say how many keys: -k 16, or 1%")
     if not recipes and not without:
-        raise InputError(
-            f"k = {k} was given and no indexer to keep so many keys; add --indexer SPEC"
-        )
+        raise InputError(f"k = {k} has no indexer to keep so many keys; add --indexer SPEC")
     budgets = parse_budgets(k) if recipes else []
     cells = {Cell(recipe, budget) for recipe in recipes for budget in budgets}
-    cells |= {cell for cell in asked if isinstance(cell, Cell)}
+    cells |= {cell for cell in listed if isinstance(cell, Cell)}
     if dense:
         cells.add(Cell())
     if not cells:
-        raise InputError("no indexer was given; give one, or let dense attention run")
+        raise InputError("no indexer; give one, or let dense attention run")
     return in_order(cells)
 
 
 def needs(cells: Iterable[Cell]) -> frozenset[str]:
-    """All inputs that the cells' indexers ask for."""
+    """All inputs that the cells' indexers read."""
     return frozenset(name for cell in cells if cell.indexer for name in cell.indexer.needs)
 
 
@@ -86,5 +82,5 @@ def in_order(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def chunks(cells: Sequence[Cell], size: int) -> list[list[Cell]]:
-    """The cells in runs of at most `size`."""
+    """The cells in chunks of at most `size`."""
     return [list(cells[at : at + size]) for at in range(0, len(cells), size)]

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what it holds, and what is done."""
+"""A run's folder: its identity, its lock, and the cells that are done."""
 
 # pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
@@ -26,7 +26,7 @@ from topkit.errors import InputError
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.parts import digest, write_whole
 
-# Files of a run's own folder; what a killed run was writing goes by their names.
+# Files in a run's own folder; temporary files that a killed run left bear these names.
 FILES = ("run.json", "predictions.jsonl", "study.json", "report.html")
 LOCK = ".lock"
 
@@ -37,7 +37,7 @@ def claim(
 ) -> Generator[None]:
     """Keep a folder, empty or of a run of the same identity, to this process; `force` empties it.
 
-    The run's own workers may write there. What a killed run was writing goes.
+    The run's own workers may write there. Temporary files of a killed run are deleted.
     Raises: InputError when it holds another run, or another process writes there: rows of two must not
     mix.
     """
@@ -57,7 +57,7 @@ def claim(
 def locked(out: Path) -> Generator[None]:
     """Keep a folder to this process, and make it where there is none.
 
-    The kernel lets go of the lock however this process ends; the file stays, and means nothing.
+    The kernel releases the lock however this process ends; the file that stays means nothing.
     Raises: InputError when another process has the lock, or the folder cannot be made.
     """
     try:
@@ -140,7 +140,7 @@ def part_name(job: str, cells: Sequence[Cell]) -> str:
 
 
 def with_cells(table: pa.Table, cells: Sequence[Cell]) -> pa.Table:
-    """The table, its file to say which cells it holds."""
+    """The table with the names of its cells in the file's metadata."""
     names = json.dumps([list(cell.columns.values()) for cell in cells])
     return table.replace_schema_metadata({"cells": names})
 

@@ -56,7 +56,7 @@ def pool(workers: int) -> Runner:
 
 
 def _leave_with_parent() -> None:
-    """End this worker when the process that asked for it is gone: it would wait for jobs for ever."""
+    """End this worker with its parent process: it would wait for jobs for ever."""
 
     def watch(parent: BaseProcess) -> None:
         parent.join()

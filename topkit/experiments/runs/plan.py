@@ -40,8 +40,8 @@ Progress = Callable[[Event], object]
 class Plan(ABC, Generic[R]):
     """What a run is going to do. A plan creates no folder, takes no lock and writes nothing.
 
-    jobs: those that are left, which `opened` makes ready; done: the number of the others. At the run's end: rows of its table,
-    bytes on disk; memory: bytes at the peak, of all workers together. Bytes and memory are estimates,
+    jobs: those that are left, which `opened` prepares; done: the number of the others. rows and bytes: of
+    the table and on disk at the run's end; memory: bytes at the peak, of all workers together. Bytes and memory are estimates,
     whose formulas stand in each kind of plan. workers: processes; shares_model: its jobs use a model
     of this process, and cannot leave it. notes: what is left out, and why, a line each.
     """
@@ -54,7 +54,7 @@ class Plan(ABC, Generic[R]):
     workers: int = 1
     shares_model: bool = False
     notes: tuple[str, ...] = ()
-    # What a job does, as "measuring"; and the function that does one, given the job's arguments.
+    # What a job does, as "measuring"; and the function that does one, called with the job's arguments.
     verb: ClassVar[str]
     work: ClassVar[Callable[..., Any]]
 
