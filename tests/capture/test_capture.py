@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from topkit.errors import InputError
 from topkit.experiments.capture import files
 from topkit.experiments.capture.capture import Capture, LayerTensors, estimate_bytes
+from topkit.experiments.capture.writer import Writer
 
 
 def made(rows=2, heads=4, kv_heads=2, keys=9, queries=3, dim=8, dtype=torch.float32) -> Any:
@@ -308,7 +309,7 @@ def entries(sample: int):
 
 
 def test_an_interrupted_capture_does_not_open_and_goes_on_with_what_is_whole(tmp_path):
-    writer = files.Writer(tmp_path, {"from": "here"}, [0, 1])
+    writer = Writer(tmp_path, {"from": "here"}, [0, 1])
     for sample in range(2):
         writer.add(*entries(sample))
     with pytest.raises(InputError, match="interrupted"):
@@ -316,7 +317,7 @@ def test_an_interrupted_capture_does_not_open_and_goes_on_with_what_is_whole(tmp
     altered = tmp_path / files.file_name(1, 0)
     altered.write_bytes(altered.read_bytes()[:-1] + b"\7")
     (tmp_path / files.file_name(0, 1)).write_bytes(b"never finished")
-    again = files.Writer(tmp_path, {"from": "here"}, [0, 1])
+    again = Writer(tmp_path, {"from": "here"}, [0, 1])
     assert [again.has({"sample": sample}) for sample in range(3)] == [True, False, False]
     again.add(*entries(1))
     again.close({})
@@ -328,25 +329,25 @@ def test_an_interrupted_capture_does_not_open_and_goes_on_with_what_is_whole(tmp
         files.file_name(1, 0),
     ]
     with pytest.raises(InputError, match="differs in from"):
-        files.Writer(tmp_path, {"from": "there"}, [0, 1])
+        Writer(tmp_path, {"from": "there"}, [0, 1])
     with pytest.raises(InputError, match="differs in samples"):
-        files.Writer(tmp_path, {"from": "here"}, [0])
+        Writer(tmp_path, {"from": "here"}, [0])
 
 
 def test_a_finished_capture_opens_while_more_samples_join_it(tmp_path):
     for samples in ([0], [0, 1]):
-        writer = files.Writer(tmp_path, {}, samples)
+        writer = Writer(tmp_path, {}, samples)
         writer.add(*entries(samples[-1]))
         if samples == [0]:
             writer.close({})
     assert Capture.open(tmp_path).samples == [0]
-    again = files.Writer(tmp_path, {}, [0, 1])
+    again = Writer(tmp_path, {}, [0, 1])
     assert [again.has({"sample": sample}) for sample in range(2)] == [True, True]
 
 
 def test_more_samples_join_a_finished_capture(tmp_path):
     for count in (1, 2):
-        writer = files.Writer(tmp_path, {}, range(count))
+        writer = Writer(tmp_path, {}, range(count))
         for sample in range(count):
             if not writer.has({"sample": sample}):
                 writer.add(*entries(sample))

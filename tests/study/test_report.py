@@ -21,7 +21,9 @@ from topkit.experiments.runs.cells import DENSE, Cell
 from topkit.experiments.runs.parts import write_part
 from topkit.experiments.study import figures
 from topkit.experiments.study.curves import curves, kind_of, load
-from topkit.experiments.study.findings import Findings, judged, orders, require_equivalent
+from topkit.experiments.study.drawing import drawing
+from topkit.experiments.study.equivalence import require_equivalent
+from topkit.experiments.study.findings import Findings, judged, orders
 from topkit.experiments.study.report import checks, write_report
 from topkit.experiments.study.stats import Interval
 from topkit.indexers import sign
@@ -307,7 +309,7 @@ def test_no_label_covers_another_or_leaves_the_figure(draw, crowded):
         if draw == "by_budget"
         else getattr(figures, draw)(curve, curve.budget)
     )
-    with figures.drawing():
+    with drawing():
         drawn = list(texts(figure))
     assert len(drawn) > 10
     for (one, a), (other, b) in combinations(drawn, 2):

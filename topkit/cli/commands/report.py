@@ -33,7 +33,7 @@ def report(
 ) -> None:
     """Write RUN/report.html and its figures."""
     from topkit.experiments.study.curves import load
-    from topkit.experiments.study.findings import require_equivalent
+    from topkit.experiments.study.equivalence import require_equivalent
     from topkit.experiments.study.report import write_report
 
     path = write_report(run, margin)

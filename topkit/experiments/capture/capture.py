@@ -14,6 +14,7 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.experiments.capture import files
 from topkit.experiments.capture.tensors import SHAPES, LayerTensors, estimate_bytes
+from topkit.experiments.capture.writer import Writer
 
 __all__ = ["Capture", "LayerTensors", "estimate_bytes"]
 
@@ -146,7 +147,7 @@ class Capture:
         folder = Path(folder)
         origin = {**self.manifest["origin"], "fingerprint": self.fingerprint}
         files.require_space(folder, sum(entry["bytes"] for entry in self.manifest["files"]))
-        writer = files.Writer(folder, origin, self.samples, force=force)
+        writer = Writer(folder, origin, self.samples, force=force)
         writer.begin()
         for record in self.manifest["samples"]:
             if not writer.has(record):

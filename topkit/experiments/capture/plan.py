@@ -18,6 +18,7 @@ from topkit.experiments.capture.capture import Capture
 from topkit.experiments.capture.layers import Survey
 from topkit.experiments.capture.prompts import Passage
 from topkit.experiments.capture.tensors import LayerTensors
+from topkit.experiments.capture.writer import Writer
 from topkit.experiments.model.record import check
 from topkit.experiments.runs.folder import locked
 from topkit.experiments.runs.jobs import Job
@@ -40,8 +41,8 @@ class Request:
         """Bytes of each sample's files."""
         return [self.survey.bytes(passage) for passage in self.passages]
 
-    def writer(self, force: bool) -> files.Writer:
-        return files.Writer(self.out, self.origin, range(len(self.passages)), force=force)
+    def writer(self, force: bool) -> Writer:
+        return Writer(self.out, self.origin, range(len(self.passages)), force=force)
 
     def missing(self) -> list[int]:
         """The samples that the folder does not list, or whose files have other sizes."""
@@ -49,7 +50,7 @@ class Request:
         return [n for n, x in enumerate(self.passages) if not writer.lists(x.record(n))]
 
 
-def capture_sample(request: Request, sample: int, writer: files.Writer, checked: bool) -> None:
+def capture_sample(request: Request, sample: int, writer: Writer, checked: bool) -> None:
     """Run the model once and write what its attention saw, `checked` against what it computed."""
     passage = request.passages[sample]
     at = torch.tensor(passage.positions)

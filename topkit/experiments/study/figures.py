@@ -4,59 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from textwrap import fill
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from topkit.experiments.runs.cells import Cell
 from topkit.experiments.study import stats
 from topkit.experiments.study.curves import EXACT, Curve, name_of
-from topkit.experiments.study.labels import label
+from topkit.experiments.study.drawing import (
+    INK,
+    STYLE,
+    accuracy_label,
+    dense_line,
+    drawing,
+    entries,
+    key,
+    points,
+    two_panels,
+    with_intervals,
+)
 from topkit.indexers.budget import Budget
 from topkit.indexers.degraded import degraded
 
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "0.9",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
-    "svg.hashsalt": "topkit",
-}
-
-
-def drawing() -> AbstractContextManager[None]:
-    """The style that figures are drawn and saved in."""
-    return matplotlib.rc_context(STYLE)
-
-
-# Dark to light as well as coloured, and never without a marker or a dash of its own.
-_INK = "#111111"
-_FAMILIES = {
-    "quantized": ("s", "#0b4f8a"),
-    "pages": ("D", "#b3541e"),
-    "window": ("v", "#7a7a7a"),
-    "control": ("X", "#000000"),
-    "ann": ("P", "#1b7f5c"),
-    "adaptive": ("^", "#8e3b7a"),
-    "sampling": ("h", "#b08900"),
-    "trained": ("*", "#4d2f8f"),
-    "combinator": ("o", "#d0d0d0"),
-}
 _ORACLES = (
     ("-", "o", "#111111"),
     ("--", "s", "#3b6fb6"),
@@ -66,26 +38,6 @@ _ORACLES = (
     ((0, (1.5, 1)), "P", "#8c8c8c"),
     ((0, (8, 3)), "X", "#b08900"),
 )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """How a numbered cell is drawn, the same in every figure."""
-
-    number: int
-    cell: Cell
-    marker: str
-    color: str
-
-
-def entries(curve: Curve, budget: Budget) -> dict[int, Entry]:
-    """The real and control cells of a budget, by their place; numbered in the order of their names."""
-    numbered = {}
-    for number, place in enumerate(curve.where("real", "control", budget=budget), 1):
-        cell = curve.cells[place]
-        marker, color = _FAMILIES.get(cell.indexer.family, ("o", "#555555"))  # type: ignore[union-attr]
-        numbered[place] = Entry(number, cell, marker, color)
-    return numbered
 
 
 def by_budget(curves: Sequence[Curve]) -> Figure:
@@ -101,7 +53,7 @@ def by_budget(curves: Sequence[Curve]) -> Figure:
             _exact_line(axes, curve)
             axes.set_title(f"{curve.task}, {curve.length} tokens")
             axes.set_xlabel("keys kept, k" + _percent(curve))
-            axes.set_ylabel(_accuracy_label(curve))
+            axes.set_ylabel(accuracy_label(curve))
         grid.flat[0].legend(loc="lower right")
     return figure
 
@@ -110,10 +62,10 @@ def _exact_line(axes: Axes, curve: Curve) -> None:
     scores = stats.accuracy(curve.rates, curve.trials)
     dense = curve.place(None)
     if dense is not None:
-        _dense_line(axes, scores[dense])
+        dense_line(axes, scores[dense])
     places = [p for p in curve.where("oracle") if curve.cells[p].indexer == EXACT]
     amounts = [curve.cells[p].budget.amount for p in places]  # type: ignore[union-attr]
-    _with_intervals(axes, amounts, scores, places, fmt="o-", color=_INK, label="exact Top-k")
+    with_intervals(axes, amounts, scores, places, fmt="o-", color=INK, label="exact Top-k")
     axes.set_xscale("log", base=2)
     axes.set_xticks(amounts, [f"{x:g}" for x in amounts])
     axes.minorticks_off()
@@ -125,24 +77,6 @@ def _percent(curve: Curve) -> str:
     return " (% of the context)" if percent else " (by each head)"
 
 
-def _accuracy_label(curve: Curve) -> str:
-    return f"accuracy ({curve.measure.replace('_', ' ')})"
-
-
-def _dense_line(axes: Axes, score: stats.Interval) -> None:
-    value, low, high = score
-    axes.axhline(value, color="0.35", lw=1, ls=(0, (5, 2)), label="full attention", zorder=1)
-    axes.axhspan(low, high, color="0.5", alpha=0.14, lw=0, zorder=0)
-
-
-def _with_intervals(
-    axes: Axes, x: Any, scores: stats.Interval, places: Sequence[int], **style: Any
-) -> None:
-    y = scores.value[places]
-    errors = np.clip([y - scores.low[places], scores.high[places] - y], 0, None)
-    axes.errorbar(x, y, errors, ms=4, lw=1.2, elinewidth=0.7, capsize=1.5, **style)
-
-
 def by_fidelity(curve: Curve, budget: Budget) -> Figure | None:
     """(b) Accuracy against recall and against mass: oracles as curves, real indexers as points.
 
@@ -151,12 +85,12 @@ def by_fidelity(curve: Curve, budget: Budget) -> Figure | None:
     if not _judged(curve, budget):
         return None
     with drawing():
-        figure, left, right = _two_panels(curve, budget)
+        figure, left, right = two_panels(curve, budget)
         scores = stats.accuracy(curve.rates, curve.trials)
         for axes, metric in ((left, "recall"), (right, "mass")):
             dense = curve.place(None)
             if dense is not None:
-                _dense_line(axes, scores[dense])
+                dense_line(axes, scores[dense])
             _oracle_curves(axes, curve, budget, metric, scores)
             _null(axes, curve, budget, metric)
             # Recall may be 1; k keys hold a share of the mass, and its differences are to be seen.
@@ -165,11 +99,11 @@ def by_fidelity(curve: Curve, budget: Budget) -> Figure | None:
             axes.set_ylim(-0.05, 1.09)
             axes.set_yticks(np.linspace(0, 1, 6))
             axes.set_xlabel(_WORDS[metric])
-            axes.set_ylabel(_accuracy_label(curve))
+            axes.set_ylabel(accuracy_label(curve))
         lines, names = left.get_legend_handles_labels()
         for axes, metric in ((left, "recall"), (right, "mass")):
-            _points(axes, curve, budget, curve.mean(metric), scores.value, scores)
-        _key(figure, curve, budget, list(zip(lines, names, strict=True)))
+            points(axes, curve, budget, curve.mean(metric), scores.value, scores)
+        key(figure, curve, budget, list(zip(lines, names, strict=True)))
     return figure
 
 
@@ -185,14 +119,6 @@ _WORDS = {
 }
 
 
-def _two_panels(curve: Curve, budget: Budget) -> tuple[Figure, Axes, Axes]:
-    figure = Figure(figsize=(11, 4.4))
-    left, right = figure.subplots(1, 2)
-    figure.subplots_adjust(left=0.055, right=0.70, bottom=0.115, top=0.93, wspace=0.2)
-    left.set_title(f"{curve.title}; k = {budget}")
-    return figure, left, right
-
-
 def _oracle_curves(
     axes: Axes, curve: Curve, budget: Budget, metric: str, scores: stats.Interval
 ) -> None:
@@ -204,7 +130,7 @@ def _oracle_curves(
         line = places + ([exact] if exact is not None else [])
         line = sorted(line, key=lambda place: fidelity[place])
         style = {"ls": dash, "marker": marker, "color": color, "mfc": "white", "label": name}
-        _with_intervals(axes, fidelity[line], scores, line, zorder=3, **style)
+        with_intervals(axes, fidelity[line], scores, line, zorder=3, **style)
 
 
 def oracle_families(curve: Curve, budget: Budget) -> dict[str, list[int]]:
@@ -235,43 +161,6 @@ def _null(axes: Axes, curve: Curve, budget: Budget, metric: str) -> None:
     most = 1.0 if metric == "recall" else curve.mean("mass")[exact]
     name = f"null: $p^m$, answers of m = {m:.3g} tokens"
     axes.plot(p * most, p**m, color="0.2", ls=":", lw=1.4, label=name, zorder=2)
-
-
-def _points(
-    axes: Axes, curve: Curve, budget: Budget, x: Any, y: Any, scores: stats.Interval | None
-) -> None:
-    """Real and control cells, numbered as in the key; intervals where y is an accuracy."""
-    shown = {p: e for p, e in entries(curve, budget).items() if np.isfinite(x[p] + y[p])}
-    for place, entry in shown.items():
-        if scores is not None:
-            axes.vlines(
-                x[place], scores.low[place], scores.high[place], color="0.55", lw=0.7, zorder=4
-            )
-        axes.plot(x[place], y[place], **_marker(entry), zorder=5)
-    places = list(shown)
-    label(axes, x[places], y[places], [str(shown[p].number) for p in places])
-
-
-def _marker(entry: Entry) -> dict[str, Any]:
-    return {
-        "marker": entry.marker,
-        "ms": 5.5,
-        "mfc": entry.color,
-        "mec": _INK,
-        "mew": 0.6,
-        "ls": "none",
-    }
-
-
-def _key(figure: Figure, curve: Curve, budget: Budget, lines: Sequence[tuple[Any, str]]) -> None:
-    """Lines first, then the numbered points, in one column at the right."""
-    numbered = [
-        (Line2D([], [], **_marker(e)), f"{e.number}  {name_of(e.cell)}")
-        for e in entries(curve, budget).values()
-    ]
-    handles, names = zip(*lines, *numbered, strict=True)
-    names = [fill(name, 46, subsequent_indent="    ") for name in names]
-    figure.legend(handles, names, loc="center left", bbox_to_anchor=(0.705, 0.52), fontsize=7)
 
 
 def by_head(curve: Curve, budget: Budget) -> Figure | None:
@@ -313,7 +202,7 @@ def by_bytes(curve: Curve, budget: Budget) -> Figure | None:
     if not _judged(curve, budget):
         return None
     with drawing():
-        figure, left, right = _two_panels(curve, budget)
+        figure, left, right = two_panels(curve, budget)
         read = curve.mean("bytes_read") / 1024
         exact = curve.place(EXACT, budget)
         for axes, metric in ((left, "recall"), (right, "mass")):
@@ -325,7 +214,7 @@ def by_bytes(curve: Curve, budget: Budget) -> Figure | None:
             axes.set_yticks(np.linspace(0, 1, 6))
             axes.set_xlabel("KiB read to choose keys, a step and layer")
             axes.set_ylabel(_WORDS[metric])
-            _points(axes, curve, budget, read, curve.mean(metric), None)
+            points(axes, curve, budget, read, curve.mean(metric), None)
         lines, names = left.get_legend_handles_labels()
-        _key(figure, curve, budget, list(zip(lines, names, strict=True)))
+        key(figure, curve, budget, list(zip(lines, names, strict=True)))
     return figure

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from topkit.experiments.study import figures
+from topkit.experiments.study.drawing import drawing
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -57,7 +57,7 @@ def save_figure(folder: Path, name: str, figure: Figure, caption: str) -> str:
     """Save as PNG and SVG, and inline the SVG."""
     folder.mkdir(parents=True, exist_ok=True)
     vector = io.BytesIO()
-    with figures.drawing():
+    with drawing():
         figure.savefig(vector, format="svg", metadata={"Date": None})
         figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
     (folder / f"{name}.svg").write_bytes(vector.getvalue())
