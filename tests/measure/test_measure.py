@@ -298,7 +298,7 @@ def test_intervals_are_students_over_the_means_of_samples():
     [
         ({"k": 0}, "at least 1"),
         ({"k": "150%"}, "per cent"),
-        ({"k": []}, "without a budget"),
+        ({"k": []}, "has no budget; say how many keys"),
         ({"indexers": sign}, r"write sign\(\)"),
         ({"indexers": ["exact", sign]}, r"write sign\(\)"),
         ({"indexers": "exat"}, "did you mean 'exact'"),

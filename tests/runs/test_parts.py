@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -65,6 +66,25 @@ def test_runners_give_the_same_results():
     assert sorted(pool(2)(square, jobs)) == [0, 1, 4, 9, 16]
     with pytest.raises(InputError, match="at least 1"):
         runner(0)
+
+
+def touch(path):
+    time.sleep(0.05)
+    Path(path).touch()
+    return path
+
+
+def test_a_pool_that_is_left_runs_no_more_jobs(tmp_path):
+    """As where Ctrl-C comes: the jobs under way end, those that wait are given up."""
+    jobs = [Job({"n": n}, (str(tmp_path / str(n)),)) for n in range(200)]
+    results = iter(pool(2)(touch, jobs))
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    counts = []
+    while len(counts) < 2 or counts[-1] != counts[-2]:
+        counts.append(len(list(tmp_path.iterdir())))
+        time.sleep(1)
+    assert 1 <= counts[-1] < 100
 
 
 def test_workers_leave_with_a_parent_that_is_killed():

@@ -44,13 +44,15 @@ def pool(workers: int) -> Runner:
 
     def run(function: Callable[..., Any], jobs: Sequence[Job]) -> Iterable[Any]:
         spawned = get_context("spawn")
-        with ProcessPoolExecutor(workers, spawned, _leave_with_parent) as executor:
+        executor = ProcessPoolExecutor(workers, spawned, _leave_with_parent)
+        try:
             futures = [executor.submit(function, *job.arguments) for job in jobs]
-            try:
-                yield from (future.result() for future in as_completed(futures))
-            except BaseException:
-                executor.shutdown(wait=False, cancel_futures=True)
-                raise
+            yield from (future.result() for future in as_completed(futures))
+        except BaseException:
+            # The jobs that run now end; as a context manager it would run all the others too.
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+        executor.shutdown()
 
     return run
 
