@@ -85,6 +85,54 @@ def test_class_flags_of_0_1_still_count_and_one_line_says_what_to_write():
     assert copy.copy(mine()).traits() == mine().traits()
 
 
+def test_class_flags_of_a_mixin_count_like_those_of_the_class():
+    class Late:
+        drifts = True
+        causal_codes = False
+
+    with pytest.warns(FutureWarning, match="drifts=True, causal_codes=False"):
+
+        @dataclass(frozen=True)
+        class mine(Late, sign):
+            pass
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+
+        @dataclass(frozen=True)
+        class settled(mine):
+            def traits(self):
+                return replace(super().traits(), drifts=False)
+
+        @dataclass(frozen=True)
+        class behind(sign, Late):
+            pass
+
+    late = replace(sign().traits(), drifts=True, causal_codes=False)
+    assert mine().traits() == late
+    assert settled().traits() == replace(late, drifts=False)
+    assert behind().traits() == sign().traits(), "as Python looks names up"
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_flag_of_another_recipe_is_read_as_in_0_1(name):
+    with pytest.warns(FutureWarning):
+
+        class mine(Indexer):
+            base = quest()
+
+            @property
+            def drifts(self):
+                return self.base.drifts
+
+    with pytest.warns(FutureWarning, match=f"recipe.{name} is now recipe.traits"):
+        assert getattr(faiss_ivf(), name) == getattr(faiss_ivf().traits(), name)
+    with pytest.warns(FutureWarning, match=r"recipe\.drifts"):
+        assert mine().traits() == Traits()
+    with pytest.raises(AttributeError, match="'quest' object has no attribute 'page'"):
+        _ = quest().page  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("name", FLAGS)
 def test_every_flag_is_read(name):
     other = not getattr(Traits(), name)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.grammar import Named, Registry
-from topkit.indexers.traits import Traits, adopt_class_flags
+from topkit.indexers.traits import FLAGS, Traits, adopt_class_flags
 
 # What a driver may hand to a recipe that declares it in `needs`.
 INPUTS = frozenset(
@@ -272,7 +273,14 @@ class Indexer(Named):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        adopt_class_flags(cls)
+        adopt_class_flags(cls, Indexer)
+
+    def __getattr__(self, name: str) -> Any:
+        # As recipes of 0.1 read the flags of another; a class that has a flag said it itself.
+        if name not in FLAGS or hasattr(type(self), name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        warnings.warn(f"recipe.{name} is now recipe.traits().{name}", FutureWarning, stacklevel=2)
+        return getattr(self.traits(), name)
 
     @classmethod
     def registry(cls) -> Registry[Any]:

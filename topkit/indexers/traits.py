@@ -38,12 +38,21 @@ class Traits:
 FLAGS = tuple(field.name for field in fields(Traits) if field.name != "needs")
 
 
-def adopt_class_flags(recipe: type[Any]) -> None:
-    """Let `traits` of a recipe written for 0.1 say what its class variables and properties say."""
-    flags = [name for name in FLAGS if name in vars(recipe)]
-    if not flags:
+def adopt_class_flags(recipe: type[Any], root: type[Any]) -> None:
+    """Let `traits` of a recipe written for 0.1 say what its class variables and properties say.
+
+    Mixins count, those that do not derive from `root` and stand before it; its parents did so themselves.
+    """
+    parents = [base for base in recipe.__bases__ if issubclass(base, root)]
+    before = recipe.__mro__[: recipe.__mro__.index(root)]
+    own = [c for c in before if not any(issubclass(base, c) for base in parents)]
+    values = {
+        name: next(vars(c)[name] for c in own if name in vars(c))
+        for name in FLAGS
+        if any(name in vars(c) for c in own)
+    }
+    if not values:
         return
-    values = {name: vars(recipe)[name] for name in flags}
     written = ", ".join(f"{n}={x if type(x) is bool else '...'}" for n, x in values.items())
     warnings.warn(
         f"{recipe.__name__} has class flags, as in topkit 0.1; write instead: "
@@ -54,6 +63,6 @@ def adopt_class_flags(recipe: type[Any]) -> None:
     inherited = recipe.traits
 
     def traits(self: Any) -> Traits:
-        return replace(inherited(self), **{name: getattr(self, name) for name in flags})
+        return replace(inherited(self), **{name: getattr(self, name) for name in values})
 
     recipe.traits = traits
