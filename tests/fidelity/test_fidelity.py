@@ -164,6 +164,24 @@ def test_a_shared_selection_is_judged_once_a_unit(problem):
         )
 
 
+def test_the_heaviest_keys_of_a_unit_are_found_however_peaked_its_weights_are():
+    torch.manual_seed(0)
+    queries, keys = 4 * torch.randn(20, 8, 1, 128), 4 * torch.randn(20, 2, 500, 128)
+    scaling = 128**-0.5
+    exact = truth(queries, keys, None, 4, scaling=scaling)
+    shared = unit_truth(exact, queries, keys, 4, 2)
+    scores = queries.double().unflatten(1, (2, 4)) @ keys.double()[:, :, None].mT
+    weights = (scaling * scores).softmax(-1).mean(2)
+    best = judge_units(exact, shared, queries, keys, Selection(weights.topk(4).indices), 4)
+    assert best["top1"].eq(1).all()
+    assert best["recall"].eq(1).all()
+    ranked = weights.topk(5)
+    apart = ranked.values[..., 0] > 1.001 * ranked.values[..., 1]
+    worse = judge_units(exact, shared, queries, keys, Selection(ranked.indices[..., 1:]), 4)
+    assert apart.any()
+    assert worse["top1"][apart].eq(0).all()
+
+
 def test_all_equal_rows_forgive_every_choice():
     queries, keys = torch.ones(1, 2, 1, 4), torch.ones(1, 1, 30, 4)
     exact = truth(queries, keys, keys, 8, scaling=1.0)

@@ -132,7 +132,9 @@ def judge_units(
     weights = by_unit.mean(2).masked_fill(~valid, -1.0)
     visible = exact.visible[:, None].expand(weights.shape[:-1])
     wanted, kept = visible.clamp_max(k), valid.sum(-1)
-    slack = TOLERANCE * units.weights[..., 0]
+    # What the scores are off by, a weight is off by as a share of itself.
+    largest = torch.unflatten(exact.largest, 1, (units.weights.shape[1], -1)).amax(2)
+    slack = TOLERANCE * (1 + exact.scaling * largest) * units.weights[..., 0]
     mass = weights.clamp_min(0).sum(-1)
     nothing = torch.full_like(mass, NAN)
     columns = {
