@@ -108,6 +108,20 @@ def test_codes_of_one_head_or_none_wide_are_as_good():
     assert torch.equal(got, want)
 
 
+def test_scores_that_are_not_one_a_key_are_refused():
+    @dataclass(frozen=True)
+    class few(leading):
+        def score(self, queries, codes, step):
+            return super().score(queries, codes, step)[..., :7]
+
+    index = few().build(keys_of(21), Step(kv_heads=2))
+    said = r"few: score gave \[3, 4, 1, 7\] for 1 queries and 21 keys in 3 rows; expected one score"
+    with pytest.raises(InputError, match=said):
+        index.select(torch.randn(3, 4, 1, 4), 5, Step(kv_heads=2))
+    with pytest.raises(InputError, match=said):
+        index.score(torch.randn(3, 4, 1, 4), Step(kv_heads=2))
+
+
 def test_the_contract_says_so_too():
     with pytest.raises(AssertionError, match=r"expected one code a key"):
         check_indexer(leading("one row"))

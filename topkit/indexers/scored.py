@@ -53,7 +53,7 @@ class Scored(Indexer):
         self, queries: Tensor, codes: Codes, k: int, step: Step, pool: str | None = None
     ) -> Tensor:
         """Slots of the k best visible keys, of scores pooled over a group's heads where `pool` says how."""
-        scores = pooled(self.score(queries, codes, step), step.kv_heads, pool)
+        scores = pooled(scored(self, queries, codes, step), step.kv_heads, pool)
         return select_topk(masked(scores, step), k)
 
     def build(self, keys: Tensor, step: Step) -> Index:
@@ -78,6 +78,22 @@ def encoded(recipe: Scored, keys: Tensor, step: Step) -> Codes:
                 f"expected one code a key, [{rows}, H, {count}, ...]"
             )
     return codes
+
+
+def scored(recipe: Scored, queries: Tensor, codes: Codes, step: Step) -> Tensor:
+    """The scores [B, Hs, Tq, T] that a recipe gives to its codes.
+
+    Raises: InputError where they are not one a key.
+    """
+    scores = recipe.score(queries, codes, step)
+    count = next(iter(codes.values())).shape[2]
+    rows, asked = queries.shape[0], queries.shape[2]
+    if scores.dim() != 4 or (scores.shape[0], *scores.shape[2:]) != (rows, asked, count):
+        raise InputError(
+            f"{type(recipe).__name__}: score gave {list(scores.shape)} for {asked} queries and {count} "
+            f"keys in {rows} rows; expected one score a key, [{rows}, H, {asked}, {count}]"
+        )
+    return scores
 
 
 def pick_codes(
@@ -196,7 +212,7 @@ class ScoredIndex(Index):
         return codes
 
     def score(self, queries: Tensor, step: Step) -> Tensor:
-        return self.recipe.score(queries, self.codes, step)
+        return scored(self.recipe, queries, self.codes, step)
 
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
         return self.chosen(queries, k, step)
