@@ -198,6 +198,20 @@ def test_summaries_that_are_not_one_a_page_are_refused():
         forgets_pages(page_size=4).build(keys, Step())
 
 
+def test_scores_that_are_not_one_a_page_are_refused():
+    @dataclass(frozen=True)
+    class newest_alone(moba):
+        def score(self, queries, pages, step):
+            return super().score(queries, pages, step)[..., -1:]
+
+    index = newest_alone(page_size=4).build(torch.randn(1, 2, 9, 4), Step(kv_heads=2))
+    said = (
+        r"newest_alone: score gave \[1, 4, 1, 1\] for 1 queries and 3 pages in 1 rows; expected one"
+    )
+    with pytest.raises(InputError, match=said):
+        index.select(torch.randn(1, 4, 1, 4), 5, Step(kv_heads=2))
+
+
 def test_a_recipe_that_lacks_a_part_is_named():
     keys = torch.randn(1, 1, 4, WIDTH)
     with pytest.raises(NotImplementedError, match=r"Paged\.summarise"):

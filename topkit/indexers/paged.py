@@ -138,7 +138,7 @@ class PagedIndex(Index):
 
     def _scores(self, queries: Tensor, step: Step) -> Tensor:
         """Scores of all pages [B, Hs, Tq, P], -inf where a query sees none of its keys."""
-        scores = self.recipe.score(queries, self.pages, step)
+        scores = _scored(self.recipe, queries, self.pages, step)
         seen = step.seen(self.slots, queries.shape[2], queries.device)[:, None, :, None]
         first = torch.arange(scores.shape[-1], device=queries.device) * self.recipe.page_size
         scores = scores.masked_fill(first >= seen, -torch.inf)
@@ -196,6 +196,18 @@ def _summarised(recipe: Paged, keys: Tensor, real: Tensor) -> Pages:
                 f"pages in {rows} rows; expected one summary a page, [{rows}, H, {count}, W]"
             )
     return pages
+
+
+def _scored(recipe: Paged, queries: Tensor, pages: Pages, step: Step) -> Tensor:
+    """The scores [B, Hs, Tq, P] of a recipe. Raises: InputError where they are not one a page."""
+    scores = recipe.score(queries, pages, step)
+    rows, asked, count = queries.shape[0], queries.shape[2], next(iter(pages.values())).shape[2]
+    if scores.dim() != 4 or (scores.shape[0], *scores.shape[2:]) != (rows, asked, count):
+        raise InputError(
+            f"{type(recipe).__name__}: score gave {list(scores.shape)} for {asked} queries and {count} "
+            f"pages in {rows} rows; expected one score a page, [{rows}, H, {asked}, {count}]"
+        )
+    return scores
 
 
 def _by_page(keys: Tensor, begin: Tensor, size: int) -> tuple[Tensor, Tensor]:
