@@ -46,6 +46,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_files_named_in_code_font_exist(page: Path) -> None:
     written_by_the_reader = {f"topkit/indexers/{name}.py" for name in ("leading", "page_mean")}
+    written_by_the_reader.add("topkit/experiments/tasks/colour.py")
     for name in re.findall(r"`((?:topkit|tests|benchmarks|results)/[\w./-]+)`", page.read_text()):
         assert name in written_by_the_reader or (ROOT / name).exists(), f"{page.name}: {name}"
 
@@ -62,6 +63,22 @@ def test_the_indexers_of_the_guide_keep_the_contract(
     monkeypatch.setitem(INDEXERS, name, space[name])
     for spec in space[name].examples:
         check_indexer(spec)
+
+
+def test_the_task_of_the_guide_makes_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, tokenizer = topkit.load("reference")
+    space: dict = {"__name__": "colour"}
+    monkeypatch.setitem(sys.modules, "colour", type(sys)("colour"))
+    exec(compile(code_blocks("CONTRIBUTING.md", "python")[2], "CONTRIBUTING.md", "exec"), space)
+    task = space["Colour"](questions=3)
+    prompts = [task.sample(tokenizer, 512, n) for n in (0, 1, 0)]
+    assert prompts[0] == prompts[2] != prompts[1]
+    for prompt in prompts:
+        assert len({q.text for q in prompt.questions}) == 3
+        for q in prompt.questions:
+            assert f"{q.text.strip()}{q.answer}." in prompt.text
+            whole = tokenizer(prompt.text + q.text + q.answer)["input_ids"]
+            assert [*prompt.ids, *q.ids, *q.answer_ids] == whole
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/api.md"])

@@ -27,7 +27,7 @@ from topkit.experiments.decode.attach import attach
 
 pytest.importorskip("triton")
 # Triton's interpreter says so of every infinity and NaN.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 
 @pytest.fixture(scope="module")

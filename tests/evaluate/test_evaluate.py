@@ -238,6 +238,7 @@ def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
     assert not half.exists() and not orphan.exists()
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_rows(tmp_path):
     alone = run(tmp_path / "a", "sign", k=8)
     shared = run(tmp_path / "b", "sign", k=8, jobs=2)
@@ -250,6 +251,7 @@ def test_small_batches_give_the_same_rows(tmp_path):
     same(together, apart)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_rows(tmp_path):
     call = (
         "import sys; from topkit.experiments.evaluate.evaluate import evaluate; "

@@ -24,6 +24,8 @@ from topkit.experiments.tasks import make_task, task_name
 from topkit.indexers import INDEXERS, Scored, keep
 from topkit.indexers.spec import parse
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = Path(__file__).parent / "plugin"
 SELECTORS = "topkit_example.selectors"
 

@@ -238,12 +238,14 @@ def test_reduced_rows_are_means_over_positions(tmp_path):
     assert a["worst"] == b["worst"]
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_rows():
     alone = topkit.measure(made(), ["sign", "random"], k=7)
     shared = topkit.measure(made(), ["sign", "random"], k=7, jobs=2)
     same_rows(alone.table, shared.table)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_gives_the_same_rows(tmp_path):
     """SIGKILL, some times over, then to the end: the rows of one unbroken run."""
     capture = made(samples=6, count=16, length=400)

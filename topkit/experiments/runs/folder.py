@@ -85,6 +85,11 @@ def require_same(out: Path, identity: Mapping[str, Any]) -> None:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"cannot read {path}; use another folder, or --force") from None
     apart = [name for name in {**there, **identity} if there.get(name) != identity.get(name)]
+    if "topkit" in apart:
+        raise InputError(
+            f"{out} was written by topkit {there.get('topkit')}, and this is {identity.get('topkit')}: "
+            "their rows are not mixed; use another folder, or --force (`topkit report` reads either)"
+        )
     if apart:
         raise InputError(
             f"{out} holds another run ({', '.join(apart)} differ); use another folder, or --force"

@@ -45,12 +45,15 @@ def pool(workers: int) -> Runner:
     def run(function: Callable[..., Any], jobs: Sequence[Job]) -> Iterable[Any]:
         spawned = get_context("spawn")
         executor = ProcessPoolExecutor(workers, spawned, _leave_with_parent)
+        futures = [executor.submit(function, *job.arguments) for job in jobs]
         try:
-            futures = [executor.submit(function, *job.arguments) for job in jobs]
             yield from (future.result() for future in as_completed(futures))
         except BaseException:
-            # The jobs that run now end; as a context manager it would run all the others too.
-            executor.shutdown(wait=False, cancel_futures=True)
+            # The jobs that run now end. Those that wait are given up one by one: the executor does not,
+            # neither as a context manager nor where it is collected before its own thread has looked.
+            for future in futures:
+                future.cancel()
+            executor.shutdown(wait=False)
             raise
         executor.shutdown()
 
