@@ -264,7 +264,7 @@ def test_nll_and_kl_are_shown(call: Call, tmp_path: Path) -> None:
     assert chance["nll_less_dense_low"] < chance["nll_less_dense"] < chance["nll_less_dense_high"]
     assert chance["kl_low"] < chance["kl"]
     code, out, _ = call(*words)
-    for name in ("NLL", "less full attention", "KL"):
+    for name in ("NLL", "minus full attention", "KL"):
         assert f" {name}" in out.splitlines()[0]
     for value in ("nll", "kl"):
         assert f"{chance[value]:.3f} [" in out

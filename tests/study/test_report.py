@@ -261,7 +261,7 @@ def test_books_are_told_by_their_nll(tmp_path):
     assert abs(gap.value[place] - 0.03) < gap.reach[place]
     assert "differs by +0.0" in findings.sentences()[1]
     page = write_report(write(tmp_path, *of_books())).read_text()
-    assert "<td>+0.03" in page and "NLL less full attention" in page
+    assert "<td>+0.03" in page and "NLL minus full attention" in page
 
 
 def test_tokens_are_counted_one_by_one():

@@ -102,7 +102,7 @@ def _words(curve: Curve, kinds: Sequence[str]) -> list[dict[str, Any]]:
                 for name in kinds
             },
             "to full attention": findings.verdict(place),
-            **dict(zip(("NLL", "less full attention", "KL"), findings.nats(place), strict=True)),
+            **dict(zip(("NLL", "minus full attention", "KL"), findings.nats(place), strict=True)),
             "recall": _short(curve.mean("recall")[place]),
             "mass": _short(curve.mean("mass")[place]),
         }
