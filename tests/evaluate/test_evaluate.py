@@ -20,8 +20,8 @@ import topkit
 from tiny import like_reference
 from topkit.errors import InputError
 from topkit.experiments.evaluate import answers
-from topkit.experiments.evaluate.condense import CONDENSED, condensed
 from topkit.experiments.evaluate.evaluate import evaluate
+from topkit.experiments.evaluate.haystack_means import CONDENSED, condensed
 from topkit.experiments.model.load import load
 from topkit.experiments.runs.folder import claim, commit
 from topkit.experiments.tasks import make_task

@@ -101,7 +101,7 @@ def judge(
         "recall": _recall(chosen, exact.scores, wanted, slack),
         "own_recall": _recall(chosen, exact.scores, kept.minimum(visible), slack),
         "mass": mass,
-        "mass_ratio": mass / _first(_weights(exact.scores, exact), wanted).sum(-1),
+        "mass_ratio": mass / _first(_weights(exact.scores[..., :k], exact), wanted).sum(-1),
         "mass_estimate": _estimate(mass, weights, exact, selection),
         "top1": (chosen.amax(-1) >= exact.scores[..., 0] - slack).float(),
         "output_error": _output_error(exact, sparse),

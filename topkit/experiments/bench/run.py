@@ -11,14 +11,14 @@ import torch
 
 from topkit.errors import InputError
 from topkit.experiments.bench.append import append_cases
-from topkit.experiments.bench.attach import attach_cases
-from topkit.experiments.bench.capture import capture_cases
+from topkit.experiments.bench.attach_speed import attach_cases
+from topkit.experiments.bench.capture_speed import capture_cases
 from topkit.experiments.bench.cpu_kernels import decode_cases, encode_cases, noise_cases
 from topkit.experiments.bench.dense import dense_cases
 from topkit.experiments.bench.gather import gather_cases
 from topkit.experiments.bench.generate import generate_cases
 from topkit.experiments.bench.machine import machine
-from topkit.experiments.bench.measure import measure_cases
+from topkit.experiments.bench.measure_speed import measure_cases
 from topkit.experiments.bench.rows import OURS, Row
 from topkit.experiments.bench.scale import Scale
 from topkit.experiments.bench.score import fused_cases, score_cases

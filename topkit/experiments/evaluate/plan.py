@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from topkit.errors import InputError
 from topkit.experiments.evaluate.accuracy_rows import KEYS, write_predictions
-from topkit.experiments.evaluate.condense import CONDENSED, keep_condensed
+from topkit.experiments.evaluate.haystack_means import CONDENSED, keep_condensed
 from topkit.experiments.evaluate.job import Setting, prompt_of, run_job
 from topkit.experiments.evaluate.preflight import require_same
 from topkit.experiments.evaluate.request import Part, Request, identity_of

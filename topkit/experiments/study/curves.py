@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from topkit.errors import InputError
-from topkit.experiments.evaluate.condense import condensed
+from topkit.experiments.evaluate.haystack_means import condensed
 from topkit.experiments.runs.cells import DENSE, Cell, in_order
 from topkit.experiments.runs.parts import digest
 from topkit.experiments.study.stats import Array
@@ -149,7 +149,7 @@ class Curve:
 
 
 def curves(haystacks: pa.Table, heads: pa.Table) -> list[Curve]:
-    """The curves of two condensed tables (see topkit.experiments.evaluate.condense)."""
+    """The curves of two condensed tables (see topkit.experiments.evaluate.haystack_means)."""
     rows, by_head = _split(haystacks), _split(heads)
     return [_curve(key, rows[key], by_head.get(key, [])) for key in sorted(rows)]
 

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from topkit.errors import InputError
-from topkit.experiments.evaluate.condense import keep_condensed
+from topkit.experiments.evaluate.haystack_means import keep_condensed
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.study import figures
 from topkit.experiments.study.cells_table import cells_table

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from topkit.experiments.bench.attach import tokens
+from topkit.experiments.bench.attach_speed import tokens
 from topkit.experiments.bench.rows import Row
 from topkit.experiments.bench.session import Case, Session
 from topkit.experiments.capture.tensors import LayerTensors
