@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -45,20 +46,23 @@ def pack(fields: Tensor, bits: int) -> Tensor:
 def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
     """The first `width` fields [..., width] uint8 of packed bytes."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    fields = (_fields(packed, bits) >> shifts[:, None]).transpose(-3, -2).flatten(-2)
-    return fields[..., : packed.shape[-1]].flatten(-2)[..., :width]
+    fields = _fields(packed, _masks(bits, packed.device)) >> shifts[:, None]
+    return fields.transpose(-3, -2).flatten(-2)[..., : packed.shape[-1]].flatten(-2)[..., :width]
 
 
-def _fields(packed: Tensor, bits: int) -> Tensor:
+def _masks(bits: int, device: torch.device) -> Tensor:
+    """Of each plane, the bits of its fields in a word of eight bytes [planes] int64."""
+    planes = [bytes([((1 << bits) - 1) << shift]) * 8 for shift in range(0, 8, bits)]
+    masks = [int.from_bytes(plane, "little", signed=True) for plane in planes]
+    return torch.tensor(masks, device=device)
+
+
+def _fields(packed: Tensor, masks: Tensor) -> Tensor:
     """Packed bytes [..., W] as uint8 [..., words, planes, 8], of a plane its own bits, in their place.
 
-    Words of 64 bits are masked whole; zeros stand for the bytes that the last one lacks.
+    Words are masked whole; zeros stand for the bytes that the last one lacks.
     """
-    mask = (1 << bits) - 1
-    planes = [bytes([mask << shift]) * 8 for shift in range(0, 8, bits)]
-    masks = [int.from_bytes(plane, "little", signed=True) for plane in planes]
-    words = _words(packed)[..., None] & torch.tensor(masks, device=packed.device)
-    return words.view(torch.uint8).unflatten(-1, (-1, 8))
+    return (_words(packed)[..., None] & masks).view(torch.uint8).unflatten(-1, (-1, 8))
 
 
 def _words(packed: Tensor) -> Tensor:
@@ -100,22 +104,26 @@ def levels(codes: Tensor, dtype: str, width: int) -> Tensor:
     return codes.float() if dtype == "int8" else _from_e4m3(codes)
 
 
-def levels_by_word(codes: Tensor, dtype: str) -> Tensor:
-    """Levels, of signs bits, in the order and the units in which they are quickest to unpack.
+def decoder(dtype: str, width: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A function from codes [..., width] to their levels, of signs to their bits, in float32.
 
-    `by_word` puts vectors in the same order, and in units that leave their products as they are.
+    They come in the order and in the units in which they are quickest to unpack; `by_word` puts vectors
+    in the same order, and in units that leave products as they are.
     """
-    if dtype not in PACKED_BITS:
-        return levels(codes, dtype, codes.shape[-1])
-    fields = _fields(codes, PACKED_BITS[dtype]).flatten(-3).float()
+    if dtype == "fp8_e4m3":
+        return _from_e4m3
+    if dtype == "int8":
+        return torch.Tensor.float
+    masks = _masks(PACKED_BITS[dtype], device)
     if dtype == "sign":
-        return fields
-    middles = (LARGEST[dtype] - 0.5) * _units(dtype, codes.device)
-    return fields.sub_(middles.repeat_interleave(8).repeat(fields.shape[-1] // (8 * len(middles))))
+        return lambda codes: _fields(codes, masks).flatten(-3).float()
+    middles = (LARGEST[dtype] - 0.5) * _units(dtype, device).repeat_interleave(8)
+    middles = middles.repeat(-(-width // 8))
+    return lambda codes: _fields(codes, masks).flatten(-3).float().sub_(middles)
 
 
 def by_word(vectors: Tensor, dtype: str) -> Tensor:
-    """Vectors [..., D] as `levels_by_word` takes them, zeros where it has none of their dimensions."""
+    """Vectors [..., D] in the order and units of `decoder`, zeros where it has none of their dimensions."""
     if dtype not in PACKED_BITS:
         return vectors
     units = _units(dtype, vectors.device)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from topkit.experiments.bench.rows import Row
@@ -27,7 +28,8 @@ HIDDEN = 256
 LONGER = 4
 # A step takes milliseconds, and is repeated so many times as often.
 MORE = 4
-DENSE = "full attention (SDPA)"
+DENSE = "the model's own step"
+PACKED = "SDPA of packed heads alone"
 WHOLE = "all at once"
 
 
@@ -35,6 +37,7 @@ def decode_cases(session: Session) -> Iterator[Case]:
     """A step of a model of one layer in bf16, batch 1, its keys drawn at random, through `attach`."""
     s = session.scale
     length = LONGER * s.context
+    size = length_of(length)
 
     def measure() -> Iterator[Row]:
         keys, values = (session.drawn(1, s.groups, length, s.dim) for _ in range(2))
@@ -49,13 +52,18 @@ def decode_cases(session: Session) -> Iterator[Case]:
                 token = torch.ones(1, 1, dtype=torch.long)
                 return torch.no_grad()(lambda: model(token, past_key_values=cache))
 
-            ours = {f"{spec}, {length_of(length)}": step(spec) for spec in SPECS}
+            ours = {spec: step(spec) for spec in SPECS}
+            packed = session.drawn(1, s.groups, s.heads // s.groups, s.dim)
+            # Fast as it is, it is not what a model without a mask calls.
+            fastest = lambda: scaled_dot_product_attention(packed, keys, values)  # noqa: E731
             shape: Row = {"dtype": "bfloat16", "batch": 1, "length": length}
-            yield from session.in_turns(
-                "decode", ours, DENSE, step(None), MORE * s.repeats, "ms", **shape
-            )
+            for against, dense in ((DENSE, step(None)), (PACKED, fastest)):
+                calls = {f"{spec}, {size}, beside {against}": call for spec, call in ours.items()}
+                yield from session.in_turns(
+                    "decode", calls, against, dense, MORE * s.repeats, "ms", **shape
+                )
 
-    yield length_of(length), measure
+    yield size, measure
 
 
 def _model(session: Session, length: int) -> LlamaForCausalLM:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.kernels.blocks import blocks
-from topkit.kernels.codes import by_word, factors, levels_by_word
+from topkit.kernels.codes import by_word, decoder, factors
 
 # Slots of a block, if there are so many: of many lists it then holds some.
 NARROWEST = 256
@@ -48,7 +48,8 @@ def score_codes(
     # q . (2 b - 1) = 2 q . b - sum(q)
     offset = queries.sum(-1, keepdim=True) if dtype == "sign" else None
     vectors = by_word(2 * queries if dtype == "sign" else queries, dtype)
-    scores = _products(vectors, codes, lambda block: levels_by_word(block, dtype), offset, scale)
+    decode = decoder(dtype, codes.shape[3], codes.device)
+    scores = _products(vectors, codes, decode, offset, scale)
     return masked(pooled(scores, codes.shape[1], pool), start, stop)
 
 
@@ -88,11 +89,11 @@ def masked(scores: Tensor, start: Tensor | None, stop: Tensor | None) -> Tensor:
     length, known = scores.shape[-1], scores.device.type == "cpu"
     slots = torch.arange(length, device=scores.device)
     if start is not None:
-        end = int(start.max()) if known else length
+        end = max(0, int(start.max())) if known else length
         hidden = slots[:end] < start[:, None, None, None]
         scores[..., :end].masked_fill_(hidden, float("-inf"))
     if stop is not None:
-        first = int(stop.min()) if known else 0
+        first = max(0, int(stop.min())) if known else 0
         hidden = slots[first:] >= stop[:, None, :, None]
         scores[..., first:].masked_fill_(hidden, float("-inf"))
     return scores
@@ -125,7 +126,7 @@ def _products(
         for slots in blocks(length, width * (part.stop - part.start), codes.device):
             keys = decode(lists[part, slots]).mT
             for row in range(len(queries)):
-                product = queries[row, part] @ keys
+                product = torch.bmm(queries[row, part], keys)
                 if offset is not None:
                     product -= offset[row, part]
                 if factor is not None:
