@@ -15,8 +15,11 @@ from topkit.experiments.bench.scale import length_of
 from topkit.experiments.bench.session import Case, Session
 from topkit.experiments.decode.attach import attach
 from topkit.indexers.base import Step
+from topkit.indexers.budget import parse_budget
 from topkit.indexers.noise import noise
+from topkit.indexers.spec import parse
 from topkit.kernels.codes import quantize, stored
+from topkit.kernels.gather_attention import gather_attention
 from topkit.kernels.quantize_append import quantize_append
 
 SPECS = ("sign()", "quantized()", "quantized(dtype='int4')")
@@ -29,15 +32,17 @@ LONGER = 4
 # A step takes milliseconds, and is repeated so many times as often.
 MORE = 4
 DENSE = "the model's own step"
-PACKED = "SDPA of packed heads alone"
+PACKED = "SDPA, heads packed"
 WHOLE = "all at once"
 
 
 def decode_cases(session: Session) -> Iterator[Case]:
-    """A step of a model of one layer in bf16, batch 1, its keys drawn at random, through `attach`."""
+    """A step of a model of one layer in bf16, batch 1, its keys drawn at random; its attention alone."""
     s = session.scale
     length = LONGER * s.context
     size = length_of(length)
+    shape: Row = {"dtype": "bfloat16", "batch": 1, "length": length}
+    turns = MORE * s.repeats
 
     def measure() -> Iterator[Row]:
         keys, values = (session.drawn(1, s.groups, length, s.dim) for _ in range(2))
@@ -52,18 +57,33 @@ def decode_cases(session: Session) -> Iterator[Case]:
                 token = torch.ones(1, 1, dtype=torch.long)
                 return torch.no_grad()(lambda: model(token, past_key_values=cache))
 
-            ours = {spec: step(spec) for spec in SPECS}
-            packed = session.drawn(1, s.groups, s.heads // s.groups, s.dim)
-            # Fast as it is, it is not what a model without a mask calls.
-            fastest = lambda: scaled_dot_product_attention(packed, keys, values)  # noqa: E731
-            shape: Row = {"dtype": "bfloat16", "batch": 1, "length": length}
-            for against, dense in ((DENSE, step(None)), (PACKED, fastest)):
-                calls = {f"{spec}, {size}, beside {against}": call for spec, call in ours.items()}
-                yield from session.in_turns(
-                    "decode", calls, against, dense, MORE * s.repeats, "ms", **shape
-                )
+            steps = {f"a step, {spec}, {size}": step(spec) for spec in SPECS}
+            yield from session.in_turns("decode", steps, DENSE, step(None), turns, "ms", **shape)
+
+        queries = session.drawn(1, s.heads, 1, s.dim)
+        # Faster than what a model calls where it has no mask: heads of a group as queries of one.
+        packed = queries.view(1, s.groups, -1, s.dim)
+        fastest = lambda: scaled_dot_product_attention(packed, keys, values)  # noqa: E731
+        alone = {
+            f"attention alone, {spec}, {size}": _attention(spec, queries, keys, values)
+            for spec in SPECS
+        }
+        yield from session.in_turns("decode", alone, PACKED, fastest, turns, "ms", **shape)
 
     yield size, measure
+
+
+def _attention(spec: str, queries: Tensor, keys: Tensor, values: Tensor) -> Callable[[], object]:
+    """A selection, and attention over what was selected."""
+    step = Step(kv_heads=keys.shape[1], ordered=False)
+    index, k = parse(spec).build(keys, step), parse_budget(BUDGET).at(keys.shape[2])
+    scaling = queries.shape[3] ** -0.5
+
+    def attend() -> Tensor:
+        slots = index.select(queries, k, step).indices
+        return gather_attention(queries, keys, values, slots, scaling=scaling)
+
+    return attend
 
 
 def _model(session: Session, length: int) -> LlamaForCausalLM:

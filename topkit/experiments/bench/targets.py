@@ -54,15 +54,9 @@ ANYWHERE: dict[tuple[str, str], Target] = {
         "<=",
         1.3,
     ),
-    **{
-        ("decode", f"{recipe}, 16K, beside {dense}"): ("ratio", "<=", most)
-        for dense in ("the model's own step", "SDPA of packed heads alone")
-        for recipe, most in {
-            "sign()": 1.0,
-            "quantized()": 1.0,
-            "quantized(dtype='int4')": 1.5,
-        }.items()
-    },
+    ("decode", "a step, sign(), 16K"): ("ratio", "<=", 1.0),
+    ("decode", "a step, quantized(), 16K"): ("ratio", "<=", 1.0),
+    ("decode", "a step, quantized(dtype='int4'), 16K"): ("ratio", "<=", 1.5),
     **{
         ("encode", f"{dtype} of {kind}, 8 heads x 32K"): ("ratio", "<=", 0.5)
         for dtype in ("int8", "int4", "int2", "fp8_e4m3")
