@@ -73,7 +73,6 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model's folder, or `reference`, the bundled one.")
 ]
 TASK_HELP = "A task (topkit list tasks): name, or name:parameter=value,parameter=value."
-TaskName = Annotated[str, typer.Option("--task", help=TASK_HELP)]
 MaybeTask = Annotated[str | None, typer.Option("--task", help=TASK_HELP)]
 Length = Annotated[str, typer.Option("--length", help="Tokens of a prompt: 4096, 4k.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Haystacks, or pieces of text.")]

@@ -78,7 +78,7 @@ def _keyed(part: str) -> tuple[str | None, str]:
 def _parts(text: str) -> list[str]:
     """What stands between the commas, but for those in brackets and quotes; nothing where blank.
 
-    A quote begins where a value may begin, and is a letter elsewhere: /home/o'neil/weights.
+    A quote begins where a value may begin, and is a letter elsewhere: data/o'neil/weights.
     """
     parts, start, depth, quote, escaped, begins = list[str](), 0, 0, "", False, True
     for at, c in enumerate(text):
