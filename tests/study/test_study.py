@@ -93,7 +93,7 @@ def test_a_plan_writes_nothing(tmp_path, small):
     plan = run_study.plan(presets.NAME, "small", tmp_path / "run")
     assert (len(plan.jobs), plan.done, len(plan.describe())) == (2, 0, 1)
     old: dict = {"dry_run": True}
-    with pytest.warns(FutureWarning, match=r"`run_study.plan\(...\)` says what would be done"):
+    with pytest.warns(FutureWarning, match=r"`.plan\(...\)` says what would be done"):
         assert run_study(presets.NAME, "small", tmp_path / "run", **old) is None
     assert not (tmp_path / "run").exists()
 

@@ -128,8 +128,8 @@ class Planned(Protocol[P, R]):
 # Arguments of 0.1, and what stands for each now.
 RETIRED = {
     "quiet": "nothing is printed",
-    "dry_run": "`{name}.plan(...)` says what would be done",
-    "on_plan": "`{name}.plan(...)` says what is going to be done",
+    "dry_run": "the function's `.plan(...)` says what would be done",
+    "on_plan": "the function's `.plan(...)` says what is going to be done",
 }
 
 
@@ -140,7 +140,7 @@ def planned(plan: Callable[P, Plan[R]]) -> Planned[P, R]:
     def call(*args: Any, **kwargs: Any) -> Any:
         old = {name: kwargs.pop(name) for name in RETIRED if name in kwargs}
         if old:
-            now = "; ".join(f"{n}: {RETIRED[n]}" for n in old).format(name=plan.__name__)
+            now = "; ".join(f"{name}: {RETIRED[name]}" for name in old)
             warnings.warn(f"arguments that will go: {now}", FutureWarning, stacklevel=2)
         made: Plan[Any] = plan(*args, **kwargs)
         for part in made.describe() if "on_plan" in old else ():
