@@ -364,12 +364,19 @@ def test_figures_of_what_was_never_judged_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "held", ['{"aims": {"re', "[1]", "[" * 100_000], ids=["half", "list", "deep"]
+    "held",
+    [
+        *('{"aims": {"re', "[1]", "[" * 100_000, '{"aims": {"reach": "x"}}', '{"model": 1}'),
+        *('{"aims": {"exact_between": [1]}}', '{"model": "a\\u0000"}', '{"aims": 1, "aims": {}}'),
+    ],
+    ids=range(8),
 )
 def test_a_damaged_study_is_named(tmp_path, held):
     run = write(tmp_path, *tables(haystacks=2))
     (run / "study.json").write_text(held)
-    with pytest.raises(InputError, match=r"study\.json is damaged"):
+    with pytest.raises(
+        InputError, match=r"study\.json.*; run the study again, or delete the file$"
+    ):
         write_report(run)
 
 

@@ -7,7 +7,10 @@ from typing import Any
 
 import typer
 
+from topkit.documents import quote, read_yaml
 from topkit.errors import InputError
+
+REMEDY = "write lines of `option: value`"
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -19,7 +22,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         return path
     known = _options(context)
     defaults = {}
-    for key, value in _mapping(path).items():
+    for key, value in read_yaml(path, {str: object}, REMEDY).items():
         name = str(key).removeprefix("--").replace("-", "_")
         if name not in known:
             from topkit.grammar import nearest
@@ -27,6 +30,9 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
             raise InputError(
                 f"{path}: {context.info_name} has no option {key!r}; {nearest(name, known)}"
             )
+        several = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, str | int | float) for one in several):
+            raise InputError(f"{path}: {key} must be one value or a list; got {quote(value)}")
         defaults[known[name].name] = _as_flag(known[name], value)
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
@@ -39,18 +45,6 @@ def _options(context: typer.Context) -> dict[str, Any]:
         for spelling in (option.name, *option.opts):
             named[spelling.lstrip("-").replace("-", "_")] = option
     return {name: x for name, x in named.items() if x.name not in ("config", "help")}
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read {path} as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold option: value lines; got {type(content).__name__}")
-    return content
 
 
 def _as_flag(option: Any, value: Any) -> Any:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import torch
 
 import topkit
+from topkit.documents import parse_json, read_json
 from topkit.errors import InputError
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.parts import digest, write_whole
@@ -29,6 +30,14 @@ from topkit.experiments.runs.parts import digest, write_whole
 # Files in a run's own folder; temporary files that a killed run left bear these names.
 FILES = ("run.json", "predictions.jsonl", "study.json", "report.html")
 LOCK = ".lock"
+# What is read of run.json, of any version; all that a run says of itself may stand beside it.
+RUN = {
+    "identity": {"topkit?": str, str: object},
+    "asked": [dict],
+    "machine?": {"platform?": str, "processors?": int | None, "gpu?": str | None},
+    "versions?": {str: str},
+    "commit?": str | None,
+}
 
 
 @contextmanager
@@ -79,11 +88,7 @@ def require_same(out: Path, identity: Mapping[str, Any]) -> None:
     path = out / "run.json"
     if not path.exists():
         return
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        there, _ = dict(run["identity"]), list(run["asked"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"cannot read {path}; use another folder, or --force") from None
+    there = read_json(path, RUN, "use another folder, or --force")["identity"]
     apart = [name for name in {**there, **identity} if there.get(name) != identity.get(name)]
     if "topkit" in apart:
         raise InputError(
@@ -99,7 +104,7 @@ def require_same(out: Path, identity: Mapping[str, Any]) -> None:
 def describe(out: Path, identity: Mapping[str, Any], **request: Any) -> None:
     """Write run.json: what the rows are made from, by what, and every request for them so far."""
     path = out / "run.json"
-    before = json.loads(path.read_text(encoding="utf-8"))["asked"] if path.exists() else []
+    before = read_json(path, RUN, "use another folder")["asked"] if path.exists() else []
     gpu = torch.cuda.get_device_name() if str(identity.get("device")) == "cuda" else None
     content = {
         "identity": dict(identity),
@@ -156,8 +161,10 @@ def done(folder: Path) -> Iterator[tuple[str, str, str]]:
     Raises: InputError naming a part that cannot be read.
     """
     for path in folder.glob("*.parquet"):
+        remedy = "delete it and run again"
         try:
-            cells = json.loads((pq.read_schema(path).metadata or {})[b"cells"])
+            text = (pq.read_schema(path).metadata or {})[b"cells"]
         except (OSError, KeyError, ValueError, pa.ArrowException):
-            raise InputError(f"cannot read {path}; delete it and run again") from None
+            raise InputError(f"cannot read {path}; {remedy}") from None
+        cells = parse_json(text, [(str, str)], f"the cells of {path}", remedy)
         yield from ((path.name.partition("-")[0], *cell) for cell in cells)

@@ -3,7 +3,6 @@
 # pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from topkit.errors import InputError
+from topkit.documents import Number, read_json
 from topkit.experiments.evaluate.haystack_means import keep_condensed
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.study import figures
@@ -22,6 +21,11 @@ from topkit.experiments.study.findings import MARGIN, Findings
 from topkit.experiments.study.page import PAGE, listed, save_figure
 
 STUDY = "study.json"
+ABOUT = {
+    "model?": str,
+    "aims?": {"reach?": Number(0, 1), "exact_between?": (Number(0, 1), Number(0, 1))},
+    str: object,
+}
 
 _NOT_SHOWN = (
     "Other models. One model was run; a larger one, or one trained otherwise, may notice sooner or "
@@ -59,13 +63,7 @@ def _study(path: Path) -> dict[str, Any]:
     """The content of study.json; nothing where `evaluate` wrote the run."""
     if not path.exists():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged; run the study again, or delete the file")
-    return content
+    return read_json(path, ABOUT, "run the study again, or delete the file")
 
 
 def _body(
