@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from topkit.experiments.runs.plan import run
     from topkit.experiments.study.report import write_report as report
     from topkit.experiments.study.study import run_study as study
+    from topkit.experiments.study.verify import verify
     from topkit.experiments.tasks import make_task as task
     from topkit.indexers.spec import parse as indexer
 
@@ -39,6 +40,7 @@ __getattr__, __dir__ = lazily(
         "study": "topkit.experiments.study.study:run_study",
         "task": "topkit.experiments.tasks:make_task",
         "testing": "topkit.testing:",
+        "verify": "topkit.experiments.study.verify",
     },
 )
 
@@ -59,4 +61,5 @@ __all__ = [
     "study",
     "task",
     "testing",
+    "verify",
 ]

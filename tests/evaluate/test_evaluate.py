@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,9 +22,11 @@ from tiny import like_reference
 from topkit.errors import InputError
 from topkit.experiments.evaluate import answers
 from topkit.experiments.evaluate.evaluate import evaluate
-from topkit.experiments.evaluate.haystack_means import CONDENSED, condensed
+from topkit.experiments.evaluate.haystack_means import condensed
 from topkit.experiments.model.load import load
-from topkit.experiments.runs.folder import claim, commit
+from topkit.experiments.runs.folder import claim
+from topkit.experiments.runs.parts import write_part
+from topkit.experiments.runs.run_file import commit, describe
 from topkit.experiments.tasks import make_task
 from topkit.experiments.train.lightning import save_weights
 from topkit.indexers.lightning import load as load_weights
@@ -222,11 +225,12 @@ def test_the_commit_is_that_of_the_checkout(tmp_path):
 def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
     """Whoever comes second is refused, may look, and leaves what the first is writing alone."""
     half = tmp_path / "accuracy" / ".part.parquet.1.tmp"
-    orphan = tmp_path / "fidelity" / "part.parquet"
-    with claim(tmp_path, {}, []):
-        for path in (half, orphan):
-            path.parent.mkdir()
-            path.touch()
+    identity = planned(tmp_path).request.identity
+    with claim(tmp_path, identity):
+        run_id = describe(tmp_path, identity)
+        orphan = write_part(tmp_path / "fidelity", "part", pa.table({"x": [1]}), run=run_id)
+        half.parent.mkdir()
+        half.touch()
         for force in (False, True):
             with pytest.raises(InputError, match="another run is writing to"):
                 run(tmp_path, samples=1, force=force)
@@ -446,9 +450,10 @@ def test_the_condensed_tables_stand_for_a_finished_run(tmp_path):
 
 def test_force_takes_the_condensed_tables_with_the_rows(tmp_path):
     run(tmp_path, "sign", k=8)
-    with claim(tmp_path, {}, ["accuracy", "fidelity", *CONDENSED], force=True):
+    with claim(tmp_path, {}, force=True):
         pass
-    with pytest.raises(InputError, match="no table"):
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
+    with pytest.raises(InputError, match="holds no run"):
         condensed(tmp_path)
 
 

@@ -20,9 +20,11 @@ from topkit.experiments.decode.observer import Observer as Attached
 from topkit.experiments.evaluate.observer import Observer as Evaluated
 from topkit.experiments.evaluate.streams import Stream
 from topkit.experiments.measure.layer import reduced
+from topkit.experiments.runs import run_file
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.fidelity_rows import SCHEMA, TABLES, rows, table
 from topkit.experiments.runs.judged import COSTS, Exact, Judged
+from topkit.experiments.runs.parts import write_part
 from topkit.fidelity import METRICS
 from topkit.indexers import Indexer, Rest, Selection, Step
 from topkit.indexers.base import Cache, Index
@@ -550,8 +552,9 @@ def as_in_01(rows_: pa.Table) -> pa.Table:
 def test_a_run_of_01_goes_on_and_has_the_types_of_today(tmp_path):
     capture = drawn()
     topkit.measure(capture, "sign", 4, out=tmp_path)
+    run = run_file.describe(tmp_path, {})
     for part in (tmp_path / "fidelity").glob("*.parquet"):
-        pq.write_table(as_in_01(pq.read_table(part)), part)
+        write_part(part.parent, part.stem, as_in_01(pq.read_table(part)), run=run)
     alone = topkit.measure(capture, "sign", 4, out=tmp_path)
     both = topkit.measure(capture, ["sign", "exact"], 4, out=tmp_path)
     new = topkit.measure(capture, ["sign", "exact"], 4)

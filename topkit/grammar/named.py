@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from topkit.grammar.registry import Registry
@@ -27,6 +29,11 @@ class Named:
 
     def __repr__(self) -> str:
         return full(self)
+
+    def files(self) -> tuple[Path, ...]:
+        """The files, and folders of files, that it reads: its parameters that are paths of what is there."""
+        values = (getattr(self, field.name) for field in fields(self)) if is_dataclass(self) else ()
+        return tuple(path for value in values for path in _paths(value))
 
 
 class Verbatim(Named):
@@ -71,6 +78,16 @@ def flat(thing: Named) -> str:
 def quoted(text: str | Named) -> str:
     """A text as one word of a shell."""
     return shlex.quote(short(text) if isinstance(text, Named) else text)
+
+
+def _paths(value: object) -> Iterator[Path]:
+    # A text is a path where it looks like one: `int8` is no file, even where one of that name lies.
+    like = isinstance(value, str) and ("/" in value or "." in value)
+    with suppress(OSError, ValueError):  # too long, or with a NUL
+        if isinstance(value, Path) and value.exists():
+            yield value
+        elif isinstance(value, str) and like and Path(value).is_file():
+            yield Path(value)
 
 
 def _name(thing: Named) -> str:

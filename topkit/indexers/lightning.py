@@ -64,6 +64,9 @@ class lightning(Scored):
     def models(self) -> frozenset[str]:
         return frozenset() if self.weights == GIVEN else load(self.weights).models
 
+    def files(self) -> tuple[Path, ...]:
+        return () if self.weights == GIVEN else (_path_of(self.weights),)
+
     def __post_init__(self) -> None:
         if self.dtype not in ("fp32", "fp8"):
             raise InputError(f"lightning: dtype must be fp32 or fp8; got {self.dtype!r}")
@@ -234,18 +237,31 @@ def load(weights: str, device: torch.device | str = "cpu") -> Weights:
     Raises: InputError when there is none, when it is no such file, or when its contents are not
     those that the hash in its name promises.
     """
-    path = Path(weights)
-    if not path.exists():
-        named = re.fullmatch(r"[\w.-]+", weights)  # a path is no pattern
-        bundled = sorted(_BUNDLED.glob(f"{weights}-*.safetensors")) if named else []
-        if not bundled:
-            raise InputError(f"lightning: no weights at {weights!r}; give a file or a bundled name")
-        path = bundled[0]
-    return _read_file(path.resolve(), path.stat().st_mtime_ns, str(device))
+    path = _path_of(weights)
+    stat = path.stat()
+    # A file that another took the place of has another inode, however soon that was.
+    return _read_file(path.resolve(), (stat.st_mtime_ns, stat.st_size, stat.st_ino), str(device))
+
+
+def _path_of(weights: str) -> Path:
+    """The bundled file of a name, else the file at a path; a file called `reference` is `./reference`.
+
+    Raises: InputError when there is neither.
+    """
+    named = re.fullmatch(r"[\w.-]+", weights)  # a path is no pattern
+    bundled = sorted(_BUNDLED.glob(f"{weights}-*.safetensors")) if named else []
+    path = bundled[0] if bundled else Path(weights)
+    try:
+        if path.is_file():
+            return path
+    except (OSError, ValueError):  # longer than a path may be, or with a NUL
+        pass
+    shown = weights if len(weights) <= 200 else f"{weights[:40]}..."
+    raise InputError(f"lightning: no weights at {shown!r}; give a file or a bundled name")
 
 
 @lru_cache(maxsize=16)
-def _read_file(path: Path, _changed: int, device: str) -> Weights:
+def _read_file(path: Path, _changed: tuple[int, int, int], device: str) -> Weights:
     promised = re.search(r"-([0-9a-f]{12})\.safetensors$", path.name)
     if promised and hashlib.sha256(path.read_bytes()).hexdigest()[:12] != promised[1]:
         raise InputError(f"{path} is altered: its contents do not hash to {promised[1]}")

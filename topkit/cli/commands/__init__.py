@@ -16,6 +16,7 @@ from topkit.cli.commands.report import report
 from topkit.cli.commands.score import score
 from topkit.cli.commands.study import study
 from topkit.cli.commands.train import train
+from topkit.cli.commands.verify import verify
 
 app = typer.Typer(
     name="topkit",
@@ -47,7 +48,7 @@ def topkit(
 
 
 # In the order of the help.
-for command in (capture, measure, evaluate, report, study, train, score, bench):
+for command in (capture, measure, evaluate, report, verify, study, train, score, bench):
     app.command()(command)
 app.command("list")(list_command)
 app.command()(doctor)

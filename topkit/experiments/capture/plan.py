@@ -20,8 +20,8 @@ from topkit.experiments.capture.prompts import Passage
 from topkit.experiments.capture.tensors import LayerTensors
 from topkit.experiments.capture.writer import Writer
 from topkit.experiments.model.record import check
-from topkit.experiments.runs.folder import locked
 from topkit.experiments.runs.jobs import Job
+from topkit.experiments.runs.lock import locked
 from topkit.experiments.runs.plan import WITH_TRANSFORMERS, Plan
 
 

@@ -78,4 +78,4 @@ def write_predictions(table: pa.Table, path: Path) -> None:
     names = [*KEYS, "wording", "asked", "references", "answer", "said", "exact_match", "score"]
     rows = table.select(names).rename_columns({"said": "prediction"}).to_pylist()
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(path, lambda to: to.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda to: to.write_text(text, encoding="utf-8"), parents=False)

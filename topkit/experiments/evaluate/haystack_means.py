@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from topkit.errors import InputError
+from topkit.experiments.runs.cell_parts import write_rows
 from topkit.experiments.runs.fidelity_rows import TABLES
-from topkit.experiments.runs.parts import read_table, write_part
+from topkit.experiments.runs.folder import require_intact
+from topkit.experiments.runs.parts import read_table
 
 # The folders of the two tables.
 CONDENSED = ("curve/haystacks", "curve/heads")
@@ -26,10 +28,11 @@ def condensed(run: Path) -> tuple[pa.Table, pa.Table]:
     """The tables of haystacks and of heads: of the rows where there are any, else as they stand under RUN/curve.
 
     Nothing is written.
-    Raises: InputError when the folder holds neither.
+    Raises: InputError when the folder holds neither, and naming a part that is not as the run wrote it.
     """
+    require_intact(run)
     if any((run / "accuracy").glob("*.parquet")):
-        fidelity = _judged(_observed(run / "fidelity"))
+        fidelity = _judged(_observed(run))
         return by_haystack(read_table(run / "accuracy"), fidelity), by_head(fidelity)
     haystacks, heads = (run / name for name in CONDENSED)
     if not haystacks.is_dir():
@@ -39,10 +42,10 @@ def condensed(run: Path) -> tuple[pa.Table, pa.Table]:
 
 def keep_condensed(run: Path) -> tuple[pa.Table, pa.Table]:
     """The same tables; those of rows are written under RUN/curve."""
-    tables = condensed(run)
-    if any((run / "accuracy").glob("*.parquet")):
+    tables, described = condensed(run), require_intact(run)
+    if "id" in described and any((run / "accuracy").glob("*.parquet")):
         for name, table in zip(CONDENSED, tables, strict=True):
-            write_part(run / name, "rows", table)
+            write_rows(run, described["id"], name, "rows", table)
     return tables
 
 
@@ -62,10 +65,14 @@ def by_head(fidelity: pa.Table) -> pa.Table:
     return means.sort_by([(key, "ascending") for key in keys])
 
 
-def _observed(folder: Path) -> pa.Table:
-    """All fidelity rows; none where full attention ran alone, or nothing was observed."""
-    observed = any(folder.glob("*.parquet"))
-    return read_table(folder) if observed else TABLES["evaluate"].empty_table()
+def _observed(run: Path) -> pa.Table:
+    """The fidelity of all rows of accuracy; none where full attention ran alone, or nothing was observed.
+
+    Fidelity is written first: what has no accuracy beside it is of a job that was not finished.
+    """
+    names = {path.name for path in (run / "accuracy").glob("*.parquet")}
+    names &= {path.name for path in (run / "fidelity").glob("*.parquet")}
+    return read_table(run / "fidelity", names=names) if names else TABLES["evaluate"].empty_table()
 
 
 def _judged(fidelity: pa.Table) -> pa.Table:

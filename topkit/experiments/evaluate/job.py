@@ -13,10 +13,9 @@ from topkit.errors import InputError
 from topkit.experiments.evaluate.accuracy_rows import SCHEMA, accuracy_rows
 from topkit.experiments.evaluate.answers import Haystack
 from topkit.experiments.model.load import load_once
+from topkit.experiments.runs.cell_parts import part_name, with_cells, write_rows
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.fidelity_rows import table as fidelity_table
-from topkit.experiments.runs.folder import part_name, with_cells
-from topkit.experiments.runs.parts import write_part
 from topkit.experiments.tasks import Haystack as Text
 from topkit.experiments.tasks import Prompt, Task, task_name
 
@@ -43,6 +42,8 @@ class Setting:
     rows: int = ROWS
     text: Path | None = None
     threads: int | None = None
+    # The id of the run that the rows are of, once its folder is claimed.
+    run: str = ""
 
     def __post_init__(self) -> None:
         if self.rows < 1:
@@ -100,9 +101,9 @@ def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None
     ]
     if haystack.fidelity:
         fidelity = fidelity_table("evaluate", haystack.fidelity, **constants, sample=piece.sample)
-        write_part(setting.out / "fidelity", piece.part, fidelity)
+        write_rows(setting.out, setting.run, "fidelity", piece.part, fidelity, piece.cells)
     table = with_cells(pa.Table.from_pylist(rows, SCHEMA), piece.cells)
-    write_part(setting.out / "accuracy", piece.part, table)
+    write_rows(setting.out, setting.run, "accuracy", piece.part, table, piece.cells)
 
 
 def prompt_of(setting: Setting, task: Task, length: int, sample: int, tokenizer: Any) -> Prompt:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from topkit.errors import InputError
 from topkit.experiments.evaluate.accuracy_rows import KEYS, write_predictions
-from topkit.experiments.evaluate.haystack_means import CONDENSED, keep_condensed
+from topkit.experiments.evaluate.haystack_means import keep_condensed
 from topkit.experiments.evaluate.job import Setting, prompt_of, run_job
 from topkit.experiments.evaluate.preflight import require_same
 from topkit.experiments.evaluate.request import Part, Request, identity_of
@@ -80,11 +80,12 @@ class EvaluatePlan(Plan[pa.Table]):
     @contextmanager
     def opened(self) -> Generator[Sequence[Job]]:
         request, out = self.request, self.out
-        tables = ["accuracy", "fidelity", *CONDENSED]
-        with folder.claim(out, request.identity, tables, force=request.force):
-            _drop_orphans(out)
-            request.describe()
-            jobs = [job for some in request.left() for job in some]
+        contents = request.contents()
+        with folder.claim(out, request.identity, contents, force=request.force):
+            run = request.describe()
+            _drop_halves(out)
+            folder.settle(out, run)
+            jobs = [job for some in request.left(run=run) for job in some]
             model = () if self.loaded is None else (self.loaded,)
             yield [replace(job, arguments=(*job.arguments, *model)) for job in jobs]
 
@@ -116,8 +117,7 @@ def plan_parts(
     request = Request(setting, tuple(parts), identity_of(setting, model, tokenizer), force)
     # A length too short is refused before anything is touched.
     prompts = [_prompts(setting, part, tokenizer) for part in parts]
-    if not force:
-        folder.require_same(setting.out, request.identity)
+    folder.require_same(setting.out, request.identity, request.contents(), force=force)
     left = request.left(force)
     shares = []
     for part, some, shown in zip(parts, left, prompts, strict=True):
@@ -162,8 +162,13 @@ def _prompts(setting: Setting, part: Part, tokenizer: Any) -> list[Prompt]:
     ]
 
 
-def _drop_orphans(out: Path) -> None:
-    """Accuracy is written last: fidelity without it is of a piece that was never finished."""
+def _drop_halves(out: Path) -> None:
+    """Accuracy is written last: fidelity without it is of a piece that was never finished.
+
+    Accuracy whose fidelity was deleted goes as well, and both are made again.
+    """
     for path in (out / "fidelity").glob("*.parquet"):
         if not (out / "accuracy" / path.name).exists():
             path.unlink()
+    for name in folder.gone(out, "fidelity"):
+        (out / "accuracy" / name).unlink(missing_ok=True)

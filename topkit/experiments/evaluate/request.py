@@ -12,9 +12,12 @@ import topkit
 from topkit.experiments.evaluate.job import Piece, Setting
 from topkit.experiments.model.digests import tokenizer_digest, weights_digest
 from topkit.experiments.runs import folder
+from topkit.experiments.runs.cell_parts import done
 from topkit.experiments.runs.cells import Cell, chunks
+from topkit.experiments.runs.identity import Contents, of_all
 from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.parts import digest
+from topkit.experiments.runs.run_file import describe
 from topkit.experiments.tasks import Haystack as Text
 from topkit.experiments.tasks import Task, task_name
 
@@ -58,13 +61,21 @@ class Request:
     identity: dict[str, Any]
     force: bool
 
-    def left(self, afresh: bool = False) -> list[list[Job]]:
+    def contents(self) -> dict[str, Contents]:
+        """What the indexers and tasks hold beside their names."""
+        recipes = [c.indexer for part in self.parts for c in part.cells if c.indexer is not None]
+        return of_all([*recipes, *(task for part in self.parts for task in part.tasks)])
+
+    def left(self, afresh: bool = False, run: str = "") -> list[list[Job]]:
         """The jobs of each part, for the cells that no table holds; `afresh`: for all cells.
 
-        What a run was writing when it died counts as missing.
+        What a run was writing when it died counts as missing, and so does accuracy without the fidelity
+        that was observed with it. run: the id of the run that they write for.
         """
-        accuracy = self.setting.out / "accuracy"
-        there: set[tuple[str, ...]] = set() if afresh else set(folder.done(accuracy))
+        out, there = self.setting.out, set[tuple[str, ...]]()
+        setting = replace(self.setting, run=run)
+        if not afresh:
+            there |= set(done(out / "accuracy", but=folder.gone(out, "fidelity")))
         jobs: list[list[Job]] = []
         for part in self.parts:
             jobs.append([])
@@ -74,15 +85,17 @@ class Request:
                 there.update(names.values())
                 if cells:
                     inputs = {"haystack": piece.name, "cells": [cell.columns for cell in cells]}
-                    jobs[-1].append(Job(inputs, (self.setting, replace(piece, cells=cells))))
+                    jobs[-1].append(Job(inputs, (setting, replace(piece, cells=cells))))
         return jobs
 
-    def describe(self) -> None:
-        """Write run.json: what the rows were made from, and by what."""
+    def describe(self) -> str:
+        """Write run.json: what the rows were made from, and by what; returns the run's id."""
+        run, contents = "", self.contents()
         for part in self.parts:
-            folder.describe(
+            run = describe(
                 self.setting.out,
                 self.identity,
+                contents,
                 model=self.setting.model,
                 tasks=[{"task": task_name(task), **asdict(task)} for task in part.tasks],
                 lengths=list(part.lengths),
@@ -91,6 +104,7 @@ class Request:
                 sparse_from=self.setting.sparse_from,
                 rows=self.setting.rows,
             )
+        return run
 
 
 def identity_of(setting: Setting, model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:

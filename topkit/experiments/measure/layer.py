@@ -12,11 +12,10 @@ import torch
 
 from topkit.experiments.capture.capture import Capture, LayerTensors
 from topkit.experiments.measure.replay import Replay, require_inputs
+from topkit.experiments.runs.cell_parts import part_name, with_cells, write_rows
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.fidelity_rows import rows, table
-from topkit.experiments.runs.folder import part_name, with_cells
 from topkit.experiments.runs.judged import COSTS
-from topkit.experiments.runs.parts import write_part
 from topkit.fidelity import METRICS
 from topkit.indexers.base import Indexer, Selection
 
@@ -31,6 +30,8 @@ class Setting:
     reduce: bool
     out: Path | None
     threads: int | None = None
+    # The id of the run that the rows are of; none where they go into no folder.
+    run: str = ""
 
 
 def require_all(cells: Sequence[Cell], setting: Setting, tensors: LayerTensors) -> None:
@@ -56,7 +57,8 @@ def measure_layer(
         made = reduced(made)
     if setting.out is None:
         return made
-    write_part(setting.out / "fidelity", part_name(name, cells), with_cells(made, cells))
+    part = part_name(name, cells)
+    write_rows(setting.out, setting.run, "fidelity", part, with_cells(made, cells), cells)
     return None
 
 

@@ -12,7 +12,7 @@ from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.measure.layer import Setting, require_all
 from topkit.experiments.measure.plan import Measured, Request, plan_of
-from topkit.experiments.runs.cells import parse_cells
+from topkit.experiments.runs.cells import parse_cells, require_able
 from topkit.experiments.runs.jobs import threads_of
 from topkit.experiments.runs.plan import Plan, planned
 from topkit.indexers.base import Indexer
@@ -67,7 +67,7 @@ def _setting(
     return Setting(
         seed,
         device,
-        None if reference is None else parse(reference),
+        None if reference is None else require_able(parse(reference)),
         reduce,
         None if out is None else Path(out),
         threads_of(jobs),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -14,12 +14,15 @@ import topkit
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.measure.layer import Setting, measure_layer
 from topkit.experiments.measure.summary import summarise
+from topkit.experiments.runs.cell_parts import done
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.fidelity_rows import table
-from topkit.experiments.runs.folder import claim, describe, done, require_same
+from topkit.experiments.runs.folder import claim, require_same, settle
+from topkit.experiments.runs.identity import Contents, of_all
 from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.parts import PART, digest, read_table
 from topkit.experiments.runs.plan import PROCESS, Plan
+from topkit.experiments.runs.run_file import describe
 from topkit.fidelity.truth import MEMORY
 
 # Bytes of a row in a part, and in memory.
@@ -64,6 +67,11 @@ class Request:
             "topkit": topkit.__version__,
         }
 
+    def contents(self) -> dict[str, Contents]:
+        """What the indexers hold beside their names."""
+        recipes = (*(cell.indexer for cell in self.cells), self.setting.reference)
+        return of_all(recipe for recipe in recipes if recipe is not None)
+
     @property
     def places(self) -> list[tuple[int, int]]:
         """The samples and layers: a job each."""
@@ -73,8 +81,11 @@ class Request:
     def described(self) -> list[dict[str, str]]:
         return [cell.columns for cell in self.cells]
 
-    def left(self, afresh: bool = False) -> tuple[Job, ...]:
-        """Jobs for the cells that no part holds; for all where everything is done afresh."""
+    def left(self, afresh: bool = False, run: str = "") -> tuple[Job, ...]:
+        """Jobs for the cells that no part holds; for all where everything is done afresh.
+
+        run: the id of the run that they write for.
+        """
         out, identity = self.setting.out, self.identity
         there: set[tuple[str, ...]] = set()
         if out is not None and not afresh:
@@ -84,7 +95,7 @@ class Request:
             name = digest({**identity, "sample": sample, "layer": layer})
             cells = tuple(c for c in self.cells if (name, *c.columns.values()) not in there)
             if cells:
-                job = (self.setting, self.capture, sample, layer, cells, name)
+                job = (replace(self.setting, run=run), self.capture, sample, layer, cells, name)
                 jobs.append(Job({"job": name}, job))
         return tuple(jobs)
 
@@ -135,12 +146,13 @@ class MeasurePlan(Plan[Measured]):
         if out is None:
             yield self.jobs
             return
-        identity = request.identity
-        with claim(out, identity, ["fidelity"], force=request.force):
+        identity, contents = request.identity, request.contents()
+        with claim(out, identity, contents, force=request.force):
             origin = request.capture.manifest.get("origin", {})
             layers, cells = list(request.layers), request.described
-            describe(out, identity, capture=origin, layers=layers, cells=cells)
-            yield request.left()
+            run = describe(out, identity, contents, capture=origin, layers=layers, cells=cells)
+            settle(out, run)
+            yield request.left(run=run)
 
     def result(self, results: Sequence[pa.Table | None]) -> Measured:
         out = self.request.setting.out
@@ -150,14 +162,15 @@ class MeasurePlan(Plan[Measured]):
 
 
 def plan_of(request: Request, workers: int) -> MeasurePlan:
-    if request.setting.out is not None and not request.force:
-        require_same(request.setting.out, request.identity)
+    out, contents = request.setting.out, request.contents()
+    if out is not None:
+        require_same(out, request.identity, contents, force=request.force)
     jobs, rows = request.left(request.force), request.rows()
     return MeasurePlan(
         jobs=jobs,
         done=len(request.places) - len(jobs),
         rows=rows,
-        bytes=0 if request.setting.out is None else len(request.places) * PART + rows * ON_DISK,
+        bytes=0 if out is None else len(request.places) * PART + rows * ON_DISK,
         memory=request.memory(workers, rows),
         workers=workers,
         request=request,

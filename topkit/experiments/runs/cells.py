@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from topkit.errors import InputError
+from topkit.experiments.runs.identity import of_all, within
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget, Budgets, parse_budgets
 from topkit.indexers.spec import parse
@@ -43,7 +45,8 @@ def parse_cells(
     """Every indexer at every budget, and full attention, always in the same order.
 
     Cells among the indexers have their own budgets and stay as they are.
-    Raises: InputError for a spec or a budget that cannot be read, and when there is nothing to run.
+    Raises: InputError for a spec or a budget that cannot be read, for an indexer whose package is not
+    installed, for two indexers of one name that are not the same, and when there is nothing to run.
     """
     one = isinstance(indexers, str | Indexer | Cell | type)  # parse says what a class lacks
     listed = [indexers] if one else list(indexers)
@@ -54,13 +57,34 @@ def parse_cells(
     if not recipes and not without:
         raise InputError(f"k = {k} has no indexer to keep so many keys; add --indexer SPEC")
     budgets = parse_budgets(k) if recipes else []
-    cells = {Cell(recipe, budget) for recipe in recipes for budget in budgets}
-    cells |= {cell for cell in listed if isinstance(cell, Cell)}
+    cells = [Cell(recipe, budget) for recipe in recipes for budget in budgets]
+    cells += [cell for cell in listed if isinstance(cell, Cell)]
     if dense:
-        cells.add(Cell())
+        cells.append(Cell())
     if not cells:
         raise InputError("no indexer; give one, or let dense attention run")
-    return in_order(cells)
+    of_all(require_able(cell.indexer) for cell in cells if cell.indexer is not None)
+    return in_order({(cell.name, cell.budget): cell for cell in cells}.values())
+
+
+def require_able(recipe: Indexer) -> Indexer:
+    """Require that a recipe can stand in a table and that its package is there.
+
+    Raises: InputError, by the recipe's name.
+    """
+    try:
+        hash(recipe)
+    except TypeError as error:
+        raise InputError(
+            f"{recipe} cannot be told from others: {error}; hold tuples and tensors in it"
+        ) from None
+    for one in within(recipe):
+        package = getattr(one, "requires", "")
+        if package and find_spec(package) is None:
+            raise InputError(
+                f"{recipe} needs {package}, which is not installed; pip install 'topkit[{package}]'"
+            )
+    return recipe
 
 
 def needs(cells: Iterable[Cell]) -> frozenset[str]:

@@ -1,96 +1,127 @@
-"""A run's folder: its identity, its lock, and the cells that are done."""
+"""A run's folder: whose it is, its tables, and whether they are as the run wrote them."""
 
-# pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
-# pyright: reportUnknownVariableType=false
-# (pyarrow comes without types.)
+# pyright: strict
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import platform
-import subprocess
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-
-import topkit
-from topkit.documents import parse_json, read_json
 from topkit.errors import InputError
-from topkit.experiments.runs.cells import Cell
-from topkit.experiments.runs.parts import digest, write_whole
+from topkit.experiments.runs import identity as things
+from topkit.experiments.runs import manifest, run_file
+from topkit.experiments.runs.cell_parts import doubled
+from topkit.experiments.runs.identity import Contents
+from topkit.experiments.runs.lock import locked
 
-# Files in a run's own folder; temporary files that a killed run left bear these names.
-FILES = ("run.json", "predictions.jsonl", "study.json", "report.html")
-LOCK = ".lock"
-# What is read of run.json, of any version; all that a run says of itself may stand beside it.
-RUN = {
-    "identity": {"topkit?": str, str: object},
-    "asked": [dict],
-    "machine?": {"platform?": str, "processors?": int | None, "gpu?": str | None},
-    "versions?": {str: str},
-    "commit?": str | None,
-}
+# The tables that a run may hold, each a folder of parts.
+TABLES = ("accuracy", "fidelity", "curve/haystacks", "curve/heads")
+# Files in a run's own folder; temporary files that a killed run left bear these names. run.json goes
+# last where they are deleted: rows without it would belong to nobody.
+FILES = ("predictions.jsonl", "study.json", "report.html", run_file.NAME)
 
 
 @contextmanager
 def claim(
-    out: Path, identity: Mapping[str, Any], tables: Sequence[str], *, force: bool = False
+    out: Path,
+    identity: Mapping[str, Any],
+    contents: Mapping[str, Contents] | None = None,
+    *,
+    force: bool = False,
 ) -> Generator[None]:
     """Keep a folder, empty or of a run of the same identity, to this process; `force` empties it.
 
-    The run's own workers may write there. Temporary files of a killed run are deleted.
-    Raises: InputError when it holds another run, or another process writes there: rows of two must not
-    mix.
+    The run's own workers may write there. Temporary files of a killed run are deleted. Where nothing
+    was written in the end, the folder is as it was.
+    Raises: InputError when it holds another run or a capture, when a part is not as the run wrote it, or
+    when another process writes there: rows of two must not mix.
     """
+    require_no_capture(out)
     with locked(out):
-        halves = [half for name in tables for half in (out / name).glob(".*.tmp")]
-        for half in [*halves, *(half for name in FILES for half in out.glob(f".{name}.*.tmp"))]:
-            half.unlink(missing_ok=True)
-        if force:
-            parts = (part for name in tables for part in (out / name).glob("*.parquet"))
-            for old in [*(out / name for name in FILES), *parts]:
-                old.unlink(missing_ok=True)
-        require_same(out, identity)
-        yield
-
-
-@contextmanager
-def locked(out: Path) -> Generator[None]:
-    """Keep a folder to this process, and make it where there is none.
-
-    The kernel releases the lock however this process ends; the file that stays means nothing.
-    Raises: InputError when another process has the lock, or the folder cannot be made.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {out}: {error.strerror}") from error
-    with open(out / LOCK, "a") as lock:
+        require_same(out, identity, contents, force=force)
+        _clear(out, force)
+        before = _written(out)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another run is writing to {out}; wait for its end, or use another folder"
-            ) from None
-        yield
+            yield
+        except BaseException:
+            if not set(parts(out)) - before.parts:
+                _undo(out, before)
+            raise
 
 
-def require_same(out: Path, identity: Mapping[str, Any]) -> None:
-    """Raises: InputError when the folder holds a run of another identity, or one that cannot be read."""
-    path = out / "run.json"
-    if not path.exists():
+def _clear(out: Path, everything: bool) -> None:
+    """Delete what a killed run left half-written; or `everything` that a run wrote."""
+    halves = [half for name in TABLES for half in (out / name).glob(".*.tmp")]
+    for half in [*halves, *(half for name in FILES for half in out.glob(f".{name}.*.tmp"))]:
+        half.unlink(missing_ok=True)
+    if not everything:
         return
-    there = read_json(path, RUN, "use another folder, or --force")["identity"]
+    # The parts before the manifests: without these they would be another's.
+    for pattern in ("*.parquet", manifest.FILES):
+        for old in [path for name in TABLES for path in (out / name).glob(pattern)]:
+            old.unlink(missing_ok=True)
+    for kind in ("png", "svg"):
+        for old in (out / "figures").glob(f"*.{kind}"):
+            old.unlink(missing_ok=True)
+    for name in FILES:
+        (out / name).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What stood in a folder before a run wrote to it."""
+
+    run: bytes | None
+    files: set[str]
+    parts: set[Path]
+
+
+def _written(out: Path) -> _Before:
+    files = {name for name in FILES if (out / name).exists()}
+    run = (out / run_file.NAME).read_bytes() if run_file.NAME in files else None
+    return _Before(run, files, set(parts(out)))
+
+
+def _undo(out: Path, before: _Before) -> None:
+    """Leave nothing of a run that was refused before it wrote a part."""
+    with suppress(OSError):
+        if before.run is not None:
+            (out / run_file.NAME).write_bytes(before.run)
+            return
+        for path in (path for name in TABLES for path in (out / name).glob(manifest.FILES)):
+            path.unlink()
+        for name in set(FILES) - before.files:
+            (out / name).unlink(missing_ok=True)
+    for name in (*TABLES, "curve"):
+        with suppress(OSError):
+            (out / name).rmdir()
+
+
+def require_same(
+    out: Path,
+    identity: Mapping[str, Any],
+    contents: Mapping[str, Contents] | None = None,
+    *,
+    force: bool = False,
+) -> None:
+    """Require a folder to hold nothing, or a run of the same identity that is as it was written.
+
+    contents: of the indexers and tasks that are to run; `force`: the folder is to be emptied first.
+    Raises: InputError when it holds another run, an indexer whose content has changed (by its name), a
+    part that was altered or copied in (by its file), rows of no run, or a capture.
+    """
+    require_no_capture(out)
+    if force:
+        return
+    run = run_file.read(out)
+    if run is None:
+        require_nobodys(out)
+        return
+    there = run["identity"]
     apart = [name for name in {**there, **identity} if there.get(name) != identity.get(name)]
-    if "topkit" in apart:
+    if "topkit" in apart or "id" not in run:
         raise InputError(
             f"{out} was written by topkit {there.get('topkit')}, and this is {identity.get('topkit')}: "
             "their rows are not mixed; use another folder, or --force (`topkit report` reads either)"
@@ -99,72 +130,70 @@ def require_same(out: Path, identity: Mapping[str, Any]) -> None:
         raise InputError(
             f"{out} holds another run ({', '.join(apart)} differ); use another folder, or --force"
         )
+    things.require_same(out, run["contents"], contents or {})
+    raise_first(faults(out, run, "gone"))
 
 
-def describe(out: Path, identity: Mapping[str, Any], **request: Any) -> None:
-    """Write run.json: what the rows are made from, by what, and every request for them so far."""
-    path = out / "run.json"
-    before = read_json(path, RUN, "use another folder")["asked"] if path.exists() else []
-    gpu = torch.cuda.get_device_name() if str(identity.get("device")) == "cuda" else None
-    content = {
-        "identity": dict(identity),
-        "asked": before if request in before else [*before, request],
-        "machine": {"platform": platform.platform(), "processors": os.cpu_count(), "gpu": gpu},
-        "versions": _versions(),
-        "commit": commit(Path(topkit.__file__).parents[1]),
-    }
-    text = json.dumps(content, indent=1) + "\n"
-    write_whole(path, lambda to: to.write_text(text, encoding="utf-8"))
+def require_no_capture(out: Path) -> None:
+    """Raises: InputError for the folder of a capture: rows are not written among its tensors."""
+    if (out / "manifest.json").exists() or any(out.glob("sample-*.safetensors")):
+        raise InputError(f"{out} holds a capture; write the run into another folder")
 
 
-def _versions() -> dict[str, str]:
-    """Of what rows may depend on, as far as it is installed."""
-    versions = {
-        "topkit": topkit.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    for name in ("transformers", "pyarrow", "faiss-cpu"):
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
+def require_nobodys(out: Path) -> None:
+    """Raises: InputError naming a part of a folder without run.json: its rows belong to no run."""
+    stray = next(parts(out), None)
+    if stray is not None:
+        raise InputError(
+            f"{stray} belongs to no run: {out / run_file.NAME} is missing; use another folder, or --force"
+        )
 
 
-def commit(source: Path) -> str | None:
-    """The commit of a git checkout, "-dirty" where files differ from it; None where there is none.
+def parts(out: Path) -> Iterator[Path]:
+    """The parts of all tables of a folder."""
+    return (path for name in TABLES for path in sorted((out / name).glob("*.parquet")))
 
-    A folder of packages may lie within another project's checkout, whose commit says nothing here.
+
+def require_intact(out: Path) -> dict[str, Any]:
+    """Require the rows of a run to be as it wrote them; returns what run.json says.
+
+    A run of an earlier topkit carries no digests, and is read as it is; it has no "id".
+    Raises: InputError naming a part that was altered, copied in or deleted, and for rows of no run.
     """
-    if not (source / ".git").exists():
-        return None
-    command = ["git", "-C", source, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    run = run_file.read(out)
+    if run is None:
+        require_nobodys(out)
+        raise InputError(f"{out} holds no run: expected {out / run_file.NAME}")
+    raise_first(faults(out, run))
+    return run
 
 
-def part_name(job: str, cells: Sequence[Cell]) -> str:
-    """The name of a part that holds some cells of a job; the job's stands first."""
-    return f"{job}-{digest([cell.columns for cell in cells])}"
+def faults(out: Path, run: Mapping[str, Any], *but: str) -> list[str]:
+    """What is wrong with a run's parts, a line a file; `but` names kinds of fault that do not count."""
+    if "id" not in run:
+        later = [path for name in TABLES for path in (out / name).glob(manifest.FILES)]
+        return [f"{later[0]} is not of topkit {run['identity'].get('topkit')}"] if later else []
+    every = [fault for name in TABLES for fault in manifest.faults(out / name, run["id"])]
+    wrong = [fault.text for fault in every if fault.kind not in but]
+    return wrong or [line for name in TABLES for line in doubled(out / name)]
 
 
-def with_cells(table: pa.Table, cells: Sequence[Cell]) -> pa.Table:
-    """The table with the names of its cells in the file's metadata."""
-    names = json.dumps([list(cell.columns.values()) for cell in cells])
-    return table.replace_schema_metadata({"cells": names})
+def raise_first(lines: Sequence[str]) -> None:
+    """Raises: InputError with the first line, and the number of the others."""
+    if lines:
+        others = f" (and {len(lines) - 1} more, see `topkit verify`)" if lines[1:] else ""
+        raise InputError(f"{lines[0]}{others}")
 
 
-def done(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """(job, indexer, budget) of every cell that a part of the table in `folder` holds.
+def gone(out: Path, table: str) -> set[str]:
+    """The file names of a table's parts that were written, and are not there."""
+    run = run_file.read(out)
+    if run is None or "id" not in run:
+        return set()
+    return manifest.gone(out / table, manifest.entries(out / table, run["id"]))
 
-    Raises: InputError naming a part that cannot be read.
-    """
-    for path in folder.glob("*.parquet"):
-        remedy = "delete it and run again"
-        try:
-            text = (pq.read_schema(path).metadata or {})[b"cells"]
-        except (OSError, KeyError, ValueError, pa.ArrowException):
-            raise InputError(f"cannot read {path}; {remedy}") from None
-        cells = parse_json(text, [(str, str)], f"the cells of {path}", remedy)
-        yield from ((path.name.partition("-")[0], *cell) for cell in cells)
+
+def settle(out: Path, run: str) -> None:
+    """Forget the parts of a run that are not there; whoever claimed the folder makes them again."""
+    for name in TABLES:
+        manifest.settle(out / name, run)

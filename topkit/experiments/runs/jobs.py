@@ -49,11 +49,12 @@ def pool(workers: int) -> Runner:
         try:
             yield from (future.result() for future in as_completed(futures))
         except BaseException:
-            # The jobs that run now end. Those that wait are given up one by one: the executor does not,
-            # neither as a context manager nor where it is collected before its own thread has looked.
+            # Those that wait are given up one by one: the executor does not, neither as a context manager
+            # nor where it is collected before its own thread has looked. The jobs that run now end
+            # before the folder that they write to is another's.
             for future in futures:
                 future.cancel()
-            executor.shutdown(wait=False)
+            executor.shutdown()
             raise
         executor.shutdown()
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from topkit.errors import InputError
+from topkit.experiments.runs import manifest
 
 Rows = Sequence[Mapping[str, Any]]
 # Bytes that a part takes beside its rows: names and statistics of about thirty columns.
@@ -33,12 +34,14 @@ def digest(inputs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, then put it in place at once.
+def write_whole(path: Path, write: Callable[[Path], object], *, parents: bool = True) -> None:
+    """Let `write` fill a temporary file, then put it in place at once; `parents` makes its folder.
 
-    Raises: InputError when the disk is full; whatever stood at `path` still stands then.
+    Raises: InputError when the disk is full; whatever stood at `path` still stands then. Without
+    `parents`, also when the folder is no longer there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -46,6 +49,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
+        if not path.parent.is_dir():
+            raise InputError(
+                f"{path.parent} was renamed or removed while it was written"
+            ) from error
         raise InputError(
             f"cannot write {path}: {error.strerror or error}; nothing was kept"
         ) from error
@@ -53,19 +60,32 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_part(folder: Path, name: str, table: pa.Table) -> Path:
-    """Write one part of the table kept in `folder`."""
+def write_part(
+    folder: Path, name: str, table: pa.Table, *, run: str = "", parents: bool = True
+) -> Path:
+    """Write one part of the table kept in `folder`, and enter it in the folder's manifest.
+
+    run: the id of the run that it is of.
+    """
     path = folder / f"{name}.parquet"
-    write_whole(path, lambda to: pq.write_table(table, to, compression="zstd"))
+
+    def write(to: Path) -> None:
+        pq.write_table(table, to, compression="zstd")
+        manifest.enter(folder, path.name, manifest.sha256(to), run)
+
+    write_whole(path, write, parents=parents)
     return path
 
 
-def read_table(folder: Path, columns: list[str] | None = None) -> pa.Table:
-    """All parts of a table, in the order of their names.
+def read_table(
+    folder: Path, columns: list[str] | None = None, names: Collection[str] | None = None
+) -> pa.Table:
+    """All parts of a table, or those of some file names, in the order of their names.
 
     Raises: InputError when there is none, or when one cannot be read (the part is named).
     """
     parts = sorted(Path(folder).glob("*.parquet"))
+    parts = [part for part in parts if names is None or part.name in names]
     if not parts:
         raise InputError(f"no table in {folder}: expected *.parquet files there")
     tables = []

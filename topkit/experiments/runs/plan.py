@@ -41,8 +41,9 @@ class Plan(ABC, Generic[R]):
     """What a run is going to do. A plan creates no folder, takes no lock and writes nothing.
 
     jobs: those that are left, which `opened` prepares; done: the number of the others. rows and bytes: of
-    the table and on disk at the run's end; memory: bytes at the peak, of all workers together. Bytes and memory are estimates,
-    whose formulas stand in each kind of plan. workers: processes; shares_model: its jobs use a model
+    all that is asked for, in the table and on disk at the run's end, also of what is done already; what the
+    folder holds of other requests comes on top. memory: bytes at the peak, of all workers together. Bytes
+    and memory are estimates, whose formulas stand in each kind of plan. workers: processes; shares_model: its jobs use a model
     of this process, and cannot leave it. notes: what is left out, and why, a line each.
     """
 

@@ -55,7 +55,7 @@ code {{ font: .88em ui-monospace, Menlo, Consolas, monospace; }}
 
 def save_figure(folder: Path, name: str, figure: Figure, caption: str) -> str:
     """Save as PNG and SVG, and inline the SVG."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     vector = io.BytesIO()
     with drawing():
         figure.savefig(vector, format="svg", metadata={"Date": None})

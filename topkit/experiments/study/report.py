@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from topkit.documents import Number, read_json
 from topkit.experiments.evaluate.haystack_means import keep_condensed
+from topkit.experiments.runs.folder import require_intact
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.study import figures
 from topkit.experiments.study.cells_table import cells_table
@@ -19,6 +20,7 @@ from topkit.experiments.study.curves import EXACT
 from topkit.experiments.study.curves import curves as curves_of
 from topkit.experiments.study.findings import MARGIN, Findings
 from topkit.experiments.study.page import PAGE, listed, save_figure
+from topkit.experiments.study.provenance import sentences
 
 STUDY = "study.json"
 ABOUT = {
@@ -46,16 +48,19 @@ def write_report(run: str | Path, margin: float = MARGIN) -> Path:
     """Write RUN/report.html and RUN/figures/*.png, *.svg; returns the report's path.
 
     The condensed tables of a run's rows are written as well, under RUN/curve.
-    Raises: InputError when the run holds no rows.
+    Raises: InputError when the run holds no rows, and naming a part that is not as the run wrote it.
     """
     run = Path(run)
+    origin = list(sentences(require_intact(run)))
     all_findings = [Findings(curve, margin) for curve in curves_of(*keep_condensed(run))]
     study = _study(run / STUDY)
     page = PAGE.format(
         title="How good must an indexer be before the model notices?",
-        body="\n".join(_body(all_findings, study, run / "figures")),
+        body="\n".join(_body(all_findings, study, run / "figures", origin)),
     )
-    write_whole(run / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    write_whole(
+        run / "report.html", lambda path: path.write_text(page, encoding="utf-8"), parents=False
+    )
     return run / "report.html"
 
 
@@ -67,9 +72,10 @@ def _study(path: Path) -> dict[str, Any]:
 
 
 def _body(
-    all_findings: Sequence[Findings], study: Mapping[str, Any], folder: Path
+    all_findings: Sequence[Findings], study: Mapping[str, Any], folder: Path, origin: Sequence[str]
 ) -> Iterator[str]:
     yield f'<p class="lead">{escape(_lead(all_findings, study))}</p>'
+    yield f'<p class="note">{escape(" ".join(origin))}</p>'
     for findings in all_findings:
         if len(all_findings) > 1:
             yield f"<h3>{escape(findings.curve.title)}</h3>"

@@ -110,7 +110,7 @@ class StudyPlan(Plan[Path]):
             # Before the jobs, so that a study cut short can be reported as what it is.
             text = json.dumps(self.about, indent=1) + "\n"
             path = self.evaluation.out / STUDY
-            write_whole(path, lambda to: to.write_text(text, encoding="utf-8"))
+            write_whole(path, lambda to: to.write_text(text, encoding="utf-8"), parents=False)
             yield jobs
 
     def result(self, results: Sequence[None]) -> Path:
