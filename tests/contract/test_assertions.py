@@ -209,6 +209,76 @@ def test_a_finite_mask_forgives_nothing() -> None:
     facts_of([[0, 2]], scores, recall=0.9)
 
 
+@pytest.mark.parametrize("never", [torch.finfo(torch.float32).min, -3e38, -1e9, -1e7, -1e4])
+@pytest.mark.parametrize("tolerance", [None, 1e-6, 1e-2, 0.2])
+@pytest.mark.parametrize("least", [{}, {"recall": 0.9}, {"mass": 0.9}])
+def test_a_finite_mask_hides_no_random_choice(
+    never: float, tolerance: float | None, least: dict[str, Any]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(3, 100, generator=generator)
+    scores[:, 50:] = never
+    drawn = torch.stack([torch.randperm(50, generator=generator)[:16] for _ in range(3)])
+    facts_of(drawn, scores, tolerance=tolerance, **least)
+    assert_selects(scores.topk(16).indices, scores, tolerance=tolerance, recall=1.0)
+    # More slots are due than stand before the mask: those before it are due themselves.
+    facts_of(torch.arange(99, 39, -1).expand(3, -1), scores, tolerance=tolerance, **least)
+    assert_selects(scores.topk(60).indices, scores, tolerance=tolerance, **least)
+
+
+@settings(max_examples=300, deadline=None)
+@given(choices(), st.sampled_from([0.0, 1e-6, 0.01, 0.3, 0.9]))
+def test_a_tolerance_belongs_to_the_two_scores(case: Any, tolerance: float) -> None:
+    scores, indices, k = case
+    scores = scores.masked_fill(scores == INF, 1e6)  # of which nobody else's tolerance is made
+
+    def right(picked: list[int], row: list[float]) -> bool:
+        seen = {slot: s for slot, s in enumerate(row) if s > -INF}
+        chosen = [slot for slot in picked if slot != -1]
+        whole = len(chosen) == min(k, len(seen)) and len(set(chosen)) == len(chosen)
+        return (
+            whole
+            and set(chosen) <= set(seen)
+            and not any(
+                a - seen[b] > tolerance * (abs(a) + abs(seen[b])) / 2 + 1e-9
+                for slot, a in seen.items()
+                for b in chosen
+                if slot not in chosen
+            )
+        )
+
+    rows = zip(
+        indices.reshape(-1, indices.shape[-1]).tolist(),
+        scores.reshape(-1, scores.shape[-1]).tolist(),
+        strict=True,
+    )
+    with nullcontext() if all(right(*row) for row in rows) else pytest.raises(AssertionError):
+        assert_selects(indices, scores, k=k, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("heads", [4, 2, 1])
+@pytest.mark.parametrize("context", [nullcontext(), torch.autocast("cpu", torch.bfloat16)])
+def test_a_key_of_huge_norm_is_one_key(heads: int, context: Any) -> None:
+    generator = torch.Generator().manual_seed(1)
+    queries = torch.randn(1, 4, 3, 32, generator=generator) + 1
+    keys = torch.randn(1, 2, 200, 32, generator=generator)
+    keys[:, :, 5] = -1e7  # far below all others, for every head
+    stop = torch.full((1, 3), 200)
+    scores = slow_scores(*(x.double().numpy() for x in (queries, keys)), heads, 32**-0.5, stop, [0])
+    best = torch.from_numpy(scores).topk(8).indices
+    with context:
+        assert_selects(best, queries=queries, keys=keys, stop=stop)
+        for slots in (torch.arange(30, 38), torch.tensor([5, *range(30, 37)])):
+            for least in ({}, {"recall": 0.9}):
+                wrong = slots.expand_as(best)
+                facts_of(wrong, queries=queries, keys=keys, stop=stop, **least)
+
+
+def test_who_changes_places_is_told() -> None:
+    _, facts = facts_of([0, 2], torch.tensor([10.0, 6.0, 5.0, 1.0]))
+    assert facts["swapped"] == "1 (6) left out for 2 (5)"
+
+
 def test_near_scores_are_one_where_a_tolerance_says_so() -> None:
     scores = torch.tensor([10.0, 5.00001, 5.0, 1.0])
     facts_of([0, 2], scores)
@@ -319,6 +389,58 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "not both",
     ),
 }  # fmt: skip
+
+SCORES = {"scores": torch.ones(1, 1, 1, 5)}
+KEYS = {"queries": torch.ones(1, 1, 2, 4), "keys": torch.ones(1, 1, 5, 4)}
+BAD |= {
+    **{
+        f"{name} {value!r}": ({**SCORES, name: value}, f"{name} must")
+        for name, values in {
+            "k": (0, -1, 16.5, 2.0, True, "2", math.nan),
+            "tolerance": (INF, -INF, -1.0, math.nan, 1.0, 2, True, "1e-6"),
+            "scaling": (INF, math.nan, -1.0, "1"),
+            "recall": (math.nan, INF, -0.5, True, "0.9"),
+            "mass": (math.nan, 1.01, 0, True),
+        }.items()
+        for value in values
+    },
+    **{
+        f"{name} {value!r}": ({**KEYS, name: value}, rf"{name} must .*; (got|row)")
+        for name, values in {
+            "lengths": ([6], [400], [-1], [1], [4.5], [math.nan], [INF], [True], np.array([4.5])),
+            "start": ([6], [-1], [0.5], [True]),
+            "stop": ([[5, 6]], [[-9, -9]], [[4.5, 5]], [[INF, INF]]),
+        }.items()
+        for value in values
+    },
+    "more queries than keys": (
+        {"queries": torch.ones(1, 1, 6, 4), "keys": KEYS["keys"]},
+        "lengths must hold the 6 queries",
+    ),
+    "start behind stop": (
+        {**KEYS, "start": [4], "stop": [[2, 3]]},
+        "row 0 starts at 4 and stops at 3",
+    ),
+    "start behind lengths": (
+        {**KEYS, "start": [4], "lengths": [3]},
+        "row 0 starts at 4 and stops at 3",
+    ),
+    "a mask for scores": ({"scores": torch.ones(1, 1, 1, 5, dtype=torch.bool)}, "must be numbers"),
+    "complex": ({"scores": torch.ones(1, 1, 1, 5, dtype=torch.complex64)}, "real numbers"),
+    "ragged": ({"scores": [[1.0], [1.0, 2.0]]}, "must be an array of numbers"),
+    "objects": ({"scores": np.array([None, 1])}, "must be an array of numbers"),
+}
+
+
+def test_bounds_that_are_possible_are_judged() -> None:
+    """A row of no key, padding before the queries, numpy's numbers, floats that are whole."""
+    none = torch.full((1, 1, 2, 3), -1)
+    assert_selects(none, **KEYS, lengths=[0])
+    assert_selects(none, **KEYS, stop=[[0, 0]], start=[0])
+    last = none.clone()
+    last[0, 0, 1, 0] = 4
+    assert_selects(last, **KEYS, start=np.array([4]), k=np.int64(3), tolerance=np.float32(1e-6))
+    assert_selects(last, **KEYS, start=[4.0], lengths=torch.tensor([5.0]))
 
 
 @pytest.mark.parametrize("bad", BAD)

@@ -1,0 +1,128 @@
+# pyright: strict
+"""The exact scores of all rows, block by block, and how far float32 may have them wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from topkit.assertions.demand import Demand
+from topkit.errors import InputError
+from topkit.kernels.score import score
+
+NEVER = float("-inf")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Scores, and by how much each may be off: two are one where what they may be off by meets.
+
+    Shapes: scores, doubt [n, T], finite doubt.
+    """
+
+    scores: Tensor
+    doubt: Tensor
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def row(self, i: int) -> Rows:
+        return Rows(self.scores[i], self.doubt[i])
+
+
+@dataclass(frozen=True)
+class Exact:
+    """All rows, and what their scores weigh in attention.
+
+    Shapes: shape, that of the rows; blocks in order; weights [n, T] -> [n, T].
+    """
+
+    shape: torch.Size
+    blocks: Iterator[Rows]
+    weights: Callable[[Tensor], Tensor]
+
+
+def of_scores(scores: Tensor, demand: Demand, block: int) -> Exact:
+    """Rows of scores [..., T], at most `block` of them at a time."""
+    length = scores.shape[-1] if scores.dim() else 0
+    if length == 0:
+        raise InputError(f"scores must be [..., T], T at least 1; got {list(scores.shape)}")
+    if scores.dtype != torch.float64:
+        scores = scores.float() if scores.is_floating_point() else scores.double()
+    scale = 1.0 if demand.scaling is None else demand.scaling
+
+    def blocks() -> Iterator[Rows]:
+        for some in torch.split(scores.reshape(-1, length), max(1, block // length)):
+            yield Rows(some, _doubt(some.abs(), demand))
+
+    return Exact(scores.shape[:-1], blocks(), lambda x: (x * scale).softmax(-1))
+
+
+def of_attention(
+    queries: Tensor,
+    keys: Tensor,
+    lists: int,
+    demand: Demand,
+    seen: tuple[Tensor, Tensor],
+    block: int,
+) -> Exact:
+    """Rows [B, Hs, Tq] of dot products, or of mean weights where heads share a list.
+
+    Shapes: queries [B, Hq, Tq, D]; keys [B or 1, Hk, T, D]; seen, start [B] and stop [B, Tq].
+    """
+    rows, heads, count, width = queries.shape
+    groups, length = keys.shape[1:3]
+    scale = width**-0.5 if demand.scaling is None else demand.scaling
+    if lists not in {heads, groups, 1}:
+        raise InputError(
+            f"indices must be [B, Hs, Tq, k], Hs one of {sorted({1, groups, heads})}; got Hs {lists}"
+        )
+    per = heads // lists
+    each = max(1, block // (per * length))
+    start, stop = seen
+
+    def blocks() -> Iterator[Rows]:
+        slots = torch.arange(length, device=keys.device)
+        for row, unit, at in product(range(rows), range(lists), range(0, count, each)):
+            own = slice(unit * per, (unit + 1) * per)
+            read = slice(own.start * groups // heads, (own.stop * groups - 1) // heads + 1)
+            some = queries[row, own, at : at + each].to(keys.device)
+            hidden = (slots >= stop[row, at : at + each, None]) | (slots < start[row])
+            own_keys = keys[min(row, len(keys) - 1), read]
+            yield _scored(some, own_keys, hidden, scale, demand)
+
+    def weights(logits: Tensor) -> Tensor:
+        return logits.clamp_min(0) if per > 1 else (logits * scale).softmax(-1)
+
+    return Exact(torch.Size((rows, lists, count)), blocks(), weights)
+
+
+def _scored(queries: Tensor, keys: Tensor, hidden: Tensor, scale: float, demand: Demand) -> Rows:
+    """Rows of the heads of one list. Shapes: queries [h, n, D], keys [g, T, D], hidden [n, T]."""
+    # Inside autocast, as anywhere, products are float32's.
+    with torch.autocast(keys.device.type, enabled=False):
+        logits = score(queries[None], keys[None])[0].masked_fill(hidden, NEVER)
+        norms = _norms(keys).repeat_interleave(len(queries) // len(keys), 0)
+        doubt = _doubt(_norms(queries)[:, :, None] * norms[:, None], demand)
+        doubt = doubt.masked_fill(hidden, 0)
+        if len(queries) == 1:
+            return Rows(logits[0], doubt[0])
+        weights = (logits * scale).softmax(-1)
+        # A weight is off by a share of itself: what its own score is off by, and the sum of them all.
+        shares = scale * doubt
+        shares = shares + (weights * shares).sum(-1, keepdim=True) + demand.tolerance / 2
+        doubt = (weights * shares).mean(0).nan_to_num(0, 0, 0)
+        return Rows(weights.mean(0).masked_fill(hidden, NEVER), doubt)
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    return vectors.float().square().sum(-1).sqrt()
+
+
+def _doubt(magnitude: Tensor, demand: Demand) -> Tensor:
+    """What scores of these magnitudes may be off by: two of them together, the tolerance of their mean."""
+    return (demand.tolerance / 2 * magnitude).nan_to_num(0, 0, 0)
