@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from topkit.contract import LAWS, check_indexer, parametrize_with_checks
+from topkit.contract.draw import PADDED, draw_of
 from topkit.errors import InputError
-from topkit.indexers import Scored, Step, exact, random, sign, streaming_llm
+from topkit.indexers import Scored, Step, exact, keep, random, sign, streaming_llm
 from topkit.indexers.base import Indexer
 from topkit.indexers.compact import compact
 from topkit.indexers.scored import ScoredIndex, best
@@ -348,6 +349,7 @@ BROKEN: dict[type[Indexer], str] = {
     remembers_in_secret: "same_seed_same_answer",
     counts_padding: "row_alone",
     selects_padding: "visible_slots_only",
+    selects_the_future: "visible_slots_only",
     mutates_its_fork: "fork",
     overwrites_its_fork: "fork_of_grown",
     shares_state_with_its_fork: "fork",
@@ -451,6 +453,139 @@ def test_an_undeclared_input_names_the_indexer_and_the_input():
         _ = Step().given_to(exact()).cache
     with pytest.raises(InputError, match="a step has no input"):
         Step(inputs={"hiden": 1})
+
+
+CODEBOOKS = torch.rand(32, 1, 24, generator=torch.Generator().manual_seed(0)) + 0.5
+
+
+@dataclass(frozen=True)
+class calibrated(int8):
+    """Has a scale for each layer, KV head and dimension, and reads the hidden state and values."""
+
+    def traits(self):
+        return replace(super().traits(), needs=frozenset({"hidden", "values", "rope"}))
+
+    def encode(self, keys, step):
+        if step.hidden.shape[-1] != 48 or step.values.shape != keys.shape:
+            raise RuntimeError("other widths\nthan those calibrated")
+        return super().encode(keys * CODEBOOKS[step.layer][:, None], step)
+
+    def score(self, queries, codes, step):
+        return super().score(queries * CODEBOOKS[step.layer].sum(), codes, step)
+
+
+def own_inputs(heads=64):
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"queries": (2, heads, 30, 24), "keys": (2, 1, 30, 24), "hidden": (2, 30, 48)}
+    return {name: 1 + torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def test_a_calibrated_recipe_is_held_at_its_own_place():
+    shapes = {"widths": {"head_dim": 24, "hidden": 48}, "layer": 7}
+    check_indexer(calibrated(), heads=(8, 1), **shapes)
+    check_indexer(calibrated(), inputs=own_inputs(8), layer=31)
+    with pytest.raises(
+        AssertionError, match=r"'declared_inputs': it raised RuntimeError: other widths than"
+    ):
+        check_indexer(calibrated())
+    with pytest.raises(
+        AssertionError, match=r"'declared_inputs': it raised IndexError: .*index 32"
+    ):
+        check_indexer(calibrated(), heads=(64, 1), **shapes | {"layer": 32})
+    for recipe in (counts_padding, peeks):  # shapes of one's own hold to the laws as others do
+        with pytest.raises(AssertionError, match=f"breaks the law '{BROKEN[recipe]}'"):
+            check_indexer(recipe(), heads=(8, 1), **shapes)
+
+
+def test_own_tokens_are_what_the_laws_see():
+    inputs = own_inputs()
+    inputs["rope"] = (inputs["hidden"].cos(), inputs["hidden"].sin())
+    inputs["values"] = inputs["keys"] + 1
+    one = draw_of(calibrated(), None, None, 7, inputs)(calibrated(), start=PADDED)
+    assert (one.queries.shape, one.keys.shape) == ((3, 64, 37, 24), (3, 1, 37, 24))
+    own = {
+        tuple(token.tolist()): place for place, token in enumerate(inputs["hidden"].flatten(0, 1))
+    }
+    keys = inputs["keys"].transpose(1, 2).flatten(0, 1)
+    for row in range(3):
+        for slot in range(37):
+            token = own[tuple(one.tokens["hidden"][row, slot].tolist())]
+            assert torch.equal(one.keys[row, :, slot], keys[token])
+    step = one.step(calibrated(), slice(3, 5), 5)
+    assert step.layer == 7 and torch.equal(step.values, one.keys[:, :, 3:5] + 1)
+    assert torch.equal(step.rope[1], step.hidden.sin())
+
+
+@dataclass(frozen=True)
+class says_too_little(int8):
+    def traits(self):
+        return {"drifts": True}
+
+
+@dataclass(frozen=True)
+class builds_nothing(int8):
+    def build(self, keys, step):
+        return None
+
+
+@dataclass(frozen=True)
+class selects_a_tensor(exact):
+    def choose(self, queries, k, step, length):
+        return super().choose(queries, k, step, length).indices
+
+
+@dataclass(frozen=True)
+class stumbles(int8):
+    def score(self, queries, codes, step):
+        return self._products(queries, codes)
+
+    def _products(self, queries, codes):
+        return queries @ codes["codes"].float()[..., :7].mT  # THIS LINE
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (says_too_little, r"says_too_little.traits\(\) must return a Traits, as .*; got dict"),
+        (builds_nothing, "build must return Index; got NoneType"),
+        (selects_a_tensor, "select must return Selection; got Tensor"),
+        (stumbles, r"'declared_inputs': it raised RuntimeError: .*, at .*test_laws.py:\d+ in _products: "
+                   r"return queries .* # THIS LINE$"),
+    ],
+)  # fmt: skip
+def test_what_broke_is_told_in_one_line(recipe, said):
+    with pytest.raises(AssertionError, match=said) as raised:
+        check_indexer(recipe())
+    assert "\n" not in str(raised.value)
+
+
+def test_traits_that_are_none_are_refused_wherever_they_are_read():
+    for read in (lambda: says_too_little().needs, lambda: keep(says_too_little())):
+        with pytest.raises(InputError, match="must return a Traits"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"heads": (6, 4)}, "a multiple of KV heads"),
+        ({"heads": (0, 1)}, "heads must be at least 1"),
+        ({"heads": (4,)}, "query and KV heads"),
+        ({"layer": -1}, "layer must be 0 or more"),
+        ({"layer": 1.5}, "layer must be a whole number"),
+        ({"widths": {"hiden": 4}}, "one of head_dim, hidden, latent, rope"),
+        ({"widths": {"hidden": 0}}, "hidden must be at least 1"),
+        ({"inputs": {"upstream": torch.ones(1, 4, 8)}}, "of the names .*; got 'upstream'"),
+        ({"inputs": {"keys": torch.ones(1, 1, 9, 8)}}, "queries and keys must come together"),
+        ({"inputs": {"hidden": torch.ones(1, 9)}}, "hidden must have 3 dimensions"),
+        ({"inputs": {"hidden": torch.ones(1, 9, 4), "latent": torch.ones(1, 8, 4)}}, "one B and T"),
+        ({"inputs": {"rope": torch.ones(1, 9, 4)}}, "rope must be a pair"),
+        ({"inputs": own_inputs(), "heads": (4, 1)}, r"heads must be those .* \(64, 1\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(how, said):
+    with pytest.raises(InputError, match=said):
+        check_indexer(int8(), **how)
 
 
 def test_recipes_are_values():

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from topkit.contract.agree import agree
+from topkit.contract.draw import PADDED, RANDOM, Draw
 from topkit.contract.selections import BUDGETS
-from topkit.contract.streams import PADDED, Stream, stream
+from topkit.contract.streams import Stream
 from topkit.indexers.base import Indexer, Selection
 
 
-def append(indexer: Indexer) -> None:
+def append(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """build(a) then append(b) selects as build(a ++ b), unless the class drifts."""
     if indexer.traits().drifts:
         return
-    for one in (stream(indexer), *_padded(indexer)):
+    for one in (draw(indexer), *_padded(indexer, draw)):
         whole = one.build(indexer)
         for cuts in ([20, one.length], [1, 2, one.length], [30, *range(31, one.length + 1)]):
             grown = one.build(indexer, cuts)
@@ -28,12 +29,12 @@ def append(indexer: Indexer) -> None:
                 agree(indexer, one, whole, got, want, f"built in pieces {cuts}, k={k}")
 
 
-def queries_together(indexer: Indexer) -> None:
+def queries_together(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """Several queries at once select as one by one, where codes are causal."""
     traits = indexer.traits()
     if not traits.causal_codes or traits.remembers:
         return
-    for one in (stream(indexer), stream(indexer, start=PADDED)):
+    for one in (draw(indexer), draw(indexer, start=PADDED)):
         whole = one.build(indexer)
         tokens = torch.tensor([6, 20, one.length - 2, one.length - 1])
         for k in BUDGETS:
@@ -48,9 +49,9 @@ def queries_together(indexer: Indexer) -> None:
                     agree(indexer, one, index, _query(last, i - 2), want, where)
 
 
-def row_alone(indexer: Indexer) -> None:
+def row_alone(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """Row i of a batch, its padding removed, chooses the same keys."""
-    for one in _padded(indexer):
+    for one in _padded(indexer, draw):
         together = one.build(indexer)
         for row, first in enumerate(map(int, one.starts())):
             alone = one.alone(row)
@@ -64,10 +65,10 @@ def row_alone(indexer: Indexer) -> None:
                 agree(indexer, alone, index, Selection(slots, weights), want, where)
 
 
-def padding_is_nothing(indexer: Indexer) -> None:
+def padding_is_nothing(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """What stands in padded slots changes no selection."""
-    one = stream(indexer, start=PADDED)
-    other = stream(indexer, start=PADDED, seed=1)
+    one = draw(indexer, start=PADDED)
+    other = draw(indexer, start=PADDED, seed=1)
     rows = [one.spliced(other, 0).spliced(one, first) for first in PADDED]
     for row, changed in enumerate(rows):
         index, index2 = one.build(indexer), changed.build(indexer)
@@ -77,11 +78,11 @@ def padding_is_nothing(indexer: Indexer) -> None:
             assert same, f"other keys in the padding of row {row} changed what k={k} selects"
 
 
-def truncate(indexer: Indexer) -> None:
+def truncate(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """truncate then append selects as if the keys cut off had never come."""
     for start in (None, (0, 5, 24)):
-        one = stream(indexer, start=start)
-        draft = one.spliced(stream(indexer, start=start, seed=1), 25)
+        one = draw(indexer, start=start)
+        draft = one.spliced(draw(indexer, start=start, seed=1), 25)
         cases = [([25], [25, 33], 25), ([18, 25], [18, 25, 26, 30], 25)]
         if not indexer.traits().drifts:
             cases += [([19], [one.length], 19), ([25, 27], [25, 27, 31], 2)]
@@ -96,12 +97,12 @@ def truncate(indexer: Indexer) -> None:
                 agree(indexer, one, never, got, want, f"after truncate({length}), k={k}")
 
 
-def fixed(indexer: Indexer) -> None:
+def fixed(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """With its slot and stop on the device a key is appended and selected as anywhere, also twice."""
     if not indexer.traits().fixed:
         return
     for start in (None, PADDED):
-        one, draft = stream(indexer, start=start), stream(indexer, start=start, seed=1)
+        one, draft = draw(indexer, start=start), draw(indexer, start=start, seed=1)
         index = one.build(indexer, [30, 31])
         for length in range(32, one.length + 1):
             assert index.room() is not None, f"no room for slot {length - 1}"
@@ -124,9 +125,9 @@ def fixed(indexer: Indexer) -> None:
                 agree(indexer, one, want_index, got, want, f"revealed, {where}")
 
 
-def reorder(indexer: Indexer) -> None:
+def reorder(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """reorder(rows) leaves what building from the gathered rows would have."""
-    one = stream(indexer, start=(0, 5, 11))
+    one = draw(indexer, start=(0, 5, 11))
     for rows in ([1, 1, 0], [2, 0], [0, 2, 1, 1]):
         gathered = one.gather(torch.tensor(rows))
         index, want_index = one.build(indexer, [25, 30]), gathered.build(indexer, [25, 30])
@@ -141,10 +142,10 @@ def reorder(indexer: Indexer) -> None:
                 agree(indexer, gathered, want_index, got, want, f"rows {rows}, {cut} keys, k={k}")
 
 
-def fork_of_grown(indexer: Indexer) -> None:
+def fork_of_grown(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """What is cut from an index that grew, and written anew, is still there in its fork."""
-    one = stream(indexer, start=(0, 5, 11))
-    other = one.spliced(stream(indexer, start=(0, 5, 11), seed=1), 22)
+    one = draw(indexer, start=(0, 5, 11))
+    other = one.spliced(draw(indexer, start=(0, 5, 11), seed=1), 22)
     index = one.build(indexer, [20, 21, 25])
     twin, before = index.fork(), one.ask(indexer, index, 5)
     one.truncate(indexer, index, 22)
@@ -152,10 +153,10 @@ def fork_of_grown(indexer: Indexer) -> None:
     agree(indexer, one, twin, one.ask(indexer, twin, 5), before, "fork after its origin was cut")
 
 
-def fork(indexer: Indexer) -> None:
+def fork(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """A fork and its origin go on without regard to each other."""
-    one = stream(indexer, start=(0, 5, 11))
-    other = one.spliced(stream(indexer, start=(0, 5, 11), seed=1), 25)
+    one = draw(indexer, start=(0, 5, 11))
+    other = one.spliced(draw(indexer, start=(0, 5, 11), seed=1), 25)
     index = one.build(indexer, [20, 25])
     size, before = index.nbytes, one.ask(indexer, index, 5)
     twin, cut = index.fork(), index.fork()
@@ -174,9 +175,9 @@ def fork(indexer: Indexer) -> None:
             agree(indexer, stream_, want, a, b, f"{'origin' if got is index else 'fork'}, k={k}")
 
 
-def same_seed_same_answer(indexer: Indexer) -> None:
+def same_seed_same_answer(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """No hidden source of chance: torch's generator, and queries before, change nothing."""
-    one = stream(indexer)
+    one = draw(indexer)
     answers: list[Tensor] = []
     state = torch.random.get_rng_state()
     for seed in (1, 2):
@@ -193,10 +194,12 @@ def same_seed_same_answer(indexer: Indexer) -> None:
         )
 
 
-def repeated_kv_heads(indexer: Indexer) -> None:
-    """Grouped heads select as if each query head had a copy of its KV head."""
+def repeated_kv_heads(indexer: Indexer, draw: Draw = RANDOM) -> None:
+    """Grouped heads select as if each query head had a copy of its KV head; not tried where heads are fixed."""
+    if draw.heads is not None:
+        return
     for heads in ((4, 2), (6, 2), (4, 1), (3, 3)):
-        one = stream(indexer, heads=heads)
+        one = draw(indexer, heads=heads)
         many = one.repeated()
         index, index2 = one.build(indexer, [20, one.length]), many.build(indexer, [20, one.length])
         for k in BUDGETS:
@@ -206,11 +209,11 @@ def repeated_kv_heads(indexer: Indexer) -> None:
             )
 
 
-def cuda_agrees(indexer: Indexer) -> None:
+def cuda_agrees(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """A GPU chooses as the CPU does, by the scores chosen; without a GPU nothing is tried."""
     if not torch.cuda.is_available():
         return
-    for here in (stream(indexer), stream(indexer, start=PADDED)):
+    for here in (draw(indexer), draw(indexer, start=PADDED)):
         there = here.to(torch.device("cuda"))
         cuts = [20, here.length]
         index, index2 = here.build(indexer, cuts), there.build(indexer, cuts)
@@ -222,9 +225,9 @@ def cuda_agrees(indexer: Indexer) -> None:
             agree(indexer, here, index, moved, want, f"on a GPU, k={k}")
 
 
-def _padded(indexer: Indexer) -> tuple[Stream, Stream]:
+def _padded(indexer: Indexer, draw: Draw) -> tuple[Stream, Stream]:
     """Padded streams: one of any numbers, and one of whole numbers, where many keys score alike."""
-    return stream(indexer, start=PADDED), stream(indexer, start=PADDED, whole=True)
+    return draw(indexer, start=PADDED), draw(indexer, start=PADDED, whole=True)
 
 
 def _query(selection: Selection, i: int) -> Selection:

@@ -8,17 +8,18 @@ import math
 import torch
 from torch import Tensor
 
+from topkit.contract.draw import RANDOM, Draw
 from topkit.contract.memory import bytes_in_reach
-from topkit.contract.streams import Stream, parts, stream
+from topkit.contract.streams import Stream, parts
 from topkit.errors import InputError
 from topkit.grammar import flat, short
 from topkit.indexers.base import Index, Indexer, Step
 from topkit.indexers.spec import parse
 
 
-def declared_inputs(indexer: Indexer) -> None:
+def declared_inputs(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """Only declared inputs are read, and one that a driver lacks is an InputError."""
-    one = stream(indexer)
+    one = draw(indexer)
     try:
         _whole_life(indexer, one, "")
     except InputError as error:
@@ -33,18 +34,18 @@ def declared_inputs(indexer: Indexer) -> None:
                 ) from error
 
 
-def inputs_untouched(indexer: Indexer) -> None:
+def inputs_untouched(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """No call writes into its arguments or inputs."""
-    one = stream(indexer, start=(0, 5, 11))
+    one = draw(indexer, start=(0, 5, 11))
     before = [x.clone() for x in one.tensors]
     _whole_life(indexer, one, "")
     same = all(torch.equal(x, y) for x, y in zip(one.tensors, before, strict=True))
     assert same, "a call wrote into its inputs"
 
 
-def honest_bytes(indexer: Indexer) -> None:
+def honest_bytes(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """nbytes counts what the index holds, each storage once, and no view of the cache."""
-    one = stream(indexer)
+    one = draw(indexer)
     index = one.build(indexer, [20, one.length])
     cache = {x.untyped_storage().data_ptr() for x in one.tensors}
     size, opaque = bytes_in_reach(index, cache)
@@ -53,9 +54,9 @@ def honest_bytes(indexer: Indexer) -> None:
         assert index.nbytes == size, f"nbytes is {index.nbytes}; its tensors have only {size}"
 
 
-def scores_explain(indexer: Indexer) -> None:
+def scores_explain(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """score has one number a key, and no key left out scores above one chosen; or it raises."""
-    for one in (stream(indexer), stream(indexer, heads=(6, 2), start=(0, 5, 11))):
+    for one in (draw(indexer), draw(indexer, heads=(6, 2), start=(0, 5, 11))):
         index = one.build(indexer, [20, one.length])
         last = slice(one.length - 1, one.length)
         queries, step = one.queries[:, :, last], one.step(indexer, last, one.length)
@@ -77,7 +78,7 @@ def scores_explain(indexer: Indexer) -> None:
         assert index.bytes_per_key(step) >= 0, "bytes_per_key is negative"
 
 
-def named_by_repr(indexer: Indexer) -> None:
+def named_by_repr(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """repr and the shorter forms parse back, and equal recipes hash alike."""
     # By name, since a class of a notebook or a function cannot be imported.
     registry = {indexer.registry().name(type(part)): type(part) for part in parts(indexer)}

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from topkit.contract.streams import PADDED, Stream, parts, stream
+from topkit.contract.draw import PADDED, RANDOM, Draw
+from topkit.contract.streams import Stream, parts
 from topkit.indexers.base import Index, Indexer, Selection
 
 BUDGETS = (1, 5, 16, 40)
@@ -45,20 +46,20 @@ class Answer:
         return (self.stop - self.first).clamp_min(0)
 
 
-def streams(indexer: Indexer) -> list[Stream]:
+def streams(indexer: Indexer, draw: Draw) -> list[Stream]:
     return [
-        stream(indexer),
-        stream(indexer, start=PADDED),
-        stream(indexer, whole=True, heads=(6, 2)),
-        stream(indexer, length=1),
-        stream(indexer, length=3, heads=(3, 3)),
-        stream(indexer, length=65, rows=1, heads=(4, 1)),
+        draw(indexer),
+        draw(indexer, start=PADDED),
+        draw(indexer, whole=True, heads=(6, 2)),
+        draw(indexer, length=1),
+        draw(indexer, length=3, heads=(3, 3)),
+        draw(indexer, length=65, rows=1, heads=(4, 1)),
     ]
 
 
-def answers(indexer: Indexer, some: list[Stream] | None = None) -> Iterator[Answer]:
+def answers(indexer: Indexer, draw: Draw, some: list[Stream] | None = None) -> Iterator[Answer]:
     """Selections over streams with and without padding, ties, groups, and few keys."""
-    for one in some or streams(indexer):
+    for one in some or streams(indexer, draw):
         cuts = [math.ceil(one.length / 2), one.length] if one.length > 1 else [1]
         index = one.build(indexer, cuts)
         assert index.length == one.length, f"length is {index.length} after {one.length} keys"
@@ -68,9 +69,9 @@ def answers(indexer: Indexer, some: list[Stream] | None = None) -> Iterator[Answ
                 yield Answer(one, one.length, count, k, index, selection)
 
 
-def shape(indexer: Indexer) -> None:
+def shape(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """indices is int64 [B, Hs, Tq, min(k, T)], with Hs in {Hq, Hk, 1}."""
-    for a in answers(indexer):
+    for a in answers(indexer, draw):
         rows, heads = a.stream.queries.shape[:2]
         shape = tuple(a.indices.shape)
         wanted = {(rows, h, a.count, min(a.k, a.length)) for h in (heads, a.stream.kv_heads, 1)}
@@ -78,11 +79,11 @@ def shape(indexer: Indexer) -> None:
         assert a.indices.dtype == torch.int64, f"indices are {a.indices.dtype}; expected int64"
 
 
-def budgets_together(indexer: Indexer) -> None:
+def budgets_together(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """select_many chooses, at each budget and at the same cost, what select chooses at it alone."""
     if indexer.traits().remembers:
         return
-    for one in streams(indexer):
+    for one in streams(indexer, draw):
         index = one.build(indexer)
         for count in (1, 3) if indexer.traits().causal_codes and one.length >= 3 else (1,):
             tokens = slice(one.length - count, one.length)
@@ -100,9 +101,9 @@ def budgets_together(indexer: Indexer) -> None:
                     assert torch.allclose(many.log_weights, alone.log_weights)
 
 
-def visible_slots_only(indexer: Indexer) -> None:
+def visible_slots_only(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """Every slot is visible: neither padding, nor later than the query, nor out of range."""
-    for a in answers(indexer):
+    for a in answers(indexer, draw):
         real = a.indices != -1
         low = (a.indices >= a.first[:, None, :, None]) | ~real
         high = (a.indices < a.stop[:, None, :, None]) | ~real
@@ -110,17 +111,17 @@ def visible_slots_only(indexer: Indexer) -> None:
         assert high.all(), f"a slot that is not there yet was chosen: {_first(a, ~high)}"
 
 
-def unique(indexer: Indexer) -> None:
+def unique(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """No slot is chosen twice."""
-    for a in answers(indexer):
+    for a in answers(indexer, draw):
         ordered = a.indices.sort(-1).values
         twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
         assert not twice.any(), f"a slot was chosen twice: {ordered[twice.any(-1)][0].tolist()}"
 
 
-def none_last(indexer: Indexer) -> None:
+def none_last(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """-1 stands last, with a log-weight of 0; other log-weights are finite."""
-    for a in answers(indexer):
+    for a in answers(indexer, draw):
         real = a.indices >= 0
         assert (real[..., :-1] | ~real[..., 1:]).all(), "a slot follows a -1"
         weights = a.selection.log_weights
@@ -130,9 +131,9 @@ def none_last(indexer: Indexer) -> None:
             assert (weights[~real] == 0).all(), "a -1 has a log-weight other than 0"
 
 
-def count(indexer: Indexer) -> None:
+def count(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """min(k, visible) slots are chosen; fewer only if the class may_come_short."""
-    for a in answers(indexer):
+    for a in answers(indexer, draw):
         kept = (a.indices >= 0).sum(-1)
         wanted = a.visible.clamp_max(a.k)[:, None].expand_as(kept)
         assert (kept <= wanted).all(), "more slots were chosen than k or than are visible"
@@ -144,11 +145,11 @@ def count(indexer: Indexer) -> None:
             )
 
 
-def exhaustive(indexer: Indexer) -> None:
+def exhaustive(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """k >= visible chooses every visible slot, for classes that are exhaustive."""
     if not indexer.traits().exhaustive:
         return
-    for a in answers(indexer):
+    for a in answers(indexer, draw):
         whole = (a.visible <= a.k)[:, None].expand(a.indices.shape[:-1])
         kept = (a.indices >= 0).sum(-1)
         missed = whole & (kept != a.visible[:, None])
@@ -157,10 +158,10 @@ def exhaustive(indexer: Indexer) -> None:
         )
 
 
-def half_precision(indexer: Indexer) -> None:
+def half_precision(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """bfloat16 and float16 tensors give selections that keep the laws of float32's."""
     for dtype in (torch.bfloat16, torch.float16):
-        for a in answers(indexer, [stream(indexer, start=PADDED).to(dtype)]):
+        for a in answers(indexer, draw, [draw(indexer, start=PADDED).to(dtype)]):
             real = a.indices >= 0
             inside = (a.indices >= a.first[:, None, :, None]) & (
                 a.indices < a.stop[:, None, :, None]
@@ -171,14 +172,14 @@ def half_precision(indexer: Indexer) -> None:
                 assert (kept == a.visible.clamp_max(a.k)[:, None]).all(), f"{dtype}: too few slots"
 
 
-def bounded_cost(indexer: Indexer) -> None:
+def bounded_cost(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """keys_scored and bytes_read are finite numbers, or tensors [B or 1, Tq], within reason.
 
     Within reason: each stage of a combinator scores a visible key at most twice (a graph meets some
     keys on two levels), and reads the index and the keys of every query head at most twice.
     """
     most = 2 * len(parts(indexer))
-    for a in answers(indexer):
+    for a in answers(indexer, draw):
         rows, heads = a.stream.queries.shape[:2]
         keys = heads * a.length * a.stream.keys.shape[3] * a.stream.keys.element_size()
         caps = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,24 +13,25 @@ from torch import Tensor
 from topkit.indexers.base import Cache, Index, Indexer, Selection, Step
 from topkit.indexers.streaming_llm import ends
 
-PADDED = (0, 5, 36)  # the last row shows one key, and none to the queries before it
-_WIDTHS = {"head_dim": 16, "hidden": 24, "latent": 12, "rope": 8}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Stream:
     """All that a driver could hand over, token by token; token i asks queries[:, :, i].
 
-    Shapes: queries [B, Hq, T, D]; keys, values [B, Hk, T, D]; start [B] or None; tokens, name to
-    [B, T, width].
+    Shapes: queries [B, Hq, T, D]; keys, values [B, Hk, T, D]; start [B] or None; by their names, tokens
+    [B, T, width] and vectors [B, heads, T, width].
     """
 
     queries: Tensor
     keys: Tensor
     values: Tensor
     tokens: dict[str, Tensor]
+    vectors: dict[str, Tensor]
     start: Tensor | None = None
     kv_heads: int = 2
+    layer: int = 0
     seed: int = 0
 
     @property
@@ -39,7 +40,7 @@ class Stream:
 
     @property
     def tensors(self) -> list[Tensor]:
-        return [self.queries, self.keys, self.values, *self.tokens.values()]
+        return [self.queries, self.keys, self.values, *self.tokens.values(), *self.vectors.values()]
 
     def starts(self) -> Tensor:
         """The first real slot of each row [B]."""
@@ -56,13 +57,11 @@ class Stream:
             "cache": Cache(self.keys[:, :, :length], self.values[:, :, :length]),
             "hidden": own["hidden"],
             "latent": own["latent"],
-            "rope": (own["rope"].cos(), own["rope"].sin()),
+            "rope": (own["cos"], own["sin"]),
             "values": self.values[:, :, tokens],
-            "prefill_queries": self.queries[:, :, tokens],
             "upstream": Selection(newest.expand(self.keys.shape[0], -1, -1, -1)),
-            "index_queries": self.queries[:, :, tokens],
-            "index_keys": self.keys[:, :1, tokens],
-            "index_weights": self.queries[:, :, tokens].mean(-1).mT,
+            "index_weights": own["index_weights"],
+            **{name: x[:, :, tokens] for name, x in self.vectors.items()},
         }
 
     def step(
@@ -76,6 +75,7 @@ class Stream:
         """The step of a call for `tokens` when `length` slots are cached, as `indexer` may see it."""
         offered = {n: x for n, x in self.inputs(tokens, length, stop).items() if n != without}
         return Step(
+            layer=self.layer,
             scaling=self.keys.shape[3] ** -0.5,
             seed=self.seed,
             start=self.start,
@@ -90,7 +90,7 @@ class Stream:
         """An index built on the first cut and appended to up to each other (None: all at once)."""
         first, *others = cuts or [self.length]
         step = self.step(indexer, slice(0, first), first, without=without)
-        index = indexer.build(self.keys[:, :, :first], step)
+        index = _typed(indexer.build(self.keys[:, :, :first], step), Index, "build")
         for cut in others:
             self.append(indexer, index, cut, without)
         return index
@@ -109,7 +109,7 @@ class Stream:
         """What the last `count` tokens of the index select."""
         tokens = slice(index.length - count, index.length)
         step = self.step(indexer, tokens, index.length, without=without)
-        return index.select(self.queries[:, :, tokens], k, step)
+        return _typed(index.select(self.queries[:, :, tokens], k, step), Selection, "select")
 
     def ask_at(self, indexer: Indexer, index: Index, k: int, tokens: Tensor) -> Selection:
         """What earlier tokens select, each of the slots up to its own."""
@@ -130,6 +130,7 @@ class Stream:
             keys=one.keys[:, :, first:],
             values=one.values[:, :, first:],
             tokens={name: x[:, first:] for name, x in one.tokens.items()},
+            vectors={name: x[:, :, first:] for name, x in one.vectors.items()},
         )
 
     def to(self, to: torch.device | torch.dtype) -> Stream:
@@ -149,6 +150,10 @@ class Stream:
                 name: torch.cat([x[:, :at], other.tokens[name][:, at:]], 1)
                 for name, x in self.tokens.items()
             },
+            vectors={
+                name: torch.cat([x[:, :, :at], other.vectors[name][:, :, at:]], 2)
+                for name, x in self.vectors.items()
+            },
         )
 
     def repeated(self) -> Stream:
@@ -167,40 +172,14 @@ class Stream:
             keys=change(self.keys),
             values=change(self.values),
             tokens={name: change(x) for name, x in self.tokens.items()},
+            vectors={name: change(x) for name, x in self.vectors.items()},
             start=start,
         )
 
 
-def stream(
-    indexer: Indexer,
-    *,
-    length: int = 37,
-    rows: int = 2,
-    heads: tuple[int, int] = (4, 2),
-    start: Sequence[int] | None = None,
-    whole: bool = False,
-    seed: int = 0,
-) -> Stream:
-    """A random stream of the widths that `indexer` asks for; whole numbers, for ties, on request."""
-    widths = {**_WIDTHS, **indexer.widths()}
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        if whole:
-            return torch.randint(-2, 3, shape, generator=generator).float()
-        return torch.randn(*shape, generator=generator)
-
-    rows = len(start) if start is not None else rows
-    queries, keys = heads
-    return Stream(
-        queries=draw(rows, queries, length, widths["head_dim"]),
-        keys=draw(rows, keys, length, widths["head_dim"]),
-        values=draw(rows, keys, length, widths["head_dim"]),
-        tokens={name: draw(rows, length, widths[name]) for name in ("hidden", "latent", "rope")},
-        start=None if start is None else torch.tensor(start),
-        kv_heads=keys,
-        seed=seed,
-    )
+def _typed(x: T, kind: type[T], method: str) -> T:
+    assert isinstance(x, kind), f"{method} must return {kind.__name__}; got {type(x).__name__}"
+    return x
 
 
 def parts(indexer: Indexer) -> list[Indexer]:

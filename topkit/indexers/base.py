@@ -16,7 +16,7 @@ from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.grammar import Named, Registry
-from topkit.indexers.traits import FLAGS, Traits, adopt_class_flags
+from topkit.indexers.traits import FLAGS, Traits, adopt_class_flags, hold_to_traits
 
 # What a driver may hand to a recipe that declares it in `needs`.
 INPUTS = frozenset(
@@ -273,6 +273,7 @@ class Indexer(Named):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        hold_to_traits(cls)
         adopt_class_flags(cls, Indexer)
 
     def __getattr__(self, name: str) -> Any:

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, fields, replace
+from functools import wraps
 from typing import Any
+
+from topkit.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,25 @@ class Traits:
 
 
 FLAGS = tuple(field.name for field in fields(Traits) if field.name != "needs")
+
+
+def hold_to_traits(recipe: type[Any]) -> None:
+    """Refuse, by the recipe's name, what its own `traits` returns that is no Traits."""
+    own = vars(recipe).get("traits")
+    if own is None:
+        return
+
+    @wraps(own)
+    def traits(self: Any) -> Traits:
+        said = own(self)
+        if not isinstance(said, Traits):
+            raise InputError(
+                f"{recipe.__name__}.traits() must return a Traits, as "
+                f"replace(super().traits(), drifts=True); got {type(said).__name__}"
+            )
+        return said
+
+    recipe.traits = traits
 
 
 def adopt_class_flags(recipe: type[Any], root: type[Any]) -> None:
