@@ -1,8 +1,29 @@
 """What topkit raises; the console script turns each into an exit code."""
 
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+# Which extra of topkit brings an optional package, by the name that is imported.
+EXTRA_OF = {
+    "faiss": "faiss",
+    "transformers": "hf",
+    "tokenizers": "hf",
+    "matplotlib": "report",
+    "triton": "triton",
+}
+
 
 class InputError(ValueError):
     """Bad input: what was expected, what came, what to do (exit 2)."""
+
+
+class MissingExtra(InputError):
+    """An optional package that is not installed, and the extra that brings it (exit 2)."""
+
+    def __init__(self, package: str) -> None:
+        super().__init__(f"this needs {package}; pip install 'topkit[{EXTRA_OF[package]}]'")
 
 
 class GateFailed(RuntimeError):
@@ -11,3 +32,14 @@ class GateFailed(RuntimeError):
 
 class Undecided(RuntimeError):
     """The data do not decide the question (exit 3)."""
+
+
+@contextmanager
+def extras_named() -> Generator[None]:
+    """Let an import of an optional package that is not installed raise MissingExtra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA_OF:
+            raise
+        raise MissingExtra(error.name) from error

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from topkit.errors import extras_named
+
 
 def lazily(
     package: str, homes: Mapping[str, str]
@@ -21,7 +23,8 @@ def lazily(
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         home, colon, own = homes[name].partition(":")
-        module = import_module(home)
+        with extras_named():
+            module = import_module(home)
         space[name] = module if colon and not own else getattr(module, own or name)
         return space[name]
 

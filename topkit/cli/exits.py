@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from topkit.errors import GateFailed, InputError, Undecided
+from topkit.errors import EXTRA_OF, GateFailed, InputError, MissingExtra, Undecided
 
 DONE, GATE_FAILED, BAD_INPUT, UNDECIDED, FAULT, INTERRUPTED = 0, 1, 2, 3, 70, 130
 
@@ -58,19 +58,9 @@ def _of_others(error: Exception) -> int:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return _say("out of memory; lower --batch-size, --jobs or --length", BAD_INPUT)
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF:
-        extra = EXTRA_OF[error.name]
-        return _say(f"this needs {error.name}; pip install 'topkit[{extra}]'", BAD_INPUT)
+        return _say(MissingExtra(error.name), BAD_INPUT)
     traceback.print_exception(error)
     return _say("this is a fault of topkit, not of your command", FAULT)
-
-
-EXTRA_OF = {
-    "faiss": "faiss",
-    "transformers": "hf",
-    "tokenizers": "hf",
-    "matplotlib": "report",
-    "triton": "triton",
-}
 
 
 def _of_system(error: OSError) -> str:

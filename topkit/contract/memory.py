@@ -1,3 +1,4 @@
+# pyright: strict
 """What an index holds in memory."""
 
 from __future__ import annotations
@@ -17,6 +18,15 @@ def _root(x: Any) -> str:
     return type(x).__module__.split(".")[0]
 
 
+def _is(x: Any, *kinds: type) -> bool:
+    """isinstance, after which the type is as open as before."""
+    return isinstance(x, kinds)
+
+
+def _has_attributes(x: Any) -> bool:
+    return hasattr(x, "__dict__") and type(x).__module__ != "builtins"
+
+
 def bytes_in_reach(index: Any, cache: set[int]) -> tuple[int, bool]:
     """Bytes of the tensors and arrays within reach of an index, and whether it holds more than those.
 
@@ -27,21 +37,21 @@ def bytes_in_reach(index: Any, cache: set[int]) -> tuple[int, bool]:
     seen: set[int] = set()
     ahead: list[Any] = [index]
     while ahead:
-        x = ahead.pop()
+        x: Any = ahead.pop()
         if id(x) in seen or isinstance(x, _PLAIN):
             continue
         seen.add(id(x))
         if isinstance(x, Tensor):
             storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        elif isinstance(x, np.ndarray):
+        elif _is(x, np.ndarray):
             storages[x.__array_interface__["data"][0]] = x.nbytes
-        elif isinstance(x, dict):
-            ahead += x.values()
-        elif isinstance(x, list | tuple | set):
-            ahead += x
-        elif hasattr(x, "__dict__") and type(x).__module__ != "builtins":
+        elif _is(x, dict):
+            ahead.extend(x.values())
+        elif _is(x, list, tuple, set):
+            ahead.extend(x)
+        elif _has_attributes(x):
             opaque = opaque or _root(x) not in {_root(index), __name__.split(".")[0]}
-            ahead += vars(x).values()
+            ahead.extend(vars(x).values())
         else:
             opaque = True
     return sum(size for address, size in storages.items() if address not in cache), opaque

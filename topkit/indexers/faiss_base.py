@@ -1,8 +1,11 @@
+# pyright: strict
 """What the FAISS recipes share: one FAISS index per row and KV head, copied only when appended to."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,26 +13,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from topkit.errors import InputError
+from topkit.errors import InputError, extras_named
 from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.traits import Traits
 
+Vectors = np.ndarray[Any, Any]
+
 
 def import_faiss() -> Any:
-    """The faiss module, one thread a search: per-head searches are too small to share out.
+    """The faiss module.
 
     Raises: InputError when it is not installed, or hidden by a half-removed second distribution.
     """
-    try:
+    with extras_named():
         import faiss
-    except ImportError as error:
-        raise InputError("FAISS is not installed; pip install 'topkit[faiss]'") from error
     if not hasattr(faiss, "IndexFlatIP"):
         raise InputError(
             "FAISS is broken: faiss-cpu and faiss-gpu overwrote each other; reinstall one"
         )
-    faiss.omp_set_num_threads(1)
     return faiss
+
+
+@contextmanager
+def one_thread(faiss: Any) -> Generator[None]:
+    """Let FAISS use one thread, as per-head searches are too small to share out, and then what it used before."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class FaissIndexer(Indexer):
         return Traits(exhaustive=False, may_come_short=True, drifts=True, causal_codes=False)
 
     @abstractmethod
-    def make(self, faiss: Any, keys: np.ndarray) -> Any:
+    def make(self, faiss: Any, keys: Vectors) -> Any:
         """A FAISS index of keys [n, D] float32."""
 
     @abstractmethod
@@ -92,18 +105,19 @@ class _Faiss(Index):
             self.graphs = [[None] * self.heads for _ in range(keys.shape[0])]
             self.adds = [[] for _ in self.graphs]
             self.borrowed = [False] * keys.shape[0]
-        new = keys.detach().float().cpu().numpy()
+        new = _array(keys)
         for row, start in enumerate(self._starts(step)):
             # FAISS never sees padding: ids count from the row's first real key.
             real = new[row, :, max(start - self.slots, 0) :]
             if real.shape[1]:
-                self._own(row)
+                with one_thread(self.faiss):
+                    self._own(row)
+                    for head in range(self.heads):
+                        self._add(row, head, np.ascontiguousarray(real[head]))
                 self.adds[row].append(self.slots + keys.shape[2] - start)
-                for head in range(self.heads):
-                    self._add(row, head, np.ascontiguousarray(real[head]))
         self.slots += keys.shape[2]
 
-    def _add(self, row: int, head: int, keys: np.ndarray) -> None:
+    def _add(self, row: int, head: int, keys: Vectors) -> None:
         graph = self.graphs[row][head]
         if graph is None:
             self.graphs[row][head] = self.recipe.make(self.faiss, keys)
@@ -116,7 +130,7 @@ class _Faiss(Index):
             self.graphs[row], self.borrowed[row] = copies, False
 
     def _starts(self, step: Step) -> list[int]:
-        return step.starts().expand(len(self.graphs)).tolist()
+        return [int(start) for start in step.starts().expand(len(self.graphs))]
 
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
         if queries.shape[2] != 1 or (
@@ -127,9 +141,7 @@ class _Faiss(Index):
             )
         rows, heads = queries.shape[:2]
         k = min(k, self.slots)
-        vectors = (
-            queries.detach().float().cpu().numpy().reshape(rows, self.heads, -1, queries.shape[-1])
-        )
+        vectors = _array(queries).reshape(rows, self.heads, -1, queries.shape[-1])
         ids = np.full((rows, self.heads, vectors.shape[2], k), -1, dtype=np.int64)
         scored, read = np.zeros((rows, 1)), np.zeros((rows, 1))
         for row, start in enumerate(self._starts(step)):
@@ -143,13 +155,14 @@ class _Faiss(Index):
             read[row] += compared * queries.shape[-1] * 4
         lists = ids.reshape(rows, heads, 1, k)
         # On the queries' device, costs too: combinators add their own to them.
-        here = [torch.from_numpy(x).to(queries.device) for x in (lists, scored, read)]
+        here = [torch.as_tensor(x, device=queries.device) for x in (lists, scored, read)]
         return Selection(here[0], keys_scored=here[1], bytes_read=here[2])
 
-    def _search(self, graph: Any, queries: np.ndarray, k: int, start: int) -> np.ndarray:
+    def _search(self, graph: Any, queries: Vectors, k: int, start: int) -> Vectors:
         slots = np.full((len(queries), k), -1, dtype=np.int64)
         n = min(k, graph.ntotal)
-        _, ids = graph.search(np.ascontiguousarray(queries), n)
+        with one_thread(self.faiss):
+            _, ids = graph.search(np.ascontiguousarray(queries), n)
         slots[:, :n] = np.where(ids < 0, -1, ids + start)
         return slots
 
@@ -160,15 +173,17 @@ class _Faiss(Index):
             if not self.adds[row] or kept >= self.adds[row][-1]:
                 continue
             adds = [n for n in self.adds[row] if n < kept] + [kept] * (kept > 0)
-            for head, graph in enumerate(self.graphs[row]):
-                left = self.recipe.remove(self.faiss, graph, adds) if adds else None
-                self.graphs[row][head] = left
+            with one_thread(self.faiss):
+                for head, graph in enumerate(self.graphs[row]):
+                    left = self.recipe.remove(self.faiss, graph, adds) if adds else None
+                    self.graphs[row][head] = left
             self.adds[row] = adds
         self.slots = length
 
     def reorder(self, rows: Tensor) -> None:
-        self.graphs = [list(self.graphs[row]) for row in rows.tolist()]
-        self.adds = [list(self.adds[row]) for row in rows.tolist()]
+        gathered = [int(row) for row in rows]
+        self.graphs = [list(self.graphs[row]) for row in gathered]
+        self.adds = [list(self.adds[row]) for row in gathered]
         self.borrowed = [True] * len(self.graphs)
 
     def fork(self) -> Index:
@@ -178,3 +193,7 @@ class _Faiss(Index):
         twin.adds = [list(row) for row in self.adds]
         twin.borrowed, self.borrowed = [True] * len(self.graphs), [True] * len(self.graphs)
         return twin
+
+
+def _array(x: Tensor) -> Vectors:
+    return x.detach().float().cpu().numpy()

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
-import numpy as np
-
 from topkit.indexers.checks import whole
-from topkit.indexers.faiss_base import FaissIndexer
+from topkit.indexers.faiss_base import FaissIndexer, Vectors
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class faiss_hnsw(FaissIndexer):
         whole(self, "ef_construction", 1, 2**20)
         whole(self, "ef_search", 1, 2**20)
 
-    def make(self, faiss: Any, keys: np.ndarray) -> Any:
+    def make(self, faiss: Any, keys: Vectors) -> Any:
         index = faiss.IndexHNSWFlat(keys.shape[1], self.M, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = self.ef_construction
         index.hnsw.efSearch = self.ef_search

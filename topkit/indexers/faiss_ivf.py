@@ -6,11 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 from topkit.errors import InputError
 from topkit.indexers.checks import whole
-from topkit.indexers.faiss_base import FaissIndexer
+from topkit.indexers.faiss_base import FaissIndexer, Vectors
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class faiss_ivf(FaissIndexer):
                 f"faiss_ivf needs 1 <= nprobe <= nlist; got nlist={self.nlist}, nprobe={self.nprobe}"
             )
 
-    def make(self, faiss: Any, keys: np.ndarray) -> Any:
+    def make(self, faiss: Any, keys: Vectors) -> Any:
         lists = min(self.nlist, len(keys))
         quantizer = faiss.IndexFlatIP(keys.shape[1])
         index = faiss.IndexIVFFlat(quantizer, keys.shape[1], lists, faiss.METRIC_INNER_PRODUCT)

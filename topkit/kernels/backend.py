@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from topkit.errors import InputError
+from topkit.errors import InputError, MissingExtra
 
 BACKENDS = ("auto", "torch", "triton")
 
@@ -51,7 +51,7 @@ def multiprocessors(device: torch.device) -> int:
 
 def _missing(tensor: Tensor) -> str | None:
     if not _installed():
-        return "Triton is not installed; pip install 'topkit[triton]'"
+        return str(MissingExtra("triton"))
     if not tensor.is_cuda and not interpreted():
         return f"needs tensors on a CUDA GPU; these are on {tensor.device}"
     return None

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from topkit.errors import InputError
+from topkit.errors import InputError, extras_named
 
 REFERENCE = Path(__file__).parents[2] / "data" / "reference"
 
@@ -30,6 +30,7 @@ def resolve(model: str | Path) -> Path:
     return path
 
 
+@extras_named()
 def load(
     model: str | Path,
     device: str | torch.device | None = None,

@@ -1,0 +1,61 @@
+"""FAISS's threads, which are the process's, are given back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from topkit.indexers import Step, faiss_hnsw, faiss_ivf
+
+faiss = pytest.importorskip("faiss")
+
+
+@pytest.fixture(params=[1, 3, 8])
+def threads(request):
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(request.param)
+    yield request.param
+    faiss.omp_set_num_threads(before)
+
+
+@pytest.mark.parametrize("recipe", [faiss_ivf(nlist=4, nprobe=2), faiss_hnsw(M=4)])
+def test_threads_are_as_before_after_each_use(recipe, threads):
+    keys, queries = torch.randn(1, 2, 40, 8), torch.randn(1, 4, 1, 8)
+    index = recipe.build(keys, Step())
+    assert faiss.omp_get_max_threads() == threads
+    for use in (
+        lambda: index.fork().append(keys, Step()),
+        lambda: index.select(queries, 5, Step()),
+        lambda: index.truncate(30, Step()),
+        lambda: index.append(keys[:, :, :1], Step()),
+    ):
+        use()
+        assert faiss.omp_get_max_threads() == threads
+
+
+@pytest.mark.parametrize("recipe", [faiss_ivf(nlist=4, nprobe=2), faiss_hnsw(M=4)])
+def test_threads_are_as_before_after_an_error(recipe, threads):
+    index = recipe.build(torch.randn(1, 2, 40, 8), Step())
+    with pytest.raises(AssertionError):  # FAISS's own, of other dimensions
+        index.select(torch.randn(1, 4, 1, 6), 5, Step())
+    assert faiss.omp_get_max_threads() == threads
+    with pytest.raises(AssertionError):
+        index.append(torch.randn(1, 2, 1, 6), Step())
+    assert faiss.omp_get_max_threads() == threads
+
+
+def test_one_thread_is_what_a_search_uses(threads, monkeypatch):
+    index = faiss_ivf(nlist=4, nprobe=2).build(torch.randn(1, 2, 40, 8), Step())
+    seen = []
+    graph = index.graphs[0][0]
+    real = type(graph).search
+    monkeypatch.setattr(
+        type(graph),
+        "search",
+        lambda self, *args, **kwargs: (
+            seen.append(faiss.omp_get_max_threads()),
+            real(self, *args, **kwargs),
+        )[1],
+    )
+    index.select(torch.randn(1, 4, 1, 8), 5, Step())
+    assert seen == [1, 1]

@@ -1,0 +1,59 @@
+"""What topkit says, and takes back, of packages that it may do without."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from topkit.errors import EXTRA_OF, InputError, MissingExtra, extras_named
+
+# A process in which some packages are not there.
+WITHOUT = """
+from importlib.machinery import PathFinder
+
+find = PathFinder.find_spec
+PathFinder.find_spec = classmethod(
+    lambda cls, name, *rest: None if name.partition(".")[0] in {absent!r} else find(name, *rest)
+)
+import torch, topkit
+"""
+CAPTURE = "capture = topkit.Capture.from_tensors(*(torch.randn(1, 2, 9, 8) for _ in range(3)))"
+NEEDS = {
+    "topkit.attach": "transformers",
+    "topkit.capture": "transformers",
+    "topkit.evaluate": "transformers",
+    "topkit.load('reference')": "transformers",
+    f"{CAPTURE}; topkit.measure(capture, ['faiss_ivf'], 4)": "faiss",
+    "from topkit.kernels.select_topk import select_topk; select_topk(torch.randn(9), 2, backend='triton')": "triton",
+}
+
+
+@pytest.mark.parametrize(("statement", "package"), NEEDS.items())
+def test_what_is_missing_names_its_extra(statement: str, package: str) -> None:
+    code = (
+        WITHOUT.format(absent={package, *EXTRA_OF})
+        + f"""
+try:
+    {statement}
+except topkit.InputError as error:
+    print(type(error).__name__, error)
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"this needs {package}; pip install 'topkit[{EXTRA_OF[package]}]'" in done.stdout, done
+
+
+def test_the_core_measures_without_any_extra() -> None:
+    code = WITHOUT.format(absent=set(EXTRA_OF)) + (
+        f"{CAPTURE}\nprint(topkit.measure(capture, ['exact', 'sign', 'quest'], 4).summary())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "'indexer': 'quest" in done.stdout, done.stderr
+
+
+def test_other_packages_are_missed_as_ever() -> None:
+    with pytest.raises(ModuleNotFoundError, match="other"), extras_named():
+        raise ModuleNotFoundError("No module named 'other'", name="other")
+    assert issubclass(MissingExtra, InputError)
