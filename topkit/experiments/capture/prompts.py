@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from topkit.errors import InputError
-from topkit.experiments.tasks.base import Task
+from topkit.experiments.tasks import Task
+from topkit.experiments.tasks import prompt as make_prompt
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def task_passages(
     """
     passages = []
     for sample in range(samples):
-        prompt = task.sample(tokenizer, length, sample, seed=seed)
+        prompt = make_prompt(task, tokenizer, length, sample, seed=seed)
         question = prompt.questions[sample % len(prompt.questions)]
         ids = [*prompt.ids, *question.ids, *question.answer_ids]
         text = prompt.text + question.text + question.answer

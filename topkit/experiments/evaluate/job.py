@@ -18,6 +18,7 @@ from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.fidelity_rows import table as fidelity_table
 from topkit.experiments.tasks import Haystack as Text
 from topkit.experiments.tasks import Prompt, Task, task_name
+from topkit.experiments.tasks import prompt as make_prompt
 
 SPARSE_FROM = ("question", "answer")
 # Rows of one forward pass, by default: cells times questions of one haystack.
@@ -108,4 +109,4 @@ def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None
 
 def prompt_of(setting: Setting, task: Task, length: int, sample: int, tokenizer: Any) -> Prompt:
     text = None if setting.text is None else Text.of_file(setting.text)
-    return task.sample(tokenizer, length, sample, seed=setting.seed, haystack=text)
+    return make_prompt(task, tokenizer, length, sample, seed=setting.seed, haystack=text)

@@ -1,16 +1,20 @@
-"""Tasks in RULER's manner (arXiv 2404.06654), in wordings of topkit's own."""
+"""Tasks in RULER's manner (arXiv 2404.06654), in wordings of topkit's own. Imports no other room of experiments."""
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
-from topkit.experiments.tasks.base import Prompt, Question, Task, ruler_score
+from topkit.errors import InputError
+from topkit.experiments.tasks.base import Task
 from topkit.experiments.tasks.books import Books
 from topkit.experiments.tasks.chains import VariableTracking
 from topkit.experiments.tasks.haystack import Haystack
 from topkit.experiments.tasks.needles import MultiKey, MultiQuery, MultiValue, Single, Word
 from topkit.experiments.tasks.pairs import KeyValueRecall
+from topkit.experiments.tasks.prompt import Prompt, Question
 from topkit.experiments.tasks.recite import Recite
+from topkit.experiments.tasks.scoring import ruler_part, ruler_score
 from topkit.grammar import Registry, flat, make
 
 TASKS: dict[str, type[Task]] = {
@@ -42,6 +46,37 @@ def make_task(text: str, /, **parameters: Any) -> Task:
     return make(text, REGISTRY, **parameters)
 
 
+def prompt(task: Task, tokenizer: Any, length: int, sample: int, **options: Any) -> Prompt:
+    """Prompt number `sample` of any task, as `task.sample` gives it.
+
+    Raises: InputError as the task does; and, naming the task, for any error of code that is not topkit's,
+    and for what is no prompt.
+    """
+    if type(task) in TASKS.values():
+        return task.sample(tokenizer, length, sample, **options)
+    try:
+        made = task.sample(tokenizer, length, sample, **options)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{task_name(task)} cannot make prompt {sample}: {_place(error)}: "
+            f"{type(error).__name__}: {error}; mend the task"
+        ) from error
+    if not (isinstance(made, Prompt) and made.ids and made.questions):
+        raise InputError(
+            f"{task_name(task)} cannot make prompt {sample}: expected a Prompt with tokens and questions; "
+            f"got {type(made).__name__}; mend the task"
+        )
+    return made
+
+
+def _place(error: BaseException) -> str:
+    """The file and line that raised an error."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno}"
+
+
 def task_name(task: Task) -> str:
     """A task as tables name it: `niah-multikey:wording=trained`."""
     return flat(task)
@@ -55,6 +90,8 @@ __all__ = [
     "Question",
     "Task",
     "make_task",
+    "prompt",
+    "ruler_part",
     "ruler_score",
     "task_name",
 ]

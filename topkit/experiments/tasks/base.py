@@ -3,75 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Protocol
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
 from topkit.errors import InputError
+from topkit.experiments.tasks.encoding import Tokenizer, begun, encode, together
 from topkit.experiments.tasks.haystack import Haystack
+from topkit.experiments.tasks.prompt import Planted, Prompt, Question
 from topkit.grammar import Named, Registry, nearest
 
-TRAINED, HELD_OUT = "trained", "held-out"
-
-
-class Tokenizer(Protocol):
-    """What tasks use of a transformers tokenizer."""
-
-    def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question, its canonical answer, and the strings that RULER's score looks for."""
-
-    text: str
-    answer: str
-    references: tuple[str, ...]
-    ids: tuple[int, ...] = ()
-    answer_ids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Planted:
-    """Sentences to plant, in order, where (0 the start, 1 the end), and the questions about them."""
-
-    sentences: tuple[str, ...]
-    questions: tuple[Question, ...]
-    depths: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One haystack and the questions that share it.
-
-    `ids` are the haystack's tokens, the tokenizer's own first token included. A model reads ids +
-    question.ids and should go on with question.answer_ids. `family` and `wording` say whether the
-    reference model was trained on the like.
-    """
-
-    task: str
-    length: int
-    sample: int
-    seed: int
-    wording: str
-    family: str
-    text: str
-    ids: tuple[int, ...]
-    questions: tuple[Question, ...]
-    parameters: dict[str, Any] = field(default_factory=dict)
+# Whether the reference model was trained on the like; of a task that says nothing of it, OWN.
+TRAINED, HELD_OUT, OWN = "trained", "held-out", "own"
+RULER = "RULER, arXiv 2404.06654"
 
 
 def random_for(*place: Any) -> np.random.Generator:
     """The generator of one place, named by words and numbers: the same on every machine."""
     name = hashlib.sha256(repr(place).encode()).digest()
     return np.random.default_rng(int.from_bytes(name[:16], "little"))
-
-
-def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """The tokens of a text that stands in the middle of another."""
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def require_depth(task: str, depth: float) -> None:
@@ -95,9 +47,12 @@ class Task(Named):
     """A recipe for prompts; its fields are the parameters that a run may set."""
 
     name: ClassVar[str] = ""
-    family: ClassVar[str] = TRAINED
-    source: ClassVar[str] = "RULER, arXiv 2404.06654"
+    family: ClassVar[str] = OWN
+    source: ClassVar[str] = OWN
     asks: ClassVar[str] = ""
+    # What ends an answer, beside the end of the model's turn; and how many tokens it may take, see Prompt.
+    stop: ClassVar[tuple[str, ...]] = ("\n",)
+    tokens_to_generate: ClassVar[int | None] = None
 
     questions: int = 4
     wording: str = "any"
@@ -113,8 +68,8 @@ class Task(Named):
         raise NotImplementedError(f"{type(self).__name__}.plant")
 
     def wordings(self) -> dict[str, str]:
-        """The wordings of this task, each trained or held-out."""
-        return {"plain": TRAINED}
+        """The wordings of this task, each trained, held-out or own."""
+        return {"plain": self.family}
 
     def sample(
         self,
@@ -133,10 +88,8 @@ class Task(Named):
         rng = random_for(split, self.name, seed, sample)
         wording = self._wording(rng)
         planted = self.plant(rng, wording)
-        questions = tuple(self._encoded(tokenizer, question) for question in planted.questions)
-        room = length - max(len(q.ids) + len(q.answer_ids) for q in questions)
-        text, ids = (haystack or Haystack.bundled()).bury(
-            planted.sentences, planted.depths, tokenizer, room, rng, self.name
+        text, ids, questions = self._buried(
+            planted, tokenizer, length, sample, rng, haystack or Haystack.bundled()
         )
         return Prompt(
             self.name,
@@ -144,11 +97,45 @@ class Task(Named):
             sample,
             seed,
             wording,
-            HELD_OUT if HELD_OUT in (self.family, self.wordings()[wording]) else TRAINED,
+            HELD_OUT if self.wordings()[wording] == HELD_OUT else self.family,
             text,
-            tuple(ids),
+            ids,
             questions,
             asdict(self),
+            self.stop,
+            self.tokens_to_generate,
+        )
+
+    def _buried(
+        self,
+        planted: Planted,
+        tokenizer: Tokenizer,
+        length: int,
+        sample: int,
+        rng: np.random.Generator,
+        haystack: Haystack,
+    ) -> tuple[str, tuple[int, ...], tuple[Question, ...]]:
+        """The haystack's text, its tokens, and the questions with theirs."""
+        fixed = len(begun(tokenizer, " ".join(planted.sentences)))
+        tail = max(
+            len(encode(tokenizer, q.text)) + len(encode(tokenizer, q.answer))
+            for q in planted.questions
+        )
+        room = length - tail
+        while fixed <= room:
+            text = haystack.bury(planted.sentences, planted.depths, tokenizer, room, deepcopy(rng))
+            ids, questions = together(tokenizer, text, planted.questions, self.name)
+            used = len(ids) + max(len(q.ids) + len(q.answer_ids) for q in questions)
+            if used <= length:
+                return text, ids, questions
+            # Together they may be more tokens than apart.
+            room -= used - length
+        fewer = getattr(self, "distractors", 0)
+        raise InputError(
+            f"{self.name} plants {fixed:,} tokens in haystack {sample}, and its longest question and "
+            f"answer take {tail:,}: they do not fit into a length of {length:,}; ask for a longer "
+            f"length, of {fixed + tail:,} or more"
+            + (f", or for fewer distractors (distractors={fewer} here)" if fewer else "")
         )
 
     def _wording(self, rng: np.random.Generator) -> str:
@@ -162,16 +149,3 @@ class Task(Named):
                 f"{self.name} has no wording {self.wording!r}; {nearest(self.wording, words)}"
             )
         return str(rng.choice(chosen))
-
-    def _encoded(self, tokenizer: Tokenizer, q: Question) -> Question:
-        # Together and apart give the same tokens: an answer starts with the space before its word.
-        ids, answer = encode(tokenizer, q.text), encode(tokenizer, q.answer)
-        return Question(q.text, q.answer, q.references, ids, answer)
-
-
-def ruler_score(prediction: str, references: Sequence[str]) -> float:
-    """The share of references that stand in the prediction, whatever the case.
-
-    Source: RULER (arXiv 2404.06654), its all-match score.
-    """
-    return float(np.mean([r.strip().lower() in prediction.lower() for r in references]))

@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from topkit.errors import InputError
-from topkit.experiments.tasks.base import Prompt, Question, Task, Tokenizer, random_for
+from topkit.experiments.tasks.base import TRAINED, Task, random_for
+from topkit.experiments.tasks.encoding import Tokenizer, begun
 from topkit.experiments.tasks.haystack import Haystack
+from topkit.experiments.tasks.prompt import Prompt, Question
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Books(Task):
     """
 
     name: ClassVar[str] = "books"
+    family: ClassVar[str] = TRAINED
     source: ClassVar[str] = "language modelling"
     asks: ClassVar[str] = "the next token of running text"
 
@@ -39,7 +42,8 @@ class Books(Task):
         split: str = "evaluation",
     ) -> Prompt:
         rng = random_for(split, self.name, seed, sample)
-        text, ids = (haystack or Haystack.bundled()).bury([], [], tokenizer, length, rng)
+        text = (haystack or Haystack.bundled()).bury([], [], tokenizer, length, rng)
+        ids = begun(tokenizer, text)
         wording = self._wording(rng)
         cut = len(ids) - self.tokens
         if cut < 2:

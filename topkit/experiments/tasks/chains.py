@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from topkit.errors import InputError
-from topkit.experiments.tasks.base import Planted, Question, Task, require_digits
+from topkit.experiments.tasks.base import RULER, TRAINED, Planted, Question, Task, require_digits
 from topkit.experiments.tasks.words import names, values
 
 
@@ -23,6 +23,8 @@ class VariableTracking(Task):
     """
 
     name: ClassVar[str] = "variable-tracking"
+    family: ClassVar[str] = TRAINED
+    source: ClassVar[str] = RULER
     asks: ClassVar[str] = "the number at the end of a chain of names"
 
     hops: int = 2

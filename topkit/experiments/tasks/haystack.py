@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from topkit.errors import InputError
+from topkit.experiments.tasks.encoding import Tokenizer, begun, encode
 
 EXCERPT = Path(__file__).parents[2] / "data" / "excerpt.txt"
 
@@ -46,38 +46,33 @@ class Haystack:
         self,
         planted: Sequence[str],
         depths: Sequence[float],
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         room: int,
         rng: np.random.Generator,
-        task: str = "the task",
-    ) -> tuple[str, list[int]]:
-        """A text of at most `room` tokens with `planted` in it, and its tokens.
+    ) -> str:
+        """A text of at most `room` tokens with `planted` in it; more where these alone are more.
 
         `depths` say where each goes, 0 the start and 1 the end; none: anywhere, in their order.
-        Raises: InputError when what is planted does not fit.
         """
-        bare = _tokens(tokenizer, " ".join(planted))
-        if len(bare) > room:
-            raise InputError(
-                f"{task} plants {len(bare)} tokens where its questions leave room for {max(room, 0)}; "
-                "ask for a longer length"
-            )
+        bare = len(begun(tokenizer, " ".join(planted)))
         depths = list(depths) or sorted(rng.random(len(planted)).tolist())
-        filler = self._filler(tokenizer, room - len(bare), rng)
+        filler = self._filler(tokenizer, room - bare, rng)
         while True:
             text = _woven(filler, planted, depths)
-            ids = _tokens(tokenizer, text)
-            if len(ids) <= room or not filler:
-                return text, ids
+            count = len(begun(tokenizer, text))
+            if count <= room or not filler:
+                return text
             # Joins may cost a token that the parts did not: give up words until it fits.
-            words = filler[-1].split(" ")[: -max(1, len(ids) - room)]
+            words = filler[-1].split(" ")[: -max(1, count - room)]
             filler = filler[:-1] + ([" ".join(words)] if words else [])
 
-    def _filler(self, tokenizer: Any, room: int, rng: np.random.Generator) -> list[str]:
+    def _filler(self, tokenizer: Tokenizer, room: int, rng: np.random.Generator) -> list[str]:
         chosen, at = [], int(rng.integers(len(self.sentences)))
+        before = len(encode(tokenizer, "."))
         while room > 0:
             sentence = self.sentences[at % len(self.sentences)]
-            cost = len(tokenizer(" " + sentence, add_special_tokens=False)["input_ids"])
+            # As it costs behind another: by itself it may begin with a token of its own.
+            cost = max(1, len(encode(tokenizer, f". {sentence}")) - before)
             if cost > room:
                 words = sentence.split(" ")
                 chosen.append(" ".join(words[: max(1, len(words) * room // cost)]))
@@ -94,10 +89,6 @@ def _woven(filler: Sequence[str], planted: Sequence[str], depths: Sequence[float
         parts += [s for s, g in zip(planted, gaps, strict=True) if g == gap]
         parts += filler[gap : gap + 1]
     return " ".join(parts)
-
-
-def _tokens(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=True)["input_ids"])
 
 
 def _pieces(sentence: str) -> list[str]:

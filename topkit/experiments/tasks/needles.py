@@ -11,6 +11,7 @@ import numpy as np
 from topkit.errors import InputError
 from topkit.experiments.tasks.base import (
     HELD_OUT,
+    RULER,
     TRAINED,
     Planted,
     Question,
@@ -86,6 +87,9 @@ class Needles(Task):
     digits: of each value, 0 for made-up names as values; depth: where the needles of the questions
     stand among the sentences, 0 the start and 1 the end (-1: anywhere).
     """
+
+    family: ClassVar[str] = TRAINED
+    source: ClassVar[str] = RULER
 
     distractors: int = 0
     digits: int = 5

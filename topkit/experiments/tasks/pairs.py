@@ -9,6 +9,7 @@ import numpy as np
 
 from topkit.errors import InputError
 from topkit.experiments.tasks.base import (
+    TRAINED,
     Planted,
     Question,
     Task,
@@ -23,6 +24,7 @@ class KeyValueRecall(Task):
     """Pairs of a made-up name and a number, one after the other, in one block of the haystack."""
 
     name: ClassVar[str] = "kv-recall"
+    family: ClassVar[str] = TRAINED
     source: ClassVar[str] = "HELMET's JSON KV, arXiv 2410.02694"
     asks: ClassVar[str] = "the number of a made-up name, in a dense list"
 

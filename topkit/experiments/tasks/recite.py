@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from topkit.errors import InputError
-from topkit.experiments.tasks.base import Planted, Question, Task
+from topkit.experiments.tasks.base import TRAINED, Planted, Question, Task
 from topkit.experiments.tasks.words import ADJECTIVES, NOUNS, names
 
 _WORDS = ADJECTIVES + NOUNS
@@ -19,6 +19,7 @@ class Recite(Task):
     """Passages of `words` words in random order, each under a name; a question asks for one, whole."""
 
     name: ClassVar[str] = "recite"
+    family: ClassVar[str] = TRAINED
     source: ClassVar[str] = "topkit"
     asks: ClassVar[str] = "a passage of 128 tokens or more, in order"
 

@@ -1,0 +1,69 @@
+"""A prompt: a haystack, and the questions that share it."""
+
+# pyright: strict
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its canonical answer, and the strings that RULER's score looks for.
+
+    `answer_ids` are the tokens to predict, from the first that the question has not by itself: a token
+    of both is the answer's. `ids` are those before, back to the end of the haystack's.
+    """
+
+    text: str
+    answer: str
+    references: tuple[str, ...]
+    ids: tuple[int, ...] = ()
+    answer_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Sentences to plant, in order, where (0 the start, 1 the end), and the questions about them."""
+
+    sentences: tuple[str, ...]
+    questions: tuple[Question, ...]
+    depths: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One haystack and the questions that share it.
+
+    `ids` are the haystack's tokens, the tokenizer's own first token included. A model reads ids +
+    question.ids and should go on with question.answer_ids: the tokens of the whole text, encoded at
+    once. `family` and `wording` say whether the reference model was trained on the like. What it says
+    is read up to the end of its turn, one of the texts `stop`, or `tokens_to_generate`; None: MORE
+    tokens than the true answer has.
+    """
+
+    task: str
+    length: int
+    sample: int
+    seed: int
+    wording: str
+    family: str
+    text: str
+    ids: tuple[int, ...]
+    questions: tuple[Question, ...]
+    parameters: dict[str, Any] = field(default_factory=dict[str, Any])
+    stop: tuple[str, ...] = ("\n",)
+    tokens_to_generate: int | None = None
+
+    def most(self, question: int) -> int:
+        """How many tokens may be said to a question: none where there is no right answer."""
+        asked = self.questions[question]
+        if not asked.references:
+            return 0
+        if self.tokens_to_generate is None:
+            return len(asked.answer_ids) + MORE
+        return self.tokens_to_generate
+
+
+# Room for a full stop and the end of the line, or for a few words before the answer.
+MORE = 10
