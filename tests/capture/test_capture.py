@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from topkit.errors import InputError
 from topkit.experiments.capture import files
 from topkit.experiments.capture.capture import Capture, LayerTensors, estimate_bytes
+from topkit.experiments.capture.manifest import MANIFEST
 from topkit.experiments.capture.writer import Writer
 
 
@@ -212,7 +213,7 @@ def test_a_thousand_altered_bytes_are_a_thousand_refusals(tmp_path):
     torch.manual_seed(1)
     Capture.from_tensors(**made(keys=5, queries=2, dim=4)).save(tmp_path)
     paths = sorted(tmp_path.iterdir())
-    assert paths[0].name == files.MANIFEST
+    assert paths[0].name == MANIFEST
     draw = random.Random(0)
     offsets = [(path, at) for path in paths for at in range(path.stat().st_size)]
     for path, at in draw.sample(offsets, 1000):
@@ -243,11 +244,11 @@ def test_missing_truncated_and_lengthened_files_are_named(tmp_path):
 
 def test_a_manifest_written_anew_does_not_pass_for_the_old(tmp_path):
     Capture.from_tensors(**made()).save(tmp_path)
-    path = tmp_path / files.MANIFEST
+    path = tmp_path / MANIFEST
     content = json.loads(path.read_bytes())
     content["layers"][0]["scaling"] = 1.0
     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    with pytest.raises(InputError, match=files.MANIFEST):
+    with pytest.raises(InputError, match=MANIFEST):
         Capture.open(tmp_path)
 
 
@@ -259,8 +260,8 @@ def test_half_of_rope_is_refused(tmp_path):
 
 
 def test_a_manifest_that_nests_too_deep_is_refused(tmp_path):
-    (tmp_path / files.MANIFEST).write_text("[" * 100_000)
-    with pytest.raises(InputError, match="not as it was written"):
+    (tmp_path / MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(InputError, match="nests more than 64"):
         Capture.open(tmp_path)
 
 
@@ -286,7 +287,7 @@ def test_a_plain_file_opens_and_a_misspelt_tensor_does_not(tmp_path):
         opened.load(1, 0), Capture.from_tensors(**x, scaling=0.5, lengths=[9, 4]).load(1, 0)
     )
     save_file({**x, "value": x["values"].clone()}, path)
-    with pytest.raises(InputError, match=r"mine.safetensors must hold .* it holds .*'value'"):
+    with pytest.raises(InputError, match=r"mine.safetensors: it must hold .* it holds .*'value'"):
         Capture.open(path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(InputError, match=r"mine.safetensors"):
@@ -305,7 +306,11 @@ def test_another_capture_is_not_overwritten_unless_forced(tmp_path):
 
 def entries(sample: int):
     x = Capture.from_tensors(**made()).load(sample, 0)
-    return {"sample": sample}, {0: x.tensors()}
+    return record(sample), {0: x.tensors()}
+
+
+def record(sample: int):
+    return Capture.from_tensors(**made()).manifest["samples"][min(sample, 1)] | {"sample": sample}
 
 
 def test_an_interrupted_capture_does_not_open_and_goes_on_with_what_is_whole(tmp_path):
@@ -318,12 +323,12 @@ def test_an_interrupted_capture_does_not_open_and_goes_on_with_what_is_whole(tmp
     altered.write_bytes(altered.read_bytes()[:-1] + b"\7")
     (tmp_path / files.file_name(0, 1)).write_bytes(b"never finished")
     again = Writer(tmp_path, {"from": "here"}, [0, 1])
-    assert [again.has({"sample": sample}) for sample in range(3)] == [True, False, False]
+    assert [again.has(record(sample)) for sample in range(3)] == [True, False, False]
     again.add(*entries(1))
     again.close({})
     assert Capture.open(tmp_path).samples == [0, 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        files.MANIFEST,
+        MANIFEST,
         files.file_name(0, 0),
         files.file_name(0, 1),
         files.file_name(1, 0),
@@ -342,14 +347,14 @@ def test_a_finished_capture_opens_while_more_samples_join_it(tmp_path):
             writer.close({})
     assert Capture.open(tmp_path).samples == [0]
     again = Writer(tmp_path, {}, [0, 1])
-    assert [again.has({"sample": sample}) for sample in range(2)] == [True, True]
+    assert [again.has(record(sample)) for sample in range(2)] == [True, True]
 
 
 def test_more_samples_join_a_finished_capture(tmp_path):
     for count in (1, 2):
         writer = Writer(tmp_path, {}, range(count))
         for sample in range(count):
-            if not writer.has({"sample": sample}):
+            if not writer.has(record(sample)):
                 writer.add(*entries(sample))
         writer.close({})
         assert Capture.open(tmp_path).samples == list(range(count))

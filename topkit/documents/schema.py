@@ -1,6 +1,6 @@
 """What a value must be, and the one line that says where it is not so."""
 
-# pyright: strict
+# pyright: strict, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 import math
@@ -94,6 +94,7 @@ SHA256 = Text("[0-9a-f]{64}", "64 hexadecimal digits")
 Prose = Text(".*", "text")
 
 Schema = Any  # a type or a union of types, one of the above, or {...}, [...], (...) of schemas
+_HALVES = re.compile("[\ud800-\udfff]")
 _KINDS = (Whole, Number, Text, OneOf, FileName)
 _WORDS: dict[object, str] = {
     str: "text",
@@ -136,7 +137,8 @@ class _Checker:
         elif isinstance(schema, list | tuple):
             self._list(value, cast("list[Schema] | tuple[Schema, ...]", schema), at)
         elif isinstance(schema, _KINDS):
-            self._require(schema.fits(value), str(schema), value, at)
+            if not schema.fits(value):
+                self._require(False, str(schema), value, at)
         else:
             self._typed(value, schema, at)
 
@@ -147,8 +149,7 @@ class _Checker:
         elif isinstance(value, int):
             self._require(abs(value) <= LARGEST, "a number of 64 bits", value, at)
         elif isinstance(value, str):
-            whole = not any("\ud800" <= c <= "\udfff" for c in value)
-            self._require(whole, "text in whole characters", value, at)
+            self._require(not _HALVES.search(value), "text in whole characters", value, at)
             self._require(schema is Prose or "\0" not in value, "text without NUL", value, at)
 
     def _typed(self, value: Any, schema: type | UnionType, at: Place) -> None:
@@ -198,11 +199,18 @@ def _name(key: str) -> str:
 
 
 def quote(value: object) -> str:
-    """A value as an error shows it: its type where it is large."""
-    if isinstance(value, dict | list):
-        return f"{_WORDS[type(cast(object, value))]} of {len(cast('list[object]', value))}"
+    """A value as an error shows it, within 80 characters: of a large one, its type."""
+    value = cast(Any, value)
+    if isinstance(value, dict | list) and not _is_short(value):
+        return f"{_WORDS[type(value)]} of {len(value)}"
     try:
         text = repr(value)
     except ValueError:  # Python prints no number of more than 4300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:40]}..."
+
+
+def _is_short(value: Any) -> bool:
+    return (
+        type(value) is list and len(value) <= 8 and not any(type(x) in (dict, list) for x in value)
+    )

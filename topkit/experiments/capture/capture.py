@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
+from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.capture import files
+from topkit.experiments.capture.arrays import Array, ByLayer, Positions, by_layer, rows_of
+from topkit.experiments.capture.manifest import FORMAT, open_manifest
 from topkit.experiments.capture.tensors import SHAPES, LayerTensors, estimate_bytes
 from topkit.experiments.capture.writer import Writer
 
 __all__ = ["Capture", "LayerTensors", "estimate_bytes"]
-
-Array = Tensor | np.ndarray
-ByLayer = Array | Mapping[int, Array] | Sequence[Array]
-Positions = Sequence[int] | Sequence[Sequence[int]] | Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +42,13 @@ class Capture:
         Raises: InputError naming the file that is missing, truncated, altered or not understood.
         """
         path = Path(path)
-        if path.is_file():
-            return _open_file(path)
-        manifest = files.open_manifest(path)
+        try:
+            if path.is_file():
+                with _named(path):
+                    return _open_file(path)
+            manifest = open_manifest(path)
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}; give a capture") from error
         if verify:
             files.verify_files(path, manifest)
         return cls(manifest, folder=path, verified=verify)
@@ -91,13 +92,23 @@ class Capture:
             "index_keys": index_keys,
             "index_weights": index_weights,
         }
-        by_layer = _by_layer({name: x for name, x in named.items() if x is not None}, layer)
+        layers = by_layer({name: x for name, x in named.items() if x is not None}, layer)
         tensors = {}
-        for number, of_layer in by_layer.items():
-            for row in _rows(number, of_layer, scaling, lengths, positions):
+        for number, of_layer in layers.items():
+            for row in rows_of(number, of_layer, scaling, lengths, positions):
                 row.require_finite()
                 tensors[row.sample, number] = row
         return cls(_manifest(tensors), tensors=tensors)
+
+    @cached_property
+    def _entries(self) -> dict[tuple[int, int], dict[str, Any]]:
+        """What the manifest says of each file, by sample and layer."""
+        return {(entry["sample"], entry["layer"]): entry for entry in self.manifest["files"]}
+
+    @cached_property
+    def _records(self) -> dict[int, dict[str, Any]]:
+        """What the manifest says of each sample."""
+        return {record["sample"]: record for record in self.manifest["samples"]}
 
     @property
     def samples(self) -> list[int]:
@@ -124,8 +135,8 @@ class Capture:
 
         Raises: InputError when the capture does not hold them, or the file was altered.
         """
-        wanted = [e for e in self.manifest["files"] if (e["sample"], e["layer"]) == (sample, layer)]
-        if not wanted:
+        entry = self._entries.get((sample, layer))
+        if entry is None:
             raise InputError(
                 f"the capture has no sample {sample}, layer {layer}; "
                 f"samples: {self.samples}, layers: {self.layers}"
@@ -134,9 +145,25 @@ class Capture:
             assert self.tensors is not None
             return self.tensors[sample, layer]
         if not self.verified:
-            files.verify_file(self.folder, wanted[0])
-        tensors = files.read_tensors(self.folder / wanted[0]["name"])
-        return LayerTensors.from_tensors(sample, layer, tensors)
+            files.verify_file(self.folder, entry)
+        path = self.folder / entry["name"]
+        with _named(path):
+            loaded = LayerTensors.from_tensors(sample, layer, files.read_tensors(path))
+            loaded.require_finite()
+            _require_record(loaded, self._records[sample])
+        return loaded
+
+    def only(self, sample: int, layer: int) -> Capture:
+        """The capture of one layer over one sample: what another process needs to load it.
+
+        Raises: InputError when the capture does not hold them.
+        """
+        entry = self._entries.get((sample, layer))
+        if entry is None:
+            raise InputError(f"the capture has no sample {sample}, layer {layer}")
+        manifest = {**self.manifest, "samples": [self._records[sample]], "files": [entry]}
+        tensors = None if self.tensors is None else {(sample, layer): self.tensors[sample, layer]}
+        return replace(self, manifest=manifest, tensors=tensors)
 
     def save(self, folder: str | Path, *, force: bool = False) -> Capture:
         """Write the capture into a folder, and open it there.
@@ -149,13 +176,34 @@ class Capture:
         files.require_space(folder, sum(entry["bytes"] for entry in self.manifest["files"]))
         writer = Writer(folder, origin, self.samples, force=force)
         writer.begin()
+        layers = self.layers
         for record in self.manifest["samples"]:
             if not writer.has(record):
-                loaded = [self.load(record["sample"], layer) for layer in self.layers]
+                loaded = [self.load(record["sample"], layer) for layer in layers]
                 writer.add(record, {x.layer: x.tensors() for x in loaded})
         known = {"origin", "samples", "files"}
         writer.close({key: x for key, x in self.manifest.items() if key not in known})
         return Capture.open(folder)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An error in what a file holds names the file."""
+    try:
+        yield
+    except InputError as error:
+        name = str(path)
+        raise InputError(str(error) if name in str(error) else f"{name}: {error}") from error
+
+
+def _require_record(loaded: LayerTensors, record: Mapping[str, Any]) -> None:
+    """A manifest and its files must say the same of a sample."""
+    tokens, positions = loaded.keys.shape[2], loaded.positions.tolist()
+    if (tokens, positions) != (record["tokens"], record["positions"]):
+        raise InputError(
+            f"{tokens} keys, and queries at {quote(positions)}, where the manifest says "
+            f"{record['tokens']} and {quote(record['positions'])}; capture again with --force"
+        )
 
 
 def _open_file(path: Path) -> Capture:
@@ -163,15 +211,15 @@ def _open_file(path: Path) -> Capture:
     allowed = {*SHAPES, "lengths"}
     if {"queries", "keys"} - set(tensors) or set(tensors) - allowed:
         raise InputError(
-            f"{path} must hold `queries` and `keys`, and beside them only {sorted(allowed)}; "
-            f"it holds {sorted(tensors)}"
+            f"it must hold `queries` and `keys`, and beside them only {', '.join(sorted(allowed))}; "
+            f"it holds {quote(sorted(tensors))}"
         )
     rope = (tensors.pop("rope_cos", None), tensors.pop("rope_sin", None))
     if (rope[0] is None) != (rope[1] is None):
-        raise InputError(f"{path}: rope_cos and rope_sin come together; it holds one of them")
+        raise InputError("rope_cos and rope_sin come together; it holds one of them")
     scaling = tensors.pop("scaling", None)
     if scaling is not None and scaling.numel() != 1:
-        raise InputError(f"{path}: scaling must be one number; got {list(scaling.shape)}")
+        raise InputError(f"scaling must be one number; got {list(scaling.shape)}")
     return Capture.from_tensors(
         **tensors,  # type: ignore[arg-type]
         rope=None if rope[0] is None or rope[1] is None else (rope[0], rope[1]),
@@ -179,115 +227,11 @@ def _open_file(path: Path) -> Capture:
     )
 
 
-def _by_layer(named: Mapping[str, ByLayer], layer: int) -> dict[int, dict[str, Tensor]]:
-    split = {name: dict(_layers(name, x, named["queries"], layer)) for name, x in named.items()}
-    layers = sorted(split["queries"])
-    for name, by_layer in split.items():
-        if sorted(by_layer) != layers:
-            raise InputError(f"queries are of layers {layers}, {name} of layers {sorted(by_layer)}")
-    return {number: {name: split[name][number] for name in split} for number in layers}
-
-
-def _layers(name: str, x: ByLayer, queries: ByLayer, layer: int) -> Iterator[tuple[int, Tensor]]:
-    if isinstance(x, Mapping):
-        yield from ((int(number), _tensor(name, part)) for number, part in x.items())
-    elif isinstance(x, (list, tuple)):
-        yield from ((number, _tensor(name, part)) for number, part in enumerate(x))
-    elif getattr(queries, "ndim", 0) == 5:
-        yield from enumerate(_tensor(name, x))
-    else:
-        yield layer, _tensor(name, x)
-
-
-def _tensor(name: str, x: Any) -> Tensor:
-    if isinstance(x, np.ndarray) and x.dtype in (np.float16, np.float32, np.float64):
-        x = torch.from_numpy(np.require(x, requirements=["C", "W"]))
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Array) else type(x).__name__
-        raise InputError(f"{name} must be a floating-point torch tensor or numpy array; got {kind}")
-    return x.detach().float() if x.dtype == torch.float64 else x.detach()
-
-
-def _whole_numbers(name: str, x: Any) -> Tensor:
-    try:
-        numbers = torch.as_tensor(x)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} must be whole numbers; got {x!r}") from error
-    if (numbers != numbers.long()).any():
-        raise InputError(f"{name} must be whole numbers; got {numbers.tolist()}")
-    return numbers.long()
-
-
-def _number(name: str, x: Any) -> float:
-    try:
-        return float(x)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} must be a number; got {x!r}") from error
-
-
-def _rows(
-    layer: int,
-    named: dict[str, Tensor],
-    scaling: float | None,
-    lengths: Sequence[int] | Array | None,
-    positions: Positions | None,
-) -> Iterator[LayerTensors]:
-    batched = _batched(layer, named)
-    rows, _, count, dim = batched["queries"].shape
-    width = batched["keys"].shape[2]
-    real = [width] * rows
-    if lengths is not None:
-        real = _whole_numbers("lengths", lengths).reshape(-1).tolist()
-    if len(real) != rows or not all(1 <= n <= width for n in real):
-        raise InputError(f"lengths must be {rows} numbers from 1 to {width}, one a row; got {real}")
-    for row, length in enumerate(real):
-        at = _positions(positions, rows, row, count, length)
-        tensors = {name: _cut(name, x[row : row + 1], length) for name, x in batched.items()}
-        tensors["positions"] = at
-        scale = dim**-0.5 if scaling is None else _number("scaling", scaling)
-        tensors["scaling"] = torch.tensor(scale, dtype=torch.float64)
-        yield LayerTensors.from_tensors(row, layer, tensors)
-
-
-def _batched(layer: int, named: dict[str, Tensor]) -> dict[str, Tensor]:
-    if named["queries"].ndim == 3:
-        named = {name: x[None] for name, x in named.items()}
-    if "index_keys" in named and named["index_keys"].ndim == 3:
-        named["index_keys"] = named["index_keys"][:, None]
-    for name, x in named.items():
-        form = SHAPES[name].replace("1", "B", 1).split()
-        if x.ndim != len(form) or len(x) != len(named["queries"]):
-            raise InputError(
-                f"layer {layer}: {name} must be [{', '.join(form)}] with the batch of the queries "
-                f"{list(named['queries'].shape)}; got {list(x.shape)}"
-            )
-    return named
-
-
-def _cut(name: str, x: Tensor, length: int) -> Tensor:
-    form = SHAPES[name].split()
-    return x.narrow(form.index("T"), 0, min(length, x.shape[form.index("T")])) if "T" in form else x
-
-
-def _positions(positions: Positions | None, rows: int, row: int, count: int, length: int) -> Tensor:
-    if positions is None:
-        if count > length:
-            raise InputError(
-                f"sample {row} has {count} queries and {length} keys: each query is one of the "
-                "last tokens, so there cannot be more; give positions= where it is otherwise"
-            )
-        return torch.arange(length - count, length)
-    at = _whole_numbers("positions", positions)
-    if at.shape not in {(count,), (rows, count)}:
-        raise InputError(f"positions must be [{count}] or [{rows}, {count}]; got {list(at.shape)}")
-    return at if at.ndim == 1 else at[row]
-
-
 def _manifest(tensors: Mapping[tuple[int, int], LayerTensors]) -> dict[str, Any]:
     of_layer = {layer: x for (_, layer), x in tensors.items()}
     of_sample = {sample: x for (sample, _), x in tensors.items()}
     return {
-        **files.FORMAT,
+        **FORMAT,
         "origin": {"source": "tensors"},
         "layers": [{"layer": n, "scaling": x.scaling} for n, x in sorted(of_layer.items())],
         "samples": [

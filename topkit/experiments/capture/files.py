@@ -1,8 +1,4 @@
-"""A capture on disk: safetensors files, and a manifest that vouches for every byte of them.
-
-The manifest comes last. Until then each sample that is whole has a small one of its own, sealed in
-the same way, so that a rerun computes the others alone and trusts nothing half-written.
-"""
+"""The safetensors files of a capture: written, read, and held to what their manifest says of them."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,9 +20,6 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.experiments.runs.parts import write_whole
 
-MANIFEST = "manifest.json"
-OF_SAMPLES = "sample-*.json"
-FORMAT = {"format": "topkit-capture", "version": 1}
 # Digests and disks: both leave the interpreter free.
 THREADS = min(8, os.cpu_count() or 1)
 DTYPES = {
@@ -35,6 +29,7 @@ DTYPES = {
     torch.bfloat16: "BF16",
     torch.int64: "I64",
 }
+FLOATS = tuple(dtype for dtype in DTYPES if dtype.is_floating_point)
 
 
 def file_name(sample: int, layer: int) -> str:
@@ -111,10 +106,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises: InputError when it is missing or is no safetensors file.
     """
     try:
+        if not path.is_file():
+            raise InputError(f"{path} is no plain file; give a safetensors file")
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+    # The library's own errors, and torch's for types and shapes that it does not take.
+    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, LookupError) as error:
+        if isinstance(error, InputError):
+            raise
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"cannot read {path} as safetensors: {why}; write it again") from error
 
 
 def verify_file(folder: Path, entry: Mapping[str, Any]) -> None:
@@ -124,9 +125,14 @@ def verify_file(folder: Path, entry: Mapping[str, Any]) -> None:
     """
     path = folder / entry["name"]
     try:
-        if path.stat().st_size != entry["bytes"]:
+        about = path.lstat()
+        if not stat.S_ISREG(about.st_mode):
             raise InputError(
-                f"{path} has {path.stat().st_size} bytes, its manifest says {entry['bytes']}; "
+                f"{path} is a link or no file; a capture's files stand in its folder: copy it there"
+            )
+        if about.st_size != entry["bytes"]:
+            raise InputError(
+                f"{path} has {about.st_size} bytes, its manifest says {entry['bytes']}; "
                 "capture again"
             )
         with open(path, "rb") as file:
@@ -145,54 +151,6 @@ def verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     with ThreadPoolExecutor(THREADS) as threads:
         for _ in threads.map(lambda entry: verify_file(folder, entry), manifest["files"]):
             pass
-
-
-def seal(content: Mapping[str, Any]) -> bytes:
-    """A manifest's bytes: its content in one canonical form, with the digest of that form."""
-    digest = hashlib.sha256(_canonical(content)).hexdigest()
-    return _canonical({**content, "sha256": digest})
-
-
-def _canonical(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-
-
-def unseal(path: Path) -> dict[str, Any]:
-    """The content of a sealed manifest.
-
-    Raises: InputError when it is missing or differs in any byte from what was written.
-    """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        content = json.loads(raw)
-        content.pop("sha256")
-        intact = seal(content) == raw
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        intact = False
-    if not intact:
-        raise InputError(f"{path} is not as it was written; capture again with --force")
-    if {name: content.get(name) for name in FORMAT} != FORMAT:
-        raise InputError(f"{path} is not of the form {FORMAT}; read it with the topkit it is from")
-    return content
-
-
-def open_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished capture.
-
-    Raises: InputError when there is none (an interrupted capture has none yet), or it is altered.
-    """
-    if not folder.is_dir():
-        raise InputError(f"there is no capture at {folder}")
-    if not (folder / MANIFEST).exists():
-        if any(folder.glob(OF_SAMPLES)):
-            raise InputError(
-                f"the capture in {folder} was interrupted; the same command finishes it"
-            )
-        raise InputError(f"{folder / MANIFEST} is missing: {folder} is not a capture")
-    return unseal(folder / MANIFEST)
 
 
 def require_space(folder: Path, needed: int) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.capture import files
 from topkit.experiments.model.finite import require_finite
@@ -32,6 +33,8 @@ SHAPES = {
     "index_keys": "1 1 T Di",
     "index_weights": "1 Tq Hi",
 }
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = {"positions": ((torch.int64,), "int64"), "scaling": (files.FLOATS, "a float")}
 
 
 @dataclass(frozen=True)
@@ -106,15 +109,31 @@ class LayerTensors:
 
     @classmethod
     def from_tensors(cls, sample: int, layer: int, tensors: Mapping[str, Tensor]) -> LayerTensors:
-        """The inverse of `tensors`."""
+        """The inverse of `tensors`. Raises: InputError also for names that lack or are unknown."""
+        _check_names(set(tensors))
+        scaling = tensors["scaling"]
+        if scaling.ndim or not scaling.is_floating_point():
+            raise InputError(
+                f"scaling must be one number; got {scaling.dtype} of shape {list(scaling.shape)}"
+            )
         fields: dict[str, Any] = {"values": None, **tensors}
         rope = (fields.pop("rope_cos", None), fields.pop("rope_sin", None))
-        fields["scaling"] = float(fields["scaling"])
+        fields["scaling"] = float(scaling)
         return cls(sample, layer, **fields, rope=None if rope[0] is None else rope)
 
     def require_finite(self) -> None:
         """Raises: InputError naming sample, layer and head of the first NaN or infinity."""
         require_finite(self._where, self.tensors())
+
+
+def _check_names(names: set[str]) -> None:
+    lacking = {"queries", "keys", "positions", "scaling"} - names
+    unknown = names - set(SHAPES)
+    if lacking or unknown:
+        fault = f"lacks {', '.join(sorted(lacking))}" if lacking else f"holds {quote(min(unknown))}"
+        raise InputError(f"a layer's tensors are {', '.join(SHAPES)}; it {fault}; capture again")
+    if len({"rope_cos", "rope_sin"} & names) == 1:
+        raise InputError("rope_cos and rope_sin come together; it holds one of them")
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -130,8 +149,9 @@ def _check_shapes(tensors: Mapping[str, Tensor], where: str) -> None:
                 raise InputError(
                     f"{where}: {name} [{', '.join(form)}] must have {wanted}; got {list(x.shape)}"
                 )
-        if x.dtype not in files.DTYPES:
-            raise InputError(f"{where}: {name} is {x.dtype}; expected float32, float16 or bfloat16")
+        allowed, words = _DTYPES.get(name, (_FLOATS, "float32, float16 or bfloat16"))
+        if x.dtype not in allowed:
+            raise InputError(f"{where}: {name} is {x.dtype}; expected {words}")
 
 
 def estimate_bytes(like: LayerTensors, keys: int, queries: int) -> int:

@@ -10,17 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from topkit.errors import InputError
-from topkit.experiments.capture.files import (
-    FORMAT,
-    MANIFEST,
-    OF_SAMPLES,
-    THREADS,
-    file_name,
-    seal,
-    unseal,
-    verify_file,
-    write_tensors,
-)
+from topkit.experiments.capture.files import THREADS, file_name, verify_file, write_tensors
+from topkit.experiments.capture.manifest import FORMAT, MANIFEST, OF_SAMPLES, seal, unseal
 from topkit.experiments.runs.parts import write_whole
 
 
@@ -43,12 +34,10 @@ class Writer:
         self.folder = folder
         self.samples = samples
         self.force = force
-        self.content: dict[str, Any] = {
-            **FORMAT,
-            "origin": dict(origin),
-            "samples": [],
-            "files": [],
-        }
+        self.content: dict[str, Any] = {**FORMAT, "origin": dict(origin)}
+        # What the manifests say of each sample, and of its files.
+        self.records: dict[int, dict[str, Any]] = {}
+        self.files: dict[int, list[dict[str, Any]]] = {}
         if not force:
             self._resume()
 
@@ -71,11 +60,12 @@ class Writer:
                 path.unlink()
 
     def _resume(self) -> None:
+        wanted = set(self.samples)
         for path in (*self.folder.glob(MANIFEST), *self.folder.glob(OF_SAMPLES)):
             manifest = unseal(path)
             theirs, ours = manifest["origin"], self.content["origin"]
             differs = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
-            if {entry["sample"] for entry in manifest["samples"]} - set(self.samples):
+            if {entry["sample"] for entry in manifest["samples"]} - wanted:
                 differs.append("samples")
             if differs:
                 raise InputError(
@@ -86,29 +76,35 @@ class Writer:
 
     def _merge(self, manifest: Mapping[str, Any]) -> None:
         """A manifest's entries of a sample replace those that are known."""
-        fresh = {record["sample"] for record in manifest["samples"]}
-        for key in ("samples", "files"):
-            kept = [entry for entry in self.content[key] if entry["sample"] not in fresh]
-            self.content[key] = kept + manifest[key]
+        for record in manifest["samples"]:
+            self.records[record["sample"]] = record
+            self.files[record["sample"]] = []
+        for entry in manifest["files"]:
+            self.files[entry["sample"]].append(entry)
 
     def lists(self, record: Mapping[str, Any]) -> bool:
         """Whether the manifests list the sample of this record, and its files have their sizes."""
-        files = self._files(record)
-        sizes = {path.name: path.stat().st_size for path in self.folder.glob("*.safetensors")}
-        whole = all(sizes.get(entry["name"]) == entry["bytes"] for entry in files)
-        return bool(files) and whole and dict(record) in self.content["samples"]
+        sample = record["sample"]
+        if self.records.get(sample) != record:
+            return False
+        return all(self._size(entry["name"]) == entry["bytes"] for entry in self.files[sample])
+
+    def _size(self, name: str) -> int | None:
+        try:
+            return (self.folder / name).lstat().st_size
+        except OSError:
+            return None
 
     def has(self, record: Mapping[str, Any]) -> bool:
         """Whether the sample of this record is there whole, to the byte."""
+        if not self.lists(record):
+            return False
         try:
-            for entry in self._files(record):
+            for entry in self.files[record["sample"]]:
                 verify_file(self.folder, entry)
         except InputError:
             return False
-        return self.lists(record)
-
-    def _files(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [e for e in self.content["files"] if e["sample"] == record["sample"]]
+        return True
 
     def add(self, record: Mapping[str, Any], layers: Mapping[int, Mapping[str, Tensor]]) -> None:
         """Write one sample: what the manifest says of it, and its tensors by layer.
@@ -130,9 +126,12 @@ class Writer:
 
     def close(self, facts: Mapping[str, Any]) -> None:
         """Finish the capture: from here on it opens. `facts` join its manifest."""
+        samples = sorted(self.records)
+        self.content["samples"] = [self.records[sample] for sample in samples]
+        self.content["files"] = [
+            entry for n in samples for entry in sorted(self.files[n], key=lambda e: e["layer"])
+        ]
         self.content.update(facts)
-        for key in ("samples", "files"):
-            self.content[key].sort(key=lambda entry: (entry["sample"], entry.get("layer", 0)))
         self._write(MANIFEST, self.content)
         for path in (*self.folder.glob(OF_SAMPLES), *self.folder.glob(".*.tmp")):
             path.unlink()

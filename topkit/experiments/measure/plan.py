@@ -95,7 +95,9 @@ class Request:
             name = digest({**identity, "sample": sample, "layer": layer})
             cells = tuple(c for c in self.cells if (name, *c.columns.values()) not in there)
             if cells:
-                job = (replace(self.setting, run=run), self.capture, sample, layer, cells, name)
+                # A part of the capture alone: jobs are sent to other processes.
+                part = self.capture.only(sample, layer)
+                job = (replace(self.setting, run=run), part, sample, layer, cells, name)
                 jobs.append(Job({"job": name}, job))
         return tuple(jobs)
 
