@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from topkit.errors import InputError
-from topkit.experiments.model.load import REFERENCE, load
+from topkit.experiments.model.load import REFERENCE, load, named, resolve
 
 WEIGHT = "model.layers.3.self_attn.k_proj.weight"
 
@@ -78,3 +78,32 @@ def test_a_config_that_cannot_be_served_is_refused(copy, changed: dict) -> None:
 def test_what_no_model_runs_in_is_refused(asked: dict, said: str) -> None:
     with pytest.raises(InputError, match=said):
         load(REFERENCE, **asked)
+
+
+def test_the_code_of_a_folder_never_runs(copy) -> None:
+    folder = copy({})
+    path = folder / "config.json"
+    own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    changed = {"auto_map": own, "model_type": "own"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
+    with pytest.raises(InputError, match="cannot load a causal model"):
+        load(folder)
+    assert not (folder / "ran").exists()
+
+
+def test_the_bundled_model_stands_before_a_folder_of_its_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("reference").mkdir()
+    Path("reference/config.json").write_text("{}")
+    assert resolve("reference") == REFERENCE
+    for own in (Path("reference"), Path("./reference"), "./reference"):
+        assert resolve(own).resolve() == tmp_path / "reference"
+        assert resolve(named(own)).resolve() == tmp_path / "reference"
+    assert resolve(named("reference")) == REFERENCE
+
+
+@pytest.mark.parametrize("path", ["", "x" * 300, "a\0b", "nowhere", "."])
+def test_a_path_that_leads_to_no_model_is_refused(path: str) -> None:
+    with pytest.raises(InputError, match="expected a folder with"):
+        resolve(path)

@@ -20,7 +20,7 @@ from topkit.experiments.capture.prompts import (
     text_passages,
 )
 from topkit.experiments.model.digests import tokenizer_digest, weights_digest
-from topkit.experiments.model.load import load, require_positions
+from topkit.experiments.model.load import load, named, require_positions
 from topkit.experiments.runs.plan import Plan, planned
 from topkit.experiments.tasks import Task, make_task, task_name
 
@@ -61,7 +61,7 @@ def capture_model(
     if isinstance(model, PreTrainedModel):
         loaded, name = model, model.config.name_or_path or type(model).__name__
     else:
-        name = str(model)
+        name = named(model)
         loaded, tokenizer = load(name, device=device, dtype=dtype)
     require_positions(loaded, length)
     if made is not None:

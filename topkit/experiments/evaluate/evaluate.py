@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from topkit.errors import InputError
 from topkit.experiments.evaluate.job import ROWS, Setting
 from topkit.experiments.evaluate.plan import Part, plan_parts
-from topkit.experiments.model.load import load_once
+from topkit.experiments.model.load import load_once, named
 from topkit.experiments.runs.cells import Cell, parse_cells
 from topkit.experiments.runs.jobs import threads_of
 from topkit.experiments.runs.plan import Plan, planned
@@ -63,7 +63,7 @@ def evaluate(
     share = isinstance(model, PreTrainedModel)
     if share and (tokenizer is None or jobs > 1):
         raise InputError("a loaded model needs its tokenizer, and runs with jobs=1")
-    name = "" if isinstance(model, PreTrainedModel) else str(model)
+    name = "" if isinstance(model, PreTrainedModel) else named(model)
     setting = Setting(
         out=Path(out),
         model=name,

@@ -10,24 +10,33 @@ from typing import Any
 
 import torch
 
+from topkit.documents import quote
 from topkit.errors import InputError, extras_named
 
 REFERENCE = Path(__file__).parents[2] / "data" / "reference"
 
 
 def resolve(model: str | Path) -> Path:
-    """The folder of a model.
+    """The folder of a model; the name `reference` stands before a folder called so, `./reference`.
 
     Raises: InputError when there is none at that path: nothing is ever fetched.
     """
-    if str(model) == "reference":
+    if model == "reference":
         return REFERENCE
     path = Path(model)
-    if not (path / "config.json").is_file():
-        raise InputError(
-            f"no model at {str(model)!r}: expected a folder with config.json, or `reference`"
-        )
-    return path
+    try:
+        if (path / "config.json").is_file():
+            return path
+    except OSError:  # longer than a path may be
+        pass
+    raise InputError(
+        f"no model at {quote(str(model))}: expected a folder with config.json, or `reference`"
+    )
+
+
+def named(model: str | Path) -> str:
+    """A model as a text that `resolve` takes back: a path stays one, whatever it is called."""
+    return "./reference" if model == Path("reference") else str(model)
 
 
 @extras_named()
@@ -85,11 +94,12 @@ def _from_folder(path: Path, dtype: str | torch.dtype) -> tuple[Any, list[str]]:
     """The model of a folder, and the names of the weights that were drawn at random for it."""
     from transformers import AutoModelForCausalLM
 
-    # Never a pickle. What mismatches is refused by the caller, as what is missing: by name.
+    # Never a pickle, and never the folder's own code. What mismatches is refused by the caller, as what is missing: by name.
     loading: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
         local_files_only=True,
+        trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
@@ -101,7 +111,7 @@ def _from_folder(path: Path, dtype: str | torch.dtype) -> tuple[Any, list[str]]:
 def _tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
 
 @contextmanager

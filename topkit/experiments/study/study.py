@@ -14,7 +14,7 @@ from topkit.errors import InputError
 from topkit.experiments.evaluate.job import ROWS, Setting
 from topkit.experiments.evaluate.plan import EvaluatePlan, plan_parts
 from topkit.experiments.model.compatibility import probe, unserved
-from topkit.experiments.model.load import load_once
+from topkit.experiments.model.load import load_once, named
 from topkit.experiments.runs.cells import in_order
 from topkit.experiments.runs.jobs import Job, threads_of
 from topkit.experiments.runs.parts import write_whole
@@ -54,7 +54,7 @@ def run_study(
             raise InputError(f"unknown {kind} {word!r}; {nearest(word, known)}")
     setting = Setting(
         out=Path(out),
-        model=str(model),
+        model=named(model),
         device=device,
         dtype=dtype,
         seed=seed,
@@ -64,9 +64,9 @@ def run_study(
         text=None if text is None else Path(text),
         threads=threads_of(jobs),
     )
-    chosen, loaded = PRESETS[preset](), load_once(str(model), device, dtype)
+    chosen, loaded = PRESETS[preset](), load_once(named(model), device, dtype)
     reasons = _left_out(loaded[0], chosen)
-    about = {"study": name, "preset": preset, "model": str(model), "aims": chosen.aims}
+    about = {"study": name, "preset": preset, "model": named(model), "aims": chosen.aims}
     if reasons:
         about["left out"] = "; ".join(reasons.values())
     parts = [

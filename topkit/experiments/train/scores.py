@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from topkit.experiments.model.load import load, require_positions
+from topkit.experiments.model.load import load, named, require_positions
 from topkit.experiments.runs.jobs import Job, runner
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.tasks import TASKS, Prompt, Task, make_task
@@ -115,7 +115,7 @@ def score_model(
     One question a haystack, so that no two share one. With a corpus, the perplexity on its
     validation books as well.
     """
-    loaded, tokenizer = _loaded(str(model), device)
+    loaded, tokenizer = _loaded(named(model), device)
     require_positions(loaded, max(lengths))
     shares = [
         (row, range(first, min(first + _SHARE, prompts)))
@@ -123,7 +123,7 @@ def score_model(
         for first in range(0, prompts, _SHARE)
     ]
     planned = [
-        Job({}, (n, str(model), device, row, samples, seed))
+        Job({}, (n, named(model), device, row, samples, seed))
         for n, (row, samples) in enumerate(shares)
     ]
     hits: dict[Row, int] = dict.fromkeys((row for row, _ in shares), 0)  # type: ignore[arg-type]
