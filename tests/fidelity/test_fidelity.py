@@ -67,19 +67,19 @@ def rows(problem):
                 yield (b, h, i), scores, picked, extra, values[b, h // per].double()
 
 
-def slow(scores, picked, extra, values, k, scaling):
-    """Every metric of one row, written out."""
+def slow(scores, off, picked, extra, values, k, scaling):
+    """Every metric of one row, written out; `off` is the rounding of each score."""
     n = len(scores)
     ranked = sorted(scores.values(), reverse=True)
+    floors = sorted((scores[t] - off[t] for t in scores), reverse=True)
     m = min(k, n)
-    slack = 1e-6 * max(abs(s) for s in ranked)
     z = sum(math.exp(scaling * s) for s in ranked)
     a = {t: math.exp(scaling * s) / z for t, s in scores.items()}
 
     def found(count):
         if count == 0:
             return math.nan
-        return min(count, sum(scores[t] >= ranked[count - 1] - slack for t in picked)) / count
+        return min(count, sum(scores[t] + off[t] >= floors[count - 1] for t in picked)) / count
 
     mass = sum(a[t] for t in picked)
     kept = len(picked)
@@ -99,7 +99,7 @@ def slow(scores, picked, extra, values, k, scaling):
         "mass": mass,
         "mass_ratio": mass / (sum(math.exp(scaling * s) for s in ranked[:m]) / z),
         "mass_estimate": sum(a[t] * math.exp(extra[t]) for t in picked) if extra else math.nan,
-        "top1": float(any(scores[t] >= ranked[0] - slack for t in picked)),
+        "top1": float(any(scores[t] + off[t] >= floors[0] for t in picked)),
         "output_error": float((sparse - dense).norm() / dense.norm()),
         "score_regret": scaling
         * sum(x - y for x, y in zip(ranked[:both], ours, strict=False))
@@ -111,13 +111,13 @@ def slow(scores, picked, extra, values, k, scaling):
     }
 
 
-def cancels(problem, place):
-    """Whether products cancel, so that float32 errs by more than the tolerance, a share of the scores."""
+def rounding(problem, place):
+    """A millionth of |q| |k|, of each visible key."""
     queries, keys, _, start, stop, *_ = problem
     b, h, i = place
-    seen = keys[b, h // (queries.shape[1] // keys.shape[1]), int(start[b]) : int(stop[0, i])]
-    products = queries[b, h, i] * seen
-    return bool(products.sum(-1).abs().max() < 0.3 * products.abs().sum(-1).max())
+    q, group = queries[b, h, i].double().norm(), h // (queries.shape[1] // keys.shape[1])
+    seen = range(int(start[b]), int(stop[0, i]))
+    return {t: 1e-6 * float(q * keys[b, group, t].double().norm()) for t in seen}
 
 
 @settings(max_examples=60, deadline=None)
@@ -129,11 +129,18 @@ def test_metrics_are_their_formulas(problem, scaling, memory):
         columns = judge(exact, queries, keys, values, selection, k)
     assert set(columns) == {"visible", "trivial", *METRICS}
     for place, scores, picked, extra, v in rows(problem):
-        for name, expected in slow(scores, picked, extra, v, k, scaling).items():
+        off = rounding(problem, place)
+        # What the scores themselves are off by is a fraction of the rounding that is forgiven.
+        low, high = (
+            slow(scores, {t: part * x for t, x in off.items()}, picked, extra, v, k, scaling)
+            for part in (0.8, 1.2)
+        )
+        for name in low:
             got = float(columns[name][place])
-            if name in ("recall", "own_recall", "top1") and cancels(problem, place):
-                continue
-            assert got == pytest.approx(expected, rel=ROWS, abs=ROWS, nan_ok=True), name
+            if low[name] < high[name]:
+                assert low[name] - ROWS <= got <= high[name] + ROWS, name
+            else:
+                assert got == pytest.approx(low[name], rel=ROWS, abs=ROWS, nan_ok=True), name
 
 
 @settings(max_examples=40, deadline=None)
@@ -142,7 +149,7 @@ def test_a_shared_selection_is_judged_once_a_unit(problem):
     queries, keys, values, start, stop, k, selection = problem
     units = selection.indices.shape[1]
     exact = truth(queries, keys, values, k, scaling=0.7, start=start, stop=stop)
-    shared = unit_truth(exact, queries, keys, k, units, start=start, stop=stop, memory=1)
+    shared = unit_truth(exact, queries, keys, k, units, memory=1)
     columns = judge_units(exact, shared, queries, keys, selection, k)
     per = queries.shape[1] // units
     mean: dict = {}
@@ -154,9 +161,9 @@ def test_a_shared_selection_is_judged_once_a_unit(problem):
     for place, (a, picked) in mean.items():
         ranked = sorted(a.values(), reverse=True)
         m = min(k, len(a))
-        hits = min(m, sum(a[t] >= ranked[m - 1] - 1e-6 * ranked[0] for t in picked))
+        hits = min(m, sum(a[t] >= ranked[m - 1] * (1 - 1e-5) for t in picked))
         # Ties of means are ties to rounding alone: allow what float32 cannot tell.
-        near = sum(abs(x - ranked[m - 1]) <= 2e-6 * ranked[0] for x in ranked)
+        near = sum(abs(x / ranked[m - 1] - 1) <= 3e-5 for x in ranked)
         assert abs(float(columns["recall"][place]) * m - hits) <= (near if near > 1 else 1e-3)
         assert float(columns["mass"][place]) == pytest.approx(sum(a[t] for t in picked), abs=1e-4)
         assert float(columns["mass_ratio"][place]) == pytest.approx(
@@ -234,7 +241,7 @@ def test_what_a_query_cannot_see_may_hold_anything():
     b = truth(
         queries, spoilt, spoilt, 3, scaling=1.0, start=torch.tensor([2]), stop=torch.tensor([[11]])
     )
-    for name in ("scores", "lse", "largest", "entropy", "output"):
+    for name in ("scores", "floors", "lse", "entropy", "output"):
         torch.testing.assert_close(getattr(a, name), getattr(b, name))
 
 
@@ -248,7 +255,7 @@ def test_chunks_change_nothing_but_memory():
     whole = truth(queries, keys, values, 50, scaling=0.25, memory=1 << 30)
     for memory in (1, 60_000, 300_000):
         parts = truth(queries, keys, values, 50, scaling=0.25, memory=memory)
-        for name in ("scores", "lse", "largest", "entropy", "output"):
+        for name in ("scores", "floors", "lse", "entropy", "output"):
             torch.testing.assert_close(
                 getattr(whole, name), getattr(parts, name), rtol=1e-4, atol=1e-5
             )
@@ -265,12 +272,12 @@ def test_scores_that_are_known_change_nothing(lists):
     known = score(queries, keys)
     exact = truth(queries, keys, keys, 20, scaling=0.25, scores=known, **seen)
     anew = truth(queries, keys, keys, 20, scaling=0.25, **seen)
-    indices = torch.randint(9, 70, (2, lists, 5, 8))
+    indices = 9 + torch.rand(2, lists, 5, 61).argsort(-1)[..., :8]
     indices[..., 6:] = -1
     chosen = Selection(indices)
     ours = judge(exact, queries, keys, keys, chosen, 8, scores=known)
     theirs = judge(anew, queries, keys, keys, chosen, 8)
-    units = [unit_truth(t, queries, keys, 8, lists, **seen) for t in (exact, anew)]
+    units = [unit_truth(t, queries, keys, 8, lists) for t in (exact, anew)]
     ours |= judge_units(exact, units[0], queries, keys, chosen, 8, scores=known)
     theirs |= judge_units(anew, units[1], queries, keys, chosen, 8)
     for name, column in theirs.items():
@@ -283,8 +290,28 @@ def test_overlap_counts_common_slots():
     assert overlap(ours, theirs).flatten().tolist() == pytest.approx([2 / 3, 0.0])
 
 
-def test_a_slot_beyond_the_keys_is_refused():
-    queries, keys = torch.ones(1, 2, 1, 4), torch.ones(1, 2, 6, 4)
-    exact = truth(queries, keys, None, 2, scaling=1.0)
-    with pytest.raises(InputError, match="slot 6 was chosen, of 6 keys"):
-        judge(exact, queries, keys, None, Selection(torch.tensor([[[[0, 6]], [[0, 1]]]])), 2)
+BROKEN = {
+    "slot 6, where its query sees the slots from 1 to 4": [4, 6],
+    "slot 5, where its query sees the slots from 1 to 4": [1, 5],
+    "slot 0, where its query sees the slots from 1 to 4": [0, 3],
+    "slot -2, where its query sees the slots from 1 to 4": [1, -2],
+    "slot 3 twice": [3, 3],
+    "3 slots, where k is 2": [1, 2, 3],
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("lists", [2, 1])
+def test_a_list_that_credits_what_it_may_not_is_refused_by_name(what, lists):
+    """The first of two queries sees the slots 1 to 4 of 6 keys."""
+    queries, keys = torch.ones(1, 2, 2, 4), torch.ones(1, 2, 6, 4)
+    exact = truth(queries, keys, None, 2, scaling=1.0, start=torch.tensor([1]))
+    indices = torch.tensor([2, 1, -1])[: len(BROKEN[what])].repeat(1, lists, 2, 1)
+    right = Selection(indices.clone())
+    judge(exact, queries, keys, None, right, 2)
+    indices[0, -1, 0] = torch.tensor(BROKEN[what])
+    with pytest.raises(InputError, match=f"^mine.* chose {what}, in list {lists - 1} of query 0"):
+        judge(exact, queries, keys, None, Selection(indices), 2, name="mine(k=2)")
+    units = unit_truth(exact, queries, keys, 2, lists)
+    with pytest.raises(InputError, match=f"^mine.* chose {what}, in list {lists - 1} of query 0"):
+        judge_units(exact, units, queries, keys, Selection(indices), 2, name="mine(k=2)")

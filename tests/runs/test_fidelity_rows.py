@@ -113,19 +113,19 @@ def dot(one, other):
     return sum(x * y for x, y in zip(one, other, strict=True))
 
 
-def share_of_best(values, chosen, m, slack):
-    ranked = sorted(values.values(), reverse=True)
-    return min(m, sum(values[j] >= ranked[m - 1] - slack for j in chosen)) / m if m else None
+def share_of_best(values, off, chosen, m):
+    floors = sorted((values[j] - off[j] for j in values), reverse=True)
+    return min(m, sum(values[j] + off[j] >= floors[m - 1] for j in chosen)) / m if m else None
 
 
-def head_metrics(q, keys, values, seen, chosen, factors, k):
+def head_metrics(q, keys, values, seen, chosen, factors, k, part):
     """Every metric of one query of one head; `factors`: log-weights by slot, or None."""
     s = {j: dot(q, keys[j]) for j in seen}
     z = sum(math.exp(SCALING * x) for x in s.values())
     a = {j: math.exp(SCALING * x) / z for j, x in s.items()}
     n, kept = len(seen), len(chosen)
     m = min(k, n)
-    slack = 1e-6 * max(abs(x) for x in s.values())
+    off = {j: part * 1e-6 * math.hypot(*q) * math.hypot(*keys[j]) for j in seen}
     ranked, ours = sorted(s.values(), reverse=True), sorted((s[j] for j in chosen), reverse=True)
     top = sorted(a.values(), reverse=True)[:m]
     both = min(kept, m)
@@ -140,12 +140,12 @@ def head_metrics(q, keys, values, seen, chosen, factors, k):
         "visible": n,
         "trivial": k >= n,
         "kept": kept,
-        "recall": share_of_best(s, chosen, m, slack),
-        "own_recall": share_of_best(s, chosen, min(kept, n), slack),
+        "recall": share_of_best(s, off, chosen, m),
+        "own_recall": share_of_best(s, off, chosen, min(kept, n)),
         "mass": sum(a[j] for j in chosen),
         "mass_ratio": sum(a[j] for j in chosen) / sum(top),
         "mass_estimate": sum(a[j] * math.exp(factors[j]) for j in chosen) if factors else None,
-        "top1": float(any(s[j] >= ranked[0] - slack for j in chosen)),
+        "top1": share_of_best(s, off, chosen, 1),
         "output_error": math.dist(sparse, dense) / math.hypot(*dense),
         "score_regret": SCALING
         * sum(x - y for x, y in zip(ranked[:both], ours, strict=False))
@@ -157,27 +157,31 @@ def head_metrics(q, keys, values, seen, chosen, factors, k):
     }
 
 
-def unit_metrics(by_head, chosen, k):
-    """Of a shared list: `by_head`, the attention weights of each of its heads."""
+def unit_metrics(by_head, lengths, chosen, k, part):
+    """Of a shared list: the attention weights of each of its heads, and |q| |k| of each of its keys."""
     u = {j: sum(a[j] for a in by_head) / len(by_head) for j in by_head[0]}
     n, kept = len(u), len(chosen)
     m = min(k, n)
     ranked = sorted(u.values(), reverse=True)
-    slack = 1e-6 * ranked[0]
+    logs = {j: math.log(x) for j, x in u.items()}
+    off = {j: part * 1e-6 * (1 + SCALING * max(x[j] for x in lengths)) for j in u}
     return dict.fromkeys(METRICS) | {
         "visible": n,
         "trivial": k >= n,
         "kept": kept,
-        "recall": share_of_best(u, chosen, m, slack),
-        "own_recall": share_of_best(u, chosen, min(kept, n), slack),
+        "recall": share_of_best(logs, off, chosen, m),
+        "own_recall": share_of_best(logs, off, chosen, min(kept, n)),
         "mass": sum(u[j] for j in chosen),
         "mass_ratio": sum(u[j] for j in chosen) / sum(ranked[:m]),
-        "top1": float(any(u[j] >= ranked[0] - slack for j in chosen)),
+        "top1": share_of_best(logs, off, chosen, 1),
     }
 
 
-def slow_rows(p: Problem):
-    """(level, batch row, head, query) -> the numbers of its row; none where nothing is seen."""
+def slow_rows(p: Problem, part: float = 1.0):
+    """(level, batch row, head, query) -> the numbers of its row; none where nothing is seen.
+
+    `part`: of the rounding that is forgiven.
+    """
     lists, heads = p.selection.indices.shape[1], p.queries.shape[1]
     per, share = heads // p.keys.shape[1], heads // lists
     log_weights = p.selection.log_weights
@@ -187,6 +191,7 @@ def slow_rows(p: Problem):
             seen = list(range(int(p.start[b]), int(p.stop[0, i])))
             costs = {"keys_scored": 7, "bytes_read": 1.0 + i}
             weights: dict[int, list] = {}
+            lengths: dict[int, list] = {}
             for h in range(heads if seen else 0):
                 line = p.selection.indices[b, h // share, i].tolist()
                 chosen, factors = [j for j in line if j >= 0], None
@@ -194,14 +199,17 @@ def slow_rows(p: Problem):
                     factors = dict(zip(line, log_weights[b, h // share, i].tolist(), strict=True))
                 q, keys = p.queries[b, h, i].tolist(), p.keys[b, h // per].tolist()
                 values = p.values[b, h // per].tolist()
-                numbers = head_metrics(q, keys, values, seen, chosen, factors, p.k)
+                numbers = head_metrics(q, keys, values, seen, chosen, factors, p.k, part)
                 numbers_of["head", b, h, i] = numbers | costs
                 z = sum(math.exp(SCALING * dot(q, keys[j])) for j in seen)
                 a = {j: math.exp(SCALING * dot(q, keys[j])) / z for j in seen}
                 weights.setdefault(h // share, []).append(a)
+                both = {j: math.hypot(*q) * math.hypot(*keys[j]) for j in seen}
+                lengths.setdefault(h // share, []).append(both)
                 if lists < heads:
                     level = "layer" if lists == 1 else "group"
-                    unit = unit_metrics(weights[h // share], chosen, p.k)
+                    its = weights[h // share], lengths[h // share]
+                    unit = unit_metrics(*its, chosen, p.k, part)
                     numbers_of[level, b, h // share, i] = unit | costs
     return numbers_of
 
@@ -215,33 +223,21 @@ def made_rows(p: Problem):
     return {(r["level"], r["row"], r["head"], r["position"]): r for r in lines}
 
 
-def settled(p: Problem, place) -> bool:
-    """Whether float32 settles which keys of a row are tied.
-
-    Not where products cancel: it then errs by more than the tolerance, a share of the scores. And not
-    where weights are means, which may tie to rounding alone.
-    """
-    level, b, h, i = place
-    seen = p.keys[b, h // (p.queries.shape[1] // p.keys.shape[1])]
-    products = p.queries[b, h, i] * seen[int(p.start[b]) : int(p.stop[0, i])]
-    largest = float(products.abs().sum(-1).max())
-    return level == "head" and float(products.sum(-1).abs().max()) >= 0.3 * largest
-
-
 @settings(max_examples=60, deadline=None)
 @given(problems())
 def test_rows_are_the_formulas_of_the_page(p):
-    expected, rows_ = slow_rows(p), made_rows(p)
-    assert rows_.keys() == expected.keys()
-    for place, numbers in expected.items():
+    """What scores and weights themselves are off by is a fraction of the rounding that is forgiven."""
+    low, high, rows_ = slow_rows(p, 0.7), slow_rows(p, 1.3), made_rows(p)
+    assert rows_.keys() == low.keys()
+    for place, numbers in low.items():
         row = rows_[place]
         assert row["reference"] == row["level"]
         assert numbers.keys() == {"visible", "trivial", *METRICS, *COSTS}
         for name, number in numbers.items():
             if number is None:
                 assert row[name] is None, name
-            elif name in ("recall", "own_recall", "top1") and not settled(p, place):
-                assert 0 <= row[name] <= 1
+            elif number < high[place][name]:
+                assert number - 1e-4 <= row[name] <= high[place][name] + 1e-4, (place, name)
             else:
                 assert row[name] == pytest.approx(number, rel=1e-4, abs=1e-4), (place, name)
 

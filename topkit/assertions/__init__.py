@@ -9,7 +9,7 @@ from topkit.assertions.exact import of_attention, of_scores
 from topkit.assertions.verdict import require
 from topkit.assertions.window import window
 from topkit.errors import InputError
-from topkit.fidelity.metrics import TOLERANCE
+from topkit.kernels.rounding import SHARE as TOLERANCE
 
 __all__ = ["assert_selects"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from topkit.assertions.demand import Demand
 from topkit.assertions.exact import NEVER, Exact, Rows
 from topkit.assertions.facts import facts
-from topkit.fidelity.metrics import TOLERANCE
+from topkit.kernels.rounding import SHARE as TOLERANCE
 
 # A score so far below another has no weight beside it, in float32.
 WEIGHTLESS = 104.0

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from topkit.fidelity.metrics import METRICS, Metric, judge, judge_units, overlap
+from topkit.fidelity.ties import floors, hits
 from topkit.fidelity.truth import Truth, UnitTruth, truth, unit_truth
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "Metric",
     "Truth",
     "UnitTruth",
+    "floors",
+    "hits",
     "judge",
     "judge_units",
     "overlap",

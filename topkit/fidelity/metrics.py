@@ -10,13 +10,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from topkit.errors import InputError
-from topkit.fidelity.truth import Truth, UnitTruth
+from topkit.fidelity.ties import NEVER, hits
+from topkit.fidelity.truth import Truth, UnitTruth, log_mean, unit_rounding
+from topkit.fidelity.validity import require_valid
 from topkit.kernels.gather_attention import attend, gather_scores
+from topkit.kernels.precision import full_precision
 
 NAN = math.nan
-# Two scores closer than this share of the row's largest are equal: float32 tells no more.
-TOLERANCE = 1e-6
 # Bytes of keys gathered at a time: what still lies in the cache is read again at less cost.
 GATHERED = 1 << 24
 
@@ -69,6 +69,7 @@ METRICS: dict[str, Metric] = {
 }
 
 
+@full_precision()
 def judge(
     exact: Truth,
     queries: Tensor,
@@ -78,6 +79,7 @@ def judge(
     k: int,
     *,
     scores: Tensor | None = None,
+    name: str = "the selection",
 ) -> dict[str, Tensor]:
     """The metrics of a selection for each query head, against that head's own Top-k.
 
@@ -85,25 +87,29 @@ def judge(
     as attention would apply them; scores [B, Hq, Tq, T], all dot products where they are known already,
     of which the chosen are read -> columns [B, Hq, Tq], NaN where a metric has no meaning; beside
     METRICS, visible and trivial (k >= visible, to be left out of averages).
+    Raises: InputError that begins with `name`, for a slot that is chosen twice or not visible, and for
+    more than k.
     Definitions: docs/metrics.md.
     """
-    chosen, sparse = _attended(queries, keys, values, selection, exact.scaling, scores)
-    visible = exact.visible[:, None].expand_as(exact.lse)
+    require_valid(selection.indices, exact.start, exact.stop, k, name)
+    chosen, sparse = _attended(exact, queries, keys, values, selection, scores)
+    visible = exact.visible[:, None].expand_as(exact.total)
     wanted = visible.clamp_max(k)
     kept = (selection.indices >= 0).sum(-1).repeat_interleave(_share(queries, selection), 1)
-    slack = TOLERANCE * exact.largest
-    weights = _weights(chosen, exact)
-    mass = weights.sum(-1)
+    own, off = kept.minimum(visible), exact.rounding.at(selection.indices)
+    weights = exact.log_weights(chosen).exp()
+    mass = weights.sum(-1).clamp_max(1)
+    best = exact.log_weights(exact.scores[..., :k]).exp()
     return {
         "visible": visible,
         "kept": kept,
         "trivial": visible <= k,
-        "recall": _recall(chosen, exact.scores, wanted, slack),
-        "own_recall": _recall(chosen, exact.scores, kept.minimum(visible), slack),
+        "recall": _share_of(hits(chosen, off, exact.floors, wanted), wanted),
+        "own_recall": _share_of(hits(chosen, off, exact.floors, own), own),
         "mass": mass,
-        "mass_ratio": mass / _first(_weights(exact.scores[..., :k], exact), wanted).sum(-1),
+        "mass_ratio": _ratio(mass, _first(best, wanted).sum(-1)),
         "mass_estimate": _estimate(mass, weights, exact, selection),
-        "top1": (chosen.amax(-1) >= exact.scores[..., 0] - slack).float(),
+        "top1": hits(chosen, off, exact.floors, torch.ones_like(wanted)).float(),
         "output_error": _output_error(exact, sparse),
         "score_regret": _regret(chosen, exact, kept.minimum(wanted)),
         "entropy": exact.entropy,
@@ -111,6 +117,7 @@ def judge(
     }
 
 
+@full_precision()
 def judge_units(
     exact: Truth,
     units: UnitTruth,
@@ -120,36 +127,37 @@ def judge_units(
     k: int,
     *,
     scores: Tensor | None = None,
+    name: str = "the selection",
 ) -> dict[str, Tensor]:
     """The metrics of a shared selection, once a unit, against the Top-k of its heads' mean weights.
 
     Shapes: as `judge` -> columns [B, Hs, Tq]; what has no meaning for a unit is NaN.
+    Raises: as `judge`.
     Definitions: docs/metrics.md.
     """
-    chosen, _ = _attended(queries, keys, None, selection, exact.scaling, scores)
-    by_unit = torch.unflatten(_weights(chosen, exact), 1, (units.weights.shape[1], -1))
+    require_valid(selection.indices, exact.start, exact.stop, k, name)
+    chosen, _ = _attended(exact, queries, keys, None, selection, scores)
     valid = selection.indices >= 0
-    weights = by_unit.mean(2).masked_fill(~valid, -1.0)
-    visible = exact.visible[:, None].expand(weights.shape[:-1])
+    logs = log_mean(exact.log_weights(chosen), units.weights.shape[1]).masked_fill(~valid, NEVER)
+    visible = exact.visible[:, None].expand(logs.shape[:-1])
     wanted, kept = visible.clamp_max(k), valid.sum(-1)
-    # What the scores are off by, a weight is off by as a share of itself.
-    largest = torch.unflatten(exact.largest, 1, (units.weights.shape[1], -1)).amax(2)
-    slack = TOLERANCE * (1 + exact.scaling * largest) * units.weights[..., 0]
-    mass = weights.clamp_min(0).sum(-1)
+    own, off = kept.minimum(visible), unit_rounding(exact, selection.indices)
+    mass = logs.exp().sum(-1).clamp_max(1)
     nothing = torch.full_like(mass, NAN)
     columns = {
         "visible": visible,
         "kept": kept,
         "trivial": visible <= k,
-        "recall": _recall(weights, units.weights, wanted, slack),
-        "own_recall": _recall(weights, units.weights, kept.minimum(visible), slack),
+        "recall": _share_of(hits(logs, off, units.floors, wanted), wanted),
+        "own_recall": _share_of(hits(logs, off, units.floors, own), own),
         "mass": mass,
-        "mass_ratio": mass / _first(units.weights, wanted).sum(-1),
-        "top1": (weights.amax(-1) >= units.weights[..., 0] - slack).float(),
+        "mass_ratio": _ratio(mass, _first(units.weights.exp(), wanted).sum(-1)),
+        "top1": hits(logs, off, units.floors, torch.ones_like(wanted)).float(),
     }
     return {name: columns.get(name, nothing) for name in ("visible", "trivial", *METRICS)}
 
 
+@full_precision()
 def overlap(indices: Tensor, reference: Tensor) -> Tensor:
     """The share of another selection's keys that this one chose too [B, Hq or Hs, Tq].
 
@@ -168,21 +176,19 @@ def _share(queries: Tensor, selection: Selected) -> int:
     return queries.shape[1] // selection.indices.shape[1]
 
 
-def _weights(scores: Tensor, exact: Truth) -> Tensor:
-    return (scores * exact.scaling - exact.lse[..., None]).exp()
-
-
 def _first(sorted_values: Tensor, count: Tensor) -> Tensor:
     """The first `count` of each row, the others zero."""
     place = torch.arange(sorted_values.shape[-1], device=sorted_values.device)
     return sorted_values.masked_fill(place >= count[..., None], 0.0)
 
 
-def _recall(chosen: Tensor, best: Tensor, wanted: Tensor, slack: Tensor) -> Tensor:
-    """The share of the best `wanted` that was chosen: what reaches the last of them, capped."""
-    last = best.gather(-1, (wanted - 1).clamp(0, best.shape[-1] - 1)[..., None])
-    reached = (chosen >= last - slack[..., None]).sum(-1).minimum(wanted)
-    return (reached / wanted).masked_fill(wanted == 0, NAN)
+def _share_of(hits: Tensor, wanted: Tensor) -> Tensor:
+    return (hits / wanted).masked_fill(wanted == 0, NAN)
+
+
+def _ratio(mass: Tensor, best: Tensor) -> Tensor:
+    # A mass of the best that rounding made the smaller is as good as this one.
+    return (mass / best).clamp_max(1)
 
 
 def _regret(chosen: Tensor, exact: Truth, count: Tensor) -> Tensor:
@@ -221,17 +227,15 @@ def _length(vectors: Tensor) -> Tensor:
 
 
 def _attended(
+    exact: Truth,
     queries: Tensor,
     keys: Tensor,
     values: Tensor | None,
     selection: Selected,
-    scaling: float,
     scores: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """The exact scores of the chosen keys [B, Hq, Tq, w], and the output over them, some queries at a time."""
     indices, rest = selection.indices, selection.rest
-    if (indices >= keys.shape[2]).any():
-        raise InputError(f"slot {int(indices.max())} was chosen, of {keys.shape[2]} keys")
     wide = max(keys.shape[-1], 0 if values is None else values.shape[-1])
     a_query = 4 * indices[:, :, 0].numel() * max(1, keys.shape[1] // indices.shape[1]) * wide
     step = max(1, GATHERED // max(a_query, 1))
@@ -239,10 +243,11 @@ def _attended(
     outputs: list[Tensor] = []
     for at in range(0, queries.shape[2], step):
         span = slice(at, at + step)
+        picked = indices[:, :, span]
         if scores is None:
-            chosen.append(gather_scores(queries[:, :, span], keys, indices[:, :, span]))
+            chosen.append(_gathered(exact, queries, keys, picked, span))
         else:
-            chosen.append(_read(scores[:, :, span], indices[:, :, span]))
+            chosen.append(_read(scores[:, :, span], picked))
         if values is None:
             continue
         options = {
@@ -252,11 +257,19 @@ def _attended(
             "rest_share": None if rest is None else rest.share,
         }
         cut = {name: x[:, :, span] for name, x in options.items() if x is not None}
-        outputs.append(attend(chosen[-1], values, indices[:, :, span], scaling=scaling, **cut))
+        outputs.append(attend(chosen[-1], values, picked, scaling=exact.scaling, **cut))
     return torch.cat(chosen, 2), None if values is None else torch.cat(outputs, 2)
+
+
+def _gathered(exact: Truth, queries: Tensor, keys: Tensor, indices: Tensor, span: slice) -> Tensor:
+    """The scores of chosen slots, added up anew, but for the best: beside it none is greater."""
+    anew = gather_scores(queries[:, :, span], keys, indices)
+    best = exact.scores[:, :, span, :1]
+    slots = indices.repeat_interleave(anew.shape[1] // indices.shape[1], 1)
+    return best.where(slots == exact.heaviest[:, :, span, None], anew.minimum(best))
 
 
 def _read(scores: Tensor, indices: Tensor) -> Tensor:
     """The scores [B, Hq, Tq, w] of chosen slots [B, Hs, Tq, w], -inf where none was chosen."""
     slots = indices.repeat_interleave(scores.shape[1] // indices.shape[1], 1)
-    return scores.gather(-1, slots.clamp_min(0)).masked_fill(slots < 0, float("-inf"))
+    return scores.gather(-1, slots.clamp_min(0)).masked_fill(slots < 0, NEVER)

@@ -10,39 +10,65 @@ import torch
 from torch import Tensor
 
 from topkit.errors import InputError
+from topkit.fidelity.ties import NEVER, floors
+from topkit.kernels.precision import full_precision
+from topkit.kernels.rounding import SHARE, Rounding
 from topkit.kernels.score import score
 
 # Bytes that one chunk's scores and float32 copies may take together: the allocator keeps small
 # blocks for the next chunk, and gets large ones from the system anew, page by page.
 MEMORY = 1 << 28
-NEVER = float("-inf")
+LEAST = torch.finfo(torch.float32).min
 
 
 @dataclass(frozen=True)
 class Truth:
     """What is exact of each query row, in float32.
 
-    Shapes: visible [B, Tq], keys that a query sees; scores [B, Hq, Tq, k], the best, unscaled and
-    sorted, -inf where there are fewer; lse (of the scaled scores), largest (|score|) and entropy
-    (nats) [B, Hq, Tq]; output [B, Hq, Tq, Dv], dense attention's.
+    Shapes: visible [B, Tq], keys that a query sees; start [B or 1] and stop [B or 1, Tq], the slots
+    start <= s < stop that they are; scores [B, Hq, Tq, k], the best, unscaled and sorted, -inf where
+    there are fewer; floors [B, Hq, Tq, k], what the m best reach however they were rounded; heaviest
+    [B, Hq, Tq], the slot of the best; offset, the best scaled score, total, the sum of all weights
+    about it, lse (of the scaled scores) and entropy (nats) [B, Hq, Tq]; output [B, Hq, Tq, Dv], dense
+    attention's.
     """
 
     scaling: float
     visible: Tensor
+    start: Tensor
+    stop: Tensor
     scores: Tensor
-    lse: Tensor
-    largest: Tensor
+    floors: Tensor
+    heaviest: Tensor
+    offset: Tensor
+    total: Tensor
     entropy: Tensor
+    rounding: Rounding
     output: Tensor | None = None
+
+    @property
+    def lse(self) -> Tensor:
+        return self.offset + self.total.log()
+
+    def log_weights(self, scores: Tensor) -> Tensor:
+        """The logarithms of the attention weights of scores [B, Hq, Tq, n], made as `total` was."""
+        logits = torch.add(-self.offset[..., None], scores, alpha=self.scaling)
+        return logits - self.total.log()[..., None]
 
 
 @dataclass(frozen=True)
 class UnitTruth:
-    """The best of each unit's mean attention weights over its heads: weights [B, Hs, Tq, k], sorted."""
+    """The best of the logarithms of each unit's mean attention weights over its heads.
+
+    Shapes: weights [B, Hs, Tq, k], sorted; floors [B, Hs, Tq, k], what the m best reach however they
+    were rounded.
+    """
 
     weights: Tensor
+    floors: Tensor
 
 
+@full_precision()
 def truth(
     queries: Tensor,
     keys: Tensor,
@@ -65,18 +91,14 @@ def truth(
     """
     rows, heads, count, _ = queries.shape
     length = keys.shape[2]
-    best = queries.new_empty(rows, heads, count, 0, dtype=torch.float32)
+    start, stop = _window(length, count, start, stop, queries.device)
+    best = None
     top = queries.new_full((rows, heads, count), NEVER, dtype=torch.float32)
-    total, weighted, largest = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
+    total, weighted = torch.zeros_like(top), torch.zeros_like(top)
     output = None
     for at, chunk, hidden in _chunks(queries, keys, values, start, stop, memory, scores):
-        largest = largest.maximum(-chunk.amin(-1))
-        if hidden is not None:
-            chunk.masked_fill_(hidden, NEVER)
-        best = _best(best, chunk, k)
-        highest = best.amax(-1)
-        largest = largest.maximum(highest)
-        raised = top.maximum(highest * scaling)
+        best = _best(best, chunk, at, k + 1)
+        raised = top.maximum(best.values.amax(-1) * scaling)
         # A row that has seen nothing yet keeps its sums at zero.
         pivot = raised.masked_fill(raised == NEVER, 0.0)
         shrink = (top - pivot).exp()
@@ -96,21 +118,31 @@ def truth(
             added = (grouped @ part).view(rows, heads, count, -1)
             output = added if output is None else output * shrink[..., None] + added
         top = raised
-    lse = top + total.log()
-    visible = _seen(rows, count, length, start, stop, queries.device)
-    _require_finite(lse, output, visible, layer)
+    visible = (stop.clamp(0, length) - start[:, None]).clamp_min(0).expand(rows, count)
+    # A weight of zero times a score of -inf shows in `weighted` alone.
+    _require_finite(top + total.log() + weighted, output, visible, layer)
     empty = (visible == 0)[:, None]
+    entropy = (total.log() - weighted / total).masked_fill(empty, 0.0).clamp_min(0.0)
+    output = None if output is None else (output / total[..., None]).nan_to_num(0.0)
+    rounding = Rounding.of(queries, keys)
+    best = (best or _nothing(top)).sorted()
     return Truth(
         scaling,
         visible,
-        best.sort(-1, descending=True).values,
-        lse.masked_fill(empty, 0.0),
-        largest,
-        (total.log() - weighted / total).masked_fill(empty, 0.0).clamp_min(0.0),
-        None if output is None else (output / total[..., None]).nan_to_num(0.0),
+        start,
+        stop,
+        best.values[..., :k],
+        floors(best.values, rounding.at(best.slots), k),
+        best.slots[..., 0],
+        top.masked_fill(empty, 0.0),
+        total.masked_fill(empty, 1.0),
+        entropy,
+        rounding,
+        output,
     )
 
 
+@full_precision()
 def unit_truth(
     exact: Truth,
     queries: Tensor,
@@ -118,8 +150,6 @@ def unit_truth(
     k: int,
     units: int,
     *,
-    start: Tensor | None = None,
-    stop: Tensor | None = None,
     scores: Tensor | None = None,
     memory: int = MEMORY,
 ) -> UnitTruth:
@@ -127,42 +157,78 @@ def unit_truth(
 
     Shapes: as `truth`.
     """
-    rows, _, count, _ = queries.shape
-    best = queries.new_empty(rows, units, count, 0, dtype=torch.float32)
-    for _, chunk, hidden in _chunks(queries, keys, None, start, stop, memory, scores):
-        weights = chunk.mul_(exact.scaling).sub_(exact.lse[..., None]).exp_()
-        if hidden is not None:
-            weights.masked_fill_(hidden, 0.0)
-        by_unit = torch.unflatten(weights, 1, (units, -1))
-        best = _best(best, by_unit.mean(2), k)
-    return UnitTruth(best.sort(-1, descending=True).values)
+    best = None
+    for at, chunk, _ in _chunks(queries, keys, None, exact.start, exact.stop, memory, scores):
+        torch.add(-exact.offset[..., None], chunk, alpha=exact.scaling, out=chunk)
+        chunk.sub_(exact.total.log()[..., None])
+        best = _best(best, log_mean(chunk, units), at, k + 1)
+    best = (best or _nothing(exact.total[:, :units])).sorted()
+    off = unit_rounding(exact, best.slots)
+    return UnitTruth(best.values[..., :k], floors(best.values, off, k))
 
 
-def _best(before: Tensor, chunk: Tensor, k: int) -> Tensor:
+def log_mean(logs: Tensor, units: int) -> Tensor:
+    """The logarithm of the mean weight over each unit's heads [B, units, Tq, n], of logs [B, Hq, Tq, n].
+
+    By logarithms, since beside one heavy key the weights of all others are no floats. Writes over `logs`.
+    """
+    by_unit = torch.unflatten(logs, 1, (units, -1))
+    top = by_unit.amax(2, keepdim=True).clamp_min(LEAST)
+    return by_unit.sub_(top).exp_().mean(2).log_().add_(top.squeeze(2))
+
+
+def unit_rounding(exact: Truth, slots: Tensor) -> Tensor:
+    """What the logarithms of the mean weights of slots [B, units, Tq, n] may be off by."""
+    by_head = torch.unflatten(exact.rounding.at(slots), 1, (slots.shape[1], -1))
+    return SHARE + exact.scaling * by_head.amax(2)
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best scores so far and their slots [B, H, Tq, n]."""
+
+    values: Tensor
+    slots: Tensor
+
+    def sorted(self) -> _Best:
+        values, order = self.values.sort(-1, descending=True)
+        return _Best(values, self.slots.gather(-1, order))
+
+
+def _best(before: _Best | None, chunk: Tensor, at: int, k: int) -> _Best:
     """The k best of both, in no order: sorting each time would cost as much as finding them."""
-    both = torch.cat([before, chunk], -1)
-    return both.topk(min(k, both.shape[-1]), dim=-1, sorted=False).values
+    if before is None:
+        values, slots = chunk.topk(min(k, chunk.shape[-1]), dim=-1, sorted=False)
+        return _Best(values, slots + at)
+    both, old = torch.cat([before.values, chunk], -1), before.values.shape[-1]
+    values, place = both.topk(min(k, both.shape[-1]), dim=-1, sorted=False)
+    kept = before.slots.gather(-1, place.clamp_max(old - 1))
+    return _Best(values, kept.where(place < old, place - old + at))
+
+
+def _nothing(like: Tensor) -> _Best:
+    """Of a cache without slots that anybody sees: one place, empty."""
+    never = torch.full_like(like[..., None], NEVER)
+    return _Best(never, torch.zeros_like(never, dtype=torch.long))
 
 
 def _chunks(
     queries: Tensor,
     keys: Tensor,
     values: Tensor | None,
-    start: Tensor | None,
-    stop: Tensor | None,
+    start: Tensor,
+    stop: Tensor,
     memory: int,
     scores: Tensor | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     """(first slot, scores [B, Hq, Tq, c], which are hidden or None) chunk by chunk."""
     rows, heads, count, width = queries.shape
     length = keys.shape[2]
-    stops = _stops(length, count, stop, queries.device)
-    starts = torch.zeros(1, dtype=torch.long, device=queries.device) if start is None else start
     wide = width + (0 if values is None else values.shape[3])
     a_slot = 4 * (5 * rows * heads * count + 2 * keys.shape[0] * keys.shape[1] * wide)
     step = max(1, min(length, memory // a_slot))
-    always = int(stops.min()), int(starts.max())
-    at, end = 0, min(length, int(stops.max()))
+    always = int(stop.min()), int(start.max())
+    at, end = 0, min(length, int(stop.max()))
     while at < end:
         until = min(at + step, length)
         # What every query sees stands in chunks of its own, and needs no mask.
@@ -176,35 +242,28 @@ def _chunks(
         hidden = None
         if until > always[0] or at < always[1]:
             slots = torch.arange(at, until, device=queries.device)
-            hidden = (slots >= stops[:, None, :, None]) | (slots < starts[:, None, None, None])
-            # Hidden keys may hold anything, and must not count as the largest score.
-            chunk.masked_fill_(hidden, 0.0)
+            hidden = (slots >= stop[:, None, :, None]) | (slots < start[:, None, None, None])
+            chunk.masked_fill_(hidden, NEVER)
         yield at, chunk, hidden
         at = until
 
 
-def _stops(length: int, count: int, stop: Tensor | None, device: torch.device) -> Tensor:
-    if stop is not None:
-        return stop.to(device)
-    return torch.arange(length - count + 1, length + 1, device=device)[None]
+def _window(
+    length: int, count: int, start: Tensor | None, stop: Tensor | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The slots that queries see: the first [B or 1], and one past the last [B or 1, Tq]."""
+    if start is None:
+        start = torch.zeros(1, dtype=torch.long, device=device)
+    if stop is None:
+        stop = torch.arange(length - count + 1, length + 1, device=device)[None]
+    return start.to(device), stop.to(device)
 
 
-def _seen(
-    rows: int,
-    count: int,
-    length: int,
-    start: Tensor | None,
-    stop: Tensor | None,
-    device: torch.device,
-) -> Tensor:
-    stops = _stops(length, count, stop, device).clamp(0, length)
-    seen = stops - (0 if start is None else start[:, None])
-    return seen.clamp_min(0).expand(rows, count)
-
-
-def _require_finite(lse: Tensor, output: Tensor | None, visible: Tensor, layer: int | None) -> None:
-    sees = (visible > 0)[:, None].expand_as(lse)
-    bad = sees & ~lse.isfinite()
+def _require_finite(
+    sums: Tensor, output: Tensor | None, visible: Tensor, layer: int | None
+) -> None:
+    sees = (visible > 0)[:, None].expand_as(sums)
+    bad = sees & ~sums.isfinite()
     what = "queries or keys"
     if not bad.any() and output is not None:
         bad, what = sees & ~output.isfinite().all(-1), "values"

@@ -57,7 +57,9 @@ class Observer:
             "k": k,
             "index_bytes": index_bytes / batch,
         }
-        self._parts += [rows(judged, places) for judged in exact.judged(selection, k)]
+        self._parts += [
+            rows(judged, places) for judged in exact.judged(selection, k, self._cell["indexer"])
+        ]
 
     def table(self) -> pa.Table:
         """All rows so far."""

@@ -46,7 +46,7 @@ class Observer:
             stop=choice.stops[None],
             scores=choice.memo.get(true_scores_of(cache.keys.shape[2])),
         )
-        for judged in exact.judged(selection, k):
+        for judged in exact.judged(selection, k, self.stream.cell.name):
             self.pieces.setdefault((layer, judged.level), []).append(judged)
 
     def tables(

@@ -75,7 +75,7 @@ def _judged(
         selections, index_bytes = replay.select(recipe, sorted({ks[cell] for cell in cells}))
         for cell in cells:
             k = ks[cell]
-            judged = replay.exact.judged(selections[k], k)
+            judged = replay.exact.judged(selections[k], k, repr(recipe))
             if reference is not None:
                 judged.append(replay.exact.overlap(selections[k], k, others[k], repr(reference)))
             own = {**places, **cell.columns, "k": k, "index_bytes": index_bytes}

@@ -20,8 +20,12 @@ from topkit.fidelity import (
     truth,
     unit_truth,
 )
+from topkit.fidelity.validity import require_valid
 from topkit.indexers.base import Selection
+from topkit.kernels.score import score as dot_products
 
+# Scores that are kept to be read by every judge of the same queries: 128 MiB of them at most.
+KNOWN = 1 << 25
 COSTS = ("keys_scored", "bytes_read")
 
 
@@ -58,30 +62,46 @@ class Exact:
         stop: Tensor | None = None,
         scores: Tensor | None = None,
     ) -> None:
+        if scores is None and queries[..., 0].numel() * keys.shape[2] <= KNOWN:
+            scores = dot_products(queries, keys)
         self.queries, self.keys, self.values, self.k = queries, keys, values, k
-        self._seen: dict[str, Any] = {"start": start, "stop": stop, "scores": scores}
+        self._scores = scores
         self.truth: Truth = truth(
-            queries, keys, values, k, scaling=scaling, layer=layer, **self._seen
+            queries,
+            keys,
+            values,
+            k,
+            scaling=scaling,
+            layer=layer,
+            start=start,
+            stop=stop,
+            scores=scores,
         )
         self._units: dict[int, UnitTruth] = {}
 
-    def judged(self, selection: Selection, k: int) -> list[Judged]:
-        """Each head against its own Top-k; and, of shared lists, each list against its unit's."""
-        known = self._seen["scores"]
-        one = judge(self.truth, self.queries, self.keys, self.values, selection, k, scores=known)
+    def judged(self, selection: Selection, k: int, name: str = "the selection") -> list[Judged]:
+        """Each head against its own Top-k; and, of shared lists, each list against its unit's.
+
+        Raises: InputError that begins with `name`, which chose, for a slot that is chosen twice or not
+        visible, and for more than k.
+        """
+        known: dict[str, Any] = {"scores": self._scores, "name": name}
+        one = judge(self.truth, self.queries, self.keys, self.values, selection, k, **known)
         judged = [_with_costs("head", "head", one, selection)]
         lists = selection.indices.shape[1]
         level = self._level(lists)
         if level != "head":
             best = self._unit(lists)
-            shared = judge_units(
-                self.truth, best, self.queries, self.keys, selection, k, scores=known
-            )
+            shared = judge_units(self.truth, best, self.queries, self.keys, selection, k, **known)
             judged.append(_with_costs(level, level, shared, selection))
         return judged
 
     def overlap(self, selection: Selection, k: int, other: Selection, name: str) -> Judged:
-        """The share of another indexer's keys that were chosen too, as recall; `name` is the other's."""
+        """The share of another indexer's keys that were chosen too, as recall; `name` is the other's.
+
+        Raises: InputError as `judged`, for the other's selection.
+        """
+        require_valid(other.indices, self.truth.start, self.truth.stop, k, name)
         recall = overlap(selection.indices, other.indices)
         visible = self.truth.visible[:, None].expand_as(recall)
         columns = dict.fromkeys(METRICS, torch.full_like(recall, nan))
@@ -96,7 +116,7 @@ class Exact:
     def _unit(self, units: int) -> UnitTruth:
         if units not in self._units:
             self._units[units] = unit_truth(
-                self.truth, self.queries, self.keys, self.k, units, **self._seen
+                self.truth, self.queries, self.keys, self.k, units, scores=self._scores
             )
         return self._units[units]
 

@@ -1,0 +1,61 @@
+"""What a float32 dot product may be off by."""
+
+# pyright: strict
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from topkit.kernels.blocks import blocks
+
+# Of the product of the two norms: sums of a hundred terms, added in any order, stay within it.
+SHARE = 1e-6
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The bound SHARE |q| |k| of each query and key: a matter of this pair, whatever other keys hold.
+
+    Shapes: queries [B, Hq, Tq], SHARE times the norms; keys [B or 1, Hk, T], norms.
+    """
+
+    queries: Tensor
+    keys: Tensor
+
+    @classmethod
+    def of(cls, queries: Tensor, keys: Tensor) -> Rounding:
+        """Shapes: queries [B, Hq, Tq, D], keys [B or 1, Hk, T, D]."""
+        return cls(SHARE * norms(queries), norms(keys))
+
+    def whole(self) -> Tensor:
+        """The bounds of all keys [B, Hq, Tq, T]."""
+        return self.queries[..., None] * self._by_head()
+
+    def at(self, slots: Tensor) -> Tensor:
+        """The bounds of some slots [B, Hs, Tq, n], those of -1 among them anything: [B, Hq, Tq, n]."""
+        heads = self.queries.shape[1]
+        each = slots.clamp_min(0).repeat_interleave(heads // slots.shape[1], 1)
+        keys = self._by_head().expand(len(slots), -1, slots.shape[2], -1)
+        return self.queries[..., None] * keys.gather(-1, each)
+
+    def _by_head(self) -> Tensor:
+        per = self.queries.shape[1] // self.keys.shape[1]
+        return self.keys.repeat_interleave(per, 1)[:, :, None]
+
+
+def norms(vectors: Tensor) -> Tensor:
+    """Euclidean norms in float32 of vectors [..., T, D], also where squares do not fit into it."""
+    each = vectors[..., :1, :].numel()
+    parts = [vectors[..., part, :] for part in blocks(vectors.shape[-2], each, vectors.device)]
+    return torch.cat([_norms(part) for part in parts], -1) if parts else vectors[..., 0].float()
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    short = _of_dtype(vectors, torch.float32)
+    return short if short.isfinite().all() else _of_dtype(vectors, torch.float64).float()
+
+
+def _of_dtype(vectors: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=-1, dtype=dtype)  # pyright: ignore (torch says no type)
