@@ -57,11 +57,17 @@ def settle(folder: Path, run: str) -> None:
 
 def _append(folder: Path, run: str, entry: dict[str, Any]) -> None:
     """Add a line to this writer's manifest: whole in one call, and on the disk."""
-    writer = _WRITERS.setdefault((folder.absolute(), run), f"_manifest-{uuid4().hex[:16]}.jsonl")
-    with open(folder / writer, "ab", buffering=0) as file:
-        head = [] if file.tell() else [{**FORMAT, "run": run}]
-        file.write("".join(json.dumps(line) + "\n" for line in (*head, entry)).encode())
-        os.fsync(file.fileno())
+    key = folder.absolute(), run
+    writer = _WRITERS.setdefault(key, f"_manifest-{uuid4().hex[:16]}.jsonl")
+    try:
+        with open(folder / writer, "ab", buffering=0) as file:
+            head = [] if file.tell() else [{**FORMAT, "run": run}]
+            file.write("".join(json.dumps(line) + "\n" for line in (*head, entry)).encode())
+            os.fsync(file.fileno())
+    except OSError:
+        # The disk is full, say: nothing may follow a line that is not whole.
+        _WRITERS.pop(key, None)
+        raise
 
 
 def entries(folder: Path, run: str) -> Entries:

@@ -1,0 +1,178 @@
+"""Kill runs at random moments, go on with them, and hold what comes out to an unbroken run.
+
+    python tools/kills.py [--kills 100] [--seed 0] [--commands measure,evaluate,study] [--jobs 1,2]
+
+Each round takes a command and a number of workers, and starts in an empty folder, in one that a killed run
+left, or with `force` in one that holds a finished run of another seed. It is killed (SIGKILL) some times
+over, verified each time, and gone on with to its end: rows must be those of the unbroken run. Exit 1 where
+they are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import same_numbers
+import torch
+
+import topkit
+from topkit.errors import InputError
+from topkit.experiments.runs import folder, run_file
+from topkit.experiments.study import presets
+from topkit.experiments.study.study import run_study
+from topkit.experiments.tasks import make_task
+
+Run = Callable[..., Any]
+INDEXERS = ("sign", "exact", "quest:page_size=4")
+
+
+def commands(capture: Path) -> dict[str, Run]:
+    """A tiny run of each command: a function of `out`, `seed`, `jobs` and `force`."""
+    whole = presets.quick()
+    cells = tuple(c for c in whole.parts[0].cells if "degraded" not in c.name)[:4]
+    task = make_task("niah-multikey", wording="trained", questions=2, distractors=3)
+    presets.PRESETS["tiny"] = lambda: replace(
+        whole, parts=(presets.Part((task,), (384,), 4, cells),)
+    )
+
+    def measure(**how: Any) -> None:
+        topkit.measure(capture, INDEXERS, "4,9", **how)
+
+    def evaluate(**how: Any) -> None:
+        topkit.evaluate("reference", task, 384, 4, INDEXERS[:2], 8, **how)
+
+    def study(**how: Any) -> None:
+        run_study(presets.NAME, "tiny", **how)
+
+    return {"measure": measure, "evaluate": evaluate, "study": study}
+
+
+def started(run: Run, how: dict[str, Any]) -> int:
+    """A child process that does a run; its exit code is 0 at the end, 2 where it was refused."""
+    child = os.fork()
+    if child:
+        return child
+    code = 3
+    try:
+        os.setsid()
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        run(**how)
+        code = 0
+    except InputError:
+        code = 2
+    finally:
+        os._exit(code)
+
+
+def killed(child: int, after: float, group: bool) -> bool:
+    """Kill a child after some seconds, with its workers or by itself; whether it was still running."""
+    end = time.monotonic() + after
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            require(status == 0, f"a run that nobody killed ended with {status}")
+            return False
+        time.sleep(0.002)
+    (os.killpg if group else os.kill)(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def to_its_end(run: Run, how: dict[str, Any]) -> int:
+    _, status = os.waitpid(started(run, how), 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def require(right: bool, what: str) -> None:
+    if not right:
+        raise SystemExit(f"kills: {what}")
+
+
+def verify(out: Path) -> None:
+    """What a kill left is no fault, whatever it is; under force the rows of the first run may be gone."""
+    described = run_file.read(out) if out.is_dir() else None
+    if described is not None:
+        wrong = folder.faults(out, described, "gone")
+        require(not wrong, f"after a kill: {wrong}")
+
+
+def round_(
+    run: Run, whole: Path, other: Path, out: Path, jobs: int, seconds: float, rng: random.Random
+) -> Iterator[bool]:
+    """One folder: killed up to four times, yielding whether each kill met a run, then finished."""
+    force = rng.random() < 0.4
+    if force:
+        shutil.copytree(other, out)
+    how = {"out": out, "seed": 0, "jobs": jobs}
+    for _ in range(rng.randint(1, 4)):
+        child = started(run, {**how, "force": force})
+        yield killed(child, rng.uniform(0, seconds), rng.random() < 0.5)
+        verify(out)
+    code = to_its_end(run, {**how, "force": False})
+    if force and code == 2:  # killed before the first run's name was gone
+        code = to_its_end(run, {**how, "force": True})
+    require(code == 0, f"a run that goes on ended with {code} in {out}")
+    topkit.verify(out)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        same = same_numbers.main([str(whole), str(out)]) == 0
+    require(same, f"other rows than those of an unbroken run, in {out}")
+    shutil.rmtree(out)
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commands", default="measure,evaluate,study")
+    parser.add_argument("--jobs", default="1,2")
+    given = parser.parse_args(words)
+    torch.set_num_threads(1)  # a forked process hangs where torch has used several
+    rng, kills, rounds = random.Random(given.seed), 0, 0
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        g = torch.Generator().manual_seed(0)
+        shapes = ((6, 2, 3, 16), (6, 1, 90, 16), (6, 1, 90, 16))
+        queries, keys, values = (torch.randn(shape, generator=g) for shape in shapes)
+        topkit.Capture.from_tensors(queries, keys, values).save(root / "capture")
+        topkit.load("reference")
+        kinds = []
+        for command in given.commands.split(","):
+            run = commands(root / "capture")[command]
+            whole, other = root / f"{command}-whole", root / f"{command}-other"
+            run(out=other, seed=1, jobs=1)
+            for jobs in map(int, given.jobs.split(",")):
+                shutil.rmtree(whole, ignore_errors=True)
+                begun = time.monotonic()
+                require(to_its_end(run, {"out": whole, "seed": 0, "jobs": jobs}) == 0, command)
+                kinds.append((command, run, whole, other, jobs, time.monotonic() - begun))
+        counts: dict[str, int] = {}
+        while kills < given.kills:
+            command, run, whole, other, jobs, seconds = kinds[rounds % len(kinds)]
+            kind = f"{command} --jobs {jobs}"
+            for met in round_(run, whole, other, root / f"run-{rounds}", jobs, seconds, rng):
+                kills += met
+                counts[kind] = counts.get(kind, 0) + met
+            rounds += 1
+            print(f"{kills} kills in {rounds} rounds: {counts}", flush=True)
+    print(f"{kills} kills in {rounds} rounds, and the rows of an unbroken run each time")
+
+
+if __name__ == "__main__":
+    main()
