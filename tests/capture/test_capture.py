@@ -410,3 +410,15 @@ def test_sizes_in_words():
         "2.0 MB",
         "3000.0 TB",
     ]
+
+
+def test_a_folder_that_is_renamed_is_not_made_anew(tmp_path):
+    from topkit.experiments.capture.writer import Writer
+
+    writer = Writer(tmp_path / "capture", {}, [0, 1])
+    writer.begin()
+    writer.add({"sample": 0}, {0: {"queries": torch.zeros(1, 1, 1, 8)}})
+    (tmp_path / "capture").rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="capture was renamed or removed while it was written"):
+        writer.add({"sample": 1}, {0: {"queries": torch.zeros(1, 1, 1, 8)}})
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]

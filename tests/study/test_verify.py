@@ -108,12 +108,12 @@ def test_an_interrupted_capture_is_held_to_what_it_has(capture: Path) -> None:
         topkit.verify(capture)
 
 
-@pytest.mark.parametrize("what", ["nowhere", "empty", "file"])
+@pytest.mark.parametrize("what", ["nowhere", "empty", "file", "a" * 5000, "a\0b"])
 def test_what_is_neither_is_refused(tmp_path: Path, what: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(
-        InputError, match=r"neither a run .* nor a capture|expected the folder of a"
+        InputError, match=r"neither a run .* nor a capture|expected the folder of a|cannot read '"
     ):
         topkit.verify(tmp_path / what)
 

@@ -89,7 +89,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
                 digest.update(block)
                 file.write(block)
 
-    write_whole(path, write)
+    write_whole(path, write, parents=False)
     return {
         "name": path.name,
         "bytes": file_bytes(tensors),

@@ -140,4 +140,4 @@ class Writer:
         def write(path: Path) -> None:
             path.write_bytes(seal(content))
 
-        write_whole(self.folder / name, write)
+        write_whole(self.folder / name, write, parents=False)

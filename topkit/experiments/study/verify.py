@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.capture import files
 from topkit.experiments.runs import folder, run_file
@@ -35,6 +36,16 @@ def verify(path: str | Path) -> Verified:
 
 def inspect(path: Path) -> Verified:
     """As `verify`, but what is wrong is listed. Raises: InputError where there is nothing to verify."""
+    try:
+        return _inspected(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot read {quote(str(path))}: {why}") from error
+
+
+def _inspected(path: Path) -> Verified:
     if path.is_file():
         raise InputError(f"{path} is a file: expected the folder of a run or a capture")
     if (path / files.MANIFEST).exists() or any(path.glob(files.OF_SAMPLES)):
