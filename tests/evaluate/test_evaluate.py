@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -225,7 +226,8 @@ def test_the_commit_is_that_of_the_checkout(tmp_path):
 def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
     """Whoever comes second is refused, may look, and leaves what the first is writing alone."""
     half = tmp_path / "accuracy" / ".part.parquet.1.tmp"
-    identity = planned(tmp_path).request.identity
+    plan: Any = planned(tmp_path)
+    identity = plan.request.identity
     with claim(tmp_path, identity):
         run_id = describe(tmp_path, identity)
         orphan = write_part(tmp_path / "fidelity", "part", pa.table({"x": [1]}), run=run_id)
@@ -234,7 +236,6 @@ def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
         for force in (False, True):
             with pytest.raises(InputError, match="another run is writing to"):
                 run(tmp_path, samples=1, force=force)
-        plan = planned(tmp_path)
         with pytest.raises(InputError, match="another run is writing to"):
             topkit.run(plan)
         assert half.exists() and orphan.exists()

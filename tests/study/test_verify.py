@@ -15,6 +15,7 @@ import topkit
 from topkit.cli.commands import app
 from topkit.cli.exits import run as called
 from topkit.errors import InputError
+from topkit.experiments.capture import manifest
 from topkit.experiments.runs import run_file
 from topkit.experiments.runs.parts import write_part
 from topkit.experiments.study.curves import load
@@ -95,13 +96,11 @@ def test_a_file_that_was_copied_into_a_capture_is_named(capture: Path) -> None:
 
 
 def test_an_interrupted_capture_is_held_to_what_it_has(capture: Path) -> None:
-    from topkit.experiments.capture import files
-
-    whole = files.open_manifest(capture)
+    whole = manifest.open_manifest(capture)
     done = [entry for entry in whole["files"] if entry["sample"] == 0]
-    content = {**files.FORMAT, "origin": whole["origin"], "samples": whole["samples"][:1]}
-    (capture / "sample-00000.json").write_bytes(files.seal({**content, "files": done}))
-    (capture / files.MANIFEST).unlink()
+    content = {**manifest.FORMAT, "origin": whole["origin"], "samples": whole["samples"][:1]}
+    (capture / "sample-00000.json").write_bytes(manifest.seal({**content, "files": done}))
+    (capture / manifest.MANIFEST).unlink()
     assert topkit.verify(capture).files == 1
     harmed(capture / done[0]["name"])
     with pytest.raises(InputError, match=done[0]["name"]):
@@ -183,7 +182,7 @@ def test_a_report_of_an_earlier_run_says_that_nothing_vouches_for_its_rows(run: 
     (run / "run.json").write_text(json.dumps({n: content[n] for n in ("identity", "asked")}))
     with pytest.raises(InputError, match=r"is not of topkit 0\.1\.0"):
         write_report(run)  # rows that were vouched for lose no word by losing their name
-    for manifest in run.rglob("_manifest*"):
-        manifest.unlink()
+    for path in run.rglob("_manifest*"):
+        path.unlink()
     page = write_report(run).read_text()
     assert "Rows by topkit 0.1.0, seed 7, which kept no digests" in page

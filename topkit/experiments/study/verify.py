@@ -8,7 +8,7 @@ from pathlib import Path
 
 from topkit.documents import quote
 from topkit.errors import InputError
-from topkit.experiments.capture import files
+from topkit.experiments.capture import files, manifest
 from topkit.experiments.runs import folder, run_file
 
 
@@ -48,13 +48,13 @@ def inspect(path: Path) -> Verified:
 def _inspected(path: Path) -> Verified:
     if path.is_file():
         raise InputError(f"{path} is a file: expected the folder of a run or a capture")
-    if (path / files.MANIFEST).exists() or any(path.glob(files.OF_SAMPLES)):
+    if (path / manifest.MANIFEST).exists() or any(path.glob(manifest.OF_SAMPLES)):
         return _of_capture(path)
     run = run_file.read(path)
     if run is None:
         folder.require_nobodys(path)
         raise InputError(
-            f"{path} holds neither a run ({run_file.NAME}) nor a capture ({files.MANIFEST})"
+            f"{path} holds neither a run ({run_file.NAME}) nor a capture ({manifest.MANIFEST})"
         )
     if "id" not in run:
         writer = run["identity"].get("topkit")
@@ -65,12 +65,12 @@ def _inspected(path: Path) -> Verified:
 
 def _of_capture(path: Path) -> Verified:
     """A capture; one that was interrupted is held to the manifests of the samples that it has."""
-    whole = (path / files.MANIFEST).exists()
+    whole = (path / manifest.MANIFEST).exists()
     if whole:
-        manifests = [files.open_manifest(path)]
+        contents = [manifest.open_manifest(path)]
     else:
-        manifests = [files.unseal(one) for one in sorted(path.glob(files.OF_SAMPLES))]
-    listed = [entry for manifest in manifests for entry in manifest["files"]]
+        contents = [manifest.unseal(one) for one in sorted(path.glob(manifest.OF_SAMPLES))]
+    listed = [entry for content in contents for entry in content["files"]]
     faults = list[str]()
     for entry in listed:
         try:
