@@ -13,10 +13,17 @@ EXTRA_OF = {
     "matplotlib": "report",
     "triton": "triton",
 }
+# Characters of an error's line; of a longer one the middle is left out.
+LONGEST = 1500
 
 
 class InputError(ValueError):
-    """Bad input: what was expected, what came, what to do (exit 2)."""
+    """Bad input: what was expected, what came, what to do (exit 2); always one line."""
+
+    def __init__(self, message: object = "") -> None:
+        line = " ".join(str(message).splitlines())
+        half = LONGEST // 2
+        super().__init__(line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}")
 
 
 class MissingExtra(InputError):

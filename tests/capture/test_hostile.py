@@ -22,9 +22,10 @@ from topkit.experiments.capture.writer import Writer
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A capture of two samples and two layers."""
-    torch.manual_seed(0)
-    queries, keys = torch.randn(2, 2, 2, 3, 4), torch.randn(2, 2, 1, 9, 4)
-    Capture.from_tensors(queries, keys, torch.randn(2, 2, 1, 9, 4)).save(tmp_path)
+    make = torch.Generator().manual_seed(0)
+    queries = torch.randn(2, 2, 2, 3, 4, generator=make)
+    keys, values = torch.randn(2, 2, 2, 1, 9, 4, generator=make)
+    Capture.from_tensors(queries, keys, values).save(tmp_path)
     return tmp_path
 
 

@@ -63,6 +63,33 @@ class Said(Task):
     share: float = 1
 
 
+@dataclass(frozen=True)
+class failing(Indexer):
+    """A recipe whose own code fails, in one manner or another."""
+
+    how: str = "ZeroDivisionError"
+
+    def __post_init__(self) -> None:
+        raise {"exit": SystemExit, "key": KeyError}.get(self.how, ZeroDivisionError)("at home")
+
+
+class bare(Indexer):
+    """A class without the decorator."""
+
+
+@dataclass(unsafe_hash=True)
+class thawed(bare):
+    """A dataclass whose parameters may change."""
+
+    r: int = 1
+
+
+def __getattr__(name: str) -> object:
+    if name == "lazily":
+        raise OSError("gone")
+    raise AttributeError(name)
+
+
 TEXTS = st.text(max_size=12) | st.sampled_from(
     [
         "/my folder/w.safetensors",
@@ -295,7 +322,13 @@ def test_values_are_read_by_the_type_of_their_parameter() -> None:
     ("text", "said"),
     [
         (f"{HERE}:od", f"{HERE} has no indexer 'od'; did you mean 'odd'"),
-        (f"{HERE}:Said", "Said is no indexer: expected a dataclass derived from topkit.indexers"),
+        (f"{HERE}:bare", r"bare is no indexer: .* under @dataclass\(frozen=True\); got .<class"),
+        (f"{HERE}:thawed", r"thawed is no indexer: .* under @dataclass\(frozen=True\)"),
+        (f"{HERE}:failing", f"indexer {HERE}:failing cannot be made: ZeroDivisionError: at home"),
+        (f"keep({HERE}:failing(key))", f"{HERE}:failing cannot be made: KeyError: 'at home'"),
+        (f"{HERE}:failing:exit", f"{HERE}:failing cannot be made: SystemExit: at home"),
+        (f"{HERE}:lazily", f"{HERE} failed on 'lazily': OSError: gone"),
+        (f"{HERE}:Said", "Said is no indexer: expected a class derived from topkit.indexers"),
         (f"{HERE}:HERE", "HERE is no indexer"),
         (f"{HERE}:odd(whol=1)", "odd has no parameter 'whol'; did you mean 'whole'"),
         (f"{HERE}:odd(whole=x)", "odd: whole must be int; got 'x'"),

@@ -92,7 +92,7 @@ def test_a_plugins_names_are_names(site: Path) -> None:
     [
         ("absent", "'absent' of the package topkit-example cannot be imported .*No module named"),
         ("broken", "package topkit-example cannot be imported .*RuntimeError: not on this machine"),
-        ("numbers", "package topkit-example, is no indexer: expected a dataclass derived from"),
+        ("numbers", "package topkit-example, is no indexer: expected a class derived from"),
         (
             "topkit_example.broken:broken",
             "cannot import topkit_example.broken: RuntimeError: not on",

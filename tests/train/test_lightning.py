@@ -201,6 +201,44 @@ def test_weights_are_verified(tmp_path):
         lightning(str(other))
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"rope": "zzz"}, "rope must be 'half' or 'interleaved'; got 'zzz'"),
+        ({"rope_at": "middle"}, "rope_at must be 'first' or 'last'; got 'middle'"),
+        ({"reads": "keys"}, "reads must be 'hidden' or 'latent'; got 'keys'"),
+        ({"heads": "many"}, "heads must be a number of heads such as '8'; got 'many'"),
+        ({"heads": "-4"}, "heads must be a number of heads"),
+        ({"heads": "8"}, r"0.wq must be \(128, 24\); got \(64, 24\)"),
+    ],
+)
+def test_metadata_of_other_values_are_refused(tmp_path, changed, says):
+    path = random_weights(tmp_path, **changed)
+    with pytest.raises(InputError, match=says) as caught:
+        lightning(str(path))
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda x: x.pop("0.wk"), "layer 0 lacks wk"),
+        (lambda x: x.clear(), "it has no tensor"),
+        (lambda x: x.update({"layer.wq": torch.ones(1)}), "it has a tensor 'layer.wq'"),
+        (lambda x: x.update({"0.norm": torch.ones(3)}), r"0.norm must be \(16,\); got \(3,\)"),
+        (lambda x: x.update({"0.wk": torch.ones(16)}), "layer 0 has tensors of the shapes"),
+        (lambda x: x["0.gates"].fill_(torch.nan), "0.gates holds NaN or infinity"),
+    ],
+)
+def test_tensors_that_are_no_index_weights_are_refused(tmp_path, change, says):
+    held = load(str(random_weights(tmp_path)))
+    tensors = {name: x.clone() for name, x in held.tensors.items()}
+    change(tensors)
+    path = save_weights(tmp_path, "own", tensors, **held.metadata)
+    with pytest.raises(InputError, match=says):
+        lightning(str(path))
+
+
 def test_a_layer_without_weights_is_named(tmp_path):
     recipe = lightning(str(random_weights(tmp_path)))
     keys, step = asked(4)

@@ -19,7 +19,7 @@ def parse_length(text: str) -> int:
 
     Raises: InputError for anything else, and below 1.
     """
-    match = re.fullmatch(r"(\d+)\s*([km]?)", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,12})\s*([km]?)", text.strip().lower())
     length = int(match[1]) * _UNITS[match[2]] if match else 0
     if length < 1:
         raise InputError(f"a length must be a number of tokens such as 4096 or 4k; got {text!r}")
@@ -36,7 +36,7 @@ def parse_numbers(text: str) -> list[int]:
 
     Raises: InputError for anything else.
     """
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
+    if not re.fullmatch(r"\s*[0-9]{1,12}\s*(,\s*[0-9]{1,12}\s*)*", text):
         raise InputError(f"expected numbers such as 0,3,5; got {text!r}")
     return [int(part) for part in text.split(",")]
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from topkit.errors import InputError
-from topkit.grammar.registry import Registry, cut, nearest
+from topkit.grammar.registry import Registry, cut, nearest, said
 from topkit.grammar.text import Unreadable, split
 from topkit.grammar.values import fits, hints, parameters, read
 
@@ -34,7 +34,7 @@ def make(text: str, registry: Registry[T], /, **more: Any) -> T:
     name, thing, values = _read(text, registry)
     for key in more:
         _require(name, key, parameters(thing), key in values)
-    return _made(name, thing, {**values, **more})
+    return _made(name, thing, {**values, **more}, registry)
 
 
 def _read(text: str, registry: Registry[T]) -> tuple[str, type[T], dict[str, object]]:
@@ -84,7 +84,7 @@ def _require(name: str, key: str, known: list[str], twice: bool = False) -> None
         raise InputError(f"{name}: parameter {key!r} is given twice")
 
 
-def _made(name: str, thing: type[T], values: Mapping[str, object]) -> T:
+def _made(name: str, thing: type[T], values: Mapping[str, object], registry: Registry[T]) -> T:
     for field in fields(thing):  # type: ignore[arg-type]
         bare = field.init and field.default is field.default_factory is MISSING
         if bare and field.name not in values:
@@ -92,9 +92,12 @@ def _made(name: str, thing: type[T], values: Mapping[str, object]) -> T:
             raise InputError(f"{name}: {field.name} has no default; {hint}")
     try:
         made = thing(**values)
-    except (TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        # Mostly a value of another type than the class counts on.
         _require_types(name, thing, values)
-        raise InputError(f"{name}: {error}") from error
+        raise InputError(f"{registry.described(thing)} cannot be made: {said(error)}") from error
     # What the thing checks itself is said in its own words, above.
     _require_types(name, thing, values)
     return made

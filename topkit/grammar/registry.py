@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass, replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from topkit.errors import InputError
 
@@ -81,6 +81,13 @@ class Registry(Generic[T]):
         """Whether a word is a name by itself, and no module's."""
         return word in self.own or ("." not in word and word in self.plugins())
 
+    def described(self, thing: type[T]) -> str:
+        """A class as errors about its code name it: with its module, and its package where it is a plug-in."""
+        name = self.name(thing)
+        points = [p for listed in self.plugins().values() for p in listed if p.value == name]
+        package = f" of the package {package_of(points[0])}" if points else ""
+        return f"{self.kind} {name}{package}"
+
     def beside(self, own: Mapping[str, type[T]]) -> Registry[T]:
         """This registry with other names for topkit's own."""
         return replace(self, own=own)
@@ -91,7 +98,7 @@ class Registry(Generic[T]):
             thing = point.load()
         except (Exception, SystemExit) as error:
             raise InputError(
-                f"{where} cannot be imported from {point.value}: {_said(error)}; mend that package, or "
+                f"{where} cannot be imported from {point.value}: {said(error)}; mend that package, or "
                 f"remove it"
             ) from error
         return self._checked(thing, f"{point.value}, {where},")
@@ -101,30 +108,37 @@ class Registry(Generic[T]):
             thing: Any = import_module(module)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise InputError(f"cannot import {module}: {_said(error)}") from error
+                raise InputError(f"cannot import {module}: {said(error)}") from error
             hint = f"unknown {self.kind} {module!r}; {nearest(module, self.own)} There is "
             raise InputError(
                 f"{hint if hint.endswith('? There is ') else ''}no module {error.name!r} to import "
                 f"the {self.kind} {path!r} from; install it, or name its folder in PYTHONPATH"
             ) from None
         except (Exception, SystemExit) as error:
-            raise InputError(f"cannot import {module}: {_said(error)}") from error
+            raise InputError(f"cannot import {module}: {said(error)}") from error
         for word in path.split("."):
-            if not hasattr(thing, word):
-                known = [n for n in dir(thing) if self._is_one(getattr(thing, n, None))]
+            try:
+                thing = getattr(thing, word)
+            except AttributeError:
+                inside = cast("dict[str, object]", getattr(thing, "__dict__", {}))
+                known = [n for n, x in inside.items() if self._is_one(x)]
                 hint = f"; {nearest(word, known)}" if known else ""
-                raise InputError(f"{module} has no {self.kind} {path!r}{hint}")
-            thing = getattr(thing, word)
+                raise InputError(f"{module} has no {self.kind} {path!r}{hint}") from None
+            except Exception as error:  # a module's own __getattr__
+                raise InputError(f"{module} failed on {word!r}: {said(error)}") from error
         return thing
 
     def _is_one(self, thing: object) -> bool:
-        return isinstance(thing, type) and issubclass(thing, self.base) and is_dataclass(thing)
+        if not (isinstance(thing, type) and issubclass(thing, self.base)):
+            return False
+        return is_dataclass(thing) and getattr(thing, "__dataclass_params__").frozen  # noqa: B009
 
     def _checked(self, thing: Any, name: str) -> type[T]:
         if not self._is_one(thing):
             base = f"{self.base.__module__}.{self.base.__name__}"
             raise InputError(
-                f"{name} is no {self.kind}: expected a dataclass derived from {base}; got {cut(repr(thing))}"
+                f"{name} is no {self.kind}: expected a class derived from {base} under "
+                f"@dataclass(frozen=True); got {cut(repr(thing))}"
             )
         return thing
 
@@ -141,7 +155,8 @@ def package_of(point: EntryPoint) -> str:
     return "?" if point.dist is None else point.dist.name
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
+    """An error of somebody else's code in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

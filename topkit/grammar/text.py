@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections.abc import Callable
 
 from topkit.errors import InputError
@@ -56,7 +57,9 @@ def literal(text: str, otherwise: object = _MISSING) -> object:
     Raises: Unreadable for one that is nested too deeply, and for quotes around what is no string.
     """
     try:
-        return ast.literal_eval(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's parser warns of 1if and of '\\d'
+            return ast.literal_eval(text)
     except (RecursionError, MemoryError):  # Python's parser raises either
         raise Unreadable("it is nested too deeply") from None
     except (SyntaxError, ValueError, TypeError):

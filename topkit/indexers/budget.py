@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
+from topkit.documents import quote
 from topkit.errors import InputError
 
 # No context is longer; what is counted in 32 bits overflows beyond.
@@ -46,10 +48,13 @@ def parse_budget(text: Any) -> Budget:
     """
     if isinstance(text, Budget):
         return text
-    text = text.item() if hasattr(text, "item") else text  # a number of numpy or torch
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", str(text))
+    with suppress(TypeError, ValueError, RuntimeError):  # several numbers, or none
+        text = text.item() if hasattr(text, "item") else text  # a number of numpy or torch
+    if type(text) is int and abs(text) > MOST:
+        raise InputError(f"k must be at most {MOST:,}; got {quote(text)}")
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(%?)\s*", str(text))
     if isinstance(text, bool) or match is None:
-        raise InputError(f"k must be a number of keys (16) or of per cent (1%); got {text!r}")
+        raise InputError(f"k must be a number of keys (16) or of per cent (1%); got {quote(text)}")
     amount, percent = float(match[1]), bool(match[2])
     if percent and not 0 < amount <= 100:
         raise InputError(f"a budget in per cent must lie in (0, 100]; got {text!r}")
@@ -65,6 +70,10 @@ def parse_budgets(text: Budgets) -> list[Budget]:
     if isinstance(text, str):
         several: list[Any] = [part for part in text.split(",") if part.strip()] or [text]
     else:
+        if isinstance(text, bytes | Mapping):
+            raise InputError(
+                f"k must be one budget or several, as 16,1%; got {quote(cast(Any, text))}"
+            )
         text = getattr(text, "tolist", lambda: text)()
         several = list(text) if isinstance(text, Iterable) else [text]
     if not several:

@@ -16,6 +16,7 @@ from torch.nn.functional import layer_norm, linear
 
 from topkit.errors import InputError
 from topkit.indexers.base import Step
+from topkit.indexers.lightning_file import require
 from topkit.indexers.scored import Codes, Scored
 from topkit.indexers.traits import Traits
 from topkit.kernels.quantize_append import quantize_append
@@ -269,9 +270,7 @@ def _read_file(path: Path, _changed: tuple[int, int, int], device: str) -> Weigh
         with safe_open(path, "pt", device=device) as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"cannot read {path} as safetensors: {error}") from error
-    missing = {"heads", "rope", "rope_at", "reads"} - set(metadata)
-    if missing:
-        raise InputError(f"{path} holds no lightning weights: its metadata lack {sorted(missing)}")
+    except (SafetensorError, OSError, RuntimeError, LookupError, TypeError) as error:
+        raise InputError(f"cannot read {path} as safetensors: {error}; give another") from error
+    require(path, metadata, tensors)
     return Weights(path, metadata, tensors)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
 from typing import Any
 
+from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.tasks import Task
 from topkit.experiments.tasks import prompt as make_prompt
@@ -30,9 +33,14 @@ class Passage:
         if choice is None:
             choice = self.positions
         chosen = _parse(choice, length) if isinstance(choice, str) else choice
-        positions = {int(n) for n in chosen}
+        try:
+            positions = {index(n) for n in chosen}
+        except TypeError:
+            raise InputError(f"positions must be whole numbers; got {quote(choice)}") from None
         if not positions or min(positions) < 0 or max(positions) >= length:
-            raise InputError(f"positions {choice!r} are not within a passage of {length} tokens")
+            raise InputError(
+                f"positions {quote(choice)} are not within a passage of {length} tokens"
+            )
         return replace(self, positions=sorted(positions))
 
     def record(self, sample: int) -> dict[str, Any]:
@@ -97,19 +105,23 @@ def task_passages(
 
 
 def _parse(choice: str, length: int) -> Sequence[int]:
-    how, _, number = choice.rpartition(":")
-    try:
-        if how == "":
+    match = re.fullmatch(r"(last|every):([0-9]{1,12})", choice)
+    if match is None:
+        try:
             return numbers(choice)
-        if how == "last" and int(number) > 0:
-            return range(length - int(number), length)
-        if how == "every" and int(number) > 0:
-            return range(int(number) - 1, length, int(number))
-    except ValueError:
-        pass
-    raise InputError(f"positions must be last:N, every:N or numbers as 5,9; got {choice!r}")
+        except ValueError:
+            hint = "positions must be last:N, every:N or numbers as 5,9"
+            raise InputError(f"{hint}; got {choice!r}") from None
+    number = int(match[2])
+    if number < 1:
+        raise InputError(f"positions must be last:N or every:N of at least 1; got {choice!r}")
+    if match[1] == "last":
+        return range(length - number, length)
+    return range(number - 1, length, number)
 
 
 def numbers(text: str) -> list[int]:
-    """The numbers of a list as "0,3,5"."""
+    """The numbers of a list as "0,3,5". Raises: ValueError for anything else."""
+    if not re.fullmatch(r"\s*[0-9]{1,12}\s*(,\s*[0-9]{1,12}\s*)*", text):
+        raise ValueError(f"no numbers: {text!r}")
     return [int(number) for number in text.split(",")]
