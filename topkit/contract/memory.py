@@ -51,7 +51,7 @@ def bytes_in_reach(index: Any, cache: set[int]) -> tuple[int, bool]:
             ahead.extend(x)
         elif _has_attributes(x):
             opaque = opaque or _root(x) not in {_root(index), __name__.split(".")[0]}
-            ahead.extend(vars(x).values())
+            ahead.extend(x.__dict__.values())
         else:
             opaque = True
     return sum(size for address, size in storages.items() if address not in cache), opaque

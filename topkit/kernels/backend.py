@@ -12,21 +12,25 @@ from torch import Tensor
 from topkit.errors import InputError, MissingExtra
 
 BACKENDS = ("auto", "torch", "triton")
+# The compute capability that kernels need, and those that read fp8.
+LEAST, LEAST_FP8 = (8, 0), (8, 9)
 
 
-def resolve(backend: str, tensor: Tensor, unsupported: str | None = None) -> str:
+def resolve(
+    backend: str, tensor: Tensor, unsupported: str | None = None, least: tuple[int, int] = LEAST
+) -> str:
     """ "torch" or "triton", for an operation on `tensor`.
 
-    "auto" takes Triton for tensors on a GPU, where it is installed and nothing is `unsupported` (a
-    sentence that says what the kernel does not take). With TRITON_INTERPRET=1 a forced "triton" runs
-    on the CPU, slowly, for tests.
+    "auto" takes Triton for tensors on a GPU, where it is installed, the tensor's own GPU is an NVIDIA one
+    of the `least` compute capability, and nothing is `unsupported` (a sentence that says what the kernel
+    does not take). With TRITON_INTERPRET=1 a forced "triton" runs on the CPU, slowly, for tests.
     Raises: InputError for an unknown backend, and for "triton" where it cannot run.
     """
     if backend not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
     if backend == "torch":
         return "torch"
-    missing = _missing(tensor) or unsupported
+    missing = _missing(tensor, least) or unsupported
     if backend == "triton" and missing:
         raise InputError(f'backend "triton": {missing}')
     return "torch" if missing or (backend == "auto" and not tensor.is_cuda) else "triton"
@@ -38,9 +42,9 @@ def interpreted() -> bool:
 
 
 @cache
-def has_pdl() -> bool:
-    """Whether the GPU has programmatic dependent launch: since Hopper."""
-    return not interpreted() and torch.cuda.get_device_capability() >= (9, 0)
+def has_pdl(device: torch.device) -> bool:
+    """Whether a GPU has programmatic dependent launch: since Hopper."""
+    return not interpreted() and capability(device) >= (9, 0)
 
 
 @cache
@@ -49,11 +53,25 @@ def multiprocessors(device: torch.device) -> int:
     return 4 if interpreted() else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _missing(tensor: Tensor) -> str | None:
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of an NVIDIA GPU; (0, 0) of another maker's, whose numbers mean other things."""
+    return (0, 0) if torch.version.hip else torch.cuda.get_device_capability(device)
+
+
+def _missing(tensor: Tensor, least: tuple[int, int]) -> str | None:
     if not _installed():
         return str(MissingExtra("triton"))
-    if not tensor.is_cuda and not interpreted():
+    if interpreted():
+        return None
+    if not tensor.is_cuda:
         return f"needs tensors on a CUDA GPU; these are on {tensor.device}"
+    there = capability(tensor.device)
+    if there == (0, 0):
+        return f"needs an NVIDIA GPU, for its kernels hold PTX; {tensor.device} is one of ROCm's"
+    if there < least:
+        wanted, own = (".".join(map(str, version)) for version in (least, there))
+        return f"needs a GPU of compute capability {wanted} or more; {tensor.device} has {own}"
     return None
 
 

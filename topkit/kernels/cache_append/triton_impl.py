@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.pdl import PDL, wait_then_launch
+from topkit.kernels.backend import has_pdl
+from topkit.kernels.pdl import wait_then_launch
 
 
 def cache_append(
@@ -20,13 +21,19 @@ def cache_append(
     rows, groups, room, _ = keys.shape
     if rows * groups == 0:
         return
+    # What is copied byte by byte need not be of a type that the GPU computes with.
+    keys, values, new_keys, new_values = map(_copyable, (keys, values, new_keys, new_values))
     with torch.cuda.device_of(keys):  # Triton launches on the current device
         _put[(rows * groups,)](
             *(x for t in (keys, new_keys, values, new_values) for x in (t, t.stride())),
             at, groups, room, keys.shape[3], values.shape[3],
             triton.next_power_of_2(max(keys.shape[3], values.shape[3])),
-            num_warps=1, launch_pdl=PDL.value,
+            num_warps=1, launch_pdl=has_pdl(keys.device),
         )  # fmt: skip
+
+
+def _copyable(tensor: Tensor) -> Tensor:
+    return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
 
 
 @triton.jit

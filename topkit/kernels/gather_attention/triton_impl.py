@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.backend import interpreted, multiprocessors
-from topkit.kernels.pdl import PDL, wait_then_launch
+from topkit.kernels.backend import has_pdl, interpreted, multiprocessors
+from topkit.kernels.pdl import wait_then_launch
 
 MOST_SPLITS = 64
 MERGED = tl.constexpr(8192)  # floats that a merging program holds at a time
@@ -85,7 +85,7 @@ def _launch(
         "ROWS": rows,
         "UPCAST": interpreted() and queries.dtype == torch.bfloat16,
     }
-    early = {"launch_pdl": PDL.value}
+    early = {"launch_pdl": has_pdl(queries.device)}
     options = {"num_warps": max(config.warps, rows // 16), "num_stages": config.stages, **early}
     strides = (
         queries.stride()[:3],

@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from topkit.kernels.backend import has_pdl
 from topkit.kernels.codes import LARGEST, PACKED_BITS
-from topkit.kernels.pdl import PDL, wait_then_launch
+from topkit.kernels.pdl import wait_then_launch
 
 # Keys of a program, where there are several.
 ROWS = 16
@@ -47,7 +48,7 @@ def quantize_append(
             scale, None if scale is None else scale.stride(), at, per_row,
             new, codes.shape[2], groups, dtype, PACKED_BITS.get(dtype, 8), LARGEST.get(dtype, 1),
             pow2, exponents, hadamard, loaded, dim, block, num_warps=1 if block == 1 else 4,
-            launch_pdl=PDL.value,
+            launch_pdl=has_pdl(keys.device),
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from topkit.kernels.backend import resolve
+from topkit.kernels.backend import LEAST_FP8, resolve
 from topkit.kernels.score import boundary, reference
 from topkit.kernels.score.reference import score
 
@@ -37,7 +37,8 @@ def score_codes(
     boundary.check_codes(queries, codes, dtype, scale, pool)
     boundary.check_window(start, stop, queries)
     unsupported = boundary.codes_unsupported(queries, codes, scale)
-    if resolve(backend, queries, unsupported) == "torch":
+    least = boundary.least_capability(dtype)
+    if resolve(backend, queries, unsupported, least) == "torch":
         return reference.score_codes(
             queries, codes, dtype=dtype, scale=scale, pool=pool, start=start, stop=stop
         )
@@ -70,7 +71,7 @@ def score_lightning(
     boundary.check_window(start, stop, queries)
     unsupported = boundary.lightning_unsupported(queries, keys, gates, query_scale, key_scale)
     options = {"query_scale": query_scale, "key_scale": key_scale, "start": start, "stop": stop}
-    if resolve(backend, queries, unsupported) == "torch":
+    if resolve(backend, queries, unsupported, LEAST_FP8) == "torch":
         return reference.score_lightning(queries, keys, gates, **options)
     from topkit.kernels.score import triton_impl
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.kernels import checks
+from topkit.kernels.backend import LEAST, LEAST_FP8
 from topkit.kernels.codes import DTYPES, stored
 
 POOLS = (None, "mean", "sum", "max")
@@ -80,6 +81,11 @@ def check_window(start: Tensor | None, stop: Tensor | None, queries: Tensor) -> 
     if stop is not None:
         checks.typed("stop", stop, checks.PLACES)
         checks.shaped("stop", stop, (rows, count), one_row=True)
+
+
+def least_capability(dtype: str) -> tuple[int, int]:
+    """The compute capability that the kernel of such codes needs."""
+    return LEAST_FP8 if dtype == "fp8_e4m3" else LEAST
 
 
 def codes_unsupported(queries: Tensor, codes: Tensor, scale: Tensor | None) -> str | None:

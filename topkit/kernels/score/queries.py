@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.pdl import PDL, wait_then_launch
+from topkit.kernels.backend import has_pdl
+from topkit.kernels.pdl import wait_then_launch
 from topkit.kernels.score.layout import Layout
 from topkit.kernels.score.sign_transform import all_set, summed, transform
 
@@ -40,7 +41,7 @@ def ready(queries: Tensor, groups: int, layout: Layout) -> tuple[Tensor, Tensor]
         with torch.cuda.device_of(queries):  # Triton launches on the current device
             _ready[(rows * groups * count,)](
                 queries, queries.stride(), summed_up, columns, units, groups, count, layout,
-                num_warps=4, launch_pdl=PDL.value,
+                num_warps=4, launch_pdl=has_pdl(queries.device),
             )  # fmt: skip
     return columns, units
 

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.backend import interpreted
-from topkit.kernels.pdl import PDL, wait_then_launch
+from topkit.kernels.backend import has_pdl, interpreted
+from topkit.kernels.pdl import wait_then_launch
 from topkit.kernels.score.layout import Config, Layout, Source
 from topkit.kernels.score.queries import TRAILING, of_list, ready
 
@@ -262,7 +262,7 @@ def score_codes(
         _score[(triton.cdiv(tiles, config.tiles), rows * groups, count)](
             source.packed(), *window(start, stop), out, out.stride(), length, groups,
             config.tiles, layout, config.rows, config.stages, num_warps=config.warps,
-            launch_pdl=PDL.value,
+            launch_pdl=has_pdl(codes.device),
         )  # fmt: skip
     return out
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from topkit.kernels import checks
-from topkit.kernels.backend import resolve
+from topkit.kernels.backend import LEAST_FP8, resolve
 from topkit.kernels.score import boundary
 from topkit.kernels.score_select import reference
 from topkit.kernels.select_topk import ordered, too_many
@@ -48,7 +48,8 @@ def score_select(
     _check(queries, order, start, stop)
     own = boundary.codes_unsupported(queries, codes, scale) or _unsupported(queries, codes, k, pool)
     how: dict[str, Any] = {"start": start, "stop": stop, "order": order, "check": check}
-    if resolve(backend, queries, own) == "torch" or codes.shape[2] * queries.numel() == 0:
+    least = boundary.least_capability(dtype)
+    if resolve(backend, queries, own, least) == "torch" or codes.shape[2] * queries.numel() == 0:
         options = {"dtype": dtype, "scale": scale, "pool": pool, "backend": backend}
         return reference.score_select(queries, codes, k, **options, **how)
     from topkit.kernels.score.triton_impl import of_codes
@@ -82,7 +83,7 @@ def score_select_lightning(
     own = boundary.lightning_unsupported(queries, keys, gates, query_scale, key_scale)
     own = own or _unsupported(queries, keys, k, "sum")
     how: dict[str, Any] = {"start": start, "stop": stop, "order": order, "check": check}
-    if resolve(backend, queries, own) == "torch" or keys.shape[2] * queries.numel() == 0:
+    if resolve(backend, queries, own, LEAST_FP8) == "torch" or keys.shape[2] * queries.numel() == 0:
         options = {"query_scale": query_scale, "key_scale": key_scale, "backend": backend}
         return reference.score_select_lightning(queries, keys, gates, k, **options, **how)
     from topkit.kernels.score.triton_impl import of_lightning

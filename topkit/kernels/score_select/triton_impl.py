@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.pdl import PDL, launch_then_wait, wait_then_launch
+from topkit.kernels.backend import has_pdl
+from topkit.kernels.pdl import launch_then_wait, wait_then_launch
 from topkit.kernels.score.layout import Config, Layout, Source
 from topkit.kernels.score.triton_impl import (
     CONFIGS,
@@ -76,21 +77,21 @@ def score_select(
             plan.sample,
             config.rows,
             num_warps=config.warps,
-            launch_pdl=PDL.value,
+            launch_pdl=has_pdl(codes.device),
         )
         threshold(sampled, None, plan, work, spread=False)
         tiles = triton.cdiv(triton.cdiv(length, layout.sharing), config.rows)
         _filter[(lists, triton.cdiv(tiles, config.tiles))](
             inputs, work.state, work.candidates, config.tiles, layout, plan.capacity, config.rows,
             config.rows * layout.sharing // (32 * config.warps) if layout.apart else 0,
-            config.stages, num_warps=config.warps, launch_pdl=PDL.value,
+            config.stages, num_warps=config.warps, launch_pdl=has_pdl(codes.device),
         )  # fmt: skip
         # Written for a list whose candidates do not hold the answer, and for no other.
         scores = torch.empty(lists, length, dtype=torch.float32, device=codes.device)
         _rescore[(min(tiles, RESCORING), lists)](
             inputs, work.state, scores, plan.k, tiles,
             layout, plan.capacity, config.rows, config.stages, num_warps=config.warps,
-            launch_pdl=PDL.value,
+            launch_pdl=has_pdl(codes.device),
         )  # fmt: skip
         slots, nan = finish(scores, None, plan, work, ranked)
     return slots.view(rows, groups, count, -1), nan.view(rows, groups, count)

@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.pdl import PDL, launch_then_wait, wait_then_launch
+from topkit.kernels.backend import has_pdl
+from topkit.kernels.pdl import launch_then_wait, wait_then_launch
 from topkit.kernels.select_topk import order
 from topkit.kernels.select_topk.bisect_topk import middle
 from topkit.kernels.select_topk.histogram_topk import keep_best, store_floor
@@ -120,7 +121,7 @@ def select_topk(
             _filter[(rows, triton.cdiv(length, FILTERED))](
                 scores, scores.stride(0), stop, length, work.state, work.candidates,
                 plan.capacity, FILTERED, FILTERED // (32 * FILTER_WARPS),
-                num_warps=FILTER_WARPS, launch_pdl=PDL.value,
+                num_warps=FILTER_WARPS, launch_pdl=has_pdl(scores.device),
             )  # fmt: skip
         return finish(scores, stop, plan, work, ranked)
 
@@ -134,7 +135,7 @@ def threshold(sampled: Tensor, stop: Tensor | None, plan: Plan, work: Work, spre
     _threshold[(work.state.shape[0],)](
         sampled, sampled.stride(0), stop, plan.length, plan.k * plan.sample / plan.length, MARGIN,
         work.state, plan.sample, plan.capacity, spread, 32 * warps,
-        num_warps=warps, launch_pdl=PDL.value,
+        num_warps=warps, launch_pdl=has_pdl(work.state.device),
     )  # fmt: skip
 
 
@@ -151,7 +152,7 @@ def finish(
     _finish[(rows,)](
         scores, scores.stride(0), stop, plan.length, plan.k, work.state, work.candidates, slots,
         ranked, plan.capacity, plan.direct, SEARCHED, 32 * warps,
-        num_warps=warps, maxnreg=MOST_REGISTERS, launch_pdl=PDL.value,
+        num_warps=warps, maxnreg=MOST_REGISTERS, launch_pdl=has_pdl(scores.device),
     )  # fmt: skip
     return slots, work.state[:, NAN.value]
 

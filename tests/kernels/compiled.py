@@ -1,0 +1,166 @@
+"""Compiles the launches of every kernel for GPUs that are not there, and prints what came of each.
+
+    python compiled.py cuda 80    or    python compiled.py hip gfx942
+
+The operations run as they do on a GPU, up to the launch, on tensors of a CPU; each in a process of its
+own, since a compiler may end the one that it is in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # what has used threads cannot fork
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from topkit.kernels import backend
+from topkit.kernels.cache_append import triton_impl as cache_append
+from topkit.kernels.codes import quantize, signs, stored
+from topkit.kernels.gather_attention import triton_impl as gather_attention
+from topkit.kernels.quantize_append import triton_impl as quantize_append
+from topkit.kernels.score import triton_impl as score
+from topkit.kernels.score_select import triton_impl as score_select
+from topkit.kernels.select_topk import triton_impl as select_topk
+
+BACKEND, ARCH = sys.argv[1], sys.argv[2]
+TARGET = GPUTarget(BACKEND, int(ARCH) if ARCH.isdigit() else ARCH, 64 if BACKEND == "hip" else 32)
+
+
+class Absent:
+    """The driver of a GPU that is not there."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGET
+
+
+driver.set_active(Absent())
+run, compiled = JITFunction.run, {}
+
+
+def compiles_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+    if BACKEND == "hip":  # what only NVIDIA's launches have
+        options = {n: x for n, x in options.items() if n not in ("launch_pdl", "maxnreg")}
+    kernel = run(self, *args, grid=grid, warmup=True, **options)
+    compiled[self.__name__] = max(kernel.metadata.shared, compiled.get(self.__name__, 0))
+    return kernel
+
+
+JITFunction.run = compiles_only
+backend.multiprocessors = lambda device: 132
+backend.capability = lambda device: (int(ARCH) // 10, int(ARCH) % 10) if ARCH.isdigit() else (0, 0)
+
+gather_attention.multiprocessors = backend.multiprocessors
+CODES = ("sign", "int2", "int4", "int8", "fp8_e4m3")
+
+
+def select() -> None:
+    for length, k in ((1000, 16), (40000, 2048)):
+        select_topk.select_topk(torch.zeros(2, length), k, torch.tensor([1, 2]), ranked=True)
+
+
+def source(dtype: str, length: int) -> tuple[Any, Any]:
+    queries = torch.zeros(1, 8, 1, 128, dtype=torch.bfloat16)
+    keys = torch.randn(1, 2, length, 128)
+    codes, scale = (signs(keys), None) if dtype == "sign" else quantize(keys, dtype)
+    return score.of_codes(queries, codes, dtype, scale, "mean")
+
+
+def scores(dtype: str) -> Callable[[], None]:
+    def compiles() -> None:
+        score.score_codes(*source(dtype, 500), None, torch.tensor([[5]]))
+        score_select.score_select(*source(dtype, 20000), 64, None, torch.tensor([[5]]))
+
+    return compiles
+
+
+def lightning() -> None:
+    queries, query_scale = quantize(torch.randn(1, 64, 1, 128), "fp8_e4m3")
+    keys, key_scale = quantize(torch.randn(1, 1, 20000, 128), "fp8_e4m3")
+    args = score.of_lightning(queries, keys, torch.randn(1, 1, 64), query_scale, key_scale)
+    score.score_codes(*args, None, None)
+    score_select.score_select(*args, 2048, None, None)
+
+
+def gather(dim: int) -> Callable[[], None]:
+    def compiles() -> None:
+        for lists, count in ((8, 1), (8, 5), (8, 40), (1, 40)):
+            q = torch.zeros(1, 32, count, dim, dtype=torch.bfloat16)
+            kv = torch.zeros(1, 8, 3000, dim, dtype=torch.bfloat16)
+            indices = torch.zeros(1, lists, count, 2048, dtype=torch.long)
+            gather_attention.gather_attention(q, kv, kv, indices, scaling=0.1)
+
+    return compiles
+
+
+def append(dtype: str) -> Callable[[], None]:
+    def compiles() -> None:
+        kind, width = stored(dtype, 128)
+        codes = torch.zeros(1, 2, 100, width, dtype=kind)
+        scale = None if dtype == "sign" else torch.zeros(1, 2, 100, 1)
+        for new in (1, 37):
+            keys = torch.zeros(1, 2, new, 128, dtype=torch.bfloat16)
+            how: dict[str, Any] = {"dtype": dtype, "hadamard": True, "pow2": False}
+            quantize_append.quantize_append(keys, codes, scale, torch.tensor([3]), **how)
+
+    return compiles
+
+
+def cache(dtype: torch.dtype) -> Callable[[], None]:
+    def compiles() -> None:
+        kv, new = torch.zeros(1, 2, 9, 64, dtype=dtype), torch.zeros(1, 2, 1, 64, dtype=dtype)
+        cache_append.cache_append(kv, kv, new, new, torch.tensor([3]))
+
+    return compiles
+
+
+OPERATIONS: dict[str, Callable[[], None]] = {
+    "select_topk": select,
+    **{f"score {dtype}": scores(dtype) for dtype in CODES},
+    "score lightning": lightning,
+    "gather_attention 64": gather(64),
+    "gather_attention 128": gather(128),
+    **{f"quantize_append {dtype}": append(dtype) for dtype in CODES},
+    "cache_append bfloat16": cache(torch.bfloat16),
+    "cache_append float8_e4m3fn": cache(torch.float8_e4m3fn),
+}
+
+
+def outcome(operation: Callable[[], None]) -> Any:
+    """Bytes of shared memory of each kernel, or what the compiler said."""
+    try:
+        operation()
+        return compiled
+    except Exception as error:  # whatever a compiler raises
+        return f"{type(error).__name__}: {error}"
+
+
+def alone(operation: Callable[[], None]) -> Any:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with os.fdopen(write, "w") as out:
+            json.dump(outcome(operation), out)
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as came:
+        said = came.read()
+    os.waitpid(child, 0)
+    return json.loads(said) if said else "the compiler ended its process"
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: alone(operation) for name, operation in OPERATIONS.items()}))
