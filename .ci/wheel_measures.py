@@ -1,0 +1,35 @@
+"""Measures with the topkit that is installed, and saves a capture for the console script.
+
+python wheel_measures.py FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+import topkit
+from topkit.errors import EXTRA_OF
+from topkit.testing import assert_selects, check_indexer
+
+HERE = Path(__file__).resolve().parents[1]
+
+assert HERE not in Path(topkit.__file__).resolve().parents, f"{topkit.__file__} is the checkout's"
+there = [name for name in EXTRA_OF if find_spec(name)]
+assert not there, f"{there} are extras, and the environment is to have none"
+
+generator = torch.Generator().manual_seed(0)
+queries, keys, values = (torch.randn(1, n, 64, 32, generator=generator) for n in (4, 2, 2))
+capture = topkit.Capture.from_tensors(queries, keys, values)
+recall = {
+    row["indexer"]: row["recall"]
+    for row in topkit.measure(capture, ["exact", "random", "quantized"], 8).summary()
+}
+assert recall["exact()"] == 1 > recall["quantized()"] > recall["random()"], recall
+check_indexer("sign")
+assert_selects((queries @ keys.repeat_interleave(2, 1).mT)[:, :, -1:].topk(8).indices,
+               queries=queries[:, :, -1:], keys=keys)  # fmt: skip
+capture.save(sys.argv[1])
