@@ -240,7 +240,7 @@ def test_a_tolerance_belongs_to_the_two_scores(case: Any, tolerance: float) -> N
             whole
             and set(chosen) <= set(seen)
             and not any(
-                a - seen[b] > tolerance * (abs(a) + abs(seen[b])) / 2 + 1e-9
+                a - seen[b] > tolerance * (abs(a) + abs(seen[b])) + 1e-6
                 for slot, a in seen.items()
                 for b in chosen
                 if slot not in chosen
@@ -272,6 +272,24 @@ def test_a_key_of_huge_norm_is_one_key(heads: int, context: Any) -> None:
             for least in ({}, {"recall": 0.9}):
                 wrong = slots.expand_as(best)
                 facts_of(wrong, queries=queries, keys=keys, stop=stop, **least)
+
+
+def test_a_key_known_badly_moves_no_other() -> None:
+    """Of huge norm and across the query, it may rank anywhere: the k-th place is still the others'."""
+    generator = torch.Generator().manual_seed(2)
+    queries, keys = torch.zeros(1, 1, 1, 32), torch.randn(1, 1, 200, 32, generator=generator)
+    queries[..., 0] = 1
+    scores = keys[0, 0, :, 0].clone()
+    eighth = scores.sort(descending=True).values[7]
+    keys[0, 0, 50] = 1e8
+    keys[0, 0, 50, 0] = eighth - 1e-3  # which makes it the ninth
+    scores[50] = eighth - 1e-3
+    best = scores.topk(9).indices.view(1, 1, 1, 9)
+    wrong = (-scores).topk(8).indices.view(1, 1, 1, 8)
+    wrong = torch.cat([best[..., 8:], wrong], -1)
+    for least in ({}, {"recall": 0.9}):
+        assert_selects(best, queries=queries, keys=keys, **least)
+        facts_of(wrong, queries=queries, keys=keys, **least)
 
 
 def test_who_changes_places_is_told() -> None:

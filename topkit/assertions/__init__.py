@@ -9,7 +9,8 @@ from topkit.assertions.exact import of_attention, of_scores
 from topkit.assertions.verdict import require
 from topkit.assertions.window import window
 from topkit.errors import InputError
-from topkit.kernels.rounding import SHARE as TOLERANCE
+from topkit.kernels.precision import full_precision
+from topkit.kernels.rounding import SHARE
 
 __all__ = ["assert_selects"]
 
@@ -17,6 +18,7 @@ __all__ = ["assert_selects"]
 BLOCK = 1 << 25
 
 
+@full_precision()
 def assert_selects(
     indices: Array,
     scores: Array | None = None,
@@ -39,9 +41,9 @@ def assert_selects(
     average: recall is the share of the Top-k chosen, ties forgiven; mass is the attention weight of what
     was chosen. min(k, visible) different visible slots are due, and -1 stands for none: one that is due
     is missed, which exactness does not allow. k: by default the width of indices.
-    tolerance: two scores that differ by less than this share of their own mean magnitude are one, and
-    no other score of the row has a say; of queries and keys, the magnitude is |q| |k|. By default 1e-6,
-    the doubt of float32, for queries and keys, and 0 for scores.
+    tolerance: the share of its own magnitude, |q| |k| of queries and keys, that a score may be off by; two
+    that may be as much are one, and no other score of the row has a say. By default 1e-6, the rounding of
+    float32, for queries and keys, and 0 for scores.
 
     Shapes: indices [..., w] beside scores [..., T], -inf where a slot may not be chosen (a finite number
     is a score, however low); or indices [B, Hs, Tq, w], Hs in {Hq, Hk, 1}, beside queries
@@ -54,7 +56,7 @@ def assert_selects(
     """
     picked = indices_of(indices)
     if tolerance is None:
-        tolerance = TOLERANCE if scores is None else 0.0
+        tolerance = SHARE if scores is None else 0.0
     demand = Demand.of(picked.shape[-1] if k is None else k, recall, mass, scaling, tolerance)
     if scores is None:
         if queries is None or keys is None:

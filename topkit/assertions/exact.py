@@ -12,6 +12,7 @@ from torch import Tensor
 
 from topkit.assertions.demand import Demand
 from topkit.errors import InputError
+from topkit.kernels.rounding import norms
 from topkit.kernels.score import score
 
 NEVER = float("-inf")
@@ -103,26 +104,20 @@ def of_attention(
 
 def _scored(queries: Tensor, keys: Tensor, hidden: Tensor, scale: float, demand: Demand) -> Rows:
     """Rows of the heads of one list. Shapes: queries [h, n, D], keys [g, T, D], hidden [n, T]."""
-    # Inside autocast, as anywhere, products are float32's.
-    with torch.autocast(keys.device.type, enabled=False):
-        logits = score(queries[None], keys[None])[0].masked_fill(hidden, NEVER)
-        norms = _norms(keys).repeat_interleave(len(queries) // len(keys), 0)
-        doubt = _doubt(_norms(queries)[:, :, None] * norms[:, None], demand)
-        doubt = doubt.masked_fill(hidden, 0)
-        if len(queries) == 1:
-            return Rows(logits[0], doubt[0])
-        weights = (logits * scale).softmax(-1)
-        # A weight is off by a share of itself: what its own score is off by, and the sum of them all.
-        shares = scale * doubt
-        shares = shares + (weights * shares).sum(-1, keepdim=True) + demand.tolerance / 2
-        doubt = (weights * shares).mean(0).nan_to_num(0, 0, 0)
-        return Rows(weights.mean(0).masked_fill(hidden, NEVER), doubt)
-
-
-def _norms(vectors: Tensor) -> Tensor:
-    return vectors.float().square().sum(-1).sqrt()
+    logits = score(queries[None], keys[None])[0].masked_fill(hidden, NEVER)
+    by_head = norms(keys).repeat_interleave(len(queries) // len(keys), 0)
+    doubt = _doubt(norms(queries)[:, :, None] * by_head[:, None], demand)
+    doubt = doubt.masked_fill(hidden, 0)
+    if len(queries) == 1:
+        return Rows(logits[0], doubt[0])
+    weights = (logits * scale).softmax(-1)
+    # A weight is off by a share of itself: what its own score is off by, and the sum of them all.
+    shares = scale * doubt
+    shares = shares + (weights * shares).sum(-1, keepdim=True) + demand.tolerance
+    doubt = (weights * shares).mean(0).nan_to_num(0, 0, 0)
+    return Rows(weights.mean(0).masked_fill(hidden, NEVER), doubt)
 
 
 def _doubt(magnitude: Tensor, demand: Demand) -> Tensor:
-    """What scores of these magnitudes may be off by: two of them together, the tolerance of their mean."""
-    return (demand.tolerance / 2 * magnitude).nan_to_num(0, 0, 0)
+    """What scores of these magnitudes may be off by."""
+    return (demand.tolerance * magnitude).nan_to_num(0, 0, 0)

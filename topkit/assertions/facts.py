@@ -10,6 +10,7 @@ from torch import Tensor
 
 from topkit.assertions.demand import Demand
 from topkit.assertions.exact import NEVER, Rows
+from topkit.fidelity.ties import floors
 
 
 def facts(
@@ -44,7 +45,7 @@ def _choice(
     known, doubt = row.scores, row.doubt
     best = known.sort(descending=True)
     last, off = best.values[wanted - 1], doubt[best.indices[wanted - 1]]
-    above, below = known - doubt > last + off, known + doubt < last - off
+    above, below = known - doubt > last + off, known + doubt < floors(known, doubt)[wanted - 1]
     sure = known > NEVER
     tied = int((~above & ~below).sum())
     boundary = f"all {int(sure.sum())} visible slots are due: no key follows the k-th"

@@ -12,7 +12,8 @@ from torch import Tensor
 from topkit.assertions.demand import Demand
 from topkit.assertions.exact import NEVER, Exact, Rows
 from topkit.assertions.facts import facts
-from topkit.kernels.rounding import SHARE as TOLERANCE
+from topkit.fidelity.ties import floors, hits
+from topkit.kernels.rounding import SHARE
 
 # A score so far below another has no weight beside it, in float32.
 WEIGHTLESS = 104.0
@@ -64,7 +65,7 @@ def _faults(
     if demand.mass is not None:
         mass = weights(scores).gather(-1, place).masked_fill(~inside, 0)
         mass = mass.double().sum(-1)
-        poor = poor.maximum((1 - mass).masked_fill(mass >= demand.mass - TOLERANCE, 0))
+        poor = poor.maximum((1 - mass).masked_fill(mass >= demand.mass - SHARE, 0))
     return broken + poor.masked_fill(wanted == 0, 0).nan_to_num(0.5).clamp(0, 0.999)
 
 
@@ -90,16 +91,15 @@ def _recall(chosen: Tensor, off: Tensor, rows: Rows, wanted: Tensor) -> Tensor:
     would do: what is above it is then due itself.
     Shapes: chosen, off [n, w], scores and what they may be off by.
     """
-    scores, doubt, length = rows.scores, rows.doubt, rows.scores.shape[-1]
-    best = scores.topk(min(int(wanted.max().clamp_min(1)), length), dim=-1)
-    nth = (wanted - 1).clamp_min(0)[:, None]
-    last = best.values.gather(-1, nth)
-    last_off = doubt.gather(-1, best.indices.gather(-1, nth))
-    low, high = last - last_off, last + last_off
-    reached, above = chosen + off >= low, chosen - off > high
-    due = wanted - (scores - doubt > high).sum(-1)
-    strictly = above.sum(-1) + (reached & ~above).sum(-1).minimum(due)
+    scores, doubt, k = rows.scores, rows.doubt, int(wanted.max().clamp_min(1))
+    floor, nth = floors(scores, doubt, k), (wanted - 1).clamp_min(0)[:, None]
+    least = floor.gather(-1, nth)
+    credit = hits(chosen, off, floor, wanted)
+    last = scores.topk(k, dim=-1).values.gather(-1, nth)
+    above = chosen - off > last
+    due = wanted - (scores - doubt > last).sum(-1)
+    strictly = above.sum(-1) + ((chosen > NEVER) & ~above).sum(-1).minimum(due)
     top = scores.masked_fill(scores == float("inf"), NEVER).amax(-1)
-    masked = ((scores + doubt >= low) | (scores == NEVER)).all(-1) & (top - last[:, 0] > WEIGHTLESS)
-    credit = torch.where(masked, strictly, reached.sum(-1)).minimum(wanted)
-    return credit.double() / wanted
+    masked = ((scores + doubt >= least) | (scores == NEVER)).all(-1)
+    masked &= top - last[:, 0] > WEIGHTLESS
+    return torch.where(masked, strictly, credit).minimum(wanted).double() / wanted

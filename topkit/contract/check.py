@@ -15,6 +15,7 @@ from topkit.errors import InputError
 from topkit.grammar import nearest, short
 from topkit.indexers.base import Indexer
 from topkit.indexers.spec import parse
+from topkit.kernels.precision import full_precision
 
 Law = Callable[..., None]
 Expected = Mapping[str, Any] | Callable[[Indexer], Mapping[str, Any]]
@@ -114,7 +115,8 @@ def parametrize_with_checks(
 
 def _hold(indexer: Indexer, draw: Draw, name: str) -> None:
     try:
-        LAWS[name](indexer, draw)
+        with full_precision():
+            LAWS[name](indexer, draw)
     except Exception as error:
         broken = f"{short(indexer)} breaks the law {name!r}"
         raise AssertionError(f"{broken}: {told(error, indexer)}") from error
