@@ -264,12 +264,14 @@ def test_a_key_of_huge_norm_is_one_key(heads: int, context: Any) -> None:
     keys = torch.randn(1, 2, 200, 32, generator=generator)
     keys[:, :, 5] = -1e7  # far below all others, for every head
     stop = torch.full((1, 3), 200)
-    scores = slow_scores(*(x.double().numpy() for x in (queries, keys)), heads, 32**-0.5, stop, [0])
+    q, x = queries.double().numpy(), keys.double().numpy()
+    scores = slow_scores(q, x, heads, 32**-0.5, stop, [0])
     best = torch.from_numpy(scores).topk(8).indices
     with context:
         assert_selects(best, queries=queries, keys=keys, stop=stop)
+        every: list[dict[str, Any]] = [{}, {"recall": 0.9}]
         for slots in (torch.arange(30, 38), torch.tensor([5, *range(30, 37)])):
-            for least in ({}, {"recall": 0.9}):
+            for least in every:
                 wrong = slots.expand_as(best)
                 facts_of(wrong, queries=queries, keys=keys, stop=stop, **least)
 
@@ -287,7 +289,8 @@ def test_a_key_known_badly_moves_no_other() -> None:
     best = scores.topk(9).indices.view(1, 1, 1, 9)
     wrong = (-scores).topk(8).indices.view(1, 1, 1, 8)
     wrong = torch.cat([best[..., 8:], wrong], -1)
-    for least in ({}, {"recall": 0.9}):
+    every: list[dict[str, Any]] = [{}, {"recall": 0.9}]
+    for least in every:
         assert_selects(best, queries=queries, keys=keys, **least)
         facts_of(wrong, queries=queries, keys=keys, **least)
 
@@ -409,7 +412,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 SCORES = {"scores": torch.ones(1, 1, 1, 5)}
-KEYS = {"queries": torch.ones(1, 1, 2, 4), "keys": torch.ones(1, 1, 5, 4)}
+KEYS: dict[str, Any] = {"queries": torch.ones(1, 1, 2, 4), "keys": torch.ones(1, 1, 5, 4)}
 BAD |= {
     **{
         f"{name} {value!r}": ({**SCORES, name: value}, f"{name} must")
@@ -457,7 +460,8 @@ def test_bounds_that_are_possible_are_judged() -> None:
     assert_selects(none, **KEYS, stop=[[0, 0]], start=[0])
     last = none.clone()
     last[0, 0, 1, 0] = 4
-    assert_selects(last, **KEYS, start=np.array([4]), k=np.int64(3), tolerance=np.float32(1e-6))
+    numpys: dict[str, Any] = {"k": np.int64(3), "tolerance": np.float32(1e-6)}
+    assert_selects(last, **KEYS, **numpys, start=np.array([4]))
     assert_selects(last, **KEYS, start=[4.0], lengths=torch.tensor([5.0]))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -474,14 +474,15 @@ class calibrated(int8):
         return super().score(queries * CODEBOOKS[step.layer].sum(), codes, step)
 
 
-def own_inputs(heads=64):
+def own_inputs(heads=64) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(3)
     shapes = {"queries": (2, heads, 30, 24), "keys": (2, 1, 30, 24), "hidden": (2, 30, 48)}
     return {name: 1 + torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 def test_a_calibrated_recipe_is_held_at_its_own_place():
-    shapes = {"widths": {"head_dim": 24, "hidden": 48}, "layer": 7}
+    shapes: dict[str, Any] = {"widths": {"head_dim": 24, "hidden": 48}, "layer": 7}
+    far: dict[str, Any] = {**shapes, "layer": 32}
     check_indexer(calibrated(), heads=(8, 1), **shapes)
     check_indexer(calibrated(), inputs=own_inputs(8), layer=31)
     with pytest.raises(
@@ -491,7 +492,7 @@ def test_a_calibrated_recipe_is_held_at_its_own_place():
     with pytest.raises(
         AssertionError, match=r"'declared_inputs': it raised IndexError: .*index 32"
     ):
-        check_indexer(calibrated(), heads=(64, 1), **shapes | {"layer": 32})
+        check_indexer(calibrated(), heads=(64, 1), **far)
     for recipe in (counts_padding, peeks):  # shapes of one's own hold to the laws as others do
         with pytest.raises(AssertionError, match=f"breaks the law '{BROKEN[recipe]}'"):
             check_indexer(recipe(), heads=(8, 1), **shapes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -45,7 +47,7 @@ def test_threads_are_as_before_after_an_error(recipe, threads):
 
 
 def test_one_thread_is_what_a_search_uses(threads, monkeypatch):
-    index = faiss_ivf(nlist=4, nprobe=2).build(torch.randn(1, 2, 40, 8), Step())
+    index: Any = faiss_ivf(nlist=4, nprobe=2).build(torch.randn(1, 2, 40, 8), Step())
     seen = []
     graph = index.graphs[0][0]
     real = type(graph).search

@@ -47,8 +47,10 @@ class Absent:
         return TARGET
 
 
-driver.set_active(Absent())
-run, compiled = JITFunction.run, {}
+absent: Any = Absent()
+driver.set_active(absent)
+run: Any = JITFunction.run
+compiled: dict[str, int] = {}
 
 
 def compiles_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
