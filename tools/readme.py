@@ -12,8 +12,10 @@ from topkit.cli.listing import markdown, rows
 from topkit.experiments.bench.machine import other_triton
 from topkit.experiments.bench.rows import read_rows
 from topkit.experiments.bench.table import table
-from topkit.experiments.study.curves import EXACT, kind_of, load, name_of
-from topkit.experiments.study.findings import Findings, said
+from topkit.experiments.study.curves import load
+from topkit.experiments.study.findings import Findings
+from topkit.experiments.study.kinds import EXACT, kind_of, name_of
+from topkit.experiments.study.sentences import said
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

@@ -121,7 +121,7 @@ COMMANDS = {
     "measure": "--indexer -k --out --reduce --seed --device --jobs --dry-run --force --json --config",
     "evaluate": "--task --length --samples --indexer -k --sparse-from --observe --out --seed --device --dtype "
     "--batch-size --jobs --dry-run --force --json --config",
-    "report": "--require -k --margin --json --config",
+    "report": "--require -k --against --margin --json --config",
     "study": "--preset --out --model --seed --device --dtype --batch-size --jobs --dry-run --force "
     "--json --config",
     "bench": "--out --tiny --repeats --json --config",

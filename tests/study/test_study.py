@@ -10,7 +10,8 @@ from topkit.errors import InputError
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.plan import run
 from topkit.experiments.study import presets
-from topkit.experiments.study.curves import EXACT, kind_of, load
+from topkit.experiments.study.curves import load
+from topkit.experiments.study.kinds import EXACT, kind_of
 from topkit.experiments.study.report import STUDY
 from topkit.experiments.study.study import run_study
 from topkit.experiments.tasks import make_task

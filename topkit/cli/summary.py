@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from topkit.experiments.study.curves import Curve, load, name_of
-from topkit.experiments.study.findings import Findings, said
+from topkit.experiments.study.curves import Curve, load
+from topkit.experiments.study.findings import Findings
+from topkit.experiments.study.kinds import name_of
+from topkit.experiments.study.sentences import said
 from topkit.experiments.study.stats import Interval
 from topkit.grammar import short
 from topkit.indexers.spec import recorded

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from topkit.cli import options as o
+from topkit.errors import InputError
 
 
 def report(
@@ -20,23 +21,37 @@ def report(
         typer.Option(
             "--require",
             metavar="SPEC",
-            help="Exit 1 if this indexer is worse than full attention by more than the margin, "
-            "3 if the rows do not decide it.",
+            help="Exit 1 if this indexer is worse by more than the margin than what --against "
+            "names, 3 if the rows do not decide it.",
         ),
     ] = None,
-    budget: Annotated[
-        str | None, typer.Option("-k", help="With --require: at this budget.")
+    budgets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-k",
+            help="The budgets shown, and required with --require: 16,1%; repeatable. All by default.",
+        ),
     ] = None,
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against",
+            help="With --require: dense, which is full attention, or exact Top-k at the same budget.",
+        ),
+    ] = "dense",
     margin: o.Margin = 0.05,
     as_json: o.Json = False,
     config: o.Config = None,
 ) -> None:
     """Write RUN/report.html and its figures."""
     from topkit.experiments.study.curves import load
-    from topkit.experiments.study.equivalence import require_equivalent
+    from topkit.experiments.study.equivalence import AGAINST, require_equivalent
     from topkit.experiments.study.report import write_report
 
-    path = write_report(run, margin)
+    if against not in AGAINST:
+        raise InputError(f"--against must be dense or exact; got {against!r}")
+    k = None if budgets is None else ",".join(budgets)
+    path = write_report(run, margin, k)
     typer.echo(json.dumps({"report": str(path)}) if as_json else path)
     if require is not None:
-        typer.echo(require_equivalent(load(run), require, margin, budget), err=True)
+        typer.echo(require_equivalent(load(run), require, margin, k, against), err=True)

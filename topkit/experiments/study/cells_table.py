@@ -3,13 +3,17 @@
 # pyright: strict
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 
 from topkit.experiments.runs.cells import DENSE
-from topkit.experiments.study.curves import kind_of, name_of
-from topkit.experiments.study.findings import MARGIN, Findings, said
+from topkit.experiments.study.findings import Findings
+from topkit.experiments.study.intervals import MARGIN
+from topkit.experiments.study.kinds import kind_of, name_of
+from topkit.experiments.study.sentences import said
+from topkit.indexers.budget import Budget
 
 _COLUMNS = (
     "cell",
@@ -27,14 +31,16 @@ _COLUMNS = (
 )
 
 
-def cells_table(findings: Findings) -> str:
-    """The table as HTML; rows are cells, in their kinds."""
+def cells_table(findings: Findings, budgets: Sequence[Budget] | None = None) -> str:
+    """The table as HTML; rows are cells, in their kinds: all, or full attention and those of budgets."""
     curve, kind = findings.curve, ""
     lines: list[str] = []
     columns = [c.replace(f"{MARGIN:g}", f"{findings.margin:g}") for c in _COLUMNS]
     columns[3:3] = _apart(findings)
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     for place, cell in enumerate(curve.cells):
+        if budgets is not None and cell.budget is not None and cell.budget not in budgets:
+            continue
         if kind_of(cell) != kind:
             kind = kind_of(cell)
             lines.append(f'<tr class="kind"><td colspan="{len(columns)}">{_KINDS[kind]}</td></tr>')
@@ -42,9 +48,10 @@ def cells_table(findings: Findings) -> str:
         lines.append(f"<tr>{cells}</tr>")
     body = "\n".join(lines)
     return (
-        "<h3>Every cell</h3><p class='note'>Differences are paired: the same questions, the same "
+        f"<h3>{'Every cell' if budgets is None else 'Cells at these budgets'}</h3><p class='note'>Differences are paired: the same questions, the same "
         f"haystacks. At {findings.margin:g}: as good where the interval of the difference to full "
-        f"attention lies above -{findings.margin:g}, worse where it lies below.</p>"
+        f"attention lies above -{findings.margin:g}, worse where it lies below; undecided at the floor, where "
+        f"full attention itself scores no more than {findings.margin:g}.</p>"
         f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
     )
 

@@ -19,14 +19,12 @@ from topkit.errors import InputError
 from topkit.experiments.evaluate.haystack_means import condensed
 from topkit.experiments.runs.cells import DENSE, Cell, in_order
 from topkit.experiments.runs.parts import digest
+from topkit.experiments.study.kinds import kind_of
 from topkit.experiments.study.stats import Array
-from topkit.grammar import short
-from topkit.indexers import exact
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget, parse_budget
 from topkit.indexers.spec import recorded, unknown
 
-EXACT = exact()
 # A task whose answers are never right to the letter is judged by the share of its tokens.
 MEASURES = {"books": "token_accuracy", "recite": "token_accuracy"}
 # Of the true answer and of what full attention would say next, in nats a token.
@@ -36,38 +34,12 @@ Key = tuple[str, int, str]
 FIDELITY = ("recall", "mass", "output_error", "kept", "bytes_read", "index_bytes")
 
 
-def kind_of(cell: Cell) -> str:
-    """dense, oracle (ranks keys by their true scores), control (ignores the keys), or real.
-
-    An indexer that cannot be made here counts as real.
-    """
-    if cell.indexer is None:
-        return DENSE
-    family = innermost(cell.indexer).family
-    return family if family in ("oracle", "control") else "real"
-
-
-def name_of(cell: Cell) -> str:
-    """The cell's indexer as figures name it."""
-    return DENSE if cell.indexer is None else short(cell.indexer)
-
-
-def words_of(cell: Cell) -> str:
-    """The cell in words."""
-    return "full attention" if cell.indexer is None else f"{name_of(cell)} at k = {cell.budget}"
-
-
-def innermost(indexer: Indexer) -> Indexer:
-    """The indexer inside all combinators."""
-    base = getattr(indexer, "base", None)
-    return innermost(base) if indexer.family == "combinator" and base is not None else indexer
-
-
 @dataclass(frozen=True)
 class Curve:
     """A task at a length: C cells on the same H haystacks.
 
-    questions [H]; rates, losses and fidelity [C, H], NaN where there is nothing to judge; heads:
+    questions [H]; rates, token_rates (the share of an answer's tokens that are right), losses and
+    fidelity [C, H], NaN where there is nothing to judge; heads:
     mean recall [layers, heads] of a cell; held_out: haystacks in words that the reference model was
     not trained on; dropped: haystacks that some cell lacks.
     """
@@ -80,6 +52,7 @@ class Curve:
     haystacks: tuple[int, ...]
     questions: Array
     rates: Array
+    token_rates: Array
     losses: Mapping[str, Array]
     fidelity: Mapping[str, Array]
     answer_tokens: float
@@ -130,6 +103,13 @@ class Curve:
         return None
 
     @property
+    def kept(self) -> Array:
+        """The keys that each cell kept [C]: its mean number where that was counted, else k."""
+        counted = self.mean("kept")
+        k = np.array([cell.k(self.length) or np.nan for cell in self.cells], dtype=float)
+        return np.where(np.isfinite(counted), counted, k)
+
+    @property
     def unknown(self) -> list[unknown]:
         """The indexers that cannot be made here."""
         recipes = dict.fromkeys(cell.indexer for cell in self.cells)
@@ -139,6 +119,12 @@ class Curve:
     def observed(self) -> bool:
         """Whether any selection was judged."""
         return bool(np.isfinite(self.fidelity["recall"]).any())
+
+    @property
+    def budgets(self) -> list[Budget]:
+        """Every budget of a cell, the smallest first."""
+        every = {cell.budget for cell in self.cells if cell.budget is not None}
+        return sorted(every, key=lambda k: (k.at(self.length), k.percent))
 
     @property
     def budget(self) -> Budget | None:
@@ -189,6 +175,7 @@ def _curve(key: Key, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) ->
         tuple(whole),
         questions,
         matrix(measure),
+        matrix("token_accuracy"),
         {loss: matrix(loss) for loss in LOSSES},
         {metric: matrix(metric) for metric in FIDELITY},
         float(tokens @ questions / questions.sum()),

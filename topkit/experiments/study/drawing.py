@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from textwrap import fill
@@ -14,11 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from topkit.experiments.runs.cells import Cell
+from topkit.experiments.runs.cells import in_order
 from topkit.experiments.study import stats
-from topkit.experiments.study.curves import Curve, name_of
+from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.kinds import EXACT, kind_of
 from topkit.experiments.study.labels import label
+from topkit.experiments.study.stats import Array
+from topkit.grammar import short
+from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget
+from topkit.indexers.degraded import degraded
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -59,22 +64,48 @@ _FAMILIES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """How a numbered cell is drawn, the same in every figure."""
+    """How a numbered recipe is drawn, the same in every figure of a report."""
 
     number: int
-    cell: Cell
+    recipe: Indexer
     marker: str
     color: str
 
+    @property
+    def name(self) -> str:
+        return f"{self.number}  {short(self.recipe)}"
 
-def entries(curve: Curve, budget: Budget) -> dict[int, Entry]:
-    """The real and control cells of a budget, by their place; numbered in the order of their names."""
-    numbered = {}
-    for number, place in enumerate(curve.where("real", "control", budget=budget), 1):
-        cell = curve.cells[place]
-        marker, color = _FAMILIES.get(cell.indexer.family, ("o", "#555555"))  # type: ignore[union-attr]
-        numbered[place] = Entry(number, cell, marker, color)
-    return numbered
+
+Entries = Mapping[Indexer, Entry]
+
+
+def entries(curves: Sequence[Curve]) -> Entries:
+    """Every recipe of a run but exact Top-k and degraded(...), which have lines of their own.
+
+    Numbered by kind, then by name.
+    """
+    cells = {
+        cell
+        for curve in curves
+        for cell in curve.cells
+        if not (cell.indexer is None or cell.indexer == EXACT or isinstance(cell.indexer, degraded))
+    }
+    kinds = ["real", "control", "oracle"]
+    cells = sorted(in_order(cells), key=lambda cell: kinds.index(kind_of(cell)))
+    recipes = dict.fromkeys(cell.indexer for cell in cells if cell.indexer is not None)
+    return {
+        recipe: Entry(number, recipe, *_FAMILIES.get(recipe.family, ("o", "#555555")))
+        for number, recipe in enumerate(recipes, 1)
+    }
+
+
+def shown(curve: Curve, budget: Budget, marks: Entries) -> dict[int, Entry]:
+    """The numbered cells of a budget, by their place."""
+    places = curve.where("real", "control", "oracle", budget=budget)
+    numbered = {
+        p: marks[r] for p in places if (r := curve.cells[p].indexer) in marks and r is not None
+    }
+    return dict(sorted(numbered.items(), key=lambda item: item[1].number))
 
 
 def accuracy_label(curve: Curve) -> str:
@@ -104,21 +135,25 @@ def two_panels(curve: Curve, budget: Budget) -> tuple[Figure, Axes, Axes]:
 
 
 def points(
-    axes: Axes, curve: Curve, budget: Budget, x: Any, y: Any, scores: stats.Interval | None
+    axes: Axes,
+    numbered: Mapping[int, Entry],
+    x: Array,
+    y: Array,
+    scores: stats.Interval | None,
 ) -> None:
-    """Real and control cells, numbered as in the key; intervals where y is an accuracy."""
-    shown = {p: e for p, e in entries(curve, budget).items() if np.isfinite(x[p] + y[p])}
-    for place, entry in shown.items():
+    """Numbered cells, as in the key; intervals where y is an accuracy."""
+    drawn = {p: e for p, e in numbered.items() if np.isfinite(x[p] + y[p])}
+    for place, entry in drawn.items():
         if scores is not None:
             axes.vlines(
                 x[place], scores.low[place], scores.high[place], color="0.55", lw=0.7, zorder=4
             )
-        axes.plot(x[place], y[place], **_marker(entry), zorder=5)
-    places = list(shown)
-    label(axes, x[places], y[places], [str(shown[p].number) for p in places])
+        axes.plot(x[place], y[place], **mark(entry), zorder=5)
+    places = list(drawn)
+    label(axes, x[places], y[places], [str(drawn[p].number) for p in places])
 
 
-def _marker(entry: Entry) -> dict[str, Any]:
+def mark(entry: Entry) -> dict[str, Any]:
     return {
         "marker": entry.marker,
         "ms": 5.5,
@@ -129,12 +164,14 @@ def _marker(entry: Entry) -> dict[str, Any]:
     }
 
 
-def key(figure: Figure, curve: Curve, budget: Budget, lines: Sequence[tuple[Any, str]]) -> None:
-    """Lines first, then the numbered points, in one column at the right."""
-    numbered = [
-        (Line2D([], [], **_marker(e)), f"{e.number}  {name_of(e.cell)}")
-        for e in entries(curve, budget).values()
-    ]
-    handles, names = zip(*lines, *numbered, strict=True)
-    names = [fill(name, 46, subsequent_indent="    ") for name in names]
+def key(figure: Figure, lines: Sequence[tuple[Any, str]], numbered: Iterable[Entry]) -> None:
+    """Lines first, then the numbered recipes, in one column at the right."""
+    every = [*lines, *((Line2D([], [], **mark(entry)), entry.name) for entry in numbered)]
+    handles = [handle for handle, _ in every]
+    names = [fill(name, 46, subsequent_indent="    ") for _, name in every]
     figure.legend(handles, names, loc="center left", bbox_to_anchor=(0.705, 0.52), fontsize=7)
+
+
+def legend_lines(axes: Axes) -> list[tuple[Any, str]]:
+    """What the key says of the lines that were drawn."""
+    return list(zip(*axes.get_legend_handles_labels(), strict=True))

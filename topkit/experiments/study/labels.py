@@ -21,7 +21,9 @@ _GAP = 2.0  # points between a number and what stands beside it
 _PER_POINT, _PER_CROSSING = 0.05, 0.3  # what distance costs, and what covering a line costs
 
 
-def label(axes: Axes, x: Sequence[float], y: Sequence[float], texts: Sequence[str]) -> list[Text]:
+def label(
+    axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], texts: Sequence[str]
+) -> list[Text]:
     """Write each text near its point, a thin line between; the crowded points go first.
 
     Call it last, at the figure's final size: it looks at what has been drawn.

@@ -11,16 +11,23 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from topkit.documents import Number, read_json
+from topkit.errors import InputError
 from topkit.experiments.evaluate.haystack_means import keep_condensed
 from topkit.experiments.runs.folder import require_intact
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.study import figures
+from topkit.experiments.study.accuracy_by_k import by_budget
+from topkit.experiments.study.aims import checks
+from topkit.experiments.study.captions import CAPTIONS, METHOD, NOT_SHOWN
 from topkit.experiments.study.cells_table import cells_table
-from topkit.experiments.study.curves import EXACT
+from topkit.experiments.study.curves import Curve
 from topkit.experiments.study.curves import curves as curves_of
-from topkit.experiments.study.findings import MARGIN, Findings
+from topkit.experiments.study.drawing import Entries, entries
+from topkit.experiments.study.findings import Findings
+from topkit.experiments.study.intervals import MARGIN
 from topkit.experiments.study.page import PAGE, listed, save_figure
 from topkit.experiments.study.provenance import sentences
+from topkit.indexers.budget import Budget, Budgets, parse_budgets
 
 STUDY = "study.json"
 ABOUT = {
@@ -29,39 +36,48 @@ ABOUT = {
     str: object,
 }
 
-_NOT_SHOWN = (
-    "Other models. One model was run; a larger one, or one trained otherwise, may notice sooner or "
-    "later.",
-    "A sparse prefill. The haystack was always read densely; selectors ran from {sparse_from} on.",
-    "Speed. Bytes read are counted by formula, not timed.",
-    "Where errors fall. Recall and mass are means over layers, heads and steps; two indexers of equal "
-    "means may lose different keys.",
-    "That fidelity causes accuracy among real indexers: they differ in more than fidelity. The oracles "
-    "change precision alone, but each in one manner of loss.",
-    "Anything about indexers that were not run. Correlations treat those that were as a sample.",
-    "Intervals that hold all at once: each holds at 95 % by itself, so of {cells} cells one or two may "
-    "lie outside theirs.",
-)
 
-
-def write_report(run: str | Path, margin: float = MARGIN) -> Path:
+def write_report(run: str | Path, margin: float = MARGIN, k: Budgets | None = None) -> Path:
     """Write RUN/report.html and RUN/figures/*.png, *.svg; returns the report's path.
 
-    The condensed tables of a run's rows are written as well, under RUN/curve.
-    Raises: InputError when the run holds no rows, and naming a part that is not as the run wrote it.
+    k: the budgets that are shown; without it the one that most real indexers were run at, and every
+    cell in the table. The condensed tables of a run's rows are written as well, under RUN/curve.
+    Raises: InputError when the run holds no rows, or none at a budget, and naming a part that is not
+    as the run wrote it.
     """
     run = Path(run)
     origin = list(sentences(require_intact(run)))
-    all_findings = [Findings(curve, margin) for curve in curves_of(*keep_condensed(run))]
+    curves = curves_of(*keep_condensed(run))
+    budgets = None if k is None else _run_at(parse_budgets(k), curves)
+    shown = [(curve, _at(curve, budgets)) for curve in curves]
+    all_findings = [Findings(curve, margin, k) for curve, ks in shown for k in ks]
     study = _study(run / STUDY)
     page = PAGE.format(
         title="How good must an indexer be before the model notices?",
-        body="\n".join(_body(all_findings, study, run / "figures", origin)),
+        body="\n".join(_body(all_findings, study, run / "figures", origin, budgets)),
     )
     write_whole(
         run / "report.html", lambda path: path.write_text(page, encoding="utf-8"), parents=False
     )
     return run / "report.html"
+
+
+def _run_at(budgets: Sequence[Budget], curves: Sequence[Curve]) -> Sequence[Budget]:
+    """The budgets themselves.
+
+    Raises: InputError for one that nothing was run at.
+    """
+    there = dict.fromkeys(budget for curve in curves for budget in curve.budgets)
+    missing = ", ".join(str(budget) for budget in budgets if budget not in there)
+    if missing:
+        known = ",".join(map(str, there)) or "none: full attention ran alone"
+        raise InputError(f"nothing was run at k = {missing}; there is -k {known}")
+    return budgets
+
+
+def _at(curve: Curve, budgets: Sequence[Budget] | None) -> list[Budget | None]:
+    """The budgets at which a curve is shown: those chosen that it has, or its own."""
+    return [k for k in budgets or () if k in curve.budgets] or [curve.budget]
 
 
 def _study(path: Path) -> dict[str, Any]:
@@ -72,68 +88,69 @@ def _study(path: Path) -> dict[str, Any]:
 
 
 def _body(
-    all_findings: Sequence[Findings], study: Mapping[str, Any], folder: Path, origin: Sequence[str]
+    all_findings: Sequence[Findings],
+    study: Mapping[str, Any],
+    folder: Path,
+    origin: Sequence[str],
+    budgets: Sequence[Budget] | None,
 ) -> Iterator[str]:
     yield f'<p class="lead">{escape(_lead(all_findings, study))}</p>'
     yield f'<p class="note">{escape(" ".join(origin))}</p>'
     for findings in all_findings:
         if len(all_findings) > 1:
-            yield f"<h3>{escape(findings.curve.title)}</h3>"
+            yield f"<h3>{escape(_title(findings))}</h3>"
         yield listed(findings.sentences(), "findings")
-    audits = [f"{f.curve.title}: {line}" for f in all_findings for line in f.audits()]
+    # One a curve, whatever its budgets: what is of all of its cells.
+    alone = list({id(f.curve): f for f in all_findings}.values())
+    audits = [f"{f.curve.title}: {line}" for f in alone for line in f.audits()]
     if audits:
         yield f'<div class="audit"><h3>To audit</h3>{listed(audits)}</div>'
-    yield _not_shown(all_findings)
-    curves = [findings.curve for findings in all_findings]
+    yield _not_shown(alone)
+    curves = [findings.curve for findings in alone]
+    marks = entries(curves)
     yield "<h2>Accuracy against the budget</h2>"
-    yield save_figure(folder, "accuracy-by-k", figures.by_budget(curves), _CAPTIONS["k"])
-    for findings in all_findings:
-        yield from _section(findings, folder)
-    yield from _method(all_findings, study)
-
-
-_CAPTIONS = {
-    "k": "Exact Top-k at several budgets; the dashed line is full attention, its band the interval.",
-    "fidelity": "Accuracy against recall and against mass, both as observed in the runs that were "
-    "scored. Lines: oracles, exact Top-k with a known share of keys lost. Numbered points: real "
-    "indexers and the control. Dotted: the accuracy that chance alone leaves when every key is lost "
-    "anew at every step with probability 1 - p and one loss spoils a token; in the right panel at the "
-    "mass that such a loss leaves of exact Top-k's. Bars: 95 % intervals.",
-    "heads": "Mean recall of each layer and query head, against that head's own exact Top-k.",
-    "bytes": "What a decoding step reads to choose its keys, a layer, against the fidelity that it "
-    "buys; reading the chosen keys and values is the same for all and not counted. Dashed: every "
-    "key read. The axis is linear below 1 KiB.",
-}
+    yield save_figure(folder, "accuracy-by-k", by_budget(curves, marks), CAPTIONS["k"])
+    for findings in alone:
+        yield f"<h2>{escape(findings.curve.title)}</h2>"
+        several = [other for other in all_findings if other.curve is findings.curve]
+        for other in several:
+            yield from _figures(other, marks, folder, named=len(several) > 1)
+        yield cells_table(findings, budgets)
+    yield from _method(alone, study)
 
 
 def _lead(all_findings: Sequence[Findings], study: Mapping[str, Any]) -> str:
     """What was run, in a line."""
-    cells = max(len(f.curve.cells) for f in all_findings)
-    prompts = sum(int(f.curve.questions.sum()) for f in all_findings)
+    curves = list({id(f.curve): f.curve for f in all_findings}.values())
+    cells = max(len(curve.cells) for curve in curves)
+    prompts = sum(int(curve.questions.sum()) for curve in curves)
     model = study.get("model", "a model")
     settings = (
-        "; ".join(f.curve.title for f in all_findings)
-        if len(all_findings) < 4
-        else f"{len(all_findings)} tasks"
+        "; ".join(curve.title for curve in curves) if len(curves) < 4 else f"{len(curves)} tasks"
     )
     return f"{model}, {settings}: {cells} cells, {prompts} questions each."
 
 
-def _section(findings: Findings, folder: Path) -> Iterator[str]:
-    curve, budget = findings.curve, findings.curve.budget
-    drawn: list[tuple[str, str, Callable[[], Figure | None]]] = []
-    if budget is not None and curve.observed:
-        drawn = [
-            ("fidelity", "accuracy-by-fidelity", lambda: figures.by_fidelity(curve, budget)),
-            ("heads", "recall-by-head", lambda: figures.by_head(curve, budget)),
-            ("bytes", "bytes-by-fidelity", lambda: figures.by_bytes(curve, budget)),
-        ]
-    yield f"<h2>{escape(curve.title)}</h2>"
+def _title(findings: Findings) -> str:
+    at = "" if findings.budget is None else f"; k = {findings.budget}"
+    return findings.curve.title + at
+
+
+def _figures(findings: Findings, marks: Entries, folder: Path, named: bool) -> Iterator[str]:
+    """The figures at a budget, which is `named` in their files where there are several."""
+    curve, budget = findings.curve, findings.budget
+    if budget is None or not curve.observed:
+        return
+    drawn: list[tuple[str, str, Callable[..., Figure | None]]] = [
+        ("fidelity", "accuracy-by-fidelity", figures.by_fidelity),
+        ("heads", "recall-by-head", figures.by_head),
+        ("bytes", "bytes-by-fidelity", figures.by_bytes),
+    ]
+    at = f"-k-{str(budget).replace('%', 'pct')}" if named else ""
     for caption, name, draw in drawn:
-        figure = draw()
+        figure = draw(curve, budget, marks)
         if figure is not None:
-            yield save_figure(folder, f"{name}-{curve.slug}", figure, _CAPTIONS[caption])
-    yield cells_table(findings)
+            yield save_figure(folder, f"{name}-{curve.slug}{at}", figure, CAPTIONS[caption])
 
 
 def _not_shown(all_findings: Sequence[Findings]) -> str:
@@ -143,60 +160,15 @@ def _not_shown(all_findings: Sequence[Findings]) -> str:
         ),
         "cells": max(len(f.curve.cells) for f in all_findings),
     }
-    items = [line.format(**words) for line in _NOT_SHOWN]
+    items = [line.format(**words) for line in NOT_SHOWN]
     return f'<div class="box"><h3>What this does not show</h3>{listed(items)}</div>'
 
 
 def _method(all_findings: Sequence[Findings], study: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>How it was computed</h2>"
-    yield listed([*_METHOD, *(line for f in all_findings for line in checks(f, study))])
+    yield listed([*METHOD, *(line for f in all_findings for line in checks(f, study))])
     constants = {name: value for name, value in study.items() if name != "aims"}
     if constants:
         yield "<h3>The run</h3>"
         items = [f"{name}: {value}" for name, value in constants.items()]
         yield listed(items)
-
-
-_METHOD = (
-    "Accuracy: the mean over questions, with Wilson's interval on the effective number of questions (of "
-    "tokens, where each is right or wrong), "
-    "which is their number over the design effect of sharing haystacks, pooled over all cells of a "
-    "task. A bootstrap over haystacks would give cells at 0 or 1 no width at all.",
-    "NLL is of the true answer, KL from full attention's next token, in nats a token; their intervals, and "
-    "those of NLL's paired differences, are Student's over haystacks.",
-    "Differences: paired on haystacks, the two Wilson intervals joined with their correlation over "
-    "haystacks (Donner and Zou).",
-    "Correlations: Spearman's over cells at all budgets, percentile intervals of a bootstrap that draws "
-    "haystacks and cells anew (4000 draws, fixed seed). The control is left out; exact Top-k counts "
-    "among the oracles.",
-    "Recall is judged a query head against its own exact Top-k; rows where every visible key fits in k "
-    "are left out.",
-)
-
-
-def checks(findings: Findings, study: Mapping[str, Any]) -> list[str]:
-    """Whether the intervals are as narrow, and the task as difficult, as the study aims at."""
-    curve, aims = findings.curve, study.get("aims", {})
-    widest, lines = float(findings.accuracy.reach.max()), list[str]()
-    if "reach" in aims:
-        met = "met" if widest <= aims["reach"] else "NOT met"
-        lines.append(
-            f"{curve.title}: the widest interval on an accuracy is ±{widest:.3f}; the aim of "
-            f"±{aims['reach']:g} is {met}."
-        )
-    if "exact_between" in aims:
-        low, high = aims["exact_between"]
-        places = [p for p in curve.where("oracle") if curve.cells[p].indexer == EXACT]
-        within = [p for p in places if low <= findings.accuracy.value[p] <= high]
-        budgets = ", ".join(str(curve.cells[p].budget) for p in within)
-        met = f"met at k = {budgets}" if within else "NOT met at any k that was run"
-        lines.append(
-            f"{curve.title}: that exact Top-k scores between {low:g} and {high:g} is {met}."
-        )
-    if curve.dropped:
-        lines.append(f"{curve.title}: {curve.dropped} haystacks were left out, unfinished.")
-    lines += [
-        f"{curve.title}: {recipe} is shown by its name, and counts as a real indexer: {recipe.why}."
-        for recipe in curve.unknown
-    ]
-    return lines

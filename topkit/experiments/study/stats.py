@@ -1,8 +1,8 @@
-"""Intervals and rank correlations of a study: pure functions of arrays.
+"""Intervals of a study: pure functions of arrays.
 
 rates [C, H]: a mean in 0..1 for each of C cells on each of H haystacks. questions [H]: how many
 questions each mean is over, or tokens where each token is right or wrong. Those of one haystack are not
-independent: haystacks are the units.
+independent: haystacks are the units. `tools/coverage.py` says how often the intervals hold the truth.
 """
 
 # pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -40,34 +40,57 @@ class Interval:
         return (self.high - self.low) / 2
 
 
-def design_effect(rates: Array, questions: Array) -> float:
-    """How many times the variance of a mean over questions exceeds that of independent ones.
+def design_effect(rates: Array, questions: Array) -> Array:
+    """How many times the variance of each cell's mean exceeds that of independent questions [C].
 
-    Pooled over the cells, since one alone says little, and one at 0 or 1 says nothing; at least 1.
-    Where no cell says anything, each haystack counts as one question.
+    Each cell's own, shrunk by the weight of one question towards each haystack counting as one
+    question: a cell at 0 or 1 says nothing of how its questions hang together, and may be decided by
+    whole haystacks. What other cells do says nothing of this one: where few cells are decided by the
+    wording of a haystack, and the others are not, an effect pooled over all is too small for the few.
     """
-    haystacks, total = len(questions), questions.sum()
+    total, haystacks = questions.sum(), len(questions)
     means = rates @ questions / total
-    binomial = (means * (1 - means)).sum() / total
-    if haystacks < 2 or binomial < 1e-12:
-        return float(total / haystacks)
     shortfall = (rates - means[:, None]) * questions
-    clustered = haystacks / (haystacks - 1) * (shortfall**2).sum() / total**2
-    return max(1.0, float(clustered / binomial))
+    # Both in squares of one question.
+    clustered = haystacks / max(haystacks - 1, 1) * (shortfall**2).sum(1)
+    independent = total * means * (1 - means)
+    return (clustered + 1) / (independent + haystacks / total)
+
+
+def _independent(rates: Array, questions: Array, level: float) -> Array:
+    """The number of independent questions that say as much of each cell's mean [C].
+
+    Less by the square of Student's quantile over the normal's, since few haystacks say little of their
+    own spread.
+    """
+    student = _quantile(level, len(questions) - 1) / _quantile(level)
+    return questions.sum() / (design_effect(rates, questions) * student**2)
+
+
+def _quantile(level: float, freedom: int | None = None) -> float:
+    """Student's, or without degrees of freedom the normal's."""
+    tail = (1 + level) / 2
+    return float(stats.norm.ppf(tail) if freedom is None else stats.t.ppf(tail, max(freedom, 1)))
+
+
+def _wilson(means: Array, n: Array, level: float) -> Interval:
+    """Wilson's interval of a rate over n questions (Journal of the ASA 22, 1927)."""
+    z = _quantile(level)
+    middle = (means + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z * np.sqrt(means * (1 - means) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    low, high = np.maximum(middle - reach, 0), np.minimum(middle + reach, 1)
+    return Interval(means, np.minimum(low, means), np.maximum(high, means))
 
 
 def accuracy(rates: Array, questions: Array, level: float = 0.95) -> Interval:
     """The mean of each cell [C], with Wilson's interval on the effective number of questions.
 
-    A bootstrap gives no width to a cell at 0 or 1, and covers too little near them.
+    A bootstrap gives no width to a cell at 0 or 1, and covers too little near them. A haystack's mean
+    lies in 0..1, so that it says at least as much as one question.
     """
-    means = rates @ questions / questions.sum()
-    n = questions.sum() / design_effect(rates, questions)
-    z = stats.norm.ppf((1 + level) / 2)
-    middle = (means + z**2 / (2 * n)) / (1 + z**2 / n)
-    reach = z * np.sqrt(means * (1 - means) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    low, high = np.maximum(middle - reach, 0), np.minimum(middle + reach, 1)
-    return Interval(means, np.minimum(low, means), np.maximum(high, means))
+    haystacks = questions.sum() ** 2 / (questions**2).sum()
+    n = np.maximum(_independent(rates, questions, level), haystacks)
+    return _wilson(rates @ questions / questions.sum(), n, level)
 
 
 def mean(values: Array, questions: Array, level: float = 0.95) -> Interval:
@@ -82,7 +105,7 @@ def mean(values: Array, questions: Array, level: float = 0.95) -> Interval:
         return Interval(means, np.full_like(means, np.nan), np.full_like(means, np.nan))
     shortfall = (values - means[:, None]) * questions
     error = np.sqrt(haystacks / (haystacks - 1) * (shortfall**2).sum(1)) / total
-    reach = stats.t.ppf((1 + level) / 2, haystacks - 1) * error
+    reach = _quantile(level, haystacks - 1) * error
     return Interval(means, means - reach, means + reach)
 
 
@@ -90,19 +113,18 @@ def difference(rates: Array, questions: Array, base: int, level: float = 0.95) -
     """Each cell's mean minus that of cell `base`, on the same haystacks [C].
 
     Source: Donner and Zou's way (Statistics in Medicine 2002, 2012) to join two intervals of
-    correlated estimates, here those of `accuracy`, with the correlation over haystacks. Few haystacks
-    estimate it badly, so the interval is widened by the ratio of Student's quantile to the normal's.
+    correlated estimates, here Wilson's on the effective number of questions, with the correlation over
+    haystacks.
     """
-    tail = (1 + level) / 2
-    stretch = stats.t.ppf(tail, max(len(questions) - 1, 1)) / stats.norm.ppf(tail)
-    each = accuracy(rates, questions, level)
+    means = rates @ questions / questions.sum()
+    each = _wilson(means, _independent(rates, questions, level), level)
     below, above = each.value - each.low, each.high - each.value
     # Cells that agree on all of few haystacks need not agree on the next: never quite one.
     together = np.minimum(_correlation(rates, questions, base), 1 - 1 / len(questions))
     gap = each.value - each.value[base]
 
     def joined(one: Array, other: float) -> Array:
-        return stretch * np.sqrt(np.maximum(one**2 + other**2 - 2 * together * one * other, 0))
+        return np.sqrt(np.maximum(one**2 + other**2 - 2 * together * one * other, 0))
 
     low = np.maximum(gap - joined(below, above[base]), -1)
     high = np.minimum(gap + joined(above, below[base]), 1)
@@ -116,60 +138,3 @@ def _correlation(rates: Array, questions: Array, base: int) -> Array:
     norms = np.sqrt((off**2).sum(1))
     product = norms * norms[base]
     return np.divide(off @ off[base], product, out=np.zeros_like(product), where=product > 1e-12)
-
-
-@dataclass(frozen=True)
-class Ordering:
-    """How well recall and mass order cells by accuracy: Spearman's correlations, and mass's minus recall's."""
-
-    cells: int
-    recall: Interval
-    mass: Interval
-    mass_less_recall: Interval
-
-
-def ordering(
-    recall: Array,
-    mass: Array,
-    rates: Array,
-    questions: Array,
-    level: float = 0.95,
-    draws: int = 4000,
-    seed: int = 0,
-) -> Ordering:
-    """Spearman's correlation with accuracy over cells, of recall and of mass, all [C, H].
-
-    Percentile intervals of a bootstrap that resamples haystacks and cells independently. Cells are
-    resampled too, since a few indexers may be ordered by luck, which more haystacks would only repeat.
-    Source of the crossed bootstrap: Owen, Annals of Applied Statistics 1 (2007).
-    """
-    cells, haystacks = rates.shape
-    rng = np.random.default_rng(seed)
-    picked = rng.integers(haystacks, size=(draws, haystacks))
-    drawn = np.stack([np.bincount(row, minlength=haystacks) for row in picked]) * questions
-    weights = np.vstack([questions, drawn])
-    weights = weights / weights.sum(1, keepdims=True)
-    which = np.vstack([np.arange(cells), rng.integers(cells, size=(draws, cells))])
-
-    def ranks(values: Array) -> Array:
-        means = np.take_along_axis(weights @ values.T, which, axis=1)
-        # Rounded, so that equal cells stay equal in whatever order their sums are computed.
-        return stats.rankdata(np.round(means, 9), axis=1)
-
-    goal = ranks(rates)
-    by_recall, by_mass = _pearson(ranks(recall), goal), _pearson(ranks(mass), goal)
-    intervals = [_percentiles(x, level) for x in (by_recall, by_mass, by_mass - by_recall)]
-    return Ordering(cells, *intervals)
-
-
-def _pearson(a: Array, b: Array) -> Array:
-    """Row by row; 0 where a row is constant: no order is shown then."""
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    product = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    return np.divide((a * b).sum(1), product, out=np.zeros(len(a)), where=product > 1e-12)
-
-
-def _percentiles(estimates: Array, level: float) -> Interval:
-    """The first is the estimate, the others its resamples."""
-    low, high = np.quantile(estimates[1:], [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimates[0], np.minimum(low, estimates[0]), np.maximum(high, estimates[0]))
