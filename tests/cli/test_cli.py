@@ -253,6 +253,27 @@ def test_without_fidelity_there_is_accuracy_and_a_report(
     assert "Full attention scores" in Path(out.strip()).read_text()
 
 
+def test_a_report_takes_budgets_and_what_to_compare_with(call: Call, tmp_path: Path) -> None:
+    run, words = tmp_path / "run", ("--task", "niah-single", "--length", 640, "--samples", 2)
+    indexers = ("--indexer", "exact", "--indexer", "sign", "-k", "4,1%,8")
+    assert call("evaluate", "reference", *words, *indexers, "--out", run)[0] == 0
+    code, out, err = call("report", run, "-k", 4, "-k", "8,1%")
+    assert code == 0, err
+    page = Path(out.strip()).read_text()
+    assert all(f"k = {k} scores" in page for k in ("4", "8", "1%"))
+    config = tmp_path / "report.yaml"
+    config.write_text("k: 8\n")
+    code, out, err = call("report", run, "--config", config)
+    page = Path(out.strip()).read_text()
+    assert code == 0 and "k = 8 scores" in page and "k = 4 scores" not in page
+    code, _, err = call("report", run, "-k", 5)
+    assert code == 2 and err.strip().endswith("nothing was run at k = 5; there is -k 4,1%,8")
+    code, _, err = call("report", run, "--require", "exact", "-k", 8, "--against", "exact")
+    assert code == 0 and "to exact Top-k at its budget" in err
+    code, _, err = call("report", run, "--against", "full")
+    assert code == 2 and err == "topkit: --against must be dense or exact; got 'full'\n"
+
+
 def test_nll_and_kl_are_shown(call: Call, tmp_path: Path) -> None:
     words = ("--task", "books:tokens=64", "--length", 640, "--samples", 2)
     words = ("evaluate", "reference", *words, "--indexer", "random", "-k", 4, "--out", tmp_path)

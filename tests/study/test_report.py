@@ -307,7 +307,8 @@ def test_nothing_is_as_good_as_what_fails():
     haystacks, heads = tables(haystacks=64)
     failed = curves(with_accuracy(haystacks, lambda rows: [0.0] * len(rows)), heads)
     findings = Findings(failed[0])
-    assert findings.verdict(failed[0].place(sign(), Budget(32))) == FLOOR
+    place = failed[0].place(sign(), Budget(32))
+    assert place is not None and findings.verdict(place) == FLOOR
     assert "Exact Top-k itself scores 0.00 at k = 32" in findings.sentences()[2]
     for against in ("dense", "exact"):
         with pytest.raises(Undecided, match=r"scores 0\.00: no loss of 0\.2 could show"):

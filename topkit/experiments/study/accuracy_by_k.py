@@ -1,5 +1,6 @@
 """The figure (a) of a study: every recipe's accuracy against the keys that it kept."""
 
+# pyright: strict, reportUnknownMemberType=false
 from __future__ import annotations
 
 import math
@@ -81,16 +82,11 @@ def _panel(axes: Axes, curve: Curve, marks: Entries, ticks: int) -> None:
                 )
         else:
             look = mark(marks[recipe])
+            look |= {"ls": "-", "color": look["mfc"], "lw": 1, "zorder": 5}
             axes.vlines(
                 kept[line], scores.low[line], scores.high[line], color="0.55", lw=0.7, zorder=4
             )
-            axes.plot(
-                kept[line],
-                scores.value[line],
-                **(look | {"ls": "-", "color": look["mfc"]}),
-                lw=1,
-                zorder=5,
-            )
+            axes.plot(kept[line], scores.value[line], **look)
     axes.set_title(f"{curve.task}, {curve.length} tokens")
     axes.set_xscale("log", base=2)
     _ticks(axes, curve, ticks)

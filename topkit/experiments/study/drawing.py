@@ -1,5 +1,6 @@
 """What the figures of a study share: style, marks of the cells, intervals, key."""
 
+# pyright: strict, reportUnknownMemberType=false
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -3,6 +3,7 @@
 The first letters are those of the report: (a) is in accuracy_by_k.
 """
 
+# pyright: strict, reportUnknownMemberType=false
 from __future__ import annotations
 
 import math
@@ -11,6 +12,8 @@ from textwrap import fill
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from topkit.experiments.study import stats
@@ -111,13 +114,14 @@ def by_head(curve: Curve, budget: Budget, marks: Entries) -> Figure | None:
         return None
     columns = min(len(maps), 6)
     rows = math.ceil(len(maps) / columns)
+    scale = ScalarMappable(Normalize(0, 1), "viridis")
     with matplotlib.rc_context({**STYLE, "axes.grid": False, "axes.titlesize": 7}):
         figure = Figure(figsize=(1.8 * columns + 0.9, 1.95 * rows + 0.4), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat[len(maps) :]:
             axes.remove()
         for place, (axes, (entry, recall)) in enumerate(zip(grid.flat, maps, strict=False)):
-            image = axes.imshow(recall, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+            axes.imshow(recall, norm=scale.norm, cmap=scale.cmap, aspect="auto")
             axes.set_title(fill(entry.name, 26, max_lines=3, placeholder=" …"))
             axes.set_xticks(_ticks(recall.shape[1]))
             axes.set_yticks(_ticks(recall.shape[0]))
@@ -125,7 +129,7 @@ def by_head(curve: Curve, budget: Budget, marks: Entries) -> Figure | None:
                 axes.set_ylabel("layer")
             if place + columns >= len(maps):
                 axes.set_xlabel("query head")
-        figure.colorbar(image, ax=figure.axes, label="mean recall", shrink=0.8, aspect=30)
+        figure.colorbar(scale, ax=figure.axes, label="mean recall", shrink=0.8, aspect=30)
     return figure
 
 

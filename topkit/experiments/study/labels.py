@@ -1,5 +1,6 @@
 """Numbers beside points, placed so that none covers another number or a point."""
 
+# pyright: strict, reportUnknownMemberType=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
-from numpy.typing import NDArray
+
+from topkit.experiments.study.stats import Array
 
 _RINGS = (9, 13, 18, 24, 31, 40, 50, 62, 76)  # points of distance that are tried in turn
 _TURNS = np.radians(np.arange(0, 360, 22.5) + 45)
@@ -21,9 +23,7 @@ _GAP = 2.0  # points between a number and what stands beside it
 _PER_POINT, _PER_CROSSING = 0.05, 0.3  # what distance costs, and what covering a line costs
 
 
-def label(
-    axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], texts: Sequence[str]
-) -> list[Text]:
+def label(axes: Axes, x: Array, y: Array, texts: Sequence[str]) -> list[Text]:
     """Write each text near its point, a thin line between; the crowded points go first.
 
     Call it last, at the figure's final size: it looks at what has been drawn.
@@ -35,7 +35,7 @@ def label(
     lines = _drawn(axes)
     inside = axes.get_window_extent(renderer)
     boxes = [_around(point, _MARKER * unit, _MARKER * unit) for point in points]
-    notes = []
+    notes: list[Text] = []
     for i in _crowded_first(points):
         note = _note(axes, (x[i], y[i]), texts[i])
         drawn = Text.get_window_extent(note, renderer)
@@ -64,14 +64,14 @@ def _note(axes: Axes, place: tuple[float, float], text: str) -> Text:
 
 
 def _best(
-    point: NDArray,
+    point: Array,
     width: float,
     height: float,
     unit: float,
     boxes: list[Bbox],
-    lines: NDArray,
+    lines: Array,
     inside: Bbox,
-) -> NDArray:
+) -> Array:
     """The cheapest offset, in points, whose box overlaps no other; far out to the side where there is none."""
     best, least = np.array([_RINGS[-1], 0.0]), np.inf
     for ring in _RINGS:
@@ -87,7 +87,7 @@ def _best(
     return best
 
 
-def _drawn(axes: Axes) -> NDArray:
+def _drawn(axes: Axes) -> Array:
     """A point for every pixel or so of each line drawn so far [n, 2]."""
     paths = [np.asarray(line.get_xydata(), dtype=float) for line in axes.get_lines()]
     for collection in axes.collections:
@@ -103,12 +103,12 @@ def _drawn(axes: Axes) -> NDArray:
     return np.vstack(samples)
 
 
-def _crowded_first(points: NDArray) -> list[int]:
+def _crowded_first(points: Array) -> list[int]:
     apart = np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1))
     return np.argsort(-(apart < 60).sum(1), kind="stable").tolist()
 
 
-def _around(middle: NDArray, width: float, height: float) -> Bbox:
+def _around(middle: Array, width: float, height: float) -> Bbox:
     return Bbox.from_bounds(middle[0] - width / 2, middle[1] - height / 2, width, height)
 
 

@@ -1,5 +1,6 @@
 """Oracles as figures draw them: a line a manner of loss."""
 
+# pyright: strict, reportUnknownMemberType=false
 from __future__ import annotations
 
 from dataclasses import fields
