@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tiny import DSA, bert, tiny, tokens
 from topkit.errors import InputError
-from topkit.experiments.model.attention import is_switched, switched_attention
+from topkit.experiments.model.attention import is_switched, switched_attention, switches
 from topkit.experiments.model.attention_call import AttentionCall
 
 
@@ -144,14 +144,8 @@ def test_what_is_noted_of_a_pass_is_let_go_of() -> None:
     with switched_attention(model, spy.attend, inputs=True):
         with pytest.raises(ZeroDivisionError):
             logits(model)
-        (switch,) = [cell for cell in _switches() if model in cell.modules]
+        (switch,) = [cell for cell in switches() if model in cell.modules]
         assert not switch.notes.by_module
-
-
-def _switches() -> list[Any]:
-    from topkit.experiments.model import attention
-
-    return attention._switches
 
 
 def test_another_thread_has_the_models_own_attention() -> None:

@@ -86,10 +86,12 @@ def record(
     Raises: InputError naming the model that cannot be captured (or what `purpose` says), and why.
     """
     name, recorder = type(model).__name__, Recorder(positions, layers)
+    # Weights that are offloaded say that they are nowhere; what loads them moves the tokens as well.
+    device = "cpu" if model.device.type == "meta" else model.device
     with switched_attention(model, recorder.attend, inputs=inputs):
         try:
             # The decoder alone: logits of every token would cost more than all that is kept.
-            model.base_model(input_ids=ids.to(model.device), use_cache=False)
+            model.base_model(input_ids=ids.to(device), use_cache=False)
         except InputError as error:
             raise InputError(f"{name} cannot be {purpose}: {error}") from None
     if not recorder.records:
