@@ -63,7 +63,7 @@ def test_rows_are_of_the_answers_own_queries(each):
     columns |= {"visible": torch.full(shape, 9), "trivial": torch.zeros(shape).bool()}
     observer = Observer(stream, {}, {(3, "head"): [Judged("head", "head", columns)]})
     real = torch.tensor([[True, True, True], [True, False, False]])
-    (table,) = observer.tables([7, 2], real, 20, each)
+    (table,) = observer.tables([7, 2], real, 20, each, "answer")
     names = ["question", "position", "positions", "recall", "layer", "k", "indexer", "index_bytes"]
     said = (3, 5, "sign()", index.nbytes / 2)
     expected = (

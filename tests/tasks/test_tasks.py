@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -18,8 +18,17 @@ from transformers import AutoTokenizer
 from topkit.cli.values import parse_task
 from topkit.errors import InputError
 from topkit.experiments.model.load import REFERENCE
-from topkit.experiments.tasks import TASKS, Haystack, Prompt, make_task, ruler_score, task_name
-from topkit.experiments.tasks.base import HELD_OUT, TRAINED
+from topkit.experiments.tasks import (
+    TASKS,
+    Haystack,
+    Prompt,
+    make_task,
+    ruler_part,
+    ruler_score,
+    task_name,
+)
+from topkit.experiments.tasks import prompt as make_prompt
+from topkit.experiments.tasks.base import HELD_OUT, OWN, RULER, TRAINED, Planted, Question, Task
 from topkit.experiments.tasks.needles import WORDINGS
 from topkit.experiments.tasks.words import NOUNS, names, things, values
 
@@ -258,6 +267,17 @@ def test_a_length_too_short_is_refused(name: str) -> None:
         drawn(name, 40 if name != "niah-single" else 16)
 
 
+def test_what_does_not_fit_is_refused_by_its_length_and_distractors() -> None:
+    said = (
+        r"^niah-multikey plants \d+ tokens in haystack 3, .* a length of 300; ask for a longer length, "
+        r"of [\d,]+ or more, or for fewer distractors \(distractors=60 here\)$"
+    )
+    with pytest.raises(InputError, match=said):
+        drawn("niah-multikey", 300, 3)
+    with pytest.raises(InputError, match=r"or more$"):
+        drawn("recite", 300)
+
+
 @pytest.mark.parametrize("name", ["niah-single", "niah-multikey", "recite", "kv-recall"])
 def test_the_least_length_that_fits_is_met(name: str) -> None:
     """Where nothing but the planted fits, nothing else is there, and no token more than asked."""
@@ -352,6 +372,18 @@ def test_text_of_any_form_is_cut_to_measure(tmp_path: Path, text: str) -> None:
         assert place == pytest.approx(0.5, abs=0.13)
 
 
+def test_a_text_that_changed_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the folder is another, and the name the same."""
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "own.txt").write_text(f"Text {number}.")
+    for number in range(2):
+        monkeypatch.chdir(tmp_path / str(number))
+        assert Haystack.of_file("own.txt").sentences == (f"Text {number}.",)
+    (tmp_path / "1" / "own.txt").write_text("Text of another length.")
+    assert Haystack.of_file("own.txt").sentences == ("Text of another length.",)
+
+
 def test_a_haystack_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no text at"):
         Haystack.of_file(tmp_path / "missing.txt")
@@ -386,3 +418,39 @@ def test_a_tasks_name_parses_back(name):
     number = next(x for x in ("distractors", "words", "tokens") if hasattr(plain, x))
     odd = replace(plain, **{number: getattr(plain, number) + 1, "wording": "trained"})
     assert parse_task(task_name(odd)) == odd
+
+
+@dataclass(frozen=True)
+class Outside(Task):
+    """A task of somebody else's, which does as `how` says."""
+
+    how: str = "well"
+
+    def plant(self, rng: np.random.Generator, wording: str) -> Planted:
+        known = {"well": Planted(("It is 7.",), (Question("\nIt is", " 7", ("7",)),))}
+        if self.how == "refuses":
+            raise InputError("outside: not so")
+        return known[self.how]
+
+
+def test_a_task_that_says_nothing_of_itself_is_nobodys() -> None:
+    prompt = make_prompt(Outside(), TOKENIZER, 200, 0)
+    assert (prompt.family, Outside.source) == (OWN, OWN)
+    assert {TASKS[name].source for name in TASKS} >= {RULER} and OWN not in {
+        x for name in TASKS for x in (TASKS[name].source, TASKS[name].family)
+    }
+
+
+def test_an_error_of_a_tasks_own_code_names_the_task() -> None:
+    said = rf"Outside:how=badly cannot make prompt 2: {re.escape(__file__)}:\d+: KeyError: 'badly'"
+    with pytest.raises(InputError, match=said):
+        make_prompt(Outside(how="badly"), TOKENIZER, 200, 2)
+    with pytest.raises(InputError, match=r"^outside: not so$"):
+        make_prompt(Outside(how="refuses"), TOKENIZER, 200, 2)
+
+
+@pytest.mark.parametrize(
+    ("said", "any_of"), [("both 11 and 22", 1.0), ("22 alone", 1.0), ("neither", 0.0), ("", 0.0)]
+)
+def test_part_match_is_rulers(said: str, any_of: float) -> None:
+    assert ruler_part(said, ["11", "22"]) == any_of

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from topkit.experiments.study.curves import Curve, load
+from topkit.experiments.study.curves import Curve
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.kinds import name_of
 from topkit.experiments.study.sentences import said
@@ -19,14 +18,23 @@ from topkit.indexers.spec import recorded
 _KINDS = ("trained words", "held-out words")
 
 
-def accuracy(run: Path, as_json: bool) -> list[dict[str, Any]]:
+def accuracy(curves: Sequence[Curve], as_json: bool) -> list[dict[str, Any]]:
     """One row a task, length and cell; numbers for a program, or text for the eye."""
-    curves = load(run)
     if as_json:
         return [row for curve in curves for row in _numbers(curve)]
     # With one kind of words only, its accuracy is the accuracy.
     kinds = _KINDS if any(len(set(curve.held_out)) > 1 for curve in curves) else ()
     return [row for curve in curves for row in _words(curve, kinds)]
+
+
+def left_out(curves: Sequence[Curve]) -> list[str]:
+    """A line a task and length some of whose haystacks a cell lacks: those are in no row of `accuracy`."""
+    return [
+        f"{curve.title}: {curve.dropped} of {curve.dropped + len(curve.haystacks)} haystacks are left "
+        "out, as some cells were not run on them; run all cells with as many samples to have them in"
+        for curve in curves
+        if curve.dropped
+    ]
 
 
 def fidelity(summary: list[dict[str, Any]], metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -70,6 +78,9 @@ def _numbers(curve: Curve) -> list[dict[str, Any]]:
             "sparse_from": curve.sparse_from,
             "indexer": None if cell.indexer is None else repr(cell.indexer),
             "k": None if cell.budget is None else str(cell.budget),
+            "haystacks": len(curve.haystacks),
+            "haystacks_left_out": curve.dropped,
+            "questions": int(curve.questions.sum()),
             "measure": curve.measure,
             "accuracy": value,
             "low": low,

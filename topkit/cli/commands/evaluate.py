@@ -73,6 +73,10 @@ def evaluate(
         force=force,
     )
     if carry_out(plan, dry_run, as_json) is not None:
-        from topkit.cli.summary import accuracy
+        from topkit.cli.summary import accuracy, left_out
+        from topkit.experiments.study.curves import load
 
-        show(accuracy(out, as_json), as_json)
+        curves = load(out)
+        for line in left_out(curves):
+            typer.echo(line, err=True)
+        show(accuracy(curves, as_json), as_json)

@@ -11,14 +11,23 @@ import numpy as np
 import pyarrow as pa
 
 from topkit.experiments.evaluate.answers import Answer
+from topkit.experiments.evaluate.own_words import Stops
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.parts import write_whole
-from topkit.experiments.tasks import Prompt, ruler_score
+from topkit.experiments.tasks import Prompt, ruler_part, ruler_score
 
 _WORDS = ("task", "wording", "family", "indexer", "budget", "sparse_from")
-_TEXTS = ("asked", "answer", "said")
-_NUMBERS = ("exact_match", "score", "token_accuracy", "nll", "kl")
-_COUNTS = ("length", "haystack", "question", "k", "first_divergence", "answer_tokens")
+_TEXTS = ("asked", "answer", "said", "said_until")
+_NUMBERS = ("exact_match", "score", "score_any", "token_accuracy", "nll", "kl")
+_COUNTS = (
+    "length",
+    "haystack",
+    "question",
+    "k",
+    "first_divergence",
+    "answer_tokens",
+    "said_tokens",
+)
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in _WORDS),
@@ -39,13 +48,13 @@ def accuracy_rows(
     answers: Sequence[Answer],
     dense: Sequence[Answer],
     context: int,
-    tokenizer: Any,
+    stops: Stops,
 ) -> list[dict[str, Any]]:
     """The rows of one cell's answers; `dense` are those of full attention, in the same order."""
     rows = []
     for answer, full in zip(answers, dense, strict=True):
         question = prompt.questions[answer.question]
-        said = tokenizer.decode(answer.said)
+        said, until = stops.read(answer.said)
         right = [a == b for a, b in zip(answer.likeliest, question.answer_ids, strict=True)]
         apart = [a != b for a, b in zip(answer.likeliest, full.likeliest, strict=True)]
         judged = bool(question.references)  # running text has no right answer
@@ -59,14 +68,17 @@ def accuracy_rows(
                 "k": cell.k(context),
                 "exact_match": float(all(right)) if judged else None,
                 "score": ruler_score(said, question.references) if judged else None,
+                "score_any": ruler_part(said, question.references) if judged else None,
                 "token_accuracy": float(np.mean(right)),
                 "nll": float(np.mean(answer.nll)),
                 "kl": float(np.mean(answer.kl)),
                 "first_divergence": apart.index(True) if any(apart) else None,
                 "answer_tokens": len(right),
+                "said_tokens": len(answer.said) if judged else None,
                 "asked": question.text,
                 "answer": question.answer,
                 "said": said,
+                "said_until": until if judged else None,
                 "references": list(question.references),
             }
         )

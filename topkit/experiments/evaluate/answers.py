@@ -1,14 +1,16 @@
 """What each cell answers to the questions of one haystack, and how well it knew the answers.
 
 The true answer is fed to the model, one step a token (teacher forcing): a cell whose every step
-prefers the answer's next token decodes exactly that answer greedily. Only the other cells are
-decoded, from their first mistake on.
+prefers the answer's next token decodes exactly that answer greedily. Each goes on from there in its own
+words, or from its first mistake, up to a stop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -17,10 +19,13 @@ from transformers import PreTrainedModel
 
 from topkit.experiments.decode.driver import Driver
 from topkit.experiments.evaluate.observer import Observer
+from topkit.experiments.evaluate.own_words import Stops, go_on
+from topkit.experiments.evaluate.question_rows import QuestionRows, alike
 from topkit.experiments.evaluate.shared_prefix import forward, prefill
 from topkit.experiments.evaluate.streams import Past, Stream
+from topkit.experiments.model.load import positions
 from topkit.experiments.runs.cells import Cell, needs
-from topkit.experiments.tasks import Prompt, Question
+from topkit.experiments.tasks import Prompt
 from topkit.indexers.base import Index, Indexer
 
 
@@ -29,7 +34,7 @@ class Answer:
     """What one cell said to one question; lists have an entry for each token of the true answer.
 
     likeliest: its most likely token at each step, after the true answer's tokens before it; said: what
-    it decodes greedily, nothing for running text.
+    it decodes greedily, with the stop that ends it; nothing for running text.
     """
 
     question: int
@@ -37,29 +42,6 @@ class Answer:
     said: list[int]
     nll: list[float]
     kl: list[float]
-
-
-class QuestionRows:
-    """Questions of one length, as rows: question [B, m]; answer [B, a] and which of it is real."""
-
-    def __init__(
-        self, questions: Sequence[Question], numbers: Sequence[int], device: torch.device
-    ) -> None:
-        questions, self.numbers = [questions[n] for n in numbers], numbers
-        self.lengths = [len(q.answer_ids) for q in questions]
-        # Tokens to decode: none of running text, which has no right answer to compare with.
-        self.decoded = [len(q.answer_ids) if q.references else 0 for q in questions]
-        self.longest = max(self.lengths)
-        answers = [[*q.answer_ids, *[0] * (self.longest - len(q.answer_ids))] for q in questions]
-        self.question = torch.tensor([list(q.ids) for q in questions], device=device)
-        self.answer = torch.tensor(answers, device=device)
-        place = torch.arange(self.longest, device=device)
-        self.real = place < torch.tensor(self.lengths, device=device)[:, None]
-
-    @property
-    def last(self) -> Tensor:
-        """The question's last token [B, 1]: its step predicts the answer's first token."""
-        return self.question[:, -1:]
 
 
 class Haystack:
@@ -71,12 +53,14 @@ class Haystack:
         prompt: Prompt,
         cells: Sequence[Cell],
         *,
+        tokenizer: Any,
         context: int,
         seed: int,
         observe: bool | str = False,
     ) -> None:
         self.model, self.prompt, self.context, self.seed = model, prompt, context, seed
         self.observe = observe
+        self.stops = Stops.of(model, tokenizer, prompt)
         # Full attention leads every batch: the others are compared with it.
         self.cells = [Cell(), *(cell for cell in cells if cell.indexer is not None)]
         self.prefix = prefill(model, prompt.ids, needs(self.cells))
@@ -90,34 +74,42 @@ class Haystack:
         together = max(1, rows // len(self.cells))
         self._make_room(together)
         for numbers in alike(self.prompt.questions, together):
-            batch = QuestionRows(self.prompt.questions, numbers, self.model.device)
+            batch = QuestionRows(self.prompt, numbers, self.model.device)
             for cell, said in zip(self.cells, self._ask(batch, sparse_from), strict=True):
                 answers[cell] += [Answer(n, *lists) for n, lists in zip(numbers, said, strict=True)]
         return answers
 
     def _make_room(self, rows: int) -> None:
-        room = max(len(q.ids) + len(q.answer_ids) for q in self.prompt.questions)
-        rows = min(rows, len(self.prompt.questions))
+        questions = self.prompt.questions
+        room = max(
+            len(q.ids) + max(len(q.answer_ids), self._most(n)) for n, q in enumerate(questions)
+        )
+        rows = min(rows, len(questions))
         self.past = {layer: past.with_room(rows, room) for layer, past in self.prefix.items()}
+
+    def _most(self, number: int) -> int:
+        """How many tokens may be said to a question: no more than the model has positions for."""
+        most, question = self.prompt.most(number), self.prompt.questions[number]
+        limit = positions(self.model)
+        if limit is None:
+            return most
+        return max(0, min(most, limit + 1 - len(self.prompt.ids) - len(question.ids)))
 
     def _ask(self, batch: QuestionRows, sparse_from: str) -> Iterator[list[tuple[list, ...]]]:
         streams = [self._stream(cell, len(batch.lengths)) for cell in self.cells]
-        self._read(streams, batch.question[:, :-1], sparse_from)
+        self._read(streams, batch, sparse_from)
         waiting = [stream.fork() for stream in streams]
-        observers = self._observers(streams) if self.observe else []
         fed = torch.cat([batch.last, batch.answer[:, :-1]], 1)
-        logits = self._forward(streams, fed.repeat(len(streams), 1), batch.longest)
         first = len(self.prompt.ids) + batch.question.shape[1] - 1
-        for observer in observers:
-            each = self.observe == "rows"
-            self.fidelity += observer.tables(batch.numbers, batch.real, first, each)
-        likeliest, nll, kl = _judge(logits.unflatten(0, (len(streams), -1)), batch.answer)
-        said = self._decode(waiting, batch, likeliest)
-        lists = [x.tolist() for x in (likeliest, said, nll, kl)]
+        with self._observed(streams, batch, batch.real, "answer", first):
+            logits = self._forward(streams, fed.repeat(len(streams), 1), batch.longest)
+        judged = _judge(logits.unflatten(0, (len(streams), -1)), batch.answer)
+        likeliest, nll, kl = (x.tolist() for x in judged)
+        said = self._said(waiting, batch, judged[0])
         for cell in range(len(streams)):
             yield [
-                tuple(x[cell][row][:n] for x, n in zip(lists, (n, decoded, n, n), strict=True))
-                for row, (n, decoded) in enumerate(zip(batch.lengths, batch.decoded, strict=True))
+                (likeliest[cell][row][:n], said[cell][row], nll[cell][row][:n], kl[cell][row][:n])
+                for row, n in enumerate(batch.lengths)
             ]
 
     def _stream(self, cell: Cell, rows: int) -> Stream:
@@ -138,42 +130,56 @@ class Haystack:
             indices[layer] = driver.build(past.prefix, past.inputs)
         return indices
 
-    def _read(self, streams: Sequence[Stream], ids: Tensor, sparse_from: str) -> None:
+    def _read(self, streams: Sequence[Stream], batch: QuestionRows, sparse_from: str) -> None:
         """Process the question without its last token: each stream by its own attention, or all dense."""
+        ids = batch.question[:, :-1]
         if ids.shape[1] == 0:
             return
-        if sparse_from == "question":
-            self._forward(streams, ids.repeat(len(streams), 1), 1)
-        else:
+        if sparse_from == "answer":
             self._forward(streams[:1], ids, 1, followers=streams[1:])
+            return
+        real = torch.ones_like(ids, dtype=torch.bool)
+        with self._observed(streams, batch, real, "question", len(self.prompt.ids)):
+            self._forward(streams, ids.repeat(len(streams), 1), 1)
 
-    def _observers(self, streams: Sequence[Stream]) -> list[Observer]:
+    @contextmanager
+    def _observed(
+        self, streams: Sequence[Stream], batch: QuestionRows, real: Tensor, steps: str, first: int
+    ) -> Iterator[None]:
+        """Judge what the streams select meanwhile, at steps of the question or of the answer."""
         scaling = {layer: past.scaling for layer, past in self.past.items()}
-        observers = [Observer(stream, scaling) for stream in streams if stream.k is not None]
+        chosen = [stream for stream in streams if self.observe and stream.k is not None]
+        observers = [Observer(stream, scaling) for stream in chosen]
         for observer in observers:
             observer.stream.watch = observer
-        return observers
+        yield
+        for observer in observers:
+            observer.stream.watch = None
+            each = self.observe == "rows"
+            self.fidelity += observer.tables(batch.numbers, real, first, each, steps)
 
-    def _decode(self, streams: Sequence[Stream], batch: QuestionRows, likeliest: Tensor) -> Tensor:
-        """What is said greedily [C, B, a]."""
+    def _said(
+        self, streams: Sequence[Stream], batch: QuestionRows, likeliest: Tensor
+    ) -> list[list[list[int]]]:
+        """What is said greedily, for each stream and row; see `go_on`."""
         right = (likeliest == batch.answer) | ~batch.real
-        wrong_at = right.int().cumprod(-1).sum(-1)  # a where nothing is wrong
-        # After a mistake at the last token there is nothing more to say.
-        goes_on = wrong_at < torch.tensor(batch.decoded, device=right.device) - 1
-        rows = [row.nonzero()[:, 0] for row in goes_on]
-        said = likeliest.clone()
-        if not goes_on.any():
-            return said
-        going = [(n, s.fork(rows[n])) for n, s in enumerate(streams) if len(rows[n])]
-        forced, until = likeliest[goes_on], wrong_at[goes_on]
-        tokens = forced[:, : int(until.min()) + 1]
-        fed = torch.cat([torch.cat([batch.last[rows[n]] for n, _ in going]), tokens], 1)
-        while tokens.shape[1] < batch.longest:
-            logits = self._forward([stream for _, stream in going], fed, 1)
-            place = tokens.shape[1]
-            fed = forced[:, place, None].where(place <= until[:, None], logits.argmax(-1))
-            tokens = torch.cat([tokens, fed], 1)
-        said[goes_on] = tokens
+        wrong_at = right.int().cumprod(-1).sum(-1)  # the width where nothing is wrong
+        most = [self._most(number) for number in batch.numbers]
+        said = [
+            [
+                row[: min(wrong + 1, length, limit)]
+                for row, wrong, length, limit in zip(*lists, batch.lengths, most, strict=True)
+            ]
+            for lists in zip(likeliest.tolist(), wrong_at.tolist(), strict=True)
+        ]
+        go_on(
+            streams,
+            batch.last,
+            said,
+            most,
+            self.stops,
+            lambda some, ids: self._forward(some, ids, 1),
+        )
         return said
 
     def _forward(
@@ -184,18 +190,6 @@ class Haystack:
         followers: Sequence[Stream] = (),
     ) -> Tensor:
         return forward(self.model, self.past, streams, ids, last, followers)
-
-
-def alike(questions: Sequence[Question], most: int) -> list[list[int]]:
-    """The numbers of the questions in runs of one token count, none longer than `most`."""
-    by_length: dict[int, list[int]] = {}
-    for number, question in enumerate(questions):
-        by_length.setdefault(len(question.ids), []).append(number)
-    return [
-        numbers[at : at + most]
-        for _, numbers in sorted(by_length.items())
-        for at in range(0, len(numbers), most)
-    ]
 
 
 def _judge(logits: Tensor, answer: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -76,7 +76,9 @@ def _observed(run: Path) -> pa.Table:
 
 
 def _judged(fidelity: pa.Table) -> pa.Table:
-    """Rows of query heads that had something to choose."""
+    """Rows of query heads that had something to choose, at steps of the answer."""
+    if "steps" in fidelity.column_names:
+        fidelity = fidelity.filter(pc.field("steps") == "answer")
     return fidelity.filter((pc.field("level") == "head") & ~pc.field("trivial"))
 
 

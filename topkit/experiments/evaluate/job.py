@@ -81,6 +81,7 @@ def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None
         model,
         prompt,
         piece.cells,
+        tokenizer=tokenizer,
         context=piece.length,
         seed=setting.seed,
         observe=setting.observe,
@@ -97,7 +98,7 @@ def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None
         row
         for cell in piece.cells
         for row in accuracy_rows(
-            prompt, constants, cell, answers[cell], dense, piece.length, tokenizer
+            prompt, constants, cell, answers[cell], dense, piece.length, haystack.stops
         )
     ]
     if haystack.fidelity:

@@ -50,24 +50,25 @@ class Observer:
             self.pieces.setdefault((layer, judged.level), []).append(judged)
 
     def tables(
-        self, questions: Sequence[int], real: Tensor, first: int, each: bool
+        self, questions: Sequence[int], real: Tensor, first: int, each: bool, steps: str
     ) -> Iterator[pa.Table]:
         """What was observed of the questions in the stream's rows, a table a layer and level.
 
-        real [B, Tq]: which of the queries are an answer's; `first` is the position of the first;
-        `each` keeps every query, not the means over them.
+        real [B, Tq]: which of the queries count; `first` is the position of the first; `each` keeps
+        every query, not the means over them; `steps`: whose they are, the question's or the answer's.
         """
-        answered = real.cpu()[:, None]
+        counted = real.cpu()[:, None]
         count = torch.arange(real.shape[1])
         span = (
             {"position": first + count, "positions": 1}
             if each
-            else {"position": None, "positions": answered.sum(-1, keepdim=True)}
+            else {"position": None, "positions": counted.sum(-1, keepdim=True)}
         )
         for (layer, _), pieces in self.pieces.items():
             places = {
                 **self.stream.cell.columns,
                 **span,
+                "steps": steps,
                 "k": self.stream.k,
                 "question": torch.tensor(questions)[:, None, None],
                 "layer": layer,
@@ -75,7 +76,7 @@ class Observer:
             }
             judged = joined(pieces)
             if each:
-                yield rows(judged, places, keep=answered)
+                yield rows(judged, places, keep=counted)
             else:
                 yield rows(means(judged, real), places)
 

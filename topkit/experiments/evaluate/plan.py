@@ -115,10 +115,11 @@ def plan_parts(
     model, tokenizer = loaded
     records = _require_served(model, parts)
     request = Request(setting, tuple(parts), identity_of(setting, model, tokenizer), force)
-    # A length too short is refused before anything is touched.
-    prompts = [_prompts(setting, part, tokenizer) for part in parts]
     folder.require_same(setting.out, request.identity, request.contents(), force=force)
     left = request.left(force)
+    # A length too short for any haystack is refused before anything is touched.
+    _require_prompts(left, tokenizer)
+    prompts = [_prompts(setting, part, tokenizer) for part in parts]
     shares = []
     for part, some, shown in zip(parts, left, prompts, strict=True):
         every = sum(1 for _ in part.pieces(setting, request.identity))
@@ -151,6 +152,19 @@ def _require_served(model: PreTrainedModel, parts: Sequence[Part]) -> dict[int, 
         raise InputError(reason)
     require_same(model, longest)
     return records
+
+
+def _require_prompts(left: Sequence[Sequence[Job]], tokenizer: Any) -> None:
+    """Make every prompt that is left to be asked, once.
+
+    Raises: InputError as tasks do.
+    """
+    there: set[tuple[Any, ...]] = set()
+    for setting, piece in (job.arguments for some in left for job in some):
+        place = piece.task, piece.length, piece.sample
+        if place not in there:
+            there.add(place)
+            prompt_of(setting, *place, tokenizer)
 
 
 def _prompts(setting: Setting, part: Part, tokenizer: Any) -> list[Prompt]:

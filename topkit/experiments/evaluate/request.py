@@ -115,6 +115,8 @@ def identity_of(setting: Setting, model: PreTrainedModel, tokenizer: Any) -> dic
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "seed": setting.seed,
+        # Sums over batches of another shape round otherwise, and close scores then change places.
+        "batch_size": setting.rows,
         "text": "" if setting.text is None else digest(Text.of_file(setting.text).sentences),
         # Else the same accuracy, observed in two ways, would be in the table twice.
         "observe": setting.observe,

@@ -54,6 +54,8 @@ def size_of(
         rows += haystacks * questions * len(cells)
         if setting.observe:
             each = _answer(prompt) if setting.observe == "rows" else 1
+            if setting.sparse_from == "question":
+                each += _asked(prompt) if setting.observe == "rows" else bool(_asked(prompt))
             judged += haystacks * questions * len(sparse) * heads * each
         together = min(questions, max(1, setting.rows // len(cells)))
         vocabulary = model.config.get_text_config().vocab_size
@@ -68,6 +70,11 @@ def size_of(
 def _answer(prompt: Prompt) -> int:
     """Tokens of the longest answer."""
     return max(len(question.answer_ids) for question in prompt.questions)
+
+
+def _asked(prompt: Prompt) -> int:
+    """Steps of the longest question: its last token's is the answer's."""
+    return max(len(question.ids) for question in prompt.questions) - 1
 
 
 def _prefix(length: int, records: Mapping[int, LayerRecord], together: int, cells: int) -> int:

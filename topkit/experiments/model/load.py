@@ -130,10 +130,24 @@ def _silence() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@lru_cache(maxsize=1)
 def load_once(model: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
-    """As `load`; the same model again where the last call was for it."""
+    """As `load`; the same model again where the last call was for it, and its files are as they were."""
+    folder = resolve(model).absolute()
+    files = sorted((path.name, path.stat()) for path in folder.iterdir() if path.is_file())
+    state = tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in files)
+    return _loaded(str(model) if folder == REFERENCE else str(folder), device, dtype, state)
+
+
+@lru_cache(maxsize=1)
+def _loaded(
+    model: str, device: str | None, dtype: str | None, state: tuple[Any, ...]
+) -> tuple[Any, Any]:
     return load(model, device, dtype)
+
+
+def positions(model: Any) -> int | None:
+    """The positions that a model was made for; None where its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def require_positions(model: Any, length: int) -> None:
@@ -141,7 +155,7 @@ def require_positions(model: Any, length: int) -> None:
 
     Raises: InputError.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = positions(model)
     if limit is not None and length > limit:
         raise InputError(
             f"length {length:,} is beyond the {limit:,} positions of the model "

@@ -25,7 +25,7 @@ _NUMBERS = ("visible", "trivial", *METRICS, *COSTS, "index_bytes")
 _ROW = (*_PLACE, *_CELL, "reference", "level", *_NUMBERS)
 
 _TYPES: dict[str, pa.DataType] = {
-    **dict.fromkeys(("task", "sparse_from"), pa.string()),
+    **dict.fromkeys(("task", "sparse_from", "steps"), pa.string()),
     **dict.fromkeys(("length", "haystack", "question", "call", "row"), pa.int64()),
     **dict.fromkeys(_PLACE, pa.int64()),
     **dict.fromkeys(_CELL, pa.string()),
@@ -51,7 +51,7 @@ TABLES: dict[str, pa.Schema] = {
     "reduced": _some(*(set(_ROW) - {"position"}), "recall_min", "mass_min", "rows"),
     "attach": _some("call", "row", *_ROW),
     "evaluate": _some(
-        "task", "sparse_from", "length", "haystack", "question", *_ROW, "positions"
+        "task", "sparse_from", "steps", "length", "haystack", "question", *_ROW, "positions"
     ),
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ class Haystack:
     @classmethod
     def bundled(cls) -> Haystack:
         """A public-domain novel's chapters, no part of the reference model's training."""
-        return _read(EXCERPT)
+        return _read(EXCERPT, 0, 0)
 
     @classmethod
     def of_file(cls, path: str | Path) -> Haystack:
@@ -40,7 +40,9 @@ class Haystack:
         """
         if not Path(path).is_file():
             raise InputError(f"no text at {str(path)!r}; give a plain text file in UTF-8")
-        return _read(Path(path))
+        path = Path(path).absolute()
+        stat = path.stat()
+        return _read(path, stat.st_mtime_ns, stat.st_size)
 
     def bury(
         self,
@@ -98,7 +100,8 @@ def _pieces(sentence: str) -> list[str]:
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path) -> Haystack:
+def _read(path: Path, changed: int, size: int) -> Haystack:
+    """The text of a file as it is since it was `changed`."""
     try:
         text = " ".join(path.read_text(encoding="utf-8").split())
     except UnicodeDecodeError as error:

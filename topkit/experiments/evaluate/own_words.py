@@ -1,0 +1,130 @@
+"""What a cell says in its own words: decoded greedily, up to a stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from topkit.experiments.evaluate.streams import Stream
+from topkit.experiments.tasks import Prompt
+
+# Gives the next token's logits [R, 1, V] of some streams that are fed tokens [R, t].
+Step = Callable[[Sequence[Stream], Tensor], Tensor]
+EOS, STOP, BUDGET = "eos", "stop", "budget"
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Where an answer ends: at a token that ends the model's turn, or at one of some texts.
+
+    A text counts once something was said before it: an answer may begin with an empty line.
+    """
+
+    tokenizer: Any
+    tokens: frozenset[int]
+    texts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: Any, prompt: Prompt) -> Stops:
+        """Those of a model, its tokenizer and a prompt."""
+        own = getattr(model.generation_config, "eos_token_id", None)
+        listed = [*(own if isinstance(own, list | tuple) else [own]), tokenizer.eos_token_id]
+        ends = frozenset(int(token) for token in listed if token is not None)
+        return cls(tokenizer, ends, tuple(text for text in prompt.stop if text))
+
+    def read(self, ids: Sequence[int]) -> tuple[str, str]:
+        """The text before the first stop, and which it was; of what has none, all of it and BUDGET."""
+        end = next((n for n, token in enumerate(ids) if token in self.tokens), None)
+        text = str(self.tokenizer.decode(list(ids[:end])))
+        begin = len(text) - len(text.lstrip())
+        places = [place for stop in self.texts if (place := text.find(stop, begin)) >= 0]
+        if places:
+            return text[: min(places)], STOP
+        return text, BUDGET if end is None else EOS
+
+
+@dataclass
+class _Row:
+    """One answer: `said` grows, to `most` tokens or a stop."""
+
+    said: list[int]
+    most: int
+    stops: Stops
+
+    def ended(self) -> bool:
+        return len(self.said) >= self.most or self.stops.read(self.said)[1] != BUDGET
+
+
+@dataclass
+class _Line:
+    """A stream of the rows that have not ended, the token before each answer [r, 1], and which end."""
+
+    stream: Stream
+    rows: list[_Row]
+    last: Tensor
+    open: list[bool]
+
+
+def go_on(
+    streams: Sequence[Stream],
+    last: Tensor,
+    said: Sequence[Sequence[list[int]]],
+    most: Sequence[int],
+    stops: Stops,
+    step: Step,
+) -> None:
+    """Let every row go on from what it has `said` already, at least a token, to its end; in place.
+
+    A stream none of whose rows goes on is dropped at once, so that the streams that still talk wait for
+    no other. Nothing is decoded where every row has ended.
+    Shapes: last [B, 1], the token before each answer; said: C lists of B answers; most: B.
+    """
+    lines = list(_lines(streams, last, said, most, stops))
+    if not lines:
+        return
+    place = min(len(row.said) for line in lines for row in line.rows)
+    fed = torch.cat([_begun(line, place) for line in lines])
+    while lines:
+        likeliest = step([line.stream for line in lines], fed)[:, -1].argmax(-1).tolist()
+        going, tokens, first = list[_Line](), list[int](), 0
+        for line in lines:
+            chosen = likeliest[first : first + len(line.rows)]
+            first += len(line.rows)
+            for n, (row, token) in enumerate(zip(line.rows, chosen, strict=True)):
+                if line.open[n] and len(row.said) == place:
+                    row.said.append(token)
+                    line.open[n] = not row.ended()
+            if any(line.open):
+                going.append(line)
+                tokens += [
+                    row.said[place] if place < len(row.said) else token
+                    for row, token in zip(line.rows, chosen, strict=True)
+                ]
+        lines, fed, place = going, torch.tensor(tokens, device=last.device)[:, None], place + 1
+
+
+def _lines(
+    streams: Sequence[Stream],
+    last: Tensor,
+    said: Sequence[Sequence[list[int]]],
+    most: Sequence[int],
+    stops: Stops,
+) -> Iterator[_Line]:
+    for stream, answers in zip(streams, said, strict=True):
+        rows = [_Row(*row, stops) for row in zip(answers, most, strict=True)]
+        going = [n for n, row in enumerate(rows) if not row.ended()]
+        if going:
+            places = torch.tensor(going, device=last.device)
+            some = [rows[n] for n in going]
+            yield _Line(stream.fork(places), some, last[places], [True] * len(going))
+
+
+def _begun(line: _Line, place: int) -> Tensor:
+    """The token before each answer, and the answer's first `place` tokens [r, 1 + place]."""
+    first = torch.tensor([row.said[:place] for row in line.rows], device=line.last.device)
+    return torch.cat([line.last, first], 1)
