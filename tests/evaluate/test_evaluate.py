@@ -20,14 +20,16 @@ from transformers.masking_utils import sdpa_mask
 
 import topkit
 from tiny import like_reference
+from topkit.cli.summary import accuracy, left_out
 from topkit.errors import InputError
 from topkit.experiments.evaluate import answers
 from topkit.experiments.evaluate.evaluate import evaluate
 from topkit.experiments.evaluate.haystack_means import condensed
-from topkit.experiments.model.load import load
+from topkit.experiments.model.load import REFERENCE, load, load_once
 from topkit.experiments.runs.folder import claim
 from topkit.experiments.runs.parts import write_part
 from topkit.experiments.runs.run_file import commit, describe
+from topkit.experiments.study.curves import load as load_curves
 from topkit.experiments.tasks import make_task
 from topkit.experiments.train.lightning import save_weights
 from topkit.indexers.lightning import load as load_weights
@@ -398,6 +400,60 @@ def test_another_batch_size_is_another_run(tmp_path):
     with pytest.raises(InputError, match="batch_size"):
         run(tmp_path, samples=1, batch_size=64)
     assert run(tmp_path, samples=1, batch_size=128)  # the default, which no memory changes
+
+
+def test_a_length_too_short_for_one_haystack_is_refused_before_any(tmp_path):
+    """The first fits, another does not; `test_what_is_refused_deletes_nothing_by_force` has its sibling."""
+    model, tokenizer = reference()
+    task, given = "niah-multikey:wording=trained", {"out": tmp_path / "run", "tokenizer": tokenizer}
+    assert evaluate.plan(model, task, 1240, 1, **given).rows == 4
+    with pytest.raises(InputError, match=r"in haystack [1-9]\d*, .* longer length, of"):
+        evaluate(model, task, 1240, 40, **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_haystacks_that_a_cell_lacks_are_said_to_be_left_out(tmp_path):
+    run(tmp_path, "sign", k=8, samples=1)
+    assert not left_out(load_curves(tmp_path))
+    run(tmp_path, samples=2)
+    curves = load_curves(tmp_path)
+    assert [line.split(": ")[-1].split(",")[0] for line in left_out(curves)] == [
+        "1 of 2 haystacks are left out"
+    ]
+    counts = ("haystacks", "haystacks_left_out", "questions")
+    assert [[row[n] for n in counts] for row in accuracy(curves, True)] == [[1, 1, 2]] * 2
+
+
+def test_steps_of_the_question_are_observed_as_the_answers_are(tmp_path):
+    """Where they go through the selector: each position once, one after the other."""
+    _, tokenizer = reference()
+    prompt = TASK.sample(tokenizer, LENGTH, 0, seed=0)
+    for sparse_from in ("question", "answer"):
+        out = tmp_path / sparse_from
+        run(out, "sign", k=8, samples=1, observe="rows", sparse_from=sparse_from)
+        rows = pq.read_table(out / "fidelity").to_pylist()
+        for number, question in enumerate(prompt.questions):
+            first, last = len(prompt.ids), len(prompt.ids) + len(question.ids) - 1
+            steps = {"answer": list(range(last, last + len(question.answer_ids)))}
+            if sparse_from == "question":
+                steps["question"] = list(range(first, last))
+            some = [r for r in rows if (r["question"], r["layer"], r["head"]) == (number, 3, 2)]
+            positions = {n: [r["position"] for r in some if r["steps"] == n] for n in steps}
+            assert positions == steps
+            assert len(some) == sum(map(len, steps.values()))
+            assert all(r["visible"] == r["position"] + 1 and r["kept"] == 8 for r in some)
+
+
+def test_a_model_that_changed_on_disk_is_loaded_anew(tmp_path):
+    shutil.copytree(REFERENCE, tmp_path / "model")
+    first, _ = load_once(str(tmp_path / "model"), None, None)
+    assert load_once(str(tmp_path / "model"), None, None)[0] is first
+    with torch.no_grad():
+        first.model.norm.weight[0] += 1
+    first.save_pretrained(tmp_path / "model")
+    again, _ = load_once(str(tmp_path / "model"), None, None)
+    assert again is not first
+    assert torch.equal(again.model.norm.weight, first.model.norm.weight)
 
 
 def test_what_is_asked_twice_is_done_once(tmp_path):
