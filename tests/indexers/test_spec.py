@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -140,6 +142,23 @@ def test_recipes_are_frozen_and_hashable():
 def test_budgets(text, at, k):
     assert parse_budget(text).at(at) == k
     assert parse_budget(str(parse_budget(text))) == parse_budget(text)
+
+
+NUMBERS = (3, np.int64(3), np.float32(3), np.array(3), torch.tensor(3), torch.tensor([3]), "3")
+
+
+def test_budgets_come_from_whatever_holds_numbers():
+    for k in NUMBERS:
+        assert parse_budget(k) == Budget(3)
+        assert parse_budgets(k) == [Budget(3)]
+    for ks in (range(3, 5), [3, 4], (3, 4), np.array([3, 4]), torch.tensor([3, 4]), iter("34")):
+        assert parse_budgets(ks) == [Budget(3), Budget(4)]
+    for several in (range(3, 5), [3, 4], np.array([3, 4]), torch.tensor([3, 4]), np.array([])):
+        with pytest.raises(InputError, match="k must be a number of keys"):
+            parse_budget(several)
+    for odd in (np.bool_(True), torch.tensor(True), np.float64(2.5), [[3, 4]], float("nan")):
+        with pytest.raises(InputError):
+            parse_budgets(odd)
 
 
 HUGE = [2**31, 2**63 - 1, 10**20, "9" * 400, "9" * 5000]
