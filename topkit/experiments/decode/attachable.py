@@ -22,20 +22,21 @@ def attachable(
     A short pass shows how the model attends.
     Raises: InputError for a model or a layer that cannot be served, by name.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise InputError(f"attach takes a loaded transformers model; got {type(model).__name__}")
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise InputError(f"{name} cannot be attached to: it has an encoder")
+    # Also to other layers: what two attachments change of a model comes back in one order only.
+    if is_switched(model):
+        raise InputError(
+            f"{name} is attached already; detach it first (topkit.experiments.decode.Attachment"
+            ".of(model).detach() where its handle is lost)"
+        )
     records = probe(model)
     local = DynamicCache(config=model.config).is_sliding  # windows and chunks
     whole = {n for n, one in records.items() if one.window is None and not local[n]}
     chosen = _chosen(whole if layers is None else layers)
     if not chosen:
         raise InputError(f"{name} has no layer to attach to: none attends to all keys")
-    # Also to other layers: what two attachments change of a model comes back in one order only.
-    if is_switched(model):
-        raise InputError(f"{name} is attached already; detach it first")
     for layer in chosen:
         if layer not in records:
             there = sorted(records)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import threading
 from functools import cache
 from typing import Any
@@ -185,6 +186,11 @@ class IndexedLayer(DynamicLayer):
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         twin.layer_index.owner.add(twin)
         return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled, and copied by shallow copies, as a layer of its own kind."""
+        own = {n: x for n, x in vars(self).items() if n not in ("layer_index", "growing")}
+        return copyreg._reconstructor, (self.kind, object, None), own  # type: ignore[attr-defined]
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         super().crop(*args, **kwargs)

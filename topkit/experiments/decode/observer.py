@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from itertools import count
+
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -20,8 +23,12 @@ class Observer:
     def __init__(self, indexer: Indexer, budget: Budget) -> None:
         self._cell = {"indexer": repr(indexer), "budget": str(budget)}
         self._parts: list[pa.Table] = []
-        # Calls of generate so far.
-        self.call = 0
+        # Numbers of the calls of generate to come, and of the one that a thread is in.
+        self._numbers, self._thread = count(1), threading.local()
+
+    def begin(self) -> None:
+        """A call of generate begins in this thread."""
+        self._thread.call = next(self._numbers)
 
     def note(
         self,
@@ -32,8 +39,9 @@ class Observer:
         step: Step,
         choice: Choice,
         index_bytes: int,
+        keep: Tensor | None = None,
     ) -> None:
-        """Judge what queries [B, Hq, Tq, D] selected."""
+        """Judge what queries [B, Hq, Tq, D] selected, those that `keep` [B, 1, Tq] says."""
         batch, stops = queries.shape[0], choice.stops
         exact = Exact(
             queries,
@@ -49,7 +57,7 @@ class Observer:
         start = torch.zeros_like(stops[:1]) if step.start is None else step.start
         row = torch.arange(batch)[:, None, None]
         places = {
-            "call": self.call,
+            "call": getattr(self._thread, "call", 0),
             "row": row,
             "sample": row,
             "layer": step.layer,
@@ -57,9 +65,8 @@ class Observer:
             "k": k,
             "index_bytes": index_bytes / batch,
         }
-        self._parts += [
-            rows(judged, places) for judged in exact.judged(selection, k, self._cell["indexer"])
-        ]
+        judged = exact.judged(selection, k, self._cell["indexer"])
+        self._parts += [rows(one, places, keep) for one in judged]
 
     def table(self) -> pa.Table:
         """All rows so far."""

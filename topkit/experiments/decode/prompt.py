@@ -1,4 +1,4 @@
-"""Which tokens of a call are of the prompt: inside `generate` by their slots, else by their number."""
+"""Which tokens of a call attend densely: those before a slot, those of `generate`'s prompt, or several at once."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from topkit.errors import InputError
+
+# The slot from which queries are sparse: one for all rows, or one a row [B].
+Slot = int | Tensor | None
 
 
 class Prompt(threading.local):
-    """The prompt of `generate` while it runs; each thread has its own."""
+    """The prompt of `generate` while it runs, or the slot that it ends at; each thread has its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, slot: Slot = None) -> None:
         self.length: int | None = None
+        self.slot = slot
 
     @contextmanager
     def of(self, inputs: Any, kwargs: Mapping[str, Any]) -> Iterator[None]:
@@ -25,11 +32,63 @@ class Prompt(threading.local):
         finally:
             self.length = outer
 
+    @contextmanager
+    def until(self, slot: Slot) -> Iterator[None]:
+        """The prompt ends at a slot in here."""
+        outer, self.slot = self.slot, slot
+        try:
+            yield
+        finally:
+            self.slot = outer
+
+    @property
+    def stop(self) -> int | None:
+        """The slot from which every row of `generate` is behind its prompt; None outside of it."""
+        if self.length is None or self.slot is None:
+            return self.length
+        return max(self.length, int(torch.as_tensor(self.slot).max()))
+
     def tokens(self, before: int, count: int) -> int:
-        """How many of `count` tokens behind `before` slots are of the prompt."""
+        """How many of `count` tokens behind `before` slots are of the prompt, in all rows."""
+        if self.slot is not None:
+            first = self.slot if isinstance(self.slot, int) else int(self.slot.min())
+            return min(max(first - before, 0), count)
         if self.length is not None:
             return min(max(self.length - before, 0), count)
         return count if count > 1 or before == 0 else 0
+
+    def rows(self, before: int, count: int, batch: int) -> Tensor | None:
+        """Which tokens are of their row's prompt [B, count]; None where all rows are alike.
+
+        Raises: InputError where there are other rows than slots.
+        """
+        if self.slot is None or isinstance(self.slot, int):
+            return None
+        if len(self.slot) != batch:
+            raise InputError(
+                f"sparse_from_slot has {len(self.slot)} slots, one a row, and the call {batch} rows"
+            )
+        slots = torch.arange(before, before + count)
+        inside = slots < self.slot[:, None]
+        return None if (inside == inside[:1]).all() else inside
+
+
+def parse_slot(slot: Any) -> Slot:
+    """Read a slot, or one a row, also of numpy and torch.
+
+    Raises: InputError for anything else.
+    """
+    if slot is None:
+        return None
+    plain = slot.tolist() if hasattr(slot, "tolist") else slot
+    one = not isinstance(plain, list | tuple | range)
+    several = [plain] if one else list(plain)
+    whole = all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in several)
+    if not several or not whole:
+        raise InputError(
+            f"sparse_from_slot must be a slot of at least 0, or a list of one a row; got {slot!r}"
+        )
+    return several[0] if one else torch.tensor(several)
 
 
 def _length(inputs: Any, kwargs: Mapping[str, Any]) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -83,14 +84,54 @@ class Reader:
             driver.append(index, now, inputs)
 
     def read(
-        self, layer: LayerIndex, call: Call, prompt: int, answer: bool = True
+        self,
+        layer: LayerIndex,
+        call: Call,
+        prompt: int,
+        inside: Tensor | None = None,
+        answer: bool = True,
     ) -> Tensor | None:
-        """The output [B, Hq, t - prompt, Dv] of the queries after the prompt's, if it is wanted."""
-        queries, length = call.queries[:, :, prompt:], call.keys.shape[2]
-        cache, index, k = call.until(length), layer.index, self.budget.at(length)
+        """The output [B, Hq, t - prompt, Dv] of the queries after the prompt's, if it is wanted.
+
+        `inside` [B, t - prompt]: those that are of their own row's prompt yet, and are not judged.
+        Raises: InputError for rows whose prompts end at different slots, where that changes the index.
+        """
+        traits, outputs = self.indexer.traits(), []
+        if inside is not None and (traits.drifts or "prefill_queries" in self.indexer.needs):
+            raise InputError(
+                f"{self.indexer} is built where the prompt ends, and the rows of this batch end "
+                "theirs at different slots; score rows of one sparse_from_slot together"
+            )
+        for place, k in self._budgets(call, prompt):
+            own = None if inside is None else inside[:, place.start - prompt : place.stop - prompt]
+            outputs += self._read_some(layer, call, place, k, own, answer)
+        return torch.cat(outputs, 2) if answer else None
+
+    def _budgets(self, call: Call, prompt: int) -> Iterator[tuple[slice, int]]:
+        """The queries after the prompt's, by their budgets: a share is of what each one sees."""
+        count = call.queries.shape[2]
+        if not self.budget.percent:
+            yield slice(prompt, count), self.budget.at(call.keys.shape[2])
+            return
+        places = range(prompt, count)
+        for k, several in groupby(places, lambda i: self.budget.at(call.cached + i + 1)):
+            same = list(several)
+            yield slice(same[0], same[-1] + 1), k
+
+    def _read_some(
+        self,
+        layer: LayerIndex,
+        call: Call,
+        place: slice,
+        k: int,
+        inside: Tensor | None,
+        answer: bool,
+    ) -> list[Tensor]:
+        """The outputs of the queries of some newest tokens, which the index lacks."""
+        queries, cache = call.queries[:, :, place], call.until(call.cached + place.stop)
+        index, driver = layer.index, self._driver(call)
         assert index is not None
-        inputs = {name: tokens(x, slice(prompt, None)) for name, x in call.inputs.items()}
-        driver = self._driver(call)
+        inputs = {name: tokens(x, place) for name, x in call.inputs.items()}
         with torch.no_grad():
             choices = list(driver.select(index, [k], queries, cache, inputs))
         outputs = []
@@ -99,9 +140,11 @@ class Reader:
             if answer:
                 outputs.append(sparse_attention(part, cache, selection, call.scaling, self.backend))
             if self.judged is not None:
-                step = driver.step({})
-                self.judged.note(part, cache, selection, k, step, choice, index.nbytes)
-        return torch.cat(outputs, 2) if answer else None
+                step, keep = driver.step({}), None
+                if inside is not None:
+                    keep = ~inside[:, None, choice.place]
+                self.judged.note(part, cache, selection, k, step, choice, index.nbytes, keep)
+        return outputs
 
     def read_at(self, index: Index, call: Call, new: Tensor, at: Tensor, stop: Tensor) -> Tensor:
         """The output [B, Hq, 1, Dv] of a step of fixed shapes: its key [B, Hk, 1, D] at the slot `at`."""
