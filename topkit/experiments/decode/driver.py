@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topkit.experiments.decode.recipe_code import recipe_code
 from topkit.indexers.base import Cache, Index, Indexer, Selection, Step
 
 # Floats of scores, or of gathered keys, that one call may make: more queries go in pieces.
@@ -73,15 +74,20 @@ class Driver:
 
     def build(self, cache: Cache, inputs: Inputs) -> Index:
         """An index of all slots of the cache; the inputs are of their tokens."""
-        return self.indexer.build(cache.keys, self.step({"cache": cache, **inputs}))
+        step = self.step({"cache": cache, **inputs})
+        with recipe_code(self.indexer, "build"):
+            return self.indexer.build(cache.keys, step)
 
     def append(self, index: Index, cache: Cache, inputs: Inputs) -> None:
         """Append the slots of the cache that the index lacks; the inputs are of their tokens."""
-        index.append(cache.keys[:, :, index.length :], self.step({"cache": cache, **inputs}))
+        step = self.step({"cache": cache, **inputs})
+        with recipe_code(self.indexer, "append"):
+            index.append(cache.keys[:, :, index.length :], step)
 
     def truncate(self, index: Index, cache: Cache) -> None:
         """Cut the index to the slots of the cache."""
-        index.truncate(cache.keys.shape[2], self.step({"cache": cache}))
+        with recipe_code(self.indexer, "truncate"):
+            index.truncate(cache.keys.shape[2], self.step({"cache": cache}))
 
     def select(
         self,
@@ -146,7 +152,9 @@ class Driver:
                 None if only_newest else stops[None],
                 memo=memo,
             )
-            yield Choice(place, index.select_many(queries[:, :, place], ks, step), stops, memo)
+            with recipe_code(self.indexer, "select"):
+                chosen = index.select_many(queries[:, :, place], ks, step)
+            yield Choice(place, chosen, stops, memo)
 
     def _one_by_one(
         self,
@@ -165,7 +173,8 @@ class Driver:
                 self.append(index, now, {name: tokens(x, fresh) for name, x in inputs.items()})
             memo: Memo = {}
             step = self.step({"cache": now, **where.inputs_of(place)}, memo=memo)
-            chosen = index.select_many(queries[:, :, place], ks, step)
+            with recipe_code(self.indexer, "select"):
+                chosen = index.select_many(queries[:, :, place], ks, step)
             yield Choice(place, chosen, where.stops(place, queries.device), memo)
 
 
