@@ -21,7 +21,7 @@ install: .venv/.dev
 	touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) -e ".[hf,report,faiss,triton,dev]"
+	$(PIP) -e ".[hf,report,faiss,triton,harness,dev]"
 	touch $@ .venv/.study
 
 study: .venv/.study

@@ -25,6 +25,7 @@ NEEDS = {
     "topkit.capture": "transformers",
     "topkit.evaluate": "transformers",
     "topkit.load('reference')": "transformers",
+    "import topkit.experiments.decode.harness": "lm_eval",
     f"{CAPTURE}; topkit.measure(capture, ['faiss_ivf'], 4)": "faiss",
     "from topkit.kernels.select_topk import select_topk; select_topk(torch.randn(9), 2, backend='triton')": "triton",
 }

@@ -56,6 +56,7 @@ ONLY_IN = {
     # The library prints nothing; the console script draws.
     "rich": ("topkit/cli/",),
     "typer": ("topkit/cli/",),
+    "lm_eval": ("topkit/experiments/decode/harness.py",),
     "faiss": ("topkit/indexers/faiss_", "topkit/cli/doctor.py"),
 }
 

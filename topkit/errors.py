@@ -12,6 +12,8 @@ EXTRA_OF = {
     "tokenizers": "hf",
     "matplotlib": "report",
     "triton": "triton",
+    "lm_eval": "harness",
+    "accelerate": "harness",
 }
 # Characters of an error's line; of a longer one the middle is left out.
 LONGEST = 1500
