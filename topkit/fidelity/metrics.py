@@ -15,6 +15,7 @@ from topkit.fidelity.truth import Truth, UnitTruth, log_mean, unit_rounding
 from topkit.fidelity.validity import require_valid
 from topkit.kernels.gather_attention import attend, gather_scores
 from topkit.kernels.precision import full_precision
+from topkit.kernels.rounding import TOLERANCE as TOLERANCE
 
 NAN = math.nan
 # Bytes of keys gathered at a time: what still lies in the cache is read again at less cost.

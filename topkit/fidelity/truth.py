@@ -12,7 +12,7 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.fidelity.ties import NEVER, floors
 from topkit.kernels.precision import full_precision
-from topkit.kernels.rounding import SHARE, Rounding
+from topkit.kernels.rounding import TOLERANCE, Rounding
 from topkit.kernels.score import score
 
 # Bytes that one chunk's scores and float32 copies may take together: the allocator keeps small
@@ -180,7 +180,7 @@ def log_mean(logs: Tensor, units: int) -> Tensor:
 def unit_rounding(exact: Truth, slots: Tensor) -> Tensor:
     """What the logarithms of the mean weights of slots [B, units, Tq, n] may be off by."""
     by_head = torch.unflatten(exact.rounding.at(slots), 1, (slots.shape[1], -1))
-    return SHARE + exact.scaling * by_head.amax(2)
+    return TOLERANCE + exact.scaling * by_head.amax(2)
 
 
 @dataclass(frozen=True)

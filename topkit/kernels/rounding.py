@@ -11,14 +11,14 @@ from torch import Tensor
 from topkit.kernels.blocks import blocks
 
 # Of the product of the two norms: sums of a hundred terms, added in any order, stay within it.
-SHARE = 1e-6
+TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """The bound SHARE |q| |k| of each query and key: a matter of this pair, whatever other keys hold.
+    """The bound TOLERANCE |q| |k| of each query and key: a matter of this pair, whatever other keys hold.
 
-    Shapes: queries [B, Hq, Tq], SHARE times the norms; keys [B or 1, Hk, T], norms.
+    Shapes: queries [B, Hq, Tq], TOLERANCE times the norms; keys [B or 1, Hk, T], norms.
     """
 
     queries: Tensor
@@ -27,7 +27,7 @@ class Rounding:
     @classmethod
     def of(cls, queries: Tensor, keys: Tensor) -> Rounding:
         """Shapes: queries [B, Hq, Tq, D], keys [B or 1, Hk, T, D]."""
-        return cls(SHARE * norms(queries), norms(keys))
+        return cls(TOLERANCE * norms(queries), norms(keys))
 
     def whole(self) -> Tensor:
         """The bounds of all keys [B, Hq, Tq, T]."""
@@ -53,8 +53,11 @@ def norms(vectors: Tensor) -> Tensor:
 
 
 def _norms(vectors: Tensor) -> Tensor:
-    short = _of_dtype(vectors, torch.float32)
-    return short if short.isfinite().all() else _of_dtype(vectors, torch.float64).float()
+    if vectors.dtype != torch.float64:
+        short = _of_dtype(vectors, torch.float32)
+        if short.isfinite().all():
+            return short
+    return _of_dtype(vectors, torch.float64).float()
 
 
 def _of_dtype(vectors: Tensor, dtype: torch.dtype) -> Tensor:

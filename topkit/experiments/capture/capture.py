@@ -16,6 +16,7 @@ from topkit.experiments.capture.arrays import Array, ByLayer, Positions, by_laye
 from topkit.experiments.capture.manifest import FORMAT, open_manifest
 from topkit.experiments.capture.tensors import SHAPES, LayerTensors, estimate_bytes
 from topkit.experiments.capture.writer import Writer
+from topkit.kernels.precision import full_precision
 
 __all__ = ["Capture", "LayerTensors", "estimate_bytes"]
 
@@ -33,6 +34,7 @@ class Capture:
     verified: bool = False
 
     @classmethod
+    @full_precision()
     def open(cls, path: str | Path, *, verify: bool = True) -> Capture:
         """Open a folder that `topkit capture` or `save` wrote, or a plain safetensors file.
 
@@ -54,6 +56,7 @@ class Capture:
         return cls(manifest, folder=path, verified=verify)
 
     @classmethod
+    @full_precision()
     def from_tensors(
         cls,
         queries: ByLayer,
@@ -130,6 +133,7 @@ class Capture:
             entry["sha256"] = files.digest_blocks(files.file_blocks(named))
         return entry["sha256"]
 
+    @full_precision()
     def load(self, sample: int, layer: int) -> LayerTensors:
         """The tensors of one layer over one sample, memory-mapped where they lie on disk.
 
@@ -165,6 +169,7 @@ class Capture:
         tensors = None if self.tensors is None else {(sample, layer): self.tensors[sample, layer]}
         return replace(self, manifest=manifest, tensors=tensors)
 
+    @full_precision()
     def save(self, folder: str | Path, *, force: bool = False) -> Capture:
         """Write the capture into a folder, and open it there.
 

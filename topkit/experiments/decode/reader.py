@@ -18,6 +18,7 @@ from topkit.experiments.decode.observer import Observer
 from topkit.experiments.model.compatibility import OFFERED
 from topkit.indexers.base import Cache, Index, Indexer
 from topkit.indexers.budget import Budget
+from topkit.kernels.precision import full_precision
 
 _PASSING = OFFERED - {"cache", "values"}
 
@@ -57,6 +58,7 @@ class Reader:
     judged: Observer | None = None
     backend: str = "auto"
 
+    @full_precision()
     def take(self, layer: LayerIndex, call: Call, prompt: int) -> None:
         """Update the index up to the first query after `prompt` of the call's tokens.
 
@@ -83,6 +85,7 @@ class Reader:
         elif prompt:
             driver.append(index, now, inputs)
 
+    @full_precision()
     def read(
         self,
         layer: LayerIndex,
@@ -146,6 +149,7 @@ class Reader:
                 self.judged.note(part, cache, selection, k, step, choice, index.nbytes, keep)
         return outputs
 
+    @full_precision()
     def read_at(self, index: Index, call: Call, new: Tensor, at: Tensor, stop: Tensor) -> Tensor:
         """The output [B, Hq, 1, Dv] of a step of fixed shapes: its key [B, Hk, 1, D] at the slot `at`."""
         cache = call.until(call.keys.shape[2])

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from topkit.experiments.model.digests import weights_digest
 from topkit.experiments.model.record import LayerRecord, record
 from topkit.indexers.base import Indexer
+from topkit.kernels.precision import full_precision
 
 # What a running model can hand to an indexer; of earlier tokens, only what the cache keeps.
 OFFERED = frozenset({"cache", "values", "hidden", "latent", "rope", "prefill_queries"})
@@ -18,6 +19,7 @@ OFFERED = frozenset({"cache", "values", "hidden", "latent", "rope", "prefill_que
 PROBED = 8
 
 
+@full_precision()
 def probe(model: PreTrainedModel, purpose: str = "attached to") -> dict[int, LayerRecord]:
     """What attention sees in a short pass, and its modules' inputs, by layer.
 

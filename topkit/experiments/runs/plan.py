@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, cast
 from topkit.errors import InputError
 from topkit.experiments.runs.jobs import Job, Runner, serial
 from topkit.experiments.runs.jobs import runner as runner_of
+from topkit.kernels.precision import full_precision
 
 # Bytes of a process that has imported what a run needs, before it loads anything: without
 # transformers, and with it.
@@ -90,6 +91,7 @@ class Plan(ABC, Generic[R]):
         """What the run gives, from the results of the jobs that it ran."""
 
 
+@full_precision()
 def run(plan: Plan[R], *, runner: Runner | None = None, progress: Progress | None = None) -> R:
     """Do what a plan says; what another run has done in the meantime is not done again.
 
@@ -143,11 +145,11 @@ def planned(plan: Callable[P, Plan[R]]) -> Planned[P, R]:
         if old:
             now = "; ".join(f"{name}: {RETIRED[name]}" for name in old)
             warnings.warn(f"arguments that will go: {now}", FutureWarning, stacklevel=2)
-        made: Plan[Any] = plan(*args, **kwargs)
+        made: Plan[Any] = call.plan(*args, **kwargs)  # type: ignore[attr-defined]
         for part in made.describe() if "on_plan" in old else ():
             old["on_plan"](part)
         return None if old.get("dry_run") else run(made)
 
     call.__signature__ = signature(plan).replace(return_annotation=Signature.empty)  # type: ignore[attr-defined]
-    call.plan = plan  # type: ignore[attr-defined]
+    call.plan = full_precision()(plan)  # type: ignore[attr-defined]
     return cast("Planned[P, R]", call)
