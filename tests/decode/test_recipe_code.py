@@ -15,7 +15,7 @@ from topkit.cli.exits import BAD_INPUT, exit_code
 from topkit.errors import InputError, Undecided
 from topkit.experiments.decode.attach import attach
 from topkit.experiments.decode.recipe_code import recipe_code
-from topkit.indexers import sign
+from topkit.indexers import keep, sign
 from topkit.indexers.base import Index, Step
 
 
@@ -29,7 +29,7 @@ class faulty(sign):
         index: Any = super().build(keys, step)
         method = {"append": "append", "select": "select_many"}.get(self.where)
         if method is None:
-            index.length // 0
+            index.length = index.length // 0
         else:
             setattr(index, method, self._break)
         return index
@@ -50,7 +50,7 @@ def test_of_a_recipe_from_outside(model: Any, where: str) -> None:
 def test_the_line_is_the_recipes_own(model: Any) -> None:
     _, first = inspect.getsourcelines(faulty._break)
     with (
-        attach(model, topkit.indexer("keep(sign, sink=1)").__class__(faulty(where="select")), 4),
+        attach(model, keep(faulty(where="select"), sink=1), 4),
         pytest.raises(InputError, match=f":{first + 1}: IndexError"),
     ):
         model.generate(**prompt(), max_new_tokens=4)

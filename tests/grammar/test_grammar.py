@@ -480,7 +480,7 @@ def test_a_long_path_in_a_task_makes_no_long_file_name() -> None:
 def curve_of(task: str) -> Curve:
     """A curve of which nothing but the name matters."""
     none = np.zeros(0)
-    return Curve(task, 512, "question", "score", (), (), none, none, {}, {}, 1.0, {})
+    return Curve(task, 512, "question", "score", (), (), none, none, none, {}, {}, 1.0, {})
 
 
 def test_hints_are_one_word_of_a_shell() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,7 +145,15 @@ def test_budgets(text, at, k):
     assert parse_budget(str(parse_budget(text))) == parse_budget(text)
 
 
-NUMBERS = (3, np.int64(3), np.float32(3), np.array(3), torch.tensor(3), torch.tensor([3]), "3")
+NUMBERS: tuple[Any, ...] = (
+    3,
+    np.int64(3),
+    np.float32(3),
+    np.array(3),
+    torch.tensor(3),
+    torch.tensor([3]),
+    "3",
+)
 
 
 def test_budgets_come_from_whatever_holds_numbers():
@@ -156,7 +165,8 @@ def test_budgets_come_from_whatever_holds_numbers():
     for several in (range(3, 5), [3, 4], np.array([3, 4]), torch.tensor([3, 4]), np.array([])):
         with pytest.raises(InputError, match="k must be a number of keys"):
             parse_budget(several)
-    for odd in (np.bool_(True), torch.tensor(True), np.float64(2.5), [[3, 4]], float("nan")):
+    odds: list[Any] = [np.bool_(True), torch.tensor(True), np.float64(2.5), [[3, 4]], float("nan")]
+    for odd in odds:
         with pytest.raises(InputError):
             parse_budgets(odd)
 

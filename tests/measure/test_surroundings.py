@@ -24,13 +24,13 @@ SPECS = (
     "random",
 )
 G = torch.Generator().manual_seed(0)
-TENSORS = [
+QUERIES, KEYS, VALUES = (
     torch.randn(shape, generator=G) for shape in ((2, 4, 3, 64), (2, 2, 300, 64), (2, 2, 300, 64))
-]
+)
 
 
 def rows():
-    capture = Capture.from_tensors(*TENSORS)
+    capture = Capture.from_tensors(QUERIES, KEYS, VALUES)
     measured = topkit.measure(capture, SPECS, "16,10%,100%", device="cpu", reference="sign")
     return measured.table.to_pylist(), measured.summary()
 
@@ -48,7 +48,7 @@ def test_measured_rows(name):
 
 
 def test_a_capture_in_a_folder(tmp_path):
-    Capture.from_tensors(*TENSORS).save(tmp_path)
+    Capture.from_tensors(QUERIES, KEYS, VALUES).save(tmp_path)
     _, summary = plain()
     for surroundings in SURROUNDINGS.values():
         with surroundings():

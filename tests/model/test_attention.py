@@ -102,11 +102,13 @@ def test_two_models_at_once_and_one_within_another() -> None:
     with switched_attention(one, spies[2].attend):
         logits(one)
     assert [len(spy.calls) for spy in spies] == [0, 0, 2]
-    logits(one), logits(two)
+    logits(one)
+    logits(two)
     assert [len(spy.calls) for spy in spies] == [2, 2, 2]
     assert is_switched(one) and is_switched(one.model) and is_switched(two)
     first.close()
-    logits(one), logits(two)
+    logits(one)
+    logits(two)
     assert [len(spy.calls) for spy in spies] == [2, 4, 2]
     assert not is_switched(one) and is_switched(two)
     second.close()

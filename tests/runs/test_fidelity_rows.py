@@ -323,7 +323,7 @@ def three_ways(lists: int, weighted: bool = False, known: bool = False):
     real = torch.ones(1, 3, dtype=torch.bool)
     constants = dict(task="t", length=23, haystack=0, sparse_from="question", sample=0)
     each, means = (
-        table("evaluate", list(evaluated.tables([0], real, 20, how)), **constants)
+        table("evaluate", list(evaluated.tables([0], real, 20, how, "answer")), **constants)
         for how in (True, False)
     )
     return {"measure": measured.table, "attach": attached.table(), "evaluate": each, "means": means}
@@ -440,7 +440,8 @@ def test_a_padded_row_has_rows_from_its_first_real_token_on():
     p = problem(1, 2, 2, 2, 3, 9, 4, 2, False, False, hidden=True)
     observer = Attached(handmade(), parse_budget(4))
     step = Step(layer=5, scaling=SCALING, start=p.start)
-    observer.call = 2
+    for _ in range(2):
+        observer.begin()
     every = Choice(slice(0, 3), {4: p.selection}, p.stop[0], {})
     observer.note(p.queries, Cache(p.keys, p.values), p.selection, 4, step, every, 10)
     made = observer.table().to_pylist()

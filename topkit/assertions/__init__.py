@@ -10,7 +10,7 @@ from topkit.assertions.verdict import require
 from topkit.assertions.window import window
 from topkit.errors import InputError
 from topkit.kernels.precision import full_precision
-from topkit.kernels.rounding import SHARE
+from topkit.kernels.rounding import TOLERANCE
 
 __all__ = ["assert_selects"]
 
@@ -56,7 +56,7 @@ def assert_selects(
     """
     picked = indices_of(indices)
     if tolerance is None:
-        tolerance = SHARE if scores is None else 0.0
+        tolerance = TOLERANCE if scores is None else 0.0
     demand = Demand.of(picked.shape[-1] if k is None else k, recall, mass, scaling, tolerance)
     if scores is None:
         if queries is None or keys is None:

@@ -13,7 +13,7 @@ from topkit.assertions.demand import Demand
 from topkit.assertions.exact import NEVER, Exact, Rows
 from topkit.assertions.facts import facts
 from topkit.fidelity.ties import floors, hits
-from topkit.kernels.rounding import SHARE
+from topkit.kernels.rounding import TOLERANCE
 
 # A score so far below another has no weight beside it, in float32.
 WEIGHTLESS = 104.0
@@ -65,7 +65,7 @@ def _faults(
     if demand.mass is not None:
         mass = weights(scores).gather(-1, place).masked_fill(~inside, 0)
         mass = mass.double().sum(-1)
-        poor = poor.maximum((1 - mass).masked_fill(mass >= demand.mass - SHARE, 0))
+        poor = poor.maximum((1 - mass).masked_fill(mass >= demand.mass - TOLERANCE, 0))
     return broken + poor.masked_fill(wanted == 0, 0).nan_to_num(0.5).clamp(0, 0.999)
 
 

@@ -139,17 +139,19 @@ RETIRED = {
 def planned(plan: Callable[P, Plan[R]]) -> Planned[P, R]:
     """The function that does at once what `plan` plans; `plan` itself stays at hand as its `.plan`."""
 
+    precise = full_precision()(plan)
+
     @wraps(plan)
     def call(*args: Any, **kwargs: Any) -> Any:
         old = {name: kwargs.pop(name) for name in RETIRED if name in kwargs}
         if old:
             now = "; ".join(f"{name}: {RETIRED[name]}" for name in old)
             warnings.warn(f"arguments that will go: {now}", FutureWarning, stacklevel=2)
-        made: Plan[Any] = call.plan(*args, **kwargs)  # type: ignore[attr-defined]
+        made: Plan[Any] = precise(*args, **kwargs)
         for part in made.describe() if "on_plan" in old else ():
             old["on_plan"](part)
         return None if old.get("dry_run") else run(made)
 
     call.__signature__ = signature(plan).replace(return_annotation=Signature.empty)  # type: ignore[attr-defined]
-    call.plan = full_precision()(plan)  # type: ignore[attr-defined]
+    call.plan = precise  # type: ignore[attr-defined]
     return cast("Planned[P, R]", call)
