@@ -237,3 +237,9 @@ def test_gather_attention_answers_in_the_queries_dtype_with_float32_sums(dtype):
     assert found.dtype == dtype
     want = gather_attention(q.double(), k.double(), v.double(), indices, scaling=0.3)
     assert torch.equal(found, want.to(dtype)) or (found - want).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float8_e4m3fn, torch.complex64])
+def test_only_floats_of_16_to_64_bits_are_ranked(dtype: torch.dtype) -> None:
+    with pytest.raises(InputError, match=f"scores must be float32 or .*; got {dtype}"):
+        select_topk(torch.ones(2, 4).to(dtype), 1)

@@ -389,3 +389,16 @@ def test_arguments_of_0_1_still_work_and_warn_once(tmp_path):
     wrong: dict = {"quite": True}
     with pytest.raises(TypeError, match="quite"):
         topkit.measure(made(), "sign", k=5, **wrong)
+
+
+def test_a_metric_that_no_row_has_is_named():
+    queries, keys = torch.ones(1, 1, 1, 4), torch.ones(1, 1, 9, 4)
+    rows = topkit.measure(Capture.from_tensors(queries, keys), "exact", 2)
+    with pytest.raises(InputError, match="the rows have no metric 'nope'; did you mean"):
+        rows.summary(["nope"])
+    assert rows.summary(["top1"])[0]["top1"] == 1
+
+
+def test_only_a_plan_is_run():
+    with pytest.raises(InputError, match=r"expected a plan, .* got 'x'"):
+        topkit.run("x")  # type: ignore[arg-type]

@@ -10,6 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy import stats
 
+from topkit.documents import quote
+from topkit.errors import InputError
+from topkit.grammar import nearest
+
 
 def summarise(table: pa.Table, metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A row an indexer and budget, over all heads, layers and positions that are not trivial.
@@ -18,6 +22,12 @@ def summarise(table: pa.Table, metrics: Sequence[str] = ()) -> list[dict[str, An
     The interval of the mean recall is Student's over samples; one sample gives none. Where all rows
     are trivial (k >= visible), every mean is null.
     """
+    numbers = [f.name for f in table.schema if not pa.types.is_string(f.type)]
+    for name in metrics:
+        if name not in numbers:
+            raise InputError(
+                f"the rows have no metric {quote(name)}; {nearest(str(name), numbers)}"
+            )
     summary = []
     table = table.filter(pc.field("reference") == "head")
     for cell in table.group_by(["indexer", "budget"]).aggregate([]).to_pylist():

@@ -12,6 +12,7 @@ from functools import wraps
 from inspect import Signature, signature
 from typing import Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, cast
 
+from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.runs.jobs import Job, Runner, serial
 from topkit.experiments.runs.jobs import runner as runner_of
@@ -99,6 +100,11 @@ def run(plan: Plan[R], *, runner: Runner | None = None, progress: Progress | Non
     and after each job.
     Raises: InputError as the jobs do, and for a folder that another process writes to.
     """
+    if not isinstance(plan, Plan):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            f"expected a plan, as topkit.measure.plan(...) makes; got {quote(plan)}; to do it at once, "
+            "call topkit.measure(...)"
+        )
     if plan.shares_model and runner not in (None, serial):
         raise InputError(
             "the plan's jobs share a loaded model, and run in this process: leave `runner` out, or "

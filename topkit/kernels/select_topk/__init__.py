@@ -18,6 +18,8 @@ __all__ = ["LARGEST_K", "select_topk"]
 # What the Triton kernel takes. A longer row would need more candidates than one program can hold.
 LARGEST_K = 4096
 LONGEST = 1 << 22
+# What has an order of its own, and room for -inf.
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def select_topk(
@@ -40,6 +42,7 @@ def select_topk(
     k = checks.at_least_one("k", k)
     if scores.dim() == 0:
         raise InputError("scores must have at least one dimension; got a number")
+    checks.typed("scores", scores, DTYPES)
     checks.one_of("order", order, ORDERS)
     _check_stop(stop, scores)
     if resolve(backend, scores, unsupported(scores, k)) == "torch" or scores.numel() == 0:
