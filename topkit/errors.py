@@ -33,6 +33,10 @@ class MissingExtra(InputError):
 
     def __init__(self, package: str) -> None:
         super().__init__(f"this needs {package}; pip install 'topkit[{EXTRA_OF[package]}]'")
+        self.package = package
+
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str]]:
+        return MissingExtra, (self.package,)  # it comes back from worker processes
 
 
 class GateFailed(RuntimeError):
