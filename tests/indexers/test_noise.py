@@ -108,3 +108,13 @@ def mix(x: int) -> int:
 def test_a_gpu_draws_the_same():
     here = noise(Step(seed=9), 1000, 3, 4)
     assert torch.equal(noise(Step(seed=9), 1000, 3, 4, torch.device("cuda")).cpu(), here)
+
+
+def test_each_text_has_a_seed_of_its_own_and_always_the_same():
+    from topkit.indexers.noise import seed_of
+
+    assert seed_of(0, "niah-single", 512, 3) == seed_of(0, "niah-single", 512, 3)
+    places = [
+        (seed, length, sample) for seed in (0, 1) for length in (512, 1024) for sample in range(9)
+    ]
+    assert len({seed_of(*place) for place in places}) == len(places)

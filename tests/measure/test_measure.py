@@ -70,8 +70,44 @@ def test_budgets_in_per_cent_and_trivial_rows():
     assert {r["k"] for r in rows(found, budget="10%")} == {9}
     assert all(r["trivial"] and r["recall"] == 1 for r in rows(found, budget="200"))
     by_budget = {row["budget"]: row for row in found.summary()}
-    assert by_budget["200"]["recall"] is None
-    assert by_budget["10%"]["rows"] == 2 * 4 * 3
+    assert by_budget["200"]["recall"] == 1
+    assert by_budget["200"]["mass"] == pytest.approx(1)
+    assert by_budget["200"]["note"] == "k covers the whole context"
+    assert by_budget["10%"]["rows"] == by_budget["200"]["rows"] == 2 * 4 * 3
+    assert by_budget["10%"]["note"] == ""
+
+
+def test_trivial_rows_beside_others_are_left_out_and_counted():
+    found = topkit.measure(made(count=3, length=20), "sign", k=19)
+    (row,) = found.summary()
+    assert row["rows"] == 2 * 4
+    assert row["note"] == "16 of 24 rows left out: k covers all that they see"
+    assert row["kept"] == 19
+
+
+@pytest.mark.parametrize("k", [None, "none", "100%", 5000])
+@pytest.mark.parametrize("reduce", [False, True])
+def test_without_a_cap_an_adaptive_method_says_its_own_number(k, reduce):
+    specs = ["top_p(exact(), mass=0.5)", "sign", "vattention"]
+    sign, adaptive, sampled = topkit.measure(made(), specs, k, reduce=reduce).summary()
+    assert 0.5 <= adaptive["mass"] < 0.7 and adaptive["kept"] < 60
+    assert adaptive["own_recall"] == 1
+    assert adaptive["recall"] == pytest.approx(adaptive["kept"] / 89, rel=0.02)
+    for row in (sign, sampled):
+        assert row["recall"] == row["own_recall"] == 1
+    assert all(row["note"] == "k covers the whole context" for row in (adaptive, sign, sampled))
+    assert {row["budget"] for row in (adaptive, sign)} == {"5000" if k == 5000 else "100%"}
+
+
+def test_shared_lists_reach_the_summary_as_units():
+    found = topkit.measure(made(), ["sign", "shared(exact(), per='group')"], 12)
+    shared, alone = sorted(found.summary(), key=lambda row: row["unit"])
+    assert (shared["unit"], alone["unit"]) == ("group", "head")
+    assert shared["unit_recall"] > shared["recall"]
+    assert shared["unit_mass"] == pytest.approx(
+        np.mean([r["mass"] for r in rows(found, level="group")])
+    )
+    assert (alone["unit_recall"], alone["unit_mass"]) == (alone["recall"], alone["mass"])
 
 
 @pytest.mark.parametrize(("per", "units"), [("group", 2), ("layer", 1)])

@@ -38,7 +38,8 @@ def left_out(curves: Sequence[Curve]) -> list[str]:
 
 
 def fidelity(summary: list[dict[str, Any]], metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """What was measured, an indexer and budget a row; blank where k covers all that is visible."""
+    """What was measured, an indexer and budget a row; `note` says where k covers all that is visible."""
+    shared = any(row["unit"] != "head" for row in summary)
     return [
         {
             "indexer": short(recorded(row["indexer"])),
@@ -48,13 +49,24 @@ def fidelity(summary: list[dict[str, Any]], metrics: Sequence[str] = ()) -> list
             "1st percentile": _short(row["recall_p1"]),
             "worst": _short(row["worst"]),
             "worst at": _place(row["worst_row"]),
+            "own recall": _short(row["own_recall"]),
+            "kept": _short(row["kept"], 1),
             "mass": _short(row["mass"]),
+            **({"of the list": _of_list(row)} if shared else {}),
             "output error": _short(row["output_error"]),
             "KiB read": _short(row["bytes_read"] and row["bytes_read"] / 1024, 1),
             **{name.replace("_", " "): _short(row[name]) for name in metrics},
+            "note": row["note"],
         }
         for row in summary
     ]
+
+
+def _of_list(row: dict[str, Any]) -> str:
+    """A shared list's own recall and mass, judged once."""
+    if row["unit"] == "head":
+        return ""
+    return f"{row['unit']}: recall {row['unit_recall']:.3f}, mass {row['unit_mass']:.3f}"
 
 
 def _ranged(value: float | None, low: float | None, high: float | None) -> str:

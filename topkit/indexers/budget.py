@@ -37,12 +37,15 @@ class Budget:
         return f"{text}%" if self.percent else text
 
 
+# All of the context: a method that chooses its own number is not cut.
+UNCAPPED = Budget(100.0, percent=True)
+
 # One budget or several: "16,1%", 16, or an array or range of numbers.
-Budgets = str | int | Budget | Iterable[Any]
+Budgets = str | int | Budget | Iterable[Any] | None
 
 
 def parse_budget(text: Any) -> Budget:
-    """Read 16, "16" or "1%".
+    """Read 16, "16" or "1%"; None and "none" are no cap: 100%.
 
     Raises: InputError for anything else, for k < 1 and for a share outside (0, 100].
     """
@@ -50,6 +53,8 @@ def parse_budget(text: Any) -> Budget:
         return text
     with suppress(TypeError, ValueError, RuntimeError):  # several numbers, or none
         text = text.item() if hasattr(text, "item") else text  # a number of numpy or torch
+    if text is None or (isinstance(text, str) and text.strip().lower() == "none"):
+        return UNCAPPED
     if type(text) is int and abs(text) > MOST:
         raise InputError(f"k must be at most {MOST:,}; got {quote(text)}")
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(%?)\s*", str(text))

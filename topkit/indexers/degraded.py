@@ -19,20 +19,23 @@ from topkit.indexers.noise import noise
 from topkit.indexers.scored import best, cut_each, masked
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.traits import Traits
+from topkit.kernels.rounding import Rounding
 from topkit.kernels.select_topk import select_topk
 
 _PAGE = 16
-_TIE = 1e-6  # of the largest score: what fidelity counts as a tie with the k-th
 _KEYS, _PAGES, _TOSS, _FILL = 1, 2, 3, 4  # salts
 
 
 @dataclass(frozen=True)
 class _Spares:
-    """The keys that may replace lost ones: scores [B, H, Tq, T], what counts as a tie [B, H, Tq, 1], and an
-    order [B or 1, H, Tq, T], greatest first."""
+    """The keys that may replace lost ones.
 
-    scores: Tensor
-    slack: Tensor
+    Shapes: most [B, H, Tq, T], what a score may be without its rounding; floors [B, H, Tq, n], what the m
+    best are sure to reach; order [B or 1, H, Tq, T], greatest first.
+    """
+
+    most: Tensor
+    floors: Tensor
     order: Tensor
 
 
@@ -84,8 +87,10 @@ class degraded(Stateless):
         self, queries: Tensor, ks: Sequence[int], step: Step, length: int
     ) -> dict[int, Selection]:
         scores = masked(true_scores(queries, step, length), step)
-        exact = cut_each(best(scores, max(ks), step, key_bytes(step)), ks)
-        spares = None if self.fill == "none" else self._spares(scores, step)
+        # One more than is kept: whose score is known badly takes one place, and moves no other.
+        exact = cut_each(best(scores, max(ks) + 1, step, key_bytes(step)), [*ks, max(ks) + 1])
+        widest = exact[max(ks) + 1].indices
+        spares = None if self.fill == "none" else self._spares(queries, scores, widest, step)
         return {k: self._degraded(exact[k], k, spares, step, length) for k in ks}
 
     def _degraded(
@@ -141,21 +146,26 @@ class degraded(Stateless):
             return self._noise(slots, step, length, _PAGES, _PAGE).double() + draws.double() / 2**24
         return draws
 
-    def _spares(self, scores: Tensor, step: Step) -> _Spares:
-        hidden = scores == -float("inf")
-        slack = _TIE * scores.masked_fill(hidden, 0).abs().amax(-1, keepdim=True)
+    def _spares(self, queries: Tensor, scores: Tensor, widest: Tensor, step: Step) -> _Spares:
+        rounding = Rounding.of(queries, step.cache.keys[:, :, : scores.shape[-1]])
+        least = scores.gather(-1, widest.clamp_min(0)) - rounding.at(widest)
+        floors = least.masked_fill(widest < 0, -torch.inf).sort(-1, descending=True).values
+        most = scores + rounding.whole()
         if self.fill == "next":
-            return _Spares(scores, slack, scores)
+            return _Spares(most, floors, scores)
         place = torch.arange(scores.shape[-1], device=scores.device).expand(1, *scores.shape[1:])
         if self.fill == "recent":
-            return _Spares(scores, slack, place.float())
-        return _Spares(scores, slack, self._noise(place, step, scores.shape[-1], _FILL))
+            return _Spares(most, floors, place.float())
+        return _Spares(most, floors, self._noise(place, step, scores.shape[-1], _FILL))
 
     def _fillers(self, slots: Tensor, spares: _Spares) -> Tensor:
-        """Slots [B, H, Tq, n] that may take the places of what is lost, the first to be used first."""
+        """Slots [B, H, Tq, n] that may take the places of what is lost, the first to be used first.
+
+        None that a judge would count among the best: see topkit.fidelity.ties.
+        """
         width = slots.shape[-1]
-        least = spares.scores.gather(-1, slots[..., -1:].clamp_min(0))
-        may = (spares.scores > -float("inf")) & (spares.scores < least - spares.slack)
+        floor = spares.floors[..., width - 1, None]
+        may = (spares.most > -float("inf")) & (spares.most < floor)
         most = width if self._reaches_further else min(math.floor(self._share(width)) + 1, width)
         return select_topk(spares.order.where(may, -torch.inf), most)
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -51,6 +53,8 @@ class keep(Combinator):
         """The selection, the first and the newest keys in the places of its last."""
         device = chosen.indices.device
         count, width = chosen.indices.shape[-2:]
+        if width <= self.sink + self.window and width < length:
+            _say_full(self, width)
         forced = ends(step, length, count, self.sink, self.window, width, device)
         first = step.starts(device)[:, None, None, None]
         stop = step.stops(length, count, device).clamp_max(length)[:, None, :, None]
@@ -58,3 +62,12 @@ class keep(Combinator):
         others = chosen.indices.masked_fill(twice, -1)
         forced = forced.expand(*others.shape[:-1], -1)
         return replace(chosen, indices=compact(torch.cat([forced, others], -1), width))
+
+
+@cache  # said once of each recipe and k
+def _say_full(recipe: keep, k: int) -> None:
+    warnings.warn(
+        f"{recipe}: its {recipe.sink + recipe.window} forced keys fill k = {k}, so that {recipe.base} "
+        "chooses nothing; give a greater k, or a smaller sink and window",
+        stacklevel=2,
+    )

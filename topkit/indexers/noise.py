@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import torch
 from torch import Tensor
 
@@ -48,6 +50,11 @@ def noise(
         bits = bits.bitwise_right_shift_(8).bitwise_and_(0xFFFFFF)
         torch.mul(bits, 2.0**-24, out=draws[..., part])
     return draws
+
+
+def seed_of(seed: int, *places: object) -> int:
+    """The seed of one text, a sample or a haystack: what lasts for a stream is drawn anew in the next."""
+    return zlib.crc32(repr((seed, *places)).encode())
 
 
 def _mix(bits: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from topkit.experiments.runs.fidelity_rows import table as fidelity_table
 from topkit.experiments.tasks import Haystack as Text
 from topkit.experiments.tasks import Prompt, Task, task_name
 from topkit.experiments.tasks import prompt as make_prompt
+from topkit.indexers.noise import seed_of
 
 SPARSE_FROM = ("question", "answer")
 # Rows of one forward pass, by default: cells times questions of one haystack.
@@ -83,7 +84,7 @@ def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None
         piece.cells,
         tokenizer=tokenizer,
         context=piece.length,
-        seed=setting.seed,
+        seed=seed_of(setting.seed, task_name(piece.task), piece.length, piece.sample),
         observe=setting.observe,
     )
     answers = haystack.answers(setting.sparse_from, setting.rows)

@@ -18,6 +18,7 @@ from topkit.experiments.runs.fidelity_rows import rows, table
 from topkit.experiments.runs.judged import COSTS
 from topkit.fidelity import METRICS
 from topkit.indexers.base import Indexer, Selection
+from topkit.indexers.noise import seed_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def measure_layer(
     require_all(cells, setting, tensors)
     context = tensors.keys.shape[2]
     ks = {cell: cell.k(context) or 0 for cell in cells}
-    replay = Replay(tensors, max(ks.values()), setting.seed, torch.device(setting.device))
+    seed = seed_of(setting.seed, sample)
+    replay = Replay(tensors, max(ks.values()), seed, torch.device(setting.device))
     places = {"sample": sample, "layer": layer, "position": tensors.positions}
     made = table("measure", list(_judged(replay, ks, setting.reference, places)))
     if setting.reduce:

@@ -14,13 +14,18 @@ from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.grammar import nearest
 
+WHOLE = "k covers the whole context"
+# Of a list that several heads share, judged once.
+UNITS = ("recall", "mass")
+
 
 def summarise(table: pa.Table, metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A row an indexer and budget, over all heads, layers and positions that are not trivial.
 
-    `metrics` names columns whose means are added.
-    The interval of the mean recall is Student's over samples; one sample gives none. Where all rows
-    are trivial (k >= visible), every mean is null.
+    `metrics` names columns whose means are added. `note` says where rows are trivial (k >= visible): they
+    are left out, unless all are. `unit` says what shares a list, head, group or layer, and unit_recall and
+    unit_mass are those of its lists, each judged once.
+    The interval of the mean recall is Student's over samples; one sample gives none.
     """
     numbers = [f.name for f in table.schema if not pa.types.is_string(f.type)]
     for name in metrics:
@@ -29,21 +34,34 @@ def summarise(table: pa.Table, metrics: Sequence[str] = ()) -> list[dict[str, An
                 f"the rows have no metric {quote(name)}; {nearest(str(name), numbers)}"
             )
     summary = []
-    table = table.filter(pc.field("reference") == "head")
     for cell in table.group_by(["indexer", "budget"]).aggregate([]).to_pylist():
         its = (pc.field("indexer") == cell["indexer"]) & (pc.field("budget") == cell["budget"])
-        rows = table.filter(its & ~pc.field("trivial"))
-        means = {name: _mean(rows, name) if rows.num_rows else None for name in metrics}
-        summary.append({**cell, **_row(rows), **means})
-    return sorted(summary, key=lambda row: (row["indexer"], row["k"] or 0, row["budget"]))
+        own = table.filter(its & (pc.field("reference") == pc.field("level")))
+        rows, note = _counted(own.filter(pc.field("level") == "head"))
+        means = {name: _mean(rows, name) for name in metrics}
+        summary.append({**cell, **_row(rows), **means, **_units(own), "note": note})
+    return sorted(summary, key=lambda row: (row["indexer"], row["k"], row["budget"]))
+
+
+def _counted(rows: pa.Table) -> tuple[pa.Table, str]:
+    """The rows that are not trivial, or all where all are; and a note that says so."""
+    open_ = rows.filter(~pc.field("trivial"))
+    left_out = rows.num_rows - open_.num_rows
+    if not open_.num_rows:
+        return rows, WHOLE
+    if not left_out:
+        return open_, ""
+    return open_, f"{left_out:,} of {rows.num_rows:,} rows left out: k covers all that they see"
+
+
+def _units(rows: pa.Table) -> dict[str, Any]:
+    shared = rows.filter(pc.field("level") != "head")
+    counted, _ = _counted(shared if shared.num_rows else rows)
+    level = counted["level"][0].as_py()
+    return {"unit": level, **{f"unit_{name}": _mean(counted, name) for name in UNITS}}
 
 
 def _row(rows: pa.Table) -> dict[str, Any]:
-    if not rows.num_rows:
-        return dict.fromkeys(
-            ("k", "rows", "recall", "low", "high", "recall_p1", "worst", "worst_row", "mass",
-             "mass_ratio", "output_error", "bytes_read", "index_bytes_per_key"), None,
-        )  # fmt: skip
     recall = _array(rows, "recall")
     low, high = interval(recall, _array(rows, "sample"))
     # A reduced row is a mean; the worst of its positions stands beside it.
@@ -59,6 +77,8 @@ def _row(rows: pa.Table) -> dict[str, Any]:
         "recall_p1": float(np.nanpercentile(_array(rows, lowest), 1)),
         "worst": worst[lowest],
         "worst_row": {name: worst[name] for name in places if name in worst},
+        "own_recall": _mean(rows, "own_recall"),
+        "kept": _mean(rows, "kept"),
         "mass": _mean(rows, "mass"),
         "mass_ratio": _mean(rows, "mass_ratio"),
         "output_error": _mean(rows, "output_error"),

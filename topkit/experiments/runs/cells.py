@@ -54,7 +54,7 @@ def parse_cells(
     without = isinstance(k, str | list | tuple) and not k
     if recipes and without:
         raise InputError(f"{recipes[0]} has no budget; say how many keys: -k 16, or 1%")
-    if not recipes and not without:
+    if not recipes and not without and k is not None:
         raise InputError(f"k = {k} has no indexer to keep so many keys; add --indexer SPEC")
     budgets = parse_budgets(k) if recipes else []
     cells = [Cell(recipe, budget) for recipe in recipes for budget in budgets]
