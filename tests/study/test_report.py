@@ -636,7 +636,9 @@ def test_rows_are_condensed_as_by_hand(tmp_path):
     sparse = rows["sign()", 1]
     assert (sparse["questions"], sparse["exact_match"], sparse["answer_tokens"]) == (2, 0.5, 3.5)
     assert (sparse["recall"], sparse["mass"], sparse["token_accuracy"]) == (0.5, 0.25, 0.75)
-    assert rows[DENSE, 0]["recall"] is None
+    assert (sparse["unit_recall"], sparse["unit_mass"]) == (0.0, 0.25)
+    assert (sparse["rows"], sparse["trivial_rows"]) == (4, 4)
+    assert rows[DENSE, 0]["recall"] is rows[DENSE, 0]["trivial_rows"] is None
     assert {(r["layer"], r["head"]): r["recall"] for r in heads.to_pylist()} == {
         (1, 0): 0.25,
         (1, 1): 0.75,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from topkit.experiments.measure.summary import WHOLE
 from topkit.experiments.study.curves import Curve
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.kinds import name_of
@@ -102,8 +103,16 @@ def _numbers(curve: Curve) -> list[dict[str, Any]]:
             **_bounds("nll_less_dense", findings.nll_to_dense, place),
             **_bounds("kl", findings.losses["kl"], place),
         }
-        rows.append(row | {name: _finite(curve.mean(name)[place]) for name in curve.fidelity})
+        row |= {name: _finite(curve.mean(name)[place]) for name in curve.fidelity}
+        rows.append(row | {"note": _note(curve, place)})
     return rows
+
+
+def _note(curve: Curve, place: int) -> str:
+    """That there is nothing to judge, where k covers all that is visible."""
+    k = curve.cells[place].k(curve.length)
+    judged = np.isfinite(curve.mean("recall")[place])
+    return WHOLE if not judged and k is not None and k >= curve.length else ""
 
 
 def _bounds(name: str, interval: Interval | None, place: int) -> dict[str, float | None]:
@@ -130,6 +139,7 @@ def _words(curve: Curve, kinds: Sequence[str]) -> list[dict[str, Any]]:
             **dict(zip(("NLL", "minus full attention", "KL"), findings.nats(place), strict=True)),
             "recall": _short(curve.mean("recall")[place]),
             "mass": _short(curve.mean("mass")[place]),
+            "note": _note(curve, place),
         }
         for place, cell in enumerate(curve.cells)
     ]

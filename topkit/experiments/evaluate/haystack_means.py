@@ -21,7 +21,18 @@ CONDENSED = ("curve/haystacks", "curve/heads")
 SETTING = ["task", "length", "sparse_from"]
 CELL = ["indexer", "budget"]
 SCORES = ["exact_match", "score", "token_accuracy", "nll", "kl", "answer_tokens"]
-METRICS = ["recall", "mass", "mass_ratio", "output_error", "kept", "bytes_read", "index_bytes"]
+METRICS = [
+    "recall",
+    "mass",
+    "mass_ratio",
+    "output_error",
+    "kept",
+    "bytes_read",
+    "index_bytes",
+    "own_recall",
+]
+# Of lists that heads share, each judged once.
+UNITS = ["recall", "mass"]
 
 
 def condensed(run: Path) -> tuple[pa.Table, pa.Table]:
@@ -32,7 +43,7 @@ def condensed(run: Path) -> tuple[pa.Table, pa.Table]:
     """
     require_intact(run)
     if any((run / "accuracy").glob("*.parquet")):
-        fidelity = _judged(_observed(run))
+        fidelity = _of_answers(_observed(run))
         return by_haystack(read_table(run / "accuracy"), fidelity), by_head(fidelity)
     haystacks, heads = (run / name for name in CONDENSED)
     if not haystacks.is_dir():
@@ -50,18 +61,28 @@ def keep_condensed(run: Path) -> tuple[pa.Table, pa.Table]:
 
 
 def by_haystack(accuracy: pa.Table, fidelity: pa.Table) -> pa.Table:
-    """A row a cell and haystack: its questions, their mean scores, the mean fidelity observed."""
+    """A row a cell and haystack: its questions, their mean scores, the mean fidelity observed.
+
+    unit_recall and unit_mass are those of lists that heads share; trivial_rows counts what is left out of
+    the means, since k covers all that is visible there.
+    """
     keys = [*SETTING, "haystack", *CELL]
     scores = _means(accuracy, [*keys, "wording", "family"], SCORES, "questions")
-    return scores.join(_means(fidelity, keys, METRICS, "rows"), keys).sort_by(
-        [(key, "ascending") for key in keys]
+    shared = _open(fidelity.filter(pc.field("level") != "head"))
+    units = _means(shared, keys, UNITS, "units").drop_columns("units")
+    units = units.rename_columns(
+        [f"unit_{name}" if name in UNITS else name for name in units.column_names]
     )
+    trivial = _means(_of_heads(fidelity).filter(pc.field("trivial")), keys, [], "trivial_rows")
+    table = scores.join(_means(_open(_of_heads(fidelity)), keys, METRICS, "rows"), keys)
+    table = table.join(units, keys).join(trivial, keys)
+    return table.sort_by([(key, "ascending") for key in keys])
 
 
 def by_head(fidelity: pa.Table) -> pa.Table:
     """A row a cell, layer and query head."""
     keys = [*SETTING, *CELL, "layer", "head"]
-    means = _means(fidelity, keys, ["recall", "mass"], "rows")
+    means = _means(_open(_of_heads(fidelity)), keys, ["recall", "mass"], "rows")
     return means.sort_by([(key, "ascending") for key in keys])
 
 
@@ -75,11 +96,20 @@ def _observed(run: Path) -> pa.Table:
     return read_table(run / "fidelity", names=names) if names else TABLES["evaluate"].empty_table()
 
 
-def _judged(fidelity: pa.Table) -> pa.Table:
-    """Rows of query heads that had something to choose, at steps of the answer."""
-    if "steps" in fidelity.column_names:
-        fidelity = fidelity.filter(pc.field("steps") == "answer")
-    return fidelity.filter((pc.field("level") == "head") & ~pc.field("trivial"))
+def _of_answers(fidelity: pa.Table) -> pa.Table:
+    """Rows at steps of the answer; earlier versions wrote no others."""
+    if "steps" not in fidelity.column_names:
+        return fidelity
+    return fidelity.filter(pc.field("steps") == "answer")
+
+
+def _of_heads(fidelity: pa.Table) -> pa.Table:
+    return fidelity.filter(pc.field("level") == "head")
+
+
+def _open(fidelity: pa.Table) -> pa.Table:
+    """Rows that had something to choose."""
+    return fidelity.filter(~pc.field("trivial"))
 
 
 def _means(table: pa.Table, keys: list[str], columns: list[str], count: str) -> pa.Table:
