@@ -22,17 +22,16 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed (the e
 datasets = pytest.importorskip("datasets")
 
 from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from topkit.experiments.decode.harness import AttachedLM  # noqa: E402
+from topkit.experiments.decode.harness import HFLM, AttachedLM  # noqa: E402
 
 PAGE = (Path(__file__).parents[2] / "docs" / "harness.md").read_text()
 # Prompts of the page's tasks that are asked here, of four choices each.
 ASKED = 8
 
 
-def asked(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
+def asked(kind: Any, *arguments: tuple[Any, ...]) -> list[Instance]:
     """Requests of the harness."""
     return [Instance(kind, {}, one, place) for place, one in enumerate(arguments)]
 

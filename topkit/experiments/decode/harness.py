@@ -11,14 +11,17 @@ from topkit.errors import InputError, extras_named
 
 with extras_named():
     from lm_eval.api.registry import register_model
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models import huggingface
     from tqdm import tqdm
 
     from topkit.experiments.decode.attach import Attachment, attach
     from topkit.experiments.model.load import load
 
 
-@register_model("topkit")
+# Its registration hides its type.
+HFLM: Any = huggingface.HFLM
+
+
 class AttachedLM(HFLM):
     """A model of lm-evaluation-harness that decodes through an indexer.
 
@@ -65,7 +68,7 @@ class AttachedLM(HFLM):
             places = by_slot[slot]
             some = [requests[place] for place in places]
             with self.attachment.sparse_from(slot):
-                part = super()._loglikelihood_tokens(some, True, override_bs)  # type: ignore[arg-type]
+                part = super()._loglikelihood_tokens(some, True, override_bs)
             answers |= zip(places, part, strict=True)
         return [answers[place] for place in range(len(requests))]
 
@@ -73,6 +76,9 @@ class AttachedLM(HFLM):
         # Rows are padded on the left: the last token of every prompt stands at the last slot.
         with self.attachment.sparse_from(context.shape[1] - 1):
             return super()._model_generate(context, *args, **kwargs)
+
+
+register_model("topkit")(AttachedLM)
 
 
 def main() -> None:
