@@ -28,7 +28,7 @@ TABLES = ("accuracy", "fidelity")
 # The columns that name a row, as far as both tables have them.
 KEYS = (
     "task", "wording", "family", "sparse_from", "length", "sample", "haystack", "question", "call",
-    "row", "layer", "level", "head", "position", "indexer", "budget", "k", "reference",
+    "row", "steps", "layer", "level", "head", "position", "indexer", "budget", "k", "reference",
 )  # fmt: skip
 NEARLY = {"accuracy": {"nll", "kl"}}
 TOLERANCE = 1e-6

@@ -339,7 +339,8 @@ def test_measure_prints_numbers_that_are_in_its_table(
     assert rows["exact()", "8"]["recall"] == 1
     assert rows["sign()", "8"]["recall"] == pytest.approx(sum(mine) / len(mine))
     assert rows["sign()", "8"]["own_recall"] == pytest.approx(sum(mine) / len(mine))
-    assert rows["sign()", "100%"]["recall"] is rows["sign()", "100%"]["own_recall"] is None
+    assert rows["sign()", "100%"]["recall"] == rows["sign()", "100%"]["own_recall"] == 1
+    assert rows["sign()", "100%"]["note"] == "k covers the whole context"
     code, text, err = call(*words, "--out", out)
     assert code == 0
     assert f"{rows['sign()', '8']['recall']:.3f} [" in text and "own recall" in text

@@ -468,10 +468,10 @@ class calibrated(int8):
     def encode(self, keys, step):
         if step.hidden.shape[-1] != 48 or step.values.shape != keys.shape:
             raise RuntimeError("other widths\nthan those calibrated")
-        return super().encode(keys * CODEBOOKS[step.layer][:, None], step)
+        return super().encode(keys * CODEBOOKS[step.layer][:, None].to(keys.device), step)
 
     def score(self, queries, codes, step):
-        return super().score(queries * CODEBOOKS[step.layer].sum(), codes, step)
+        return super().score(queries * CODEBOOKS[step.layer].sum().to(queries.device), codes, step)
 
 
 def own_inputs(heads=64) -> dict[str, Any]:

@@ -142,7 +142,8 @@ def test_a_wrapper_is_told_what_to_pass(case: str) -> None:
     model = tiny()
     with pytest.raises(InputError, match=line):
         attach(wrap(model), "sign", 4)
-    if case != "compiled":
+    # DataParallel reads a model that lies on a GPU where there is one.
+    if case != "compiled" and not (case == "DataParallel" and torch.cuda.is_available()):
         ids = tokens()
         with attach(model, "random", 3, sparse_from_slot=9):
             torch.testing.assert_close(wrap(model)(ids).logits, model(ids).logits)

@@ -406,9 +406,9 @@ def test_a_length_too_short_for_one_haystack_is_refused_before_any(tmp_path):
     """The first fits, another does not; `test_what_is_refused_deletes_nothing_by_force` has its sibling."""
     model, tokenizer = reference()
     task, given = "niah-multikey:wording=trained", {"out": tmp_path / "run", "tokenizer": tokenizer}
-    assert evaluate.plan(model, task, 1240, 1, **given).rows == 4
+    assert evaluate.plan(model, task, 1200, 1, **given).rows == 4
     with pytest.raises(InputError, match=r"in haystack [1-9]\d*, .* longer length, of"):
-        evaluate(model, task, 1240, 40, **given)
+        evaluate(model, task, 1200, 16, **given)
     assert not (tmp_path / "run").exists()
 
 

@@ -53,6 +53,8 @@ def parse_budget(text: Any) -> Budget:
         return text
     with suppress(TypeError, ValueError, RuntimeError):  # several numbers, or none
         text = text.item() if hasattr(text, "item") else text  # a number of numpy or torch
+    if isinstance(text, list) and len(text) == 1:
+        (text,) = text
     if text is None or (isinstance(text, str) and text.strip().lower() == "none"):
         return UNCAPPED
     if type(text) is int and abs(text) > MOST:

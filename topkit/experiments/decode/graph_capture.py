@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -20,15 +19,15 @@ _lock = threading.Lock()
 def capture(call: Callable[[], Any], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Any]:
     """The graph of what `call` launches on a GPU, and the output that each replay writes anew.
 
-    `call` runs twice: first to compile and to make workspaces. What waits for the GPU fails there,
-    since a capture that fails is hard to clean up after.
+    `call` runs twice: first to compile and to make workspaces. What waits for the GPU fails in the capture:
+    torch's own mode that refuses to wait is the whole process's, and would fail other threads.
     Raises: InputError where the capture fails; before, what `call` does.
     """
     with _lock, torch.cuda.device(device):
         side, current = _side(torch.cuda.current_device()), torch.cuda.current_stream()
         side.wait_stream(current)
         try:
-            with torch.cuda.stream(side), _refusing_to_wait():
+            with torch.cuda.stream(side):
                 call()
         finally:
             current.wait_stream(side)
@@ -48,19 +47,6 @@ def capture(call: Callable[[], Any], device: torch.device) -> tuple[torch.cuda.C
 def _side(device: int) -> torch.cuda.Stream:
     """The stream that graphs are captured on: one, since libraries keep a workspace for each."""
     return torch.cuda.Stream(device)
-
-
-@contextmanager
-def _refusing_to_wait() -> Iterator[None]:
-    """To wait for the GPU is an error in here, as it is where a graph is captured."""
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that this mode does not know all that waits
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 def _recover(pool: Any) -> None:
