@@ -128,14 +128,24 @@ def test_moba_attends_its_own_page_first_and_below_it_the_best_mean():
     assert 3 < float(scores[6]) < 3.0001
 
 
-def test_what_reads_a_score_for_every_key_may_stand_around_a_paged_recipe():
-    keys = torch.randn(1, GROUPS, 40, WIDTH)
-    step = Step(kv_heads=GROUPS, inputs={"cache": Cache(keys)})
-    for recipe in (shared(moba(page_size=4)), top_p(moba(page_size=4), mass=0.3)):
-        index = recipe.build(keys, step)
-        chosen = index.select(torch.randn(1, HEADS, 1, WIDTH), 9, step).indices
-        # The query's own page of slots 36 to 39 stands first.
-        assert set(chosen[..., :1].flatten().tolist()) == {36}
+@pytest.mark.parametrize("how", ["mean", "sum", "max"])
+def test_the_querys_own_page_stays_first_around_a_paged_recipe(how):
+    """Also where every head likes the same other page best, and pooled scores round to its own."""
+    for seed in range(100):
+        draw = torch.Generator().manual_seed(seed)
+        keys = torch.randn(1, GROUPS, 40, WIDTH, generator=draw)
+        queries = torch.randn(1, HEADS, 1, WIDTH, generator=draw).abs()
+        keys[:, :, 24:28] = keys[:, :, 24:28].abs() + 1
+        step = Step(kv_heads=GROUPS, inputs={"cache": Cache(keys)})
+        base = moba(page_size=4)
+        for recipe in (
+            shared(base, how=how),
+            shared(base, per="layer", how=how),
+            top_p(base, mass=0.3),
+        ):
+            chosen = recipe.build(keys, step).select(queries, 9, step).indices
+            # It holds the slots from 36 to 39.
+            assert set(chosen[..., :1].flatten().tolist()) == {36}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from topkit.kernels.select_topk import select_topk
 
 Pages = dict[str, Tensor]
 
+_MARGIN = 2**-16  # relative: 256 roundings of float32
+
 
 @dataclass(frozen=True)
 class Paged(Indexer):
@@ -143,9 +145,8 @@ class PagedIndex(Index):
         first = torch.arange(scores.shape[-1], device=queries.device) * self.recipe.page_size
         scores = scores.masked_fill(first >= seen, -torch.inf)
         if self.recipe.current_first:
-            above = scores.amax(-1, keepdim=True).nextafter(scores.new_tensor(torch.inf))
             current = (first < seen) & (first + self.recipe.page_size >= seen)
-            scores = above.where(current, scores)
+            scores = _above(scores.amax(-1, keepdim=True)).where(current, scores)
         return scores
 
     def _append(self, keys: Tensor, step: Step, closed: int) -> None:
@@ -183,6 +184,12 @@ class PagedIndex(Index):
         for name, pages in self.recipe.join(old, new).items():
             grown[name].scatter_(2, at[name], new[name].where(fresh, pages))
         return grown
+
+
+def _above(best: Tensor) -> Tensor:
+    """Scores just above the best, by more than a sum over heads or a softmax rounds away."""
+    next_best = best.nextafter(best.new_tensor(torch.inf))
+    return next_best.fmax(best + best.abs() * _MARGIN)  # NaN where the best is -inf
 
 
 def _summarised(recipe: Paged, keys: Tensor, real: Tensor) -> Pages:
