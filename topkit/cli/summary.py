@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from topkit.experiments.measure.summary import WHOLE
 from topkit.experiments.study.curves import Curve
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.kinds import name_of
 from topkit.experiments.study.sentences import said
 from topkit.experiments.study.stats import Interval
+from topkit.experiments.study.trivial import note
 from topkit.grammar import short
 from topkit.indexers.spec import recorded
 
@@ -104,15 +104,8 @@ def _numbers(curve: Curve) -> list[dict[str, Any]]:
             **_bounds("kl", findings.losses["kl"], place),
         }
         row |= {name: _finite(curve.mean(name)[place]) for name in curve.fidelity}
-        rows.append(row | {"note": _note(curve, place)})
+        rows.append(row | {"note": note(curve, place)})
     return rows
-
-
-def _note(curve: Curve, place: int) -> str:
-    """That there is nothing to judge, where k covers all that is visible."""
-    k = curve.cells[place].k(curve.length)
-    judged = np.isfinite(curve.mean("recall")[place])
-    return WHOLE if not judged and k is not None and k >= curve.length else ""
 
 
 def _bounds(name: str, interval: Interval | None, place: int) -> dict[str, float | None]:
@@ -138,8 +131,18 @@ def _words(curve: Curve, kinds: Sequence[str]) -> list[dict[str, Any]]:
             "to full attention": findings.verdict(place),
             **dict(zip(("NLL", "minus full attention", "KL"), findings.nats(place), strict=True)),
             "recall": _short(curve.mean("recall")[place]),
+            "own recall": _short(curve.mean("own_recall")[place]),
+            "kept": _short(curve.mean("kept")[place], 1),
             "mass": _short(curve.mean("mass")[place]),
-            "note": _note(curve, place),
+            **(
+                {
+                    "recall of the list": _short(curve.mean("unit_recall")[place]),
+                    "mass of the list": _short(curve.mean("unit_mass")[place]),
+                }
+                if np.isfinite(curve.mean("unit_recall")).any()
+                else {}
+            ),
+            "note": note(curve, place),
         }
         for place, cell in enumerate(curve.cells)
     ]

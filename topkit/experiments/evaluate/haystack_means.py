@@ -63,24 +63,24 @@ def keep_condensed(run: Path) -> tuple[pa.Table, pa.Table]:
 def by_haystack(accuracy: pa.Table, fidelity: pa.Table) -> pa.Table:
     """A row a cell and haystack: its questions, their mean scores, the mean fidelity observed.
 
-    unit_recall and unit_mass are those of lists that heads share; trivial_rows counts what is left out of
-    the means, since k covers all that is visible there.
+    unit_recall and unit_mass are those of lists that heads share. trivial_rows counts rows whose k covers
+    all that is visible: they are left out, unless all are, which `trivial` says.
     """
     keys = [*SETTING, "haystack", *CELL]
     scores = _means(accuracy, [*keys, "wording", "family"], SCORES, "questions")
-    shared = _open(fidelity.filter(pc.field("level") != "head"))
-    units = _means(shared, keys, UNITS, "units").drop_columns("units")
+    shared = fidelity.filter(pc.field("level") != "head")
+    units = _counted(shared, keys, UNITS, "units").drop_columns(["units", "trivial"])
     units = units.rename_columns(
         [f"unit_{name}" if name in UNITS else name for name in units.column_names]
     )
     trivial = _means(_of_heads(fidelity).filter(pc.field("trivial")), keys, [], "trivial_rows")
-    table = scores.join(_means(_open(_of_heads(fidelity)), keys, METRICS, "rows"), keys)
+    table = scores.join(_counted(_of_heads(fidelity), keys, METRICS, "rows"), keys)
     table = table.join(units, keys).join(trivial, keys)
     return table.sort_by([(key, "ascending") for key in keys])
 
 
 def by_head(fidelity: pa.Table) -> pa.Table:
-    """A row a cell, layer and query head."""
+    """A row a cell, layer and query head that had something to choose."""
     keys = [*SETTING, *CELL, "layer", "head"]
     means = _means(_open(_of_heads(fidelity)), keys, ["recall", "mass"], "rows")
     return means.sort_by([(key, "ascending") for key in keys])
@@ -110,6 +110,21 @@ def _of_heads(fidelity: pa.Table) -> pa.Table:
 def _open(fidelity: pa.Table) -> pa.Table:
     """Rows that had something to choose."""
     return fidelity.filter(~pc.field("trivial"))
+
+
+def _counted(table: pa.Table, keys: list[str], columns: list[str], count: str) -> pa.Table:
+    """Means over the rows that had something to choose; over all of them, `trivial`, where none had."""
+    trivial = table.filter(pc.field("trivial"))
+    some = _means(_open(table), keys, columns, count)
+    none = _means(trivial, keys, columns, count).join(
+        some.select(keys), keys, join_type="left anti"
+    )
+    flags = (
+        pa.array([flag] * part.num_rows, pa.bool_()) for flag, part in ((False, some), (True, none))
+    )
+    return pa.concat_tables(
+        part.append_column("trivial", flag) for part, flag in zip((some, none), flags, strict=True)
+    )
 
 
 def _means(table: pa.Table, keys: list[str], columns: list[str], count: str) -> pa.Table:

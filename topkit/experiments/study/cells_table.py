@@ -13,6 +13,7 @@ from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.intervals import MARGIN
 from topkit.experiments.study.kinds import kind_of, name_of
 from topkit.experiments.study.sentences import said
+from topkit.experiments.study.trivial import note
 from topkit.indexers.budget import Budget
 
 _COLUMNS = (
@@ -37,6 +38,7 @@ def cells_table(findings: Findings, budgets: Sequence[Budget] | None = None) -> 
     lines: list[str] = []
     columns = [c.replace(f"{MARGIN:g}", f"{findings.margin:g}") for c in _COLUMNS]
     columns[3:3] = _apart(findings)
+    columns += [name for name, texts in _sometimes(findings).items() if any(texts)]
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     for place, cell in enumerate(curve.cells):
         if budgets is not None and cell.budget is not None and cell.budget not in budgets:
@@ -73,6 +75,7 @@ def _row(findings: Findings, place: int) -> list[str]:
     curve, to_exact = findings.curve, findings.to_exact(place)
     cell, numbers = curve.cells[place], {m: curve.mean(m)[place] for m in curve.fidelity}
     compared = findings.to_dense is not None and kind_of(cell) != DENSE
+    sometimes = (texts[place] for texts in _sometimes(findings).values() if any(texts))
     return [
         name_of(cell),
         str(cell.budget or ""),
@@ -85,7 +88,19 @@ def _row(findings: Findings, place: int) -> list[str]:
         _number(numbers["recall"]),
         _number(numbers["mass"]),
         _number(numbers["bytes_read"] / 1024, 1),
+        *sometimes,
     ]
+
+
+def _sometimes(findings: Findings) -> dict[str, list[str]]:
+    """Columns that stand where a cell has something to say there: of the lists that heads share, and a note."""
+    curve = findings.curve
+    recall, mass = (map(_number, curve.mean(f"unit_{name}")) for name in ("recall", "mass"))
+    return {
+        "recall of the list": list(recall),
+        "mass of the list": list(mass),
+        "note": [note(curve, place) for place in range(len(curve.cells))],
+    }
 
 
 def _number(value: float, digits: int = 3) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,19 @@ MEASURES = {"books": "token_accuracy", "recite": "token_accuracy"}
 LOSSES = ("nll", "kl")
 # A curve's task, length and where its selectors begin.
 Key = tuple[str, int, str]
-FIDELITY = ("recall", "mass", "output_error", "kept", "bytes_read", "index_bytes")
+FIDELITY = (
+    "recall",
+    "own_recall",
+    "mass",
+    "unit_recall",
+    "unit_mass",
+    "output_error",
+    "kept",
+    "bytes_read",
+    "index_bytes",
+)
+# How many rows the fidelity of a haystack is the mean of, how many have nothing to choose, and whether all.
+COUNTS = ("rows", "trivial_rows", "trivial")
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Curve:
     questions [H]; rates, token_rates (the share of an answer's tokens that are right), losses and
     fidelity [C, H], NaN where there is nothing to judge; heads:
     mean recall [layers, heads] of a cell; held_out: haystacks in words that the reference model was
-    not trained on; dropped: haystacks that some cell lacks.
+    not trained on; dropped: haystacks that some cell lacks; counts [C, H]: rows of fidelity, see COUNTS.
     """
 
     task: str
@@ -59,6 +71,7 @@ class Curve:
     heads: Mapping[Cell, Array]
     held_out: tuple[bool, ...] = ()
     dropped: int = 0
+    counts: Mapping[str, Array] = field(default_factory=dict[str, Array])
 
     @property
     def title(self) -> str:
@@ -84,8 +97,25 @@ class Curve:
         return self.task.partition(":")[0] == "books"
 
     def mean(self, metric: str) -> Array:
-        """A fidelity metric over haystacks [C]."""
-        return self.fidelity[metric] @ self.questions / self.questions.sum()
+        """A fidelity metric over haystacks [C], of those that have something to choose unless none has."""
+        values = self.fidelity[metric]
+        weights = self.questions * (~self._trivial | self.trivial[:, None])
+        weights = np.where(self._trivial & np.isnan(values), 0, weights)
+        total = (np.where(weights > 0, values, 0) * weights).sum(1)
+        return np.divide(
+            total, weights.sum(1), out=np.full(len(values), np.nan), where=weights.any(1)
+        )
+
+    @property
+    def _trivial(self) -> Array:
+        """Where nothing is to choose, since k covers all that is visible [C, H]."""
+        none = np.zeros((len(self.cells), len(self.haystacks)))
+        return self.counts.get("trivial", none) == 1
+
+    @property
+    def trivial(self) -> Array:
+        """The cells that have nothing to choose on any haystack [C]."""
+        return self._trivial.all(1)
 
     def where(self, *kinds: str, budget: Budget | None = None) -> list[int]:
         """The places of the cells of some kinds, at one budget or at all."""
@@ -117,8 +147,8 @@ class Curve:
 
     @property
     def observed(self) -> bool:
-        """Whether any selection was judged."""
-        return bool(np.isfinite(self.fidelity["recall"]).any())
+        """Whether any selection was judged that had something to choose."""
+        return bool(np.isfinite(self.fidelity["recall"][~self.trivial]).any())
 
     @property
     def budgets(self) -> list[Budget]:
@@ -182,6 +212,7 @@ def _curve(key: Key, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) ->
         _heads(heads),
         tuple(row_of[cells[0], h].get("family") == "held-out" for h in whole),
         len(every) - len(whole),
+        {name: matrix(name) for name in COUNTS},
     )
 
 

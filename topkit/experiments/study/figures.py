@@ -71,9 +71,10 @@ def by_fidelity(curve: Curve, budget: Budget, marks: Entries) -> Figure | None:
 
 
 def _judged(curve: Curve, budget: Budget) -> bool:
-    """Whether any cell has a fidelity to draw: none has where k covers all that is visible."""
+    """Whether any cell has a fidelity that tells something: none has where k covers all that is visible."""
     places = curve.where("oracle", "real", "control", budget=budget)
-    return bool(np.isfinite(curve.mean("recall")[places]).any())
+    judged = np.isfinite(curve.mean("recall")) & ~curve.trivial
+    return bool(judged[places].any())
 
 
 _WORDS = {

@@ -40,12 +40,13 @@ class Findings(Intervals):
         self.budget = curve.budget if budget is None else budget
 
     def compared(self, *kinds: str) -> list[int]:
-        """The places of the cells of some kinds at the budget that were judged; exact Top-k is no one of them."""
-        recall = self.curve.mean("recall")
+        """The places of the cells of some kinds at the budget that were judged; exact Top-k is no one of them.
+
+        Nor are cells whose k covers the whole context, where fidelity tells nothing.
+        """
+        judged = np.isfinite(self.curve.mean("recall")) & ~self.curve.trivial
         places = self.curve.where(*kinds, budget=self.budget)
-        return [
-            p for p in places if np.isfinite(recall[p]) and self.curve.cells[p].indexer != EXACT
-        ]
+        return [p for p in places if judged[p] and self.curve.cells[p].indexer != EXACT]
 
     def goal(self, places: Sequence[int]) -> tuple[str, Array]:
         """What fidelity is to order, in a word and as numbers [cells, H], more being better.
