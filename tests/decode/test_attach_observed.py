@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from tiny import PAD, prompt
 from topkit.errors import InputError
 from topkit.experiments.decode.attach import attach
 from topkit.fidelity import METRICS, judge, truth
-from topkit.indexers import Selection
+from topkit.indexers import Selection, Step
+from topkit.indexers.stateless import Stateless
 
 
 def test_observed_rows_are_judged_as_tensors_are(model: Any) -> None:
@@ -77,3 +79,27 @@ def test_observing_changes_nothing(model: Any) -> None:
     assert attached.fidelity().num_rows == 2 * 2 * 4 * 11
     with attach(model, "sign()", k=6) as attached, pytest.raises(InputError, match="observe=True"):
         attached.fidelity()
+
+
+@dataclass(frozen=True)
+class names_slots(Stateless):
+    """The first slot and one more."""
+
+    more: int = 0
+
+    def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
+        first = torch.zeros(*queries.shape[:3], 1, dtype=torch.long)
+        return Selection(torch.cat([first, first + self.more], -1))
+
+
+@pytest.mark.parametrize("observe", [False, True, "shadow"])
+@pytest.mark.parametrize(("more", "what"), [(0, "slot 0 twice"), (25, "slot 25, where its query")])
+def test_slots_that_are_none_are_refused_by_the_recipes_name(
+    model: Any, more: int, what: str, observe: Any
+) -> None:
+    named = rf"names_slots\(more={more}\) chose {what}"
+    with (
+        attach(model, names_slots(more), k=4, observe=observe),
+        pytest.raises(InputError, match=named),
+    ):
+        generated(model, prompt(), 2)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,13 @@ from topkit.experiments.runs.folder import claim
 from topkit.experiments.runs.parts import write_part
 from topkit.experiments.runs.run_file import commit, describe
 from topkit.experiments.study.curves import load as load_curves
+from topkit.experiments.study.findings import Findings
+from topkit.experiments.study.report import write_report
 from topkit.experiments.tasks import make_task
 from topkit.experiments.train.lightning import save_weights
+from topkit.indexers import Selection
 from topkit.indexers.lightning import load as load_weights
+from topkit.indexers.stateless import Stateless
 
 LENGTH = 640
 TASK = make_task("niah-multikey", wording="trained", questions=2, distractors=6)
@@ -157,6 +162,83 @@ def test_all_keys_are_full_attention(tmp_path):
             assert row["nll"] == pytest.approx(full["nll"], abs=1e-4)
             assert row["kl"] == pytest.approx(0, abs=1e-5)
             assert row["said"] == full["said"]
+
+
+@dataclass(frozen=True)
+class names_slots(Stateless):
+    """The first slot and one more."""
+
+    more: int = 0
+
+    def choose(self, queries, k, step, length):
+        first = torch.zeros(*queries.shape[:3], 1, dtype=torch.long)
+        return Selection(torch.cat([first, first + self.more], -1))
+
+
+@pytest.mark.parametrize("observe", [False, True])
+@pytest.mark.parametrize(
+    ("more", "what"), [(0, "slot 0 twice"), (700, "slot 700, where its query")]
+)
+def test_slots_that_are_none_are_refused_by_the_recipes_name(tmp_path, more, what, observe):
+    with pytest.raises(InputError, match=rf"names_slots\(more={more}\) chose {what}"):
+        run(tmp_path, names_slots(more), k=4, samples=1, dense=False, observe=observe)
+    assert not list((tmp_path / "accuracy").glob("*.parquet"))
+
+
+@pytest.mark.parametrize("k", ["100%", None, LENGTH + 100])
+def test_where_k_covers_the_whole_context_numbers_stay_numbers(tmp_path, k):
+    specs = ["sign()", "shared(sign())", "top_p(mass=0.5)"]
+    run(tmp_path, specs, k=k, samples=2)
+    rows = pa.concat_tables(
+        map(pq.read_table, (tmp_path / "fidelity").glob("*.parquet"))
+    ).to_pylist()
+    rows = [r for r in rows if r["steps"] == "answer" and r["level"] == "head"]
+    assert all(r["trivial"] for r in rows)
+    curves = load_curves(tmp_path)
+    numbers = {r["indexer"]: r for r in accuracy(curves, as_json=True)}
+    for spec in specs:
+        name = repr(topkit.indexer(spec))
+        own, row = of(rows, name), numbers[name]
+        assert row["note"] == "k covers the whole context"
+        for metric in ("recall", "own_recall", "mass", "kept", "output_error"):
+            mean = sum(r[metric] for r in own) / len(own)
+            assert row[metric] == pytest.approx(mean, abs=1e-9), metric
+    full, adaptive = numbers["sign()"], numbers["top_p(base=exact(), mass=0.5)"]
+    assert (full["recall"], full["own_recall"]) == (1, 1)
+    assert full["mass"] == pytest.approx(1, abs=1e-5)
+    assert adaptive["own_recall"] == 1 and adaptive["recall"] < 0.5 <= adaptive["mass"] < 1
+    assert adaptive["kept"] < full["kept"] / 2
+    shared = numbers["shared(base=sign(), per='group', how='mean')"]
+    assert (shared["unit_recall"], full["unit_recall"]) == (1, None)
+    (curve,) = curves
+    findings = Findings(curve)
+    assert not findings.compared("real", "oracle") and not curve.observed
+    for text in accuracy(curves, as_json=False)[1:]:
+        assert text["recall"] and text["mass"] and text["note"] == "k covers the whole context"
+    page = write_report(tmp_path).read_text()
+    assert page.count("<td>k covers the whole context</td>") == len(specs)
+    assert "<th>recall of the list</th>" in page and "nan" not in page.partition("<table>")[2]
+    assert not list((tmp_path / "figures").glob("*fidelity*"))
+
+
+def test_without_a_cap_what_is_said_beyond_the_length_has_none(tmp_path):
+    """A wrong answer goes on behind the prompt, which fills the length."""
+    seen.clear()
+    run(tmp_path, notes_k(), k="100%", samples=1, dense=False)
+    assert max(length for length, _ in seen) > LENGTH
+    assert all(k >= length for length, k in seen)
+
+
+seen: list[tuple[int, int]] = []
+
+
+@dataclass(frozen=True)
+class notes_k(Stateless):
+    """The first slot alone."""
+
+    def choose(self, queries, k, step, length):
+        seen.append((length, k))
+        return Selection(torch.zeros(*queries.shape[:3], 1, dtype=torch.long))
 
 
 def test_dense_says_what_generate_says(tmp_path):

@@ -33,6 +33,7 @@ from topkit.experiments.study.ordering import Ordering, Prediction
 from topkit.experiments.study.report import write_report
 from topkit.experiments.study.sentences import FLOOR, judged, orders, predicts
 from topkit.experiments.study.stats import Interval
+from topkit.experiments.study.trivial import note
 from topkit.indexers import sign
 from topkit.indexers.budget import Budget
 from topkit.indexers.spec import parse
@@ -645,6 +646,33 @@ def test_rows_are_condensed_as_by_hand(tmp_path):
     }
     again = condensed(tmp_path)
     assert again[0].equals(haystacks)
+
+
+def test_haystacks_whose_k_covers_all_count_only_where_all_do(tmp_path):
+    """Two cells on three haystacks: one has a trivial haystack, the other nothing else."""
+    setting = {"task": "t", "length": 64, "sparse_from": "question"}
+    scores = {"exact_match": 1.0, "score": 1.0, "token_accuracy": 1.0, "nll": 1.0, "kl": 0.0}
+    words = {"wording": "code", "family": "trained", "answer_tokens": 3, "question": 0}
+    accuracy, fidelity = [], []
+    for haystack in range(3):
+        for k, recalls in ((4, (0.25, 0.75, 1.0)), (64, (1.0, 1.0, 0.5))):
+            place = {"indexer": "sign()", "budget": str(k), "k": k, "haystack": haystack}
+            accuracy.append(setting | place | words | scores)
+            numbers = {"recall": recalls[haystack], "mass": 0.5, "kept": 4, "layer": 1}
+            trivial = {"trivial": k == 64 or haystack == 2, "level": "head", "question": 0}
+            fidelity += [setting | place | numbers | trivial | {"head": head} for head in (0, 1)]
+    keep(tmp_path, "accuracy", pa.Table.from_pylist(accuracy))
+    keep(tmp_path, "fidelity", pa.Table.from_pylist(fidelity))
+    haystacks, heads = condensed(tmp_path)
+    rows = {(r["budget"], r["haystack"]): r for r in haystacks.to_pylist()}
+    counts = [tuple(rows["4", h][n] for n in ("rows", "trivial_rows", "trivial")) for h in (0, 2)]
+    assert counts == [(2, None, False), (2, 2, True)]
+    assert {r["budget"] for r in heads.to_pylist()} == {"4"}
+    (curve,) = curves(haystacks, heads)
+    assert curve.mean("recall").tolist() == [0.5, pytest.approx(2.5 / 3)]
+    assert curve.trivial.tolist() == [False, True]
+    assert note(curve, 0) == "2 of 6 rows left out: k covers all that they see"
+    assert note(curve, 1) == "k covers the whole context"
 
 
 def rows(run):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from topkit.experiments.decode.recipe_code import recipe_code
+from topkit.fidelity.validity import require_valid
 from topkit.indexers.base import Cache, Index, Indexer, Selection, Step
 
 # Floats of scores, or of gathered keys, that one call may make: more queries go in pieces.
@@ -176,6 +177,17 @@ class Driver:
             with recipe_code(self.indexer, "select"):
                 chosen = index.select_many(queries[:, :, place], ks, step)
             yield Choice(place, chosen, where.stops(place, queries.device), memo)
+
+
+def require_choice(choice: Choice, k: int, indexer: Indexer, start: Tensor | None = None) -> None:
+    """Require of a choice at k different slots that its queries see, whoever attends to them.
+
+    Raises: InputError by the indexer's name.
+    """
+    stops = choice.stops[None]
+    start = torch.zeros_like(stops[:, 0]) if start is None else start
+    chosen = choice.by_budget[k].indices
+    require_valid(chosen, start.to(chosen.device), stops, k, repr(indexer))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.experiments.decode.attention import sparse_attention
 from topkit.experiments.decode.cache import LayerIndex
-from topkit.experiments.decode.driver import Driver, tokens
+from topkit.experiments.decode.driver import Driver, require_choice, tokens
 from topkit.experiments.decode.observer import Observer
 from topkit.experiments.model.compatibility import OFFERED
 from topkit.indexers.base import Cache, Index, Indexer
@@ -140,6 +140,8 @@ class Reader:
         outputs = []
         for choice in choices:
             part, selection = queries[:, :, choice.place], choice.by_budget[k]
+            if self.backend != "triton":  # which waits for no GPU
+                require_choice(choice, k, self.indexer, call.start)
             if answer:
                 outputs.append(sparse_attention(part, cache, selection, call.scaling, self.backend))
             if self.judged is not None:

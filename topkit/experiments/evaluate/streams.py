@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from topkit.experiments.decode.attention import dense_attention, sparse_attention
-from topkit.experiments.decode.driver import Choice, Driver
+from topkit.experiments.decode.driver import Choice, Driver, require_choice
 from topkit.experiments.runs.cells import Cell
 from topkit.indexers.base import Cache, Index, Selection
+from topkit.indexers.budget import UNCAPPED
 
 # Called with the layer, some queries, the cache, what they selected, and where they stand.
 Watch = Callable[[int, Tensor, Cache, Selection, Choice], None]
@@ -114,9 +115,13 @@ class Stream:
         if layer not in self.indices or past.dense(cache.keys.shape[2]):
             return dense_attention(queries, cache, past.scaling, past.window)
         k, outputs = self.k, []
-        assert k is not None
+        assert k is not None and self.cell.indexer is not None
+        if self.cell.budget == UNCAPPED:
+            # What is said may go on behind the length that k is a share of.
+            k = max(k, cache.keys.shape[2])
         driver = self._driver(layer, past, cache)
         for choice in driver.select(self.indices[layer], [k], queries, cache, inputs):
+            require_choice(choice, k, self.cell.indexer)
             part, selection = queries[:, :, choice.place], choice.by_budget[k]
             outputs.append(sparse_attention(part, cache, selection, past.scaling))
             if self.watch is not None:
