@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from topkit.errors import InputError
 from topkit.experiments.evaluate.haystack_means import condensed
@@ -107,15 +108,15 @@ class Curve:
         )
 
     @property
-    def _trivial(self) -> Array:
+    def _trivial(self) -> NDArray[np.bool_]:
         """Where nothing is to choose, since k covers all that is visible [C, H]."""
         none = np.zeros((len(self.cells), len(self.haystacks)))
         return self.counts.get("trivial", none) == 1
 
     @property
-    def trivial(self) -> Array:
+    def trivial(self) -> NDArray[np.bool_]:
         """The cells that have nothing to choose on any haystack [C]."""
-        return self._trivial.all(1)
+        return np.logical_and.reduce(self._trivial, 1)
 
     def where(self, *kinds: str, budget: Budget | None = None) -> list[int]:
         """The places of the cells of some kinds, at one budget or at all."""
