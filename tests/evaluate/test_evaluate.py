@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
@@ -536,6 +537,48 @@ def test_a_model_that_changed_on_disk_is_loaded_anew(tmp_path):
     again, _ = load_once(str(tmp_path / "model"), None, None)
     assert again is not first
     assert torch.equal(again.model.norm.weight, first.model.norm.weight)
+
+
+def spoil_norm(folder):
+    """Another model in the place of the first, by what its last norm weighs."""
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
+    save_file(tensors, weights, {"format": "pt"})
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("what", ["weights", "tokenizer", "text"])
+def test_what_changes_between_plan_and_job_is_refused_by_name(tmp_path, what, jobs):
+    model, text = tmp_path / "model", tmp_path / "text.txt"
+    shutil.copytree(REFERENCE, model)
+    text.write_text("The hull was old. The cook was older. Nobody spoke of it. " * 40)
+    plan = evaluate.plan(
+        model, TASK, LENGTH, 2, "sign", 8, out=tmp_path / "run", text=text, jobs=jobs
+    )
+    if what == "weights":
+        spoil_norm(model)
+    elif what == "tokenizer":
+        file = model / "tokenizer.json"
+        content = json.loads(file.read_text())
+        content["added_tokens"].append(
+            {**content["added_tokens"][0], "id": 4096, "content": "<another>"}
+        )
+        file.write_text(json.dumps(content))
+    else:
+        text.write_text("The mast was new. The boy was newer. All spoke of it. " * 40)
+    with pytest.raises(InputError, match=f"{what} changed while the run went on"):
+        topkit.run(plan)
+    assert not list((tmp_path / "run").rglob("*.parquet"))
+
+
+def test_a_model_of_this_process_that_changed_after_its_plan_is_refused(tmp_path):
+    model, tokenizer = load(REFERENCE)
+    plan = evaluate.plan(model, TASK, LENGTH, 1, "sign", 8, out=tmp_path, tokenizer=tokenizer)
+    with torch.no_grad():
+        model.model.norm.weight += 1
+    with pytest.raises(InputError, match="weights changed while the run went on"):
+        topkit.run(plan)
 
 
 def test_what_is_asked_twice_is_done_once(tmp_path):

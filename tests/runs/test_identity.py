@@ -153,15 +153,31 @@ def test_a_rerun_with_other_contents_is_refused_by_name_and_other_indexers_go_on
     assert topkit.measure(made(), "exact", 4, out=tmp_path).table.num_rows == 3 * 4
 
 
-def test_a_file_that_changes_while_the_run_goes_on_stops_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("role", ["indexer", "reference"])
+def test_a_file_that_changes_while_the_run_goes_on_stops_it(tmp_path: Path, role: str) -> None:
     (tmp_path / "data.bin").write_text("1")
     g = torch.Generator().manual_seed(0)
     capture = topkit.Capture.from_tensors(
         torch.randn(3, 2, 2, 8, generator=g), torch.randn(3, 1, 40, 8, generator=g)
     )
-    plan = topkit.measure.plan(capture, reads(tmp_path / "data.bin"), 4, out=tmp_path / "run")
+    reading = reads(tmp_path / "data.bin")
+    indexer, reference = (reading, None) if role == "indexer" else ("sign", reading)
+    plan = topkit.measure.plan(capture, indexer, 4, reference=reference, out=tmp_path / "run")
     with pytest.raises(InputError, match=r"a file that .*reads\(.* was changed while the run"):
         topkit.run(plan, progress=lambda e: e.done and (tmp_path / "data.bin").write_text("22"))
+    assert topkit.verify(tmp_path / "run").files == 1
+
+
+def test_a_capture_that_changes_while_the_run_goes_on_stops_it(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(3, 2, 2, 8, generator=g), torch.randn(3, 1, 40, 8, generator=g)
+    capture = topkit.Capture.from_tensors(queries, keys).save(tmp_path / "capture")
+    plan = topkit.measure.plan(capture, "sign", 4, out=tmp_path / "run")
+    other = topkit.Capture.from_tensors(queries, keys + 1).save(tmp_path / "other")
+    name = other.manifest["files"][1]["name"]
+    os.replace(tmp_path / "other" / name, tmp_path / "capture" / name)
+    with pytest.raises(InputError, match=f"{name} is not the file that was captured"):
+        topkit.run(plan)
     assert topkit.verify(tmp_path / "run").files == 1
 
 

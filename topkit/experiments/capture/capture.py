@@ -160,6 +160,7 @@ class Capture:
     def only(self, sample: int, layer: int) -> Capture:
         """The capture of one layer over one sample: what another process needs to load it.
 
+        Its file is verified when it is loaded, which may be hours later.
         Raises: InputError when the capture does not hold them.
         """
         entry = self._entries.get((sample, layer))
@@ -167,7 +168,7 @@ class Capture:
             raise InputError(f"the capture has no sample {sample}, layer {layer}")
         manifest = {**self.manifest, "samples": [self._records[sample]], "files": [entry]}
         tensors = None if self.tensors is None else {(sample, layer): self.tensors[sample, layer]}
-        return replace(self, manifest=manifest, tensors=tensors)
+        return replace(self, manifest=manifest, tensors=tensors, verified=False)
 
     @full_precision()
     def save(self, folder: str | Path, *, force: bool = False) -> Capture:

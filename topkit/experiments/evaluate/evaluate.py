@@ -10,8 +10,8 @@ import pyarrow as pa
 from transformers import PreTrainedModel
 
 from topkit.errors import InputError
-from topkit.experiments.evaluate.job import ROWS, Setting
 from topkit.experiments.evaluate.plan import Part, plan_parts
+from topkit.experiments.evaluate.setting import ROWS, Setting
 from topkit.experiments.model.load import load_once, named
 from topkit.experiments.runs.cells import Cell, parse_cells
 from topkit.experiments.runs.jobs import threads_of

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 
-from topkit.errors import InputError
 from topkit.experiments.evaluate.accuracy_rows import SCHEMA, accuracy_rows
 from topkit.experiments.evaluate.answers import Haystack
+from topkit.experiments.evaluate.identity import identity_of
+from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.model.load import load_once
 from topkit.experiments.runs.cell_parts import part_name, with_cells, write_rows
 from topkit.experiments.runs.cells import Cell
@@ -20,40 +20,6 @@ from topkit.experiments.tasks import Haystack as Text
 from topkit.experiments.tasks import Prompt, Task, task_name
 from topkit.experiments.tasks import prompt as make_prompt
 from topkit.indexers.noise import seed_of
-
-SPARSE_FROM = ("question", "answer")
-# Rows of one forward pass, by default: cells times questions of one haystack.
-ROWS = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What all jobs of a run have in common; a worker loads the model from it.
-
-    rows: of one forward pass; threads: of a worker, None where there is one.
-    Raises: InputError for a value that has no meaning.
-    """
-
-    out: Path
-    model: str
-    device: str | None = None
-    dtype: str | None = None
-    seed: int = 0
-    sparse_from: str = "question"
-    observe: bool | str = True
-    rows: int = ROWS
-    text: Path | None = None
-    threads: int | None = None
-    # The id of the run that the rows are of, once its folder is claimed.
-    run: str = ""
-
-    def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise InputError(f"batch_size must be at least 1; got {self.rows}")
-        if self.sparse_from not in SPARSE_FROM:
-            raise InputError(f"sparse_from must be question or answer; got {self.sparse_from!r}")
-        if self.observe not in (True, False, "rows"):
-            raise InputError(f"observe must be True, False or 'rows'; got {self.observe!r}")
 
 
 @dataclass(frozen=True)
@@ -102,11 +68,14 @@ def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None
             prompt, constants, cell, answers[cell], dense, piece.length, haystack.stops
         )
     ]
+    identity = identity_of(setting, model, tokenizer)
+    recipes = [cell.indexer for cell in piece.cells if cell.indexer is not None]
+    things = [piece.task, *recipes]
     if haystack.fidelity:
         fidelity = fidelity_table("evaluate", haystack.fidelity, **constants, sample=piece.sample)
-        write_rows(setting.out, setting.run, "fidelity", piece.part, fidelity, piece.cells)
+        write_rows(setting.out, setting.run, "fidelity", piece.part, fidelity, things, identity)
     table = with_cells(pa.Table.from_pylist(rows, SCHEMA), piece.cells)
-    write_rows(setting.out, setting.run, "accuracy", piece.part, table, piece.cells)
+    write_rows(setting.out, setting.run, "accuracy", piece.part, table, things, identity)
 
 
 def prompt_of(setting: Setting, task: Task, length: int, sample: int, tokenizer: Any) -> Prompt:

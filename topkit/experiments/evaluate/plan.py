@@ -14,9 +14,11 @@ from transformers import PreTrainedModel
 from topkit.errors import InputError
 from topkit.experiments.evaluate.accuracy_rows import KEYS, write_predictions
 from topkit.experiments.evaluate.haystack_means import keep_condensed
-from topkit.experiments.evaluate.job import Setting, prompt_of, run_job
+from topkit.experiments.evaluate.identity import identity_of
+from topkit.experiments.evaluate.job import prompt_of, run_job
 from topkit.experiments.evaluate.preflight import require_same
-from topkit.experiments.evaluate.request import Part, Request, identity_of
+from topkit.experiments.evaluate.request import Part, Request
+from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.evaluate.size import Size, size_of
 from topkit.experiments.model.compatibility import probe, unserved
 from topkit.experiments.model.load import require_positions

@@ -6,11 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from transformers import PreTrainedModel
-
-import topkit
-from topkit.experiments.evaluate.job import Piece, Setting
-from topkit.experiments.model.digests import tokenizer_digest, weights_digest
+from topkit.experiments.evaluate.job import Piece
+from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.runs import folder
 from topkit.experiments.runs.cell_parts import done
 from topkit.experiments.runs.cells import Cell, chunks
@@ -18,7 +15,6 @@ from topkit.experiments.runs.identity import Contents, of_all
 from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.parts import digest
 from topkit.experiments.runs.run_file import describe
-from topkit.experiments.tasks import Haystack as Text
 from topkit.experiments.tasks import Task, task_name
 
 
@@ -105,20 +101,3 @@ class Request:
                 rows=self.setting.rows,
             )
         return run
-
-
-def identity_of(setting: Setting, model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
-    """All that the rows depend on, beside task, length, sample and cell."""
-    return {
-        "weights": weights_digest(model),
-        "tokenizer": tokenizer_digest(tokenizer),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "seed": setting.seed,
-        # Sums over batches of another shape round otherwise, and close scores then change places.
-        "batch_size": setting.rows,
-        "text": "" if setting.text is None else digest(Text.of_file(setting.text).sentences),
-        # Else the same accuracy, observed in two ways, would be in the table twice.
-        "observe": setting.observe,
-        "topkit": topkit.__version__,
-    }

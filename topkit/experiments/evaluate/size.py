@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from topkit.experiments.evaluate.job import Setting
+from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.model.record import LayerRecord
 from topkit.experiments.runs.cells import Cell, chunks
 from topkit.experiments.runs.parts import PART

@@ -60,7 +60,8 @@ def measure_layer(
     if setting.out is None:
         return made
     part = part_name(name, cells)
-    write_rows(setting.out, setting.run, "fidelity", part, with_cells(made, cells), cells)
+    recipes = [r for r in (*(cell.indexer for cell in cells), setting.reference) if r is not None]
+    write_rows(setting.out, setting.run, "fidelity", part, with_cells(made, cells), recipes)
     return None
 
 

@@ -7,9 +7,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
+from multiprocessing import parent_process
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,35 +21,63 @@ from topkit.documents import parse_json
 from topkit.errors import InputError
 from topkit.experiments.runs import run_file
 from topkit.experiments.runs.cells import Cell
-from topkit.experiments.runs.identity import files_of
+from topkit.experiments.runs.identity import Contents, contents, files_of
 from topkit.experiments.runs.parts import digest, write_part
+from topkit.grammar import Named
 
 
 def write_rows(
-    out: Path, run: str, table: str, name: str, rows: pa.Table, cells: Sequence[Cell] = ()
+    out: Path,
+    run: str,
+    table: str,
+    name: str,
+    rows: pa.Table,
+    things: Iterable[Named] = (),
+    identity: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a part of a run's table, once its cells' indexers still read what they did at the start.
+    """Write a part of a run's table, once all that its rows are made of is what it was at the start.
 
-    Raises: InputError when the folder is no longer the run's (renamed, removed, replaced), and naming an
-    indexer whose files have changed in the meantime.
+    things: the indexers and the task of the rows; identity: as the job itself read model, text, ...
+    Raises: InputError when the folder is no longer the run's (renamed, removed, replaced), and naming
+    what has changed in the meantime.
     """
     described = run_file.read(out)
     if described is None or described.get("id") != run:
         raise InputError(
             f"{out} was renamed or removed while a run wrote to it; nothing more is kept"
         )
-    recipes = {cell.name: cell.indexer for cell in cells if cell.indexer is not None}
-    for recipe, its in recipes.items():
-        now = files_of(its)
-        before = described["contents"].get(recipe, {}).get("files")
-        if now != before:
-            raise InputError(f"a file that {recipe} reads was changed while the run went on")
+    _require_unchanged(described, things, identity or {})
     folder = out
     for word in Path(table).parts:
         folder /= word
         with suppress(FileNotFoundError):  # said below
             folder.mkdir(exist_ok=True)
     write_part(folder, name, rows, run=run, parents=False)
+
+
+def _require_unchanged(
+    described: Mapping[str, Any], things: Iterable[Named], identity: Mapping[str, Any]
+) -> None:
+    there = described["identity"]
+    apart = [name for name, value in identity.items() if there.get(name) != value]
+    if apart:
+        raise InputError(
+            f"{' and '.join(apart)} changed while the run went on; put back what it was, or use "
+            "another folder"
+        )
+    for thing in things:
+        name = repr(thing)
+        before = described["contents"].get(name, {})
+        if files_of(thing) != before.get("files"):
+            raise InputError(f"a file that {name} reads was changed while the run went on")
+        if parent_process() is not None and _as_imported(thing, described["id"]) != before:
+            raise InputError(f"the code of {name} was changed while the run went on")
+
+
+@lru_cache(maxsize=256)
+def _as_imported(thing: Named, run: str) -> Contents:
+    """A thing's contents when this worker first met it: its code is not read again."""
+    return contents(thing)
 
 
 def part_name(job: str, cells: Sequence[Cell]) -> str:

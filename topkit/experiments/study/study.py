@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from topkit.errors import InputError
-from topkit.experiments.evaluate.job import ROWS, Setting
 from topkit.experiments.evaluate.plan import EvaluatePlan, plan_parts
+from topkit.experiments.evaluate.setting import ROWS, Setting
 from topkit.experiments.model.compatibility import probe, unserved
 from topkit.experiments.model.load import load_once, named
 from topkit.experiments.runs.cells import in_order
