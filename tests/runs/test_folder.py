@@ -349,5 +349,17 @@ def test_a_run_of_an_earlier_topkit_is_refused_by_its_version(run: Path) -> None
         InputError, match=r"was written by topkit 0\.1\.0.*their rows are not mixed"
     ):
         measure(run)
-    with pytest.raises(InputError, match=r"was written by topkit 0\.1\.0, which kept no digests"):
+    with pytest.raises(
+        InputError, match=r"by topkit 0\.1\.0 before rows had digests.*another folder"
+    ):
         topkit.verify(run)
+
+
+def test_a_run_of_this_version_from_before_digests_is_told_so_and_what_to_do(run: Path) -> None:
+    content = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({n: content[n] for n in ("identity", "asked")}))
+    manifest_removed(run)
+    for call in (lambda: measure(run), lambda: topkit.verify(run)):
+        with pytest.raises(InputError, match=r"before rows had digests.*another folder") as refused:
+            call()
+        assert "and this is" not in str(refused.value)

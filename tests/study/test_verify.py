@@ -180,7 +180,7 @@ def test_a_report_of_an_earlier_run_says_that_nothing_vouches_for_its_rows(run: 
     content = json.loads((run / "run.json").read_text())
     content["identity"]["topkit"] = "0.1.0"
     (run / "run.json").write_text(json.dumps({n: content[n] for n in ("identity", "asked")}))
-    with pytest.raises(InputError, match=r"is not of topkit 0\.1\.0"):
+    with pytest.raises(InputError, match=r"is not of this run, which has no digests"):
         write_report(run)  # rows that were vouched for lose no word by losing their name
     for path in run.rglob("_manifest*"):
         path.unlink()

@@ -18,6 +18,7 @@ by themselves: a name that stands twice in a mapping, numbers beyond 64 bits, Na
 does not name are passed over: another version may say more.
 """
 
+from topkit.documents.paths import path_of
 from topkit.documents.read import parse_json, read_bytes, read_json, read_yaml
 from topkit.documents.schema import (
     SHA256,
@@ -45,6 +46,7 @@ __all__ = [
     "check",
     "is_file_name",
     "parse_json",
+    "path_of",
     "quote",
     "read_bytes",
     "read_json",

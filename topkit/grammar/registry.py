@@ -146,7 +146,7 @@ class Registry(Generic[T]):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint to the nearest known name, or all of them."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
 
 

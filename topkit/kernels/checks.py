@@ -22,6 +22,13 @@ def one_of(name: str, value: object, known: Iterable[object]) -> None:
         raise InputError(f"{name} must be one of {', '.join(map(str, known))}; got {value!r}")
 
 
+def tensors(**named: object) -> None:
+    """Require tensors."""
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name} must be a tensor; got {type(value).__name__}")
+
+
 def typed(name: str, tensor: Tensor, dtypes: Sequence[torch.dtype]) -> None:
     """Require one of some dtypes."""
     if tensor.dtype not in dtypes:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from topkit.documents import quote
+from topkit.documents import path_of, quote
 from topkit.errors import InputError
 from topkit.experiments.capture import files
 from topkit.experiments.capture.arrays import Array, ByLayer, Positions, by_layer, rows_of
@@ -43,7 +43,7 @@ class Capture:
         Without `verify` the files are checked one by one as they are loaded, not all at once here.
         Raises: InputError naming the file that is missing, truncated, altered or not understood.
         """
-        path = Path(path)
+        path = path_of(path, "a capture")
         try:
             if path.is_file():
                 with _named(path):
@@ -177,7 +177,7 @@ class Capture:
         Raises: InputError when the folder holds another capture (unless `force`), or the disk is
         full.
         """
-        folder = Path(folder)
+        folder = path_of(folder, "a folder for the capture")
         origin = {**self.manifest["origin"], "fingerprint": self.fingerprint}
         files.require_space(folder, sum(entry["bytes"] for entry in self.manifest["files"]))
         writer = Writer(folder, origin, self.samples, force=force)

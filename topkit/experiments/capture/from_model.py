@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from topkit.documents import path_of
 from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.capture.layers import survey_layers
@@ -114,4 +115,8 @@ def capture_passages(
         "layers": sorted(survey.modules),
         "hidden": hidden,
     }
-    return plan_of(Request(model, survey, tuple(passages), Path(out), origin, force))
+    return plan_of(
+        Request(
+            model, survey, tuple(passages), path_of(out, "a folder for the capture"), origin, force
+        )
+    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from transformers import PreTrainedModel
 
+from topkit.documents import path_of
 from topkit.errors import InputError
 from topkit.experiments.evaluate.plan import Part, plan_parts
 from topkit.experiments.evaluate.setting import ROWS, Setting
@@ -19,6 +20,7 @@ from topkit.experiments.runs.plan import Plan, planned
 from topkit.experiments.tasks import Task, make_task
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budgets
+from topkit.kernels.checks import at_least_one
 
 
 @planned
@@ -56,16 +58,15 @@ def evaluate(
     Returns: the accuracy rows.
     Raises: InputError for bad input, and a folder that holds another run (unless `force`).
     """
-    if samples < 1:
-        raise InputError(f"samples must be at least 1; got {samples}")
+    samples = at_least_one("samples", samples)
     cells = parse_cells(indexers, k, dense)
-    chosen = _listed(tasks, lambda task: make_task(task) if isinstance(task, str) else task)
+    chosen = _listed("tasks", tasks, _task)
     share = isinstance(model, PreTrainedModel)
     if share and (tokenizer is None or jobs > 1):
         raise InputError("a loaded model needs its tokenizer, and runs with jobs=1")
     name = "" if isinstance(model, PreTrainedModel) else named(model)
     setting = Setting(
-        out=Path(out),
+        out=path_of(out, "a folder for the run"),
         model=name,
         device=device,
         dtype=dtype,
@@ -73,15 +74,32 @@ def evaluate(
         sparse_from=sparse_from,
         observe=observe,
         rows=ROWS if batch_size is None else batch_size,
-        text=None if text is None else Path(text),
+        text=None if text is None else path_of(text, "a text"),
         threads=threads_of(jobs),
     )
-    part = Part(tuple(chosen), tuple(_listed(lengths, int)), samples, tuple(cells))
+    part = Part(
+        tuple(chosen),
+        tuple(_listed("lengths", lengths, _length)),
+        samples,
+        tuple(cells),
+    )
     loaded = (model, tokenizer) if share else load_once(name, device, dtype)
     return plan_parts(loaded, setting, [part], workers=jobs, force=force, share=share)
 
 
-def _listed(values: Any, make: Callable[[Any], Any]) -> list[Any]:
-    """What `make` makes of one value or several, without duplicates."""
-    values = [values] if isinstance(values, str | int | Task) else values
-    return list(dict.fromkeys(map(make, values)))
+def _task(task: Any) -> Task:
+    return task if isinstance(task, Task) else make_task(task)
+
+
+def _length(length: Any) -> int:
+    digits = isinstance(length, str) and length.isdecimal()
+    return at_least_one("lengths", int(length) if digits else length)
+
+
+def _listed(name: str, values: Any, make: Callable[[Any], Any]) -> list[Any]:
+    """What `make` makes of one value or several, without duplicates. Raises: InputError for none."""
+    several = isinstance(values, Iterable) and not isinstance(values, str | bytes)
+    made = list(dict.fromkeys(map(make, values if several else [values])))
+    if not made:
+        raise InputError(f"{name} must be one or more; got none")
+    return made

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from topkit.documents import path_of
 from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.measure.layer import Setting, require_all
@@ -69,7 +70,7 @@ def _setting(
         device,
         None if reference is None else require_able(parse(reference)),
         reduce,
-        None if out is None else Path(out),
+        None if out is None else path_of(out, "a folder for the run"),
         threads_of(jobs),
     )
 

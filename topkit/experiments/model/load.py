@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from topkit.documents import quote
+from topkit.documents import path_of, quote
 from topkit.errors import InputError, extras_named
 
 REFERENCE = Path(__file__).parents[2] / "data" / "reference"
@@ -23,7 +23,7 @@ def resolve(model: str | Path) -> Path:
     """
     if model == "reference":
         return REFERENCE
-    path = Path(model)
+    path = path_of(model, "a model, or `reference`")
     try:
         if (path / "config.json").is_file():
             return path

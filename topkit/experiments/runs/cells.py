@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any, cast
 
 from topkit.errors import InputError
 from topkit.experiments.runs.identity import of_all, within
@@ -48,8 +49,13 @@ def parse_cells(
     Raises: InputError for a spec or a budget that cannot be read, for an indexer whose package is not
     installed, for two indexers of one name that are not the same, and when there is nothing to run.
     """
-    one = isinstance(indexers, str | Indexer | Cell | type)  # parse says what a class lacks
-    listed = [indexers] if one else list(indexers)
+    # parse says what a class lacks, and what is no recipe.
+    one = isinstance(indexers, str | bytes | Indexer | Cell | type) or not hasattr(
+        indexers, "__iter__"
+    )
+    listed = (
+        [cast("str | Indexer | Cell", indexers)] if one else list(cast("Iterable[Any]", indexers))
+    )
     recipes = [parse(spec) for spec in listed if not isinstance(spec, Cell)]
     without = isinstance(k, str | list | tuple) and not k
     if recipes and without:

@@ -121,10 +121,15 @@ def require_same(
         return
     there = run["identity"]
     apart = [name for name in {**there, **identity} if there.get(name) != identity.get(name)]
-    if "topkit" in apart or "id" not in run:
+    if "topkit" in apart:
         raise InputError(
-            f"{out} was written by topkit {there.get('topkit')}, and this is {identity.get('topkit')}: "
+            f"{out} was written by {writer(run)}, and this is topkit {identity.get('topkit')}: "
             "their rows are not mixed; use another folder, or --force (`topkit report` reads either)"
+        )
+    if "id" not in run:
+        raise InputError(
+            f"{out} was written before rows had digests: nothing vouches for its rows; use another "
+            "folder, or --force (`topkit report` reads it)"
         )
     if apart:
         raise InputError(
@@ -132,6 +137,15 @@ def require_same(
         )
     things.require_same(out, run["contents"], contents or {})
     raise_first(faults(out, run, "gone"))
+
+
+def writer(run: Mapping[str, Any]) -> str:
+    """The topkit that wrote a run."""
+    return (
+        f"topkit {run['identity']['topkit']}"
+        if "topkit" in run["identity"]
+        else "an earlier topkit"
+    )
 
 
 def require_no_capture(out: Path) -> None:
@@ -172,7 +186,9 @@ def faults(out: Path, run: Mapping[str, Any], *but: str) -> list[str]:
     """What is wrong with a run's parts, a line a file; `but` names kinds of fault that do not count."""
     if "id" not in run:
         later = [path for name in TABLES for path in (out / name).glob(manifest.FILES)]
-        return [f"{later[0]} is not of topkit {run['identity'].get('topkit')}"] if later else []
+        return (
+            [f"{later[0]} is not of this run, which has no digests; move it away"] if later else []
+        )
     every = [fault for name in TABLES for fault in manifest.faults(out / name, run["id"])]
     wrong = [fault.text for fault in every if fault.kind not in but]
     return wrong or [line for name in TABLES for line in doubled(out / name)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from topkit.documents import Number, read_json
+from topkit.documents import Number, path_of, read_json
 from topkit.errors import InputError
 from topkit.experiments.evaluate.haystack_means import keep_condensed
 from topkit.experiments.runs.folder import require_intact
@@ -45,13 +45,13 @@ def write_report(run: str | Path, margin: float = MARGIN, k: Budgets | None = No
     Raises: InputError when the run holds no rows, or none at a budget, and naming a part that is not
     as the run wrote it.
     """
-    run = Path(run)
+    run = path_of(run, "the folder of a run")
     origin = list(sentences(require_intact(run)))
     curves = curves_of(*keep_condensed(run))
     budgets = None if k is None else _run_at(parse_budgets(k), curves)
     shown = [(curve, _at(curve, budgets)) for curve in curves]
     all_findings = [Findings(curve, margin, k) for curve, ks in shown for k in ks]
-    study = _study(run / STUDY)
+    study = study_of(run / STUDY)
     page = PAGE.format(
         title="How good must an indexer be before the model notices?",
         body="\n".join(_body(all_findings, study, run / "figures", origin, budgets)),
@@ -80,7 +80,7 @@ def _at(curve: Curve, budgets: Sequence[Budget] | None) -> list[Budget | None]:
     return [k for k in budgets or () if k in curve.budgets] or [curve.budget]
 
 
-def _study(path: Path) -> dict[str, Any]:
+def study_of(path: Path) -> dict[str, Any]:
     """The content of study.json; nothing where `evaluate` wrote the run."""
     if not path.exists():
         return {}

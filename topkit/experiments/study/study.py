@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from topkit.documents import path_of
 from topkit.errors import InputError
 from topkit.experiments.evaluate.plan import EvaluatePlan, plan_parts
 from topkit.experiments.evaluate.setting import ROWS, Setting
@@ -53,7 +54,7 @@ def run_study(
         if word not in known:
             raise InputError(f"unknown {kind} {word!r}; {nearest(word, known)}")
     setting = Setting(
-        out=Path(out),
+        out=path_of(out, "a folder for the run"),
         model=named(model),
         device=device,
         dtype=dtype,
@@ -61,7 +62,7 @@ def run_study(
         sparse_from=sparse_from,
         observe=observe,
         rows=ROWS if batch_size is None else batch_size,
-        text=None if text is None else Path(text),
+        text=None if text is None else path_of(text, "a text"),
         threads=threads_of(jobs),
     )
     chosen, loaded = PRESETS[preset](), load_once(named(model), device, dtype)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from topkit.documents import quote
+from topkit.documents import path_of, quote
 from topkit.errors import InputError
 from topkit.experiments.capture import files, manifest
 from topkit.experiments.runs import folder, run_file
@@ -29,7 +29,7 @@ def verify(path: str | Path) -> Verified:
     Raises: InputError naming a file that was altered, copied in, deleted or cannot be read, and for a
     folder that holds neither, or a run of an earlier topkit, whose rows have no digests.
     """
-    verified = inspect(Path(path))
+    verified = inspect(path_of(path, "the folder of a run or a capture"))
     folder.raise_first(verified.faults)
     return verified
 
@@ -57,8 +57,10 @@ def _inspected(path: Path) -> Verified:
             f"{path} holds neither a run ({run_file.NAME}) nor a capture ({manifest.MANIFEST})"
         )
     if "id" not in run:
-        writer = run["identity"].get("topkit")
-        raise InputError(f"{path} was written by topkit {writer}, which kept no digests of rows")
+        raise InputError(
+            f"{path} was written by {folder.writer(run)} before rows had digests: there is nothing to "
+            "hold them to; run it again into another folder"
+        )
     count = sum(1 for _ in folder.parts(path))
     return Verified(path, "run", count, tuple(folder.faults(path, run)))
 

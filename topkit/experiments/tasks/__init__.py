@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from typing import Any
 
+from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.tasks.base import Task
 from topkit.experiments.tasks.books import Books
@@ -43,6 +44,8 @@ def make_task(text: str, /, **parameters: Any) -> Task:
     Raises: InputError for a text that does not parse, an unknown name or a misspelt parameter (the
     nearest is suggested), and a value of another type, or that the task refuses.
     """
+    if not isinstance(text, str):
+        raise InputError(f"expected a task as text, as 'niah-multikey'; got {quote(text)}")
     return make(text, REGISTRY, **parameters)
 
 

@@ -30,6 +30,7 @@ def cache_append(
     beyond C.
     Raises: InputError where shapes, dtypes or devices do not belong together, or there is no room.
     """
+    checks.tensors(keys=keys, values=values, new_keys=new_keys, new_values=new_values)
     for name, buffer, new in (("keys", keys, new_keys), ("values", values, new_values)):
         checks.dims(name, buffer, 4)
         checks.beside(keys.device, **{name: buffer, f"new_{name}": new})

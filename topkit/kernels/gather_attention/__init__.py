@@ -45,6 +45,7 @@ def gather_attention(
     Raises: InputError where shapes, dtypes or devices do not belong together.
     """
     rest = {"rest_values": rest_values, "rest_logits": rest_logits, "rest_share": rest_share}
+    checks.tensors(queries=queries, keys=keys, values=values, indices=indices)
     _check(queries, keys, values, indices, log_weights)
     _check_rest(queries, values, **rest)
     own = _unsupported(queries, keys, values, indices, **rest)

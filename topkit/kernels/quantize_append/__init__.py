@@ -42,6 +42,7 @@ def quantize_append(
     The kernel writes the bits that the definition does, of keys that are finite, also once rotated.
     Raises: InputError where shapes, dtypes or devices do not belong together, or there is no room.
     """
+    checks.tensors(keys=keys, codes=codes)
     _check(keys, codes, scale, dtype)
     at = at if isinstance(at, Tensor) else checks.whole("at", at)
     _check_room(at, keys, codes)

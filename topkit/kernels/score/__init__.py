@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from topkit.kernels import checks
 from topkit.kernels.backend import LEAST_FP8, resolve
 from topkit.kernels.score import boundary, reference
 from topkit.kernels.score.reference import score
@@ -34,6 +35,7 @@ def score_codes(
     components differ in sign.
     Raises: InputError where shapes, dtypes or devices do not belong together.
     """
+    checks.tensors(queries=queries, codes=codes)
     boundary.check_codes(queries, codes, dtype, scale, pool)
     boundary.check_window(start, stop, queries)
     unsupported = boundary.codes_unsupported(queries, codes, scale)
@@ -67,6 +69,7 @@ def score_lightning(
     Raises: InputError where shapes, dtypes or devices do not belong together.
     Source: DeepSeek-V3.2-Exp report, equation 1.
     """
+    checks.tensors(queries=queries, keys=keys, gates=gates)
     boundary.check_lightning(queries, keys, gates, query_scale, key_scale)
     boundary.check_window(start, stop, queries)
     unsupported = boundary.lightning_unsupported(queries, keys, gates, query_scale, key_scale)

@@ -43,6 +43,7 @@ def score_select(
     that is not by the two operations' own kernels, unless it is forced.
     Raises: InputError for k < 1, for NaN, and where shapes, dtypes or devices do not belong together.
     """
+    checks.tensors(queries=queries, codes=codes)
     boundary.check_codes(queries, codes, dtype, scale, pool)
     k = checks.at_least_one("k", k)
     _check(queries, order, start, stop)
@@ -77,6 +78,7 @@ def score_select_lightning(
     Shapes: as `score_lightning`; k, order, check as `select_topk` -> [B, 1, Tq, min(k, T)] int64.
     Raises: InputError for k < 1, for NaN, and where shapes, dtypes or devices do not belong together.
     """
+    checks.tensors(queries=queries, keys=keys, gates=gates)
     boundary.check_lightning(queries, keys, gates, query_scale, key_scale)
     k = checks.at_least_one("k", k)
     _check(queries, order, start, stop)

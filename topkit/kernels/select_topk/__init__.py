@@ -39,6 +39,7 @@ def select_topk(
     for the GPU, and a row that holds NaN is -1 throughout.
     Raises: InputError for k < 1, for NaN, and where shapes, dtypes or devices do not belong together.
     """
+    checks.tensors(scores=scores)
     k = checks.at_least_one("k", k)
     if scores.dim() == 0:
         raise InputError("scores must have at least one dimension; got a number")
