@@ -61,3 +61,11 @@ def test_what_a_kernel_does_not_take(name: str) -> None:
     for wrong in WRONG:
         said = line_of(lambda wrong=wrong: KERNELS[name](wrong))
         assert said and "must be a tensor" in said
+
+
+@pytest.mark.parametrize(
+    "name", ["load", "measure", "report", "verify", "Capture.open", "evaluate out"]
+)
+@pytest.mark.parametrize("path", ["a" * 300, "x/" * 3000, "\ud800"])
+def test_a_path_longer_than_paths_may_be(name: str, path: str) -> None:
+    assert line_of(lambda: PUBLIC[name](path))

@@ -3,6 +3,7 @@
 # pyright: strict
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import cast
@@ -19,6 +20,17 @@ def path_of(value: object, wanted: str) -> Path:
     text: object = value
     if isinstance(value, os.PathLike):
         text = cast("object", os.fspath(cast("os.PathLike[str]", value)))
-    if isinstance(text, str) and "\0" not in text:
+    if isinstance(text, str) and "\0" not in text and not _too_long(text):
         return Path(text)
     raise InputError(f"cannot read {quote(text)}: expected the path of {wanted}")
+
+
+def _too_long(text: str) -> bool:
+    """Whether it is longer than a path, or a name in it, may be."""
+    try:
+        os.lstat(text)
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    except ValueError:  # half a character
+        return True
+    return False

@@ -23,7 +23,7 @@ def resolve(model: str | Path) -> Path:
     """
     if model == "reference":
         return REFERENCE
-    path = path_of(model, "a model, or `reference`")
+    path = path_of(model, "a model (a folder with config.json), or `reference`")
     try:
         if (path / "config.json").is_file():
             return path
