@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,16 @@ def test_the_core_measures_without_any_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "'indexer': 'quest" in done.stdout, done.stderr
+
+
+def test_the_console_script_measures_and_shows_without_any_extra(tmp_path: Path) -> None:
+    out = [f"{tmp_path / name}" for name in ("capture", "run")]
+    code = WITHOUT.format(absent=set(EXTRA_OF)) + (
+        f"{CAPTURE}\ncapture.save({out[0]!r})\nfrom topkit.cli import main\nmain()"
+    )
+    words = ["measure", out[0], "--indexer", "sign", "-k", "4", "--out", out[1]]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 0 and "sign()" in done.stdout, done.stderr
 
 
 def test_other_packages_are_missed_as_ever() -> None:
