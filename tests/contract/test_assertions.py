@@ -448,6 +448,14 @@ BAD |= {
     ),
     "a mask for scores": ({"scores": torch.ones(1, 1, 1, 5, dtype=torch.bool)}, "must be numbers"),
     "complex": ({"scores": torch.ones(1, 1, 1, 5, dtype=torch.complex64)}, "real numbers"),
+    "queries of no dimension": (
+        {"queries": torch.ones(1, 1, 2, 0), "keys": torch.ones(1, 1, 5, 0)},
+        "expected one batch and D of at least 1",
+    ),
+    "weights that know no score": (
+        {"queries": torch.ones(1, 2, 2, 4), "keys": KEYS["keys"], "scaling": 0},
+        "a shared list is judged by weights",
+    ),
     "ragged": ({"scores": [[1.0], [1.0, 2.0]]}, "must be an array of numbers"),
     "objects": ({"scores": np.array([None, 1])}, "must be an array of numbers"),
 }
@@ -463,6 +471,18 @@ def test_bounds_that_are_possible_are_judged() -> None:
     numpys: dict[str, Any] = {"k": np.int64(3), "tolerance": np.float32(1e-6)}
     assert_selects(last, **KEYS, **numpys, start=np.array([4]))
     assert_selects(last, **KEYS, start=[4.0], lengths=torch.tensor([5.0]))
+    assert_selects(last, **KEYS, k=10**30, start=[4])
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.float8_e4m3fn, torch.float16])
+def test_queries_and_keys_of_any_type_of_number(dtype: torch.dtype) -> None:
+    queries, keys = (torch.randint(-4, 5, (1, 2, n, 8)).to(dtype) for n in (1, 40))
+    indices = (queries.float() @ keys.float().mT).topk(5).indices
+    assert_selects(indices, queries=queries, keys=keys)
+    with pytest.raises(AssertionError, match="Top-k"):
+        assert_selects(
+            (-queries.float() @ keys.float().mT).topk(5).indices, queries=queries, keys=keys
+        )
 
 
 @pytest.mark.parametrize("bad", BAD)

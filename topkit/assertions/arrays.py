@@ -50,7 +50,7 @@ def indices_of(x: Array) -> Tensor:
     """A tensor of slots [..., w]."""
     out = tensor(x, "indices")
     if out.is_floating_point() or out.dtype == torch.bool or out.dim() == 0:
-        raise InputError(f"indices must be integers [..., k]; got {out.dtype}")
+        raise InputError(f"indices must be integers [..., k]; got {out.dtype} {list(out.shape)}")
     return out
 
 

@@ -83,6 +83,8 @@ def of_attention(
             f"indices must be [B, Hs, Tq, k], Hs one of {sorted({1, groups, heads})}; got Hs {lists}"
         )
     per = heads // lists
+    if per > 1 and scale == 0:
+        raise InputError("scaling must be above 0: a shared list is judged by weights; got 0")
     each = max(1, block // (per * length))
     start, stop = seen
 

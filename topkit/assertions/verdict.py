@@ -46,7 +46,7 @@ def _faults(
 ) -> Tensor:
     """How wrong each row is [n]: 0 right, below 1 a poor choice, else so many broken slots."""
     scores, length = rows.scores, rows.scores.shape[-1]
-    wanted = (scores > NEVER).sum(-1).clamp_max(demand.k)
+    wanted = (scores > NEVER).sum(-1).clamp_max(min(demand.k, length))
     inside = (indices >= 0) & (indices < length)
     place = indices.clamp(0, length - 1)
     chosen = scores.gather(-1, place).masked_fill(~inside, NEVER)

@@ -47,10 +47,10 @@ def _check_shapes(queries: Tensor, keys: Tensor) -> None:
         raise InputError("queries must be [B, Hq, Tq, D] and keys [B or 1, Hk, T, D]")
     (rows, heads, _, width), (batch, groups, length, _) = queries.shape, keys.shape
     fit = groups > 0 and heads % groups == 0 and width == keys.shape[3] and batch in {1, rows}
-    if not fit or length == 0:
+    if not fit or length == 0 or width == 0:
         raise InputError(
             f"queries {list(queries.shape)} and keys {list(keys.shape)} do not fit: expected one "
-            "batch and D, and Hq a multiple of Hk"
+            "batch and D of at least 1, and Hq a multiple of Hk"
         )
 
 

@@ -53,6 +53,8 @@ def norms(vectors: Tensor) -> Tensor:
 
 
 def _norms(vectors: Tensor) -> Tensor:
+    if not vectors.is_floating_point() or vectors.element_size() == 1:
+        vectors = vectors.float()  # of integers and fp8 torch has no norm
     if vectors.dtype != torch.float64:
         short = _of_dtype(vectors, torch.float32)
         if short.isfinite().all():
