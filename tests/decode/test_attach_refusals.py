@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import StaticCache
@@ -41,6 +42,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "layer 0 .* sees a window",
     ),
     "layers that are none": (lambda: attach(tiny(), "sign()", k=4, layers=0), "layers must be"),  # type: ignore[arg-type]
+    "a layer that is true": (
+        lambda: attach(tiny(), "sign()", k=4, layers=[True]),
+        "layers must be a whole number; got True",
+    ),
+    "half a seed": (lambda: attach(tiny(), "random", k=4, seed=1.5), "seed must be a whole number"),  # type: ignore[arg-type]
+    "a word for a switch": (
+        lambda: attach(tiny(), "sign()", k=4, sparse_prefill="no"),  # type: ignore[arg-type]
+        "sparse_prefill must be True or False",
+    ),
     "no layers": (lambda: attach(tiny(), "sign()", k=4, layers=[]), "no layer"),
     "observe": (lambda: attach(tiny(), "sign()", k=4, observe="yes"), "observe must be"),
 }
@@ -93,6 +103,27 @@ def test_refuses_a_second_attachment(model: Any) -> None:
     ):
         attach(model, "sign()", k=4, layers=[1])
     attach(model, "sign()", k=4, layers=[1]).detach()
+
+
+def test_a_layer_may_be_a_number_of_numpy_or_torch(model: Any) -> None:
+    for layers in (np.array([1]), torch.tensor([1]), [np.int64(1)], range(1, 2), [1, 1]):
+        with (
+            pytest.warns(UserWarning, match="selected nothing"),
+            attach(model, "sign", 4, layers=layers) as ours,
+        ):  # type: ignore[arg-type]
+            assert ours.layers == [1] and type(ours.layers[0]) is int
+
+
+def test_what_is_detached_is_not_gone_on_with(model: Any) -> None:
+    """The model would be dense, and nothing would say so."""
+    with attach(model, "random", k=4) as ours:
+        generated(model, prompt())
+        with pytest.raises(InputError, match="in a `with` already"), ours:
+            pass
+    with pytest.raises(InputError, match="this attachment to Qwen3ForCausalLM was detached"), ours:
+        pass
+    with pytest.raises(InputError, match="was detached; attach again"), ours.sparse_from(3):
+        pass
 
 
 def test_refuses_caches_that_it_cannot_follow(model: Any) -> None:

@@ -144,10 +144,12 @@ def test_sparse_prefill_is_the_slot_0(model: Any) -> None:
 def test_slots_are_read_from_all_that_holds_numbers() -> None:
     for slot in (3, np.int64(3), torch.tensor(3), np.array(3)):
         assert parse_slot(slot) == 3
-    for slots in ([3, 4], (3, 4), range(3, 5), np.array([3, 4]), torch.tensor([3, 4])):
+    several: list[Any] = [[3, 4], (3, 4), range(3, 5), np.array([3, 4]), torch.tensor([3, 4])]
+    for slots in (*several, [np.int64(3), torch.tensor(4)]):
         read = parse_slot(slots)
         assert isinstance(read, Tensor) and read.tolist() == [3, 4]
     assert parse_slot(None) is None
+    assert (read := parse_slot([3, 10**30])) is not None and int(read.max()) > 10**9
 
 
 @pytest.mark.parametrize("slot", [-1, True, 2.5, "3", [], [1, -2], [[1]], np.array([1.5]), {3: 4}])

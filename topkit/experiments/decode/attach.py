@@ -19,6 +19,7 @@ from topkit.experiments.decode.wrappers import unwrapped
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget, parse_budget
 from topkit.indexers.spec import parse
+from topkit.kernels import checks
 from topkit.kernels.backend import resolve
 
 __all__ = ["Attachment", "attach"]
@@ -64,7 +65,9 @@ def attach(
     recipe, budget = parse(indexer), parse_budget(k)
     if observe not in (True, False, "shadow"):
         raise InputError(f'observe must be True, False or "shadow"; got {observe!r}')
-    slot = parse_slot(sparse_from_slot)
+    if sparse_prefill not in (True, False):
+        raise InputError(f"sparse_prefill must be True or False; got {sparse_prefill!r}")
+    seed, slot = checks.whole("seed", seed), parse_slot(sparse_from_slot)
     if sparse_prefill and slot is not None:
         raise InputError("sparse_prefill is sparse_from_slot=0; give one of the two")
     graphs = _cuda_graph(cuda_graph, capture) and not sparse_prefill

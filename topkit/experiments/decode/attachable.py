@@ -12,6 +12,7 @@ from topkit.errors import InputError
 from topkit.experiments.model.attention import is_switched
 from topkit.experiments.model.compatibility import PROBED, probe, unserved
 from topkit.indexers.base import Indexer
+from topkit.kernels import checks
 
 
 def attachable(
@@ -52,9 +53,10 @@ def attachable(
 
 def _chosen(layers: Iterable[int]) -> list[int]:
     try:
-        return sorted(set(layers))
+        several = layers.tolist() if isinstance(layers, torch.Tensor) else list(layers)
     except TypeError:
         raise InputError(f"layers must be numbers as [0, 3]; got {layers!r}") from None
+    return sorted({checks.whole("layers", layer) for layer in several})
 
 
 @torch.no_grad()

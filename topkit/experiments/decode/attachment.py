@@ -43,7 +43,7 @@ class Attachment:
         self._model, self._modules = model, frozenset(modules.values())
         self._reader, self._owner, self._prompt = reader, CacheOwner(), Prompt(slot)
         self._layers = LayerAttention(reader, self._owner, self._prompt, shadow)
-        self._running, self._attached = Running(), True
+        self._running, self._attached, self._entered = Running(), True, False
         # Of calls so far, for `_warn`.
         self._called, self._ends_named = False, slot is not None
         self._generates = hasattr(model, "generate")
@@ -92,9 +92,14 @@ class Attachment:
         self._warn()
 
     def __enter__(self) -> Attachment:
+        self._require_attached()
+        if self._entered:
+            raise InputError("this attachment is in a `with` already, whose end detaches")
+        self._entered = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._entered = False
         self._detach()
         if kind is None:
             self._warn()
@@ -102,6 +107,7 @@ class Attachment:
     @contextmanager
     def sparse_from(self, slot: Any) -> Iterator[None]:
         """In here this thread's calls are as under `attach(..., sparse_from_slot=slot)`."""
+        self._require_attached()
         self._ends_named = True
         with self._prompt.until(parse_slot(slot)):
             yield
@@ -115,6 +121,11 @@ class Attachment:
         if self._reader.judged is None:
             raise InputError("nothing was observed; attach with observe=True")
         return self._reader.judged.table()
+
+    def _require_attached(self) -> None:
+        if not self._attached:
+            name = type(self._model).__name__
+            raise InputError(f"this attachment to {name} was detached; attach again")
 
     def _detach(self) -> None:
         with self._running.no_other():

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topkit.documents import quote
 from topkit.errors import InputError
+from topkit.indexers.budget import MOST
 
 # The slot from which queries are sparse: one for all rows, or one a row [B].
 Slot = int | Tensor | None
@@ -80,15 +82,22 @@ def parse_slot(slot: Any) -> Slot:
     """
     if slot is None:
         return None
-    plain = slot.tolist() if hasattr(slot, "tolist") else slot
+    plain = _plain(slot)
     one = not isinstance(plain, list | tuple | range)
-    several = [plain] if one else list(plain)
-    whole = all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in several)
+    several = [plain] if one else [_plain(x) for x in plain]
+    whole = all(type(x) is int and x >= 0 for x in several)
     if not several or not whole:
         raise InputError(
-            f"sparse_from_slot must be a slot of at least 0, or a list of one a row; got {slot!r}"
+            "sparse_from_slot must be a slot of at least 0, or a list of one a row; "
+            f"got {quote(slot)}"
         )
+    several = [min(x, MOST) for x in several]  # behind any context
     return several[0] if one else torch.tensor(several)
+
+
+def _plain(x: Any) -> Any:
+    """Numbers of numpy and torch as Python's."""
+    return x.tolist() if hasattr(x, "tolist") else x
 
 
 def _length(inputs: Any, kwargs: Mapping[str, Any]) -> int:
