@@ -581,6 +581,20 @@ def test_traits_that_are_none_are_refused_wherever_they_are_read():
         ({"inputs": {"hidden": torch.ones(1, 9)}}, "hidden must have 3 dimensions"),
         ({"inputs": {"hidden": torch.ones(1, 9, 4), "latent": torch.ones(1, 8, 4)}}, "one B and T"),
         ({"inputs": {"rope": torch.ones(1, 9, 4)}}, "rope must be a pair"),
+        ({"inputs": {"rope": (torch.ones(1, 9, 4), None)}}, "rope must be a pair"),
+        ({"inputs": {"hidden": torch.ones(1, 9, 0)}}, "hidden must have at least 1 dimension"),
+        ({"inputs": [torch.ones(1, 9, 4)]}, "inputs must be a mapping, by name; got list"),
+        ({"widths": [("hidden", 4)]}, "widths must be a mapping"),
+        ({"heads": 4}, "query and KV heads"),
+        ({"inputs": own_inputs(), "heads": 4}, "query and KV heads"),
+        (
+            {"inputs": {**own_inputs(), "values": torch.ones(2, 3, 30, 16)}},
+            r"values must have the heads of keys, \[1\]; got \[3\]",
+        ),
+        (
+            {"inputs": {**own_inputs(), "prefill_queries": torch.ones(2, 64, 30, 3)}},
+            r"prefill_queries must have the heads and dimensions of queries, \[64, .*; got \[64, 3\]",
+        ),
         ({"inputs": own_inputs(), "heads": (4, 1)}, r"heads must be those .* \(64, 1\)"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -114,14 +115,18 @@ def draw_of(
 
     Raises: InputError for what is not there, and shapes that do not fit one another or the recipe.
     """
+    said: dict[str, object] = {"inputs": inputs, "widths": widths}
+    for name, x in said.items():
+        if x is not None and not isinstance(x, Mapping):
+            raise InputError(f"{name} must be a mapping, by name; got {type(x).__name__}")
     own = _tokens(inputs or {})
+    heads = None if heads is None else _heads(heads)
     if "queries" in own:
-        theirs = (own["queries"].shape[1], own["keys"].shape[1])
-        if heads is not None and tuple(heads) != theirs:
+        theirs = _heads((own["queries"].shape[1], own["keys"].shape[1]))
+        if heads not in (None, theirs):
             raise InputError(f"heads must be those of queries and keys, {theirs}; got {heads}")
         heads = theirs
-    if heads is not None:
-        heads = _heads(heads)
+        _require_alike(own)
     widths = {name: checks.at_least_one(name, size) for name, size in (widths or {}).items()}
     for name, x in own.items():
         width = "head_dim" if name in ("queries", "keys") else name
@@ -138,13 +143,24 @@ def draw_of(
     return Draw(heads, widths, layer, own)
 
 
-def _heads(heads: tuple[int, int]) -> tuple[int, int]:
-    if len(heads) != 2:
+def _heads(heads: object) -> tuple[int, int]:
+    if not isinstance(heads, tuple | list) or len(cast(Sequence[object], heads)) != 2:
         raise InputError(f"heads must be query and KV heads, as (64, 1); got {heads!r}")
-    query, kv = (checks.at_least_one("heads", count) for count in heads)
+    query, kv = (checks.at_least_one("heads", x) for x in cast(Sequence[object], heads))
     if query % kv:
         raise InputError(f"heads must be query heads, a multiple of KV heads; got {query} and {kv}")
     return query, kv
+
+
+def _require_alike(own: Mapping[str, Tensor]) -> None:
+    """Require what stands beside queries and keys to have their heads, and queries of the past their width."""
+    for name, like, dims in (("values", "keys", 1), ("prefill_queries", "queries", 2)):
+        if name in own and own[name].shape[1 : 1 + dims] != own[like].shape[1 : 1 + dims]:
+            what = "heads" if dims == 1 else "heads and dimensions"
+            raise InputError(
+                f"{name} must have the {what} of {like}, {list(own[like].shape[1 : 1 + dims])}; "
+                f"got {list(own[name].shape[1 : 1 + dims])}"
+            )
 
 
 def _tokens(inputs: Inputs) -> dict[str, Tensor]:
@@ -152,7 +168,8 @@ def _tokens(inputs: Inputs) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, x in inputs.items():
         if name == "rope":
-            if not isinstance(x, tuple) or len(x) != 2:
+            pair = cast(Sequence[object], x if isinstance(x, tuple) else ())
+            if [isinstance(part, Tensor) for part in pair] != [True, True]:
                 raise InputError("rope must be a pair: cos and sin, [B, T, width] each")
             tensors |= {"cos": x[0], "sin": x[1]}
         elif isinstance(x, Tensor) and name in (*TOKENS, *VECTORS) and name not in ("cos", "sin"):
@@ -166,6 +183,8 @@ def _tokens(inputs: Inputs) -> dict[str, Tensor]:
     places: dict[str, tuple[int, int]] = {}
     for name, x in tensors.items():
         checks.dims(name, x, 4 if name in VECTORS else 3)
+        if x.shape[-1] == 0:
+            raise InputError(f"{name} must have at least 1 dimension a token; got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise InputError(f"{name} must be floating-point; got {x.dtype}")
         places[name] = (x.shape[0], x.shape[2 if name in VECTORS else 1])
