@@ -106,7 +106,8 @@ def test_refuses_a_second_attachment(model: Any) -> None:
 
 
 def test_a_layer_may_be_a_number_of_numpy_or_torch(model: Any) -> None:
-    for layers in (np.array([1]), torch.tensor([1]), [np.int64(1)], range(1, 2), [1, 1]):
+    several: list[Any] = [np.array([1]), torch.tensor([1]), [np.int64(1)], range(1, 2), [1, 1]]
+    for layers in several:
         with (
             pytest.warns(UserWarning, match="selected nothing"),
             attach(model, "sign", 4, layers=layers) as ours,
