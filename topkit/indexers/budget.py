@@ -51,10 +51,7 @@ def parse_budget(text: Any) -> Budget:
     """
     if isinstance(text, Budget):
         return text
-    with suppress(TypeError, ValueError, RuntimeError):  # several numbers, or none
-        text = text.item() if hasattr(text, "item") else text  # a number of numpy or torch
-    if isinstance(text, list) and len(text) == 1:
-        (text,) = text
+    text = _scalar(text)
     if text is None or (isinstance(text, str) and text.strip().lower() == "none"):
         return UNCAPPED
     if type(text) is int and abs(text) > MOST:
@@ -70,6 +67,16 @@ def parse_budget(text: Any) -> Budget:
     if not percent and (amount < 1 or amount != int(amount)):
         raise InputError(f"k must be a whole number of at least 1; got {text!r}")
     return Budget(amount, percent)
+
+
+def _scalar(value: Any) -> Any:
+    """The number in a list of one, or in a scalar of numpy or torch; anything else as it is."""
+    number: Any = value
+    if isinstance(value, list) and len(cast("list[Any]", value)) == 1:
+        number = cast("list[Any]", value)[0]
+    with suppress(TypeError, ValueError, RuntimeError):  # of several numbers, or none
+        number = number.item() if hasattr(number, "item") else number
+    return number
 
 
 def parse_budgets(text: Budgets) -> list[Budget]:
