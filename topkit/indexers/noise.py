@@ -1,7 +1,9 @@
 """Counter-based noise: the same number for the same place, in any batch, order or device."""
 
+# pyright: strict
 from __future__ import annotations
 
+import math
 import zlib
 
 import torch
@@ -42,9 +44,9 @@ def noise(
         (position * int(per_query) * 0x85EBCA77 + head * 0xC2B2AE3D + tag).to(torch.int32)
     )
     keys = (keys * 0x9E3779B1).to(torch.int32)
-    shape = torch.broadcast_shapes(keys.shape, places.shape)
+    shape = (max(len(keys), len(places)), *places.shape[1:3], keys.shape[3])
     draws = torch.empty(shape, dtype=torch.float32, device=device)
-    for part in blocks(shape[3], shape[:3].numel(), device):
+    for part in blocks(shape[3], math.prod(shape[:3]), device):
         bits = _mix(keys[..., part] + places)
         # 24 bits are what a float32 holds exactly, so that 1.0 is never reached by rounding.
         bits = bits.bitwise_right_shift_(8).bitwise_and_(0xFFFFFF)
