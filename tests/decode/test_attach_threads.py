@@ -98,7 +98,8 @@ def test_nobody_detaches_under_another_thread() -> None:
         assert go.wait(60)
 
     for way in ("generate", "forward", "decoder"):
-        inside.clear(), go.clear()
+        inside.clear()
+        go.clear()
         note = model.model.layers[1].register_forward_pre_hook(pause)
         calls = {
             "generate": lambda: said.append(generated(model, prompt())[0]),
