@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topkit.errors import InputError
-from topkit.fidelity import METRICS, judge, judge_units, metrics, overlap, truth, unit_truth
+from topkit.fidelity import METRICS, judge, judge_units, overlap, truth, unit_truth
 from topkit.indexers import Rest, Selection
+from topkit.kernels.gather_attention import long_lists
 from topkit.kernels.score import score
 
 ROWS = 1e-4
@@ -125,7 +126,7 @@ def rounding(problem, place):
 def test_metrics_are_their_formulas(problem, scaling, memory):
     queries, keys, values, start, stop, k, selection = problem
     exact = truth(queries, keys, values, k, scaling=scaling, start=start, stop=stop, memory=memory)
-    with patch.object(metrics, "GATHERED", memory):
+    with patch.multiple(long_lists, GATHERED=memory, WHOLE=memory):
         columns = judge(exact, queries, keys, values, selection, k)
     assert set(columns) == {"visible", "trivial", *METRICS}
     for place, scores, picked, extra, v in rows(problem):

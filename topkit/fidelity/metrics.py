@@ -13,13 +13,11 @@ from torch import Tensor
 from topkit.fidelity.ties import NEVER, hits
 from topkit.fidelity.truth import Truth, UnitTruth, log_mean, unit_rounding
 from topkit.fidelity.validity import require_valid
-from topkit.kernels.gather_attention import attend, gather_scores
+from topkit.kernels.gather_attention import attend, gather_scores, queries_at_a_time
 from topkit.kernels.precision import full_precision
 from topkit.kernels.rounding import TOLERANCE as TOLERANCE
 
 NAN = math.nan
-# Bytes of keys gathered at a time: what still lies in the cache is read again at less cost.
-GATHERED = 1 << 24
 
 
 class PseudoKeys(Protocol):
@@ -238,8 +236,7 @@ def _attended(
     """The exact scores of the chosen keys [B, Hq, Tq, w], and the output over them, some queries at a time."""
     indices, rest = selection.indices, selection.rest
     wide = max(keys.shape[-1], 0 if values is None else values.shape[-1])
-    a_query = 4 * indices[:, :, 0].numel() * max(1, keys.shape[1] // indices.shape[1]) * wide
-    step = max(1, GATHERED // max(a_query, 1))
+    step = queries_at_a_time(indices, keys, queries.shape[1], wide)
     chosen: list[Tensor] = []
     outputs: list[Tensor] = []
     for at in range(0, queries.shape[2], step):

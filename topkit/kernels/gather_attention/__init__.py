@@ -11,9 +11,10 @@ from topkit.errors import InputError
 from topkit.kernels import checks
 from topkit.kernels.backend import resolve
 from topkit.kernels.gather_attention import reference
+from topkit.kernels.gather_attention.long_lists import queries_at_a_time
 from topkit.kernels.gather_attention.reference import attend, gather_scores
 
-__all__ = ["attend", "gather_attention", "gather_scores"]
+__all__ = ["attend", "gather_attention", "gather_scores", "queries_at_a_time"]
 
 # What the Triton kernel takes. Heads of one list are rows of a matrix product, in registers.
 DTYPES = (torch.bfloat16, torch.float16)

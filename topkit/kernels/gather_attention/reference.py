@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from topkit.errors import InputError
+from topkit.kernels.gather_attention import long_lists
 
 
 def gather_attention(
@@ -49,7 +50,10 @@ def gather_scores(queries: Tensor, keys: Tensor, indices: Tensor) -> Tensor:
         )
     picked = _lists(indices, heads, groups)
     grouped = _by_list(queries.float(), picked.shape[1])  # [B, lists, Tq, Hq / lists, D]
-    scores = grouped @ _gathered(keys, picked).mT
+    if long_lists.long(picked, length, groups):
+        scores = long_lists.scores(grouped, keys, picked)
+    else:
+        scores = grouped @ _gathered(keys, picked).mT
     scores = scores.masked_fill((picked < 0)[..., None, :], float("-inf"))
     if scores.is_cuda:
         scores = scores.masked_fill((picked >= length)[..., None, :], float("nan"))
@@ -81,7 +85,7 @@ def attend(
         logits = torch.cat([logits, _by_list(rest_logits, lists)], -1)
     nothing = (logits == float("-inf")).all(-1, keepdim=True)
     weights = logits.softmax(-1).masked_fill(nothing, 0.0)
-    out = weights[..., :kept] @ _gathered(values, picked)
+    out = _weighted(weights[..., :kept], values, picked)
     if rest_values is not None:
         share = weights[..., kept:]
         if rest_share is not None:
@@ -98,6 +102,14 @@ def _lists(indices: Tensor, heads: int, groups: int) -> Tensor:
             f"indices have {indices.shape[1]} heads; expected {heads} (query), {groups} (KV) or 1"
         )
     return indices.expand(-1, groups, -1, -1) if indices.shape[1] == 1 else indices
+
+
+def _weighted(weights: Tensor, values: Tensor, picked: Tensor) -> Tensor:
+    """The sums of the chosen values: weights [B, lists, Tq, n, k] -> [B, lists, Tq, n, Dv]."""
+    out = None
+    if long_lists.long(picked, values.shape[2], values.shape[1]):
+        out = long_lists.weighted(weights, values, picked)
+    return weights @ _gathered(values, picked) if out is None else out
 
 
 def _gathered(cache: Tensor, picked: Tensor) -> Tensor:
