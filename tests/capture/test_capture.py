@@ -127,6 +127,8 @@ def spoilt(name, where, value):
         (broken(keys=made()["keys"][0]), r"keys must be \[B, Hk, T, D\]"),
         (broken(keys=torch.zeros(2, 2, 9, 8, dtype=torch.int64)), "keys must be a floating-point"),
         (broken(keys="nonsense"), "keys must be a floating-point"),
+        (broken(keys=None), "keys must be a tensor .*; got None"),
+        (broken(queries=None), "queries must be a tensor .*; got None"),
         (broken(lengths=[9]), "lengths must be 2 numbers"),
         (broken(lengths=[9, 8.5]), r"lengths must be whole numbers; got \[9.0, 8.5\]"),
         (broken(lengths="all"), "lengths must be whole numbers; got 'all'"),

@@ -47,9 +47,11 @@ class Rounding:
 
 def norms(vectors: Tensor) -> Tensor:
     """Euclidean norms in float32 of vectors [..., T, D], also where squares do not fit into it."""
-    each = vectors[..., :1, :].numel()
-    parts = [vectors[..., part, :] for part in blocks(vectors.shape[-2], each, vectors.device)]
-    return torch.cat([_norms(part) for part in parts], -1) if parts else vectors[..., 0].float()
+    # Written to one tensor: what is kept of a block would lie in the memory that the next could reuse.
+    lengths = torch.empty(vectors.shape[:-1], dtype=torch.float32, device=vectors.device)
+    for part in blocks(vectors.shape[-2], vectors[..., :1, :].numel(), vectors.device):
+        lengths[..., part] = _norms(vectors[..., part, :])
+    return lengths
 
 
 def _norms(vectors: Tensor) -> Tensor:

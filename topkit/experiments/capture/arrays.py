@@ -21,6 +21,9 @@ Positions = Sequence[int] | Sequence[Sequence[int]] | Array
 
 def by_layer(named: Mapping[str, ByLayer], layer: int) -> dict[int, dict[str, Tensor]]:
     """The tensors of each layer, by name. Raises: InputError where layers differ, and for no floats."""
+    for name in ("queries", "keys"):
+        if name not in named:
+            raise InputError(f"{name} must be a tensor or array, or several by layer; got None")
     split = {name: dict(_layers(name, x, named["queries"], layer)) for name, x in named.items()}
     layers = sorted(split["queries"])
     for name, by_layer in split.items():
