@@ -193,10 +193,15 @@ def test_hadamard_helps_where_one_dimension_is_an_outlier():
     assert hits["true"] > 1.2 * hits["false"]
 
 
-def test_hadamard_refuses_other_head_dims():
-    queries, keys = tensors(dim=24)
+def test_hadamard_turns_head_dims_that_are_no_power_of_two_with_zeros_behind_them():
+    queries, keys = tensors(hq=16, hk=1, length=300, dim=24)
     with pytest.raises(InputError, match="power of two; got 24"):
-        chosen("quantized:hadamard=true", queries, keys, 3)
+        hadamard_rotate(queries)
+    want = [set(x) for x in lists(chosen("exact", queries, keys, 20))]
+    got = lists(chosen("quantized:hadamard=true", queries, keys, 20))
+    assert sum(len(a & set(b)) for a, b in zip(want, got, strict=True)) > 0.97 * 320
+    index = parse("quantized:hadamard=true").build(keys, Step())
+    assert index.nbytes == 300 * (32 + 4)
 
 
 @given(st.sampled_from([1, 2, 4]), st.integers(1, 40), st.integers(0, 1000))

@@ -34,14 +34,16 @@ def queries_together(indexer: Indexer, draw: Draw = RANDOM) -> None:
     traits = indexer.traits()
     if not traits.causal_codes or traits.remembers:
         return
+    # What drifts is built before the first query, and asked all at once: as drivers do.
+    begun = [6] if traits.drifts else []
     for one in (draw(indexer), draw(indexer, start=PADDED)):
-        whole = one.build(indexer)
+        whole = one.build(indexer, [*begun, one.length])
         tokens = torch.tensor([6, 20, one.length - 2, one.length - 1])
         for k in BUDGETS:
             last = one.ask(indexer, whole, k, 2)
             spread = one.ask_at(indexer, whole, k, tokens)
             for i, token in enumerate(map(int, tokens)):
-                index = one.build(indexer, [token + 1])
+                index = one.build(indexer, [*begun, token + 1])
                 want = one.ask(indexer, index, k)
                 where = f"query {token} among several, k={k}"
                 agree(indexer, one, index, _query(spread, i), want, where)
@@ -112,7 +114,7 @@ def fixed(indexer: Indexer, draw: Draw = RANDOM) -> None:
             for written in (draft, one):
                 index.append(written.keys[:, :, tokens], step)
             assert index.length == length - 1, "a slot shows that was not revealed"
-            want_index = one.build(indexer, [length])
+            want_index = one.build(indexer, [30, length])
             for k in BUDGETS:
                 want, where = one.ask(indexer, want_index, k), f"{length} keys, k={k}"
                 got = index.select(one.queries[:, :, tokens], k, step)

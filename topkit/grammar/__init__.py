@@ -4,7 +4,7 @@ docs/grammar.md has the rule. This room knows neither indexers nor tasks; each h
 """
 
 from topkit.grammar.build import make, parse
-from topkit.grammar.named import Named, Verbatim, flat, full, quoted, short
+from topkit.grammar.named import Named, Verbatim, flat, full, later, quoted, short, unprinted
 from topkit.grammar.registry import Registry, nearest
 from topkit.grammar.values import parameters
 
@@ -14,10 +14,12 @@ __all__ = [
     "Verbatim",
     "flat",
     "full",
+    "later",
     "make",
     "nearest",
     "parameters",
     "parse",
     "quoted",
     "short",
+    "unprinted",
 ]

@@ -6,11 +6,20 @@ import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import field as new_field
 from pathlib import Path
 from typing import Any
 
 from topkit.grammar.registry import Registry
 from topkit.grammar.values import hints, plain, written
+
+
+def later(default: Any) -> Any:
+    """A parameter that a released thing was given afterwards: it is printed where it is not the default.
+
+    What was printed before there was such a parameter is then still the thing's name.
+    """
+    return new_field(default=default, metadata={"later": True})
 
 
 class Named:
@@ -80,6 +89,12 @@ def quoted(text: str | Named) -> str:
     return shlex.quote(short(text) if isinstance(text, Named) else text)
 
 
+def unprinted(thing: Named) -> set[str]:
+    """The parameters that came `later` and have their default, which no text of the thing names."""
+    known = fields(thing) if is_dataclass(thing) else ()
+    return {f.name for f in known if "later" in f.metadata and getattr(thing, f.name) == f.default}
+
+
 def _paths(value: object) -> Iterator[Path]:
     # A text is a path where it looks like one: `int8` is no file, even where one of that name lies.
     like = isinstance(value, str) and ("/" in value or "." in value)
@@ -96,8 +111,9 @@ def _name(thing: Named) -> str:
 
 def _parameters(thing: Named) -> Iterator[tuple[Field[Any], object, Any]]:
     known = hints(type(thing))
+    silent = unprinted(thing)
     for field in fields(thing) if is_dataclass(thing) else ():
-        if field.init and field.repr:
+        if field.init and field.repr and field.name not in silent:
             yield field, getattr(thing, field.name), known[field.name]
 
 

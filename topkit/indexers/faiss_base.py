@@ -6,7 +6,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from topkit.errors import InputError, extras_named
 from topkit.indexers.base import Index, Indexer, Selection, Step
+from topkit.indexers.mean_key import mean_key
+from topkit.indexers.rotation import rotated
 from topkit.indexers.traits import Traits
 
 Vectors = np.ndarray[Any, Any]
@@ -45,9 +46,16 @@ def one_thread(faiss: Any) -> Generator[None]:
         faiss.omp_set_num_threads(before)
 
 
-@dataclass(frozen=True)
 class FaissIndexer(Indexer):
-    """A recipe that makes, fills and searches one FAISS index over the keys of one head."""
+    """A recipe that makes, fills and searches one FAISS index over the keys of one head.
+
+    center takes off the mean of the keys at build, hadamard turns keys and queries by an orthonormal
+    rotation: products change by the same for all keys of a query, or not at all.
+    """
+
+    # Parameters of each recipe, behind its own.
+    center: bool
+    hadamard: bool
 
     family: ClassVar[str] = "ann"
     requires: ClassVar[str] = "faiss"
@@ -76,16 +84,16 @@ class FaissIndexer(Indexer):
         return 0
 
     def build(self, keys: Tensor, step: Step) -> Index:
-        index = _Faiss(self, keys.shape[1])
+        index = _Faiss(self, keys.shape[1], mean_key(keys, step) if self.center else None)
         index.append(keys, step)
         return index
 
 
 class _Faiss(Index):
-    """graphs[row][head], None until the row's first real key has come."""
+    """graphs[row][head], None until the row's first real key has come; offset [B, Hk, 1, D] is taken off."""
 
-    def __init__(self, recipe: FaissIndexer, heads: int) -> None:
-        self.recipe, self.faiss = recipe, import_faiss()
+    def __init__(self, recipe: FaissIndexer, heads: int, offset: Tensor | None) -> None:
+        self.recipe, self.faiss, self.offset = recipe, import_faiss(), offset
         self.heads, self.slots = heads, 0
         self.graphs: list[list[Any]] = []
         self.adds: list[list[int]] = []  # a row's keys after each add: a graph depends on them
@@ -98,14 +106,15 @@ class _Faiss(Index):
     @property
     def nbytes(self) -> int:
         graphs = {id(g): g for row in self.graphs for g in row if g is not None}
-        return sum(self.recipe.size(graph) for graph in graphs.values())
+        own = 0 if self.offset is None else self.offset.untyped_storage().nbytes()
+        return own + sum(self.recipe.size(graph) for graph in graphs.values())
 
     def append(self, keys: Tensor, step: Step) -> None:
         if not self.graphs:
             self.graphs = [[None] * self.heads for _ in range(keys.shape[0])]
             self.adds = [[] for _ in self.graphs]
             self.borrowed = [False] * keys.shape[0]
-        new = _array(keys)
+        new = self._array(keys if self.offset is None else keys - self.offset)
         for row, start in enumerate(self._starts(step)):
             # FAISS never sees padding: ids count from the row's first real key.
             real = new[row, :, max(start - self.slots, 0) :]
@@ -141,7 +150,8 @@ class _Faiss(Index):
             )
         rows, heads = queries.shape[:2]
         k = min(k, self.slots)
-        vectors = _array(queries).reshape(rows, self.heads, -1, queries.shape[-1])
+        vectors = self._array(queries)
+        vectors = vectors.reshape(rows, self.heads, -1, vectors.shape[-1])
         ids = np.full((rows, self.heads, vectors.shape[2], k), -1, dtype=np.int64)
         scored, read = np.zeros((rows, 1)), np.zeros((rows, 1))
         for row, start in enumerate(self._starts(step)):
@@ -152,7 +162,7 @@ class _Faiss(Index):
                     read[row] += vectors.shape[2] * self.recipe.fixed_bytes(graph)
             compared = self.recipe.compared(self.faiss) - before
             scored[row] = compared / heads
-            read[row] += compared * queries.shape[-1] * 4
+            read[row] += compared * vectors.shape[-1] * 4
         lists = ids.reshape(rows, heads, 1, k)
         # On the queries' device, costs too: combinators add their own to them.
         here = [torch.as_tensor(x, device=queries.device) for x in (lists, scored, read)]
@@ -185,15 +195,17 @@ class _Faiss(Index):
         self.graphs = [list(self.graphs[row]) for row in gathered]
         self.adds = [list(self.adds[row]) for row in gathered]
         self.borrowed = [True] * len(self.graphs)
+        self.offset = None if self.offset is None else self.offset[rows.to(self.offset.device)]
 
     def fork(self) -> Index:
-        twin = _Faiss(self.recipe, self.heads)
+        twin = _Faiss(self.recipe, self.heads, self.offset)
         twin.slots = self.slots
         twin.graphs = [list(row) for row in self.graphs]
         twin.adds = [list(row) for row in self.adds]
         twin.borrowed, self.borrowed = [True] * len(self.graphs), [True] * len(self.graphs)
         return twin
 
-
-def _array(x: Tensor) -> Vectors:
-    return x.detach().float().cpu().numpy()
+    def _array(self, x: Tensor) -> Vectors:
+        """Vectors as FAISS takes them, rotated where the recipe says so."""
+        x = rotated(x.detach()) if self.recipe.hadamard else x.detach()
+        return x.float().cpu().numpy()

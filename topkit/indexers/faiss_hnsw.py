@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from topkit.indexers.checks import whole
+from topkit.grammar import later
+from topkit.indexers.checks import flag, whole
 from topkit.indexers.faiss_base import FaissIndexer, Vectors
 
 
@@ -23,16 +24,24 @@ class faiss_hnsw(FaissIndexer):
     M: int = 16
     ef_construction: int = 40
     ef_search: int = 64
+    center: bool = later(False)
+    hadamard: bool = later(False)
 
     source: ClassVar[str] = "FAISS, arXiv 1603.09320"
     cost: ClassVar[str] = "reads the keys that the walk meets"
-    examples: ClassVar[tuple[str, ...]] = ("faiss_hnsw()", "faiss_hnsw(M=2)")
+    examples: ClassVar[tuple[str, ...]] = (
+        "faiss_hnsw()",
+        "faiss_hnsw(M=2)",
+        "faiss_hnsw(center=True, hadamard=True)",
+    )
 
     def __post_init__(self) -> None:
         # FAISS allocates for these numbers before it looks at a key.
         whole(self, "M", 2, 2**10)
         whole(self, "ef_construction", 1, 2**20)
         whole(self, "ef_search", 1, 2**20)
+        flag(self, "center")
+        flag(self, "hadamard")
 
     def make(self, faiss: Any, keys: Vectors) -> Any:
         index = faiss.IndexHNSWFlat(keys.shape[1], self.M, faiss.METRIC_INNER_PRODUCT)

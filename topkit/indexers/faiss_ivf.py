@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from topkit.errors import InputError
-from topkit.indexers.checks import whole
+from topkit.grammar import later
+from topkit.indexers.checks import flag, whole
 from topkit.indexers.faiss_base import FaissIndexer, Vectors
 
 
@@ -22,13 +23,18 @@ class faiss_ivf(FaissIndexer):
 
     nlist: int = 64
     nprobe: int = 8
+    center: bool = later(False)
+    hadamard: bool = later(False)
 
     source: ClassVar[str] = "FAISS, arXiv 2401.08281"
     cost: ClassVar[str] = "reads nlist centroids and the probed lists"
+    examples: ClassVar[tuple[str, ...]] = ("faiss_ivf()", "faiss_ivf(center=True, hadamard=True)")
 
     def __post_init__(self) -> None:
         whole(self, "nlist", 1)
         whole(self, "nprobe", 1)
+        flag(self, "center")
+        flag(self, "hadamard")
         if self.nprobe > self.nlist:
             raise InputError(
                 f"faiss_ivf needs 1 <= nprobe <= nlist; got nlist={self.nlist}, nprobe={self.nprobe}"

@@ -9,11 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from topkit.grammar import later
 from topkit.indexers.base import Step
 from topkit.indexers.checks import choice, flag
+from topkit.indexers.mean_key import mean_key
+from topkit.indexers.rotation import padded, rotated
 from topkit.indexers.scored import Codes, Scored, pick_codes
 from topkit.indexers.traits import Traits
-from topkit.kernels.codes import LARGEST, hadamard_rotate, stored
+from topkit.kernels.codes import LARGEST, stored
 from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_codes
 
@@ -24,13 +27,15 @@ class quantized(Scored):
 
     int8 rounds to the nearest of -127..127; int4 and int2 use all 16 and 4 levels, at odd halves
     (-1.5, -0.5, 0.5, 1.5), and are packed. scale="pow2" rounds the scale up to a power of two, in
-    one byte, as DeepSeek's ue8m0 does; hadamard=True spreads outliers by an orthonormal rotation.
+    one byte, as DeepSeek's ue8m0 does; hadamard=True spreads outliers by an orthonormal rotation, of
+    zeros as well up to a power of two; center=True takes off the mean of the keys at build.
     Source: DeepSeek-V3.2-Exp, inference/kernel.py (fp8, pow2, Hadamard).
     """
 
     dtype: str = "int8"
     hadamard: bool = False
     scale: str = "float"
+    center: bool = later(False)
 
     family: ClassVar[str] = "quantized"
     source: ClassVar[str] = "DeepSeek-V3.2-Exp"
@@ -40,17 +45,23 @@ class quantized(Scored):
         "quantized(dtype='fp8_e4m3', hadamard=True, scale='pow2')",
         "quantized(dtype='int4', scale='pow2')",
         "quantized(dtype='int2', hadamard=True)",
+        "quantized(dtype='int4', center=True)",
     )
 
     def __post_init__(self) -> None:
         choice(self, "dtype", LARGEST)
         choice(self, "scale", ("float", "pow2"))
         flag(self, "hadamard")
+        flag(self, "center")
 
     def traits(self) -> Traits:
-        return Traits(score_all=True, fixed=True)
+        return Traits(score_all=True, fixed=True, drifts=self.center)
+
+    def offset(self, keys: Tensor, step: Step) -> Tensor | None:
+        return mean_key(keys, step) if self.center else None
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
+        keys = padded(keys) if self.hadamard else keys
         kind, width = stored(self.dtype, keys.shape[3])
         scale = torch.int8 if self.scale == "pow2" else torch.float32
         codes = {
@@ -61,8 +72,8 @@ class quantized(Scored):
         return codes
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
-        rotated, coding = self._rotated(queries, codes)
-        return score_codes(rotated, codes["codes"], **coding, backend=step.backend)
+        turned, coding = self._rotated(queries, codes)
+        return score_codes(turned, codes["codes"], **coding, backend=step.backend)
 
     def write(self, keys: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
         how: dict[str, Any] = {
@@ -70,13 +81,14 @@ class quantized(Scored):
             "hadamard": self.hadamard,
             "backend": step.backend,
         }
+        keys = padded(keys) if self.hadamard else keys
         quantize_append(keys.detach(), codes["codes"], codes[self._scale], at, **how)
 
     def pick(
         self, queries: Tensor, codes: Codes, k: int, step: Step, pool: str | None = None
     ) -> Tensor:
-        rotated, coding = self._rotated(queries, codes)
-        return pick_codes(rotated, codes["codes"], k, step, pool, **coding)
+        turned, coding = self._rotated(queries, codes)
+        return pick_codes(turned, codes["codes"], k, step, pool, **coding)
 
     @property
     def _scale(self) -> str:
@@ -84,5 +96,5 @@ class quantized(Scored):
 
     def _rotated(self, queries: Tensor, codes: Codes) -> tuple[Tensor, dict[str, Any]]:
         """Queries as the keys were rotated, and how their codes are read."""
-        rotated = hadamard_rotate(queries) if self.hadamard else queries
-        return rotated, {"dtype": self.dtype, "scale": codes[self._scale]}
+        turned = rotated(queries) if self.hadamard else queries
+        return turned, {"dtype": self.dtype, "scale": codes[self._scale]}

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from topkit.errors import InputError
 from topkit.experiments.runs.source import code_of
-from topkit.grammar import Named
+from topkit.grammar import Named, unprinted
 
 # What may differ, in words.
 KINDS = {
@@ -112,8 +112,10 @@ def _values(thing: Named) -> dict[str, Any]:
 
 def _held(thing: Named) -> Iterator[str]:
     """A line an attribute whose value the thing's repr does not tell."""
-    told = repr(thing)
+    told, silent = repr(thing), unprinted(thing)
     for name, value in _values(thing).items():
+        if name in silent:
+            continue
         plain = isinstance(value, Path | str | Real | None)
         if not isinstance(value, Named) and not (plain and f"{name}={_text(value)}" in told):
             yield f"{name}={_text(value)}"

@@ -1,0 +1,31 @@
+# pyright: strict
+"""The mean of the keys that an index is built on: what real keys have in common tells none from another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from topkit.indexers.base import Step
+
+# Keys that are summed at a time, in float64.
+CHUNK = 1 << 12
+
+
+def mean_key(keys: Tensor, step: Step) -> Tensor:
+    """The mean of the real keys of [B, Hk, t, D], for each row and head [B, Hk, 1, D] float32.
+
+    Padding is left out; a row of nothing else has zeros. Summed in float64, so that a row has one mean
+    whatever stands beside it, and on every device.
+    """
+    keys, start = keys.detach(), step.starts(keys.device)[:, None]
+    total = keys.new_zeros(*keys.shape[:2], 1, keys.shape[3], dtype=torch.float64)
+    for part, slots in zip(
+        keys.split(CHUNK, 2),
+        torch.arange(keys.shape[2], device=keys.device).split(CHUNK),
+        strict=True,
+    ):
+        padding = (slots < start)[:, None, :, None]
+        total += part.double().masked_fill(padding, 0).sum(2, keepdim=True)
+    count = (keys.shape[2] - start).clamp_min(1)
+    return (total / count[:, :, None, None]).float()
