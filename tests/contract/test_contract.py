@@ -17,6 +17,8 @@ def examples() -> list[str]:
     for name, recipe in INDEXERS.items():
         if recipe.requires and find_spec(recipe.requires) is None:
             continue
+        if name == "indices":  # lists of a capture, and of no other tensors
+            continue
         own = list(recipe.examples) or [f"{name}()"]
         specs += own
         if recipe.family != "combinator" and not parse(own[0]).traits().weighted:

@@ -142,9 +142,13 @@ WORDS = st.sampled_from(
 )
 
 
+# But for what reads a file that must be there.
+DRAWN = [name for name in INDEXERS if name != "indices"]
+
+
 def registered(inner: st.SearchStrategy[Indexer]) -> st.SearchStrategy[Indexer]:
     """topkit's own recipes, with parameters as their types allow, around `inner`."""
-    return st.sampled_from(list(INDEXERS)).flatmap(lambda name: recipe_of(INDEXERS[name], inner))
+    return st.sampled_from(DRAWN).flatmap(lambda name: recipe_of(INDEXERS[name], inner))
 
 
 def recipe_of(
@@ -156,6 +160,7 @@ def recipe_of(
         bool: st.booleans(),
         str: WORDS,
         Indexer: inner,
+        tuple[int, ...]: st.sets(st.integers(0, 30), max_size=3).map(sorted).map(tuple),
         int | None: st.none() | st.integers(1, 64),
     }
     drawn = {name: kinds.get(hint, st.nothing()) for name, hint in hints(recipe).items()}
@@ -211,7 +216,7 @@ def test_an_indexer_parses_back_from_every_form(indexer: Indexer) -> None:
         assert forms(again) == forms(indexer)  # equal recipes have one name
 
 
-@pytest.mark.parametrize("name", INDEXERS)
+@pytest.mark.parametrize("name", DRAWN)
 def test_every_registered_recipe_is_drawn(name: str) -> None:
     @settings(max_examples=5, deadline=None, database=None)
     @given(recipe_of(INDEXERS[name], st.sampled_from([sign(), parse("exact")])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import pytest
@@ -204,11 +204,11 @@ def set_of(one: Stream, spec: str) -> list[set[int]]:
         (sign(hadamard=True), "sign(hadamard=True)"),
         (quantized(), "quantized(dtype='int8', hadamard=False, scale='float')"),
         (
-            quantized("int4", True, "pow2", True),
+            quantized("int4", True, "pow2", center=True),
             "quantized(dtype='int4', hadamard=True, scale='pow2', center=True)",
         ),
         (faiss_hnsw(8, 30, 9), "faiss_hnsw(M=8, ef_construction=30, ef_search=9)"),
-        (faiss_ivf(9, 3, True), "faiss_ivf(nlist=9, nprobe=3, center=True)"),
+        (faiss_ivf(9, 3, center=True), "faiss_ivf(nlist=9, nprobe=3, center=True)"),
     ],
     ids=repr,
 )
@@ -240,3 +240,20 @@ def test_half_precision_keys_are_centred_in_float32():
     plain = sign().build(moved, Step(kv_heads=2))
     assert isinstance(index, ScoredIndex) and isinstance(plain, ScoredIndex)
     assert torch.equal(index.codes["bits"], plain.codes["bits"])
+
+
+@dataclass(frozen=True)
+class mine(sign):
+    """A recipe of one's own that was derived from one before it had the options."""
+
+    width: int = 3
+
+
+def test_parameters_of_derived_recipes_keep_their_places():
+    assert mine(5).width == parse("mine(5)", {"mine": mine}).width == 5
+    assert mine(5, center=True).traits().drifts
+    assert short(mine(5)).endswith("mine(width=5)")
+    with pytest.raises(
+        InputError, match=r"takes 1 parameters without a name \(width\); got 'True'"
+    ):
+        parse("mine(5, True)", {"mine": mine})

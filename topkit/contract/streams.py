@@ -71,9 +71,19 @@ class Stream:
         length: int,
         stop: Tensor | None = None,
         without: str = "",
+        call: str = "select",
     ) -> Step:
-        """The step of a call for `tokens` when `length` slots are cached, as `indexer` may see it."""
-        offered = {n: x for n, x in self.inputs(tokens, length, stop).items() if n != without}
+        """The step of a call for `tokens` when `length` slots are cached, as `indexer` may see it.
+
+        Drivers offer the prompt's queries where an index is built, and another layer's selection where
+        one is made.
+        """
+        elsewhere = {"prefill_queries": "build", "upstream": "select"}
+        offered = {
+            name: x
+            for name, x in self.inputs(tokens, length, stop).items()
+            if name != without and elsewhere.get(name, call) == call
+        }
         return Step(
             layer=self.layer,
             scaling=self.keys.shape[3] ** -0.5,
@@ -89,7 +99,7 @@ class Stream:
     ) -> Index:
         """An index built on the first cut and appended to up to each other (None: all at once)."""
         first, *others = cuts or [self.length]
-        step = self.step(indexer, slice(0, first), first, without=without)
+        step = self.step(indexer, slice(0, first), first, without=without, call="build")
         index = _typed(indexer.build(self.keys[:, :, :first], step), Index, "build")
         for cut in others:
             self.append(indexer, index, cut, without)
@@ -97,7 +107,7 @@ class Stream:
 
     def append(self, indexer: Indexer, index: Index, cut: int, without: str = "") -> None:
         tokens = slice(index.length, cut)
-        step = self.step(indexer, tokens, cut, without=without)
+        step = self.step(indexer, tokens, cut, without=without, call="append")
         index.append(self.keys[:, :, tokens], step)
 
     def truncate(self, indexer: Indexer, index: Index, length: int) -> None:

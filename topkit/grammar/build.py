@@ -46,9 +46,9 @@ def _read(text: str, registry: Registry[T]) -> tuple[str, type[T], dict[str, obj
         ) from None
     thing = registry.find(name)
     values: dict[str, object] = {}
-    known = parameters(thing)
+    known, placed = parameters(thing), parameters(thing, placed=True)
     for place, (key, value) in enumerate(written):
-        key = key or _place(name, place, value, known)
+        key = key or _place(name, place, value, known, placed)
         _require(name, key, known, key in values)
         try:
             values[key] = read(
@@ -66,14 +66,15 @@ def _expected(registry: Registry[Any]) -> str:
     return f"expected {article} {registry.kind} such as {registry.example}"
 
 
-def _place(name: str, place: int, value: str, known: list[str]) -> str:
+def _place(name: str, place: int, value: str, known: list[str], placed: list[str]) -> str:
     if value in known:
         raise InputError(f"{name}: {value} stands without a value; write {value}=VALUE")
-    if place >= len(known):
+    if place >= len(placed):
         raise InputError(
-            f"{name} takes {len(known)} parameters ({', '.join(known)}); got {value!r} beyond them"
+            f"{name} takes {len(placed)} parameters without a name ({', '.join(placed)}); got {value!r} "
+            "beyond them"
         )
-    return known[place]
+    return placed[place]
 
 
 def _require(name: str, key: str, known: list[str], twice: bool = False) -> None:

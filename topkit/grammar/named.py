@@ -15,11 +15,12 @@ from topkit.grammar.values import hints, plain, written
 
 
 def later(default: Any) -> Any:
-    """A parameter that a released thing was given afterwards: it is printed where it is not the default.
+    """A parameter that a released thing was given afterwards: printed where it is not the default.
 
-    What was printed before there was such a parameter is then still the thing's name.
+    What was printed before there was such a parameter is then still the thing's name. It is set by name
+    alone, so that the parameters of classes derived from the thing keep their places.
     """
-    return new_field(default=default, metadata={"later": True})
+    return new_field(default=default, kw_only=True, metadata={"later": True})
 
 
 class Named:

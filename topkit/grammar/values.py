@@ -29,9 +29,10 @@ _BARE = re.compile(r"[\w.+/@%-]+")
 _CALL = re.compile(r"[^\W\d][\w.:-]*\(.*\)", re.DOTALL)
 
 
-def parameters(thing: type[object]) -> list[str]:
-    """The names of a thing's parameters, in order."""
-    return [field.name for field in fields(thing) if field.init] if is_dataclass(thing) else []
+def parameters(thing: type[object], placed: bool = False) -> list[str]:
+    """The names of a thing's parameters, in order; `placed`: of those that may be set without a name."""
+    own = [field for field in fields(thing) if field.init] if is_dataclass(thing) else []
+    return [field.name for field in own if not (placed and field.kw_only)]
 
 
 @cache

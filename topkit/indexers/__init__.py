@@ -7,6 +7,7 @@ from topkit.indexers.degraded import degraded
 from topkit.indexers.exact import exact
 from topkit.indexers.faiss_hnsw import faiss_hnsw
 from topkit.indexers.faiss_ivf import faiss_ivf
+from topkit.indexers.indices import indices
 from topkit.indexers.keep import keep
 from topkit.indexers.lightning import lightning
 from topkit.indexers.moba import moba
@@ -15,6 +16,7 @@ from topkit.indexers.quantized import quantized
 from topkit.indexers.quest import quest
 from topkit.indexers.random import random
 from topkit.indexers.refine import refine
+from topkit.indexers.reuse import reuse
 from topkit.indexers.scored import Scored
 from topkit.indexers.shared import shared
 from topkit.indexers.sign import sign
@@ -36,9 +38,11 @@ INDEXERS: dict[str, type[Indexer]] = {
     "faiss_ivf": faiss_ivf,
     "faiss_hnsw": faiss_hnsw,
     "lightning": lightning,
+    "indices": indices,
     "keep": keep,
     "refine": refine,
     "shared": shared,
+    "reuse": reuse,
     "top_p": top_p,
     "vattention": vattention,
 }

@@ -28,6 +28,7 @@ INPUTS = frozenset(
         "values",
         "prefill_queries",
         "upstream",
+        "sample",
         "index_queries",
         "index_keys",
         "index_weights",
@@ -131,10 +132,19 @@ class Step:
 
     @property
     def prefill_queries(self) -> Tensor:
+        """Queries of the last n tokens that an index is built on [B, Hq, n, D], n = 64 or more; at build alone.
+
+        Fewer where there are fewer tokens, or a capture holds fewer.
+        """
         return self.input("prefill_queries")
 
     @property
     def upstream(self) -> Selection:
+        """What these queries selected in the layer `Indexer.upstream_layer`; at select alone.
+
+        Slots, and weights if there are any, without costs and rest; of the whole recipe where one is
+        inside another.
+        """
         return self.input("upstream")
 
     def stops(self, length: int, count: int, device: torch.device | None = None) -> Tensor:
@@ -305,6 +315,10 @@ class Indexer(Named):
     def models(self) -> frozenset[str]:
         """The digests of the one model that it is made for, as it may be loaded; none: it serves any."""
         return frozenset()
+
+    def upstream_layer(self, layer: int) -> int | None:
+        """The earlier layer whose Selection it reads at a layer as `upstream`; None: it reads none there."""
+        return None
 
     def build(self, keys: Tensor, step: Step) -> Index:
         """An Index of keys [B, Hk, T, D], as attention sees them, after RoPE."""

@@ -44,5 +44,15 @@ def flag(recipe: Indexer, name: str) -> None:
         raise InputError(f"{_named(recipe, name)} must be true or false; got {value!r}")
 
 
+def layers(recipe: Indexer, name: str) -> None:
+    """Require that a parameter is a tuple of layers, ascending."""
+    value = getattr(recipe, name)
+    known: tuple[object, ...] = value if isinstance(value, tuple) else (None,)
+    if any(type(n) is not int or n < 0 for n in known) or sorted(set(value)) != list(value):
+        raise InputError(
+            f"{_named(recipe, name)} must be layers, ascending, as (0, 8); got {value!r}"
+        )
+
+
 def _named(recipe: Indexer, name: str) -> str:
     return f"{type(recipe).__name__}: {name}"

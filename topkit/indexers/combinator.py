@@ -63,6 +63,9 @@ class Combinator(Indexer):
     def models(self) -> frozenset[str]:
         return self.base.models()
 
+    def upstream_layer(self, layer: int) -> int | None:
+        return self.base.upstream_layer(layer)
+
     def build(self, keys: Tensor, step: Step) -> Index:
         return Wrapped(self, self.base.build(keys, step.given_to(self.base)))
 

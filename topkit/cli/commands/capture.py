@@ -32,6 +32,13 @@ def capture(
     hidden: Annotated[
         bool, typer.Option("--hidden", help="Hidden states, MLA's query latent and RoPE as well.")
     ] = False,
+    prefill_queries: Annotated[
+        str,
+        typer.Option(
+            "--prefill-queries",
+            help="Queries of the last so many tokens before the first position as well, or all.",
+        ),
+    ] = "0",
     seed: o.Seed = 0,
     device: o.Device = None,
     dtype: o.DType = None,
@@ -53,6 +60,7 @@ def capture(
         layers=layers,
         positions=positions,
         hidden=hidden,
+        prefill_queries=prefill_queries,
         seed=seed,
         device=device,
         dtype=dtype,

@@ -72,6 +72,7 @@ class Capture:
         hidden: ByLayer | None = None,
         latent: ByLayer | None = None,
         rope: tuple[ByLayer, ByLayer] | None = None,
+        prefill_queries: ByLayer | None = None,
         layer: int = 0,
     ) -> Capture:
         """A capture of tensors of one's own, torch or numpy; each row of the batch is a sample.
@@ -94,6 +95,7 @@ class Capture:
             "index_queries": index_queries,
             "index_keys": index_keys,
             "index_weights": index_weights,
+            "prefill_queries": prefill_queries,
         }
         layers = by_layer({name: x for name, x in named.items() if x is not None}, layer)
         tensors = {}
@@ -157,17 +159,19 @@ class Capture:
             _require_record(loaded, self._records[sample])
         return loaded
 
-    def only(self, sample: int, layer: int) -> Capture:
-        """The capture of one layer over one sample: what another process needs to load it.
+    def only(self, sample: int, *layers: int) -> Capture:
+        """The capture of some layers over one sample: what another process needs to load them.
 
-        Its file is verified when it is loaded, which may be hours later.
+        Files are verified when they are loaded, which may be hours later.
         Raises: InputError when the capture does not hold them.
         """
-        entry = self._entries.get((sample, layer))
-        if entry is None:
-            raise InputError(f"the capture has no sample {sample}, layer {layer}")
-        manifest = {**self.manifest, "samples": [self._records[sample]], "files": [entry]}
-        tensors = None if self.tensors is None else {(sample, layer): self.tensors[sample, layer]}
+        places = [(sample, layer) for layer in layers]
+        for place in places:
+            if place not in self._entries:
+                raise InputError(f"the capture has no sample {sample}, layer {place[1]}")
+        entries = [self._entries[place] for place in places]
+        manifest = {**self.manifest, "samples": [self._records[sample]], "files": entries}
+        tensors = None if self.tensors is None else {p: self.tensors[p] for p in places}
         return replace(self, manifest=manifest, tensors=tensors, verified=False)
 
     @full_precision()

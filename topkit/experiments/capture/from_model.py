@@ -38,6 +38,7 @@ def capture_model(
     layers: str | Sequence[int] = "all",
     positions: str | Sequence[int] | None = None,
     hidden: bool = False,
+    prefill_queries: int | str = 0,
     seed: int = 0,
     device: str | None = None,
     dtype: str | None = None,
@@ -48,7 +49,8 @@ def capture_model(
 
     layers: "all", "0,3,5" or numbers. positions: "last:32", "every:64" or numbers; by default the
     question and answer of a task, the last 32 of a text. hidden: hidden states, the query latent
-    of MLA, and RoPE as well. A rerun computes what is missing.
+    of MLA, and RoPE as well. prefill_queries: also those of the last so many tokens before the first
+    position, or "all". A rerun computes what is missing.
     Raises: InputError for a model that cannot be captured (named, with the reason), a text too
     short, a disk too small, and a folder that holds another capture (unless `force`).
     """
@@ -86,6 +88,7 @@ def capture_model(
         layers=layers,
         positions=positions,
         hidden=hidden,
+        prefill_queries=prefill_queries,
         force=force,
     )
 
@@ -100,13 +103,14 @@ def capture_passages(
     layers: str | Sequence[int] = "all",
     positions: str | Sequence[int] | None = None,
     hidden: bool = False,
+    prefill_queries: int | str = 0,
     force: bool = False,
 ) -> Plan[Capture]:
     """Capture a model's attention inputs over token sequences; see `capture_model`.
 
     `origin` says where model and tokens are from: a folder of the same origin is continued.
     """
-    passages = [passage.at(positions) for passage in passages]
+    passages = [passage.at(positions).behind(prefill_queries) for passage in passages]
     survey = survey_layers(model, passages, layers, hidden)
     origin = {
         **origin,
@@ -114,6 +118,8 @@ def capture_passages(
         "dtype": str(model.dtype).removeprefix("torch."),
         "layers": sorted(survey.modules),
         "hidden": hidden,
+        # Captures of before there were any go on.
+        **({} if str(prefill_queries) == "0" else {"prefill_queries": str(prefill_queries)}),
     }
     return plan_of(
         Request(

@@ -30,8 +30,8 @@ class Survey:
 
     def bytes(self, passage: Passage) -> int:
         """Bytes of the files of a passage."""
-        keys, queries = len(passage.ids), len(passage.positions)
-        return sum(estimate_bytes(example, keys, queries) for example in self.examples.values())
+        lengths = len(passage.ids), len(passage.positions), passage.prefill
+        return sum(estimate_bytes(example, *lengths) for example in self.examples.values())
 
     def run(self, model: PreTrainedModel, ids: Sequence[int], at: Tensor) -> dict[int, LayerRecord]:
         """What these layers see of a token sequence."""

@@ -53,13 +53,14 @@ class Request:
 def capture_sample(request: Request, sample: int, writer: Writer, checked: bool) -> None:
     """Run the model once and write what its attention saw, `checked` against what it computed."""
     passage = request.passages[sample]
-    at = torch.tensor(passage.positions)
+    at, early = torch.tensor(passage.positions), passage.prefill
+    every = torch.cat([torch.arange(int(at[0]) - early, int(at[0])), at])
     tensors = {}
-    for layer, record in request.survey.run(request.model, passage.ids, at).items():
-        kept = LayerTensors.of(record, sample, layer, at)
+    for layer, record in request.survey.run(request.model, passage.ids, every).items():
+        kept = LayerTensors.of(record, sample, layer, at, early)
         kept.require_finite()
         if checked:
-            check(request.model, layer, record, at)
+            check(request.model, layer, record, every)
         tensors[layer] = kept.tensors()
     writer.add(passage.record(sample), tensors)
 

@@ -18,11 +18,12 @@ from topkit.experiments.tasks import prompt as make_prompt
 
 @dataclass(frozen=True)
 class Passage:
-    """One sample: its tokens, and the positions whose queries are kept by default."""
+    """One sample: its tokens, the positions whose queries are kept, and how many queries before the first."""
 
     ids: Sequence[int]
     positions: Sequence[int]
     text: str = ""
+    prefill: int = 0
 
     def at(self, choice: str | Sequence[int] | None) -> Passage:
         """The same passage, other positions: "last:32", "every:64", "5,9" or numbers; None: its own.
@@ -42,6 +43,22 @@ class Passage:
                 f"positions {quote(choice)} are not within a passage of {length} tokens"
             )
         return replace(self, positions=sorted(positions))
+
+    def behind(self, prefill: int | str) -> Passage:
+        """The same passage, with that many queries of the tokens before its first position, or "all".
+
+        Raises: InputError for another word, and where no token stands before.
+        """
+        first, digits = self.positions[0], str(prefill)
+        if digits != "all" and not (digits.isascii() and digits.isdecimal()):
+            raise InputError(f"prefill_queries must be a number or all; got {quote(prefill)}")
+        count = first if digits == "all" else min(int(digits), first)
+        if digits != "0" and count == 0:
+            raise InputError(
+                "prefill_queries are of the tokens before the first position, which is 0; give later "
+                "positions"
+            )
+        return replace(self, prefill=count)
 
     def record(self, sample: int) -> dict[str, Any]:
         """What a capture's manifest says of it."""

@@ -32,6 +32,7 @@ SHAPES = {
     "index_queries": "1 Hi Tq Di",
     "index_keys": "1 1 T Di",
     "index_weights": "1 Tq Hi",
+    "prefill_queries": "1 Hq Tp D",
 }
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _DTYPES = {"positions": ((torch.int64,), "int64"), "scaling": (files.FLOATS, "a float")}
@@ -44,7 +45,8 @@ class LayerTensors:
     Shapes: queries [1, Hq, Tq, D], keys [1, Hk, T, D], values [1, Hk, T, Dv]; positions int64 [Tq],
     the slot of each query's own token, which sees the slots 0..position; hidden [1, T, C], latent
     [1, T, R] (of MLA's queries) and rope (cos, sin) [1, T, P] of every token; index_queries
-    [1, Hi, Tq, Di], index_keys [1, 1, T, Di] and index_weights [1, Tq, Hi] of a learned indexer.
+    [1, Hi, Tq, Di], index_keys [1, 1, T, Di] and index_weights [1, Tq, Hi] of a learned indexer;
+    prefill_queries [1, Hq, Tp, D] of the last Tp tokens before the first position.
     Raises: InputError when shapes do not fit each other.
     """
 
@@ -61,6 +63,7 @@ class LayerTensors:
     index_queries: Tensor | None = None
     index_keys: Tensor | None = None
     index_weights: Tensor | None = None
+    prefill_queries: Tensor | None = None
 
     def __post_init__(self) -> None:
         tensors = self.tensors()
@@ -72,9 +75,15 @@ class LayerTensors:
                 "the first must be a multiple of the second"
             )
         at, length = self.positions, self.keys.shape[2]
+        early = 0 if self.prefill_queries is None else self.prefill_queries.shape[2]
         if at.min() < 0 or at.max() >= length or (at.diff() <= 0).any():
             raise InputError(
                 f"{self._where}: positions must ascend within the {length} keys; got {at.tolist()}"
+            )
+        if early > int(at[0]):
+            raise InputError(
+                f"{self._where}: prefill_queries are of the tokens before position {int(at[0])}, the "
+                f"first; got {early}"
             )
         if not (math.isfinite(self.scaling) and self.scaling > 0):
             raise InputError(f"{self._where}: scaling must be positive; got {self.scaling}")
@@ -92,12 +101,15 @@ class LayerTensors:
         return {name: x for name, x in named.items() if x is not None}
 
     @classmethod
-    def of(cls, record: LayerRecord, sample: int, layer: int, positions: Tensor) -> LayerTensors:
-        """What is kept of a call of the attention function, on the CPU."""
+    def of(
+        cls, record: LayerRecord, sample: int, layer: int, positions: Tensor, prefill: int = 0
+    ) -> LayerTensors:
+        """What is kept of a call of the attention function, on the CPU; its first `prefill` queries apart."""
+        queries = record.queries.cpu()
         return cls(
             sample,
             layer,
-            record.queries.cpu(),
+            queries[:, :, prefill:].contiguous(),
             record.keys.cpu(),
             record.values.cpu(),
             positions,
@@ -105,6 +117,7 @@ class LayerTensors:
             None if record.hidden is None else record.hidden.cpu(),
             None if record.latent is None else record.latent.cpu(),
             None if record.rope is None else (record.rope[0].cpu(), record.rope[1].cpu()),
+            prefill_queries=queries[:, :, :prefill].contiguous() if prefill else None,
         )
 
     @classmethod
@@ -154,11 +167,13 @@ def _check_shapes(tensors: Mapping[str, Tensor], where: str) -> None:
             raise InputError(f"{where}: {name} is {x.dtype}; expected {words}")
 
 
-def estimate_bytes(like: LayerTensors, keys: int, queries: int) -> int:
-    """Bytes of one file of `keys` keys and `queries` query positions, all else as in `like`."""
-    lengths = {"T": keys, "Tq": queries}
-    sized = {}
-    for name, x in like.tensors().items():
+def estimate_bytes(like: LayerTensors, keys: int, queries: int, prefill: int = 0) -> int:
+    """Bytes of one file of `keys` keys, `queries` query positions and `prefill` queries before, else as `like`."""
+    lengths = {"T": keys, "Tq": queries, "Tp": prefill}
+    sized, tensors = {}, like.tensors()
+    if prefill:
+        tensors["prefill_queries"] = tensors["queries"]
+    for name, x in tensors.items():
         form = zip(SHAPES[name].split(), x.shape, strict=True)
         shape = [lengths.get(symbol, size) for symbol, size in form]
         sized[name] = torch.empty(shape, dtype=x.dtype, device="meta")

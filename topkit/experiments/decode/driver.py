@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -98,15 +98,19 @@ class Driver:
         cache: Cache,
         inputs: Inputs,
         where: QuerySlots | None = None,
+        upstream: Selection | None = None,
     ) -> Iterator[Choice]:
         """Append the slots of the cache that the index lacks, and select for queries, in pieces.
 
         Codes that have seen a later key would let the future in: a recipe without `causal_codes` sees
         the keys up to a query's own, and then that query alone.
         Shapes: queries [B, Hq, Tq, D]; inputs are of the tokens that the index lacks. The queries are of
-        the newest slots, and their inputs the last of `inputs`, unless `where` says otherwise.
+        the newest slots, and their inputs the last of `inputs`, unless `where` says otherwise; `upstream`
+        is what the queries selected in an earlier layer.
         """
         where = where or QuerySlots.newest(queries, cache, inputs)
+        if upstream is not None:
+            where = replace(where, inputs={**where.inputs, "upstream": upstream})
         if self.indexer.traits().causal_codes:
             yield from self._in_pieces(index, ks, queries, cache, inputs, where)
         else:
@@ -226,9 +230,13 @@ def piece(queries: Tensor, floats: int) -> int:
 
 
 def tokens(x: Any, place: slice) -> Any:
-    """An input's tokens: hidden states [B, t, C], values [B, Hk, t, Dv], or a pair of angles."""
+    """An input's tokens: hidden states [B, t, C], values [B, Hk, t, Dv], a pair of angles, or a selection."""
     if isinstance(x, tuple):
         return tuple(tokens(part, place) for part in x)
+    if isinstance(x, Selection):
+        weights = x.log_weights
+        own = None if weights is None else weights[..., place, :]
+        return replace(x, indices=x.indices[..., place, :], log_weights=own)
     return x[..., place, :]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -13,14 +13,15 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.experiments.decode.attention import sparse_attention
 from topkit.experiments.decode.cache import LayerIndex
-from topkit.experiments.decode.driver import Driver, require_choice, tokens
+from topkit.experiments.decode.driver import Choice, Driver, require_choice, tokens
 from topkit.experiments.decode.observer import Observer
+from topkit.experiments.decode.upstream import Upstream
 from topkit.experiments.model.compatibility import OFFERED
-from topkit.indexers.base import Cache, Index, Indexer
+from topkit.indexers.base import Cache, Index, Indexer, Selection
 from topkit.indexers.budget import Budget
 from topkit.kernels.precision import full_precision
 
-_PASSING = OFFERED - {"cache", "values"}
+_PASSING = OFFERED - {"cache", "values", "upstream"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class Reader:
     seed: int
     judged: Observer | None = None
     backend: str = "auto"
+    upstream: Upstream = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "upstream", Upstream(self.indexer))
 
     @full_precision()
     def take(self, layer: LayerIndex, call: Call, prompt: int) -> None:
@@ -105,9 +110,15 @@ class Reader:
                 f"{self.indexer} is built where the prompt ends, and the rows of this batch end "
                 "theirs at different slots; score rows of one sparse_from_slot together"
             )
+        above, parts = self.upstream.of(call.layer), list[Selection]()
         for place, k in self._budgets(call, prompt):
-            own = None if inside is None else inside[:, place.start - prompt : place.stop - prompt]
-            outputs += self._read_some(layer, call, place, k, own, answer)
+            among = slice(place.start - prompt, place.stop - prompt)
+            own = None if inside is None else inside[:, among]
+            read = None if above is None else tokens(above, among)
+            choices = self._choices(layer, call, place, k, read)
+            outputs += self._outputs(layer, call, place, k, choices, own, answer)
+            parts += [choice.by_budget[k] for choice in choices]
+        self.upstream.keep(call.layer, parts)
         return torch.cat(outputs, 2) if answer else None
 
     def _budgets(self, call: Call, prompt: int) -> Iterator[tuple[slice, int]]:
@@ -121,22 +132,31 @@ class Reader:
             same = list(several)
             yield slice(same[0], same[-1] + 1), k
 
-    def _read_some(
+    @torch.no_grad()
+    def _choices(
+        self, layer: LayerIndex, call: Call, place: slice, k: int, upstream: Selection | None
+    ) -> list[Choice]:
+        """What the queries of some newest tokens, which the index lacks, select."""
+        queries, cache = call.queries[:, :, place], call.until(call.cached + place.stop)
+        assert layer.index is not None
+        inputs = {name: tokens(x, place) for name, x in call.inputs.items()}
+        driver = self._driver(call)
+        return list(driver.select(layer.index, [k], queries, cache, inputs, upstream=upstream))
+
+    def _outputs(
         self,
         layer: LayerIndex,
         call: Call,
         place: slice,
         k: int,
+        choices: Sequence[Choice],
         inside: Tensor | None,
         answer: bool,
     ) -> list[Tensor]:
-        """The outputs of the queries of some newest tokens, which the index lacks."""
+        """The outputs of the queries of some newest tokens, by what they selected."""
         queries, cache = call.queries[:, :, place], call.until(call.cached + place.stop)
         index, driver = layer.index, self._driver(call)
         assert index is not None
-        inputs = {name: tokens(x, place) for name, x in call.inputs.items()}
-        with torch.no_grad():
-            choices = list(driver.select(index, [k], queries, cache, inputs))
         outputs = []
         for choice in choices:
             part, selection = queries[:, :, choice.place], choice.by_budget[k]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from topkit.experiments.decode.attention import dense_attention, sparse_attention
 from topkit.experiments.decode.driver import Choice, Driver, require_choice
+from topkit.experiments.decode.upstream import Upstream
 from topkit.experiments.runs.cells import Cell
 from topkit.indexers.base import Cache, Index, Selection
 from topkit.indexers.budget import UNCAPPED
@@ -84,6 +85,9 @@ class Stream:
     tails: dict[int, Cache] = field(default_factory=dict)
     watch: Watch | None = None
 
+    def __post_init__(self) -> None:
+        self.upstream = None if self.cell.indexer is None else Upstream(self.cell.indexer)
+
     def fork(self, rows: Tensor | None = None) -> Stream:
         """An independent copy, of some rows [b'] or all."""
         indices = {layer: index.fork() for layer, index in self.indices.items()}
@@ -114,18 +118,23 @@ class Stream:
         cache = self._grow(layer, past, keys, values)
         if layer not in self.indices or past.dense(cache.keys.shape[2]):
             return dense_attention(queries, cache, past.scaling, past.window)
-        k, outputs = self.k, []
-        assert k is not None and self.cell.indexer is not None
+        k, outputs, parts = self.k, [], []
+        assert k is not None and self.cell.indexer is not None and self.upstream is not None
         if self.cell.budget == UNCAPPED:
             # What is said may go on behind the length that k is a share of.
             k = max(k, cache.keys.shape[2])
         driver = self._driver(layer, past, cache)
-        for choice in driver.select(self.indices[layer], [k], queries, cache, inputs):
+        above = self.upstream.of(layer)
+        for choice in driver.select(
+            self.indices[layer], [k], queries, cache, inputs, upstream=above
+        ):
             require_choice(choice, k, self.cell.indexer)
             part, selection = queries[:, :, choice.place], choice.by_budget[k]
+            parts.append(selection)
             outputs.append(sparse_attention(part, cache, selection, past.scaling))
             if self.watch is not None:
                 self.watch(layer, part, cache, selection, choice)
+        self.upstream.keep(layer, parts)
         return torch.cat(outputs, 2)
 
     def _grow(self, layer: int, past: Past, keys: Tensor, values: Tensor) -> Cache:

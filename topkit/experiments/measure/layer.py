@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,15 @@ class Setting:
     run: str = ""
 
 
+def recipes_of(cells: Sequence[Cell], setting: Setting) -> list[Indexer]:
+    """The recipes that are asked, the reference too."""
+    recipes = dict.fromkeys((*(cell.indexer for cell in cells), setting.reference))
+    return [recipe for recipe in recipes if recipe is not None]
+
+
 def require_all(cells: Sequence[Cell], setting: Setting, tensors: LayerTensors) -> None:
-    for recipe in {*(cell.indexer for cell in cells), setting.reference}:
-        if recipe is not None:
-            require_inputs(recipe, tensors)
+    for recipe in recipes_of(cells, setting):
+        require_inputs(recipe, tensors)
 
 
 def measure_layer(
@@ -52,7 +58,8 @@ def measure_layer(
     context = tensors.keys.shape[2]
     ks = {cell: cell.k(context) or 0 for cell in cells}
     seed = seed_of(setting.seed, sample)
-    replay = Replay(tensors, max(ks.values()), seed, torch.device(setting.device))
+    load = partial(capture.load, sample)
+    replay = Replay(tensors, max(ks.values()), seed, torch.device(setting.device), load)
     places = {"sample": sample, "layer": layer, "position": tensors.positions}
     made = table("measure", list(_judged(replay, ks, setting.reference, places)))
     if setting.reduce:
@@ -60,7 +67,7 @@ def measure_layer(
     if setting.out is None:
         return made
     part = part_name(name, cells)
-    recipes = [r for r in (*(cell.indexer for cell in cells), setting.reference) if r is not None]
+    recipes = recipes_of(cells, setting)
     write_rows(setting.out, setting.run, "fidelity", part, with_cells(made, cells), recipes)
     return None
 

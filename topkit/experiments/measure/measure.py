@@ -11,7 +11,7 @@ import torch
 from topkit.documents import path_of
 from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
-from topkit.experiments.measure.layer import Setting, require_all
+from topkit.experiments.measure.layer import Setting, recipes_of, require_all
 from topkit.experiments.measure.plan import Measured, Request, plan_of
 from topkit.experiments.runs.cells import parse_cells, require_able
 from topkit.experiments.runs.jobs import threads_of
@@ -19,6 +19,7 @@ from topkit.experiments.runs.plan import Plan, planned
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budgets
 from topkit.indexers.spec import parse
+from topkit.indexers.upstream import without_source
 
 
 @planned
@@ -50,6 +51,9 @@ def measure(
     setting = _setting(out, reference, reduce, seed, device, jobs)
     chosen = _layers(capture, layers)
     require_all(cells, setting, capture.load(capture.samples[0], chosen[0]))
+    for recipe in recipes_of(cells, setting):
+        if reason := without_source(recipe, chosen, capture.layers, "the capture"):
+            raise InputError(reason)
     return plan_of(Request(capture, tuple(cells), tuple(chosen), setting, force), jobs)
 
 

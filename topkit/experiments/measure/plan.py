@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import torch
 
 import topkit
 from topkit.experiments.capture.capture import Capture
-from topkit.experiments.measure.layer import Setting, measure_layer
+from topkit.experiments.measure.layer import Setting, measure_layer, recipes_of
 from topkit.experiments.measure.summary import summarise
 from topkit.experiments.runs.cell_parts import done
 from topkit.experiments.runs.cells import Cell
@@ -24,6 +25,7 @@ from topkit.experiments.runs.parts import PART, digest, read_table
 from topkit.experiments.runs.plan import PROCESS, Plan
 from topkit.experiments.runs.run_file import describe
 from topkit.fidelity.truth import MEMORY
+from topkit.indexers.upstream import upstream_layers
 
 # Bytes of a row in a part, and in memory.
 ON_DISK, IN_MEMORY = 22, 250
@@ -72,6 +74,11 @@ class Request:
         recipes = (*(cell.indexer for cell in self.cells), self.setting.reference)
         return of_all(recipe for recipe in recipes if recipe is not None)
 
+    def sources(self, layer: int, cells: Sequence[Cell]) -> list[int]:
+        """The layers whose tensors the cells of a layer are measured with, that layer first."""
+        above = (upstream_layers(recipe, layer) for recipe in recipes_of(cells, self.setting))
+        return list(dict.fromkeys([layer, *chain.from_iterable(above)]))
+
     @property
     def places(self) -> list[tuple[int, int]]:
         """The samples and layers: a job each."""
@@ -96,7 +103,7 @@ class Request:
             cells = tuple(c for c in self.cells if (name, *c.columns.values()) not in there)
             if cells:
                 # A part of the capture alone: jobs are sent to other processes.
-                part = self.capture.only(sample, layer)
+                part = self.capture.only(sample, *self.sources(layer, cells))
                 job = (replace(self.setting, run=run), part, sample, layer, cells, name)
                 jobs.append(Job({"job": name}, job))
         return tuple(jobs)

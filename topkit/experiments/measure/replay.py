@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +23,21 @@ _TOKENS = ("values", "hidden", "latent", "rope", "index_keys")
 
 
 class Replay:
-    """Drives recipes through one layer's captured tensors, and keeps the exact rows to judge them by."""
+    """Drives recipes through one layer's captured tensors, and keeps the exact rows to judge them by.
 
-    def __init__(self, tensors: LayerTensors, k: int, seed: int, device: torch.device) -> None:
+    `load` gives the tensors of another layer of the sample, for recipes that read what was selected there.
+    """
+
+    def __init__(
+        self,
+        tensors: LayerTensors,
+        k: int,
+        seed: int,
+        device: torch.device,
+        load: Callable[[int], LayerTensors] | None = None,
+    ) -> None:
         self.tensors = t = _moved(tensors, device)
-        self.seed = seed
+        self.seed, self.load = seed, load
         self.stop = t.positions[None] + 1
         self.memo: Memo = {}
         length, scores = t.keys.shape[2], None
@@ -47,41 +57,77 @@ class Replay:
 
     def select(self, recipe: Indexer, ks: Sequence[int]) -> tuple[dict[int, Selection], int]:
         """One selection for all captured positions at each k, and the bytes the index held."""
-        if recipe.traits().remembers:
+        if recipe.traits().remembers or "upstream" in recipe.needs:
             each = [self._select(recipe, [k]) for k in ks]
             return {k: chosen[k] for k, (chosen, _) in zip(ks, each, strict=True)}, each[0][1]
         return self._select(recipe, ks)
 
     def _select(self, recipe: Indexer, ks: Sequence[int]) -> tuple[dict[int, Selection], int]:
-        t, slots = self.tensors, self.tensors.positions.tolist()
-        driver = Driver(recipe, t.layer, t.scaling, t.keys.shape[1], self.seed)
-        # What a later key may change, in codes or in how they are made, is built as decoding would.
-        traits = recipe.traits()
-        at_once = traits.causal_codes and not traits.drifts
-        built = t.keys.shape[2] if at_once else max(slots[0], 1)
-        inputs = {name: x for name in _TOKENS if (x := getattr(t, name)) is not None}
-        index = driver.build(
-            self._cache(built), {name: tokens(x, slice(0, built)) for name, x in inputs.items()}
-        )
-        end = t.keys.shape[2] if traits.causal_codes else slots[-1] + 1
-        later = {name: tokens(x, slice(built, None)) for name, x in inputs.items()}
-        where = QuerySlots(slots, self._of_queries(), self.memo)
-        choices = list(driver.select(index, ks, t.queries, self._cache(end), later, where))
-        chosen = {k: joined([choice.by_budget[k] for choice in choices]) for k in ks}
-        return chosen, index.nbytes
+        upstream = self._upstream(recipe, ks, self.tensors.layer)
+        return selected(self.tensors, recipe, ks, self.seed, self.memo, upstream)
 
-    def _of_queries(self) -> dict[str, Any]:
-        """Inputs that have an entry for each query."""
-        t = self.tensors
-        of_token = {name: getattr(t, name) for name in ("hidden", "latent", "rope")}
-        inputs = {n: _at(x, t.positions) for n, x in of_token.items() if x is not None}
-        own = {"index_queries": t.index_queries, "index_weights": t.index_weights}
-        return inputs | {name: x for name, x in own.items() if x is not None}
+    def _upstream(self, recipe: Indexer, ks: Sequence[int], layer: int) -> Selection | None:
+        """What the recipe reads in a layer of the selection in another."""
+        source = recipe.upstream_layer(layer) if "upstream" in recipe.needs else None
+        if source is None:
+            return None
+        assert self.load is not None
+        tensors = _moved(self.load(source), self.tensors.keys.device)
+        if not tensors.positions.equal(self.tensors.positions):
+            raise InputError(f"layers {source} and {layer} of the capture have other positions")
+        above = self._upstream(recipe, ks, source)
+        chosen = selected(tensors, recipe, ks, self.seed, {}, above)[0][ks[0]]
+        return Selection(chosen.indices, chosen.log_weights)
 
-    def _cache(self, length: int) -> Cache:
-        t = self.tensors
-        values = None if t.values is None else t.values[:, :, :length]
-        return Cache(t.keys[:, :, :length], values)
+
+def selected(
+    t: LayerTensors,
+    recipe: Indexer,
+    ks: Sequence[int],
+    seed: int,
+    memo: Memo,
+    upstream: Selection | None,
+) -> tuple[dict[int, Selection], int]:
+    """What the queries of a layer select at each k, and the bytes the index held."""
+    slots = t.positions.tolist()
+    driver = Driver(recipe, t.layer, t.scaling, t.keys.shape[1], seed)
+    # What a later key may change, in codes or in how they are made, is built as decoding would.
+    traits = recipe.traits()
+    at_once = traits.causal_codes and not (traits.drifts or "prefill_queries" in recipe.needs)
+    built = t.keys.shape[2] if at_once else max(slots[0], 1)
+    inputs = {name: x for name in _TOKENS if (x := getattr(t, name)) is not None}
+    of_keys = {name: tokens(x, slice(0, built)) for name, x in inputs.items()}
+    index = driver.build(_cache(t, built), of_keys | _of_sample(t))
+    end = t.keys.shape[2] if traits.causal_codes else slots[-1] + 1
+    later = {name: tokens(x, slice(built, None)) for name, x in inputs.items()}
+    where = QuerySlots(slots, _of_queries(t), memo)
+    cache = _cache(t, end)
+    choices = list(driver.select(index, ks, t.queries, cache, later, where, upstream))
+    chosen = {k: joined([choice.by_budget[k] for choice in choices]) for k in ks}
+    return chosen, index.nbytes
+
+
+def _of_sample(t: LayerTensors) -> dict[str, Any]:
+    """Inputs that an index is built with once."""
+    own = {"prefill_queries": t.prefill_queries, "sample": t.sample}
+    return {name: x for name, x in own.items() if x is not None}
+
+
+def _of_queries(t: LayerTensors) -> dict[str, Any]:
+    """Inputs that have an entry for each query."""
+    of_token = {name: getattr(t, name) for name in ("hidden", "latent", "rope")}
+    inputs = {n: _at(x, t.positions) for n, x in of_token.items() if x is not None}
+    own = {
+        "values": None if t.values is None else t.values[:, :, t.positions],
+        "index_queries": t.index_queries,
+        "index_weights": t.index_weights,
+    }
+    return inputs | {name: x for name, x in own.items() if x is not None}
+
+
+def _cache(t: LayerTensors, length: int) -> Cache:
+    values = None if t.values is None else t.values[:, :, :length]
+    return Cache(t.keys[:, :, :length], values)
 
 
 def joined(parts: Sequence[Selection]) -> Selection:
@@ -145,11 +191,12 @@ def require_inputs(recipe: Indexer, tensors: LayerTensors) -> None:
 
     Raises: InputError that says how to capture them.
     """
-    names = (*_TOKENS, "index_queries", "index_weights")
-    have = {name for name in names if getattr(tensors, name) is not None} | {"cache"}
-    lacking = sorted(recipe.needs - have)
+    names = (*_TOKENS, "index_queries", "index_weights", "prefill_queries")
+    have = {name for name in names if getattr(tensors, name) is not None}
+    lacking = sorted(recipe.needs - have - {"cache", "upstream", "sample"})
     if lacking:
+        how = "--prefill-queries" if lacking == ["prefill_queries"] else "--hidden"
         raise InputError(
             f"{recipe} needs {', '.join(lacking)}, which the capture does not hold; "
-            "capture with --hidden, or give the tensors to Capture.from_tensors"
+            f"capture with {how}, or give the tensors to Capture.from_tensors"
         )

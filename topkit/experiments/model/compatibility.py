@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 from topkit.experiments.model.digests import weights_digest
 from topkit.experiments.model.record import LayerRecord, record
 from topkit.indexers.base import Indexer
+from topkit.indexers.upstream import without_source
 from topkit.kernels.precision import full_precision
 
 # What a running model can hand to an indexer; of earlier tokens, only what the cache keeps.
-OFFERED = frozenset({"cache", "values", "hidden", "latent", "rope", "prefill_queries"})
+OFFERED = frozenset({"cache", "values", "hidden", "latent", "rope", "prefill_queries", "upstream"})
 # Tokens of the short pass that shows how a model attends.
 PROBED = 8
 
@@ -38,6 +39,7 @@ def unserved(
     `records` are what `probe` gave, of the layers to be served; layers count as alike.
     """
     first, name = records[min(records)], type(model).__name__
+    whole = {layer for layer, one in records.items() if one.window is None}
     # Hashing all weights takes seconds where a model is large, and few indexers ask for it.
     weights = cache(lambda: weights_digest(model))
     reasons = {}
@@ -47,7 +49,7 @@ def unserved(
                 f"{indexer} was made for another model than this {name}; make weights for it by "
                 "`topkit train lightning --model FOLDER` and give them as weights=FILE"
             )
-        elif reason := _lack(indexer, first, name):
+        elif reason := _lack(indexer, first, name) or without_source(indexer, whole, whole, name):
             reasons[indexer] = reason
     return reasons
 
@@ -60,6 +62,8 @@ def _lack(indexer: Indexer, record: LayerRecord, name: str) -> str:
         "rope": None if record.rope is None else record.rope[0],
     }
     absent = {what for what, x in inputs.items() if x is None}
+    if "sample" in indexer.needs:
+        return f"{indexer} chooses for the samples of a capture, which `topkit measure` reads"
     if lacking := sorted(indexer.needs - (OFFERED - absent)):
         return f"{indexer} needs {', '.join(lacking)}, which {name} does not hand out"
     widths = {what: x.shape[-1] for what, x in inputs.items() if x is not None}

@@ -116,7 +116,7 @@ def _held(thing: Named) -> Iterator[str]:
     for name, value in _values(thing).items():
         if name in silent:
             continue
-        plain = isinstance(value, Path | str | Real | None)
+        plain = isinstance(value, Path | str | Real | tuple | None)
         if not isinstance(value, Named) and not (plain and f"{name}={_text(value)}" in told):
             yield f"{name}={_text(value)}"
 
