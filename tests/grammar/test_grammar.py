@@ -233,6 +233,7 @@ TASK_VALUES = {
     "digits": st.integers(0, 20),
     "depth": st.floats(0, 1) | st.just(-1),
     "wording": st.sampled_from(["any", "trained", "held-out", "code"]) | TEXTS,
+    "form": st.sampled_from(["plain", "chat", "fewshot"]),
     "hops": st.integers(1, 4),
     "words": st.integers(1, 200),
     "tokens": st.integers(1, 200),

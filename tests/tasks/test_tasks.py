@@ -251,7 +251,8 @@ SCORED = [
     ("22 then 11", ["11", "22"], 1.0),  # the order is free
     ("only 22 of them", ["11", "22", "33", "44"], 0.25),
     ("Its value is LANTERN", ["lantern"], 1.0),
-    ("its value is lantern", ["Lantern "], 1.0),
+    ("its value is lantern", ["Lantern"], 1.0),
+    ("its value is lantern", ["lantern "], 0.0),  # to the letter, blanks of what was said left out
     ("512345", ["12345"], 1.0),  # found within a longer one: RULER's rule
 ]
 

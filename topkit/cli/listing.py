@@ -60,7 +60,8 @@ def _metrics() -> list[Row]:
 def _parameters(recipe: Any) -> str:
     """The parameters with their defaults: `page_size=16`; bare where it has none."""
     shown = []
-    for f in fields(recipe):
+    # Those that need their names come last, as where they are read.
+    for f in sorted(fields(recipe), key=lambda f: f.kw_only):
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         shown.append(f.name if default is MISSING else f"{f.name}={default}")
     return ", ".join(shown)

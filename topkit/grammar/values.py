@@ -30,8 +30,12 @@ _CALL = re.compile(r"[^\W\d][\w.:-]*\(.*\)", re.DOTALL)
 
 
 def parameters(thing: type[object], placed: bool = False) -> list[str]:
-    """The names of a thing's parameters, in order; `placed`: of those that may be set without a name."""
+    """The names of a thing's parameters, in order, those that need their names last.
+
+    `placed`: of those alone that may be set without a name.
+    """
     own = [field for field in fields(thing) if field.init] if is_dataclass(thing) else []
+    own.sort(key=lambda field: field.kw_only)
     return [field.name for field in own if not (placed and field.kw_only)]
 
 

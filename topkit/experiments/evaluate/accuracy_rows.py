@@ -14,15 +14,16 @@ from topkit.experiments.evaluate.answers import Answer
 from topkit.experiments.evaluate.own_words import Stops
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.parts import write_whole
-from topkit.experiments.tasks import Prompt, ruler_part, ruler_score
+from topkit.experiments.tasks import Prompt, rule_of, ruler_part
 
-_WORDS = ("task", "wording", "family", "indexer", "budget", "sparse_from")
+_WORDS = ("task", "wording", "family", "indexer", "budget", "sparse_from", "rule")
 _TEXTS = ("asked", "answer", "said", "said_until")
 _NUMBERS = ("exact_match", "score", "score_any", "token_accuracy", "nll", "kl")
 _COUNTS = (
     "length",
     "haystack",
     "question",
+    "tokens",
     "k",
     "first_divergence",
     "answer_tokens",
@@ -51,7 +52,7 @@ def accuracy_rows(
     stops: Stops,
 ) -> list[dict[str, Any]]:
     """The rows of one cell's answers; `dense` are those of full attention, in the same order."""
-    rows = []
+    rows, rule = [], rule_of(prompt.rule)
     for answer, full in zip(answers, dense, strict=True):
         question = prompt.questions[answer.question]
         said, until = stops.read(answer.said)
@@ -64,10 +65,12 @@ def accuracy_rows(
                 **cell.columns,
                 "wording": prompt.wording,
                 "family": prompt.family,
+                "rule": prompt.rule if judged else None,
                 "question": answer.question,
+                "tokens": prompt.tokens(answer.question),
                 "k": cell.k(context),
                 "exact_match": float(all(right)) if judged else None,
-                "score": ruler_score(said, question.references) if judged else None,
+                "score": rule(said, question.references) if judged else None,
                 "score_any": ruler_part(said, question.references) if judged else None,
                 "token_accuracy": float(np.mean(right)),
                 "nll": float(np.mean(answer.nll)),

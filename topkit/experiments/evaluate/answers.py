@@ -82,18 +82,19 @@ class Haystack:
     def _make_room(self, rows: int) -> None:
         questions = self.prompt.questions
         room = max(
-            len(q.ids) + max(len(q.answer_ids), self._most(n)) for n, q in enumerate(questions)
+            len(q.ids) + max(len(q.answer_ids), len(q.seam_ids) + self._most(n))
+            for n, q in enumerate(questions)
         )
         rows = min(rows, len(questions))
         self.past = {layer: past.with_room(rows, room) for layer, past in self.prefix.items()}
 
     def _most(self, number: int) -> int:
         """How many tokens may be said to a question: no more than the model has positions for."""
-        most, question = self.prompt.most(number), self.prompt.questions[number]
+        most = self.prompt.most(number)
         limit = positions(self.model)
         if limit is None:
             return most
-        return max(0, min(most, limit + 1 - len(self.prompt.ids) - len(question.ids)))
+        return max(0, min(most, limit + 1 - self.prompt.tokens(number)))
 
     def _ask(self, batch: QuestionRows, sparse_from: str) -> Iterator[list[tuple[list, ...]]]:
         streams = [self._stream(cell, len(batch.lengths)) for cell in self.cells]
@@ -165,10 +166,14 @@ class Haystack:
         right = (likeliest == batch.answer) | ~batch.real
         wrong_at = right.int().cumprod(-1).sum(-1)  # the width where nothing is wrong
         most = [self._most(number) for number in batch.numbers]
+        seams = [list(self.prompt.questions[number].seam_ids) for number in batch.numbers]
         said = [
             [
-                row[: min(wrong + 1, length, limit)]
-                for row, wrong, length, limit in zip(*lists, batch.lengths, most, strict=True)
+                # The answer's first token is another where the question ends by itself.
+                seam[:] or row[: min(wrong + 1, length, limit)]
+                for row, wrong, length, limit, seam in zip(
+                    *lists, batch.lengths, most, seams, strict=True
+                )
             ]
             for lists in zip(likeliest.tolist(), wrong_at.tolist(), strict=True)
         ]
@@ -177,10 +182,11 @@ class Haystack:
             batch.last,
             said,
             most,
+            [len(seam) for seam in seams],
             self.stops,
             lambda some, ids: self._forward(some, ids, 1),
         )
-        return said
+        return [[row[len(s) :] for row, s in zip(rows, seams, strict=True)] for rows in said]
 
     def _forward(
         self,

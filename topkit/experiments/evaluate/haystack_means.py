@@ -20,7 +20,7 @@ from topkit.experiments.runs.parts import read_table
 CONDENSED = ("curve/haystacks", "curve/heads")
 SETTING = ["task", "length", "sparse_from"]
 CELL = ["indexer", "budget"]
-SCORES = ["exact_match", "score", "token_accuracy", "nll", "kl", "answer_tokens"]
+SCORES = ["exact_match", "score", "token_accuracy", "nll", "kl", "answer_tokens", "tokens", "parts"]
 METRICS = [
     "recall",
     "mass",
@@ -44,7 +44,8 @@ def condensed(run: Path) -> tuple[pa.Table, pa.Table]:
     require_intact(run)
     if any((run / "accuracy").glob("*.parquet")):
         fidelity = _of_answers(_observed(run))
-        return by_haystack(read_table(run / "accuracy"), fidelity), by_head(fidelity)
+        accuracy = _with_parts(read_table(run / "accuracy"))
+        return by_haystack(accuracy, fidelity), by_head(fidelity)
     haystacks, heads = (run / name for name in CONDENSED)
     if not haystacks.is_dir():
         raise InputError(f"{run} holds no run: expected {run / 'accuracy'} or {haystacks.parent}")
@@ -94,6 +95,14 @@ def _observed(run: Path) -> pa.Table:
     names = {path.name for path in (run / "accuracy").glob("*.parquet")}
     names &= {path.name for path in (run / "fidelity").glob("*.parquet")}
     return read_table(run / "fidelity", names=names) if names else TABLES["evaluate"].empty_table()
+
+
+def _with_parts(accuracy: pa.Table) -> pa.Table:
+    """The rows with the number of references that each answer is scored by, one by one."""
+    if "rule" not in accuracy.column_names:
+        return accuracy
+    each, count = pc.equal(accuracy["rule"], "all"), pc.list_value_length(accuracy["references"])
+    return accuracy.append_column("parts", pc.if_else(each, count, pa.scalar(1, pa.int32())))
 
 
 def _of_answers(fidelity: pa.Table) -> pa.Table:

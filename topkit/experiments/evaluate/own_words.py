@@ -22,6 +22,7 @@ EOS, STOP, BUDGET = "eos", "stop", "budget"
 class Stops:
     """Where an answer ends: at a token that ends the model's turn, or at one of some texts.
 
+    Special tokens are no part of the text; one that a task names as its stop is a token that ends it.
     A text counts once something was said before it: an answer may begin with an empty line.
     """
 
@@ -34,13 +35,15 @@ class Stops:
         """Those of a model, its tokenizer and a prompt."""
         own = getattr(model.generation_config, "eos_token_id", None)
         listed = [*(own if isinstance(own, list | tuple) else [own]), tokenizer.eos_token_id]
+        added = tokenizer.get_added_vocab()
+        listed += [added[text] for text in prompt.stop if text in added]
         ends = frozenset(int(token) for token in listed if token is not None)
-        return cls(tokenizer, ends, tuple(text for text in prompt.stop if text))
+        return cls(tokenizer, ends, tuple(t for t in prompt.stop if t and t not in added))
 
     def read(self, ids: Sequence[int]) -> tuple[str, str]:
         """The text before the first stop, and which it was; of what has none, all of it and BUDGET."""
         end = next((n for n, token in enumerate(ids) if token in self.tokens), None)
-        text = str(self.tokenizer.decode(list(ids[:end])))
+        text = str(self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True))
         begin = len(text) - len(text.lstrip())
         places = [place for stop in self.texts if (place := text.find(stop, begin)) >= 0]
         if places:
@@ -50,14 +53,16 @@ class Stops:
 
 @dataclass
 class _Row:
-    """One answer: `said` grows, to `most` tokens or a stop."""
+    """One answer: `said` grows behind the `seam` tokens of its question, to `most` more or a stop."""
 
     said: list[int]
     most: int
+    seam: int
     stops: Stops
 
     def ended(self) -> bool:
-        return len(self.said) >= self.most or self.stops.read(self.said)[1] != BUDGET
+        own = self.said[self.seam :]
+        return len(own) >= self.most or self.stops.read(own)[1] != BUDGET
 
 
 @dataclass
@@ -75,6 +80,7 @@ def go_on(
     last: Tensor,
     said: Sequence[Sequence[list[int]]],
     most: Sequence[int],
+    seams: Sequence[int],
     stops: Stops,
     step: Step,
 ) -> None:
@@ -82,9 +88,10 @@ def go_on(
 
     A stream none of whose rows goes on is dropped at once, so that the streams that still talk wait for
     no other. Nothing is decoded where every row has ended.
-    Shapes: last [B, 1], the token before each answer; said: C lists of B answers; most: B.
+    Shapes: last [B, 1], the token before each answer; said: C lists of B answers, each behind as many
+    tokens of its question as `seams` [B] says; most: B.
     """
-    lines = list(_lines(streams, last, said, most, stops))
+    lines = list(_lines(streams, last, said, most, seams, stops))
     if not lines:
         return
     place = min(len(row.said) for line in lines for row in line.rows)
@@ -113,10 +120,11 @@ def _lines(
     last: Tensor,
     said: Sequence[Sequence[list[int]]],
     most: Sequence[int],
+    seams: Sequence[int],
     stops: Stops,
 ) -> Iterator[_Line]:
     for stream, answers in zip(streams, said, strict=True):
-        rows = [_Row(*row, stops) for row in zip(answers, most, strict=True)]
+        rows = [_Row(*row, stops) for row in zip(answers, most, seams, strict=True)]
         going = [n for n, row in enumerate(rows) if not row.ended()]
         if going:
             places = torch.tensor(going, device=last.device)

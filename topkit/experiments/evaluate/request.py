@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from topkit.experiments.evaluate.job import Piece
@@ -93,7 +93,7 @@ class Request:
                 self.identity,
                 contents,
                 model=self.setting.model,
-                tasks=[{"task": task_name(task), **asdict(task)} for task in part.tasks],
+                tasks=[{"task": task_name(task), **task.parameters()} for task in part.tasks],
                 lengths=list(part.lengths),
                 samples=part.haystacks,
                 cells=part.columns,

@@ -26,7 +26,9 @@ from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget, parse_budget
 from topkit.indexers.spec import recorded, unknown
 
-# A task whose answers are never right to the letter is judged by the share of its tokens.
+# Accuracy is the score of what was said, by the rule of its format. A task whose answers are never right to
+# the letter is judged by the share of its tokens; and a run without scores by answers right to the letter.
+SCORE, BARE = "score", "exact_match"
 MEASURES = {"books": "token_accuracy", "recite": "token_accuracy"}
 # Of the true answer and of what full attention would say next, in nats a token.
 LOSSES = ("nll", "kl")
@@ -46,6 +48,9 @@ FIDELITY = (
 # How many rows the fidelity of a haystack is the mean of, how many have nothing to choose, and whether all.
 COUNTS = ("rows", "trivial_rows", "trivial")
 
+# A prompt that has so much of its label needs no word.
+NEAR = 0.8
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -54,7 +59,9 @@ class Curve:
     questions [H]; rates, token_rates (the share of an answer's tokens that are right), losses and
     fidelity [C, H], NaN where there is nothing to judge; heads:
     mean recall [layers, heads] of a cell; held_out: haystacks in words that the reference model was
-    not trained on; dropped: haystacks that some cell lacks; counts [C, H]: rows of fidelity, see COUNTS.
+    not trained on; dropped: haystacks that some cell lacks; counts [C, H]: rows of fidelity, see COUNTS;
+    tokens [H]: what prompts hold in truth, NaN where nobody counted; parts: how many references an
+    answer is scored by, each for itself.
     """
 
     task: str
@@ -73,10 +80,21 @@ class Curve:
     held_out: tuple[bool, ...] = ()
     dropped: int = 0
     counts: Mapping[str, Array] = field(default_factory=dict[str, Array])
+    tokens: Array = field(default_factory=lambda: np.zeros(0))
+    parts: float = 1.0
 
     @property
     def title(self) -> str:
-        return f"{self.task}, {self.length} tokens, sparse from the {self.sparse_from}"
+        return f"{self.task}, {self.length} tokens{self._true}, sparse from the {self.sparse_from}"
+
+    @property
+    def _true(self) -> str:
+        """The prompts' true tokens in words, where the label is far from them."""
+        counted = self.tokens[np.isfinite(self.tokens)].round().astype(int)
+        if not counted.size or counted.min() + self.answer_tokens >= NEAR * self.length:
+            return ""
+        low, high = counted.min(), counted.max()
+        return f" ({low} in truth)" if low == high else f" ({low} to {high} in truth)"
 
     @property
     def slug(self) -> str:
@@ -180,7 +198,9 @@ def _split(table: pa.Table) -> dict[Key, list[dict[str, Any]]]:
 
 def _curve(key: Key, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) -> Curve:
     task, length, sparse_from = key
-    measure = MEASURES.get(task.partition(":")[0], "exact_match")
+    measure = MEASURES.get(task.partition(":")[0], SCORE)
+    if measure == SCORE and all(row.get(SCORE) is None for row in rows):
+        measure = BARE
     cell_of = _cells(rows)
     row_of = {(cell_of[_written(row)], row["haystack"]): row for row in rows}
     cells = _by_kind({cell for cell, _ in row_of})
@@ -214,6 +234,8 @@ def _curve(key: Key, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) ->
         tuple(row_of[cells[0], h].get("family") == "held-out" for h in whole),
         len(every) - len(whole),
         {name: matrix(name) for name in COUNTS},
+        matrix("tokens")[0],
+        float(row_of[cells[0], whole[0]].get("parts") or 1),
     )
 
 

@@ -17,7 +17,10 @@ _SHORT = 1 / 20  # of the context: a window that seldom holds the answer
 
 @dataclass(frozen=True)
 class Null:
-    """Exact Top-k's score times p^m: each of m tokens needs a key, which is kept with probability p."""
+    """Exact Top-k's score times p^m: each of m tokens needs a key, which is kept with probability p.
+
+    Where each of several references is scored for itself, m is the tokens of one.
+    """
 
     score: float
     tokens: float
@@ -29,9 +32,11 @@ class Null:
 def null_of(curve: Curve, budget: Budget) -> Null | None:
     """The null at a budget; None where exact Top-k was not run, or what needs a key is not known."""
     exact, tokens = curve.place(EXACT, budget), key_tokens(curve)
-    if curve.measure != "exact_match" or exact is None or tokens is None:
+    if curve.measure == "token_accuracy" or exact is None or tokens is None:
         return None
-    return Null(float(curve.rates[exact] @ curve.questions / curve.questions.sum()), tokens)
+    return Null(
+        float(curve.rates[exact] @ curve.questions / curve.questions.sum()), tokens / curve.parts
+    )
 
 
 def key_tokens(curve: Curve) -> float | None:

@@ -15,7 +15,7 @@ from topkit.experiments.tasks.needles import MultiKey, MultiQuery, MultiValue, S
 from topkit.experiments.tasks.pairs import KeyValueRecall
 from topkit.experiments.tasks.prompt import Prompt, Question
 from topkit.experiments.tasks.recite import Recite
-from topkit.experiments.tasks.scoring import ruler_part, ruler_score
+from topkit.experiments.tasks.scoring import RULES, Rule, rule_of, ruler_part, ruler_score
 from topkit.grammar import Registry, flat, make
 
 TASKS: dict[str, type[Task]] = {
@@ -87,13 +87,16 @@ def task_name(task: Task) -> str:
 
 __all__ = [
     "REGISTRY",
+    "RULES",
     "TASKS",
     "Haystack",
     "Prompt",
     "Question",
+    "Rule",
     "Task",
     "make_task",
     "prompt",
+    "rule_of",
     "ruler_part",
     "ruler_score",
     "task_name",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from topkit.errors import InputError
 from topkit.experiments.tasks.encoding import Tokenizer, begun, encode, together
+from topkit.experiments.tasks.forms import CHAT, FEWSHOT, PLAIN, require_form
 from topkit.experiments.tasks.haystack import Haystack
 from topkit.experiments.tasks.prompt import Planted, Prompt, Question
-from topkit.grammar import Named, Registry, nearest
+from topkit.grammar import Named, Registry, later, nearest, unprinted
 
 # Whether the reference model was trained on the like; of a task that says nothing of it, OWN.
 TRAINED, HELD_OUT, OWN = "trained", "held-out", "own"
@@ -31,6 +33,9 @@ def require_depth(task: str, depth: float) -> None:
     if depth != -1 and not 0 <= depth <= 1:
         raise InputError(f"{task}: depth must lie in 0..1, or be -1; got {depth}")
 
+
+# Tokens that a turn of chat may take beside the answer: a sentence that leads to it.
+IN_CHAT = 64
 
 # More would not fit into any prompt, and be drawn for ever.
 MOST_DIGITS = 1000
@@ -50,12 +55,17 @@ class Task(Named):
     family: ClassVar[str] = OWN
     source: ClassVar[str] = OWN
     asks: ClassVar[str] = ""
-    # What ends an answer, beside the end of the model's turn; and how many tokens it may take, see Prompt.
+    # What ends an answer, beside the end of the model's turn; how many tokens it may take, see Prompt; and
+    # how what was said is scored, a name in scoring.RULES.
     stop: ClassVar[tuple[str, ...]] = ("\n",)
     tokens_to_generate: ClassVar[int | None] = None
+    rule: ClassVar[str] = "all"
 
     questions: int = 4
     wording: str = "any"
+    form: str = later(PLAIN)
+    # Worked examples before each question, where the form is fewshot.
+    shots: int = later(1)
 
     @classmethod
     def registry(cls) -> Registry[Any]:
@@ -71,6 +81,10 @@ class Task(Named):
         """The wordings of this task, each trained, held-out or own."""
         return {"plain": self.family}
 
+    def parameters(self) -> dict[str, Any]:
+        """The values of its parameters, without those that its text leaves out."""
+        return {name: x for name, x in asdict(self).items() if name not in unprinted(self)}
+
     def sample(
         self,
         tokenizer: Tokenizer,
@@ -83,13 +97,14 @@ class Task(Named):
     ) -> Prompt:
         """Prompt number `sample`: at most `length` tokens with its longest question and answer.
 
-        Raises: InputError when the task does not fit into so few tokens.
+        Raises: InputError when the task does not fit into so few tokens, and for an unknown form.
         """
+        require_form(self.name, self.form, self.shots)
         rng = random_for(split, self.name, seed, sample)
         wording = self._wording(rng)
-        planted = self.plant(rng, wording)
+        planted, examples = self._planted(rng, wording)
         text, ids, questions = self._buried(
-            planted, tokenizer, length, sample, rng, haystack or Haystack.bundled()
+            planted, examples, tokenizer, length, sample, rng, haystack or Haystack.bundled()
         )
         return Prompt(
             self.name,
@@ -101,14 +116,41 @@ class Task(Named):
             text,
             ids,
             questions,
-            asdict(self),
-            self.stop,
-            self.tokens_to_generate,
+            self.parameters(),
+            *self._ends(questions),
+            self.rule,
         )
+
+    def _planted(self, rng: np.random.Generator, wording: str) -> tuple[Planted, str]:
+        """What is planted, and the worked examples in words: about facts beside those asked for."""
+        shots = self.shots if self.form == FEWSHOT else 0
+        count = self.questions + shots
+        planted = (replace(self, questions=count) if shots else self).plant(rng, wording)
+        if shots and len(planted.questions) != count:
+            raise InputError(
+                f"{self.name} plants {len(planted.questions)} questions where {count} are wanted, "
+                f"{shots} of them as examples; ask with form={PLAIN} or form={CHAT}"
+            )
+        shown = "".join(q.text + q.answer for q in planted.questions[:shots])
+        questions = tuple(
+            # RULER's rule takes references as they stand, and drops the blanks of what was said.
+            replace(q, references=tuple(text.strip() for text in q.references))
+            for q in planted.questions[shots:]
+        )
+        return replace(planted, questions=questions), shown
+
+    def _ends(self, questions: Sequence[Question]) -> tuple[tuple[str, ...], int | None]:
+        """What ends an answer, and after how many tokens: in chat a turn may have several lines."""
+        stop, most = self.stop, self.tokens_to_generate
+        if self.form == CHAT:
+            stop = () if stop is Task.stop else stop
+            most = most or IN_CHAT + max(len(q.answer_ids) for q in questions)
+        return stop, most
 
     def _buried(
         self,
         planted: Planted,
+        examples: str,
         tokenizer: Tokenizer,
         length: int,
         sample: int,
@@ -117,14 +159,15 @@ class Task(Named):
     ) -> tuple[str, tuple[int, ...], tuple[Question, ...]]:
         """The haystack's text, its tokens, and the questions with theirs."""
         fixed = len(begun(tokenizer, " ".join(planted.sentences)))
-        tail = max(
+        tail = len(encode(tokenizer, examples)) + max(
             len(encode(tokenizer, q.text)) + len(encode(tokenizer, q.answer))
             for q in planted.questions
         )
         room = length - tail
         while fixed <= room:
             text = haystack.bury(planted.sentences, planted.depths, tokenizer, room, deepcopy(rng))
-            ids, questions = together(tokenizer, text, planted.questions, self.name)
+            text += examples
+            ids, questions = together(tokenizer, text, planted.questions, self.name, self.form)
             used = len(ids) + max(len(q.ids) + len(q.answer_ids) for q in questions)
             if used <= length:
                 return text, ids, questions

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from bisect import bisect_left
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from topkit.errors import InputError
 from topkit.experiments.tasks.base import TRAINED, Task, random_for
-from topkit.experiments.tasks.encoding import Tokenizer, begun
+from topkit.experiments.tasks.encoding import Tokenizer, begun, encode, together
+from topkit.experiments.tasks.forms import CHAT, FEWSHOT, require_form
 from topkit.experiments.tasks.haystack import Haystack
 from topkit.experiments.tasks.prompt import Prompt, Question
 
@@ -16,7 +19,8 @@ from topkit.experiments.tasks.prompt import Prompt, Question
 class Books(Task):
     """Running text: the NLL of its last `tokens` tokens, each after a dense prefix.
 
-    There is no right answer to match: exact match is null.
+    There is no right answer to match: exact match is null. In chat the text is the user's, and the model
+    goes on with it in its own turn; an example is another passage, of `tokens` tokens.
     """
 
     name: ClassVar[str] = "books"
@@ -41,27 +45,66 @@ class Books(Task):
         haystack: Haystack | None = None,
         split: str = "evaluation",
     ) -> Prompt:
+        require_form(self.name, self.form, self.shots)
         rng = random_for(split, self.name, seed, sample)
-        text = (haystack or Haystack.bundled()).bury([], [], tokenizer, length, rng)
-        ids = begun(tokenizer, text)
-        wording = self._wording(rng)
-        cut = len(ids) - self.tokens
-        if cut < 2:
-            raise InputError(
-                f"{self.name} judges {self.tokens} tokens after a prefix; a length of {length} is too "
-                "short"
+        source, room, shown = haystack or Haystack.bundled(), length, ""
+        if self.form == FEWSHOT:
+            others = random_for(split, self.name, seed, sample, FEWSHOT)
+            passages = (
+                source.bury([], [], tokenizer, self.tokens, others) for _ in range(self.shots)
             )
-        # The last token of the prefix is the question: it is the first to go through a selector.
-        question = Question("", "", (), tuple(ids[cut - 1 : cut]), tuple(ids[cut:]))
+            shown = "".join(f"{passage}\n" for passage in passages)
+        while True:
+            drawn = deepcopy(rng)
+            text = shown + source.bury(
+                [], [], tokenizer, room - len(encode(tokenizer, shown)), drawn
+            )
+            ids, question = self._cut(tokenizer, text, length)
+            used = len(ids) + len(question.ids) + len(question.answer_ids)
+            if used <= length:
+                break
+            room -= used - length
+            if room < self.tokens:
+                raise self._short(length)
         return Prompt(
             self.name,
             length,
             sample,
             seed,
-            wording,
+            self._wording(drawn),
             self.family,
             text,
-            tuple(ids[: cut - 1]),
+            ids,
             (question,),
-            asdict(self),
+            self.parameters(),
+        )
+
+    def _cut(
+        self, tokenizer: Tokenizer, text: str, length: int
+    ) -> tuple[tuple[int, ...], Question]:
+        """The tokens of the prefix, and the last ones as the answer."""
+        if self.form == CHAT:
+            words = text.split(" ")
+
+            def count(last: int) -> int:
+                return len(encode(tokenizer, " ".join(words[-last:]))) if last else 0
+
+            last = bisect_left(range(self.tokens), self.tokens, key=count)
+            if last >= len(words):
+                raise self._short(length)
+            answer = Question("", " ".join(words[-last:]), ())
+            ids, (q,) = together(tokenizer, " ".join(words[:-last]), [answer], self.name, self.form)
+            return ids, replace(q, answer="", answer_ids=q.answer_ids[: self.tokens])
+        ids = begun(tokenizer, text)
+        cut = len(ids) - self.tokens
+        if cut < 2:
+            raise self._short(length)
+        # The last token of the prefix is the question: it is the first to go through a selector.
+        return tuple(ids[: cut - 1]), Question(
+            "", "", (), tuple(ids[cut - 1 : cut]), tuple(ids[cut:])
+        )
+
+    def _short(self, length: int) -> InputError:
+        return InputError(
+            f"{self.name} judges {self.tokens} tokens after a prefix; a length of {length} is too short"
         )

@@ -55,6 +55,7 @@ class VariableTracking(Task):
                         f"\nWhich number does {chain[-1]} hold? {chain[-1]} holds",
                         f"{answer} {value}",
                         (value,),
+                        prefix=f" {chain[-1]} holds",
                     )
                 )
         order = np.argsort(depths, kind="stable")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from topkit.errors import InputError
+from topkit.experiments.tasks.forms import CHAT, PLAIN, Layout, chat, plain
 from topkit.experiments.tasks.prompt import Question
 
 
@@ -33,34 +34,55 @@ def begun(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def together(
-    tokenizer: Tokenizer, text: str, questions: Sequence[Question], task: str
+    tokenizer: Tokenizer,
+    text: str,
+    questions: Sequence[Question],
+    task: str,
+    form: str = PLAIN,
+    system: str = "",
 ) -> tuple[tuple[int, ...], tuple[Question, ...]]:
     """The tokens of a haystack, and its questions with theirs: joined, those of the whole text.
 
     The haystack's are the tokens that it has by itself and before every question; where a merge goes
-    over the seam, its last token is the question's. So it is with the question and its answer.
-    Raises: InputError for an answer of no tokens, and a haystack that shares none with its questions.
+    over the seam, its last token is the question's. So it is with the question and its answer. In chat,
+    what the template puts before the haystack is the haystack's, and what it puts behind the question
+    the question's; `system` is a turn before the user's.
+    Raises: InputError for an answer of no tokens, a haystack that shares none with its questions, and
+    chat without a template for it.
     """
-    alone = begun(tokenizer, text)
-    wholes = [begun(tokenizer, text + q.text + q.answer) for q in questions]
-    asked = [
-        _common(begun(tokenizer, text + q.text), whole)
-        for q, whole in zip(questions, wholes, strict=True)
-    ]
+    laid = _laid(tokenizer, text, questions, task, form, system)
+    read = encode if form == CHAT else begun
+    alone = read(tokenizer, laid[0].haystack)
+    wholes = [read(tokenizer, one.whole) for one in laid]
+    asked = [read(tokenizer, one.asked) for one in laid]
+    counts = [_common(a, whole) for a, whole in zip(asked, wholes, strict=True)]
     # A question has a token at least: its last is what the answer is predicted from.
     cut = min(
-        min(_common(alone, whole), count - 1) for whole, count in zip(wholes, asked, strict=True)
+        min(_common(alone, whole), count - 1) for whole, count in zip(wholes, counts, strict=True)
     )
     if cut < 1:
         raise InputError(f"{task}: its haystack has no tokens that its questions share")
-    for q, whole, count in zip(questions, wholes, asked, strict=True):
+    for q, whole, count in zip(questions, wholes, counts, strict=True):
         if count == len(whole):
             raise InputError(f"{task}: its answer {q.answer!r} has no tokens behind the question")
     made = (
-        replace(q, ids=tuple(whole[cut:count]), answer_ids=tuple(whole[count:]))
-        for q, whole, count in zip(questions, wholes, asked, strict=True)
+        replace(q, ids=tuple(whole[cut:n]), answer_ids=tuple(whole[n:]), seam_ids=tuple(before[n:]))
+        for q, whole, before, n in zip(questions, wholes, asked, counts, strict=True)
     )
     return tuple(wholes[0][:cut]), tuple(made)
+
+
+def _laid(
+    tokenizer: Tokenizer,
+    text: str,
+    questions: Sequence[Question],
+    task: str,
+    form: str,
+    system: str,
+) -> list[Layout]:
+    if form == CHAT:
+        return [chat(tokenizer, text, q, task, system) for q in questions]
+    return [plain(text, q) for q in questions]
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

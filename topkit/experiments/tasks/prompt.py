@@ -9,10 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its canonical answer, and the strings that RULER's score looks for.
+    """A question, its canonical answer, and the strings that the task's rule looks for.
 
-    `answer_ids` are the tokens to predict, from the first that the question has not by itself: a token
-    of both is the answer's. `ids` are those before, back to the end of the haystack's.
+    `prefix` is the end of the text with which the answer begins: in chat it stands at the start of the
+    model's own turn. `answer_ids` are the tokens to predict, from the first that what stands before has
+    not by itself: a token of both is the answer's. `ids` are those before,
+    back to the end of the haystack's; `seam_ids` what follows them where there is no answer yet.
     """
 
     text: str
@@ -20,6 +22,8 @@ class Question:
     references: tuple[str, ...]
     ids: tuple[int, ...] = ()
     answer_ids: tuple[int, ...] = ()
+    prefix: str = ""
+    seam_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,12 @@ class Planted:
 class Prompt:
     """One haystack and the questions that share it.
 
-    `ids` are the haystack's tokens, the tokenizer's own first token included. A model reads ids +
-    question.ids and should go on with question.answer_ids: the tokens of the whole text, encoded at
-    once. `family` and `wording` say whether the reference model was trained on the like. What it says
-    is read up to the end of its turn, one of the texts `stop`, or `tokens_to_generate`; None: MORE
-    tokens than the true answer has.
+    `ids` are the haystack's tokens, with all that stands before it: the tokenizer's own first token,
+    or what its chat template puts there. A model reads ids + question.ids and should go on with
+    question.answer_ids: the tokens of the whole text, encoded at once. `family` and `wording` say
+    whether the reference model was trained on the like. What it says is read up to the end of its
+    turn, one of the texts `stop`, or `tokens_to_generate`; None: MORE tokens than the true answer has;
+    and scored by `rule`, a name in scoring.RULES.
     """
 
     task: str
@@ -54,6 +59,12 @@ class Prompt:
     parameters: dict[str, Any] = field(default_factory=dict[str, Any])
     stop: tuple[str, ...] = ("\n",)
     tokens_to_generate: int | None = None
+    rule: str = "all"
+
+    def tokens(self, question: int) -> int:
+        """How many tokens the model reads before it answers a question, whatever `length` says."""
+        asked = self.questions[question]
+        return len(self.ids) + len(asked.ids) + len(asked.seam_ids)
 
     def most(self, question: int) -> int:
         """How many tokens may be said to a question: none where there is no right answer."""

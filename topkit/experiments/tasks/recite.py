@@ -43,7 +43,12 @@ class Recite(Task):
         facts = [f"Passage {t} reads: {text}." for t, text in zip(titles, texts, strict=True)]
         order = rng.permutation(len(facts))
         questions = tuple(
-            Question(f"\nRecite it whole. Passage {t} reads:", f" {text}", (text,))
+            Question(
+                f"\nRecite it whole. Passage {t} reads:",
+                f" {text}",
+                (text,),
+                prefix=f" Passage {t} reads:",
+            )
             for t, text in zip(titles[: self.questions], texts, strict=False)
         )
         return Planted(tuple(facts[i] for i in order), questions)
