@@ -1,0 +1,139 @@
+"""What full attention says and scores is what transformers' own `generate` says, in every form, row by row."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+import topkit
+from awkward import KINDS, tokenizer
+from tiny import tiny
+from topkit.errors import InputError
+from topkit.experiments.tasks import make_task, task_name
+from topkit.experiments.tasks.base import Planted, Question, Task
+from topkit.experiments.tasks.encoding import begun
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}</s>\n"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]\n{% endif %}"
+)
+LENGTH = 420
+
+
+@dataclass(frozen=True)
+class Letters(Task):
+    """Asks for letters that a random model may say; answers run on, and end at a stop of the task's."""
+
+    name: ClassVar[str] = "letters"
+    stop: ClassVar[tuple[str, ...]] = ("5", "<unk>")
+    tokens_to_generate: ClassVar[int | None] = 12
+    rule: ClassVar[str] = "all"
+
+    questions: int = 3
+
+    def plant(self, rng: np.random.Generator, wording: str) -> Planted:
+        digits = [str(rng.integers(10, 99)) for _ in range(self.questions)]
+        asked = (
+            Question(f"\nWhich is it of {d}? {d}=", f"{d}{d}", ("e", "t", d), prefix=f" {d}=")
+            for d in digits
+        )
+        return Planted(("The letters are e and t.",), tuple(asked))
+
+
+TASKS = [
+    Letters(),
+    Letters(form="chat"),
+    Letters(form="fewshot", shots=2),
+    make_task("niah-single:wording=serial,form=chat"),
+    make_task("kv-recall:questions=2,distractors=2"),
+]
+
+
+def loud(vocabulary: int) -> Any:
+    """A random model that often says the special tokens too."""
+    model = tiny("llama", vocab_size=vocabulary, max_position_embeddings=2048, head_dim=8)
+    with torch.no_grad():
+        model.lm_head.weight[:3] *= 1.5
+    return model
+
+
+def texts(made: Any, prompt: Any, number: int) -> tuple[list[int], str]:
+    """What is read up to the answer, from the texts alone, as somebody with transformers would."""
+    q = prompt.questions[number]
+    if prompt.parameters.get("form") != "chat":
+        return begun(made, prompt.text + q.text), q.text
+    turn = {"role": "user", "content": prompt.text + q.text.removesuffix(q.prefix)}
+    shown = made.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+    return made(shown + q.prefix, add_special_tokens=False).input_ids, q.text
+
+
+@torch.no_grad()
+def generated(model: Any, ids: list[int], most: int) -> list[int]:
+    tensor = torch.tensor([ids])
+    out = model.generate(
+        tensor, attention_mask=torch.ones_like(tensor), max_new_tokens=most, do_sample=False
+    )
+    return out[0, len(ids) :].tolist()
+
+
+def cut(made: Any, ids: list[int], ends: set[int], stops: tuple[str, ...]) -> str:
+    """Text up to the end of a turn, or up to the first stop behind the first word."""
+    kept: list[int] = []
+    for token in ids:
+        if token in ends:
+            break
+        kept.append(token)
+    text = made.decode(kept, skip_special_tokens=True)
+    first = len(text) - len(text.lstrip())
+    return text[
+        : min([text.index(s, first) for s in stops if s in text[first:]], default=len(text))
+    ]
+
+
+def share(said: str, references: list[str]) -> float:
+    return sum(r.lower() in said.lower() for r in references) / len(references)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_attention_says_what_generate_says(tmp_path: Any, kind: str) -> None:
+    made = copy.deepcopy(tokenizer(kind))
+    made.chat_template = TEMPLATE
+    model = loud(len(made))
+    length = 3 * LENGTH if kind == "merging" else LENGTH
+    prompts = {task_name(task): task.sample(made, length, 0) for task in TASKS}
+    # One of the tokens that are said ends a turn, beside the tokenizer's own.
+    first = prompts[task_name(TASKS[0])]
+    own = generated(model, texts(made, first, 0)[0], 8)
+    ends = {made.eos_token_id, own[5]}
+    model.generation_config.eos_token_id = sorted(ends)
+    rows = topkit.evaluate(
+        model, TASKS, length, 1, "exact", k="100%", out=tmp_path, tokenizer=made, observe=False
+    ).to_pylist()
+    assert len(rows) == 2 * sum(len(prompt.questions) for prompt in prompts.values())
+    for row in rows:
+        prompt, number = prompts[row["task"]], row["question"]
+        ids, asked = texts(made, prompt, number)
+        said = generated(model, ids, prompt.most(number))
+        marks = {"<unk>": 2, "</s>": 1, "<s>": 0}
+        stops = tuple(stop for stop in prompt.stop if stop not in marks)
+        ended = ends | {marks[stop] for stop in prompt.stop if stop in marks}
+        text = cut(made, said, ended, stops)
+        assert row["said"] == text, (row["task"], row["indexer"])
+        assert row["score"] == pytest.approx(share(text, row["references"]))
+        assert row["tokens"] == len(ids) and row["asked"] == asked and row["rule"] == "all"
+        assert row["length"] == length
+
+
+def test_chat_without_a_template_is_refused_before_anything_runs(tmp_path: Any) -> None:
+    made = tokenizer("byte level")
+    model = loud(len(made))
+    with pytest.raises(InputError, match="form=chat needs a chat template"):
+        topkit.evaluate(
+            model, "niah-single:form=chat", LENGTH, 1, out=tmp_path / "run", tokenizer=made
+        )
+    assert not (tmp_path / "run").exists()
