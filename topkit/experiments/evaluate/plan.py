@@ -21,7 +21,7 @@ from topkit.experiments.evaluate.request import Part, Request
 from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.evaluate.size import Size, size_of
 from topkit.experiments.model.compatibility import probe, unserved
-from topkit.experiments.model.load import require_positions
+from topkit.experiments.model.load import positions, require_positions
 from topkit.experiments.model.record import LayerRecord
 from topkit.experiments.runs import folder
 from topkit.experiments.runs.jobs import Job
@@ -120,7 +120,7 @@ def plan_parts(
     folder.require_same(setting.out, request.identity, request.contents(), force=force)
     left = request.left(force)
     # A length too short for any haystack is refused before anything is touched.
-    _require_prompts(left, tokenizer)
+    _require_prompts(left, tokenizer, positions(model))
     prompts = [_prompts(setting, part, tokenizer) for part in parts]
     shares = []
     for part, some, shown in zip(parts, left, prompts, strict=True):
@@ -156,17 +156,24 @@ def _require_served(model: PreTrainedModel, parts: Sequence[Part]) -> dict[int, 
     return records
 
 
-def _require_prompts(left: Sequence[Sequence[Job]], tokenizer: Any) -> None:
+def _require_prompts(left: Sequence[Sequence[Job]], tokenizer: Any, limit: int | None) -> None:
     """Make every prompt that is left to be asked, once.
 
-    Raises: InputError as tasks do.
+    Raises: InputError as tasks do, and for one that goes beyond the model's positions: a prompt may hold
+    more than its label says.
     """
     there: set[tuple[Any, ...]] = set()
     for setting, piece in (job.arguments for some in left for job in some):
         place = piece.task, piece.length, piece.sample
         if place not in there:
             there.add(place)
-            prompt_of(setting, *place, tokenizer)
+            made = prompt_of(setting, *place, tokenizer)
+            longest = max(made.tokens(n) + len(q.answer_ids) for n, q in enumerate(made.questions))
+            if limit is not None and longest > limit:
+                raise InputError(
+                    f"prompt {piece.sample} of {task_name(piece.task)} holds {longest:,} tokens with its "
+                    f"answer, beyond the {limit:,} positions of the model; ask for a shorter length"
+                )
 
 
 def _prompts(setting: Setting, part: Part, tokenizer: Any) -> list[Prompt]:
