@@ -35,6 +35,20 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
+# Recipes that a graph holds as well, of many small kernels.
+OTHERS = (
+    "moba(page_size=4)",
+    "streaming_llm(sink=2)",
+    "random()",
+    "keep(quest(page_size=4), sink=1, window=1)",
+    "keep(shared(exact(), per='layer'), sink=1)",
+    "keep(top_p(exact(), mass=0.5), window=2)",
+    "refine(shared(sign()), factor=2)",
+    "shared(quest(page_size=4))",
+    "vattention(keep(sign(), sink=1))",
+)
+
+
 @pytest.fixture(scope="module")
 def model() -> Any:
     return half()
@@ -50,6 +64,12 @@ def model() -> Any:
         "shared(quantized(dtype='int4', scale='pow2'), how='max')",
         "sign()",
         "quantized(hadamard=True)",
+        "exact()",
+        "quest(page_size=4)",
+        "keep(sign(), sink=1, window=2)",
+        "keep(refine(sign(), factor=2), sink=1)",
+        "top_p(quantized(dtype='int4'), mass=0.5)",
+        *(pytest.param(spec, marks=pytest.mark.slow) for spec in OTHERS),
     ],
 )
 def test_steps_are_those_of_the_kernels(model: Any, spec: str) -> None:

@@ -36,13 +36,14 @@ from topkit.indexers.traits import FLAGS
 def test_each_recipe_says_its_own():
     assert Indexer().traits() == Traits()
     assert quest().traits() == Traits(
-        needs=frozenset({"cache"}), causal_codes=False, score_all=True
+        needs=frozenset({"cache"}), causal_codes=False, fixed=True, score_all=True
     )
     assert faiss_ivf().traits() == Traits(
         exhaustive=False, may_come_short=True, drifts=True, causal_codes=False
     )
-    assert streaming_llm().traits() == Traits()
-    assert streaming_llm(window=3).traits() == Traits(exhaustive=False, may_come_short=True)
+    assert streaming_llm().traits() == Traits(fixed=True)
+    bounded = Traits(exhaustive=False, may_come_short=True, fixed=True)
+    assert streaming_llm(window=3).traits() == bounded
     given = lightning(weights="given", dtype="fp8").traits()
     assert given.fixed and given.needs == {"index_queries", "index_keys", "index_weights"}
     assert not lightning().traits().fixed
@@ -52,13 +53,14 @@ def test_each_recipe_says_its_own():
 def test_a_combinator_takes_over_the_laws_of_base_and_adds_its_own():
     base = quest().traits()
     assert keep(quest()).traits() == replace(base, score_all=False)
-    assert refine(sign()).traits() == Traits(needs=frozenset({"cache"}))
+    assert refine(sign()).traits() == Traits(needs=frozenset({"cache"}), fixed=True)
     assert top_p(quest()).traits().causal_codes is False
     assert top_p(quest()).traits().exhaustive is False
     assert vattention(keep(faiss_ivf())).traits().drifts
-    assert shared(quantized()).traits().fixed
-    assert not shared(quantized(), per="layer").traits().fixed
-    assert not keep(quantized()).traits().fixed, "its lists are merged by what Python knows"
+    for one in (shared, keep, refine, top_p, vattention):
+        assert one(quantized()).traits().fixed, "what base's index does it does at fixed shapes too"
+        assert not one(lightning()).traits().fixed
+    assert not keep(faiss_ivf()).traits().fixed
 
 
 def test_class_flags_of_0_1_still_count_and_one_line_says_what_to_write():

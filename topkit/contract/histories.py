@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -109,10 +107,9 @@ def fixed(indexer: Indexer, draw: Draw = RANDOM) -> None:
         for length in range(32, one.length + 1):
             assert index.room() is not None, f"no room for slot {length - 1}"
             tokens = slice(length - 1, length)
-            at, stop = torch.tensor([length - 1]), torch.tensor([[length]])
-            step = replace(one.step(indexer, tokens, length), at=at, stop=stop)
             for written in (draft, one):
-                index.append(written.keys[:, :, tokens], step)
+                index.append(written.keys[:, :, tokens], written.step_at(indexer, length))
+            step = one.step_at(indexer, length)
             assert index.length == length - 1, "a slot shows that was not revealed"
             want_index = one.build(indexer, [30, length])
             for k in BUDGETS:

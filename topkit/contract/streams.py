@@ -94,6 +94,20 @@ class Stream:
             inputs=offered,
         ).given_to(indexer)
 
+    def step_at(self, indexer: Indexer, length: int) -> Step:
+        """The step of the last of `length` tokens at fixed shapes: later ones stand in the cache's room."""
+        step = self.step(indexer, slice(length - 1, length), length)
+        device = self.keys.device
+        places: dict[str, Any] = {
+            "at": torch.tensor([length - 1], device=device),
+            "stop": torch.tensor([[length]], device=device),
+            "room": self.length,
+        }
+        if not step.has("cache"):
+            return replace(step, **places)
+        whole = Cache(self.keys, self.values)
+        return replace(step, inputs={**step.inputs, "cache": whole}, **places)
+
     def build(
         self, indexer: Indexer, cuts: Sequence[int] | None = None, without: str = ""
     ) -> Index:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.grammar import Named, Registry
+from topkit.indexers.candidates import Candidates
 from topkit.indexers.traits import FLAGS, Traits, adopt_class_flags, hold_to_traits
 
 # What a driver may hand to a recipe that declares it in `needs`.
@@ -53,7 +54,8 @@ class Step:
 
     Shapes: start [B], the first real slot of each row (left padding; None: 0); stop [B or 1, Tq],
     query i sees the slots start <= s < stop[i] (None: the queries are the last Tq slots); at [1], the
-    slot of the one key that is appended, on its device (None: behind the index's slots; see `Traits.fixed`).
+    slot of the one key that is appended, on its device (None: behind the index's slots; see `Traits.fixed`);
+    `room`, how many slots the cache then has, most of all behind `stop` (None: as many as the index).
     backend is the kernels' ("auto", "torch", "triton"); `ordered` asks for the best first, which
     attention itself does not need. `memo` keeps what was computed of these very queries and keys, by
     name, for every recipe, budget and judge that comes to the same place (None: nothing is kept).
@@ -72,6 +74,7 @@ class Step:
     inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     reader: Indexer | None = None
     memo: dict[str, Tensor] | None = None
+    room: int | None = None
 
     def __post_init__(self) -> None:
         unknown = set(self.inputs) - INPUTS
@@ -155,7 +158,13 @@ class Step:
 
     def starts(self, device: torch.device | None = None) -> Tensor:
         """The first real slot of each row [B or 1]."""
-        return self.start if self.start is not None else torch.zeros(1, dtype=torch.long).to(device)
+        if self.start is not None:
+            return self.start
+        return torch.zeros(1, dtype=torch.long, device=device)
+
+    def slots(self, length: int) -> int:
+        """How many slots there are to choose among: `length`, or all room at a step of fixed shapes."""
+        return length if self.room is None else self.room
 
     def visible(self, length: int, count: int, device: torch.device | None = None) -> Tensor | None:
         """Which slots each query sees [B or 1, 1, count, length]; None where that is all of them."""
@@ -253,6 +262,14 @@ class Index(ABC):
     def room(self) -> Mapping[str, Tensor] | None:
         """Buffers of the slots with room for one more, None without; of `fixed` recipes."""
         return None
+
+    def candidates(self, queries: Tensor, k: int, step: Step) -> Candidates | None:
+        """What `select` takes the k best of at a step of fixed shapes; None where it does not go by score."""
+        return None
+
+    def visible_scores(self, queries: Tensor, step: Step) -> Tensor:
+        """`score` of all room [B, Hs, 1, room] at a step of fixed shapes, -inf where it is not seen."""
+        raise InputError(f"{type(self).__name__} does not score every key")
 
     def reveal(self, length: int) -> None:
         """Show the slots before `length`, which steps wrote at their `at`."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.indexers.base import Index, Indexer, Selection, Step
+from topkit.indexers.candidates import Candidates
 from topkit.indexers.traits import Traits
 
 
@@ -46,8 +47,16 @@ class Combinator(Indexer):
                 f"{name} would bias the weighted sample of {self.base}; put the sampling outermost"
             )
 
+    def candidates(self, index: Index, queries: Tensor, k: int, step: Step) -> Candidates | None:
+        """`Index.candidates`, by way of base's index."""
+        return None
+
     def score(self, index: Index, queries: Tensor, step: Step) -> Tensor:
         """Scores of every key, by way of base's index, for those that `score_all`."""
+        raise InputError(f"{self} does not score every key")
+
+    def visible_scores(self, index: Index, queries: Tensor, step: Step) -> Tensor:
+        """`Index.visible_scores`, by way of base's index."""
         raise InputError(f"{self} does not score every key")
 
     def traits(self) -> Traits:
@@ -92,7 +101,15 @@ class Wrapped(Index):
         return self.recipe.choose(self.base, queries, k, step)
 
     def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
+        if step.at is not None:
+            return {k: self.select(queries, k, step) for k in ks}
         return self.recipe.choose_many(self.base, queries, ks, step)
+
+    def candidates(self, queries: Tensor, k: int, step: Step) -> Candidates | None:
+        return self.recipe.candidates(self.base, queries, k, step)
+
+    def visible_scores(self, queries: Tensor, step: Step) -> Tensor:
+        return self.recipe.visible_scores(self.base, queries, step)
 
     def score(self, queries: Tensor, step: Step) -> Tensor:
         return self.recipe.score(self.base, queries, step)
@@ -114,6 +131,11 @@ class Wrapped(Index):
 
     def fork(self) -> Index:
         return replace(self, base=self.base.fork())
+
+
+def best_at(candidates: Candidates, k: int, step: Step) -> Selection:
+    """The k best of some candidates, at a step of fixed shapes, where nobody counts what it costs."""
+    return Selection(candidates.best(k, ordered=step.ordered, backend=step.backend))
 
 
 def every_score(recipe: Combinator) -> None:

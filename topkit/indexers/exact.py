@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from topkit.indexers.base import Index, Selection, Step
+from topkit.indexers.candidates import Candidates
 from topkit.indexers.scored import best, cut_each
 from topkit.indexers.stateless import SlotCount, Stateless
 from topkit.indexers.traits import Traits
 from topkit.kernels.score import score
+from topkit.kernels.score_keys import score_keys
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class exact(Stateless):
     cost: ClassVar[str] = "reads every key"
 
     def traits(self) -> Traits:
-        return Traits(needs=frozenset({"cache"}), score_all=True)
+        return Traits(needs=frozenset({"cache"}), score_all=True, fixed=True)
 
     def build(self, keys: Tensor, step: Step) -> Index:
         return _Exact(self, keys.shape[2])
@@ -43,6 +45,19 @@ class exact(Stateless):
 
 
 class _Exact(SlotCount):
+    def candidates(self, queries: Tensor, k: int, step: Step) -> Candidates:
+        return Candidates(self.visible_scores(queries, step))
+
+    def visible_scores(self, queries: Tensor, step: Step) -> Tensor:
+        seen: dict[str, Any] = {"start": step.start, "stop": step.stop, "backend": step.backend}
+        return score_keys(queries, step.cache.keys, **seen)
+
+    def select(self, queries: Tensor, k: int, step: Step) -> Selection:
+        if step.at is None:
+            return super().select(queries, k, step)
+        how: dict[str, Any] = {"ordered": step.ordered, "backend": step.backend}
+        return Selection(self.candidates(queries, k, step).best(k, **how))
+
     def score(self, queries: Tensor, step: Step) -> Tensor:
         return true_scores(queries, step, self.slots)
 

@@ -7,16 +7,19 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from topkit.indexers.base import Index, Selection, Step
+from topkit.indexers.candidates import Candidates
 from topkit.indexers.checks import whole
-from topkit.indexers.combinator import Combinator
+from topkit.indexers.combinator import Combinator, best_at
 from topkit.indexers.compact import compact
 from topkit.indexers.streaming_llm import ends
+from topkit.indexers.traits import Traits
+from topkit.kernels.force_ends import force_ends
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,32 @@ class keep(Combinator):
         whole(self, "sink", 0)
         whole(self, "window", 0)
 
+    def traits(self) -> Traits:
+        return replace(super().traits(), fixed=self.base.traits().fixed)
+
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
+        if step.at is not None:
+            candidates = self.candidates(index, queries, k, step)
+            if candidates is not None:
+                return best_at(candidates, k, step)
         return self.choose_many(index, queries, [k], step)[k]
+
+    def candidates(self, index: Index, queries: Tensor, k: int, step: Step) -> Candidates | None:
+        base = index.candidates(queries, k, step.given_to(self.base))
+        if base is None or step.stop is None:
+            return None
+        # Where k does not hold all, the first go before the newest.
+        sink = min(self.sink, k)
+        window = min(self.window, k - sink)
+        seen: dict[str, Any] = {"start": step.start, "stop": step.stop, "backend": step.backend}
+        return Candidates(*force_ends(base.scores, sink, window, slots=base.slots, **seen))
 
     def choose_many(
         self, index: Index, queries: Tensor, ks: Sequence[int], step: Step
     ) -> dict[int, Selection]:
         chosen = index.select_many(queries, ks, step.given_to(self.base))
-        return {k: self._with_ends(chosen[k], index.length, step) for k in ks}
+        length = step.slots(index.length)
+        return {k: self._with_ends(chosen[k], length, step) for k in ks}
 
     def _with_ends(self, chosen: Selection, length: int, step: Step) -> Selection:
         """The selection, the first and the newest keys in the places of its last."""

@@ -100,6 +100,14 @@ class lightning(Scored):
         how["check"] = step.backend != "triton"
         return score_select_lightning(vectors, codes["vectors"], gates, k, **scales, **seen, **how)
 
+    def visible_scores(
+        self, queries: Tensor, codes: Codes, step: Step, pool: str | None = None
+    ) -> Tensor:
+        # One list for all heads: there is nothing to pool.
+        vectors, gates, scales = self._queries(queries, codes, step)
+        seen = {"start": step.start, "stop": step.stop, "backend": step.backend}
+        return score_lightning(vectors, codes["vectors"], gates, **scales, **seen)
+
     def _keys(self, keys: Tensor, step: Step) -> Tensor:
         """Index keys [B, 1, t, d] of the tokens of a call."""
         if self.weights == GIVEN:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,11 +14,10 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.checks import whole
-from topkit.indexers.compact import compact
-from topkit.indexers.growing import Growing
+from topkit.indexers.growing import ROUND, Growing
 from topkit.indexers.scored import cut_each
 from topkit.indexers.traits import Traits
-from topkit.kernels.select_topk import select_topk
+from topkit.kernels.select_pages import select_pages
 
 Pages = dict[str, Tensor]
 
@@ -43,7 +42,7 @@ class Paged(Indexer):
 
     def traits(self) -> Traits:
         # A summary has seen every key of its page, and a page that is cut is made anew from the cache.
-        return Traits(needs=frozenset({"cache"}), causal_codes=False, score_all=True)
+        return Traits(needs=frozenset({"cache"}), causal_codes=False, score_all=True, fixed=True)
 
     def summarise(self, keys: Tensor, real: Tensor) -> Pages:
         """Summaries of pages of keys [B, Hk, P, size, D]: named tensors [B, Hk or 1, P, W].
@@ -59,6 +58,29 @@ class Paged(Indexer):
     def score(self, queries: Tensor, pages: Pages, step: Step) -> Tensor:
         """Scores [B, Hs, Tq, P] of all pages for queries [B, Hq, Tq, D], float32."""
         raise NotImplementedError(f"{type(self).__name__}.score")
+
+    def write(self, pages: Pages, keys: Tensor, step: Step) -> None:
+        """Summarise anew, at a step of fixed shapes, the page that the slot `step.at` stands in.
+
+        Shapes: keys [B, Hk, room, D], of all slots; pages, all that there is room for, written in place.
+        """
+        assert step.at is not None
+        start = step.starts(keys.device)
+        first = (step.at - start).clamp_min(0) // self.page_size  # of rows that begin later, too
+        begin = (first * self.page_size + start)[:, None]
+        own, real = _by_page(keys.detach(), begin, self.page_size)
+        place = begin[..., None] + torch.arange(self.page_size, device=keys.device)
+        real = real & (place <= step.at)[:, None, ..., None]
+        for name, new in _summarised(self, own, real).items():
+            pages[name].scatter_(2, first[:, None, None, None].expand_as(new), new)
+
+    def visible_scores(self, queries: Tensor, pages: Pages, step: Step) -> Tensor:
+        """`score` [B, Hs, Tq, P] in float32, -inf where a query sees no key of a page."""
+        scores = _scored(self, queries, pages, step)
+        count, device = queries.shape[2], queries.device
+        first = torch.arange(scores.shape[-1], device=device) * self.page_size
+        seen = step.stops(0, count, device) - step.starts(device)[:, None]
+        return scores.masked_fill(first >= seen[:, None, :, None], -torch.inf)
 
     def build(self, keys: Tensor, step: Step) -> Index:
         index = PagedIndex(self)
@@ -78,6 +100,8 @@ class PagedIndex(Index):
     pages: Pages = field(default_factory=Pages)
     slots: int = 0
     growing: dict[str, Growing] = field(default_factory=dict[str, Growing])
+    # Whether the newest page was summarised with a key that does not show.
+    ahead: bool = False
 
     @property
     def length(self) -> int:
@@ -85,13 +109,39 @@ class PagedIndex(Index):
 
     @property
     def nbytes(self) -> int:
-        """A page behind the last, for what padded rows do not reach, counts."""
+        """The room that pages keep behind them counts."""
         return sum(pages.untyped_storage().nbytes() for pages in self.pages.values())
 
     def append(self, keys: Tensor, step: Step) -> None:
+        if step.at is not None:
+            self.ahead = True
+            self.recipe.write(self._roomy(), step.cache.keys, step)
+            return
+        if self.ahead:
+            self.truncate(self.slots, step)
         self._append(keys, step, 0)
 
+    def room(self) -> Pages | None:
+        roomy: Pages = {}
+        for name, pages in self.pages.items():
+            whole = self.growing[name].whole(pages) if name in self.growing else None
+            if whole is None:
+                return None
+            roomy[name] = whole
+        return roomy
+
+    def reveal(self, length: int) -> None:
+        after = math.ceil(length / self.recipe.page_size)
+        self.pages = {name: self.growing[name].until(after) for name in self.pages}
+        self.slots, self.ahead = length, False
+
+    def _roomy(self) -> Pages:
+        pages = self.room()
+        assert pages is not None
+        return pages
+
     def truncate(self, length: int, step: Step) -> None:
+        self.ahead = False
         # No summary gives a key back: the pages that the cut goes through are made anew.
         start = step.starts()
         closed = max(int(length - start.max()) // self.recipe.page_size, 0)
@@ -109,12 +159,15 @@ class PagedIndex(Index):
         return replace(self, pages=dict(self.pages), growing={})
 
     def score(self, queries: Tensor, step: Step) -> Tensor:
-        scores = self._scores(queries, step)
-        place = (
-            torch.arange(self.slots, device=queries.device) - step.starts(queries.device)[:, None]
-        )
-        page = place.clamp_min(0) // self.recipe.page_size
-        return scores.gather(-1, page[:, None, None].expand(*scores.shape[:3], -1))
+        return self._of_slots(self._scores(queries, self.pages, step), self.slots, step)
+
+    def visible_scores(self, queries: Tensor, step: Step) -> Tensor:
+        scores = self._scores(queries, self._roomy(), step)
+        room = min(step.slots(self.slots), scores.shape[-1] * self.recipe.page_size)
+        scores = self._of_slots(scores, room, step)
+        visible = step.visible(room, 1, queries.device)
+        assert visible is not None
+        return scores.masked_fill(~visible, -torch.inf)
 
     def bytes_per_key(self, step: Step) -> float:
         each = (pages[0, :, 0].numel() * pages.element_size() for pages in self.pages.values())
@@ -122,32 +175,42 @@ class PagedIndex(Index):
 
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
         # A page larger than all that is there is one of just that size.
-        size, width = min(self.recipe.page_size, max(self.slots, 1)), min(k, self.slots)
-        # The newest page may be part full, so that k keys can need one page more.
-        pages = select_topk(self._scores(queries, step), math.ceil(k / size) + 1)
-        newest_first = torch.arange(size - 1, -1, -1, device=queries.device)
-        slots = (pages * size)[..., None] + newest_first
-        slots = slots + step.starts(queries.device)[:, None, None, None, None]
-        stop = step.stops(self.slots, queries.shape[2], queries.device).clamp_max(self.slots)
-        there = (pages >= 0)[..., None] & (slots < stop[:, None, :, None, None])
-        chosen = compact(slots.masked_fill(~there, -1).flatten(-2), width)
-        seen = (step.seen(self.slots, queries.shape[2], queries.device) + size - 1) // size
+        length = step.slots(self.slots)
+        size = min(self.recipe.page_size, max(length, 1))
+        seen_by: dict[str, Any] = {"page_size": size, "start": step.start}
+        if step.at is not None:
+            scores = self._scores(queries, self._roomy(), step)
+            how: dict[str, Any] = {"check": step.backend != "triton", "backend": step.backend}
+            assert step.stop is not None
+            return Selection(select_pages(scores, min(k, length), stop=step.stop, **seen_by, **how))
+        scores = self._scores(queries, self.pages, step)
+        stop = step.stops(length, queries.shape[2], queries.device).clamp_max(length)
+        chosen = select_pages(scores, min(k, length), stop=stop, **seen_by, backend="torch")
+        seen = (step.seen(length, queries.shape[2], queries.device) + size - 1) // size
         per_page = self.recipe.page_size * self.bytes_per_key(step)
         return Selection(chosen, keys_scored=seen, bytes_read=seen * per_page)
 
     def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
         return cut_each(self.select(queries, max(ks), step), ks)
 
-    def _scores(self, queries: Tensor, step: Step) -> Tensor:
-        """Scores of all pages [B, Hs, Tq, P], -inf where a query sees none of its keys."""
-        scores = _scored(self.recipe, queries, self.pages, step)
-        seen = step.seen(self.slots, queries.shape[2], queries.device)[:, None, :, None]
-        first = torch.arange(scores.shape[-1], device=queries.device) * self.recipe.page_size
-        scores = scores.masked_fill(first >= seen, -torch.inf)
+    def _scores(self, queries: Tensor, pages: Pages, step: Step) -> Tensor:
+        """Scores of pages [B, Hs, Tq, P], -inf where a query sees none of their keys."""
+        count, device = queries.shape[2], queries.device
+        if step.stop is None:
+            step = replace(step, stop=step.stops(self.slots, count, device))
+        scores = self.recipe.visible_scores(queries, pages, step)
         if self.recipe.current_first:
+            seen = step.seen(step.slots(self.slots), count, device)[:, None, :, None]
+            first = torch.arange(scores.shape[-1], device=device) * self.recipe.page_size
             current = (first < seen) & (first + self.recipe.page_size >= seen)
             scores = _above(scores.amax(-1, keepdim=True)).where(current, scores)
         return scores
+
+    def _of_slots(self, scores: Tensor, length: int, step: Step) -> Tensor:
+        """Scores [B, Hs, Tq, P] of pages as those of the first `length` slots."""
+        slots = torch.arange(length, device=scores.device)
+        page = (slots - step.starts(scores.device)[:, None]).clamp_min(0) // self.recipe.page_size
+        return scores.gather(-1, page[:, None, None].expand(*scores.shape[:3], -1))
 
     def _append(self, keys: Tensor, step: Step, closed: int) -> None:
         """Add keys behind those that are there, to pages behind the first `closed`."""
@@ -175,9 +238,10 @@ class PagedIndex(Index):
         """`room` summaries, with those of new keys joined to their pages, or alone in fresh ones."""
         grown: Pages = {}
         for name, pages in self.pages.items():
-            # A page begins once in page_size keys: to move then costs little, and no room is kept.
-            growing = self.growing.setdefault(name, Growing(share=0, multiple=1))
-            grown[name] = growing.extended(pages, pages, room - pages.shape[2])
+            multiple = math.ceil(ROUND / self.recipe.page_size)
+            growing = self.growing.setdefault(name, Growing(multiple=multiple))
+            # One page more is there than is written, for a step of fixed shapes.
+            grown[name] = growing.extended(pages, pages, room + 1 - pages.shape[2])
         page, fresh = page[:, None, :, None], fresh[:, None, :, None]
         at = {name: page.expand_as(pages) for name, pages in new.items()}
         old = {name: pages.gather(2, at[name]) for name, pages in grown.items()}
@@ -188,7 +252,7 @@ class PagedIndex(Index):
 
 def _above(best: Tensor) -> Tensor:
     """Scores just above the best, by more than a sum over heads or a softmax rounds away."""
-    next_best = best.nextafter(best.new_tensor(torch.inf))
+    next_best = best.nextafter(torch.full_like(best, torch.inf))
     return next_best.fmax(best + best.abs() * _MARGIN)  # NaN where the best is -inf
 
 

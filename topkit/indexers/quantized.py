@@ -14,7 +14,7 @@ from topkit.indexers.base import Step
 from topkit.indexers.checks import choice, flag
 from topkit.indexers.mean_key import mean_key
 from topkit.indexers.rotation import padded, rotated
-from topkit.indexers.scored import Codes, Scored, pick_codes
+from topkit.indexers.scored import Codes, Scored, pick_codes, score_visible_codes
 from topkit.indexers.traits import Traits
 from topkit.kernels.codes import LARGEST, stored
 from topkit.kernels.quantize_append import quantize_append
@@ -89,6 +89,12 @@ class quantized(Scored):
     ) -> Tensor:
         turned, coding = self._rotated(queries, codes)
         return pick_codes(turned, codes["codes"], k, step, pool, **coding)
+
+    def visible_scores(
+        self, queries: Tensor, codes: Codes, step: Step, pool: str | None = None
+    ) -> Tensor:
+        turned, coding = self._rotated(queries, codes)
+        return score_visible_codes(turned, codes["codes"], step, pool, **coding)
 
     @property
     def _scale(self) -> str:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from topkit.indexers.base import Step
 from topkit.indexers.paged import Paged, Pages
+from topkit.kernels.page_bounds import append_bounds, score_bounds
 from topkit.kernels.score import score
 
 
@@ -32,6 +33,18 @@ class quest(Paged):
 
     def join(self, a: Pages, b: Pages) -> Pages:
         return {"low": a["low"].minimum(b["low"]), "high": a["high"].maximum(b["high"])}
+
+    def write(self, pages: Pages, keys: Tensor, step: Step) -> None:
+        assert step.at is not None
+        how: dict[str, Any] = {"page_size": self.page_size, "backend": step.backend}
+        append_bounds(keys, pages["low"], pages["high"], step.at, start=step.start, **how)
+
+    def visible_scores(self, queries: Tensor, pages: Pages, step: Step) -> Tensor:
+        if step.at is None or step.stop is None:
+            return super().visible_scores(queries, pages, step)
+        how: dict[str, Any] = {"page_size": self.page_size, "backend": step.backend}
+        seen: dict[str, Any] = {"start": step.start, "stop": step.stop}
+        return score_bounds(queries, pages["low"], pages["high"], **seen, **how)
 
     def score(self, queries: Tensor, pages: Pages, step: Step) -> Tensor:
         queries = queries.float()

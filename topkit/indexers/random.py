@@ -13,6 +13,7 @@ from topkit.indexers.base import Selection, Step
 from topkit.indexers.noise import noise
 from topkit.indexers.scored import best, cut_each
 from topkit.indexers.stateless import Stateless
+from topkit.indexers.traits import Traits
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class random(Stateless):
     family: ClassVar[str] = "control"
     source: ClassVar[str] = "control"
     cost: ClassVar[str] = "reads nothing"
+
+    def traits(self) -> Traits:
+        return Traits(fixed=True)
 
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
         draws = noise(step, length, queries).expand(queries.shape[0], -1, -1, -1)

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from topkit.indexers.base import Index, Selection, Step
+from topkit.indexers.candidates import Candidates
 from topkit.indexers.checks import whole
-from topkit.indexers.combinator import Combinator
+from topkit.indexers.combinator import Combinator, best_at
+from topkit.indexers.traits import Traits
 from topkit.kernels.gather_attention import gather_scores
 from topkit.kernels.select_topk import select_topk
 
@@ -37,8 +39,19 @@ class refine(Combinator):
         super().__post_init__()
         whole(self, "factor", 1)
 
+    def traits(self) -> Traits:
+        return replace(super().traits(), fixed=self.base.traits().fixed)
+
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
+        if step.at is not None:
+            return best_at(self.candidates(index, queries, k, step), k, step)
         return self.choose_many(index, queries, [k], step)[k]
+
+    def candidates(self, index: Index, queries: Tensor, k: int, step: Step) -> Candidates:
+        inner = replace(step.given_to(self.base), ordered=False)
+        slots = index.select(queries, k * self.factor, inner).indices
+        scores = gather_scores(queries, step.cache.keys, slots, backend=step.backend)
+        return Candidates(scores, slots)
 
     def choose_many(
         self, index: Index, queries: Tensor, ks: Sequence[int], step: Step
@@ -64,10 +77,7 @@ class refine(Combinator):
         """The k best of a proposal by the exact scores [B, Hq, Tq, n] of its keys."""
         keys, heads = step.cache.keys, scores.shape[1]
         slots = proposal.indices.repeat_interleave(heads // proposal.indices.shape[1], 1)
-        # Slots in ascending order, so that ties fall to the lowest as everywhere.
-        slots, order = slots.sort(-1)
-        places = select_topk(scores.gather(-1, order), min(k, slots.shape[-1]))
-        chosen = slots.gather(-1, places.clamp_min(0)).masked_fill(places < 0, -1)
+        chosen = select_topk(scores, k, slots=slots, backend="torch")
         read = (slots >= 0).sum(-1).float()
         return Selection(
             chosen,

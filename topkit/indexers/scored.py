@@ -11,6 +11,7 @@ from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.indexers.base import Index, Indexer, Selection, Step
+from topkit.indexers.candidates import Candidates
 from topkit.indexers.growing import Growing
 from topkit.indexers.traits import Traits
 from topkit.kernels.score import reference, score_codes
@@ -54,7 +55,19 @@ class Scored(Indexer):
     ) -> Tensor:
         """Slots of the k best visible keys, of scores pooled over a group's heads where `pool` says how."""
         scores = pooled(scored(self, queries, codes, step), step.kv_heads, pool)
-        return select_topk(masked(scores, step), k)
+        return select_topk(masked(scores, step), k, **waiting(step))
+
+    def visible_scores(
+        self, queries: Tensor, codes: Codes, step: Step, pool: str | None = None
+    ) -> Tensor:
+        """`score`, pooled over a group's heads where `pool` says how, -inf where a query sees no key.
+
+        Contiguous float32, and the caller's own.
+        """
+        scores = pooled(scored(self, queries, codes, step), step.kv_heads, pool)
+        visible = step.visible(scores.shape[-1], scores.shape[-2], scores.device)
+        assert visible is not None
+        return scores.masked_fill(~visible, float("-inf")).contiguous()
 
     def offset(self, keys: Tensor, step: Step) -> Tensor | None:
         """What a stream that begins with these keys takes from each of its keys [B, Hk, 1, D]; None: nothing."""
@@ -64,6 +77,13 @@ class Scored(Indexer):
         index = ScoredIndex(self, offset=self.offset(keys, step))
         index.append(keys, step)
         return index
+
+
+def waiting(step: Step) -> dict[str, Any]:
+    """How scores are selected from: at a step of fixed shapes nothing may wait for the GPU."""
+    if step.at is None:
+        return {}
+    return {"check": step.backend != "triton", "backend": step.backend}
 
 
 def encoded(recipe: Scored, keys: Tensor, step: Step) -> Codes:
@@ -126,6 +146,20 @@ def pick_codes(
     return score_select(queries, codes, k, pool=pool, **coding, **seen, **how)
 
 
+def score_visible_codes(
+    queries: Tensor,
+    codes: Tensor,
+    step: Step,
+    pool: str | None,
+    *,
+    dtype: str,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """`Scored.visible_scores` of keys that topkit.kernels.codes encoded."""
+    seen: dict[str, Any] = {"start": step.start, "stop": step.stop, "backend": step.backend}
+    return score_codes(queries, codes, dtype=dtype, scale=scale, pool=pool, **seen)
+
+
 def pooled(scores: Tensor, units: int, pool: str | None) -> Tensor:
     """Scores [B, Hs, Tq, T] as one of each unit of their heads; of lists that are fewer, as they are."""
     return reference.pooled(scores.float(), min(units, scores.shape[1]), pool)
@@ -134,7 +168,7 @@ def pooled(scores: Tensor, units: int, pool: str | None) -> Tensor:
 def best(scores: Tensor, k: int, step: Step, bytes_per_key: float) -> Selection:
     """The k best visible keys of scores [B, Hs, Tq, T], with the cost of having scored all."""
     seen = step.seen(scores.shape[-1], scores.shape[-2], scores.device)
-    slots = select_topk(masked(scores, step), k)
+    slots = select_topk(masked(scores, step), k, **waiting(step))
     return Selection(slots, keys_scored=seen, bytes_read=seen * bytes_per_key)
 
 
@@ -231,6 +265,12 @@ class ScoredIndex(Index):
         # The best keys at the largest budget hold the best at the others.
         ordered = replace(step, ordered=step.ordered or len(ks) > 1)
         return cut_each(self.select(queries, max(ks), ordered), ks)
+
+    def candidates(self, queries: Tensor, k: int, step: Step) -> Candidates:
+        return Candidates(self.visible_scores(queries, step))
+
+    def visible_scores(self, queries: Tensor, step: Step, pool: str | None = None) -> Tensor:
+        return self.recipe.visible_scores(queries, self._roomy(), step, pool)
 
     def chosen(self, queries: Tensor, k: int, step: Step, pool: str | None = None) -> Selection:
         """The selection, of scores pooled over a group's heads where `pool` says how."""

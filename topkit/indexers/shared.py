@@ -10,9 +10,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from topkit.indexers.base import Index, Selection, Step
+from topkit.indexers.candidates import Candidates
 from topkit.indexers.checks import choice
-from topkit.indexers.combinator import Combinator, every_score
-from topkit.indexers.scored import Scored, ScoredIndex, best, cut_each, pooled
+from topkit.indexers.combinator import Combinator, best_at, every_score
+from topkit.indexers.scored import ScoredIndex, best, cut_each, pooled
 from topkit.indexers.traits import Traits
 
 
@@ -41,13 +42,14 @@ class shared(Combinator):
         every_score(self)
 
     def traits(self) -> Traits:
-        fixed = self.per == "group" and isinstance(self.base, Scored) and self.base.traits().fixed
-        return replace(super().traits(), score_all=True, fixed=fixed)
+        return replace(super().traits(), score_all=True, fixed=self.base.traits().fixed)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         inner = step.given_to(self.base)
         if self.per == "group" and isinstance(index, ScoredIndex):
             return index.chosen(queries, k, replace(inner, ordered=step.ordered), self.how)
+        if step.at is not None:
+            return best_at(self.candidates(index, queries, k, step), k, step)
         cost = index.bytes_per_key(inner)
         return best(self.score(index, queries, step), k, step, cost)
 
@@ -56,6 +58,16 @@ class shared(Combinator):
     ) -> dict[int, Selection]:
         ordered = replace(step, ordered=step.ordered or len(ks) > 1)
         return cut_each(self.choose(index, queries, max(ks), ordered), ks)
+
+    def candidates(self, index: Index, queries: Tensor, k: int, step: Step) -> Candidates:
+        return Candidates(self.visible_scores(index, queries, step))
+
+    def visible_scores(self, index: Index, queries: Tensor, step: Step) -> Tensor:
+        inner = step.given_to(self.base)
+        if self.per == "group" and isinstance(index, ScoredIndex):
+            return index.visible_scores(queries, inner, self.how)
+        scores = index.visible_scores(queries, inner)
+        return pooled(scores, 1 if self.per == "layer" else step.kv_heads, self.how)
 
     def score(self, index: Index, queries: Tensor, step: Step) -> Tensor:
         scores = index.score(queries, step.given_to(self.base)).float()

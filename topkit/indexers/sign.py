@@ -13,7 +13,7 @@ from topkit.indexers.base import Step
 from topkit.indexers.checks import flag
 from topkit.indexers.mean_key import mean_key
 from topkit.indexers.rotation import padded, rotated
-from topkit.indexers.scored import Codes, Scored, pick_codes
+from topkit.indexers.scored import Codes, Scored, pick_codes, score_visible_codes
 from topkit.indexers.traits import Traits
 from topkit.kernels.codes import stored
 from topkit.kernels.quantize_append import quantize_append
@@ -68,3 +68,9 @@ class sign(Scored):
     ) -> Tensor:
         queries = rotated(queries) if self.hadamard else queries
         return pick_codes(queries, codes["bits"], k, step, pool, dtype="sign")
+
+    def visible_scores(
+        self, queries: Tensor, codes: Codes, step: Step, pool: str | None = None
+    ) -> Tensor:
+        queries = rotated(queries) if self.hadamard else queries
+        return score_visible_codes(queries, codes["bits"], step, pool, dtype="sign")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -44,7 +44,8 @@ class SlotCount(Index):
         return 0
 
     def append(self, keys: Tensor, step: Step) -> None:
-        self.slots += keys.shape[2]
+        if step.at is None:
+            self.slots += keys.shape[2]
 
     def truncate(self, length: int, step: Step) -> None:
         self.slots = length
@@ -52,8 +53,16 @@ class SlotCount(Index):
     def reorder(self, rows: Tensor) -> None:
         pass
 
+    def room(self) -> Mapping[str, Tensor]:
+        return {}
+
+    def reveal(self, length: int) -> None:
+        self.slots = length
+
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
-        return self.recipe.choose(queries, k, step, self.slots)
+        return self.recipe.choose(queries, k, step, step.slots(self.slots))
 
     def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
-        return self.recipe.choose_many(queries, ks, step, self.slots)
+        if step.at is not None:
+            return {k: self.select(queries, k, step) for k in ks}
+        return self.recipe.choose_many(queries, ks, step, step.slots(self.slots))

@@ -42,7 +42,7 @@ class streaming_llm(Stateless):
 
     def traits(self) -> Traits:
         bounded = self.window is not None
-        return Traits(exhaustive=not bounded, may_come_short=bounded)
+        return Traits(exhaustive=not bounded, may_come_short=bounded, fixed=True)
 
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
         width = min(k, length)

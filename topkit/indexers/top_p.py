@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from topkit.indexers.combinator import Combinator, every_score
 from topkit.indexers.exact import exact
 from topkit.indexers.scored import best, cut_each, masked
 from topkit.indexers.traits import Traits
+from topkit.kernels.select_mass import select_mass
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,12 @@ class top_p(Combinator):
         every_score(self)
 
     def traits(self) -> Traits:
-        return replace(super().traits(), exhaustive=False, may_come_short=True)
+        fixed = self.base.traits().fixed
+        return replace(super().traits(), fixed=fixed, exhaustive=False, may_come_short=True)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
+        if step.at is not None:
+            return self._choose_at(index, queries, k, step)
         inner = step.given_to(self.base)
         scores = masked(index.score(queries, inner).float(), step)
         chosen = best(scores, k, step, index.bytes_per_key(inner))
@@ -55,6 +59,11 @@ class top_p(Combinator):
         enough = weights.cumsum(-1) - weights >= self.mass
         enough[..., :1] = False
         return replace(chosen, indices=chosen.indices.masked_fill(enough, -1))
+
+    def _choose_at(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
+        scores = index.visible_scores(queries, step.given_to(self.base))
+        how: dict[str, Any] = {"check": step.backend != "triton", "backend": step.backend}
+        return Selection(select_mass(scores, k, mass=self.mass, scaling=step.scaling, **how))
 
     def choose_many(
         self, index: Index, queries: Tensor, ks: Sequence[int], step: Step

@@ -17,6 +17,7 @@ from topkit.indexers.checks import share
 from topkit.indexers.combinator import Combinator
 from topkit.indexers.exact import exact
 from topkit.indexers.noise import noise
+from topkit.indexers.scored import waiting
 from topkit.indexers.traits import Traits
 from topkit.kernels.select_topk import select_topk
 
@@ -53,7 +54,7 @@ class vattention(Combinator):
             )
 
     def traits(self) -> Traits:
-        return replace(super().traits(), weighted=True)
+        return replace(super().traits(), weighted=True, fixed=self.base.traits().fixed)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         return self.choose_many(index, queries, [k], step)[k]
@@ -63,7 +64,9 @@ class vattention(Combinator):
     ) -> dict[int, Selection]:
         tops = {k: math.ceil(self.top * k) for k in ks}
         firsts = index.select_many(queries, list(tops.values()), step.given_to(self.base))
-        draws = noise(step, index.length, firsts[max(tops.values())].indices, salt=_SAMPLE)
+        draws = noise(
+            step, step.slots(index.length), firsts[max(tops.values())].indices, salt=_SAMPLE
+        )
         return {k: self._sampled(firsts[top], k, draws, step) for k, top in tops.items()}
 
     def _sampled(self, first: Selection, k: int, draws: Tensor, step: Step) -> Selection:
@@ -75,9 +78,11 @@ class vattention(Combinator):
         if best.shape[-1] == width:
             return replace(first, log_weights=log_weights)
         others = _others(best, step, length)
-        drawn = select_topk(draws.where(others, -torch.inf), width - best.shape[-1])
+        drawn = select_topk(
+            draws.masked_fill(~others, -torch.inf), width - best.shape[-1], **waiting(step)
+        )
         stands_for = others.sum(-1, keepdim=True) / (drawn >= 0).sum(-1, keepdim=True).clamp_min(1)
-        weight = stands_for.log().where(drawn >= 0, 0.0)
+        weight = stands_for.log().masked_fill(drawn < 0, 0.0)
         slots, log_weights = torch.cat([best, drawn], -1), torch.cat([log_weights, weight], -1)
         order = (slots < 0).sort(dim=-1, stable=True).indices
         return replace(

@@ -111,7 +111,7 @@ def rooms(layer: Any, owner: CacheOwner, length: int) -> list[Tensor]:
     if index is None or not length == valid == index.length == layer.get_seq_length():
         return []
     own, codes = layer.room(), index.room()
-    return [*own, *codes.values()] if own and codes else []
+    return [] if not own or codes is None else [*own, *codes.values()]
 
 
 class IndexedLayer(DynamicLayer):

@@ -56,6 +56,7 @@ class Driver:
         stop: Tensor | None = None,
         at: Tensor | None = None,
         memo: Memo | None = None,
+        room: int | None = None,
     ) -> Step:
         """A step that shows the recipe those of the inputs that it declares."""
         step = Step(
@@ -70,6 +71,7 @@ class Driver:
             self.ordered,
             inputs,
             memo=memo,
+            room=room,
         )
         return step.given_to(self.indexer)
 
@@ -121,6 +123,7 @@ class Driver:
         index: Index,
         k: int,
         queries: Tensor,
+        cache: Cache,
         keys: Tensor,
         at: Tensor,
         stop: Tensor,
@@ -128,9 +131,9 @@ class Driver:
     ) -> Selection:
         """A step of fixed shapes: one key [B, Hk, 1, D] at the slot `at` [1], and its query.
 
-        Of recipes that are `fixed`, which are shown no cache.
+        Of recipes that are `fixed`; the cache, which holds the key, is all its room.
         """
-        step = self.step(inputs, stop, at)
+        step = self.step({"cache": cache, **inputs}, stop, at, room=cache.keys.shape[2])
         index.append(keys, step)
         return index.select(queries, k, step)
 

@@ -176,7 +176,9 @@ class Reader:
         """The output [B, Hq, 1, Dv] of a step of fixed shapes: its key [B, Hk, 1, D] at the slot `at`."""
         cache = call.until(call.keys.shape[2])
         k = self.budget.at(call.keys.shape[2])
-        selection = self._driver(call).select_at(index, k, call.queries, new, at, stop, call.inputs)
+        selection = self._driver(call).select_at(
+            index, k, call.queries, cache, new, at, stop, call.inputs
+        )
         return sparse_attention(call.queries, cache, selection, call.scaling, self.backend)
 
     def _driver(self, call: Call) -> Driver:

@@ -12,9 +12,10 @@ from topkit.kernels import checks
 from topkit.kernels.backend import resolve
 from topkit.kernels.gather_attention import reference
 from topkit.kernels.gather_attention.long_lists import queries_at_a_time
-from topkit.kernels.gather_attention.reference import attend, gather_scores
+from topkit.kernels.gather_attention.reference import attend
+from topkit.kernels.score.boundary import check_window
 
-__all__ = ["attend", "gather_attention", "gather_scores", "queries_at_a_time"]
+__all__ = ["attend", "attend_all", "gather_attention", "gather_scores", "queries_at_a_time"]
 
 # What the Triton kernel takes. Heads of one list are rows of a matrix product, in registers.
 DTYPES = (torch.bfloat16, torch.float16)
@@ -49,7 +50,9 @@ def gather_attention(
     checks.tensors(queries=queries, keys=keys, values=values, indices=indices)
     _check(queries, keys, values, indices, log_weights)
     _check_rest(queries, values, **rest)
-    own = _unsupported(queries, keys, values, indices, **rest)
+    lists = max(keys.shape[1], indices.shape[1])
+    own = _unsupported_lists(indices, **rest)
+    own = own or _unsupported(queries, lists, keys=keys, values=values)
     if resolve(backend, queries, own) == "torch":
         return reference.gather_attention(
             queries, keys, values, indices, scaling=scaling, log_weights=log_weights, **rest
@@ -61,14 +64,65 @@ def gather_attention(
     )
 
 
-def _unsupported(
-    queries: Tensor, keys: Tensor, values: Tensor, indices: Tensor, **rest: Tensor | None
-) -> str | None:
-    """What the kernel does not take though the reference does, as a sentence."""
+def attend_all(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    scaling: float,
+    start: Tensor | None = None,
+    stop: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """The attention output of each query over all slots that it sees: what a selection is compared with.
+
+    Shapes: queries, keys, values as `gather_attention`; start [B], stop [B or 1, Tq], query i sees the
+    slots start <= s < stop[i] (None: all) -> [B, Hq, Tq, Dv] in queries' dtype.
+    Raises: InputError where shapes, dtypes or devices do not belong together.
+    """
+    checks.tensors(queries=queries, keys=keys, values=values)
+    nothing = keys.new_empty(len(queries), 1, queries.shape[2], 1, dtype=torch.int64)
+    _check(queries, keys, values, nothing, None)
+    check_window(start, stop, queries)
+    own = _unsupported(queries, keys.shape[1], keys=keys, values=values)
+    if resolve(backend, queries, own) == "torch":
+        return reference.attend_all(queries, keys, values, scaling=scaling, start=start, stop=stop)
+    from topkit.kernels.gather_attention import triton_impl
+
+    return triton_impl.attend_all(queries, keys, values, scaling=scaling, start=start, stop=stop)
+
+
+def gather_scores(
+    queries: Tensor, keys: Tensor, indices: Tensor, *, backend: str = "torch"
+) -> Tensor:
+    """The dot products of each query with its chosen keys, [B, Hq, Tq, k] in float32; -inf for -1.
+
+    Shapes: as `gather_attention`. The kernel takes keys of 16 bits; a slot beyond T is NaN there.
+    """
+    own = None
+    if backend != "torch":
+        _check(queries, keys, keys, indices, None)
+        own = _unsupported(queries, max(keys.shape[1], indices.shape[1]), keys=keys)
+    if backend == "torch" or resolve(backend, queries, own) == "torch":
+        return reference.gather_scores(queries, keys, indices)
+    from topkit.kernels.gather_attention import chosen_scores
+
+    return chosen_scores.gather_scores(queries, keys, indices)
+
+
+def _unsupported_lists(indices: Tensor, **rest: Tensor | None) -> str | None:
+    """What the kernel does not take of lists and pseudo-keys, as a sentence."""
     for name, tensor in rest.items():
         if tensor is not None:
             return f"{name} must be None; got a tensor"
-    rows = {"queries": queries, "keys": keys, "values": values}
+    if indices.shape[3] == 0:
+        return "indices must hold at least one slot, or -1, a query; got k = 0"
+    return None
+
+
+def _unsupported(queries: Tensor, lists: int, **cache: Tensor) -> str | None:
+    """What the kernels do not take though the definitions do, as a sentence."""
+    rows = {"queries": queries, **cache}
     for name, tensor in rows.items():
         if tensor.dtype not in DTYPES or tensor.dtype != queries.dtype:
             return f"{name} must be bfloat16 or float16, all alike; got {tensor.dtype}"
@@ -76,9 +130,7 @@ def _unsupported(
             return f"{name} must have 64 or 128 dimensions; got {tensor.shape[-1]}"
     if reason := checks.unpacked(**rows) or checks.ungraded(**rows):
         return reason
-    if indices.shape[3] == 0:
-        return "indices must hold at least one slot, or -1, a query; got k = 0"
-    sharing = queries.shape[1] // max(1, keys.shape[1], indices.shape[1])
+    sharing = queries.shape[1] // max(1, lists)
     if sharing > MOST_HEADS:
         return f"queries must have at most {MOST_HEADS} heads to a list of indices; got {sharing}"
     return None

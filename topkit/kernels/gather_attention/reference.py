@@ -10,6 +10,7 @@ from torch.nn.functional import embedding
 
 from topkit.errors import InputError
 from topkit.kernels.gather_attention import long_lists
+from topkit.kernels.score.reference import masked, score
 
 
 def gather_attention(
@@ -58,6 +59,29 @@ def gather_scores(queries: Tensor, keys: Tensor, indices: Tensor) -> Tensor:
     if scores.is_cuda:
         scores = scores.masked_fill((picked >= length)[..., None, :], float("nan"))
     return _by_head(scores)
+
+
+def attend_all(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    scaling: float,
+    start: Tensor | None,
+    stop: Tensor | None,
+) -> Tensor:
+    """The attention output [B, Hq, Tq, Dv] of queries over all slots that they see; zeros for none.
+
+    Shapes: as topkit.kernels.gather_attention.attend_all.
+    """
+    logits = scaling * masked(score(queries, keys), start, stop)
+    nothing = (logits == float("-inf")).all(-1, keepdim=True)
+    weights = logits.softmax(-1).masked_fill(nothing, 0.0)
+    by_group = weights.unflatten(1, (values.shape[1], -1)).flatten(2, 3)
+    # What no query sees may hold anything, and a weight of zero times infinity shows.
+    unseen = (by_group == 0).all(2)[..., None]
+    summed = by_group @ values.float().masked_fill(unseen, 0.0)
+    return summed.view(*queries.shape[:3], -1).to(queries.dtype)
 
 
 def attend(

@@ -8,7 +8,7 @@ list and leaves an output and the logarithm of its softmax's sum, from which par
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from topkit.kernels.backend import has_pdl, interpreted, multiprocessors
 from topkit.kernels.pdl import wait_then_launch
+from topkit.kernels.score.triton_impl import seen, window
 
 MOST_SPLITS = 64
 MERGED = tl.constexpr(8192)  # floats that a merging program holds at a time
@@ -53,19 +54,35 @@ def gather_attention(
         return _launch(queries, keys, values, indices, scaling, log_weights)
 
 
+def attend_all(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    scaling: float,
+    start: Tensor | None,
+    stop: Tensor | None,
+) -> Tensor:
+    """As topkit.kernels.gather_attention.attend_all's, of checked arguments."""
+    with torch.cuda.device_of(queries):  # Triton launches on the current device
+        seen_by = window(start, stop)
+        return _launch(queries, keys, values, None, scaling, None, seen_by=seen_by)
+
+
 def _launch(
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
-    indices: Tensor,
+    indices: Tensor | None,
     scaling: float,
     log_weights: Tensor | None,
     config: Config | None = None,
+    seen_by: tuple[Any, Any] = (None, None),
 ) -> Tensor:
-    """The same, in a chosen config."""
+    """The same, in a chosen config; without indices each list is of the slots that its query sees."""
     batch, heads, count, _ = queries.shape
-    groups, kept = keys.shape[1], indices.shape[3]
-    per_row = max(indices.shape[1], groups)
+    groups, kept = keys.shape[1], (keys.shape[2] if indices is None else indices.shape[3])
+    per_row = groups if indices is None else max(indices.shape[1], groups)
     lists, group, width = batch * per_row * count, heads // per_row, values.shape[3]
     out = queries.new_empty(batch, heads, count, width)
     if lists == 0:
@@ -91,12 +108,13 @@ def _launch(
         queries.stride()[:3],
         _strides(keys, batch),
         _strides(values, batch),
-        _strides(indices, batch, per_row),
+        None if indices is None else _strides(indices, batch, per_row),
         None if log_weights is None else _strides(log_weights, batch, per_row),
     )
     _attend[(lists, splits)](
         *(queries, keys, values, indices, log_weights, out, parts, sums),
         *strides,
+        *seen_by,
         *(scaling * LOG2E.value, per_row, groups, count, kept, keys.shape[2]),
         **shape,
         **tile,
@@ -137,6 +155,8 @@ def _attend(
     value_strides,
     index_strides,
     weight_strides,
+    start,
+    stop,
     scale,
     per_row,
     groups,
@@ -154,12 +174,17 @@ def _attend(
     wait_then_launch()
     at, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     b, h, t = _place(at, per_row, count)  # type: ignore[misc]
+    begin = 0
+    if indices is None:
+        begin, end = seen(start, stop, b, t, length)
+        kept, by = tl.maximum(end - begin, 0), None
+    else:
+        indices += b * index_strides[0] + h * index_strides[1] + t * index_strides[2]
+        by = index_strides[3]
     blocks = tl.cdiv(kept, BLOCK)
     first = split * blocks // splits * BLOCK
-    stop = tl.minimum(kept, (split + 1) * blocks // splits * BLOCK)
-    indices += b * index_strides[0] + h * index_strides[1] + t * index_strides[2]
-    j = first + tl.arange(0, BLOCK)
-    following = tl.load(indices + j * index_strides[3], j < stop, -1)
+    last = tl.minimum(kept, (split + 1) * blocks // splits * BLOCK)
+    following = _slots(indices, by, begin, first + tl.arange(0, BLOCK), last)
 
     head = h * GROUP + tl.arange(0, ROWS)
     real = tl.arange(0, ROWS) < GROUP
@@ -176,18 +201,18 @@ def _attend(
     top = tl.full([ROWS], NONE, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, DV], tl.float32)
-    for start in tl.range(first, stop, BLOCK):
+    for place in tl.range(first, last, BLOCK):
         # Slots are read a block ahead, so that keys on their way never wait for them.
-        slot, j = following, start + BLOCK + tl.arange(0, BLOCK)
-        following = tl.load(indices + j * index_strides[3], j < stop, -1)
+        slot = following
+        following = _slots(indices, by, begin, place + BLOCK + tl.arange(0, BLOCK), last)
         chosen = (slot >= 0) & (slot < length)
-        place = slot.to(tl.int64)[:, None]
-        k = tl.load(keys + place * key_strides[2] + d, chosen[:, None], 0.0)
-        v = tl.load(values + place * value_strides[2] + dv, chosen[:, None], 0.0)
-        scores = _dot(q, k.T, UPCAST) * scale
+        row = slot.to(tl.int64)[:, None]
+        k = tl.load(keys + row * key_strides[2] + d, chosen[:, None], 0.0)
+        v = tl.load(values + row * value_strides[2] + dv, chosen[:, None], 0.0)
+        scores = dot(q, k.T, UPCAST) * scale
         if log_weights is not None:
-            j = start + tl.arange(0, BLOCK)
-            weight = tl.load(log_weights + j * weight_strides[3], j < stop, 0.0)
+            j = place + tl.arange(0, BLOCK)
+            weight = tl.load(log_weights + j * weight_strides[3], j < last, 0.0)
             scores += weight.to(tl.float32)[None, :] * LOG2E
         # No launch can raise for a slot beyond the cache without waiting for the GPU: it shows.
         scores = tl.where((slot < length)[None, :], scores, float("nan"))
@@ -196,7 +221,7 @@ def _attend(
         base = tl.where(highest == NONE, 0.0, highest)
         p, faded = tl.exp2(scores - base[:, None]), tl.exp2(top - base)
         total = total * faded + tl.sum(p, 1)
-        acc = acc * faded[:, None] + _dot(p.to(v.dtype), v, UPCAST)
+        acc = acc * faded[:, None] + dot(p.to(v.dtype), v, UPCAST)
         top = highest
 
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
@@ -207,6 +232,16 @@ def _attend(
         row = (at.to(tl.int64) * splits + split) * GROUP + tl.arange(0, ROWS)
         tl.store(parts + row[:, None] * DV + dv, acc, real[:, None])
         tl.store(sums + row, top + tl.log2(total), real)
+
+
+@triton.jit
+def _slots(indices, by, begin, j, last):
+    """The slots of places in a list, -1 behind its part; without a list they follow `begin`."""
+    if indices is None:
+        slots = tl.where(j < last, begin + j, -1)
+    else:
+        slots = tl.load(indices + j * by, j < last, -1)
+    return slots
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -261,7 +296,7 @@ def _place(at, per_row, count):
 
 
 @triton.jit
-def _dot(a, b, UPCAST: tl.constexpr):
+def dot(a, b, UPCAST: tl.constexpr):
     # Triton's interpreter multiplies the bits of bfloat16.
     if UPCAST:
         return tl.dot(a.to(tl.float32), b.to(tl.float32))

@@ -18,6 +18,8 @@ __all__ = ["LARGEST_K", "select_topk"]
 # What the Triton kernel takes. A longer row would need more candidates than one program can hold.
 LARGEST_K = 4096
 LONGEST = 1 << 22
+# A list of slots is searched at once.
+LONGEST_LIST = 1 << 13
 # What has an order of its own, and room for -inf.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -27,6 +29,7 @@ def select_topk(
     k: int,
     *,
     stop: Tensor | None = None,
+    slots: Tensor | None = None,
     order: str | None = "score",
     check: bool = True,
     backend: str = "auto",
@@ -34,7 +37,8 @@ def select_topk(
     """The slots of the min(k, T) best scores of each row: all above the k-th, then the lowest slots.
 
     Shapes: scores [..., T], -inf where a slot may not be chosen; stop, which broadcasts to [...], one
-    past the last slot that counts -> [..., min(k, T)] int64, -1 last where a row has fewer slots;
+    past the last slot that counts; slots [..., T] int64, whose scores they are, each once (None: their
+    places), -inf where it is -1 -> [..., min(k, T)] int64, -1 last where a row has fewer slots;
     best first ("score"), ascending ("slot"), or as they come (None). Without `check` nothing waits
     for the GPU, and a row that holds NaN is -1 throughout.
     Raises: InputError for k < 1, for NaN, and where shapes, dtypes or devices do not belong together.
@@ -46,15 +50,18 @@ def select_topk(
     checks.typed("scores", scores, DTYPES)
     checks.one_of("order", order, ORDERS)
     _check_stop(stop, scores)
-    if resolve(backend, scores, unsupported(scores, k)) == "torch" or scores.numel() == 0:
-        return _in_torch(scores, k, stop, order, check)
+    _check_slots(slots, stop, scores)
+    own = unsupported(scores, k) or _too_long(slots)
+    if resolve(backend, scores, own) == "torch" or scores.numel() == 0:
+        return _in_torch(scores, k, stop, slots, order, check)
     from topkit.kernels.select_topk import triton_impl
 
-    lead = scores.shape[:-1]
-    rows = scores.reshape(-1, scores.shape[-1])
+    lead, length = scores.shape[:-1], scores.shape[-1]
+    rows = scores.reshape(-1, length)
     stop = None if stop is None else stop.expand(lead).reshape(-1)
-    slots, nan = triton_impl.select_topk(rows, k, stop, order == "score")
-    return ordered(slots, nan, order, check).view(*lead, -1)
+    named = None if slots is None else slots.reshape(-1, length).contiguous()
+    chosen, nan = triton_impl.select_topk(rows, k, stop, order == "score", named)
+    return ordered(chosen, nan, order, check).view(*lead, -1)
 
 
 def unsupported(scores: Tensor, k: int) -> str | None:
@@ -73,23 +80,51 @@ def too_many(k: int) -> str | None:
 
 def ordered(slots: Tensor, nan: Tensor, order: str | None, check: bool) -> Tensor:
     """What the kernel chose [R, k], ranked if that is the order, in the order that is wanted."""
-    if check and nan.any():
-        raise InputError("scores hold NaN; check the queries and keys that made them")
+    if check:
+        require_numbers(nan)
     if order == "score":
         return by_rank(slots)
     return by_slot(slots) if order == "slot" else slots
 
 
+def require_numbers(nan: Tensor) -> None:
+    """Refuse scores of which the kernel says that some row holds NaN."""
+    if nan.any():
+        raise InputError("scores hold NaN; check the queries and keys that made them")
+
+
 def _in_torch(
-    scores: Tensor, k: int, stop: Tensor | None, order: str | None, check: bool
+    scores: Tensor,
+    k: int,
+    stop: Tensor | None,
+    slots: Tensor | None,
+    order: str | None,
+    check: bool,
 ) -> Tensor:
     if stop is not None:
         gone = torch.arange(scores.shape[-1], device=scores.device) >= stop[..., None]
         scores = scores.masked_fill(gone, float("-inf"))
     if not check:
         scores = scores.masked_fill(scores.isnan().any(-1, keepdim=True), float("-inf"))
-    slots = reference.select_topk(scores, k)
-    return by_slot(slots) if order == "slot" else slots
+    chosen = reference.select_topk(scores, k, slots)
+    return by_slot(chosen) if order == "slot" else chosen
+
+
+def _too_long(slots: Tensor | None) -> str | None:
+    """That a list of slots is longer than one program holds, as a sentence."""
+    if slots is None or slots.shape[-1] <= LONGEST_LIST:
+        return None
+    return f"slots must be at most {LONGEST_LIST} a row; got {slots.shape[-1]}"
+
+
+def _check_slots(slots: Tensor | None, stop: Tensor | None, scores: Tensor) -> None:
+    if slots is None:
+        return
+    checks.typed("slots", slots, (torch.int64,))
+    checks.beside(scores.device, slots=slots)
+    checks.shaped("slots", slots, scores.shape)
+    if stop is not None:
+        raise InputError("stop is of slots that are places; give it or slots")
 
 
 def _check_stop(stop: Tensor | None, scores: Tensor) -> None:

@@ -8,13 +8,19 @@ from torch import Tensor
 from topkit.errors import InputError
 
 
-def select_topk(scores: Tensor, k: int) -> Tensor:
+def select_topk(scores: Tensor, k: int, slots: Tensor | None = None) -> Tensor:
     """The slots of the min(k, T) best scores, best first, equal scores by the lowest slot.
 
-    Shapes: scores [..., T], -inf where a slot may not be chosen -> [..., min(k, T)] int64, -1 last
-    where a row has fewer slots. Set and order are determined, so that a list may be cut anywhere.
+    Shapes: scores [..., T], -inf where a slot may not be chosen, of `slots` as scores (None: their places)
+    -> [..., min(k, T)] int64, -1 last where a row has fewer slots. Set and order are determined, so that
+    a list may be cut anywhere.
     Raises: InputError for k < 1 and for NaN.
     """
+    if slots is not None:
+        # In ascending order, so that ties fall to the lowest slot as everywhere.
+        slots, order = slots.sort(-1)
+        places = select_topk(scores.gather(-1, order), k)
+        return slots.gather(-1, places.clamp_min(0)).masked_fill(places < 0, -1)
     if k < 1:
         raise InputError(f"k must be at least 1; got {k}")
     length = scores.shape[-1]

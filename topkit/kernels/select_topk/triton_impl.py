@@ -42,6 +42,9 @@ COUNT = tl.constexpr(1)
 NAN = tl.constexpr(2)
 WRITTEN = tl.constexpr(3)
 
+# More than any slot that is named.
+MOST_SLOTS = tl.constexpr(1 << 30)
+
 # How far the rank of the threshold in the sample is kept from the k-th: standard deviations.
 MARGIN = 4.0
 # Rows that are short enough are looked at at once.
@@ -104,11 +107,16 @@ class Work:
 
 
 def select_topk(
-    scores: Tensor, k: int, stop: Tensor | None = None, ranked: bool = False
+    scores: Tensor,
+    k: int,
+    stop: Tensor | None = None,
+    ranked: bool = False,
+    named: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The slots of the k best of each row, in no order, and which rows hold NaN.
 
-    Shapes: scores [R, N] float32, contiguous in N; stop [R], one past the last slot that counts ->
+    Shapes: scores [R, N] float32, contiguous in N; stop [R], one past the last slot that counts;
+    named [R, N] int64, the slots of rows that are short enough to be looked at at once ->
     slots [R, min(k, N)] int64, -1 last, or as topkit.kernels.select_topk.order takes what is ranked;
     NaN [R] int32, and such rows are all -1.
     """
@@ -123,7 +131,7 @@ def select_topk(
                 plan.capacity, FILTERED, FILTERED // (32 * FILTER_WARPS),
                 num_warps=FILTER_WARPS, launch_pdl=has_pdl(scores.device),
             )  # fmt: skip
-        return finish(scores, stop, plan, work, ranked)
+        return finish(scores, stop, plan, work, ranked, named)
 
 
 def threshold(sampled: Tensor, stop: Tensor | None, plan: Plan, work: Work, spread: bool) -> None:
@@ -140,17 +148,23 @@ def threshold(sampled: Tensor, stop: Tensor | None, plan: Plan, work: Work, spre
 
 
 def finish(
-    scores: Tensor, stop: Tensor | None, plan: Plan, work: Work, ranked: bool
+    scores: Tensor,
+    stop: Tensor | None,
+    plan: Plan,
+    work: Work,
+    ranked: bool,
+    named: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The exact k of each row [R, k], from its candidates, and which rows hold NaN [R].
 
     Scores [R, N] are read of rows alone that are short, or whose candidates do not hold the answer.
     """
+    assert named is None or (plan.direct and named.is_contiguous())
     rows = work.state.shape[0]
     slots = torch.empty(rows, plan.k, dtype=torch.int64, device=scores.device)
     warps = 16 if rows <= FEW and plan.capacity >= 1 << 13 else _warps(plan.capacity)
     _finish[(rows,)](
-        scores, scores.stride(0), stop, plan.length, plan.k, work.state, work.candidates, slots,
+        scores, scores.stride(0), stop, plan.length, plan.k, work.state, work.candidates, slots, named,
         ranked, plan.capacity, plan.direct, SEARCHED, 32 * warps,
         num_warps=warps, maxnreg=MOST_REGISTERS, launch_pdl=has_pdl(scores.device),
     )  # fmt: skip
@@ -253,7 +267,7 @@ def settled(state, k, CAPACITY: tl.constexpr):
 
 @triton.jit
 def _finish(
-    scores, row_stride, stop, length, k, state, candidates, out,
+    scores, row_stride, stop, length, k, state, candidates, out, named,
     RANKED: tl.constexpr, CAPACITY: tl.constexpr, DIRECT: tl.constexpr, BLOCK: tl.constexpr,
     THREADS: tl.constexpr,
 ):  # fmt: skip
@@ -266,9 +280,14 @@ def _finish(
     if DIRECT:
         slot = tl.arange(0, CAPACITY)
         key = keys_of(tl.load(scores + slot, mask=slot < end, other=float("-inf")))
+        beyond = length
+        if named is not None:
+            names = named + row.to(tl.int64) * length + slot
+            slot = tl.load(names, mask=slot < end, other=0).to(tl.int32)
+            beyond = MOST_SLOTS
         n = tl.sum((key > LOWEST).to(tl.int32))
         low = tl.full([], LOWEST + 1, tl.int32)
-        written = _pick(slot, key, low, n, k, length, out, state, RANKED, THREADS)
+        written = _pick(slot, key, low, n, k, beyond, out, state, RANKED, THREADS)
     else:
         floor, n = tl.load(state), tl.load(state + COUNT)
         candidates += row.to(tl.int64) * CAPACITY
