@@ -13,6 +13,7 @@ from topkit.errors import InputError
 from topkit.experiments.bench.append import append_cases
 from topkit.experiments.bench.attach_speed import attach_cases
 from topkit.experiments.bench.capture_speed import capture_cases
+from topkit.experiments.bench.captured import captured_cases
 from topkit.experiments.bench.cpu_kernels import decode_cases, encode_cases, noise_cases
 from topkit.experiments.bench.dense import dense_cases
 from topkit.experiments.bench.gather import gather_cases
@@ -43,12 +44,17 @@ class Bench:
         return CPU not in self.devices
 
 
+def _decode_cases(session: Session) -> Iterator[Case]:
+    """A decoding step: of a layer on a CPU, of a small model as a CUDA graph."""
+    return captured_cases(session) if session.cuda else decode_cases(session)
+
+
 BENCHES: dict[str, Bench] = {
     "truth": Bench(truth_cases, (CPU, CUDA)),
     "measure": Bench(measure_cases, (CPU,)),
     "attach": Bench(attach_cases, (CPU,)),
     "capture": Bench(capture_cases, (CPU,)),
-    "decode": Bench(decode_cases, (CPU,)),
+    "decode": Bench(_decode_cases, (CPU, CUDA)),
     "encode": Bench(encode_cases, (CPU,)),
     "noise": Bench(noise_cases, (CPU,)),
     "score": Bench(score_cases, (CUDA,)),

@@ -32,6 +32,12 @@ class Scale:
     tokens: int = 24
     extra_layers: int = 2
     cold: bool = True
+    # Of a token of a small model: SmolLM2-135M's.
+    contexts: tuple[int, ...] = (4 * K, 8 * K)
+    kept: int = 64
+    small_layers: int = 30
+    small_hidden: int = 576
+    small_vocabulary: int = 49152
     truth_k: int = 64
     # Of the benchmarks of a CPU.
     captured: int = 32 * K
@@ -50,6 +56,7 @@ class Scale:
             sample_tokens=2048, truth_queries=2, hidden=64, ffn=64, vocabulary=97, tokens=12,
             cold=False, truth_k=16, captured=512, captured_queries=3,
             budgets=("4", "8", "16", "1%", "64"), context=128, steps=2, repeats=2,
+            contexts=(128,), kept=24, small_layers=1, small_hidden=72, small_vocabulary=97,
         )  # fmt: skip
 
 

@@ -12,12 +12,14 @@ from torch import nn
 from topkit.errors import InputError
 from topkit.experiments.decode.attachable import attachable, decode_once
 from topkit.experiments.decode.attachment import Attachment
+from topkit.experiments.decode.dense_reader import DENSE, DenseReader
 from topkit.experiments.decode.observer import Observer
 from topkit.experiments.decode.prompt import parse_slot
 from topkit.experiments.decode.reader import Reader
 from topkit.experiments.decode.wrappers import unwrapped
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget, parse_budget
+from topkit.indexers.exact import exact
 from topkit.indexers.spec import parse
 from topkit.kernels import checks
 from topkit.kernels.backend import resolve
@@ -31,7 +33,7 @@ _lock = threading.RLock()
 def attach(
     model: nn.Module,
     indexer: str | Indexer,
-    k: int | str | Budget,
+    k: int | str | Budget | None,
     *,
     layers: Iterable[int] | None = None,
     observe: bool | str = False,
@@ -56,13 +58,19 @@ def attach(
     `backend` is that of topkit.kernels: "auto" takes Triton's where it can; "triton" takes no other,
     is tried out on a few tokens at once, and never waits for the GPU to look at what comes in (NaN
     then goes on to the output).
+    "dense" in an indexer's place, with k=None, reads every key by the same cache, steps and graphs: what
+    decoding through an indexer is compared with.
     `cuda_graph` (by default True): with "triton", a CUDA graph holds the steps of `generate` where the
     indexer (`fixed`) and the model allow it, and hooks inside of the model are not called; False runs
     them kernel by kernel. `capture` is its old name.
     Threads may run the model side by side; copies and pickles of it are plain models.
     Raises: InputError for a model, layer, cache or mask that it would not serve rightly.
     """
-    recipe, budget = parse(indexer), parse_budget(k)
+    if indexer == DENSE:
+        _check_dense(k, observe)
+        recipe, budget = exact(), Budget(1)
+    else:
+        recipe, budget = parse(indexer), parse_budget(k)
     if observe not in (True, False, "shadow"):
         raise InputError(f'observe must be True, False or "shadow"; got {observe!r}')
     if sparse_prefill not in (True, False):
@@ -77,11 +85,24 @@ def attach(
         resolve(backend, next(served.parameters()))
         how = (modules, observe == "shadow", 0 if sparse_prefill else slot)
         if backend == "triton":
-            reader = Reader(recipe, budget, seed, None, backend)
+            reader = _reader(indexer, recipe, budget, seed, None, backend)
             with Attachment(served, reader, *how[:2], None, cuda_graph=False):
                 decode_once(served)
         judged = Observer(recipe, budget) if observe else None
-        return Attachment(served, Reader(recipe, budget, seed, judged, backend), *how, graphs)
+        reader = _reader(indexer, recipe, budget, seed, judged, backend)
+        return Attachment(served, reader, *how, graphs)
+
+
+def _reader(indexer: str | Indexer, *how: Any) -> Reader:
+    return DenseReader(*how) if indexer == DENSE else Reader(*how)
+
+
+def _check_dense(k: Any, observe: bool | str) -> None:
+    """Refuse what all keys have no use for."""
+    if k is not None:
+        raise InputError(f"dense reads every key and takes no k; give k=None; got {k!r}")
+    if observe:
+        raise InputError("dense chooses nothing that could be observed; leave observe out")
 
 
 def _cuda_graph(cuda_graph: bool | None, capture: bool | None) -> bool:

@@ -15,12 +15,13 @@ from topkit.errors import InputError
 from topkit.experiments.decode.cache import CacheOwner
 from topkit.experiments.decode.cuda_graph import CapturedDecoding
 from topkit.experiments.decode.layer_attention import LayerAttention
-from topkit.experiments.decode.prompt import Prompt, Slot, parse_slot
+from topkit.experiments.decode.prompt import Prompt, Slot, length_of, parse_slot
 from topkit.experiments.decode.reader import Reader
 from topkit.experiments.decode.running import Running
 from topkit.experiments.model.attention import switched_attention, switches
 from topkit.experiments.model.attention_call import AttentionCall
 from topkit.experiments.model.copies import hook, replaced
+from topkit.kernels import checks
 
 
 class Attachment:
@@ -112,6 +113,16 @@ class Attachment:
         with self._prompt.until(parse_slot(slot)):
             yield
 
+    @contextmanager
+    def generating(self, prompt: int) -> Iterator[None]:
+        """In here this thread's calls are as those of `generate` behind a prompt of so many slots.
+
+        For decoding loops of one's own, whose steps are then captured in a CUDA graph as well.
+        """
+        self._require_attached()
+        with self._behind(checks.whole("prompt", prompt)):
+            yield
+
     def fidelity(self) -> pa.Table:
         """The rows observed so far: one a call of generate, row of the batch, layer, head, position.
 
@@ -184,12 +195,18 @@ class Attachment:
                 return own(inputs, *args, **kwargs)
             if self._reader.judged is not None:
                 self._reader.judged.begin()
-            try:
-                with self._prompt.of(inputs, kwargs):
-                    return own(inputs, *args, **kwargs)
-            finally:
-                if self._decoding is not None:
-                    self._decoding.forget()
+            with self._behind(length_of(inputs, kwargs)):
+                return own(inputs, *args, **kwargs)
+
+    @contextmanager
+    def _behind(self, prompt: int) -> Iterator[None]:
+        """Calls in here are steps behind a prompt of so many slots; a graph of theirs ends with them."""
+        try:
+            with self._prompt.of(prompt):
+                yield
+        finally:
+            if self._decoding is not None:
+                self._decoding.forget()
 
     def _forward(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The model's own forward, or in `generate` the same step at fixed shapes."""

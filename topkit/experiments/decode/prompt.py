@@ -26,9 +26,9 @@ class Prompt(threading.local):
         self.slot = slot
 
     @contextmanager
-    def of(self, inputs: Any, kwargs: Mapping[str, Any]) -> Iterator[None]:
-        """The prompt is that of a call of `generate` in here."""
-        outer, self.length = self.length, _length(inputs, kwargs)
+    def of(self, length: int) -> Iterator[None]:
+        """The prompt is of so many slots in here, as that of a call of `generate`."""
+        outer, self.length = self.length, length
         try:
             yield
         finally:
@@ -100,7 +100,7 @@ def _plain(x: Any) -> Any:
     return x.tolist() if hasattr(x, "tolist") else x
 
 
-def _length(inputs: Any, kwargs: Mapping[str, Any]) -> int:
+def length_of(inputs: Any, kwargs: Mapping[str, Any]) -> int:
     """Slots that a call of generate starts from: its mask spans them where its tokens do not."""
     names = ("inputs", "input_ids", "inputs_embeds", "attention_mask")
     prompts = (inputs, *(kwargs.get(name) for name in names))
