@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ import torch
 import topkit
 from topkit.errors import InputError
 from topkit.experiments.runs import folder, run_file
-from topkit.experiments.study import presets
 from topkit.experiments.study.study import run_study
 from topkit.experiments.tasks import make_task
 
@@ -43,12 +41,9 @@ INDEXERS = ("sign", "exact", "quest:page_size=4")
 
 def commands(capture: Path) -> dict[str, Run]:
     """A tiny run of each command: a function of `out`, `seed`, `jobs` and `force`."""
-    whole = presets.quick()
-    cells = tuple(c for c in whole.parts[0].cells if "degraded" not in c.name)[:4]
     task = make_task("niah-multikey", wording="trained", questions=2, distractors=3)
-    presets.PRESETS["tiny"] = lambda: replace(
-        whole, parts=(presets.Part((task,), (384,), 4, cells),)
-    )
+    keys = dict(tasks=task, lengths=384, haystacks=4, budgets=16, pilot=False)
+    few = ["exact", "faiss_ivf", "keep(sign, sink=2)"]
 
     def measure(**how: Any) -> None:
         topkit.measure(capture, INDEXERS, "4,9", **how)
@@ -57,7 +52,7 @@ def commands(capture: Path) -> dict[str, Run]:
         topkit.evaluate("reference", task, 384, 4, INDEXERS[:2], 8, **how)
 
     def study(**how: Any) -> None:
-        run_study(presets.NAME, "tiny", **how)
+        run_study("quick", indexers=few, **keys, **how)
 
     return {"measure": measure, "evaluate": evaluate, "study": study}
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from topkit.experiments.decode.attach import attach
     from topkit.experiments.evaluate.evaluate import evaluate
     from topkit.experiments.measure.measure import measure
+    from topkit.experiments.measure.survey import survey
     from topkit.experiments.model.load import load
     from topkit.experiments.runs.plan import run
     from topkit.experiments.study.report import write_report as report
@@ -38,6 +39,7 @@ __getattr__, __dir__ = lazily(
         "report": "topkit.experiments.study.report:write_report",
         "run": "topkit.experiments.runs.plan",
         "study": "topkit.experiments.study.study:run_study",
+        "survey": "topkit.experiments.measure.survey",
         "task": "topkit.experiments.tasks:make_task",
         "testing": "topkit.testing:",
         "verify": "topkit.experiments.study.verify",
@@ -59,6 +61,7 @@ __all__ = [
     "report",
     "run",
     "study",
+    "survey",
     "task",
     "testing",
     "verify",

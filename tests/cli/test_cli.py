@@ -122,7 +122,9 @@ COMMANDS = {
     "evaluate": "--task --length --samples --indexer -k --sparse-from --observe --out --seed --device --dtype "
     "--batch-size --jobs --dry-run --force --json --config",
     "report": "--require -k --against --margin --json --config",
-    "study": "--preset --out --model --seed --device --dtype --batch-size --jobs --dry-run --force "
+    "survey": "--sink --layers --csv --figure --json --config",
+    "study": "--preset --out --model --task --length --samples --haystacks -k --indexer --pilot --no-pilot "
+    "--pilot-haystacks --distractors --sparse-from --observe --text --reach --seed --device --dtype --batch-size --jobs --dry-run --force "
     "--json --config",
     "bench": "--out --tiny --repeats --json --config",
     "score": "--out --length --samples --corpus --seed --device --jobs --config",
@@ -139,7 +141,7 @@ def test_unknown_words_suggest_the_nearest(refused: Callable[..., str]) -> None:
     train = ("train", "refrence", "--corpus", ".", "--out", "x")
     assert "'reference'" in refused(*train, *CPU)
     assert "'reference'" in refused(*train)
-    assert "known: indexers, metrics, tasks" in refused("list", "foo")
+    assert "known: indexers, metrics, studies, tasks" in refused("list", "foo")
 
 
 @pytest.mark.parametrize("command", ["capture", "evaluate", "measure", "study", "train", "score"])

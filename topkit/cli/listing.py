@@ -10,17 +10,17 @@ from topkit.cli.values import parse_name
 if TYPE_CHECKING:
     from topkit.grammar import Registry
 
-KINDS = ("indexers", "tasks", "metrics")
+KINDS = ("indexers", "tasks", "metrics", "studies")
 
 Row = dict[str, str]
 
 
 def rows(kind: str) -> list[Row]:
-    """One row an indexer, task or metric, a column a property; plug-ins come last.
+    """One row an indexer, task, metric or study, a column a property; plug-ins come last.
 
     Raises: InputError for any other kind; the nearest is suggested.
     """
-    tables = {"indexers": _indexers, "tasks": _tasks, "metrics": _metrics}
+    tables = {"indexers": _indexers, "tasks": _tasks, "metrics": _metrics, "studies": _studies}
     return tables[parse_name(kind, KINDS, "list")]()
 
 
@@ -55,6 +55,12 @@ def _metrics() -> list[Row]:
     from topkit.fidelity import METRICS
 
     return [{"name": name, **asdict(metric)} for name, metric in METRICS.items()]
+
+
+def _studies() -> list[Row]:
+    from topkit.experiments.study.preset_files import abouts
+
+    return [{"name": name, "about": about} for name, about in abouts().items()]
 
 
 def _parameters(recipe: Any) -> str:

@@ -45,12 +45,15 @@ def bar() -> Iterator[Progress]:
     bars = Bars(*columns, console=Console(stderr=True, highlight=False))
 
     def draw(event: Event) -> None:
+        for line in event.lines:
+            bars.console.print(line)
         if not event.jobs:
             return
         if not bars.tasks:
             bars.start()
+        if not bars.tasks or event.lines:
             bars.add_task(event.verb, total=event.jobs)
-        bars.update(bars.tasks[0].id, completed=event.done)
+        bars.update(bars.tasks[-1].id, completed=event.done)
 
     try:
         yield draw

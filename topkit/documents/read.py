@@ -51,8 +51,10 @@ def read_yaml(path: str | Path, schema: Schema, remedy: str) -> Any:
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            _once((key, None) for key in keys)
-            return super().construct_mapping(node, deep)
+            # A name may look like a number: {4096: 64}.
+            _once((str(key) if type(key) is int else key, None) for key in keys)
+            made = super().construct_mapping(node, deep)
+            return {str(key) if type(key) is int else key: value for key, value in made.items()}
 
     text = read_bytes(path, remedy)
     return _parsed(lambda: yaml.load(text, Loader), "YAML", schema, path, remedy)

@@ -15,6 +15,7 @@ from topkit.cli.commands.measure import measure
 from topkit.cli.commands.report import report
 from topkit.cli.commands.score import score
 from topkit.cli.commands.study import study
+from topkit.cli.commands.survey import survey
 from topkit.cli.commands.train import train
 from topkit.cli.commands.verify import verify
 
@@ -48,7 +49,7 @@ def topkit(
 
 
 # In the order of the help.
-for command in (capture, measure, evaluate, report, verify, study, train, score, bench):
+for command in (capture, survey, measure, evaluate, report, verify, study, train, score, bench):
     app.command()(command)
 app.command("list")(list_command)
 app.command()(doctor)

@@ -11,7 +11,7 @@ from topkit.cli.screen import show
 
 
 def list_command(
-    kind: Annotated[str, typer.Argument(metavar="indexers|tasks|metrics")],
+    kind: Annotated[str, typer.Argument(metavar="indexers|tasks|metrics|studies")],
     as_json: o.Json = False,
 ) -> None:
     """List what there is to choose from."""

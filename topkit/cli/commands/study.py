@@ -1,27 +1,84 @@
-"""`topkit study`: a preset, from the first prompt to the report."""
+"""`topkit study`: a study, from the first prompt to the report."""
 
 from __future__ import annotations
 
 import json
 import os
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from topkit.cli import options as o
 from topkit.cli.progress import carry_out
+from topkit.cli.values import parse_name
+
+_OBSERVED: dict[str, bool | str] = {"mean": True, "rows": "rows", "no": False}
 
 
 def study(
-    name: Annotated[str, typer.Argument(metavar="fidelity-vs-accuracy")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY",
+            help="A YAML file, or a name: quick, full, tasks, ... (topkit list studies).",
+        ),
+    ],
     out: o.Out,
     preset: Annotated[
-        str, typer.Option("--preset", metavar="quick|full|tasks", help="Minutes, an hour, hours.")
-    ] = "quick",
+        str | None,
+        typer.Option(
+            "--preset",
+            metavar="quick|full|tasks",
+            help="Of the study fidelity-vs-accuracy: minutes, an hour, hours.",
+        ),
+    ] = None,
     model: Annotated[
-        str, typer.Option("--model", help="A model's folder, or `reference`, the bundled one.")
-    ] = "reference",
-    seed: o.Seed = 0,
+        list[str] | None, typer.Option("--model", help="A model; repeatable: a folder each.")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help=o.TASK_HELP + " Repeatable.")
+    ] = None,
+    length: Annotated[
+        str | None, typer.Option("--length", help="Tokens of a prompt: 4k or 4k,8k.")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", "--haystacks", min=1, help="Haystacks of each task and length."),
+    ] = None,
+    budgets: o.MaybeBudgets = None,
+    indexer: o.MaybeIndexers = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option("--seed", help="Seed of prompts and of seeded indexers; repeatable."),
+    ] = None,
+    pilot: Annotated[
+        bool | None,
+        typer.Option(
+            "--pilot/--no-pilot",
+            help="A few haystacks first, which say on what tasks indexers can be told apart.",
+        ),
+    ] = None,
+    pilot_haystacks: Annotated[
+        int | None, typer.Option("--pilot-haystacks", min=1, help="Haystacks of the pilot.")
+    ] = None,
+    distractors: Annotated[
+        str | None,
+        typer.Option("--distractors", help="The pilot's ladder: 60,16,4; the first that suits."),
+    ] = None,
+    sparse_from: Annotated[
+        str | None,
+        typer.Option("--sparse-from", metavar="question|answer", help="Where selectors begin."),
+    ] = None,
+    observe: Annotated[
+        str | None,
+        typer.Option("--observe", metavar="mean|rows|no", help="Fidelity, as in evaluate."),
+    ] = None,
+    text: Annotated[Path | None, typer.Option("--text", help="A text to hide needles in.")] = None,
+    reach: Annotated[
+        float | None,
+        typer.Option("--reach", min=0, max=1, help="Half an interval's width that is aimed at."),
+    ] = None,
     device: o.Device = None,
     dtype: o.DType = None,
     batch_size: o.BatchSize = None,
@@ -34,18 +91,31 @@ def study(
     as_json: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """Run a study to its report: which indexers, at which budgets, on which tasks."""
+    """Run a study to its report: which indexers, at which budgets, on which tasks and models.
+
+    The other options stand over what the study's file says.
+    """
     from topkit.experiments.study.study import run_study
 
     plan = run_study.plan(
         name,
         preset,
         out,
-        model,
-        seed=seed,
+        model or None,
+        tasks=task or None,
+        lengths=length,
+        haystacks=samples,
+        budgets=budgets,
+        indexers=indexer or None,
+        seed=seed or None,
+        pilot=_pilot(pilot, pilot_haystacks, distractors),
+        sparse_from=sparse_from,
+        observe=observe and _OBSERVED[parse_name(observe, list(_OBSERVED), "way to observe")],
+        text=text,
         device=device,
         dtype=dtype,
         batch_size=batch_size,
+        reach=reach,
         # A worker may take 3 GB; the cores that are left serve the workers' threads.
         jobs=jobs or min(os.cpu_count() or 1, 4),
         force=force,
@@ -53,3 +123,17 @@ def study(
     path = carry_out(plan, dry_run, as_json)
     if path is not None:
         typer.echo(json.dumps({"report": str(path)}) if as_json else path)
+
+
+def _pilot(wanted: bool | None, haystacks: int | None, distractors: str | None) -> Any:
+    """The pilot's keys that flags say; None for none."""
+    from topkit.cli.values import parse_numbers
+
+    if wanted is False:
+        return False
+    keys = {
+        "haystacks": haystacks,
+        "distractors": None if distractors is None else parse_numbers(distractors),
+    }
+    said = {key: value for key, value in keys.items() if value is not None}
+    return said or wanted

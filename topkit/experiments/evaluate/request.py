@@ -20,18 +20,19 @@ from topkit.experiments.tasks import Task, task_name
 
 @dataclass(frozen=True)
 class Part:
-    """Tasks at some lengths, each on a number of haystacks, for some cells."""
+    """Tasks at some lengths, each on a number of haystacks from the first on, for some cells."""
 
     tasks: tuple[Task, ...]
     lengths: tuple[int, ...]
     haystacks: int
     cells: tuple[Cell, ...]
+    first: int = 0
 
     def pieces(self, setting: Setting, identity: dict[str, Any]) -> Iterator[Piece]:
         """The jobs. Which cells go together depends on what the run is, never on what is done."""
         for task in self.tasks:
             for length in self.lengths:
-                for sample in range(self.haystacks):
+                for sample in range(self.first, self.first + self.haystacks):
                     inputs = {
                         **identity,
                         "task": repr(task),
@@ -96,6 +97,7 @@ class Request:
                 tasks=[{"task": task_name(task), **task.parameters()} for task in part.tasks],
                 lengths=list(part.lengths),
                 samples=part.haystacks,
+                **({"first": part.first} if part.first else {}),
                 cells=part.columns,
                 sparse_from=self.setting.sparse_from,
                 rows=self.setting.rows,

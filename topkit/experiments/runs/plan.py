@@ -28,11 +28,15 @@ R = TypeVar("R", covariant=True)
 
 @dataclass(frozen=True)
 class Event:
-    """Where a run stands: how many of its jobs are done; `verb` says what a job does."""
+    """Where a run stands: how many of its jobs are done; `verb` says what a job does.
+
+    lines: of a plan that follows on another one, what it is going to do, at its start.
+    """
 
     verb: str
     done: int
     jobs: int
+    lines: tuple[str, ...] = ()
 
 
 Progress = Callable[[Event], object]
@@ -88,8 +92,8 @@ class Plan(ABC, Generic[R]):
         """
 
     @abstractmethod
-    def result(self, results: Sequence[Any]) -> R:
-        """What the run gives, from the results of the jobs that it ran."""
+    def result(self, results: Sequence[Any]) -> R | Plan[R]:
+        """What the run gives, from the results of the jobs that it ran; a plan is what follows on it."""
 
 
 @full_precision()
@@ -110,11 +114,20 @@ def run(plan: Plan[R], *, runner: Runner | None = None, progress: Progress | Non
             "the plan's jobs share a loaded model, and run in this process: leave `runner` out, or "
             "plan with the model's folder"
         )
+    made = _run(plan, runner, progress or _silent)
+    while isinstance(made, Plan):
+        lines = (*made.notes, *made.lines())
+        made = _run(made, runner, progress or _silent, lines)
+    return made
+
+
+def _run(
+    plan: Plan[R], runner: Runner | None, report: Progress, lines: tuple[str, ...] = ()
+) -> R | Plan[R]:
     run_jobs = runner or runner_of(plan.workers)
-    report: Progress = progress or _silent
     results: list[Any] = []
     with plan.opened() as jobs:
-        report(Event(plan.verb, 0, len(jobs)))
+        report(Event(plan.verb, 0, len(jobs), lines))
         for result in run_jobs(plan.work, jobs):
             results.append(result)
             report(Event(plan.verb, len(results), len(jobs)))

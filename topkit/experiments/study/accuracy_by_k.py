@@ -87,7 +87,7 @@ def _panel(axes: Axes, curve: Curve, marks: Entries, ticks: int) -> None:
                 kept[line], scores.low[line], scores.high[line], color="0.55", lw=0.7, zorder=4
             )
             axes.plot(kept[line], scores.value[line], **look)
-    axes.set_title(f"{curve.task}, {curve.length} tokens")
+    axes.set_title(curve.setting)
     axes.set_xscale("log", base=2)
     _ticks(axes, curve, ticks)
     axes.set_xlabel("keys kept, k (by each head)")

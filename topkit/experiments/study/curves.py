@@ -61,7 +61,8 @@ class Curve:
     mean recall [layers, heads] of a cell; held_out: haystacks in words that the reference model was
     not trained on; dropped: haystacks that some cell lacks; counts [C, H]: rows of fidelity, see COUNTS;
     tokens [H]: what prompts hold in truth, NaN where nobody counted; parts: how many references an
-    answer is scored by, each for itself.
+    answer is scored by, each for itself; model: its
+    name, where there are several.
     """
 
     task: str
@@ -82,10 +83,17 @@ class Curve:
     counts: Mapping[str, Array] = field(default_factory=dict[str, Array])
     tokens: Array = field(default_factory=lambda: np.zeros(0))
     parts: float = 1.0
+    model: str = ""
 
     @property
     def title(self) -> str:
-        return f"{self.task}, {self.length} tokens{self._true}, sparse from the {self.sparse_from}"
+        return f"{self.setting}, sparse from the {self.sparse_from}"
+
+    @property
+    def setting(self) -> str:
+        """Model, task and length."""
+        model = f"{self.model}: " if self.model else ""
+        return f"{model}{self.task}, {self.length} tokens{self._true}"
 
     @property
     def _true(self) -> str:
@@ -99,7 +107,8 @@ class Curve:
     @property
     def slug(self) -> str:
         """The curve's part of a file's name."""
-        name = f"{self.task}-{self.length}-{self.sparse_from}"
+        model = f"{self.model}-" if self.model else ""
+        name = f"{model}{self.task}-{self.length}-{self.sparse_from}"
         slug = re.sub(r"[^a-z0-9.]+", "-", name.lower())
         # A task may hold a path, and a file's name at most 255 bytes.
         return slug if len(slug) <= 120 else f"{slug[:100]}-{digest(name)}"

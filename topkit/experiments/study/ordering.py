@@ -80,23 +80,23 @@ def ordering(
         return scipy_stats.rankdata(np.round(means, 9), axis=1)
 
     wanted = ranks(goal)
-    by_recall, by_mass = _pearson(ranks(recall), wanted), _pearson(ranks(mass), wanted)
+    by_recall, by_mass = pearson(ranks(recall), wanted), pearson(ranks(mass), wanted)
     return Ordering(
         units,
-        _percentiles(by_recall, units, level, 1),
-        _percentiles(by_mass, units, level, 1),
-        _percentiles(by_mass - by_recall, units, level, 2),
+        percentiles(by_recall, units, level, 1),
+        percentiles(by_mass, units, level, 1),
+        percentiles(by_mass - by_recall, units, level, 2),
     )
 
 
-def _pearson(a: Array, b: Array) -> Array:
+def pearson(a: Array, b: Array) -> Array:
     """Row by row; 0 where a row is constant: no order is shown then."""
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     product = np.sqrt((a**2).sum(1) * (b**2).sum(1))
     return np.divide((a * b).sum(1), product, out=np.zeros(len(a)), where=product > 1e-12)
 
 
-def _percentiles(estimates: Array, units: int, level: float, most: float) -> Interval:
+def percentiles(estimates: Array, units: int, level: float, most: float) -> Interval:
     """The first is the estimate, the others its resamples; none is beyond `most`."""
     value, tail = estimates[0], (1 + level) / 2
     low, high = np.quantile(estimates[1:], [1 - tail, tail])

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from topkit.documents import Number, path_of, read_json
+from topkit.documents import Number, Text, Whole, path_of, read_json
 from topkit.errors import InputError
 from topkit.experiments.evaluate.haystack_means import keep_condensed
+from topkit.experiments.runs import run_file
 from topkit.experiments.runs.folder import require_intact
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.study import figures
@@ -20,18 +22,26 @@ from topkit.experiments.study.accuracy_by_k import by_budget
 from topkit.experiments.study.aims import checks
 from topkit.experiments.study.captions import CAPTIONS, METHOD, NOT_SHOWN
 from topkit.experiments.study.cells_table import cells_table
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curves import Curve, load
 from topkit.experiments.study.curves import curves as curves_of
 from topkit.experiments.study.drawing import Entries, entries
 from topkit.experiments.study.findings import Findings
+from topkit.experiments.study.haystacks import joined
 from topkit.experiments.study.intervals import MARGIN
+from topkit.experiments.study.models_compared import comparisons
+from topkit.experiments.study.models_compared import sentences as carried
 from topkit.experiments.study.page import PAGE, listed, save_figure
 from topkit.experiments.study.provenance import sentences
+from topkit.experiments.study.two_models import CAPTION, by_model
 from topkit.indexers.budget import Budget, Budgets, parse_budgets
 
 STUDY = "study.json"
+# Of a study of several models or seeds: its runs, each in a folder below the study's.
+RUNS = "runs"
+_FOLDER = Text(r"[\w.-]*[\w-][\w.-]*(/seed-[0-9]+)?", "a folder below the study's own")
 ABOUT = {
     "model?": str,
+    "runs?": [{"model": str, "seed": Whole(), "folder": _FOLDER}],
     "aims?": {"reach?": Number(0, 1), "exact_between?": (Number(0, 1), Number(0, 1))},
     str: object,
 }
@@ -46,12 +56,11 @@ def write_report(run: str | Path, margin: float = MARGIN, k: Budgets | None = No
     as the run wrote it.
     """
     run = path_of(run, "the folder of a run")
-    origin = list(sentences(require_intact(run)))
-    curves = curves_of(*keep_condensed(run))
+    study = study_of(run / STUDY)
+    origin, curves = _read(run, study)
     budgets = None if k is None else _run_at(parse_budgets(k), curves)
     shown = [(curve, _at(curve, budgets)) for curve in curves]
     all_findings = [Findings(curve, margin, k) for curve, ks in shown for k in ks]
-    study = study_of(run / STUDY)
     page = PAGE.format(
         title="How good must an indexer be before the model notices?",
         body="\n".join(_body(all_findings, study, run / "figures", origin, budgets)),
@@ -60,6 +69,21 @@ def write_report(run: str | Path, margin: float = MARGIN, k: Budgets | None = No
         run / "report.html", lambda path: path.write_text(page, encoding="utf-8"), parents=False
     )
     return run / "report.html"
+
+
+def _read(run: Path, study: Mapping[str, Any]) -> tuple[list[str], list[Curve]]:
+    """Where the rows of a run come from, in sentences, and its curves; of a study of several, of all its runs."""
+    if RUNS not in study or (run / run_file.NAME).exists():
+        return list(sentences(require_intact(run))), curves_of(*keep_condensed(run))
+    origin, curves = list[str](), list[Curve]()
+    several = len({one["model"] for one in study[RUNS]}) > 1
+    for model in dict.fromkeys(one["model"] for one in study[RUNS]):
+        seeds = [run / one["folder"] for one in study[RUNS] if one["model"] == model]
+        for seed in seeds:
+            origin += [f"{model}: {line}" for line in sentences(require_intact(seed))]
+        its = joined([load(seed) for seed in seeds])
+        curves += [replace(curve, model=model if several else "") for curve in its]
+    return origin, curves
 
 
 def _run_at(budgets: Sequence[Budget], curves: Sequence[Curve]) -> Sequence[Budget]:
@@ -102,6 +126,10 @@ def _body(
         yield listed(findings.sentences(), "findings")
     # One a curve, whatever its budgets: what is of all of its cells.
     alone = list({id(f.curve): f for f in all_findings}.values())
+    compared = comparisons([findings.curve for findings in alone])
+    for one in compared:
+        yield f"<h3>{escape(' and '.join(one.models))}</h3>"
+        yield listed(list(carried(one)), "findings")
     audits = [f"{f.curve.title}: {line}" for f in alone for line in f.audits()]
     if audits:
         yield f'<div class="audit"><h3>To audit</h3>{listed(audits)}</div>'
@@ -110,6 +138,9 @@ def _body(
     marks = entries(curves)
     yield "<h2>Accuracy against the budget</h2>"
     yield save_figure(folder, "accuracy-by-k", by_budget(curves, marks), CAPTIONS["k"])
+    if compared:
+        yield "<h2>From one model to the other</h2>"
+        yield save_figure(folder, "accuracy-by-model", by_model(compared, marks), CAPTION)
     for findings in alone:
         yield f"<h2>{escape(findings.curve.title)}</h2>"
         several = [other for other in all_findings if other.curve is findings.curve]

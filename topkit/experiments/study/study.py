@@ -1,126 +1,102 @@
-"""A study in one run: a preset's cells evaluated, then its report."""
+"""A study in one call: a file's cells evaluated, then the report."""
 
 # pyright: strict, reportUnknownMemberType=false
 from __future__ import annotations
 
-import json
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from topkit.documents import path_of
+from topkit.documents import path_of, quote
 from topkit.errors import InputError
-from topkit.experiments.evaluate.plan import EvaluatePlan, plan_parts
-from topkit.experiments.evaluate.setting import ROWS, Setting
-from topkit.experiments.model.compatibility import probe, unserved
-from topkit.experiments.model.load import load_once, named
-from topkit.experiments.runs.cells import in_order
-from topkit.experiments.runs.jobs import Job, threads_of
-from topkit.experiments.runs.parts import write_whole
+from topkit.experiments.model.load import named
 from topkit.experiments.runs.plan import Plan, planned
-from topkit.experiments.study.presets import NAME, PRESETS, Preset
-from topkit.experiments.study.report import STUDY, write_report
-from topkit.grammar import nearest, short
-from topkit.indexers.base import Indexer
+from topkit.experiments.study.keys import listed
+from topkit.experiments.study.stages import Course, plan_of
+from topkit.experiments.study.study_file import Pilot, Study, read_study
+from topkit.grammar import nearest
+from topkit.indexers.budget import Budgets
+
+# The one study of 0.1, whose presets are studies now.
+NAME = "fidelity-vs-accuracy"
+PRESETS = ("quick", "full", "tasks")
 
 
 @planned
 def run_study(
-    name: str,
-    preset: str,
-    out: str | Path,
-    model: str | Path = "reference",
+    name: str | Path,
+    preset: str | None = None,
+    out: str | Path | None = None,
+    model: Any = None,
     *,
-    sparse_from: str = "question",
-    observe: bool | str = True,
+    tasks: Any = None,
+    lengths: Any = None,
+    haystacks: int | Mapping[Any, int] | None = None,
+    budgets: Budgets = None,
+    indexers: Any = None,
+    seed: Any = None,
+    pilot: bool | Mapping[str, Any] | Pilot | None = None,
+    sparse_from: str | None = None,
+    observe: bool | str | None = None,
     text: str | Path | None = None,
-    seed: int = 0,
     device: str | None = None,
     dtype: str | None = None,
-    jobs: int = 1,
     batch_size: int | None = None,
+    reach: float | None = None,
+    jobs: int = 1,
     force: bool = False,
 ) -> Plan[Path]:
-    """Evaluate a preset's cells into RUN and write its report; a rerun computes what is missing.
+    """Evaluate a study's cells into OUT and write the report; a rerun computes what is missing.
 
-    The options are those of `evaluate`. Cells that the model cannot serve are left out, with a note
-    in the plan and in the report that says why.
+    name: a YAML file, or a study of topkit's own (docs/studies.md). Arguments that are not None stand over
+    the file's keys. model and seed may be several: each model has a folder below OUT, each seed one below
+    its model's, and the report is of all. Cells that a model cannot serve are left out, with a note in the
+    plan and in the report that says why. preset: of the study `fidelity-vs-accuracy`, quick, full or tasks.
     Returns: the report's path.
-    Raises: InputError for an unknown study or preset, and as `evaluate` does.
+    Raises: InputError for an unknown study, key or value, for a study whose pilot finds nothing to tell
+    indexers apart by, and as `evaluate` does.
     """
-    for word, known, kind in ((name, [NAME], "study"), (preset, PRESETS, "preset")):
-        if word not in known:
-            raise InputError(f"unknown {kind} {word!r}; {nearest(word, known)}")
-    setting = Setting(
-        out=path_of(out, "a folder for the run"),
-        model=named(model),
-        device=device,
-        dtype=dtype,
+    about: dict[str, Any] = {"study": str(name)}
+    if name == NAME:
+        name = preset or PRESETS[0]
+        about["preset"] = name
+        if name not in PRESETS:
+            raise InputError(f"unknown preset {quote(name)}; {nearest(str(name), PRESETS)}")
+    elif preset is not None:
+        raise InputError(
+            f"a preset is one of the study {NAME}; got the study {quote(name)} with {quote(preset)}"
+        )
+    study = read_study(
+        name,
+        model=None if model is None else [named(one) for one in listed(model)],
+        tasks=tasks,
+        lengths=lengths,
+        haystacks=haystacks,
+        budgets=budgets,
+        indexers=indexers,
         seed=seed,
+        pilot=pilot,
         sparse_from=sparse_from,
         observe=observe,
-        rows=ROWS if batch_size is None else batch_size,
-        text=None if text is None else path_of(text, "a text"),
-        threads=threads_of(jobs),
+        text=text,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        reach=reach,
     )
-    chosen, loaded = PRESETS[preset](), load_once(named(model), device, dtype)
-    reasons = _left_out(loaded[0], chosen)
-    about = {"study": name, "preset": preset, "model": named(model), "aims": chosen.aims}
-    if reasons:
-        about["left out"] = "; ".join(reasons.values())
-    parts = [
-        replace(part, cells=tuple(c for c in part.cells if c.indexer not in reasons))
-        for part in chosen.parts
-    ]
-    notes = [f"{short(indexer)} is left out: {reason}" for indexer, reason in reasons.items()]
-    evaluation = plan_parts(loaded, setting, parts, workers=jobs, force=force, notes=notes)
-    return StudyPlan(
-        jobs=evaluation.jobs,
-        done=evaluation.done,
-        rows=evaluation.rows,
-        bytes=evaluation.bytes,
-        memory=evaluation.memory,
+    course = Course(
+        study=study,
+        out=path_of(out, "a folder for the study"),
+        about={**about, **_about(study)},
         workers=jobs,
-        notes=evaluation.notes,
-        evaluation=evaluation,
-        about=about,
+        force=force,
     )
+    return plan_of(course)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyPlan(Plan[Path]):
-    """An evaluation of a preset's parts, and then the report. Estimates: the evaluation's."""
-
-    evaluation: EvaluatePlan = field(repr=False)
-    # What study.json says.
-    about: dict[str, Any] = field(repr=False)
-    verb: ClassVar[str] = EvaluatePlan.verb
-    work: ClassVar[Any] = staticmethod(EvaluatePlan.work)
-
-    def describe(self) -> list[dict[str, Any]]:
-        return self.evaluation.describe()
-
-    def lines(self) -> list[str]:
-        return self.evaluation.lines()
-
-    @contextmanager
-    def opened(self) -> Generator[Sequence[Job]]:
-        with self.evaluation.opened() as jobs:
-            # Before the jobs, so that a study cut short can be reported as what it is.
-            text = json.dumps(self.about, indent=1) + "\n"
-            path = self.evaluation.out / STUDY
-            write_whole(path, lambda to: to.write_text(text, encoding="utf-8"), parents=False)
-            yield jobs
-
-    def result(self, results: Sequence[None]) -> Path:
-        self.evaluation.result(results)
-        return write_report(self.evaluation.out)
-
-
-def _left_out(model: Any, preset: Preset) -> dict[Indexer, str]:
-    """The indexers that the model cannot serve, each with the reason."""
-    cells = in_order(cell for part in preset.parts for cell in part.cells)
-    recipes = dict.fromkeys(cell.indexer for cell in cells if cell.indexer is not None)
-    return unserved(model, recipes, probe(model, purpose="evaluated"))
+def _about(study: Study) -> dict[str, Any]:
+    """What study.json says whatever the stage."""
+    aims: dict[str, Any] = {} if study.reach is None else {"reach": study.reach}
+    terms = study.pilot or Pilot()
+    aims["exact_between"] = list(terms.exact_between)
+    return {"model": ", ".join(study.model), "aims": aims, **({"about": study.about} if study.about else {})}  # fmt: skip
