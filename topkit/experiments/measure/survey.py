@@ -1,6 +1,8 @@
 """Traits of a capture: what its keys and attention weights are like, by layer and group of heads."""
 
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownVariableType=false
+# (torch's norms come without types.)
 from __future__ import annotations
 
 import csv

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -22,7 +23,12 @@ _WORDS = {
     "outliers_centred": "channel outliers of centred keys",
     "sink_cosine": "cosine of slot 0 with the mean key",
 }
-_STYLE = {"font.size": 8.5, "axes.grid": True, "grid.color": "0.9", "svg.hashsalt": "topkit"}
+_STYLE: dict[Any, Any] = {
+    "font.size": 8.5,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "svg.hashsalt": "topkit",
+}
 
 
 def survey_figure(survey: Survey) -> Figure:

@@ -132,7 +132,8 @@ def _has(curves: Sequence[Curve], indexer: Indexer | None, budgets: Sequence[Bud
 def _goals(curve: Curve, indexers: Sequence[Indexer], budgets: Sequence[Budget]) -> Array:
     """The mean over budgets of what each indexer reached on each haystack [C, H]."""
     values = -curve.losses["nll"] if curve.running_text else curve.rates
-    places = [[curve.place(indexer, k) for k in budgets] for indexer in indexers]
+    known = [[curve.place(indexer, k) for k in budgets] for indexer in indexers]
+    places = [[place for place in its if place is not None] for its in known]
     return np.stack([values[its].mean(0) for its in places])
 
 
