@@ -97,7 +97,8 @@ def test_intervals_hold_the_correlation_that_families_were_drawn_with():
     for seed in range(60):
         a, b = rng.multivariate_normal([0, 0], [[1, pearson], [pearson, 1]], 8).T
         means = [np.repeat(x, 3) + rng.normal(0, 0.1, 24) for x in (a, b)]
-        found = agreement(*(strata(m, 24, rng) for m in means), FAMILIES, draws=200, seed=seed)
+        one, other = (strata(m, 24, rng) for m in means)
+        found = agreement(one, other, FAMILIES, draws=200, seed=seed)
         _, low, high = found.spearman
         covered += low <= spearman <= high
         widths.append(high - low)
@@ -114,9 +115,9 @@ def test_what_moves_is_named_and_what_does_not_is_not():
     base = np.array([1.0])
     inside = []
     for seed in range(16):
-        sides = [strata(m, 20, rng) for m in (means, falls)]
+        one, other = (strata(m, 20, rng) for m in (means, falls))
         exact = strata(base, 20, rng), strata(base, 20, rng)
-        found = agreement(*sides, FAMILIES, exact, draws=200, seed=seed)
+        found = agreement(one, other, FAMILIES, exact, draws=200, seed=seed)
         truth = falls - means
         inside.append((found.move.low <= truth) & (truth <= found.move.high))
         assert found.move.high[5] < 0
@@ -188,7 +189,7 @@ def test_running_text_is_compared_by_its_nll():
 
 def test_an_agreement_is_the_same_again():
     rng = np.random.default_rng(4)
-    sides = [strata(rng.random(24), 9, rng) for _ in range(2)]
-    found: list[Agreement] = [agreement(*sides, FAMILIES, draws=50) for _ in range(2)]
+    one, other = (strata(rng.random(24), 9, rng) for _ in range(2))
+    found: list[Agreement] = [agreement(one, other, FAMILIES, draws=50) for _ in range(2)]
     assert found[0].spearman == found[1].spearman
     assert found[0].halves == found[1].halves

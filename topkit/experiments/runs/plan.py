@@ -116,8 +116,9 @@ def run(plan: Plan[R], *, runner: Runner | None = None, progress: Progress | Non
         )
     made = _run(plan, runner, progress or _silent)
     while isinstance(made, Plan):
-        lines = (*made.notes, *made.lines())
-        made = _run(made, runner, progress or _silent, lines)
+        following = cast("Plan[R]", made)
+        lines = (*following.notes, *following.lines())
+        made = _run(following, runner, progress or _silent, lines)
     return made
 
 
