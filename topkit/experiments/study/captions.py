@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 NOT_SHOWN = (
-    "Other models. One model was run; a larger one, or one trained otherwise, may notice sooner or "
-    "later.",
+    "Other models. {models}; a larger one, or one trained otherwise, may notice sooner or later.",
     "A sparse prefill. The haystack was always read densely; selectors ran from {sparse_from} on.",
     "Speed. Bytes read are counted by formula, not timed.",
     "Where errors fall. Recall and mass are means over layers, heads and steps; two indexers of equal "
@@ -54,4 +53,12 @@ METHOD = (
     "accuracy is within 0.01 of 0 or 1 for most cells, minus NLL stands for it.",
     "Recall is judged a query head against its own exact Top-k; rows where every visible key fits in k "
     "are left out.",
+)
+
+TWO_MODELS = (
+    "Two models: of the budgets at which most indexers ran, those at which exact Top-k scores between 0.3 and 0.95 "
+    "with the model, or all where there is none; on the tasks and lengths that both have, or all of each "
+    "where there are none. An indexer's score is the mean over these; families are means of their indexers. "
+    "Spearman's and Kendall's correlations with percentile intervals of a bootstrap that draws haystacks and "
+    "families anew (2000 draws, fixed seed), widened as above; moves draw haystacks alone.",
 )

@@ -20,7 +20,7 @@ from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.study import figures
 from topkit.experiments.study.accuracy_by_k import by_budget
 from topkit.experiments.study.aims import checks
-from topkit.experiments.study.captions import CAPTIONS, METHOD, NOT_SHOWN
+from topkit.experiments.study.captions import CAPTIONS, METHOD, NOT_SHOWN, TWO_MODELS
 from topkit.experiments.study.cells_table import cells_table
 from topkit.experiments.study.curves import Curve, load
 from topkit.experiments.study.curves import curves as curves_of
@@ -38,6 +38,8 @@ from topkit.indexers.budget import Budget, Budgets, parse_budgets
 STUDY = "study.json"
 # Of a study of several models or seeds: its runs, each in a folder below the study's.
 RUNS = "runs"
+# What a run's own study.json says of it.
+OF_A_RUN = ("pilot", "left out")
 _FOLDER = Text(r"[\w.-]*[\w-][\w.-]*(/seed-[0-9]+)?", "a folder below the study's own")
 ABOUT = {
     "model?": str,
@@ -81,6 +83,8 @@ def _read(run: Path, study: Mapping[str, Any]) -> tuple[list[str], list[Curve]]:
         seeds = [run / one["folder"] for one in study[RUNS] if one["model"] == model]
         for seed in seeds:
             origin += [f"{model}: {line}" for line in sentences(require_intact(seed))]
+            said = study_of(seed / STUDY)
+            origin += [f"{model}, {name}: {said[name]}." for name in OF_A_RUN if name in said]
         its = joined([load(seed) for seed in seeds])
         curves += [replace(curve, model=model if several else "") for curve in its]
     return origin, curves
@@ -190,15 +194,21 @@ def _not_shown(all_findings: Sequence[Findings]) -> str:
             dict.fromkeys(f"the {f.curve.sparse_from}" for f in all_findings)
         ),
         "cells": max(len(f.curve.cells) for f in all_findings),
+        "models": _models_run(len({f.curve.model for f in all_findings})),
     }
     items = [line.format(**words) for line in NOT_SHOWN]
     return f'<div class="box"><h3>What this does not show</h3>{listed(items)}</div>'
 
 
+def _models_run(count: int) -> str:
+    return "One model was run" if count == 1 else f"{count} models were run"
+
+
 def _method(all_findings: Sequence[Findings], study: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>How it was computed</h2>"
-    yield listed([*METHOD, *(line for f in all_findings for line in checks(f, study))])
-    constants = {name: value for name, value in study.items() if name != "aims"}
+    several = TWO_MODELS if len({f.curve.model for f in all_findings}) > 1 else ()
+    yield listed([*METHOD, *several, *(line for f in all_findings for line in checks(f, study))])
+    constants = {name: value for name, value in study.items() if name not in ("aims", RUNS)}
     if constants:
         yield "<h3>The run</h3>"
         items = [f"{name}: {value}" for name, value in constants.items()]
