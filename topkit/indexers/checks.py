@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, cast
 
 from topkit.errors import InputError
 from topkit.grammar import nearest
@@ -46,9 +47,9 @@ def flag(recipe: Indexer, name: str) -> None:
 
 def layers(recipe: Indexer, name: str) -> None:
     """Require that a parameter is a tuple of layers, ascending."""
-    value = getattr(recipe, name)
-    known: tuple[object, ...] = value if isinstance(value, tuple) else (None,)
-    if any(type(n) is not int or n < 0 for n in known) or sorted(set(value)) != list(value):
+    value: Any = getattr(recipe, name)
+    known = cast(tuple[Any, ...], value) if isinstance(value, tuple) else (-1,)
+    if any(type(n) is not int or n < 0 for n in known) or tuple(sorted(set(known))) != known:
         raise InputError(
             f"{_named(recipe, name)} must be layers, ascending, as (0, 8); got {value!r}"
         )

@@ -20,12 +20,10 @@ def mean_key(keys: Tensor, step: Step) -> Tensor:
     """
     keys, start = keys.detach(), step.starts(keys.device)[:, None]
     total = keys.new_zeros(*keys.shape[:2], 1, keys.shape[3], dtype=torch.float64)
-    for part, slots in zip(
-        keys.split(CHUNK, 2),
-        torch.arange(keys.shape[2], device=keys.device).split(CHUNK),
-        strict=True,
-    ):
+    for first in range(0, keys.shape[2], CHUNK):
+        part = keys[:, :, first : first + CHUNK].double()
+        slots = torch.arange(first, first + part.shape[2], device=keys.device)
         padding = (slots < start)[:, None, :, None]
-        total += part.double().masked_fill(padding, 0).sum(2, keepdim=True)
+        total += part.masked_fill(padding, 0).sum(2, keepdim=True)
     count = (keys.shape[2] - start).clamp_min(1)
     return (total / count[:, :, None, None]).float()
