@@ -93,6 +93,16 @@ def test_a_source_that_does_not_select_is_named():
     assert "layers that TinyModel selects in, [0, 1, 4]" in said
 
 
+@pytest.mark.parametrize("above", [5, 6, -1])
+def test_a_source_that_is_no_earlier_layer_is_refused(above):
+    class odd(reuse):
+        def upstream_layer(self, layer: int) -> int | None:
+            return above
+
+    with pytest.raises(InputError, match=rf"upstream_layer\(5\) must be an earlier .* got {above}"):
+        upstream_layers(odd(sign()), 5)
+
+
 def test_a_driver_that_offers_no_other_layer_is_named():
     step = Step(layer=1).given_to(reuse(sign()))
     index = reuse(sign()).build(torch.randn(1, 1, 4, 8), step)

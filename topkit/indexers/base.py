@@ -142,6 +142,11 @@ class Step:
         return self.input("prefill_queries")
 
     @property
+    def sample(self) -> int:
+        """Which sample of a capture it is; at build alone, and in `measure` alone."""
+        return self.input("sample")
+
+    @property
     def upstream(self) -> Selection:
         """What these queries selected in the layer `Indexer.upstream_layer`; at select alone.
 

@@ -42,7 +42,7 @@ class indices(Indexer):
         return Traits(needs=frozenset({"sample"}), exhaustive=False, may_come_short=True)
 
     def build(self, keys: Tensor, step: Step) -> Index:
-        return Lists(self, read(self.file), step.layer, int(step.input("sample")), keys.shape[2])
+        return Lists(self, read(self.file), step.layer, step.sample, keys.shape[2])
 
 
 @dataclass

@@ -5,16 +5,26 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from topkit.errors import InputError
 from topkit.indexers.base import Indexer
 
 
 def upstream_layers(recipe: Indexer, layer: int) -> list[int]:
-    """The layers that a selection in `layer` is made from, the one that is read first; mostly none."""
+    """The layers that a selection in `layer` is made from, the one that is read first; mostly none.
+
+    Raises: InputError by the recipe's name for a layer that is no earlier one.
+    """
     layers: list[int] = []
-    above = recipe.upstream_layer(layer) if "upstream" in recipe.needs else None
-    while above is not None:
+    while "upstream" in recipe.needs:
+        above = recipe.upstream_layer(layer)
+        if above is None:
+            break
+        if not 0 <= above < layer:
+            raise InputError(
+                f"{recipe}.upstream_layer({layer}) must be an earlier layer, or None; got {above}"
+            )
         layers.append(above)
-        above = recipe.upstream_layer(above)
+        layer = above
     return layers
 
 

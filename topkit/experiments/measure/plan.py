@@ -118,13 +118,15 @@ class Request:
     def memory(self, workers: int, rows: int) -> int:
         """workers x (PROCESS + 1.5 tensors + a chunk of exact rows) + rows that go into no folder.
 
-        tensors: those of the largest layer, beside which stands an index of its keys; the chunk is at
-        most MEMORY.
+        tensors: those of the largest layer, beside which stands an index of its keys, and of the layers
+        whose selections are read there; the chunk is at most MEMORY.
         """
         files = self.capture.manifest["files"]
         tensors = max(file["bytes"] for file in files if file["layer"] in self.layers)
         kept = rows * IN_MEMORY if self.setting.out is None else 0
-        return workers * (PROCESS + 3 * tensors // 2 + min(MEMORY, 2 * tensors)) + kept
+        above = max(len(self.sources(layer, self.cells)) - 1 for layer in self.layers)
+        held = (3 + 2 * min(above, 1)) * tensors // 2
+        return workers * (PROCESS + held + min(MEMORY, 2 * tensors)) + kept
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,14 @@ from torch import Tensor
 from topkit.errors import InputError
 
 # The dimension of each tensor that counts heads.
-HEADS = {"queries": 1, "keys": 1, "values": 1, "index_queries": 1, "index_weights": 2}
+HEADS = {
+    "queries": 1,
+    "keys": 1,
+    "values": 1,
+    "index_queries": 1,
+    "index_weights": 2,
+    "prefill_queries": 1,
+}
 
 
 def require_finite(
