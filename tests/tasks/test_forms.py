@@ -159,6 +159,15 @@ def test_the_default_is_plain_and_no_name_tells_it() -> None:
     )
 
 
+@pytest.mark.parametrize("form", ["chat", "fewshot"])
+def test_what_does_not_fit_is_refused_with_a_length_that_does(form: str) -> None:
+    made = chatty("byte level", "system")
+    with pytest.raises(InputError, match="do not fit into a length of 60; ask for") as error:
+        drawn(made, "niah-single", 60, form=form)
+    (least,) = re.findall(r"of (\d+) or more", str(error.value))
+    assert int(least) > 60 and drawn(made, "niah-single", int(least) + 2, form=form)
+
+
 REFUSED = [
     ({"form": "chat"}, "form=chat needs a chat template, and this model's tokenizer has none"),
     ({"form": "chta"}, "no form 'chta'; did you mean 'chat'"),

@@ -27,7 +27,7 @@ from topkit.experiments.runs import folder
 from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.parts import read_table
 from topkit.experiments.runs.plan import Plan
-from topkit.experiments.tasks import Prompt, task_name
+from topkit.experiments.tasks import Prompt, rule_of, task_name
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def _require_served(model: PreTrainedModel, parts: Sequence[Part]) -> dict[int, 
 def _require_prompts(left: Sequence[Sequence[Job]], tokenizer: Any, limit: int | None) -> None:
     """Make every prompt that is left to be asked, once.
 
-    Raises: InputError as tasks do, and for one that goes beyond the model's positions: a prompt may hold
-    more than its label says.
+    Raises: InputError as tasks do, for an unknown rule, and for one that goes beyond the model's positions:
+    a prompt may hold more than its label says.
     """
     there: set[tuple[Any, ...]] = set()
     for setting, piece in (job.arguments for some in left for job in some):
@@ -168,6 +168,7 @@ def _require_prompts(left: Sequence[Sequence[Job]], tokenizer: Any, limit: int |
         if place not in there:
             there.add(place)
             made = prompt_of(setting, *place, tokenizer)
+            rule_of(made.rule)
             longest = max(made.tokens(n) + len(q.answer_ids) for n, q in enumerate(made.questions))
             if limit is not None and longest > limit:
                 raise InputError(

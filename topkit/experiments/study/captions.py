@@ -35,7 +35,8 @@ CAPTIONS = {
 }
 
 METHOD = (
-    "Accuracy: the mean over questions, with Wilson's interval on the effective number of questions (of "
+    "Accuracy: the score of what was said, by the rule of the task's format; of books and recite, the share of "
+    "the true answer's tokens that were the likeliest. Its mean over questions, with Wilson's interval on the effective number of questions (of "
     "tokens, where each is right or wrong), which is their number over the cell's own design effect of "
     "sharing haystacks, shrunk by the weight of one question towards each haystack counting as one, and "
     "over the square of Student's quantile over the normal's. A bootstrap over haystacks would give cells "

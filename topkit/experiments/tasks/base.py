@@ -12,7 +12,7 @@ import numpy as np
 
 from topkit.errors import InputError
 from topkit.experiments.tasks.encoding import Tokenizer, begun, encode, together
-from topkit.experiments.tasks.forms import CHAT, FEWSHOT, PLAIN, require_form
+from topkit.experiments.tasks.forms import CHAT, FEWSHOT, IN_CHAT, PLAIN, require_form
 from topkit.experiments.tasks.haystack import Haystack
 from topkit.experiments.tasks.prompt import Planted, Prompt, Question
 from topkit.grammar import Named, Registry, later, nearest, unprinted
@@ -33,9 +33,6 @@ def require_depth(task: str, depth: float) -> None:
     if depth != -1 and not 0 <= depth <= 1:
         raise InputError(f"{task}: depth must lie in 0..1, or be -1; got {depth}")
 
-
-# Tokens that a turn of chat may take beside the answer: a sentence that leads to it.
-IN_CHAT = 64
 
 # More would not fit into any prompt, and be drawn for ever.
 MOST_DIGITS = 1000
@@ -159,10 +156,7 @@ class Task(Named):
     ) -> tuple[str, tuple[int, ...], tuple[Question, ...]]:
         """The haystack's text, its tokens, and the questions with theirs."""
         fixed = len(begun(tokenizer, " ".join(planted.sentences)))
-        tail = len(encode(tokenizer, examples)) + max(
-            len(encode(tokenizer, q.text)) + len(encode(tokenizer, q.answer))
-            for q in planted.questions
-        )
+        tail = self._tail(planted, examples, tokenizer, fixed)
         room = length - tail
         while fixed <= room:
             text = haystack.bury(planted.sentences, planted.depths, tokenizer, room, deepcopy(rng))
@@ -179,6 +173,17 @@ class Task(Named):
             f"answer take {tail:,}: they do not fit into a length of {length:,}; ask for a longer "
             f"length, of {fixed + tail:,} or more"
             + (f", or for fewer distractors (distractors={fewer} here)" if fewer else "")
+        )
+
+    def _tail(self, planted: Planted, examples: str, tokenizer: Tokenizer, fixed: int) -> int:
+        """The tokens beside the haystack's, `fixed` where nothing but the planted stands there."""
+        if self.form == CHAT:
+            bare = " ".join(planted.sentences) or "."
+            ids, questions = together(tokenizer, bare, planted.questions, self.name, self.form)
+            return len(ids) + max(len(q.ids) + len(q.answer_ids) for q in questions) - fixed
+        return len(encode(tokenizer, examples)) + max(
+            len(encode(tokenizer, q.text)) + len(encode(tokenizer, q.answer))
+            for q in planted.questions
         )
 
     def _wording(self, rng: np.random.Generator) -> str:

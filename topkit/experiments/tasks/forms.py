@@ -12,6 +12,8 @@ from topkit.grammar import nearest
 
 # As running text; as a user's turn in the tokenizer's own template; with worked examples before it.
 PLAIN, CHAT, FEWSHOT = FORMS = ("plain", "chat", "fewshot")
+# Tokens that a turn of chat may take beside the answer: a sentence that leads to it.
+IN_CHAT = 64
 
 
 @dataclass(frozen=True)
