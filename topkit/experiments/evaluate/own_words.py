@@ -35,7 +35,7 @@ class Stops:
         """Those of a model, its tokenizer and a prompt."""
         own = getattr(model.generation_config, "eos_token_id", None)
         listed = [*(own if isinstance(own, list | tuple) else [own]), tokenizer.eos_token_id]
-        added = tokenizer.get_added_vocab()
+        added = getattr(tokenizer, "get_added_vocab", dict)()
         listed += [added[text] for text in prompt.stop if text in added]
         ends = frozenset(int(token) for token in listed if token is not None)
         return cls(tokenizer, ends, tuple(t for t in prompt.stop if t and t not in added))
