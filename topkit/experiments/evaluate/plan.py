@@ -115,6 +115,8 @@ def plan_parts(
     its length, and a folder that holds another run (unless `force`).
     """
     model, tokenizer = loaded
+    notes = [*notes, *(line for part in parts for line in _short(part))]
+    parts = [some for part in parts for some in part.as_files_allow()]
     records = _require_served(model, parts)
     request = Request(setting, tuple(parts), identity_of(setting, model, tokenizer), force)
     folder.require_same(setting.out, request.identity, request.contents(), force=force)
@@ -140,6 +142,15 @@ def plan_parts(
         shares=tuple(shares),
         loaded=loaded if share else None,
     )
+
+
+def _short(part: Part) -> list[str]:
+    """A line for each task that has fewer prompts than are asked for."""
+    return [
+        f"{task_name(task)} has {most:,} prompts, of {part.haystacks:,} samples asked for"
+        for task in part.tasks
+        if (most := task.most_samples()) is not None and most < part.haystacks
+    ]
 
 
 def _require_served(model: PreTrainedModel, parts: Sequence[Part]) -> dict[int, LayerRecord]:

@@ -43,6 +43,14 @@ class Part:
                     for some in chunks(self.cells, setting.rows):
                         yield Piece(task, length, sample, tuple(some), digest(inputs))
 
+    def as_files_allow(self) -> list[Part]:
+        """This part, but for tasks that have fewer prompts: these are parts of their own."""
+        most = {task: task.most_samples() for task in self.tasks}
+        short = {task: n for task, n in most.items() if n is not None and n < self.haystacks}
+        rest = tuple(task for task in self.tasks if task not in short)
+        parts = [replace(self, tasks=(task,), haystacks=n) for task, n in short.items()]
+        return [replace(self, tasks=rest), *parts] if rest else parts
+
     @property
     def columns(self) -> list[dict[str, str]]:
         """What names the cells in every table."""

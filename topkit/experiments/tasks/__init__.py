@@ -10,11 +10,19 @@ from topkit.errors import InputError
 from topkit.experiments.tasks.base import Task
 from topkit.experiments.tasks.books import Books
 from topkit.experiments.tasks.chains import VariableTracking
+from topkit.experiments.tasks.files.longbench import LongBench
+from topkit.experiments.tasks.files.lost import LostInTheMiddle
+from topkit.experiments.tasks.files.nolima import NoLiMa
+from topkit.experiments.tasks.files.rules import OF_FORMATS
+from topkit.experiments.tasks.files.task import FileTask
 from topkit.experiments.tasks.haystack import Haystack
+from topkit.experiments.tasks.helmet.task import Helmet
+from topkit.experiments.tasks.mqar import Recall
 from topkit.experiments.tasks.needles import MultiKey, MultiQuery, MultiValue, Single, Word
 from topkit.experiments.tasks.pairs import KeyValueRecall
 from topkit.experiments.tasks.prompt import Prompt, Question
 from topkit.experiments.tasks.recite import Recite
+from topkit.experiments.tasks.ruler.task import Ruler
 from topkit.experiments.tasks.scoring import RULES, Rule, rule_of, ruler_part, ruler_score
 from topkit.grammar import Registry, flat, make
 
@@ -33,8 +41,15 @@ TASKS: dict[str, type[Task]] = {
     )
 }
 
+RULES |= OF_FORMATS
+
+# Tasks of other benchmarks, from their files or in their manner; most need a file.
+OFFICIAL: dict[str, type[Task]] = {
+    task.name: task for task in (Ruler, Helmet, LongBench, LostInTheMiddle, NoLiMa, Recall)
+}
+
 REGISTRY: Registry[Task] = Registry(
-    "task", Task, TASKS, "topkit.tasks", "niah-multikey:distractors=4"
+    "task", Task, {**TASKS, **OFFICIAL}, "topkit.tasks", "niah-multikey:distractors=4"
 )
 
 
@@ -55,7 +70,7 @@ def prompt(task: Task, tokenizer: Any, length: int, sample: int, **options: Any)
     Raises: InputError as the task does; and, naming the task, for any error of code that is not topkit's,
     and for what is no prompt.
     """
-    if type(task) in TASKS.values():
+    if type(task) in (*TASKS.values(), *OFFICIAL.values()):
         return task.sample(tokenizer, length, sample, **options)
     try:
         made = task.sample(tokenizer, length, sample, **options)
@@ -81,11 +96,12 @@ def _place(error: BaseException) -> str:
 
 
 def task_name(task: Task) -> str:
-    """A task as tables name it: `niah-multikey:wording=trained`."""
-    return flat(task)
+    """A task as tables name it: `niah-multikey:wording=trained`; a file by the end of its path and its hash."""
+    return task.title if isinstance(task, FileTask) else flat(task)
 
 
 __all__ = [
+    "OFFICIAL",
     "REGISTRY",
     "RULES",
     "TASKS",

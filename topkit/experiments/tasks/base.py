@@ -70,6 +70,10 @@ class Task(Named):
 
         return REGISTRY
 
+    def most_samples(self) -> int | None:
+        """How many prompts there are; None: as many as are wanted."""
+        return None
+
     def plant(self, rng: np.random.Generator, wording: str) -> Planted:
         """Draw the sentences to plant, and the questions about them."""
         raise NotImplementedError(f"{type(self).__name__}.plant")
