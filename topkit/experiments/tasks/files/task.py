@@ -90,11 +90,12 @@ class FileTask(Task):
         haystack: Haystack | None = None,
         split: str = "evaluation",
     ) -> Prompt:
-        if sample >= len(self.rows):
+        count = self.most_samples() or 0
+        if sample >= count:
             raise InputError(
-                f"{self.title} has {len(self.rows):,} rows; there is no prompt {sample}; ask for fewer samples"
+                f"{self.title} has {count:,} rows; there is no prompt {sample}; ask for fewer samples"
             )
-        shown = [self.row((sample + n) % len(self.rows), length) for n in self.examples]
+        shown = [self.row((sample + n) % count, length) for n in self.examples]
         return self.asked(self.row(sample, length), tokenizer, length, sample, seed, shown)
 
     @property
