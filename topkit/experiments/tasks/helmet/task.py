@@ -66,6 +66,7 @@ class Helmet(FileTask):
     @property
     def dataset(self) -> str:
         """The dataset that it is. Raises: InputError where nothing says it."""
+        _ = self.rows  # refuses what is no file
         known = self.task or dataset_of(self.file)
         if not known:
             raise InputError(
