@@ -71,7 +71,7 @@ class Ruler(FileTask):
         rng = random_for(split, self.name, self.task, seed, sample)
         text = haystack or Haystack.bundled()
         drawn = [int(n) for n in rng.integers(2**63, size=1 + len(self.examples))]
-        shown = [self._shapes(n, text, length)[-1] for n in drawn[1:]]
+        shown = [self._shapes(n, text, 0)[-1] for n in drawn[1:]]
         examples = [made.row(made.least) for made in shown]
         row = self._fullest(drawn[0], text, tokenizer, length, examples)
         return self.asked(row, tokenizer, length, sample, seed, examples)
