@@ -35,6 +35,13 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
+SMALL = (
+    "exact()",
+    "quest(page_size=4)",
+    "keep(sign(), sink=1, window=2)",
+    "keep(refine(sign(), factor=2), sink=1)",
+    "top_p(quantized(dtype='int4'), mass=0.5)",
+)
 # Recipes that a graph holds as well, of many small kernels.
 OTHERS = (
     "moba(page_size=4)",
@@ -64,11 +71,7 @@ def model() -> Any:
         "shared(quantized(dtype='int4', scale='pow2'), how='max')",
         "sign()",
         "quantized(hadamard=True)",
-        "exact()",
-        "quest(page_size=4)",
-        "keep(sign(), sink=1, window=2)",
-        "keep(refine(sign(), factor=2), sink=1)",
-        "top_p(quantized(dtype='int4'), mass=0.5)",
+        *SMALL,
         *(pytest.param(spec, marks=pytest.mark.slow) for spec in OTHERS),
     ],
 )
@@ -217,6 +220,7 @@ def test_detached_between_two_steps(model: Any) -> None:
         ("shared(quantized(dtype='int4', hadamard=True))", 1, 5),
         ("lightning", 1, 5),
         ("lightning", 2, 200),
+        *((spec, layers, k) for spec in (*SMALL, *OTHERS) for layers, k in ((1, 5), (2, 200))),
     ],
 )
 def test_replays_give_what_kernels_give_and_call_no_module(
@@ -238,15 +242,45 @@ def test_replays_give_what_kernels_give_and_call_no_module(
     assert len(calls) == 3 + 2 * 2
 
 
+def test_dense_attention_is_captured_alike(model: Any) -> None:
+    """What steps through an indexer are compared with: the same step, over all keys."""
+    given = prompt(2, padded=True)
+    ours, theirs, captured = both(model, lambda _: forced(model, given, 11), spec="dense", k=None)
+    close(ours, theirs)
+    assert captured == 10 - 2
+    close(ours, forced(model, given, 11))
+
+
+def test_a_loop_of_ones_own_is_captured_too(model: Any) -> None:
+    ids = tokens(1, 6)
+
+    def run(running: Any) -> Tensor:
+        said, cache = [], DynamicCache(config=model.config)
+        with torch.no_grad(), running.generating(6):
+            model(ids, past_key_values=cache)
+            for token in range(5):
+                place = torch.full((1, 1), 6 + token, device=ids.device)
+                new = Forced.said[:1, token : token + 1]
+                step = {"input_ids": new, "position_ids": place, "past_key_values": cache}
+                said.append(model(**step, use_cache=True).logits)
+        return torch.cat(said)
+
+    ours, theirs, captured = both(model, run, spec="exact()", k=3)
+    close(ours, theirs)
+    assert captured == 5 - 1
+
+
 @gpu
 @pytest.mark.gpu
-def test_a_long_context_is_captured_too() -> None:
+@pytest.mark.parametrize("spec", ["shared(sign())", *SMALL, *OTHERS])
+def test_a_long_context_is_captured_too(spec: str) -> None:
     """Long enough that codes are sampled and filtered, not searched at once."""
     model = half(1, max_position_embeddings=1 << 15)
     ids = tokens(2, 20_000)
     Forced.said, short = tokens(8, 20_100, seed=9), Forced.said
     try:
-        ours, theirs, captured = both(model, lambda _: forced(model, {"input_ids": ids}, 12), k=64)
+        given = {"input_ids": ids}
+        ours, theirs, captured = both(model, lambda _: forced(model, given, 12), spec=spec, k=64)
     finally:
         Forced.said = short
     close(ours, theirs)

@@ -59,9 +59,7 @@ EAGER: dict[str, dict[str, Any]] = {
     "shadow": {"observe": "shadow"},
     "sparse prefill": {"sparse_prefill": True},
     "one layer of two": {"layers": [1]},
-    "a recipe of fixed slots": {"spec": "keep(shared(sign()), sink=1)"},
-    "a list shared twice": {"spec": "shared(shared(sign()))", "k": 200},
-    "a selection for a layer": {"spec": "shared(sign(), per='layer')"},
+    "a loss of keys": {"spec": "degraded(0.5)"},
 }
 
 

@@ -24,10 +24,16 @@ from triton.runtime.jit import JITFunction
 from topkit.kernels import backend
 from topkit.kernels.cache_append import triton_impl as cache_append
 from topkit.kernels.codes import quantize, signs, stored
+from topkit.kernels.force_ends import triton_impl as force_ends
+from topkit.kernels.gather_attention import chosen_scores
 from topkit.kernels.gather_attention import triton_impl as gather_attention
+from topkit.kernels.page_bounds import triton_impl as page_bounds
 from topkit.kernels.quantize_append import triton_impl as quantize_append
 from topkit.kernels.score import triton_impl as score
+from topkit.kernels.score_keys import triton_impl as score_keys
 from topkit.kernels.score_select import triton_impl as score_select
+from topkit.kernels.select_mass import triton_impl as select_mass
+from topkit.kernels.select_pages import triton_impl as select_pages
 from topkit.kernels.select_topk import triton_impl as select_topk
 
 BACKEND, ARCH = sys.argv[1], sys.argv[2]
@@ -72,6 +78,39 @@ CODES = ("sign", "int2", "int4", "int8", "fp8_e4m3")
 def select() -> None:
     for length, k in ((1000, 16), (40000, 2048)):
         select_topk.select_topk(torch.zeros(2, length), k, torch.tensor([1, 2]), ranked=True)
+    named = torch.zeros(2, 300, dtype=torch.long)
+    select_topk.select_topk(torch.zeros(2, 300), 16, None, named=named)
+
+
+def mass() -> None:
+    for length, k in ((9216, 64), (1 << 20, 4096)):
+        select_mass.select_mass(torch.zeros(2, length), k, 0.9, 0.125)
+
+
+def ends() -> None:
+    seen: dict[str, Any] = {"start": torch.tensor([1]), "stop": torch.tensor([[500]])}
+    scores, slots = torch.zeros(1, 9, 1, 600), torch.zeros(1, 3, 1, 600, dtype=torch.long)
+    force_ends.force_ends(scores, 4, 16, slots=None, **seen)
+    force_ends.force_ends(scores, 4, 0, slots=slots, **seen)
+    force_ends.force_ends(scores, 0, 1, slots=slots, start=None, stop=seen["stop"])
+
+
+def keys(dim: int) -> Callable[[], None]:
+    def compiles() -> None:
+        q = torch.zeros(1, 9, 1, dim, dtype=torch.bfloat16)
+        kv = torch.zeros(1, 3, 3000, dim, dtype=torch.bfloat16)
+        stop, at = torch.tensor([[2000]]), torch.tensor([1999])
+        score_keys.score_keys(q, kv, None, stop)
+        score_keys.score_keys(q, kv, torch.tensor([7]), stop)
+        gather_attention.attend_all(q, kv, kv, scaling=0.1, start=None, stop=stop)
+        chosen_scores.gather_scores(q, kv, torch.zeros(1, 3, 1, 256, dtype=torch.long))
+        low, high = kv[:, :, :188].clone(), kv[:, :, :188].clone()
+        for start in (None, torch.tensor([7])):
+            page_bounds.append_bounds(kv, low, high, at, 16, start)
+            pages = page_bounds.score_bounds(q, low, high, 16, start, stop)
+            select_pages.select_pages(pages, 64, 5, 16, start, stop)
+
+    return compiles
 
 
 def source(dtype: str, length: int) -> tuple[Any, Any]:
@@ -133,6 +172,10 @@ OPERATIONS: dict[str, Callable[[], None]] = {
     "select_topk": select,
     **{f"score {dtype}": scores(dtype) for dtype in CODES},
     "score lightning": lightning,
+    "select_mass": mass,
+    "force_ends": ends,
+    "keys 64": keys(64),
+    "keys 128": keys(128),
     "gather_attention 64": gather(64),
     "gather_attention 128": gather(128),
     **{f"quantize_append {dtype}": append(dtype) for dtype in CODES},
