@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import pytest
@@ -226,3 +226,26 @@ def test_a_recipe_that_lacks_a_part_is_named():
     keys = torch.randn(1, 1, 4, WIDTH)
     with pytest.raises(NotImplementedError, match=r"Paged\.summarise"):
         Paged().build(keys, Step())
+
+
+@pytest.mark.parametrize("recipe", [quest(page_size=4), moba(page_size=4)])
+def test_a_step_that_was_not_revealed_leaves_no_trace(recipe):
+    keys, queries = torch.randn(2, GROUPS, 30, WIDTH), torch.randn(2, HEADS, 1, WIDTH)
+    start = torch.tensor([0, 3])
+
+    def step(length):
+        return Step(start=start, inputs={"cache": Cache(keys[:, :, :length])})
+
+    def grown():
+        index = recipe.build(keys[:, :, :18], step(18))
+        index.append(keys[:, :, 18:19], step(19))
+        return index
+
+    index, want = grown(), grown()
+    fixed = replace(step(30), at=torch.tensor([19]), stop=torch.tensor([[20]]), room=30)
+    for _ in range(2):
+        index.append(keys[:, :, 19:20] + 5, fixed)
+    for length in (20, 21):
+        for one in (index, want):
+            one.append(keys[:, :, length - 1 : length], step(length))
+        assert torch.equal(index.score(queries, step(length)), want.score(queries, step(length)))
