@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -47,7 +49,7 @@ def force_ends(
         checks.shaped("slots", slots, (rows, slots.shape[1], count, width))
     if sink + window == 0:
         return scores, slots
-    ends = {"start": start, "stop": stop}
+    ends: dict[str, Any] = {"start": start, "stop": stop}
     if resolve(backend, scores, _unsupported(scores, slots, sink + window)) == "torch":
         return reference.force_ends(scores, sink, window, slots=slots, **ends)
     from topkit.kernels.force_ends import triton_impl
