@@ -32,6 +32,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no model": (lambda: attach("reference", "sign()", k=4), "loaded transformers model; got str"),  # type: ignore[arg-type]
     "no k": (lambda: attach(tiny(), "sign()", k=0), "k must be"),
     "odd k": (lambda: attach(tiny(), "sign()", k="a few"), "k must be a number of keys"),
+    "k of dense": (lambda: attach(tiny(), "dense", k=4), "takes no k; give k=None; got 4"),
+    "what dense chose": (
+        lambda: attach(tiny(), "dense", None, observe=True),
+        "dense chooses nothing",
+    ),
     "misspelt": (lambda: attach(tiny(), "sing()", k=4), "did you mean 'sign'"),
     "layer": (
         lambda: attach(tiny(), "sign()", k=4, layers=[5]),
