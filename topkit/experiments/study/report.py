@@ -78,16 +78,26 @@ def _read(run: Path, study: Mapping[str, Any]) -> tuple[list[str], list[Curve]]:
     if RUNS not in study or (run / run_file.NAME).exists():
         return list(sentences(require_intact(run))), curves_of(*keep_condensed(run))
     origin, curves = list[str](), list[Curve]()
-    several = len({one["model"] for one in study[RUNS]}) > 1
-    for model in dict.fromkeys(one["model"] for one in study[RUNS]):
-        seeds = [run / one["folder"] for one in study[RUNS] if one["model"] == model]
-        for seed in seeds:
-            origin += [f"{model}: {line}" for line in sentences(require_intact(seed))]
-            said = study_of(seed / STUDY)
-            origin += [f"{model}, {name}: {said[name]}." for name in OF_A_RUN if name in said]
-        its = joined([load(seed) for seed in seeds])
-        curves += [replace(curve, model=model if several else "") for curve in its]
-    return origin, curves
+    names = [Path(one["folder"]).parts[0] for one in study[RUNS]]
+    models = list(dict.fromkeys(one["model"] for one in study[RUNS]))
+    for model in models:
+        seeds = [(n, run / one["folder"]) for n, one in zip(names, study[RUNS], strict=True) if one["model"] == model]  # fmt: skip
+        there = [(name, seed) for name, seed in seeds if (seed / run_file.NAME).exists()]
+        for name, seed in seeds:
+            origin += _said(name, seed) if (name, seed) in there else [f"{seed} was not run yet."]
+        for curve in joined([load(seed) for _, seed in there]):
+            curves.append(replace(curve, model=there[0][0] if len(models) > 1 else ""))
+    if not curves:
+        raise InputError(f"{run} holds a study none of whose runs has begun; run it first")
+    # Beside one another what differs in the model alone.
+    return origin, sorted(curves, key=lambda curve: (curve.task, curve.length, curve.sparse_from))
+
+
+def _said(name: str, run: Path) -> list[str]:
+    """Where a run's rows come from, and what its study.json says of it."""
+    said = study_of(run / STUDY)
+    lines = [f"{name}: {line}" for line in sentences(require_intact(run))]
+    return [*lines, *(f"{name}, {of}: {said[of]}." for of in OF_A_RUN if of in said)]
 
 
 def _run_at(budgets: Sequence[Budget], curves: Sequence[Curve]) -> Sequence[Budget]:

@@ -242,9 +242,7 @@ def _evaluation(course: Course, stage: Stage, piloted: bool = False) -> Evaluate
         text=study.text,
         threads=threads_of(course.workers),
     )
-    notes, parts = (
-        _pilot(course) if stage.pilot else _parts(course, stage, piloted or not course.force)
-    )
+    notes, parts = _pilot(course) if stage.pilot else _parts(course, stage, piloted)
     loaded = load_once(stage.model, study.device, study.dtype)
     return plan_parts(
         loaded, setting, parts, workers=course.workers, force=course.force, notes=notes
@@ -263,7 +261,12 @@ def _parts(course: Course, stage: Stage, piloted: bool) -> tuple[list[str], list
     notes = [f"{short(indexer)} is left out: {reason}" for indexer, reason in reasons.items()]
     if study.pilot is None:
         return notes, study.parts(study.settings, *reasons)
-    choice = chosen(course, stage) if piloted else None
+    choice = chosen(course, stage) if piloted or not course.force else None
+    if choice is None and piloted:
+        raise InputError(
+            f"the pilot of {stage.model} is not whole: part of it was left to others, as to other shards; run the "
+            "same again when they have run theirs"
+        )
     if choice is not None:
         said = [f"pilot of {stage.model}: {line}" for line in choice.lines]
         return [*said, *notes], study.parts(choice.settings, *reasons)
