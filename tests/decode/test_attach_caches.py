@@ -119,13 +119,13 @@ def test_agrees_with_the_driver_of_studies(model: Any, spec: str) -> None:
     ids, indexer = prompt(2)["input_ids"], topkit.indexer(spec)
     ids[1, :16] = ids[0, :16]
     prefix = prefill(model, ids[0, :16].tolist())
-    room = {layer: past.with_room(2, 8) for layer, past in prefix.items()}
     indices = {}
     for layer, past in prefix.items():
-        step = Step(layer, past.scaling, kv_heads=2, inputs={"cache": past.prefix})
-        indices[layer] = indexer.build(past.prefix.keys, step.given_to(indexer))
-    stream = Stream(Cell(indexer, parse_budget(6)), 6, indices, 0, 1).fork(torch.tensor([0, 0]))
-    theirs = forward(model, room, [stream], ids[:, 16:], 8)
+        step = Step(layer, past.scaling, kv_heads=2, inputs={"cache": past.cache})
+        indices[layer] = indexer.build(past.cache.keys, step.given_to(indexer))
+    cell = Cell(indexer, parse_budget(6))
+    stream = Stream([cell], 24, indices, 0).fork(torch.tensor([0, 0]))
+    theirs = forward(model, prefix, [stream], ids[:, 16:], 8)
     with torch.no_grad():
         cache = model(ids[:, :16], use_cache=True).past_key_values
         with attach(model, spec, k=6, sparse_prefill=True):

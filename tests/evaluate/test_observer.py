@@ -57,11 +57,11 @@ def test_rows_are_of_the_answers_own_queries(each):
     """Two questions of one batch, whose answers have 3 and 1 tokens."""
     index = parse("sign()").build(torch.ones(2, 1, 4, 8), Step())
     (cell,) = parse_cells("sign()", 5, dense=False)
-    stream = Stream(cell, 5, {3: index}, 0, 2)
+    stream = Stream([cell, cell], 20, {3: index}, 0)
     shape = (2, 1, 3)
     columns = dict.fromkeys((*METRICS, *COSTS), torch.arange(6.0).view(shape))
     columns |= {"visible": torch.full(shape, 9), "trivial": torch.zeros(shape).bool()}
-    observer = Observer(stream, {}, {(3, "head"): [Judged("head", "head", columns)]})
+    observer = Observer([stream], {("head", (0, 1), 0): {3: Judged("head", "head", columns)}})
     real = torch.tensor([[True, True, True], [True, False, False]])
     (table,) = observer.tables([7, 2], real, 20, each, "answer")
     names = ["question", "position", "positions", "recall", "layer", "k", "indexer", "index_bytes"]

@@ -17,8 +17,10 @@ from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.decode.driver import Choice
 from topkit.experiments.decode.observer import Observer as Attached
+from topkit.experiments.evaluate.lists import Chosen, stacked
 from topkit.experiments.evaluate.observer import Observer as Evaluated
-from topkit.experiments.evaluate.streams import Stream
+from topkit.experiments.evaluate.shared_prefix import Attended
+from topkit.experiments.evaluate.streams import Prefix, Stream
 from topkit.experiments.measure.layer import reduced
 from topkit.experiments.runs import run_file
 from topkit.experiments.runs.cells import Cell
@@ -303,10 +305,15 @@ def three_ways(lists: int, weighted: bool = False, known: bool = False):
     measured = topkit.measure(capture, recipe, 6, device="cpu")
     attached = Attached(recipe, budget)
     step, cache = Step(layer=0, scaling=SCALING, start=start), Cache(p.keys, p.values)
-    every = Choice(slice(0, 3), {6: selection}, stops, {})
-    attached.note(p.queries, cache, selection, 6, step, every, 4321)
-    stream = Stream(Cell(recipe, budget), 6, {0: Fixed(selection, 23)}, 0, 1)
-    evaluated = Evaluated(stream, {0: SCALING})
+    memo = {true_scores_of(23): score(p.queries, p.keys)} if known else {}
+    attached.note(
+        p.queries, cache, selection, 6, step, Choice(slice(0, 3), {6: selection}, stops, memo), 4321
+    )
+    evaluated = Evaluated([Stream([Cell(recipe, budget)], 23, {0: Fixed(selection, 23)}, 0)])
+    begin, end = (
+        Cache(p.keys[:, :, part], p.values[:, :, part]) for part in (slice(20), slice(20, None))
+    )
+    rows_of = Prefix(begin, SCALING).then(end)
     for i in range(3):  # in pieces, as questions are
         span = slice(i, i + 1)
         logs = selection.log_weights
@@ -317,9 +324,15 @@ def three_ways(lists: int, weighted: bool = False, known: bool = False):
             selection.keys_scored,
             torch.as_tensor(selection.bytes_read)[:, span],
         )
+        one = slice(0, 1)
+        (lists,) = stacked([Chosen(recipe, one, one, one, 6, piece)], p.queries.shape[1], 23)
         queries = p.queries[:, :, span]
-        memo = {true_scores_of(23): score(queries, p.keys)} if known else {}
-        evaluated(0, queries, cache, piece, Choice(span, {6: piece}, stops[span], memo))
+        scores = rows_of.scores(queries)
+        output = lists.attend(scores, rows_of, SCALING)
+        norms = rows_of.norms()
+        evaluated(
+            Attended(0, i, SCALING, queries, scores, norms, stops[span], rows_of, lists, output)
+        )
     real = torch.ones(1, 3, dtype=torch.bool)
     constants = dict(task="t", length=23, haystack=0, sparse_from="question", sample=0)
     each, means = (

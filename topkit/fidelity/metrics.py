@@ -12,7 +12,7 @@ from torch import Tensor
 
 from topkit.fidelity.ties import NEVER, hits
 from topkit.fidelity.truth import Truth, UnitTruth, log_mean, unit_rounding
-from topkit.fidelity.validity import require_valid
+from topkit.fidelity.validity import of_rows, require_valid
 from topkit.kernels.gather_attention import attend, gather_scores, queries_at_a_time
 from topkit.kernels.precision import full_precision
 from topkit.kernels.rounding import TOLERANCE as TOLERANCE
@@ -72,44 +72,48 @@ METRICS: dict[str, Metric] = {
 def judge(
     exact: Truth,
     queries: Tensor,
-    keys: Tensor,
+    keys: Tensor | None,
     values: Tensor | None,
     selection: Selected,
-    k: int,
+    k: int | Tensor,
     *,
     scores: Tensor | None = None,
+    output: Tensor | None = None,
     name: str = "the selection",
 ) -> dict[str, Tensor]:
     """The metrics of a selection for each query head, against that head's own Top-k.
 
     Shapes: as `truth`; selection.indices [B, Hs, Tq, w] with -1 for none, its log_weights and rest
-    as attention would apply them; scores [B, Hq, Tq, T], all dot products where they are known already,
-    of which the chosen are read -> columns [B, Hq, Tq], NaN where a metric has no meaning; beside
-    METRICS, visible and trivial (k >= visible, to be left out of averages).
+    as attention would apply them; k of all rows, or of each [B]; scores [B, Hq, Tq, T], all dot products
+    where they are known already, of which the chosen are read, and output [B, Hq, Tq, Dv], attention's
+    over the selection, where it is: keys and values are then not read -> columns [B, Hq, Tq], NaN where a
+    metric has no meaning; beside METRICS, visible and trivial (k >= visible, to be left out of averages).
     Raises: InputError that begins with `name`, for a slot that is chosen twice or not visible, and for
     more than k.
     Definitions: docs/metrics.md.
     """
     require_valid(selection.indices, exact.start, exact.stop, k, name)
-    chosen, sparse = _attended(exact, queries, keys, values, selection, scores)
-    visible = exact.visible[:, None].expand_as(exact.total)
-    wanted = visible.clamp_max(k)
+    chosen, sparse = _attended(
+        exact, queries, keys, values if output is None else None, selection, scores
+    )
+    visible, most = exact.visible[:, None].expand_as(exact.total), of_rows(k)
+    wanted = visible.clamp(max=most)
     kept = (selection.indices >= 0).sum(-1).repeat_interleave(_share(queries, selection), 1)
     own, off = kept.minimum(visible), exact.rounding.at(selection.indices)
     weights = exact.log_weights(chosen).exp()
     mass = weights.sum(-1).clamp_max(1)
-    best = exact.log_weights(exact.scores[..., :k]).exp()
+    best = exact.log_weights(exact.scores[..., : k if isinstance(k, int) else None]).exp()
     return {
         "visible": visible,
         "kept": kept,
-        "trivial": visible <= k,
+        "trivial": visible <= most,
         "recall": _share_of(hits(chosen, off, exact.floors, wanted), wanted),
         "own_recall": _share_of(hits(chosen, off, exact.floors, own), own),
         "mass": mass,
         "mass_ratio": _ratio(mass, _first(best, wanted).sum(-1)),
         "mass_estimate": _estimate(mass, weights, exact, selection),
         "top1": hits(chosen, off, exact.floors, torch.ones_like(wanted)).float(),
-        "output_error": _output_error(exact, sparse),
+        "output_error": _output_error(exact, sparse if output is None else output),
         "score_regret": _regret(chosen, exact, kept.minimum(wanted)),
         "entropy": exact.entropy,
         "support": exact.entropy.exp(),
@@ -121,9 +125,9 @@ def judge_units(
     exact: Truth,
     units: UnitTruth,
     queries: Tensor,
-    keys: Tensor,
+    keys: Tensor | None,
     selection: Selected,
-    k: int,
+    k: int | Tensor,
     *,
     scores: Tensor | None = None,
     name: str = "the selection",
@@ -138,15 +142,15 @@ def judge_units(
     chosen, _ = _attended(exact, queries, keys, None, selection, scores)
     valid = selection.indices >= 0
     logs = log_mean(exact.log_weights(chosen), units.weights.shape[1]).masked_fill(~valid, NEVER)
-    visible = exact.visible[:, None].expand(logs.shape[:-1])
-    wanted, kept = visible.clamp_max(k), valid.sum(-1)
+    visible, most = exact.visible[:, None].expand(logs.shape[:-1]), of_rows(k)
+    wanted, kept = visible.clamp(max=most), valid.sum(-1)
     own, off = kept.minimum(visible), unit_rounding(exact, selection.indices)
     mass = logs.exp().sum(-1).clamp_max(1)
     nothing = torch.full_like(mass, NAN)
     columns = {
         "visible": visible,
         "kept": kept,
-        "trivial": visible <= k,
+        "trivial": visible <= most,
         "recall": _share_of(hits(logs, off, units.floors, wanted), wanted),
         "own_recall": _share_of(hits(logs, off, units.floors, own), own),
         "mass": mass,
@@ -228,13 +232,16 @@ def _length(vectors: Tensor) -> Tensor:
 def _attended(
     exact: Truth,
     queries: Tensor,
-    keys: Tensor,
+    keys: Tensor | None,
     values: Tensor | None,
     selection: Selected,
     scores: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """The exact scores of the chosen keys [B, Hq, Tq, w], and the output over them, some queries at a time."""
     indices, rest = selection.indices, selection.rest
+    if scores is not None and values is None:
+        return _read(scores, indices), None
+    assert keys is not None
     wide = max(keys.shape[-1], 0 if values is None else values.shape[-1])
     step = queries_at_a_time(indices, keys, queries.shape[1], wide)
     chosen: list[Tensor] = []

@@ -3,8 +3,8 @@
 # pyright: strict
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from topkit.kernels.score import score
 # Bytes that one chunk's scores and float32 copies may take together: the allocator keeps small
 # blocks for the next chunk, and gets large ones from the system anew, page by page.
 MEMORY = 1 << 28
+# Gives the sums [B, Hq, Tq, Dv] of the values of slots, by weights [B, Hq, Tq, n] of those from a slot on.
+Weigh = Callable[[Tensor, int], Tensor]
 LEAST = torch.finfo(torch.float32).min
 
 
@@ -55,6 +57,21 @@ class Truth:
         logits = torch.add(-self.offset[..., None], scores, alpha=self.scaling)
         return logits - self.total.log()[..., None]
 
+    def of(self, rows: slice | Tensor) -> Truth:
+        """That of some of the rows."""
+        mine = {
+            name: getattr(self, name)[rows]
+            for name in ("visible", "scores", "floors", "heaviest", "offset", "total", "entropy")
+        }
+        return replace(
+            self,
+            **mine,
+            start=self.start if len(self.start) == 1 else self.start[rows],
+            stop=self.stop if len(self.stop) == 1 else self.stop[rows],
+            rounding=self.rounding.of_rows(rows),
+            output=None if self.output is None else self.output[rows],
+        )
+
 
 @dataclass(frozen=True)
 class UnitTruth:
@@ -71,7 +88,7 @@ class UnitTruth:
 @full_precision()
 def truth(
     queries: Tensor,
-    keys: Tensor,
+    keys: Tensor | None,
     values: Tensor | None,
     k: int,
     *,
@@ -80,23 +97,29 @@ def truth(
     stop: Tensor | None = None,
     layer: int | None = None,
     scores: Tensor | None = None,
+    rounding: Rounding | None = None,
+    weigh: Weigh | None = None,
     memory: int = MEMORY,
 ) -> Truth:
     """One pass over the keys, in memory that does not grow with their number.
 
     Shapes: queries [B, Hq, Tq, D], keys [B or 1, Hk, T, D], values [B or 1, Hk, T, Dv]; query i sees
     the slots start <= s < stop[i], as in a Step (start [B], stop [B or 1, Tq]; by default the
-    queries are the last Tq slots); scores [B, Hq, Tq, T], all dot products where they are known already.
+    queries are the last Tq slots); scores [B, Hq, Tq, T], all dot products where they are known already,
+    and rounding, what these may be off by: keys are then not read. weigh stands in the place of values.
     Raises: InputError for NaN or infinity, naming layer and head.
     """
     rows, heads, count, _ = queries.shape
-    length = keys.shape[2]
+    length = _length(keys, scores)
+    if values is not None:
+        weigh = _by(values)
     start, stop = _window(length, count, start, stop, queries.device)
     best = None
     top = queries.new_full((rows, heads, count), NEVER, dtype=torch.float32)
     total, weighted = torch.zeros_like(top), torch.zeros_like(top)
     output = None
-    for at, chunk, hidden in _chunks(queries, keys, values, start, stop, memory, scores):
+    wide = 0 if values is None else values.shape[3]
+    for at, chunk, hidden in _chunks(queries, keys, start, stop, memory, scores, wide):
         best = _best(best, chunk, at, k + 1)
         raised = top.maximum(best.values.amax(-1) * scaling)
         # A row that has seen nothing yet keeps its sums at zero.
@@ -112,10 +135,8 @@ def truth(
         # The sum of logits is kept about the pivot, which has moved.
         weighted = weighted + total * shrink * (top - pivot).nan_to_num(neginf=0.0)
         total = total * shrink + more
-        if values is not None:
-            part = values[:, :, at : at + chunk.shape[-1]].float()
-            grouped = weights.reshape(rows, keys.shape[1], -1, weights.shape[-1])
-            added = (grouped @ part).view(rows, heads, count, -1)
+        if weigh is not None:
+            added = weigh(weights, at)
             output = added if output is None else output * shrink[..., None] + added
         top = raised
     visible = (stop.clamp(0, length) - start[:, None]).clamp_min(0).expand(rows, count)
@@ -124,7 +145,9 @@ def truth(
     empty = (visible == 0)[:, None]
     entropy = (total.log() - weighted / total).masked_fill(empty, 0.0).clamp_min(0.0)
     output = None if output is None else (output / total[..., None]).nan_to_num(0.0)
-    rounding = Rounding.of(queries, keys)
+    if rounding is None:
+        assert keys is not None
+        rounding = Rounding.of(queries, keys)
     best = (best or _nothing(top)).sorted()
     return Truth(
         scaling,
@@ -146,7 +169,7 @@ def truth(
 def unit_truth(
     exact: Truth,
     queries: Tensor,
-    keys: Tensor,
+    keys: Tensor | None,
     k: int,
     units: int,
     *,
@@ -158,7 +181,7 @@ def unit_truth(
     Shapes: as `truth`.
     """
     best = None
-    for at, chunk, _ in _chunks(queries, keys, None, exact.start, exact.stop, memory, scores):
+    for at, chunk, _ in _chunks(queries, keys, exact.start, exact.stop, memory, scores):
         torch.add(-exact.offset[..., None], chunk, alpha=exact.scaling, out=chunk)
         chunk.sub_(exact.total.log()[..., None])
         best = _best(best, log_mean(chunk, units), at, k + 1)
@@ -212,20 +235,39 @@ def _nothing(like: Tensor) -> _Best:
     return _Best(never, torch.zeros_like(never, dtype=torch.long))
 
 
+def _by(values: Tensor) -> Weigh:
+    """The sums of values [B or 1, Hk, T, Dv]."""
+
+    def weigh(weights: Tensor, at: int) -> Tensor:
+        rows, heads, count, width = weights.shape
+        grouped = weights.reshape(rows, values.shape[1], -1, width)
+        part = values[:, :, at : at + width].float()
+        return (grouped @ part).view(rows, heads, count, -1)
+
+    return weigh
+
+
+def _length(keys: Tensor | None, scores: Tensor | None) -> int:
+    if scores is not None:
+        return scores.shape[3]
+    assert keys is not None
+    return keys.shape[2]
+
+
 def _chunks(
     queries: Tensor,
-    keys: Tensor,
-    values: Tensor | None,
+    keys: Tensor | None,
     start: Tensor,
     stop: Tensor,
     memory: int,
     scores: Tensor | None = None,
+    wide: int = 0,
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """(first slot, scores [B, Hq, Tq, c], which are hidden or None) chunk by chunk."""
+    """(first slot, scores [B, Hq, Tq, c], which are hidden or None) chunk by chunk; `wide` values beside keys."""
     rows, heads, count, width = queries.shape
-    length = keys.shape[2]
-    wide = width + (0 if values is None else values.shape[3])
-    a_slot = 4 * (5 * rows * heads * count + 2 * keys.shape[0] * keys.shape[1] * wide)
+    length = _length(keys, scores)
+    copied = 0 if keys is None else 2 * keys.shape[0] * keys.shape[1] * (width + wide)
+    a_slot = 4 * (5 * rows * heads * count + copied)
     step = max(1, min(length, memory // a_slot))
     always = int(stop.min()), int(start.max())
     at, end = 0, min(length, int(stop.max()))
@@ -234,11 +276,11 @@ def _chunks(
         # What every query sees stands in chunks of its own, and needs no mask.
         until = min([until, *(edge for edge in always if at < edge < until)])
         # A copy of what is known: a chunk is written to.
-        chunk = (
-            score(queries, keys[:, :, at:until])
-            if scores is None
-            else scores[..., at:until].clone()
-        )
+        if scores is None:
+            assert keys is not None
+            chunk = score(queries, keys[:, :, at:until])
+        else:
+            chunk = scores[..., at:until].clone()
         hidden = None
         if until > always[0] or at < always[1]:
             slots = torch.arange(at, until, device=queries.device)

@@ -12,15 +12,16 @@ from topkit.errors import InputError
 WRITTEN = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
-def require_valid(indices: Tensor, start: Tensor, stop: Tensor, k: int, name: str) -> None:
+def require_valid(indices: Tensor, start: Tensor, stop: Tensor, k: int | Tensor, name: str) -> None:
     """Require lists of at most k different slots that their queries see, and -1 for none.
 
-    Shapes: indices [B, Hs, Tq, w], start [B or 1], stop [B or 1, Tq].
+    Shapes: indices [B, Hs, Tq, w], start [B or 1], stop [B or 1, Tq]; k of all rows, or of each [B].
     Raises: InputError that begins with `name`, with the first list that is none.
     """
     hidden = _hidden(indices, start, stop)
     count = (indices >= 0).sum(-1)
-    bad = hidden.any(-1) | (count > k)
+    most = of_rows(k)
+    bad = hidden.any(-1) | (count > most)
     if not bad.any():
         bad = _twice(indices, int(stop.max()))
     if not bad.any():
@@ -33,8 +34,8 @@ def require_valid(indices: Tensor, start: Tensor, stop: Tensor, k: int, name: st
     if hidden[place].any():
         slot = int(indices[place][hidden[place]][0])
         what = f"slot {slot}, where its query sees the slots from {first} to {last - 1}"
-    elif count[place] > k:
-        what = f"{int(count[place])} slots, where k is {k}"
+    elif (count > most)[place]:
+        what = f"{int(count[place])} slots, where k is {k if isinstance(k, int) else int(k[row])}"
     else:
         ordered = indices[place].sort().values
         slot = ordered[1:][(ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0)][0]
@@ -43,6 +44,11 @@ def require_valid(indices: Tensor, start: Tensor, stop: Tensor, k: int, name: st
         f"{name} chose {what}, in list {head} of query {query} of row {row}; expected at most k different "
         "slots that the query sees, and -1 for none"
     )
+
+
+def of_rows(k: int | Tensor) -> int | Tensor:
+    """A k of all rows, or of each [B], beside columns [B, H, Tq]."""
+    return k if isinstance(k, int) else k[:, None, None]
 
 
 def _hidden(indices: Tensor, start: Tensor, stop: Tensor) -> Tensor:

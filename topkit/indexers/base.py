@@ -47,6 +47,28 @@ class Cache:
     keys: Tensor
     values: Tensor | None = None
 
+    @property
+    def length(self) -> int:
+        return self.keys.shape[2]
+
+    @property
+    def heads(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of one token's keys, over all KV heads."""
+        return self.heads * self.keys.shape[3] * self.keys.element_size()
+
+    def since(self, slot: int) -> Tensor:
+        """The keys of the slots from `slot` on."""
+        return self.keys[:, :, slot:]
+
+    def until(self, stop: int) -> Cache:
+        """The slots before `stop`."""
+        values = self.values
+        return Cache(self.keys[:, :, :stop], None if values is None else values[:, :, :stop])
+
 
 @dataclass(frozen=True)
 class Step:

@@ -14,12 +14,11 @@ from torch import Tensor
 from topkit.indexers.base import Selection, Step
 from topkit.indexers.checks import choice, share
 from topkit.indexers.compact import compact
-from topkit.indexers.exact import key_bytes, true_scores
+from topkit.indexers.exact import key_rounding, true_scores
 from topkit.indexers.noise import noise
 from topkit.indexers.scored import best, cut_each, masked
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.traits import Traits
-from topkit.kernels.rounding import Rounding
 from topkit.kernels.select_topk import select_topk
 
 _PAGE = 16
@@ -88,7 +87,7 @@ class degraded(Stateless):
     ) -> dict[int, Selection]:
         scores = masked(true_scores(queries, step, length), step)
         # One more than is kept: whose score is known badly takes one place, and moves no other.
-        exact = cut_each(best(scores, max(ks) + 1, step, key_bytes(step)), [*ks, max(ks) + 1])
+        exact = cut_each(best(scores, max(ks) + 1, step, step.cache.key_bytes), [*ks, max(ks) + 1])
         widest = exact[max(ks) + 1].indices
         spares = None if self.fill == "none" else self._spares(queries, scores, widest, step)
         return {k: self._degraded(exact[k], k, spares, step, length) for k in ks}
@@ -147,7 +146,7 @@ class degraded(Stateless):
         return draws
 
     def _spares(self, queries: Tensor, scores: Tensor, widest: Tensor, step: Step) -> _Spares:
-        rounding = Rounding.of(queries, step.cache.keys[:, :, : scores.shape[-1]])
+        rounding = key_rounding(queries, step, scores.shape[-1])
         least = scores.gather(-1, widest.clamp_min(0)) - rounding.at(widest)
         floors = least.masked_fill(widest < 0, -torch.inf).sort(-1, descending=True).values
         most = scores + rounding.whole()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from topkit.indexers.base import Index, Selection, Step
@@ -14,6 +15,8 @@ from topkit.indexers.candidates import Candidates
 from topkit.indexers.scored import best, cut_each
 from topkit.indexers.stateless import SlotCount, Stateless
 from topkit.indexers.traits import Traits
+from topkit.kernels.gather_attention import gather_scores
+from topkit.kernels.rounding import Rounding, norms
 from topkit.kernels.score import score
 from topkit.kernels.score_keys import score_keys
 
@@ -36,7 +39,7 @@ class exact(Stateless):
         return _Exact(self, keys.shape[2])
 
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
-        return best(true_scores(queries, step, length), k, step, key_bytes(step))
+        return best(true_scores(queries, step, length), k, step, step.cache.key_bytes)
 
     def choose_many(
         self, queries: Tensor, ks: Sequence[int], step: Step, length: int
@@ -62,19 +65,34 @@ class _Exact(SlotCount):
         return true_scores(queries, step, self.slots)
 
     def bytes_per_key(self, step: Step) -> float:
-        return key_bytes(step)
+        return step.cache.key_bytes
 
 
 def true_scores(queries: Tensor, step: Step, length: int) -> Tensor:
     """Float32 dot products [B, Hq, Tq, length] with the keys that attention reads, computed once a step."""
-    keys = step.cache.keys
-    return step.once(true_scores_of(length), lambda: score(queries, keys[:, :, :length]))
+    cache = step.cache
+    return step.once(true_scores_of(length), lambda: score(queries, cache.until(length).keys))
 
 
-def key_bytes(step: Step) -> int:
-    """Bytes of one token's keys, over all KV heads."""
-    keys = step.cache.keys
-    return keys.shape[1] * keys.shape[3] * keys.element_size()
+def chosen_scores(queries: Tensor, slots: Tensor, step: Step, length: int) -> Tensor:
+    """The true scores [B, Hq, Tq, n] of chosen slots [B, Hs, Tq, n] of so many, -inf for -1."""
+    known = None if step.memo is None else step.memo.get(true_scores_of(length))
+    if known is None:
+        return gather_scores(queries, step.cache.keys, slots)
+    each = slots.repeat_interleave(known.shape[1] // slots.shape[1], 1)
+    return known.gather(-1, each.clamp_min(0)).masked_fill(each < 0, -torch.inf)
+
+
+def key_rounding(queries: Tensor, step: Step, length: int) -> Rounding:
+    """What the true scores of so many keys may be off by; the keys' norms are computed once a step."""
+    cache = step.cache
+    of_keys = step.once(norms_of(length), lambda: norms(cache.until(length).keys))
+    return Rounding.of_norms(queries, of_keys)
+
+
+def norms_of(length: int) -> str:
+    """What a step's memo calls the norms [B, Hk, length] of so many keys."""
+    return f"norms of {length} keys"
 
 
 def true_scores_of(length: int) -> str:

@@ -14,6 +14,7 @@ from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.candidates import Candidates
 from topkit.indexers.checks import whole
 from topkit.indexers.combinator import Combinator, best_at
+from topkit.indexers.exact import chosen_scores
 from topkit.indexers.traits import Traits
 from topkit.kernels.gather_attention import gather_scores
 from topkit.kernels.select_topk import select_topk
@@ -60,7 +61,7 @@ class refine(Combinator):
         proposals = index.select_many(queries, wide, step.given_to(self.base))
         longest = proposals[max(wide)].indices
         # Read once where every shorter proposal is the beginning of the longest.
-        scores = gather_scores(queries, step.cache.keys, longest)
+        scores = chosen_scores(queries, longest, step, index.length)
         chosen: dict[int, Selection] = {}
         for k, proposal in zip(ks, (proposals[k] for k in wide), strict=True):
             slots = proposal.indices
@@ -68,19 +69,19 @@ class refine(Combinator):
             own = (
                 scores[..., : slots.shape[-1]]
                 if same is slots or torch.equal(same, slots)
-                else gather_scores(queries, step.cache.keys, slots)
+                else chosen_scores(queries, slots, step, index.length)
             )
             chosen[k] = self._best(proposal, own, k, step)
         return chosen
 
     def _best(self, proposal: Selection, scores: Tensor, k: int, step: Step) -> Selection:
         """The k best of a proposal by the exact scores [B, Hq, Tq, n] of its keys."""
-        keys, heads = step.cache.keys, scores.shape[1]
+        cache, heads = step.cache, scores.shape[1]
         slots = proposal.indices.repeat_interleave(heads // proposal.indices.shape[1], 1)
         chosen = select_topk(scores, k, slots=slots, backend="torch")
         read = (slots >= 0).sum(-1).float()
         return Selection(
             chosen,
             keys_scored=proposal.keys_scored + read.mean(1),
-            bytes_read=proposal.bytes_read + read.sum(1) * keys.shape[3] * keys.element_size(),
+            bytes_read=proposal.bytes_read + read.sum(1) * (cache.key_bytes // cache.heads),
         )

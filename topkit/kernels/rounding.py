@@ -27,7 +27,16 @@ class Rounding:
     @classmethod
     def of(cls, queries: Tensor, keys: Tensor) -> Rounding:
         """Shapes: queries [B, Hq, Tq, D], keys [B or 1, Hk, T, D]."""
-        return cls(TOLERANCE * norms(queries), norms(keys))
+        return cls.of_norms(queries, norms(keys))
+
+    @classmethod
+    def of_norms(cls, queries: Tensor, keys: Tensor) -> Rounding:
+        """Shapes: queries [B, Hq, Tq, D], norms of keys [B or 1, Hk, T]."""
+        return cls(TOLERANCE * norms(queries), keys)
+
+    def of_rows(self, rows: slice | Tensor) -> Rounding:
+        """Those of some of the rows."""
+        return Rounding(self.queries[rows], self.keys if len(self.keys) == 1 else self.keys[rows])
 
     def whole(self) -> Tensor:
         """The bounds of all keys [B, Hq, Tq, T]."""

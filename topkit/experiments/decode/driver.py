@@ -85,12 +85,12 @@ class Driver:
         """Append the slots of the cache that the index lacks; the inputs are of their tokens."""
         step = self.step({"cache": cache, **inputs})
         with recipe_code(self.indexer, "append"):
-            index.append(cache.keys[:, :, index.length :], step)
+            index.append(cache.since(index.length), step)
 
     def truncate(self, index: Index, cache: Cache) -> None:
         """Cut the index to the slots of the cache."""
         with recipe_code(self.indexer, "truncate"):
-            index.truncate(cache.keys.shape[2], self.step({"cache": cache}))
+            index.truncate(cache.length, self.step({"cache": cache}))
 
     def select(
         self,
@@ -146,7 +146,7 @@ class Driver:
         inputs: Inputs,
         where: QuerySlots,
     ) -> Iterator[Choice]:
-        length, count = cache.keys.shape[2], queries.shape[2]
+        length, count = cache.length, queries.shape[2]
         if index.length < length:
             self.append(index, cache, inputs)
         width = piece(queries, length)
@@ -175,7 +175,7 @@ class Driver:
     ) -> Iterator[Choice]:
         begin = index.length
         for number, slot in enumerate(where.slots):
-            place, now = slice(number, number + 1), _until(cache, slot + 1)
+            place, now = slice(number, number + 1), cache.until(slot + 1)
             if index.length <= slot:
                 fresh = slice(index.length - begin, slot + 1 - begin)
                 self.append(index, now, {name: tokens(x, fresh) for name, x in inputs.items()})
@@ -212,7 +212,7 @@ class QuerySlots:
     @classmethod
     def newest(cls, queries: Tensor, cache: Cache, inputs: Inputs) -> QuerySlots:
         """The queries of the newest slots, whose tokens the last of `inputs` are of."""
-        length, count = cache.keys.shape[2], queries.shape[2]
+        length, count = cache.length, queries.shape[2]
         last = {name: tokens(x, slice(-count, None)) for name, x in inputs.items()}
         return cls(range(length - count, length), last)
 
@@ -241,8 +241,3 @@ def tokens(x: Any, place: slice) -> Any:
         own = None if weights is None else weights[..., place, :]
         return replace(x, indices=x.indices[..., place, :], log_weights=own)
     return x[..., place, :]
-
-
-def _until(cache: Cache, stop: int) -> Cache:
-    values = cache.values
-    return Cache(cache.keys[:, :, :stop], None if values is None else values[:, :, :stop])

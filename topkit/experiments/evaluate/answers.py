@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from topkit.experiments.evaluate.observer import Observer
 from topkit.experiments.evaluate.own_words import Stops, go_on
 from topkit.experiments.evaluate.question_rows import QuestionRows, alike
 from topkit.experiments.evaluate.shared_prefix import forward, prefill
-from topkit.experiments.evaluate.streams import Past, Stream
+from topkit.experiments.evaluate.streams import Stream
 from topkit.experiments.model.load import positions
 from topkit.experiments.runs.cells import Cell, needs
 from topkit.experiments.tasks import Prompt
@@ -65,28 +66,17 @@ class Haystack:
         self.cells = [Cell(), *(cell for cell in cells if cell.indexer is not None)]
         self.prefix = prefill(model, prompt.ids, needs(self.cells))
         self.built: dict[Indexer, dict[int, Index]] = {}
-        self.past: dict[int, Past] = {}
         self.fidelity: list[pa.Table] = []
 
     def answers(self, sparse_from: str, rows: int) -> dict[Cell, list[Answer]]:
         """Every cell's answers, in batches of at most `rows` rows, but of at least one question."""
         answers: dict[Cell, list[Answer]] = {cell: [] for cell in self.cells}
         together = max(1, rows // len(self.cells))
-        self._make_room(together)
         for numbers in alike(self.prompt.questions, together):
             batch = QuestionRows(self.prompt, numbers, self.model.device)
             for cell, said in zip(self.cells, self._ask(batch, sparse_from), strict=True):
                 answers[cell] += [Answer(n, *lists) for n, lists in zip(numbers, said, strict=True)]
         return answers
-
-    def _make_room(self, rows: int) -> None:
-        questions = self.prompt.questions
-        room = max(
-            len(q.ids) + max(len(q.answer_ids), len(q.seam_ids) + self._most(n))
-            for n, q in enumerate(questions)
-        )
-        rows = min(rows, len(questions))
-        self.past = {layer: past.with_room(rows, room) for layer, past in self.prefix.items()}
 
     def _most(self, number: int) -> int:
         """How many tokens may be said to a question: no more than the model has positions for."""
@@ -97,38 +87,44 @@ class Haystack:
         return max(0, min(most, limit + 1 - self.prompt.tokens(number)))
 
     def _ask(self, batch: QuestionRows, sparse_from: str) -> Iterator[list[tuple[list, ...]]]:
-        streams = [self._stream(cell, len(batch.lengths)) for cell in self.cells]
+        count = len(batch.lengths)
+        streams = [
+            self._stream(list(cells), count)
+            for _, cells in groupby(self.cells, lambda c: c.indexer)
+        ]
         self._read(streams, batch, sparse_from)
         waiting = [stream.fork() for stream in streams]
         fed = torch.cat([batch.last, batch.answer[:, :-1]], 1)
         first = len(self.prompt.ids) + batch.question.shape[1] - 1
-        with self._observed(streams, batch, batch.real, "answer", first):
-            logits = self._forward(streams, fed.repeat(len(streams), 1), batch.longest)
-        judged = _judge(logits.unflatten(0, (len(streams), -1)), batch.answer)
+        with self._observed(streams, batch, batch.real, "answer", first) as watch:
+            ids = fed.repeat(len(self.cells), 1)
+            logits = self._forward(streams, ids, batch.longest, watch=watch)
+        judged = _judge(logits.unflatten(0, (len(self.cells), -1)), batch.answer)
         likeliest, nll, kl = (x.tolist() for x in judged)
         said = self._said(waiting, batch, judged[0])
-        for cell in range(len(streams)):
+        for cell in range(len(self.cells)):
             yield [
                 (likeliest[cell][row][:n], said[cell][row], nll[cell][row][:n], kl[cell][row][:n])
                 for row, n in enumerate(batch.lengths)
             ]
 
-    def _stream(self, cell: Cell, rows: int) -> Stream:
-        indices = {}
-        if cell.indexer is not None:
-            if cell.indexer not in self.built or cell.indexer.traits().remembers:
-                self.built[cell.indexer] = self._build(cell.indexer)
-            indices = self.built[cell.indexer]
-        stream = Stream(cell, cell.k(self.context), indices, self.seed, 1)
-        device = self.model.device
-        return stream.fork(torch.zeros(rows, dtype=torch.long, device=device) if rows > 1 else None)
+    def _stream(self, cells: Sequence[Cell], questions: int) -> Stream:
+        """The rows of one recipe at its budgets, `questions` for each cell."""
+        indices, indexer = {}, cells[0].indexer
+        if indexer is not None:
+            if indexer not in self.built or indexer.traits().remembers:
+                self.built[indexer] = self._build(indexer)
+            indices = self.built[indexer]
+        stream = Stream(cells[:1], self.context, indices, self.seed)
+        rows = [cell for cell in cells for _ in range(questions)]
+        stream = stream.fork(torch.zeros(len(rows), dtype=torch.long, device=self.model.device))
+        return replace(stream, cells=rows)
 
     def _build(self, indexer: Indexer) -> dict[int, Index]:
         indices = {}
-        for layer, past in self.prefix.items():
-            heads = past.keys.shape[1]
-            driver = Driver(indexer, layer, past.scaling, heads, self.seed)
-            indices[layer] = driver.build(past.prefix, past.inputs)
+        for layer, prefix in self.prefix.items():
+            driver = Driver(indexer, layer, prefix.scaling, prefix.cache.heads, self.seed)
+            indices[layer] = driver.build(prefix.cache, prefix.inputs)
         return indices
 
     def _read(self, streams: Sequence[Stream], batch: QuestionRows, sparse_from: str) -> None:
@@ -140,24 +136,21 @@ class Haystack:
             self._forward(streams[:1], ids, 1, followers=streams[1:])
             return
         real = torch.ones_like(ids, dtype=torch.bool)
-        with self._observed(streams, batch, real, "question", len(self.prompt.ids)):
-            self._forward(streams, ids.repeat(len(streams), 1), 1)
+        with self._observed(streams, batch, real, "question", len(self.prompt.ids)) as watch:
+            self._forward(streams, ids.repeat(len(self.cells), 1), 1, watch=watch)
 
     @contextmanager
     def _observed(
         self, streams: Sequence[Stream], batch: QuestionRows, real: Tensor, steps: str, first: int
-    ) -> Iterator[None]:
+    ) -> Iterator[Observer | None]:
         """Judge what the streams select meanwhile, at steps of the question or of the answer."""
-        scaling = {layer: past.scaling for layer, past in self.past.items()}
-        chosen = [stream for stream in streams if self.observe and stream.k is not None]
-        observers = [Observer(stream, scaling) for stream in chosen]
-        for observer in observers:
-            observer.stream.watch = observer
-        yield
-        for observer in observers:
-            observer.stream.watch = None
-            each = self.observe == "rows"
-            self.fidelity += observer.tables(batch.numbers, real, first, each, steps)
+        if not self.observe:
+            yield None
+            return
+        observer = Observer(streams)
+        yield observer
+        each = self.observe == "rows"
+        self.fidelity += observer.tables(batch.numbers, real, first, each, steps)
 
     def _said(
         self, streams: Sequence[Stream], batch: QuestionRows, likeliest: Tensor
@@ -177,10 +170,15 @@ class Haystack:
             ]
             for lists in zip(likeliest.tolist(), wrong_at.tolist(), strict=True)
         ]
+        every = iter(said)
+        of_streams = [
+            [row for _ in range(stream.rows // len(most)) for row in next(every)]
+            for stream in streams
+        ]
         go_on(
             streams,
             batch.last,
-            said,
+            of_streams,
             most,
             [len(seam) for seam in seams],
             self.stops,
@@ -194,8 +192,9 @@ class Haystack:
         ids: Tensor,
         last: int,
         followers: Sequence[Stream] = (),
+        watch: Observer | None = None,
     ) -> Tensor:
-        return forward(self.model, self.past, streams, ids, last, followers)
+        return forward(self.model, self.prefix, streams, ids, last, followers, watch)
 
 
 def _judge(logits: Tensor, answer: Tensor) -> tuple[Tensor, Tensor, Tensor]:

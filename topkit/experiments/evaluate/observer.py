@@ -2,83 +2,135 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import nan
+from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from topkit.experiments.decode.driver import Choice
+from topkit.experiments.evaluate.shared_prefix import Attended
 from topkit.experiments.evaluate.streams import Stream
 from topkit.experiments.runs.fidelity_rows import rows
 from topkit.experiments.runs.judged import Exact, Judged
-from topkit.indexers.base import Cache, Selection
-from topkit.indexers.exact import true_scores_of
+from topkit.kernels.blocks import blocks
+from topkit.kernels.rounding import Rounding
 
 
 @dataclass
 class Observer:
-    """Judges every selection of one stream, against the exact rows of the queries that made it."""
+    """Judges what all streams select, against the exact rows of the queries that selected.
 
-    stream: Stream
-    scaling: Mapping[int, float]
-    # (layer, level) -> what was judged, a piece of the queries after the other.
-    pieces: dict[tuple[int, str], list[Judged]] = field(default_factory=dict)
+    The rows of a batch are those of the streams, one after the other.
+    """
 
-    def __call__(
-        self,
-        layer: int,
-        queries: Tensor,
-        cache: Cache,
-        selection: Selection,
-        choice: Choice,
-    ) -> None:
-        k = self.stream.k
-        assert k is not None
-        exact = Exact(
-            queries,
-            cache.keys,
-            cache.values,
-            k,
-            scaling=self.scaling[layer],
-            layer=layer,
-            stop=choice.stops[None],
-            scores=choice.memo.get(true_scores_of(cache.keys.shape[2])),
-        )
-        for judged in exact.judged(selection, k, self.stream.cell.name):
-            self.pieces.setdefault((layer, judged.level), []).append(judged)
+    streams: Sequence[Stream]
+    # (level, rows, first query) -> what was judged of them in each layer.
+    pieces: dict[tuple[str, tuple[int, ...], int], dict[int, Judged]] = field(default_factory=dict)
+
+    def __call__(self, some: Attended) -> None:
+        lists = some.lists
+        _, heads, count, length = some.scores.shape
+        # On a CPU a few rows at a time: what is written of them is read again from its caches.
+        for part in blocks(len(lists.numbers), heads * count * length, some.scores.device):
+            exact = Exact(
+                some.queries[part],
+                None,
+                None,
+                max(lists.budgets[part]),
+                scaling=some.scaling,
+                layer=some.layer,
+                stop=some.stops[None],
+                scores=some.scores[part],
+                rounding=Rounding.of_norms(some.queries[part], some.norms[part]),
+                weigh=some.cache.of(part).weigh,
+            )
+            places = range(len(lists.numbers))[part]
+            judged = exact.heads(lists.of(places), lists.ks[part], output=some.output[part])
+            self._note(some, places, _without_estimates(judged, lists.weighted[part]))
+            for units in sorted({*lists.units[part]} - {heads}):
+                shared = [place for place in places if lists.units[place] == units]
+                mine = torch.tensor(shared, device=lists.ks.device)
+                own = exact.of(mine - part.start)
+                self._note(some, shared, own.units(lists.of(shared, units), lists.ks[mine]))
+
+    def _note(self, some: Attended, places: Sequence[int], judged: Judged) -> None:
+        numbers = tuple(some.lists.numbers[place] for place in places)
+        self.pieces.setdefault((judged.level, numbers, some.first), {})[some.layer] = judged
 
     def tables(
         self, questions: Sequence[int], real: Tensor, first: int, each: bool, steps: str
     ) -> Iterator[pa.Table]:
-        """What was observed of the questions in the stream's rows, a table a layer and level.
+        """What was observed of the questions that each cell has a row of, a table a cell and level.
 
         real [B, Tq]: which of the queries count; `first` is the position of the first; `each` keeps
         every query, not the means over them; `steps`: whose they are, the question's or the answer's.
         """
-        counted = real.cpu()[:, None]
-        count = torch.arange(real.shape[1])
-        span = (
-            {"position": first + count, "positions": 1}
-            if each
-            else {"position": None, "positions": counted.sum(-1, keepdim=True)}
-        )
-        for (layer, _), pieces in self.pieces.items():
-            places = {
-                **self.stream.cell.columns,
-                **span,
-                "steps": steps,
-                "k": self.stream.k,
-                "question": torch.tensor(questions)[:, None, None],
-                "layer": layer,
-                "index_bytes": self.stream.indices[layer].nbytes / self.stream.rows,
-            }
+        real, count = real.cpu(), torch.arange(real.shape[1])
+        for numbers, layers, judged in self._stacks():
+            asked = torch.tensor([number % len(questions) for number in numbers])
+            if not each:
+                judged = means(judged, real[asked].repeat(len(layers), 1))
+            by_layer = {n: x.unflatten(0, (len(layers), -1)) for n, x in judged.columns.items()}
+            of_cells = dict[int, list[int]]()
+            for place, number in enumerate(numbers):
+                of_cells.setdefault(number - number % len(questions), []).append(place)
+            for first_row, rows_of in of_cells.items():
+                columns = {n: x[:, rows_of].flatten(0, 1) for n, x in by_layer.items()}
+                own = asked[rows_of]
+                counted = real[own].repeat(len(layers), 1)[:, None]
+                places = {
+                    **self._places(first_row, layers, len(own)),
+                    "position": first + count if each else None,
+                    "positions": 1 if each else counted.sum(-1, keepdim=True),
+                    "steps": steps,
+                    "question": torch.tensor(questions)[own].repeat(len(layers))[:, None, None],
+                }
+                one = Judged(judged.level, judged.reference, columns)
+                yield rows(one, places, keep=counted if each else None)
+
+    def _places(self, row: int, layers: Sequence[int], count: int) -> dict[str, Any]:
+        """What the rows of a table say of the cell that a row of the batch is of, in each layer."""
+        for stream in self.streams:
+            if row < stream.rows:
+                break
+            row -= stream.rows
+        cell = stream.cells[row]
+        nbytes = [stream.indices[layer].nbytes / stream.rows for layer in layers]
+        by_layer = {"layer": torch.tensor(layers), "index_bytes": torch.tensor(nbytes).double()}
+        each = {n: x.repeat_interleave(count)[:, None, None] for n, x in by_layer.items()}
+        return {**cell.columns, "k": cell.k(stream.context), **each}
+
+    def _stacks(self) -> Iterator[tuple[tuple[int, ...], list[int], Judged]]:
+        """Rows of the batch, layers, and what was judged of these [L B, H, Tq], layer by layer, on the CPU."""
+        whole: dict[tuple[str, tuple[int, ...], tuple[int, ...]], list[Judged]] = {}
+        for (level, numbers, _), of_layers in sorted(self.pieces.items(), key=lambda one: one[0]):
+            layers = sorted(of_layers)
+            every = [of_layers[layer] for layer in layers]
+            # From a GPU as one block.
+            names = list(every[0].columns)
+            block = torch.stack(
+                [torch.stack([one.columns[n] for one in every]).double() for n in names]
+            ).cpu()
+            columns = dict(zip(names, block.flatten(1, 2), strict=True))
+            piece = Judged(level, every[0].reference, columns)
+            whole.setdefault((level, numbers, tuple(layers)), []).append(piece)
+        for (_, numbers, layers), pieces in whole.items():
             judged = joined(pieces)
-            if each:
-                yield rows(judged, places, keep=counted)
-            else:
-                yield rows(means(judged, real), places)
+            columns = {**judged.columns, "trivial": judged.columns["trivial"] > 0}
+            yield numbers, list(layers), Judged(judged.level, judged.reference, columns)
+
+
+def _without_estimates(judged: Judged, weighted: Sequence[bool]) -> Judged:
+    """What was judged, with no mass estimated of the rows whose lists are not weighted."""
+    estimate = judged.columns["mass_estimate"]
+    if all(weighted) or not any(weighted):
+        return judged
+    plain = ~torch.tensor(weighted, device=estimate.device)[:, None, None]
+    columns = {**judged.columns, "mass_estimate": estimate.masked_fill(plain, nan)}
+    return Judged(judged.level, judged.reference, columns)
 
 
 def joined(pieces: Sequence[Judged]) -> Judged:

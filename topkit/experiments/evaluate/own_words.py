@@ -88,8 +88,8 @@ def go_on(
 
     A stream none of whose rows goes on is dropped at once, so that the streams that still talk wait for
     no other. Nothing is decoded where every row has ended.
-    Shapes: last [B, 1], the token before each answer; said: C lists of B answers, each behind as many
-    tokens of its question as `seams` [B] says; most: B.
+    Shapes: last [B, 1], the token before each answer; most: B; said: a list for each stream, of B answers
+    for each of its cells, each behind as many tokens of its question as `seams` [B] says.
     """
     lines = list(_lines(streams, last, said, most, seams, stops))
     if not lines:
@@ -124,12 +124,15 @@ def _lines(
     stops: Stops,
 ) -> Iterator[_Line]:
     for stream, answers in zip(streams, said, strict=True):
-        rows = [_Row(*row, stops) for row in zip(answers, most, seams, strict=True)]
+        copies = len(answers) // len(most)
+        ends = zip(answers, [*most] * copies, [*seams] * copies, strict=True)
+        rows = [_Row(*row, stops) for row in ends]
         going = [n for n, row in enumerate(rows) if not row.ended()]
         if going:
             places = torch.tensor(going, device=last.device)
             some = [rows[n] for n in going]
-            yield _Line(stream.fork(places), some, last[places], [True] * len(going))
+            first = last.repeat(copies, 1)[places]
+            yield _Line(stream.fork(places), some, first, [True] * len(going))
 
 
 def _begun(line: _Line, place: int) -> Tensor:

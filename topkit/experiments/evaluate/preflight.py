@@ -46,9 +46,8 @@ def require_same(model: PreTrainedModel, longest: int) -> None:
 @torch.no_grad()
 def _apart(model: PreTrainedModel, ids: Tensor) -> float:
     """How far the logits behind a prefix are from the model's own (relative L2)."""
-    pasts = prefill(model, ids[0, :-TAIL].tolist())
-    prefix = {layer: past.with_room(1, TAIL) for layer, past in pasts.items()}
-    logits = forward(model, prefix, [Stream(Cell(), None, {}, 0, 1)], ids[:, -TAIL:], TAIL)
+    prefix = prefill(model, ids[0, :-TAIL].tolist())
+    logits = forward(model, prefix, [Stream([Cell()], len(ids[0]), {}, 0)], ids[:, -TAIL:], TAIL)
     training = model.training
     own = model.eval()(input_ids=ids, use_cache=False, logits_to_keep=TAIL).logits.float()
     model.train(training)

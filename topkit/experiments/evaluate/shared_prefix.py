@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from topkit.errors import InputError
-from topkit.experiments.evaluate.streams import Past, Stream
+from topkit.experiments.decode.driver import piece
+from topkit.experiments.evaluate.lists import Chosen, Lists, require_choices, stacked
+from topkit.experiments.evaluate.shared_cache import SharedCache
+from topkit.experiments.evaluate.streams import Prefix, Stream, joined
 from topkit.experiments.model.attention import Attend, switched_attention
 from topkit.experiments.model.attention_call import AttentionCall
 from topkit.experiments.model.finite import require_finite
 from topkit.experiments.runs.cells import needs
+from topkit.indexers.base import Cache
+from topkit.indexers.exact import norms_of, true_scores_of
 
 
 @contextmanager
@@ -37,43 +42,148 @@ def _attending(model: PreTrainedModel, attend: Attend, needs: frozenset[str]) ->
 class Prefill:
     """Dense attention that keeps each layer's keys and values, and the inputs that are needed."""
 
-    layers: dict[int, Past]
+    layers: dict[int, Prefix]
     needs: frozenset[str]
 
     def attend(self, call: AttentionCall) -> Tensor:
         inputs = {"prefill_queries": call.queries, "values": call.values, **call.inputs}
         inputs = {name: x for name, x in inputs.items() if name in self.needs}
-        length = call.keys.shape[2]
-        self.layers[call.layer] = Past(
-            call.keys, call.values, length, call.scaling, call.window, inputs
-        )
+        cache = Cache(call.keys.contiguous(), call.values.contiguous())
+        self.layers[call.layer] = Prefix(cache, call.scaling, call.window, inputs)
         return call.dense()
 
 
-@dataclass
+@dataclass(frozen=True)
+class Attended:
+    """What some rows of a batch attended to in a layer, at the queries from `first` on.
+
+    Shapes: queries [B, Hq, n, D], scores [B, Hq, n, T], their keys' norms [B, Hk, T], stops [n], output
+    [B, Hq, n, Dv] in float32.
+    """
+
+    layer: int
+    first: int
+    scaling: float
+    queries: Tensor
+    scores: Tensor
+    norms: Tensor
+    stops: Tensor
+    cache: SharedCache
+    lists: Lists
+    output: Tensor
+
+
+Watch = Callable[[Attended], None]
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Each stream attends to the prefix and its own tail; their rows stand one below the other.
+    """Streams whose rows stand one below the other; each row attends to the prefix and its own tail.
 
     Followers attend to nothing: they append the tokens that the only stream attended to.
     """
 
-    prefix: dict[int, Past]
+    prefix: Mapping[int, Prefix]
     streams: Sequence[Stream]
     followers: Sequence[Stream] = ()
+    watch: Watch | None = None
 
     def attend(self, call: AttentionCall) -> Tensor:
-        layer, queries, keys, values = call.layer, call.queries, call.keys, call.values
-        past, first, outputs = self.prefix[layer], 0, []
+        layer, queries = call.layer, call.queries
+        prefix, cache = self.prefix[layer], self._appended(call)
+        inputs = {"values": call.values, **call.inputs}
+        length, count = cache.length, queries.shape[2]
+        outputs = []
+        width = piece(queries, length)
+        for first in range(0, count, width):
+            place = slice(first, min(first + width, count))
+            part = queries[:, :, place]
+            scores = cache.scores(part)
+            stops = torch.arange(length - count + 1, length + 1, device=part.device)[place]
+            if prefix.dense(length):
+                outputs.append(_dense(scores, cache, stops, prefix))
+                continue
+            outputs.append(self._sparse(layer, part, place, scores, stops, cache, inputs))
+        for stream in self.followers:
+            copies = stream.rows // len(queries)
+            new = Cache(call.keys.repeat(copies, 1, 1, 1), call.values.repeat(copies, 1, 1, 1))
+            stream.follow(layer, prefix, new, {n: _repeated(x, copies) for n, x in inputs.items()})
+        return torch.cat(outputs, 2).to(queries.dtype).transpose(1, 2)
+
+    def _sparse(
+        self,
+        layer: int,
+        queries: Tensor,
+        place: slice,
+        scores: Tensor,
+        stops: Tensor,
+        cache: SharedCache,
+        inputs: dict[str, Any],
+    ) -> Tensor:
+        """The output [B, Hq, n, Dv] of the queries at `place`, of all streams."""
+        prefix, chosen, first = self.prefix[layer], list[Chosen](), 0
+        output = scores.new_empty(*queries.shape[:3], inputs["values"].shape[3])
+        norms = cache.norms()
         for stream in self.streams:
             rows = slice(first, first + stream.rows)
-            inputs = {"values": values[rows]}
-            inputs |= {name: _rows(x, rows) for name, x in call.inputs.items()}
-            part = queries[rows], keys[rows], values[rows]
-            outputs.append(stream.attend(layer, past, *part, inputs))
+            own = cache.of(rows)
+            if layer not in stream.indices:
+                output[rows] = _dense(scores[rows], own, stops, prefix)
+            else:
+                known = {
+                    true_scores_of(own.length): scores[rows],
+                    norms_of(own.length): norms[rows],
+                }
+                given = {name: _rows(x, rows) for name, x in inputs.items()}
+                chosen += stream.choose(
+                    layer, prefix, queries[rows], own, given, place, known, first
+                )
             first = rows.stop
-        for stream in self.followers:
-            stream.follow(layer, past, keys, values, {"values": values, **call.inputs})
-        return torch.cat(outputs).transpose(1, 2)
+        stacks = stacked(chosen, queries.shape[1], cache.length)
+        require_choices(chosen, stacks, stops)
+        for lists in stacks:
+            rows, at = lists.rows, lists.place
+            own, own_scores = cache.of(rows), scores[rows][:, :, at]
+            sparse = lists.attend(own_scores, own, prefix.scaling)
+            output[rows, :, at] = sparse
+            if self.watch is not None:
+                self.watch(
+                    Attended(
+                        layer,
+                        place.start + at.start,
+                        prefix.scaling,
+                        queries[rows][:, :, at],
+                        own_scores,
+                        norms[rows],
+                        stops[at],
+                        own,
+                        lists,
+                        sparse,
+                    )
+                )
+        return output
+
+    def _appended(self, call: AttentionCall) -> SharedCache:
+        """The prefix, and behind it the tails of all rows with the call's keys and values."""
+        layer, new = call.layer, Cache(call.keys, call.values)
+        olds = [stream.tails[layer] for stream in self.streams if layer in stream.tails]
+        tail = joined([joined(olds, 0), new], 2) if olds else new
+        first = 0
+        for stream in self.streams:
+            rows = slice(first, first + stream.rows)
+            stream.tails[layer] = Cache(tail.keys[rows], tail.values[rows])  # type: ignore[index]
+            first = rows.stop
+        return self.prefix[layer].then(tail)
+
+
+def _dense(scores: Tensor, cache: SharedCache, stops: Tensor, prefix: Prefix) -> Tensor:
+    """Attention [B, Hq, n, Dv] over all that the queries see, by their scores [B, Hq, n, T]."""
+    slots = torch.arange(cache.length, device=scores.device)
+    hidden = slots >= stops[:, None]
+    if prefix.window is not None:
+        hidden |= slots < stops[:, None] - prefix.window
+    logits = (prefix.scaling * scores).masked_fill_(hidden, float("-inf"))
+    return cache.weigh(logits.softmax(-1))
 
 
 def _rows(x: Any, rows: slice) -> Any:
@@ -83,9 +193,16 @@ def _rows(x: Any, rows: slice) -> Any:
     return x if x.shape[0] == 1 else x[rows]
 
 
+def _repeated(x: Any, copies: int) -> Any:
+    """All rows of an input, several times one after the other; but for angles that have one row."""
+    if isinstance(x, tuple):
+        return tuple(_repeated(part, copies) for part in x)
+    return x if x.shape[0] == 1 else x.repeat(copies, *[1] * (x.ndim - 1))
+
+
 def prefill(
     model: PreTrainedModel, ids: Sequence[int], needs: frozenset[str] = frozenset()
-) -> dict[int, Past]:
+) -> dict[int, Prefix]:
     """Run the model over a prefix and keep what each layer's attention saw, by layer.
 
     `needs`: the inputs that indexers will read.
@@ -99,23 +216,24 @@ def prefill(
 
 def forward(
     model: PreTrainedModel,
-    prefix: dict[int, Past],
+    prefix: Mapping[int, Prefix],
     streams: Sequence[Stream],
     ids: Tensor,
     last: int,
     followers: Sequence[Stream] = (),
+    watch: Watch | None = None,
 ) -> Tensor:
     """Logits [R, last, V] of the last of tokens [R, t], which follow the prefix and the streams' tails.
 
-    R counts the rows of all streams, in their order; see Batch for the followers.
+    R counts the rows of all streams, in their order; see Batch for the followers and `watch`.
     Raises: InputError for NaN, by layer and head of attention, or in the logits.
     """
     any_layer = next(iter(prefix))
     tail = streams[0].tails.get(any_layer)
-    first = prefix[any_layer].length + (0 if tail is None else tail.keys.shape[2])
+    first = prefix[any_layer].length + (0 if tail is None else tail.length)
     places = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
-    read = needs([stream.cell for stream in (*streams, *followers)])
-    with _attending(model, Batch(prefix, streams, followers).attend, read):
+    read = needs([stream.cells[0] for stream in (*streams, *followers)])
+    with _attending(model, Batch(prefix, streams, followers, watch).attend, read):
         logits = model(
             input_ids=ids, position_ids=places, use_cache=False, logits_to_keep=last
         ).logits

@@ -1,72 +1,45 @@
-"""Selectors as rows of one batch: one prefix, prefilled dense once, and a tail of each row's own.
-
-The keys and values of the prefix are stored once for each question of a batch, whatever the
-number of selectors; each selector writes its tail behind them just before it reads.
-"""
+"""Recipes as rows of one batch: one prefix, prefilled dense and held once, and a tail of each row's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from topkit.experiments.decode.attention import dense_attention, sparse_attention
-from topkit.experiments.decode.driver import Choice, Driver, require_choice
+from topkit.experiments.decode.driver import Driver, Memo, QuerySlots, tokens
 from topkit.experiments.decode.upstream import Upstream
+from topkit.experiments.evaluate.lists import Chosen
+from topkit.experiments.evaluate.shared_cache import SharedCache
 from topkit.experiments.runs.cells import Cell
-from topkit.indexers.base import Cache, Index, Selection
+from topkit.indexers.base import Cache, Index, Indexer, Selection
 from topkit.indexers.budget import UNCAPPED
-
-# Called with the layer, some queries, the cache, what they selected, and where they stand.
-Watch = Callable[[int, Tensor, Cache, Selection, Choice], None]
+from topkit.kernels.rounding import norms
 
 
 @dataclass
-class Past:
-    """One layer's prefix, in B rows alike, with room for tails behind it.
+class Prefix:
+    """One layer's prefix: keys [1, Hk, P, D], values [1, Hk, P, Dv], and the inputs of its tokens [1, P, ...]."""
 
-    Shapes: keys [B, Hk, P + room, D], values [B, Hk, P + room, Dv]; inputs of the prefix's tokens
-    are [1, P, ...].
-    """
-
-    keys: Tensor
-    values: Tensor
-    length: int
+    cache: Cache
     scaling: float
     window: int | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
 
-    def with_room(self, rows: int, room: int) -> Past:
-        """The same prefix in `rows` rows, with room for `room` more slots."""
-
-        def grown(x: Tensor) -> Tensor:
-            prefix = x[:1, :, : self.length]
-            new = x.new_zeros(rows, x.shape[1], self.length + room, x.shape[3])
-            new[:, :, : self.length] = prefix
-            return new
-
-        return Past(
-            grown(self.keys),
-            grown(self.values),
-            self.length,
-            self.scaling,
-            self.window,
-            self.inputs,
-        )
-
-    def then(self, keys: Tensor, values: Tensor) -> Cache:
-        """The prefix and behind it the tails [b, Hk, t, D] of b rows: views, good until the next call."""
-        rows, stop = keys.shape[0], self.length + keys.shape[2]
-        self.keys[:rows, :, self.length : stop] = keys
-        self.values[:rows, :, self.length : stop] = values
-        return Cache(self.keys[:rows, :, :stop], self.values[:rows, :, :stop])
-
     @property
-    def prefix(self) -> Cache:
-        return Cache(self.keys[:1, :, : self.length], self.values[:1, :, : self.length])
+    def length(self) -> int:
+        return self.cache.length
+
+    @cached_property
+    def norms(self) -> Tensor:
+        return norms(self.cache.keys)
+
+    def then(self, tail: Cache) -> SharedCache:
+        return SharedCache(self.cache, self.norms, tail)
 
     def dense(self, length: int) -> bool:
         """Whether a sliding window already selects this layer's keys."""
@@ -75,76 +48,111 @@ class Past:
 
 @dataclass
 class Stream:
-    """One cell's decoding of b questions after the same prefix: an index and a tail per layer."""
+    """One recipe's decoding of rows after the same prefix; an index and a tail per layer.
 
-    cell: Cell
-    k: int | None
+    `cells` has the cell of each row: those of one recipe at its budgets, each with its questions (at one
+    budget, if it reads what it selected in other layers), or full attention. context: the length that budgets in per cent are of.
+    """
+
+    cells: Sequence[Cell]
+    context: int
     indices: dict[int, Index]
     seed: int
-    rows: int
     tails: dict[int, Cache] = field(default_factory=dict)
-    watch: Watch | None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.cells)
+
+    @property
+    def indexer(self) -> Indexer | None:
+        return self.cells[0].indexer
 
     def __post_init__(self) -> None:
-        self.upstream = None if self.cell.indexer is None else Upstream(self.cell.indexer)
+        self.upstream = None if self.indexer is None else Upstream(self.indexer)
+        # What the queries of this layer's call selected, piece by piece.
+        self.selected: list[Selection] = []
 
     def fork(self, rows: Tensor | None = None) -> Stream:
         """An independent copy, of some rows [b'] or all."""
         indices = {layer: index.fork() for layer, index in self.indices.items()}
-        tails = dict(self.tails)
-        if rows is not None:
-            for index in indices.values():
-                index.reorder(rows)
-            tails = {n: Cache(t.keys[rows], t.values[rows]) for n, t in tails.items()}  # type: ignore[index]
-        count = self.rows if rows is None else len(rows)
-        return Stream(self.cell, self.k, indices, self.seed, count, tails)
+        if rows is None:
+            return Stream(self.cells, self.context, indices, self.seed, dict(self.tails))
+        for index in indices.values():
+            index.reorder(rows)
+        tails = {n: Cache(t.keys[rows], t.values[rows]) for n, t in self.tails.items()}  # type: ignore[index]
+        cells = [self.cells[row] for row in rows.tolist()]
+        return Stream(cells, self.context, indices, self.seed, tails)
 
-    def follow(self, layer: int, past: Past, keys: Tensor, values: Tensor, inputs: dict) -> None:
-        """Append keys and values [b, Hk, t, D] that another stream attended to."""
-        cache = self._grow(layer, past, keys, values)
+    def follow(self, layer: int, prefix: Prefix, new: Cache, inputs: dict[str, Any]) -> None:
+        """Append new keys and values [B, Hk, t, D], which another stream attended to."""
+        tail = self.tails.get(layer)
+        self.tails[layer] = new if tail is None else joined([tail, new], 2)
         if layer in self.indices:
-            self._driver(layer, past, cache).append(self.indices[layer], cache, inputs)
+            cache = prefix.then(self.tails[layer])
+            self._driver(layer, prefix).append(self.indices[layer], cache, inputs)
 
-    def attend(
+    def choose(
         self,
         layer: int,
-        past: Past,
+        prefix: Prefix,
         queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
+        cache: SharedCache,
         inputs: dict[str, Any],
-    ) -> Tensor:
-        """The attention output [b, Hq, t, Dv] of new tokens, whose keys and values join the tail."""
-        cache = self._grow(layer, past, keys, values)
-        if layer not in self.indices or past.dense(cache.keys.shape[2]):
-            return dense_attention(queries, cache, past.scaling, past.window)
-        k, outputs, parts = self.k, [], []
-        assert k is not None and self.cell.indexer is not None and self.upstream is not None
-        if self.cell.budget == UNCAPPED:
+        place: slice,
+        known: Memo,
+        first: int,
+    ) -> Iterator[Chosen]:
+        """What the queries at `place` among the newest slots select; the stream's rows stand behind `first`.
+
+        Shapes: queries [B, Hq, n, D]; inputs are of the newest slots, values among them; `known` is what
+        was computed of the queries and all keys already.
+        """
+        assert self.indexer is not None and self.upstream is not None
+        index, length = self.indices[layer], cache.length
+        newest = inputs["values"].shape[2]
+        lacking = {
+            name: tokens(x, slice(newest - (length - index.length), None))
+            for name, x in inputs.items()
+        }
+        where = QuerySlots(
+            range(length - newest + place.start, length - newest + place.stop),
+            {name: tokens(x, place) for name, x in inputs.items()},
+            known,
+        )
+        runs = self._runs(length)
+        ks = sorted({k for _, k in runs})
+        driver, above = self._driver(layer, prefix), self.upstream.of(layer)
+        if above is not None:
+            above = tokens(above, place)
+        if place.start == 0:
+            self.selected = []
+        for choice in driver.select(index, ks, queries, cache, lacking, where, above):
+            self.selected.append(choice.by_budget[ks[0]])
+            for own, k in runs:
+                rows = slice(first + own.start, first + own.stop)
+                yield Chosen(self.indexer, rows, own, choice.place, k, choice.by_budget[k])
+        self.upstream.keep(layer, self.selected)
+
+    def _runs(self, length: int) -> list[tuple[slice, int]]:
+        """Rows of one budget each, and their k."""
+        runs, first = [], 0
+        for cell, some in groupby(self.cells):
+            rows = slice(first, first + len(list(some)))
+            k, first = cell.k(self.context), rows.stop
+            assert k is not None
             # What is said may go on behind the length that k is a share of.
-            k = max(k, cache.keys.shape[2])
-        driver = self._driver(layer, past, cache)
-        above = self.upstream.of(layer)
-        for choice in driver.select(
-            self.indices[layer], [k], queries, cache, inputs, upstream=above
-        ):
-            require_choice(choice, k, self.cell.indexer)
-            part, selection = queries[:, :, choice.place], choice.by_budget[k]
-            parts.append(selection)
-            outputs.append(sparse_attention(part, cache, selection, past.scaling))
-            if self.watch is not None:
-                self.watch(layer, part, cache, selection, choice)
-        self.upstream.keep(layer, parts)
-        return torch.cat(outputs, 2)
+            runs.append((rows, max(k, length) if cell.budget == UNCAPPED else k))
+        return runs
 
-    def _grow(self, layer: int, past: Past, keys: Tensor, values: Tensor) -> Cache:
-        if layer in self.tails:
-            tail = self.tails[layer]
-            assert tail.values is not None
-            keys, values = torch.cat([tail.keys, keys], 2), torch.cat([tail.values, values], 2)
-        self.tails[layer] = Cache(keys, values)
-        return past.then(keys, values)
+    def _driver(self, layer: int, prefix: Prefix) -> Driver:
+        assert self.indexer is not None
+        return Driver(self.indexer, layer, prefix.scaling, prefix.cache.heads, self.seed)
 
-    def _driver(self, layer: int, past: Past, cache: Cache) -> Driver:
-        assert self.cell.indexer is not None
-        return Driver(self.cell.indexer, layer, past.scaling, cache.keys.shape[1], self.seed)
+
+def joined(caches: Sequence[Cache], dim: int) -> Cache:
+    """Rows or slots of some caches, one behind the other."""
+    if len(caches) == 1:
+        return caches[0]
+    values = [cache.values for cache in caches if cache.values is not None]
+    return Cache(torch.cat([cache.keys for cache in caches], dim), torch.cat(values, dim))

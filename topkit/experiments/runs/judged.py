@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from math import nan
 from typing import Any, NamedTuple
 
@@ -20,8 +21,10 @@ from topkit.fidelity import (
     truth,
     unit_truth,
 )
+from topkit.fidelity.truth import Weigh
 from topkit.fidelity.validity import require_valid
 from topkit.indexers.base import Selection
+from topkit.kernels.rounding import Rounding
 from topkit.kernels.score import score as dot_products
 
 # Scores that are kept to be read by every judge of the same queries: 128 MiB of them at most.
@@ -45,14 +48,15 @@ class Exact:
     """The exact rows of some queries, which any number of their selections are judged against.
 
     Shapes: queries, keys, values, start and stop as `topkit.fidelity.truth` has them; k is the
-    greatest to be judged at. scores [B, Hq, Tq, T]: all dot products, where they are known already.
+    greatest to be judged at. scores [B, Hq, Tq, T]: all dot products, where they are known already;
+    with them, and with rounding and weigh, keys and values are not read.
     Raises: InputError for NaN or infinity, naming layer and head.
     """
 
     def __init__(
         self,
         queries: Tensor,
-        keys: Tensor,
+        keys: Tensor | None,
         values: Tensor | None,
         k: int,
         *,
@@ -61,9 +65,12 @@ class Exact:
         start: Tensor | None = None,
         stop: Tensor | None = None,
         scores: Tensor | None = None,
+        rounding: Rounding | None = None,
+        weigh: Weigh | None = None,
     ) -> None:
-        if scores is None and queries[..., 0].numel() * keys.shape[2] <= KNOWN:
-            scores = dot_products(queries, keys)
+        if scores is None and keys is not None:
+            known = queries[..., 0].numel() * keys.shape[2] <= KNOWN
+            scores = dot_products(queries, keys) if known else None
         self.queries, self.keys, self.values, self.k = queries, keys, values, k
         self._scores = scores
         self.truth: Truth = truth(
@@ -76,8 +83,18 @@ class Exact:
             start=start,
             stop=stop,
             scores=scores,
+            rounding=rounding,
+            weigh=weigh,
         )
         self._units: dict[int, UnitTruth] = {}
+
+    def of(self, rows: Tensor) -> Exact:
+        """The exact rows of some rows of the batch, where all scores are known."""
+        one = copy(self)
+        assert self._scores is not None
+        one.queries, one._scores = self.queries[rows], self._scores[rows]
+        one.truth, one._units = self.truth.of(rows), {}
+        return one
 
     def judged(self, selection: Selection, k: int, name: str = "the selection") -> list[Judged]:
         """Each head against its own Top-k; and, of shared lists, each list against its unit's.
@@ -85,16 +102,46 @@ class Exact:
         Raises: InputError that begins with `name`, which chose, for a slot that is chosen twice or not
         visible, and for more than k.
         """
-        known: dict[str, Any] = {"scores": self._scores, "name": name}
-        one = judge(self.truth, self.queries, self.keys, self.values, selection, k, **known)
-        judged = [_with_costs("head", "head", one, selection)]
-        lists = selection.indices.shape[1]
-        level = self._level(lists)
-        if level != "head":
-            best = self._unit(lists)
-            shared = judge_units(self.truth, best, self.queries, self.keys, selection, k, **known)
-            judged.append(_with_costs(level, level, shared, selection))
+        judged = [self.heads(selection, k, name)]
+        if self._level(selection.indices.shape[1]) != "head":
+            judged.append(self.units(selection, k, name))
         return judged
+
+    def heads(
+        self,
+        selection: Selection,
+        k: int | Tensor,
+        name: str = "the selection",
+        output: Tensor | None = None,
+    ) -> Judged:
+        """Each head against its own Top-k; k of all rows, or of each [B], output as `judge` takes it.
+
+        Raises: as `judged`.
+        """
+        scores = self._scores
+        one = judge(
+            self.truth,
+            self.queries,
+            self.keys,
+            self.values,
+            selection,
+            k,
+            scores=scores,
+            output=output,
+            name=name,
+        )
+        return _with_costs("head", "head", one, selection)
+
+    def units(self, selection: Selection, k: int | Tensor, name: str = "the selection") -> Judged:
+        """Lists that a group or the layer shares, each against its unit's Top-k.
+
+        Raises: as `judged`.
+        """
+        lists = selection.indices.shape[1]
+        best, level = self._unit(lists), self._level(lists)
+        known: dict[str, Any] = {"scores": self._scores, "name": name}
+        shared = judge_units(self.truth, best, self.queries, self.keys, selection, k, **known)
+        return _with_costs(level, level, shared, selection)
 
     def overlap(self, selection: Selection, k: int, other: Selection, name: str) -> Judged:
         """The share of another indexer's keys that were chosen too, as recall; `name` is the other's.

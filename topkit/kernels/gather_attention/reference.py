@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +13,9 @@ from torch.nn.functional import embedding
 from topkit.errors import InputError
 from topkit.kernels.gather_attention import long_lists
 from topkit.kernels.score.reference import masked, score
+
+# Gives the sums of chosen values [B, lists, Tq, n, Dv], by weights [B, lists, Tq, n, k] and slots [B, lists, Tq, k].
+Weigh = Callable[[Tensor, Tensor], Tensor]
 
 
 def gather_attention(
@@ -54,7 +59,7 @@ def gather_scores(queries: Tensor, keys: Tensor, indices: Tensor) -> Tensor:
     if long_lists.long(picked, length, groups):
         scores = long_lists.scores(grouped, keys, picked)
     else:
-        scores = grouped @ _gathered(keys, picked).mT
+        scores = grouped @ gathered(keys, picked).mT
     scores = scores.masked_fill((picked < 0)[..., None, :], float("-inf"))
     if scores.is_cuda:
         scores = scores.masked_fill((picked >= length)[..., None, :], float("nan"))
@@ -86,7 +91,7 @@ def attend_all(
 
 def attend(
     scores: Tensor,
-    values: Tensor,
+    values: Tensor | Weigh,
     indices: Tensor,
     *,
     scaling: float,
@@ -97,9 +102,11 @@ def attend(
 ) -> Tensor:
     """The values of chosen keys, weighted by the softmax of their scores: [B, Hq, Tq, Dv], float32.
 
-    Shapes: scores [B, Hq, Tq, k], as `gather_scores` gives them; the others as `gather_attention`.
+    Shapes: scores [B, Hq, Tq, k], as `gather_scores` gives them; values, or what sums them, for lists
+    that are each head's own; the others as `gather_attention`.
     """
-    picked = _lists(indices, scores.shape[1], values.shape[1])
+    heads = scores.shape[1]
+    picked = _lists(indices, heads, values.shape[1] if isinstance(values, Tensor) else heads)
     lists, kept = picked.shape[1], picked.shape[-1]
     logits = scaling * _by_list(scores, lists)
     if log_weights is not None:
@@ -109,7 +116,8 @@ def attend(
         logits = torch.cat([logits, _by_list(rest_logits, lists)], -1)
     nothing = (logits == float("-inf")).all(-1, keepdim=True)
     weights = logits.softmax(-1).masked_fill(nothing, 0.0)
-    out = _weighted(weights[..., :kept], values, picked)
+    weigh = partial(_weighted, values) if isinstance(values, Tensor) else values
+    out = weigh(weights[..., :kept], picked)
     if rest_values is not None:
         share = weights[..., kept:]
         if rest_share is not None:
@@ -128,15 +136,15 @@ def _lists(indices: Tensor, heads: int, groups: int) -> Tensor:
     return indices.expand(-1, groups, -1, -1) if indices.shape[1] == 1 else indices
 
 
-def _weighted(weights: Tensor, values: Tensor, picked: Tensor) -> Tensor:
+def _weighted(values: Tensor, weights: Tensor, picked: Tensor) -> Tensor:
     """The sums of the chosen values: weights [B, lists, Tq, n, k] -> [B, lists, Tq, n, Dv]."""
     out = None
     if long_lists.long(picked, values.shape[2], values.shape[1]):
         out = long_lists.weighted(weights, values, picked)
-    return weights @ _gathered(values, picked) if out is None else out
+    return weights @ gathered(values, picked) if out is None else out
 
 
-def _gathered(cache: Tensor, picked: Tensor) -> Tensor:
+def gathered(cache: Tensor, picked: Tensor) -> Tensor:
     """The chosen rows of keys or values, [B, lists, Tq, k, D] in float32."""
     (rows, lists), length = picked.shape[:2], cache.shape[2]
     if length == 0:
