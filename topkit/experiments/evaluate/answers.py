@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -28,6 +28,12 @@ from topkit.experiments.model.load import positions
 from topkit.experiments.runs.cells import Cell, needs
 from topkit.experiments.tasks import Prompt
 from topkit.indexers.base import Index, Indexer
+from topkit.indexers.branched import branched
+from topkit.indexers.combinator import Combinator, Wrapped
+
+# Keys of one layer, in all rows of a recipe, whose codes are copied for each row, to be appended to in
+# place. Of more of them the prefix's codes are held once, and appended to apart.
+COPIED = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -110,15 +116,33 @@ class Haystack:
 
     def _stream(self, cells: Sequence[Cell], questions: int) -> Stream:
         """The rows of one recipe at its budgets, `questions` for each cell."""
-        indices, indexer = {}, cells[0].indexer
-        if indexer is not None:
-            if indexer not in self.built or indexer.traits().remembers:
-                self.built[indexer] = self._build(indexer)
-            indices = self.built[indexer]
-        stream = Stream(cells[:1], self.context, indices, self.seed)
+        indices, indexer = dict[int, Index](), cells[0].indexer
         rows = [cell for cell in cells for _ in range(questions)]
-        stream = stream.fork(torch.zeros(len(rows), dtype=torch.long, device=self.model.device))
-        return replace(stream, cells=rows)
+        if indexer is not None:
+            if indexer.traits().remembers:
+                self.built.pop(indexer, None)
+            for layer, index in self._built(indexer).items():
+                indices[layer] = self._rows_of(index, layer, len(rows))
+        return Stream(rows, self.context, indices, self.seed)
+
+    def _built(self, indexer: Indexer) -> dict[int, Index]:
+        """The recipe's index of each layer; recipes that choose from the same codes share them."""
+        if indexer not in self.built:
+            wraps = isinstance(indexer, Combinator) and type(indexer).build is Combinator.build
+            if wraps and not indexer.traits().remembers:
+                base = self._built(indexer.base)
+                self.built[indexer] = {n: Wrapped(indexer, index) for n, index in base.items()}
+            else:
+                self.built[indexer] = self._build(indexer)
+        return self.built[indexer]
+
+    def _rows_of(self, index: Index, layer: int, rows: int) -> Index:
+        """An index of `rows` streams behind the prefix; large codes are held once for all of them."""
+        if self.prefix[layer].cache.keys.numel() * rows > COPIED:
+            return branched(index, rows)
+        twin = index.fork()
+        twin.reorder(torch.zeros(rows, dtype=torch.long, device=self.model.device))
+        return twin
 
     def _build(self, indexer: Indexer) -> dict[int, Index]:
         indices = {}

@@ -1,0 +1,88 @@
+# pyright: strict
+"""Streams behind the same slots: the codes of these are held once, and each row's own behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from topkit.indexers.base import Index, Selection, Step
+from topkit.indexers.combinator import Wrapped
+from topkit.indexers.scored import Codes, ScoredIndex, masked, pooled, scored
+from topkit.kernels.select_topk import select_topk
+
+
+def branched(index: Index, rows: int) -> Index:
+    """`rows` streams behind the slots of an index of one row: as a fork whose rows are all that one.
+
+    What an index of codes holds is not copied.
+    """
+    if isinstance(index, Wrapped):
+        return replace(index, base=branched(index.base, rows))
+    if type(index) is ScoredIndex and index.codes:
+        return BranchedIndex(index.recipe, slots=index.slots, trunk=index.codes, rows=rows)
+    twin = index.fork()
+    twin.reorder(torch.zeros(rows, dtype=torch.long))
+    return twin
+
+
+@dataclass
+class BranchedIndex(ScoredIndex):
+    """Codes of the first slots in one row, `trunk`, and of what came behind them in rows of their own.
+
+    Nothing bounds what is scored at once: all scores of the trunk are written.
+    """
+
+    trunk: Codes = field(default_factory=Codes)
+    rows: int = 1
+
+    @property
+    def began(self) -> int:
+        """The slots of the trunk."""
+        return next(iter(self.trunk.values())).shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """The trunk counts once a row, as each stream alone would hold it."""
+        each = sum(code.numel() * code.element_size() for code in self.trunk.values())
+        return self.rows * each + super().nbytes
+
+    def append(self, keys: Tensor, step: Step) -> None:
+        own = ScoredIndex(self.recipe, self.codes, self.slots - self.began, self.growing)
+        own.append(keys, step)
+        self.codes, self.slots = own.codes, self.began + own.slots
+
+    def truncate(self, length: int, step: Step) -> None:
+        own, self.slots = length - self.began, length
+        if own < 0:
+            self.trunk = {name: code[:, :, :length] for name, code in self.trunk.items()}
+        kept = {name: code[:, :, : max(own, 0)] for name, code in self.codes.items()}
+        self.codes = kept if own > 0 else {}
+
+    def reorder(self, rows: Tensor) -> None:
+        super().reorder(rows)
+        self.rows = len(rows)
+
+    def room(self) -> Codes | None:
+        return None
+
+    def score(self, queries: Tensor, step: Step) -> Tensor:
+        trunk = self.trunk
+        if not type(self.recipe).__module__.startswith("topkit."):
+            # Others are promised codes of every row.
+            trunk = {n: code.expand(len(queries), *code.shape[1:]) for n, code in trunk.items()}
+        parts = [
+            scored(self.recipe, queries, codes, step) for codes in (trunk, self.codes) if codes
+        ]
+        return torch.cat(parts, -1)
+
+    def chosen(self, queries: Tensor, k: int, step: Step, pool: str | None = None) -> Selection:
+        scores = pooled(self.score(queries, step), step.kv_heads, pool)
+        seen = step.seen(self.slots, queries.shape[2], queries.device)
+        slots = select_topk(masked(scores, step), k)
+        return Selection(slots, keys_scored=seen, bytes_read=seen * self.bytes_per_key(step))
+
+    def bytes_per_key(self, step: Step) -> float:
+        return sum(code[0, :, 0].numel() * code.element_size() for code in self.trunk.values())
