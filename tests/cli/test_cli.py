@@ -407,7 +407,7 @@ def test_layers_that_are_left_out_are_named(call: Call, tmp_path: Path) -> None:
     code, out, err = call(*words, "--length", 512, "--out", tmp_path / "run", "--dry-run", "--json")
     (plan,) = json.loads(out)
     assert (code, plan["layers"], plan["skipped"][0]["layer"]) == (0, [1], 0)
-    assert "layer 0 is left out: it sees a sliding window of 8 keys, not all\n" in err
+    assert "; layer 1 sparse; layer 0 dense (a sliding window of 8 keys)\n" in err
 
 
 def test_measure_from_a_config_file_and_dry(call: Call, tensors: Path, tmp_path: Path) -> None:

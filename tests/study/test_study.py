@@ -129,7 +129,8 @@ def llama(tmp_path: Path) -> Path:
 def test_cells_that_a_model_cannot_serve_are_left_out(tmp_path: Path, small: Any, llama: Path):
     """The bundled weights of lightning are of the reference model, whatever another's widths are."""
     plan = run_study.plan(small(), out=tmp_path / "run", model=llama)
-    lines = plan.notes
+    outline, *lines = plan.notes
+    assert outline.startswith("LlamaForCausalLM: 8 layers")
     assert len(lines) == 1
     report = run(plan)
     assert lines[0].startswith("lightning(weights=reference, dtype=fp8) is left out: ")

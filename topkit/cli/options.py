@@ -69,9 +69,8 @@ Config = Annotated[
     ),
 ]
 
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A model's folder, or `reference`, the bundled one.")
-]
+MODEL_HELP = "`reference` (bundled), `smollm2`, a folder, a .gguf file, or an id of the hub: OWNER/NAME@REVISION."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 TASK_HELP = "A task (topkit list tasks): name, or name:parameter=value,parameter=value."
 MaybeTask = Annotated[str | None, typer.Option("--task", help=TASK_HELP)]
 Length = Annotated[str, typer.Option("--length", help="Tokens of a prompt: 4096, 4k.")]

@@ -21,7 +21,7 @@ from topkit.experiments.capture.prompts import (
     text_passages,
 )
 from topkit.experiments.model.digests import tokenizer_digest, weights_digest
-from topkit.experiments.model.load import load, named, require_positions
+from topkit.experiments.model.load import load, named, origin_of, require_positions
 from topkit.experiments.runs.plan import Plan, planned
 from topkit.experiments.tasks import Task, make_task, task_name
 
@@ -75,6 +75,7 @@ def capture_model(
         passages = text_passages(words, tokenizer, length, samples)
     origin = {
         "model": name,
+        **origin_of(loaded),
         "tokenizer_sha256": tokenizer_digest(tokenizer),
         "source": source,
         "length": length,

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from topkit.errors import InputError
 from topkit.experiments.capture.prompts import Passage, numbers
 from topkit.experiments.capture.tensors import LayerTensors, estimate_bytes
+from topkit.experiments.model.outline import outline
 from topkit.experiments.model.record import LayerRecord, record
 
 # Tokens of the short pass.
@@ -21,12 +22,16 @@ SURVEYED = 16
 
 @dataclass(frozen=True)
 class Survey:
-    """The layers that can be captured: their modules, short tensors of each; and those left out."""
+    """The layers that are captured: their modules, short tensors of each; and those left out.
+
+    `outline` is the model in one line.
+    """
 
     modules: dict[int, nn.Module]
     examples: dict[int, LayerTensors]
     skipped: list[dict[str, Any]]
     hidden: bool
+    outline: str
 
     def bytes(self, passage: Passage) -> int:
         """Bytes of the files of a passage."""
@@ -66,7 +71,8 @@ def survey_layers(
             reasons[layer] = f"it sees a sliding window of {one.window} keys, not all"
     layers = _choose(choice, {*records, *reasons}, reasons, type(model).__name__)
     skipped = [{"layer": layer, "reason": reasons[layer]} for layer in sorted(reasons)]
-    survey = Survey({layer: records[layer].module for layer in layers}, {}, skipped, hidden)
+    line = outline(model, records, set(records) - set(reasons))
+    survey = Survey({layer: records[layer].module for layer in layers}, {}, skipped, hidden, line)
     for layer, one in survey.run(model, ids, at).items():
         survey.examples[layer] = LayerTensors.of(one, 0, layer, at)
     return survey

@@ -60,6 +60,8 @@ SCHEMA = {
     # Of a finished capture.
     "layers?": [{"layer": Whole(), "scaling": Number()}],
     "skipped?": [{"layer": Whole(), "reason": str}],
+    # The model in one line.
+    "outline?": str,
     "versions?": {str: str},
 }
 

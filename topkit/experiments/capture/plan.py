@@ -108,7 +108,12 @@ class CapturePlan(Plan[Capture]):
         # What was written is read anew: a run that ends here may have begun in another process.
         writer, survey = self.request.writer(False), self.request.survey
         writer.close(
-            {"layers": survey.layers(), "skipped": survey.skipped, "versions": _versions()}
+            {
+                "layers": survey.layers(),
+                "skipped": survey.skipped,
+                "outline": survey.outline,
+                "versions": _versions(),
+            }
         )
         return Capture.open(self.request.out)
 
@@ -133,8 +138,6 @@ def plan_of(request: Request) -> CapturePlan:
         bytes=sum(sizes),
         memory=WITH_TRANSFORMERS + weights + 2 * max(sizes) + mask,
         shares_model=True,
-        notes=tuple(
-            f"layer {x['layer']} is left out: {x['reason']}" for x in request.survey.skipped
-        ),
+        notes=(request.survey.outline,),
         request=request,
     )

@@ -81,7 +81,7 @@ def attach(
     graphs = _cuda_graph(cuda_graph, capture) and not sparse_prefill
     served = unwrapped(model)
     with _lock:
-        modules = attachable(served, recipe, layers)
+        modules, line = attachable(served, recipe, layers)
         resolve(backend, next(served.parameters()))
         how = (modules, observe == "shadow", 0 if sparse_prefill else slot)
         if backend == "triton":
@@ -90,7 +90,9 @@ def attach(
                 decode_once(served)
         judged = Observer(recipe, budget) if observe else None
         reader = _reader(indexer, recipe, budget, seed, judged, backend)
-        return Attachment(served, reader, *how, graphs)
+        attachment = Attachment(served, reader, *how, graphs)
+        attachment.outline = line
+        return attachment
 
 
 def _reader(indexer: str | Indexer, *how: Any) -> Reader:

@@ -11,14 +11,17 @@ from transformers import DynamicCache, PreTrainedModel
 from topkit.errors import InputError
 from topkit.experiments.model.attention import is_switched
 from topkit.experiments.model.compatibility import PROBED, probe, unserved
+from topkit.experiments.model.outline import outline
 from topkit.indexers.base import Indexer
 from topkit.kernels import checks
 
 
 def attachable(
     model: PreTrainedModel, indexer: Indexer, layers: Iterable[int] | None
-) -> dict[int, nn.Module]:
-    """The attention modules of `layers`, by layer; None stands for all that attend to all keys.
+) -> tuple[dict[int, nn.Module], str]:
+    """The attention modules of `layers`, by layer, and the model in one line.
+
+    None stands for all layers that attend to all keys.
 
     A short pass shows how the model attends.
     Raises: InputError for a model or a layer that cannot be served, by name.
@@ -48,7 +51,7 @@ def attachable(
             )
     if reasons := unserved(model, [indexer], {layer: records[layer] for layer in chosen}):
         raise InputError(reasons[indexer])
-    return {layer: records[layer].module for layer in chosen}
+    return {layer: records[layer].module for layer in chosen}, outline(model, records, chosen)
 
 
 def _chosen(layers: Iterable[int]) -> list[int]:

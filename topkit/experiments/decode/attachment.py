@@ -28,8 +28,10 @@ class Attachment:
     """A model that decodes through an indexer; as a context manager it detaches at the end.
 
     `layers` are the numbers of the layers that do; `captured` counts the steps of `generate` that were
-    run at fixed shapes: by a CUDA graph, on a GPU.
+    run at fixed shapes: by a CUDA graph, on a GPU; `outline` is the model in one line.
     """
+
+    outline = ""
 
     def __init__(
         self,
@@ -69,6 +71,9 @@ class Attachment:
                     )
                     undo.enter_context(replaced(model, "forward", self._forward))
             self._undo = undo.pop_all()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.outline}>"
 
     @staticmethod
     def of(model: nn.Module) -> Attachment:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 import topkit
 from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.model.digests import tokenizer_digest, weights_digest
+from topkit.experiments.model.load import origin_of
 from topkit.experiments.runs.parts import digest
 from topkit.experiments.tasks import Haystack as Text
 
@@ -21,6 +22,7 @@ def identity_of(setting: Setting, model: PreTrainedModel, tokenizer: Any) -> dic
     """The identity of a run, from its model, tokenizer and text as this process has them."""
     return {
         **_digests(setting.run, model, tokenizer),
+        **origin_of(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "seed": setting.seed,

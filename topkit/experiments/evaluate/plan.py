@@ -22,6 +22,7 @@ from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.evaluate.size import Size, size_of
 from topkit.experiments.model.compatibility import probe, unserved
 from topkit.experiments.model.load import positions, require_positions
+from topkit.experiments.model.outline import attending_to_all, outline
 from topkit.experiments.model.record import LayerRecord
 from topkit.experiments.runs import folder
 from topkit.experiments.runs.jobs import Job
@@ -118,6 +119,8 @@ def plan_parts(
     notes = [*notes, *(line for part in parts for line in _short(part))]
     parts = [some for part in parts for some in part.as_files_allow()]
     records = _require_served(model, parts)
+    longest = max(length for part in parts for length in part.lengths)
+    line = outline(model, records, attending_to_all(records, longest))
     request = Request(setting, tuple(parts), identity_of(setting, model, tokenizer), force)
     folder.require_same(setting.out, request.identity, request.contents(), force=force)
     left = request.left(force)
@@ -137,7 +140,7 @@ def plan_parts(
         memory=max(share.size.memory for share in shares) * workers,
         workers=workers,
         shares_model=share,
-        notes=tuple(notes),
+        notes=(line, *notes),
         request=request,
         shares=tuple(shares),
         loaded=loaded if share else None,

@@ -177,6 +177,7 @@ def plan_of(request: Request, workers: int) -> MeasurePlan:
     if out is not None:
         require_same(out, request.identity, contents, force=request.force)
     jobs, rows = request.left(request.force), request.rows()
+    line = request.capture.manifest.get("outline")
     return MeasurePlan(
         jobs=jobs,
         done=len(request.places) - len(jobs),
@@ -184,5 +185,6 @@ def plan_of(request: Request, workers: int) -> MeasurePlan:
         bytes=0 if out is None else len(request.places) * PART + rows * ON_DISK,
         memory=request.memory(workers, rows),
         workers=workers,
+        notes=() if line is None else (line,),
         request=request,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,10 +36,27 @@ def weights_digests(model: nn.Module) -> list[str]:
     return sorted({weights_digest(model), *(weights_digest(model, dtype) for dtype in DTYPES)})
 
 
+def file_digest(path: Path) -> str:
+    """The sha256 of a file's bytes; read once while the file is as it was."""
+    stat = path.stat()
+    return _of_file(path.resolve(), stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+@lru_cache(maxsize=8)
+def _of_file(path: Path, *_stat: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def tokenizer_digest(tokenizer: Any) -> str:
-    """The sha256 of all that turns text into tokens; of the vocabulary where no more is known."""
+    """The sha256 of all that turns text into tokens, a chat's template with it.
+
+    Of the vocabulary where no more is known.
+    """
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         text = backend.to_str()
     else:
         text = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda token: token[1]))
+    if template := getattr(tokenizer, "chat_template", None):
+        text += json.dumps(template, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

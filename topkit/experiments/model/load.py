@@ -1,42 +1,26 @@
-"""Models by path, or `reference` for the one that comes with topkit."""
+"""A model and its tokenizer, whole or not at all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
-from topkit.documents import path_of, quote
 from topkit.errors import InputError, extras_named
+from topkit.experiments.model.digests import file_digest
+from topkit.experiments.model.gguf_file import load_gguf
+from topkit.experiments.model.source import REFERENCE, Source, named, resolve, source_of
 
-REFERENCE = Path(__file__).parents[2] / "data" / "reference"
+__all__ = ["REFERENCE", "load", "load_once", "named", "origin_of", "positions", "resolve"]
 
-
-def resolve(model: str | Path) -> Path:
-    """The folder of a model; the name `reference` stands before a folder called so, `./reference`.
-
-    Raises: InputError when there is none at that path: nothing is ever fetched.
-    """
-    if model == "reference":
-        return REFERENCE
-    path = path_of(model, "a model (a folder with config.json), or `reference`")
-    try:
-        if (path / "config.json").is_file():
-            return path
-    except OSError:  # longer than a path may be
-        pass
-    raise InputError(
-        f"no model at {quote(str(model))}: expected a folder with config.json, or `reference`"
-    )
-
-
-def named(model: str | Path) -> str:
-    """A model as a text that `resolve` takes back: a path stays one, whatever it is called."""
-    return "./reference" if model == Path("reference") else str(model)
+# Where the models that were loaded here are from.
+_SOURCES: WeakKeyDictionary[Any, Source] = WeakKeyDictionary()
 
 
 @extras_named()
@@ -47,25 +31,38 @@ def load(
 ) -> tuple[Any, Any]:
     """A causal model in evaluation mode, and its tokenizer.
 
-    device: by default the CPU. dtype: a torch dtype or its name; by default what the file holds, but
-    float32 on a CPU, where bf16 is slow.
-    Raises: InputError when the path, the files, the device or the dtype do not do.
+    model: `reference`, `smollm2`, a folder, a .gguf file, or an id of the hub as OWNER/NAME or
+    OWNER/NAME@REVISION. device: by default the CPU. dtype: a torch dtype or its name; by default what the
+    file holds (bfloat16 for a .gguf), but float32 on a CPU, where bf16 is slow.
+    Raises: InputError when the name, the files, the device or the dtype do not do.
     """
-    path, place = resolve(model), _device(device or "cpu")
+    return _load(source_of(model), device, dtype)
+
+
+def _load(
+    source: Source, device: str | torch.device | None, dtype: str | torch.dtype | None
+) -> tuple[Any, Any]:
+    place = _device(device or "cpu")
     dtype = _dtype(dtype or "auto", place)
     with _silence():
         try:
-            loaded, lacking = _from_folder(path, dtype)
-            tokenizer = _tokenizer(path)
+            read = load_gguf if source.is_gguf else _from_folder
+            loaded, report, tokenizer = read(source.path, dtype)
+        except InputError:
+            raise
         except (
             Exception
         ) as error:  # what a folder can be wrong in has no end, and no class of its own
-            raise InputError(f"cannot load a causal model from {path}: {error}") from error
+            raise InputError(f"cannot load a causal model from {source.path}: {error}") from error
+    lacking = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
     if lacking:
         raise InputError(
-            f"{path} lacks weights that its config.json asks for, or has them in other shapes: "
+            f"{source.path} lacks weights that its config asks for, or has them in other shapes: "
             f"{', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}"
         )
+    if source.is_gguf or source.revision:
+        loaded.config.name_or_path = source.name
+    _SOURCES[loaded] = source
     return loaded.to(place).eval(), tokenizer
 
 
@@ -90,9 +87,9 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
     return dtype
 
 
-def _from_folder(path: Path, dtype: str | torch.dtype) -> tuple[Any, list[str]]:
-    """The model of a folder, and the names of the weights that were drawn at random for it."""
-    from transformers import AutoModelForCausalLM
+def _from_folder(path: Path, dtype: str | torch.dtype) -> tuple[Any, Any, Any]:
+    """The model of a folder, transformers' report of what it lacks, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # Never a pickle, and never the folder's own code. What mismatches is refused by the caller, as what is missing: by name.
     loading: Any = AutoModelForCausalLM.from_pretrained(
@@ -104,14 +101,8 @@ def _from_folder(path: Path, dtype: str | torch.dtype) -> tuple[Any, list[str]]:
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    loaded, report = loading
-    return loaded, sorted([*report["missing_keys"], *(n for n, *_ in report["mismatched_keys"])])
-
-
-def _tokenizer(path: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    return *loading, tokenizer
 
 
 @contextmanager
@@ -132,17 +123,31 @@ def _silence() -> Iterator[None]:
 
 def load_once(model: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
     """As `load`; the same model again where the last call was for it, and its files are as they were."""
-    folder = resolve(model).absolute()
-    files = sorted((path.name, path.stat()) for path in folder.iterdir() if path.is_file())
+    source = source_of(model)
+    source = replace(source, path=source.path.absolute())
+    there = [source.path] if source.is_gguf else source.path.iterdir()
+    files = sorted((path.name, path.stat()) for path in there if path.is_file())
     state = tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in files)
-    return _loaded(str(model) if folder == REFERENCE else str(folder), device, dtype, state)
+    return _loaded(source, device, dtype, state)
 
 
 @lru_cache(maxsize=1)
 def _loaded(
-    model: str, device: str | None, dtype: str | None, state: tuple[Any, ...]
+    source: Source, device: str | None, dtype: str | None, state: tuple[Any, ...]
 ) -> tuple[Any, Any]:
-    return load(model, device, dtype)
+    return _load(source, device, dtype)
+
+
+def origin_of(model: Any) -> dict[str, str]:
+    """What tells a model's files from others of its name: the hub's commit, a .gguf file's sha256.
+
+    Nothing for a folder, and for a model that was made elsewhere.
+    """
+    source = _SOURCES.get(model)
+    commit = getattr(model.config, "_commit_hash", None) if source is None else source.revision
+    if commit:
+        return {"revision": str(commit)}
+    return {"gguf": file_digest(source.path)} if source is not None and source.is_gguf else {}
 
 
 def positions(model: Any) -> int | None:
@@ -159,6 +164,6 @@ def require_positions(model: Any, length: int) -> None:
     if limit is not None and length > limit:
         raise InputError(
             f"length {length:,} is beyond the {limit:,} positions of the model "
-            "(max_position_embeddings of its config.json); ask for less, or for a model that is "
+            "(max_position_embeddings of its config); ask for less, or for a model that is "
             "made for it"
         )

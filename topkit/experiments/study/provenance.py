@@ -10,6 +10,7 @@ from typing import Any
 def sentences(run: Mapping[str, Any]) -> Iterator[str]:
     """What run.json says of a run: of its begin, and of later sessions where code or machine were others."""
     version, seed = run["identity"].get("topkit"), run["identity"].get("seed")
+    yield from _model(run)
     if "id" not in run:
         yield (
             f"Rows by topkit {version}, seed {seed}, which kept no digests: nothing shows whether they "
@@ -19,6 +20,16 @@ def sentences(run: Mapping[str, Any]) -> Iterator[str]:
     yield f"Rows by topkit {version}{_session(run)}; seed {seed}. Every part is as it was written (sha256)."
     for later in run["later"]:
         yield f"More rows by topkit {version}{_session(later)}."
+
+
+def _model(run: Mapping[str, Any]) -> Iterator[str]:
+    """The model, where its name alone does not tell which files it was."""
+    names = dict.fromkeys(str(one["model"]) for one in run["asked"] if one.get("model"))
+    name = ", ".join(names) or "of a process"
+    if revision := run["identity"].get("revision"):
+        yield f"The model is {name}, revision {revision}."
+    elif file := run["identity"].get("gguf"):
+        yield f"The model is {name}, a GGUF file (sha256 {file})."
 
 
 def _session(session: Mapping[str, Any]) -> str:

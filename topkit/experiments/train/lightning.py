@@ -134,8 +134,10 @@ def train_for(
     from topkit.experiments.train.corpus import books, tokenise
     from topkit.experiments.train.mixture import Mixture
 
-    model, _ = load(name, device)
-    text, encoder = Path(out) / "text", (resolve(name) / "tokenizer.json").read_text()
+    model, tokenizer = load(name, device)
+    text, file = Path(out) / "text", resolve(name) / "tokenizer.json"
+    # A .gguf file holds its tokenizer itself.
+    encoder = file.read_text() if file.is_file() else tokenizer.backend_tokenizer.to_str()
     if not (text / "ends.npy").exists():
         texts = (book["text"] for book in books(corpus, "train"))
         tokenise(texts, Tokenizer.from_str(encoder)).save(text)

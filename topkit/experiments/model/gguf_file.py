@@ -1,0 +1,93 @@
+"""A model of one GGUF file: its blocks as plain floats, and the tokenizer within."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from topkit.errors import InputError
+from topkit.experiments.model.gguf_header import Header, read_header
+from topkit.experiments.model.gguf_reader import read_once
+
+# Vocabularies whose texts are cut into single digits before all else, which transformers cuts as GPT-2's.
+SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r")
+
+
+def load_gguf(path: Path, dtype: str | torch.dtype) -> tuple[Any, Any, Any]:
+    """The model of a GGUF file, transformers' report of what it lacks, and its tokenizer.
+
+    dtype: "auto" is bfloat16, since blocks have no dtype of their own.
+    Raises: InputError for a file that is none, is truncated, or holds what transformers passes over.
+    """
+    if not (find_spec("gguf") and find_spec("accelerate")):
+        raise InputError(
+            "a GGUF file needs the packages gguf and accelerate; pip install 'topkit[gguf]'"
+        )
+    import transformers
+
+    header = read_header(path)
+    # Earlier versions know no other way than to unpack.
+    blocks = getattr(transformers, "GgufConfig", None)
+    unpacked = {} if blocks is None else {"quantization_config": blocks(dequantize=True)}
+    with _alone(path) as folder, read_once(path, header):
+        place: Any = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
+        loading: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.bfloat16 if dtype == "auto" else dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **unpacked,
+            **place,
+        )
+        loaded, report = loading
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **place)
+    for unread in _unread(header, loaded.config.get_text_config()):
+        raise InputError(f"{path} cannot be loaded rightly: transformers passes over {unread}")
+    _plain(loaded)
+    _cut_digits(header, tokenizer)
+    return loaded, report, tokenizer
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[str]:
+    """A folder with a link to the file alone: a tokenizer.json beside it would be read in its place."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / path.name).symlink_to(path.resolve())
+        yield folder
+
+
+def _unread(header: Header, config: Any) -> Iterator[str]:
+    """What the file says of its attention, and the model that came of it does not know."""
+    factors = [one.name for one in header.tensors if one.name.startswith("rope_f")]
+    if factors:
+        yield f"the frequencies of its RoPE ({factors[0]})"
+    scaling, rope = header.own("rope.scaling.type"), getattr(config, "rope_parameters", None) or {}
+    if scaling not in (None, "none") and scaling not in repr(rope):
+        yield f"the scaling of its RoPE ({scaling})"
+    window = header.own("attention.sliding_window")
+    if window and getattr(config, "sliding_window", None) != window:
+        yield f"its sliding window of {window} keys"
+
+
+def _plain(model: Any) -> None:
+    """Its weights are floats: nothing is left of the blocks that they came from, so that it can be saved."""
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+    model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
+
+
+def _cut_digits(header: Header, tokenizer: Any) -> None:
+    """Cut texts as the vocabulary was learnt."""
+    if header.get("tokenizer.ggml.pre") in SINGLE_DIGITS:
+        from tokenizers import pre_tokenizers
+
+        backend = tokenizer.backend_tokenizer
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
