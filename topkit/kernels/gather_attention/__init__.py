@@ -15,7 +15,14 @@ from topkit.kernels.gather_attention.long_lists import queries_at_a_time
 from topkit.kernels.gather_attention.reference import attend, gathered
 from topkit.kernels.score.boundary import check_window
 
-__all__ = ["attend", "attend_all", "gather_attention", "gather_scores", "gathered", "queries_at_a_time"]
+__all__ = [
+    "attend",
+    "attend_all",
+    "gather_attention",
+    "gather_scores",
+    "gathered",
+    "queries_at_a_time",
+]
 
 # What the Triton kernel takes. Heads of one list are rows of a matrix product, in registers.
 DTYPES = (torch.bfloat16, torch.float16)

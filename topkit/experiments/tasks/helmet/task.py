@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -30,7 +30,7 @@ from topkit.experiments.tasks.helmet.documents import (
 )
 from topkit.experiments.tasks.helmet.labels import LABELLED, label_of, label_row
 from topkit.experiments.tasks.helmet.recall import NEEDLES, PAIRS, needle_row, pair_row
-from topkit.grammar import QUIET
+from topkit.grammar import later
 
 Read = dict[str, Any]
 
@@ -54,7 +54,7 @@ class Helmet(FileTask):
     )
 
     demos: str = ""
-    shots: int = field(default=-1, kw_only=True, metadata=QUIET)
+    shots: int = later(-1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
