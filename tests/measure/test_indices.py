@@ -58,7 +58,8 @@ def lists_of(capture: Capture, spec: str, k: int) -> dict[str, Tensor]:
 def written(folder: Path, tensors: dict[str, Any], name: str = "lists.safetensors") -> str:
     path = folder / name
     if name.endswith(".npz"):
-        np.savez(path, **{n: np.asarray(x) for n, x in tensors.items()})
+        arrays: dict[str, Any] = {n: np.asarray(x) for n, x in tensors.items()}
+        np.savez(path, **arrays)
     else:
         save_file(tensors, path)
     return str(path)
