@@ -20,6 +20,7 @@ from topkit.grammar import flat, short
 from topkit.indexers import Selection, Step, Traits
 from topkit.indexers.faiss_hnsw import faiss_hnsw
 from topkit.indexers.faiss_ivf import faiss_ivf
+from topkit.indexers.mean_key import MeanIndex
 from topkit.indexers.quantized import quantized
 from topkit.indexers.scored import ScoredIndex
 from topkit.indexers.sign import sign
@@ -127,19 +128,19 @@ def test_the_mean_is_that_of_the_build_for_good(spec):
     one = drawn([0, 7], 30, 16, 1, 5.0)
     recipe = parse(with_options(spec, center=True))
     index = one.build(recipe, [20])
-    assert isinstance(index, ScoredIndex) and index.offset is not None
-    first = index.offset.clone()
+    assert isinstance(index, MeanIndex) and index.mean is not None
+    first = index.mean.clone()
     for row, start in enumerate((0, 7)):
         assert torch.equal(first[row], mean_by_hand(one.alone(row).keys[:, :, : 20 - start])[0])
     one.append(recipe, index, 30)
     one.truncate(recipe, index, 8)
     one.append(recipe, index, 25)
     twin = index.fork()
-    assert torch.equal(index.offset, first)
+    assert torch.equal(index.mean, first)
     index.reorder(torch.tensor([1, 1, 0]))
-    assert torch.equal(index.offset, first[[1, 1, 0]])
-    assert isinstance(twin, ScoredIndex) and twin.offset is not None
-    assert torch.equal(twin.offset, first)
+    assert torch.equal(index.mean, first[[1, 1, 0]])
+    assert isinstance(twin, MeanIndex) and twin.mean is not None
+    assert torch.equal(twin.mean, first)
 
 
 def test_what_stands_in_padding_moves_no_mean():
@@ -148,9 +149,9 @@ def test_what_stands_in_padding_moves_no_mean():
     spoilt.keys[:, :, :4] = torch.nan
     recipe = sign(center=True)
     a, b = one.build(recipe), spoilt.build(recipe)
-    assert isinstance(a, ScoredIndex) and isinstance(b, ScoredIndex)
-    assert a.offset is not None and b.offset is not None
-    assert torch.equal(a.offset, b.offset) and b.offset.isfinite().all()
+    assert isinstance(a, MeanIndex) and isinstance(b, MeanIndex)
+    assert a.mean is not None and b.mean is not None
+    assert torch.equal(a.mean, b.mean) and b.mean.isfinite().all()
 
 
 @pytest.mark.parametrize("spec", [*CODES, *GRAPHS])

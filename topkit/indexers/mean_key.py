@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
-from topkit.indexers.base import Step
+from topkit.indexers.base import Index, Step
+from topkit.indexers.scored import Scored, ScoredIndex
 
 # Keys that are summed at a time, in float64.
 CHUNK = 1 << 12
@@ -27,3 +30,28 @@ def mean_key(keys: Tensor, step: Step) -> Tensor:
         total += part.masked_fill(padding, 0).sum(2, keepdim=True)
     count = (keys.shape[2] - start).clamp_min(1)
     return (total / count[:, :, None, None]).float()
+
+
+def about_mean(recipe: Scored, keys: Tensor, step: Step) -> Index:
+    """An index of what is left of the keys, and of those to come, without the mean of these."""
+    index = MeanIndex(recipe, mean=mean_key(keys, step))
+    index.append(keys, step)
+    return index
+
+
+@dataclass
+class MeanIndex(ScoredIndex):
+    """Codes of keys about a mean [B, Hk, 1, D] that never changes."""
+
+    mean: Tensor = field(kw_only=True)
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + self.mean.untyped_storage().nbytes()
+
+    def append(self, keys: Tensor, step: Step) -> None:
+        super().append(keys - self.mean, step)
+
+    def reorder(self, rows: Tensor) -> None:
+        super().reorder(rows)
+        self.mean = self.mean[rows]

@@ -69,12 +69,8 @@ class Scored(Indexer):
         assert visible is not None
         return scores.masked_fill(~visible, float("-inf")).contiguous()
 
-    def offset(self, keys: Tensor, step: Step) -> Tensor | None:
-        """What a stream that begins with these keys takes from each of its keys [B, Hk, 1, D]; None: nothing."""
-        return None
-
     def build(self, keys: Tensor, step: Step) -> Index:
-        index = ScoredIndex(self, offset=self.offset(keys, step))
+        index = ScoredIndex(self)
         index.append(keys, step)
         return index
 
@@ -194,8 +190,6 @@ class ScoredIndex(Index):
     codes: Codes = field(default_factory=Codes)
     slots: int = 0
     growing: dict[str, Growing] = field(default_factory=dict[str, Growing])
-    # What is taken from every key before it is encoded [B, Hk, 1, D], the same all along.
-    offset: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -204,13 +198,10 @@ class ScoredIndex(Index):
     @property
     def nbytes(self) -> int:
         """The room that codes keep behind them counts."""
-        own = [*self.codes.values(), *([] if self.offset is None else [self.offset])]
-        stored = {code.untyped_storage().data_ptr(): code for code in own}
+        stored = {code.untyped_storage().data_ptr(): code for code in self.codes.values()}
         return sum(code.untyped_storage().nbytes() for code in stored.values())
 
     def append(self, keys: Tensor, step: Step) -> None:
-        if self.offset is not None:
-            keys = keys - self.offset
         if step.at is not None:
             self.recipe.write(keys, self._roomy(), step.at, step)
             return
@@ -231,7 +222,6 @@ class ScoredIndex(Index):
 
     def reorder(self, rows: Tensor) -> None:
         self.codes = {name: code[rows] for name, code in self.codes.items()}
-        self.offset = None if self.offset is None else self.offset[rows]
 
     def fork(self) -> Index:
         self.growing = {}

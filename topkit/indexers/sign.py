@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from topkit.grammar import later
-from topkit.indexers.base import Step
+from topkit.indexers.base import Index, Step
 from topkit.indexers.checks import flag
-from topkit.indexers.mean_key import mean_key
+from topkit.indexers.mean_key import about_mean
 from topkit.indexers.rotation import padded, rotated
 from topkit.indexers.scored import Codes, Scored, pick_codes, score_visible_codes
 from topkit.indexers.traits import Traits
@@ -44,8 +44,8 @@ class sign(Scored):
     def traits(self) -> Traits:
         return Traits(score_all=True, fixed=True, drifts=self.center)
 
-    def offset(self, keys: Tensor, step: Step) -> Tensor | None:
-        return mean_key(keys, step) if self.center else None
+    def build(self, keys: Tensor, step: Step) -> Index:
+        return about_mean(self, keys, step) if self.center else super().build(keys, step)
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
         keys = padded(keys) if self.hadamard else keys
