@@ -9,6 +9,9 @@ from topkit.indexers.branched import BranchedIndex, branched
 
 SPECS = [
     "sign()",
+    "sign(center=True)",
+    "quantized(dtype='int2', center=True, hadamard=True)",
+    "keep(shared(sign(center=True)), sink=1)",
     "quantized(dtype='int4')",
     "quantized(dtype='fp8_e4m3', scale='pow2')",
     "shared(quantized(), how='max')",
@@ -74,8 +77,9 @@ def test_branches_select_as_copies(spec: str) -> None:
     same(40)
 
 
-def test_the_trunk_is_held_once_and_counted_for_each_row() -> None:
-    built = topkit.indexer("sign()").build(keys(1, 64, 0), Step())
+@pytest.mark.parametrize("spec", ["sign()", "sign(center=True)"])
+def test_the_trunk_is_held_once_and_counted_for_each_row(spec: str) -> None:
+    built = topkit.indexer(spec).build(keys(1, 64, 0), Step())
     twin = branched(built, 5)
     assert isinstance(twin, BranchedIndex)
     assert twin.trunk["bits"] is built.codes["bits"]  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.combinator import Wrapped
+from topkit.indexers.mean_key import MeanIndex
 from topkit.indexers.scored import Codes, ScoredIndex, masked, pooled, scored
 from topkit.kernels.select_topk import select_topk
 
@@ -21,8 +22,13 @@ def branched(index: Index, rows: int) -> Index:
     """
     if isinstance(index, Wrapped):
         return replace(index, base=branched(index.base, rows))
-    if type(index) is ScoredIndex and index.codes:
-        return BranchedIndex(index.recipe, slots=index.slots, trunk=index.codes, rows=rows)
+    # Other kinds of one's own may hold what a branch does not know of.
+    known = type(index) in (ScoredIndex, MeanIndex)
+    if known and isinstance(index, ScoredIndex) and index.codes:
+        mean = index.mean if isinstance(index, MeanIndex) else None
+        return BranchedIndex(
+            index.recipe, slots=index.slots, trunk=index.codes, rows=rows, mean=mean
+        )
     twin = index.fork()
     twin.reorder(torch.zeros(rows, dtype=torch.long))
     return twin
@@ -32,11 +38,13 @@ def branched(index: Index, rows: int) -> Index:
 class BranchedIndex(ScoredIndex):
     """Codes of the first slots in one row, `trunk`, and of what came behind them in rows of their own.
 
+    mean [1, Hk, 1, D]: what is taken from all keys.
     Nothing bounds what is scored at once: all scores of the trunk are written.
     """
 
     trunk: Codes = field(default_factory=Codes)
     rows: int = 1
+    mean: Tensor | None = None
 
     @property
     def began(self) -> int:
@@ -46,12 +54,13 @@ class BranchedIndex(ScoredIndex):
     @property
     def nbytes(self) -> int:
         """The trunk counts once a row, as each stream alone would hold it."""
-        each = sum(code.numel() * code.element_size() for code in self.trunk.values())
+        own = [*self.trunk.values(), *([] if self.mean is None else [self.mean])]
+        each = sum(x.numel() * x.element_size() for x in own)
         return self.rows * each + super().nbytes
 
     def append(self, keys: Tensor, step: Step) -> None:
         own = ScoredIndex(self.recipe, self.codes, self.slots - self.began, self.growing)
-        own.append(keys, step)
+        own.append(keys if self.mean is None else keys - self.mean, step)
         self.codes, self.slots = own.codes, self.began + own.slots
 
     def truncate(self, length: int, step: Step) -> None:
