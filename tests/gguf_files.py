@@ -33,7 +33,9 @@ def llama(**changes: Any) -> Any:
     return tiny("llama", **{**READS_REFERENCE, **changes})
 
 
-def write(path: Path, model: Any, architecture: str = "llama", **fields: Any) -> Path:
+def write(
+    path: Path, model: Any, architecture: str = "llama", cut: str = "smollm", **fields: Any
+) -> Path:
     """The model as a GGUF file with the tokenizer of `reference`; `fields` are further metadata."""
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
@@ -47,7 +49,7 @@ def write(path: Path, model: Any, architecture: str = "llama", **fields: Any) ->
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    _vocabulary(writer)
+    _vocabulary(writer, cut)
     for name, value in fields.items():
         add = writer.add_string if isinstance(value, str) else writer.add_uint32
         add(f"{architecture}.{name.replace('__', '.')}", value)
@@ -60,13 +62,13 @@ def write(path: Path, model: Any, architecture: str = "llama", **fields: Any) ->
     return path
 
 
-def _vocabulary(writer: Any) -> None:
+def _vocabulary(writer: Any, cut: str) -> None:
     tokenizer = json.loads((REFERENCE / "tokenizer.json").read_text())
     tokens = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].__getitem__)
     special = {token["content"] for token in tokenizer["added_tokens"]}
     kinds = [gguf.TokenType.CONTROL if t in special else gguf.TokenType.NORMAL for t in tokens]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(cut)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])

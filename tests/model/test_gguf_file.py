@@ -30,8 +30,9 @@ def file(tmp_path_factory, model) -> Path:
     return write(tmp_path_factory.mktemp("gguf") / "tiny.gguf", model)
 
 
-def test_the_model_is_the_one_that_was_written(file, model) -> None:
+def test_the_model_is_the_one_that_was_written(file, model, capfd) -> None:
     loaded, tokenizer = load(file)
+    assert capfd.readouterr() == ("", "")
     ids = torch.arange(3, 60)[None]
     assert torch.equal(loaded(ids).logits, model(ids).logits)
     assert loaded.config.rope_parameters["rope_theta"] == 54321
@@ -151,6 +152,7 @@ def test_an_unknown_architecture_is_named(model, tmp_path) -> None:
     [
         ({"rope__scaling__type": "yarn"}, r"the scaling of its RoPE \(yarn\)"),
         ({"attention__sliding_window": 16}, "its sliding window of 16 keys"),
+        ({"cut": "viking"}, r"how its texts are cut into words \(viking\)"),
     ],
 )
 def test_what_transformers_would_pass_over_is_refused(model, tmp_path, fields, said) -> None:

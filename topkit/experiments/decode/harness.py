@@ -25,7 +25,7 @@ HFLM: Any = huggingface.HFLM
 class AttachedLM(HFLM):
     """A model of lm-evaluation-harness that decodes through an indexer.
 
-    `pretrained`: a folder or `reference`, or a model at hand, which may be attached already and then
+    `pretrained`: what `load` takes, or a model at hand, which may be attached already and then
     needs no indexer. `options` are those of the harness's own `hf` model.
     The query that predicts a continuation's first token, and all behind it, read k keys a head; those
     before it attend densely. Requests share a batch where that query stands at the same slot.

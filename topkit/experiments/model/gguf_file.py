@@ -15,8 +15,10 @@ from topkit.errors import InputError
 from topkit.experiments.model.gguf_header import Header, read_header
 from topkit.experiments.model.gguf_reader import read_once
 
-# Vocabularies whose texts are cut into single digits before all else, which transformers cuts as GPT-2's.
-SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r")
+# How a byte-level vocabulary's texts are cut, by the names of llama.cpp: as GPT-2's; or into single digits
+# first, of which transformers does not know.
+AS_GPT2 = ("default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "roberta-bpe")
+SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 
 
 def load_gguf(path: Path, dtype: str | torch.dtype) -> tuple[Any, Any, Any]:
@@ -70,9 +72,20 @@ def _unread(header: Header, config: Any) -> Iterator[str]:
     scaling, rope = header.own("rope.scaling.type"), getattr(config, "rope_parameters", None) or {}
     if scaling not in (None, "none") and scaling not in repr(rope):
         yield f"the scaling of its RoPE ({scaling})"
+    cut = header.get("tokenizer.ggml.pre")
+    if header.get("tokenizer.ggml.model") == "gpt2" and cut and not _is_known(cut):
+        yield f"how its texts are cut into words ({cut})"
     window = header.own("attention.sliding_window")
     if window and getattr(config, "sliding_window", None) != window:
         yield f"its sliding window of {window} keys"
+
+
+def _is_known(cut: str) -> bool:
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+    except ImportError:  # an earlier transformers, which has a class for each architecture
+        return True
+    return cut in (*AS_GPT2, *SINGLE_DIGITS, *GGUF_PRE_TOKENIZER_SPLITS)
 
 
 def _plain(model: Any) -> None:

@@ -25,7 +25,7 @@ def sentences(run: Mapping[str, Any]) -> Iterator[str]:
 def _model(run: Mapping[str, Any]) -> Iterator[str]:
     """The model, where its name alone does not tell which files it was."""
     names = dict.fromkeys(str(one["model"]) for one in run["asked"] if one.get("model"))
-    name = ", ".join(names) or "of a process"
+    name = ", ".join(names) or "one of Python's"
     if revision := run["identity"].get("revision"):
         yield f"The model is {name}, revision {revision}."
     elif file := run["identity"].get("gguf"):
