@@ -16,6 +16,7 @@ from gguf_files import TEMPLATE, llama, write
 from tiny import folder
 from topkit import attach, capture, evaluate, measure
 from topkit.errors import InputError
+from topkit.experiments.model.gguf_file import load_gguf
 from topkit.experiments.model.gguf_header import read_header
 from topkit.experiments.model.load import REFERENCE, load, origin_of
 
@@ -39,6 +40,7 @@ def test_the_model_is_the_one_that_was_written(file, model, capfd) -> None:
     assert (loaded.dtype, loaded.training) == (torch.float32, False)
     assert (loaded.generation_config.eos_token_id, tokenizer.eos_token_id) == (1, 1)
     assert load(file, dtype="bfloat16")[0].dtype == torch.bfloat16
+    assert load_gguf(file, "auto")[0].dtype == torch.bfloat16
     assert load(str(file))[0].config.name_or_path == str(file)
 
 

@@ -67,7 +67,7 @@ def test_an_own_indexer_is_named() -> None:
     model = tiny("deepseek_v32", **DSA)
     records = record(model, tokens(), torch.arange(24), inputs=True)
     line = outline(model, records, set(records))
-    assert re.search(r"; an indexer of its own in layers 0-1$", line)
+    assert re.search(r"; an indexer of its own \(8 keys\) in layers 0-1$", line)
 
 
 @pytest.mark.parametrize(

@@ -53,15 +53,15 @@ def snapshot(model: HubModel) -> Path:
     folder = _cached(model)
     if folder is not None and not (lack := _lacking(folder)):
         return folder
-    there = (
-        f"not in the cache ({constants.HF_HUB_CACHE})"
-        if folder is None
-        else f"there without {lack}"
-    )
     if constants.HF_HUB_OFFLINE:
+        there = (
+            f"no folder {model} is there, and no such model in the cache ({constants.HF_HUB_CACHE})"
+            if folder is None
+            else f"the model {model} is in the cache without {lack}"
+        )
         raise InputError(
-            f"the model {model} is {there}, and HF_HUB_OFFLINE is set; {near(model.id)}unset it to "
-            "fetch the model, or give a folder"
+            f"{there}, and HF_HUB_OFFLINE is set; {near(model.id)}unset it to fetch the model, or "
+            "give a folder"
         )
     return _fetched(model)
 

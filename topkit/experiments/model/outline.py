@@ -25,7 +25,7 @@ def outline(
         f"{_counted(groups, 'KV head')} of width {any_record.keys.shape[3]}",
         f"{ranges(sparse)} sparse" if sparse else "none sparse",
         *_dense(records, sparse, set(range(count)) - set(records)),
-        *_own(records),
+        *_own(records, getattr(config, "index_topk", None)),
     ]
     return f"{type(model).__name__}: {'; '.join(parts)}"
 
@@ -50,10 +50,11 @@ def _dense(
         yield f"{ranges(without)} without softmax attention"
 
 
-def _own(records: Mapping[int, LayerRecord]) -> Iterable[str]:
+def _own(records: Mapping[int, LayerRecord], keys: int | None) -> Iterable[str]:
     own = [layer for layer, record in records.items() if record.chosen is not None]
     if own:
-        yield f"an indexer of its own in {ranges(own)}"
+        most = "" if keys is None else f" ({keys:,} keys)"
+        yield f"an indexer of its own{most} in {ranges(own)}"
 
 
 def ranges(layers: Iterable[int]) -> str:
