@@ -35,7 +35,7 @@ def parameters(thing: type[object], placed: bool = False) -> list[str]:
     `placed`: of those alone that may be set without a name.
     """
     own = [field for field in fields(thing) if field.init] if is_dataclass(thing) else []
-    own.sort(key=lambda field: field.kw_only)
+    own.sort(key=lambda field: field.kw_only is True)
     return [field.name for field in own if not (placed and field.kw_only)]
 
 
