@@ -53,6 +53,8 @@ def asked(study: Study, pilot: Pilot) -> list[Part]:
     A file of prompts has the same ones whatever the seed: the pilot's begin where the study's end.
     """
     budgets = pilot.budgets or study.exact_budgets
+    for task, length in study.settings:
+        _require_rows(task, study.at(length), pilot.haystacks)
     cells = (Cell(), *(Cell(EXACT, budget) for budget in budgets))
     every = [setting for group in ladders(study, pilot) for setting in group]
     return [
@@ -60,6 +62,16 @@ def asked(study: Study, pilot: Pilot) -> list[Part]:
         for task, length in dict.fromkeys(every)
         if judged(task)
     ]
+
+
+def _require_rows(task: Task, haystacks: int, more: int) -> None:
+    """Raises: InputError for a file that holds too few prompts for a study and its pilot."""
+    most: int | None = getattr(task, "most_samples", lambda: None)()
+    if most is not None and haystacks + more > most:
+        raise InputError(
+            f"{task_name(task)} has {most:,} rows: fewer than {haystacks:,} for the study and {more} for its "
+            "pilot; ask for fewer haystacks, or go without with --no-pilot"
+        )
 
 
 def judged(task: Task) -> bool:
