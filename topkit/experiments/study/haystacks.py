@@ -77,6 +77,7 @@ def _joined(curves: Sequence[Curve]) -> Curve:
         held_out=tuple(held for curve in curves for held in curve.held_out),
         dropped=sum(curve.dropped for curve in curves),
         counts=each([curve.counts for curve in curves]),
+        tokens=np.concatenate([curve.tokens for curve in curves]),
     )
 
 
