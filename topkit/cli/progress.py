@@ -46,7 +46,7 @@ def bar() -> Iterator[Progress]:
 
     def draw(event: Event) -> None:
         for line in event.lines:
-            bars.console.print(line)
+            bars.console.print(line, markup=False, soft_wrap=True)
         if not event.jobs:
             return
         if not bars.tasks:
