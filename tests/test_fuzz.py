@@ -19,7 +19,7 @@ from fuzz import TIMES, VALUES, WORDS, changed_bytes, changed_json, changed_text
 from topkit.experiments.capture import files
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.capture.manifest import MANIFEST, seal
-from topkit.experiments.tasks import TASKS, make_task
+from topkit.experiments.tasks import OFFICIAL, TASKS, make_task
 from topkit.grammar import flat, full, parameters, short
 from topkit.indexers import INDEXERS
 from topkit.indexers.base import Indexer
@@ -63,12 +63,13 @@ def test_specs_of_indexers(seed: int):
 @pytest.mark.parametrize("seed", range(3))
 def test_specs_of_tasks(seed: int):
     draw = random.Random(seed)
+    known = {**TASKS, **OFFICIAL}
     examples = [
-        *(flat(task()) for task in TASKS.values()),
+        *(flat(task()) for task in known.values()),
         *("niah-multikey:distractors=4,wording=trained", "niah-multikey(digits=10, depth=0.5)"),
     ]
     for _ in range(SPECS // 3):
-        text = written(draw, TASKS, examples)
+        text = written(draw, known, examples)
         line_of(lambda text=text: require_round_trip(make_task, text, (full, flat, short)))
 
 

@@ -118,7 +118,7 @@ def test_full_attention_says_what_generate_says(tmp_path: Path, name: str, kind:
         ids = made(user + cue).input_ids
         if read["task"] == task_name(tasks[1]):
             turn = [{"role": "user", "content": user}]
-            shown = made.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            shown = str(made.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
             ids = made(shown + cue * in_chat, add_special_tokens=False).input_ids
         said = generated(model, made, ids)
         if name == "lost" and "\n" in said.lstrip():
@@ -145,7 +145,7 @@ def test_a_needle_set_has_its_own_system_turn(tmp_path: Path, template: str) -> 
     made.chat_template = template
     task = make_task("nolima", file=str(path), form="chat", tokens=TOKENS)
     prompt = task.sample(made, LENGTH, 3)
-    text = made.decode([*prompt.ids, *prompt.questions[0].ids])
+    text = str(made.decode([*prompt.ids, *prompt.questions[0].ids]))
     begins = (
         "<s>[system] Be short.</s>\n[user] " if template is TEMPLATE else "<s>[user] Be short.\n\n"
     )

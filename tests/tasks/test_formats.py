@@ -258,13 +258,14 @@ def test_nolima_refuses_books_and_types_that_are_none(tmp_path: Path) -> None:
     path = written(tmp_path / "set.json", NEEDLES, False)
     (tmp_path / "line.txt").write_text("one line")
     (tmp_path / "latin.txt").write_bytes("é\n".encode("latin-1"))
-    for more, said in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"book": str(tmp_path / "none.txt")}, "No such file"),
         ({"book": str(tmp_path / "line.txt")}, "is one line"),
         ({"book": str(tmp_path / "latin.txt")}, "not UTF-8"),
         ({"task": "threehop"}, "no questions of type 'threehop'; known: direct, onehop, twohop"),
         ({"depth": 2.0}, "depth must lie in"),
-    ):
+    ]
+    for more, said in refused:
         with pytest.raises(InputError, match=said):
             drawn("nolima", path, **more)
     with pytest.raises(InputError, match=r"does not fit into a length of 220; ask for a longer"):

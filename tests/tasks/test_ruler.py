@@ -240,7 +240,7 @@ def test_what_cannot_be_made_is_refused() -> None:
 
 def test_a_made_tasks_name_parses_back() -> None:
     task = make_task("ruler:task=vt,tokens=40")
-    assert task_name(task) == "ruler:task=vt,tokens=40" and make_task(task_name(task)) == task
+    assert task_name(task) == "ruler:tokens=40,task=vt" and make_task(task_name(task)) == task
     assert task.most_samples() is None
 
 

@@ -75,7 +75,9 @@ def test_a_files_text_parses_back(tmp_path: Path) -> None:
     path = written(tmp_path / "with, comma" / "o'neil.jsonl", ROW)
     task = ruler(path, form="chat")
     assert make_task(repr(task)) == task
-    assert make_task(f"ruler:{path.name}").file == path.name  # the first parameter
+    assert make_task(f"ruler:{path.name}") == make_task(
+        "ruler", file=path.name
+    )  # the first parameter
 
 
 HOSTILE: list[tuple[str, bytes, str]] = [

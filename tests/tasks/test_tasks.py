@@ -299,7 +299,7 @@ def test_the_least_length_that_fits_is_met(name: str) -> None:
 
 REFUSED = [
     ("niah-multykey", {}, "did you mean 'niah-multikey'"),
-    ("xyz", {}, "known: books, kv-recall"),
+    ("xyz", {}, "known: books, helmet, kv-recall"),
     ("niah-single", {"asks": "nothing"}, "niah-single has no parameter 'asks'"),
     ("niah-multikey", {"distractor": 3}, "did you mean 'distractors'"),
     ("niah-single", {"wording": "rewrad"}, "did you mean 'reward'"),

@@ -48,8 +48,8 @@ class Part:
         most = {task: task.most_samples() for task in self.tasks}
         short = {task: n for task, n in most.items() if n is not None and n < self.haystacks}
         rest = tuple(task for task in self.tasks if task not in short)
-        parts = [replace(self, tasks=(task,), haystacks=n) for task, n in short.items()]
-        return [replace(self, tasks=rest), *parts] if rest else parts
+        parts: list[Part] = [replace(self, tasks=rest)] if rest else []
+        return parts + [replace(self, tasks=(task,), haystacks=n) for task, n in short.items()]
 
     @property
     def columns(self) -> list[dict[str, str]]:

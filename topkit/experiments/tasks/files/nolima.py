@@ -66,6 +66,7 @@ class NoLiMa(FileTask):
         "a needle set: a JSON list of needles with id, needle, questions and tests"
     )
 
+    task: str = ""
     book: str = ""
     depth: float = -1
 

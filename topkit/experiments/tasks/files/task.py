@@ -22,9 +22,8 @@ from topkit.grammar import flat
 class FileTask(Task):
     """Prompt n is row n of a file, in its order: one question, asked as the format asks it.
 
-    task: which of the format's tasks it is, where neither the file's name nor its folder says so;
-    tokens: to generate, 0: as the file or the format says. Examples are the rows behind. A seed changes
-    no prompt.
+    tokens: to generate, 0: as the file or the format says. Worked examples are the rows behind. A seed
+    changes no prompt.
     """
 
     family: ClassVar[str] = HELD_OUT
@@ -37,7 +36,6 @@ class FileTask(Task):
     questions: int = field(default=1, init=False, repr=False)
     wording: str = field(default="any", init=False, repr=False)
     file: str = ""
-    task: str = ""
     tokens: int = 0
 
     def __post_init__(self) -> None:

@@ -53,6 +53,7 @@ class Helmet(FileTask):
         "JSON lines of HELMET's data, as data/json_kv/test_k105_dep6.jsonl holds them"
     )
 
+    task: str = ""
     demos: str = ""
     shots: int = later(-1)
 

@@ -39,6 +39,8 @@ class Ruler(FileTask):
         'JSON lines such as {"input": "...", "outputs": ["..."], "answer_prefix": "..."}'
     )
 
+    task: str = ""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.task:
