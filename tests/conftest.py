@@ -1,8 +1,11 @@
-"""What all tests share: where there is no GPU, Triton's kernels run in its interpreter."""
+"""What all tests share: no network, and where there is no GPU, Triton's kernels run in its interpreter."""
 
 from __future__ import annotations
 
 import os
+
+# Before its client is imported: a name that is nowhere is never looked for on a network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
