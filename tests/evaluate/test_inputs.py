@@ -148,7 +148,7 @@ def test_queries_of_the_prompt_are_refused_where_there_is_none(tmp_path: Any) ->
         topkit.measure(plain, looks(), 3)
 
 
-def slow_logits(model: Any, ids: list[int], first: int, every: int) -> Tensor:
+def slow_logits(model: Any, ids: list[int], first: int, every: int, k: int) -> Tensor:
     """One pass; from `first` on queries see what signs choose in every so many layers, the others the same."""
     chosen: dict[tuple[int, int], Tensor] = {}
 
@@ -165,7 +165,7 @@ def slow_logits(model: Any, ids: list[int], first: int, every: int) -> Tensor:
                     order = (bits @ query[0, head, q].double()).argsort(
                         descending=True, stable=True
                     )
-                    chosen[head, q] = order[:K]
+                    chosen[head, q] = order[:k]
                 keep[head, q] = False
                 keep[head, q, chosen[head, q]] = True
         weights = scores.masked_fill(~keep[None], float("-inf")).softmax(-1)
@@ -187,19 +187,25 @@ def test_evaluate_reads_the_choice_of_another_layer(tmp_path: Any, sparse_from: 
     model, tokenizer = reference()
     options: dict[str, Any] = {"out": tmp_path, "tokenizer": tokenizer, "sparse_from": sparse_from}
     specs = ["reuse(sign(), every=3)", "sign()"]
-    rows = evaluate(model, TASK, LENGTH, 1, specs, K, **options).to_pylist()
+    # Two budgets of a recipe stand in one stream, and each reads its own.
+    rows = evaluate(model, TASK, LENGTH, 1, specs, [K, 3 * K], **options).to_pylist()
     made = TASK.sample(tokenizer, LENGTH, 0, seed=0)
     for number, question in enumerate(made.questions):
-        by_name = {r["indexer"]: r for r in rows if r["question"] == number}
         before = [*made.ids, *question.ids]
         first = len(made.ids) if sparse_from == "question" else len(before) - 1
         answer = torch.tensor(question.answer_ids)
-        logits = slow_logits(model, [*before, *question.answer_ids], first, 3)
-        logs = logits[len(before) - 1 : -1].log_softmax(-1)
-        nll = -logs.gather(-1, answer[:, None]).mean()
-        reused = by_name["reuse(base=sign(), every=3, layers=())"]
-        assert reused["nll"] == pytest.approx(nll.item(), rel=1e-3, abs=1e-4)
-        assert abs(by_name["sign()"]["nll"] - nll.item()) > 1e-3
+        for k in (K, 3 * K):
+            logits = slow_logits(model, [*before, *question.answer_ids], first, 3, k)
+            logs = logits[len(before) - 1 : -1].log_softmax(-1)
+            nll = -logs.gather(-1, answer[:, None]).mean()
+            reused, plain = (
+                one["nll"]
+                for name in ("reuse(base=sign(), every=3, layers=())", "sign()")
+                for one in rows
+                if (one["indexer"], one["budget"], one["question"]) == (name, str(k), number)
+            )
+            assert reused == pytest.approx(nll.item(), rel=1e-3, abs=1e-4)
+            assert abs(plain - nll.item()) > 1e-3
 
 
 def layers_drawn(count: int = 3, samples: int = 2) -> Capture:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from topkit.experiments.decode.driver import Driver, Memo, QuerySlots, tokens
 from topkit.experiments.decode.upstream import Upstream
@@ -128,7 +129,7 @@ class Stream:
         if place.start == 0:
             self.selected = []
         for choice in driver.select(index, ks, queries, cache, lacking, where, above):
-            self.selected.append(choice.by_budget[ks[0]])
+            self.selected.append(_of_rows(choice.by_budget, runs))
             for own, k in runs:
                 rows = slice(first + own.start, first + own.stop)
                 yield Chosen(self.indexer, rows, own, choice.place, k, choice.by_budget[k])
@@ -148,6 +149,22 @@ class Stream:
     def _driver(self, layer: int, prefix: Prefix) -> Driver:
         assert self.indexer is not None
         return Driver(self.indexer, layer, prefix.scaling, prefix.cache.heads, self.seed)
+
+
+def _of_rows(chosen: Mapping[int, Selection], runs: Sequence[tuple[slice, int]]) -> Selection:
+    """Of each row what it selected at its own k; narrow lists are filled with -1."""
+    if len(runs) == 1:
+        return chosen[runs[0][1]]
+    width = max(chosen[k].indices.shape[-1] for _, k in runs)
+
+    def wide(x: Tensor, fill: float) -> Tensor:
+        return pad(x, (0, width - x.shape[-1]), value=fill)
+
+    weights = [
+        wide(logs[own], 0.0) for own, k in runs if (logs := chosen[k].log_weights) is not None
+    ]
+    slots = torch.cat([wide(chosen[k].indices[own], -1) for own, k in runs])
+    return Selection(slots, torch.cat(weights) if weights else None)
 
 
 def joined(caches: Sequence[Cache], dim: int) -> Cache:
