@@ -539,7 +539,7 @@ def test_list_shows_the_registry(call: Call) -> None:
         assert shown[name]["cost"]
     assert shown["quest"]["parameters"] == "page_size=16"
     combinators = {name for name, row in shown.items() if row["family"] == "combinator"}
-    assert combinators == {"keep", "refine", "reuse", "shared"}
+    assert combinators == {"keep", "refine", "shared"}
     text = call("list", "indexers")[1]
     assert all(name in text for name in INDEXERS)
 

@@ -8,7 +8,10 @@ import torch
 from topkit.contract import check_indexer
 from topkit.contract.draw import RANDOM
 from topkit.errors import InputError
+from topkit.experiments.runs.cells import Cell
+from topkit.experiments.study.kinds import family_of, kind_of
 from topkit.indexers import Selection, Step, exact, keep, refine, reuse, sign
+from topkit.indexers.budget import parse_budget
 from topkit.indexers.spec import parse
 from topkit.indexers.upstream import upstream_layers, without_source
 
@@ -108,6 +111,12 @@ def test_a_driver_that_offers_no_other_layer_is_named():
     index = reuse(sign()).build(torch.randn(1, 1, 4, 8), step)
     with pytest.raises(InputError, match="needs 'upstream'; this driver has none"):
         index.select(torch.randn(1, 1, 1, 8), 2, step)
+
+
+def test_what_reuses_exact_scores_of_another_layer_is_no_oracle():
+    for spec in ("reuse(exact())", "keep(reuse(exact()), sink=4)"):
+        cell = Cell(parse(spec), parse_budget("16"))
+        assert (kind_of(cell), family_of(cell)) == ("real", "layers")
 
 
 def test_combinators_around_it_read_the_other_layer_too():

@@ -28,13 +28,12 @@ class reuse(Combinator):
     every: int = 4
     layers: tuple[int, ...] = ()
 
+    # Not that of base: another layer's exact scores are no oracle of this one's.
+    family: ClassVar[str] = "layers"
     source: ClassVar[str] = "arXiv 2410.05076"
     cost: ClassVar[str] = "as base, in the layers that select"
     reads: ClassVar[frozenset[str]] = frozenset({"upstream"})
-    examples: ClassVar[tuple[str, ...]] = (
-        "reuse(sign())",
-        "reuse(quest(page_size=4), layers=(0, 5))",
-    )
+    examples: ClassVar[tuple[str, ...]] = ("reuse(sign())", "reuse(quest(), layers=(0, 5))")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,10 +46,8 @@ class reuse(Combinator):
         return replace(super().traits(), exhaustive=False, may_come_short=True)
 
     def upstream_layer(self, layer: int) -> int | None:
-        chosen = (
-            [n for n in self.layers if n <= layer] if self.layers else [layer - layer % self.every]
-        )
-        source = max(chosen, default=layer)
+        sources = self.layers or range(0, layer + 1, self.every)
+        source = max((n for n in sources if n <= layer), default=layer)
         return None if source == layer else source
 
     def build(self, keys: Tensor, step: Step) -> Index:
