@@ -18,6 +18,7 @@ from awkward import tokenizer
 from tiny import tiny
 from topkit.cli.summary import accuracy
 from topkit.errors import InputError
+from topkit.experiments.evaluate import answers
 from topkit.experiments.study.curves import load as load_curves
 from topkit.experiments.tasks import Prompt, make_task, task_name
 from topkit.experiments.tasks.base import Planted, Question, Task
@@ -143,6 +144,39 @@ def test_full_attention_says_what_generate_says(tmp_path: Path, kind: str) -> No
         assert "in truth" not in curve.title
     numbers = accuracy(list(curves.values()), as_json=True)
     assert {(row["measure"], row["tokens"] > 0) for row in numbers} == {("score", True)}
+
+
+def test_rows_that_have_ended_leave_the_batch(tmp_path: Path, monkeypatch: Any) -> None:
+    """Never twice the rows that still talk; and what they say does not depend on who else talks."""
+    made = tokenizer("byte level")
+    model = loud(len(made))
+    task, budgets = Letters(questions=8), [4, 8, 16]
+    prompt = task.sample(made, 900, 0)
+    firsts = [generated(model, texts(made, prompt, n)[0], 8) for n in range(8)]
+    model.generation_config.eos_token_id = sorted({1, *(said[n] for n, said in enumerate(firsts))})
+    fed, forward = list[int](), answers.forward
+
+    def counting(
+        model: Any, prefix: Any, streams: Any, ids: Any, last: int, *more: Any, **how: Any
+    ) -> Any:
+        fed.append(len(ids))
+        return forward(model, prefix, streams, ids, last, *more, **how)
+
+    monkeypatch.setattr(answers, "forward", counting)
+    given: dict[str, Any] = dict(tokenizer=made, observe=False, sparse_from="answer")
+    rows = topkit.evaluate(model, task, 900, 1, "exact", budgets, out=tmp_path / "all", **given)
+    rows = rows.to_pylist()
+    lengths = [row["said_tokens"] for row in rows]
+    assert len(rows) == 32 and len(set(lengths)) > 3
+    steps = fed[fed.index(32) + 1 :]  # behind the true answers'
+    assert len(steps) >= 6 and steps[-1] < 16
+    talking = [sum(n > step for n in lengths) for step in range(max(lengths))]
+    for rows_fed, still in zip(reversed(steps), reversed(talking), strict=False):
+        assert still <= rows_fed < 2 * still or rows_fed == still
+    monkeypatch.undo()
+    alone = topkit.evaluate(model, task, 900, 1, "exact", 8, out=tmp_path / "one", **given)
+    wanted = [row["said"] for row in rows if row["budget"] in ("", "8")]
+    assert [row["said"] for row in alone.to_pylist()] == wanted
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,16 @@ class _Line:
     last: Tensor
     open: list[bool]
 
+    def going(self) -> list[int]:
+        """The rows that have not ended."""
+        return [n for n, still in enumerate(self.open) if still]
+
+    def only(self, rows: list[int]) -> _Line:
+        """A line of some rows."""
+        places = torch.tensor(rows, device=self.last.device)
+        some = [self.rows[n] for n in rows]
+        return _Line(self.stream.fork(places), some, self.last[places], [True] * len(rows))
+
 
 def go_on(
     streams: Sequence[Stream],
@@ -86,8 +96,8 @@ def go_on(
 ) -> None:
     """Let every row go on from what it has `said` already, at least a token, to its end; in place.
 
-    A stream none of whose rows goes on is dropped at once, so that the streams that still talk wait for
-    no other. Nothing is decoded where every row has ended.
+    A stream none of whose rows goes on is dropped at once, and so are the ended rows of one where they are
+    half of it, so that those that still talk wait for no other. Nothing is decoded where every row has ended.
     Shapes: last [B, 1], the token before each answer; most: B; said: a list for each stream, of B answers
     for each of its cells, each behind as many tokens of its question as `seams` [B] says.
     """
@@ -106,7 +116,10 @@ def go_on(
                 if line.open[n] and len(row.said) == place:
                     row.said.append(token)
                     line.open[n] = not row.ended()
-            if any(line.open):
+            left = line.going()
+            if left and 2 * len(left) <= len(line.rows):
+                line, chosen = line.only(left), [chosen[n] for n in left]
+            if left:
                 going.append(line)
                 tokens += [
                     row.said[place] if place < len(row.said) else token
@@ -127,12 +140,9 @@ def _lines(
         copies = len(answers) // len(most)
         ends = zip(answers, [*most] * copies, [*seams] * copies, strict=True)
         rows = [_Row(*row, stops) for row in ends]
-        going = [n for n, row in enumerate(rows) if not row.ended()]
-        if going:
-            places = torch.tensor(going, device=last.device)
-            some = [rows[n] for n in going]
-            first = last.repeat(copies, 1)[places]
-            yield _Line(stream.fork(places), some, first, [True] * len(going))
+        line = _Line(stream, rows, last.repeat(copies, 1), [not row.ended() for row in rows])
+        if left := line.going():
+            yield line.only(left)
 
 
 def _begun(line: _Line, place: int) -> Tensor:
