@@ -74,6 +74,13 @@ class _Line:
     last: Tensor
     open: list[bool]
 
+    def say(self, tokens: Sequence[int], place: int) -> None:
+        """Add a token to each row that has not ended, and has said so many."""
+        for n, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
+            if self.open[n] and len(row.said) == place:
+                row.said.append(token)
+                self.open[n] = not row.ended()
+
     def going(self) -> list[int]:
         """The rows that have not ended."""
         return [n for n, still in enumerate(self.open) if still]
@@ -112,10 +119,7 @@ def go_on(
         for line in lines:
             chosen = likeliest[first : first + len(line.rows)]
             first += len(line.rows)
-            for n, (row, token) in enumerate(zip(line.rows, chosen, strict=True)):
-                if line.open[n] and len(row.said) == place:
-                    row.said.append(token)
-                    line.open[n] = not row.ended()
+            line.say(chosen, place)
             left = line.going()
             if left and 2 * len(left) <= len(line.rows):
                 line, chosen = line.only(left), [chosen[n] for n in left]
