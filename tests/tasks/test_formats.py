@@ -182,7 +182,9 @@ NEEDLES = [
 
 
 def book(tmp_path: Path) -> str:
-    lines = [f"Line {n} of a book of many lines, no two of which are alike." for n in range(400)]
+    lines = ["[no list]"] + [
+        f"Line {n} of a book of many lines, no two of which are alike." for n in range(400)
+    ]
     (tmp_path / "book.txt").write_text("\n".join(lines))
     return str(tmp_path / "book.txt")
 
@@ -190,6 +192,7 @@ def book(tmp_path: Path) -> str:
 def test_nolima_puts_a_needle_between_the_lines_of_a_book(tmp_path: Path) -> None:
     path, text = written(tmp_path / "needle_set.json", NEEDLES, False), book(tmp_path)
     task = make_task("nolima", file=path, book=text)
+    assert re.search(r"file=.*/needle_set\.json@\w{6},book=.*/book\.txt@\w{6}$", task_name(task))
     assert task.most_samples() == 5 * 26
     seen, places = Counter(), []
     for sample in range(0, 130, 3):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import stat
 import zlib
 from dataclasses import dataclass
@@ -55,10 +56,8 @@ def rows_of(path: str | Path, remedy: str) -> Rows:
     Raises: InputError for what cannot be read, holds no rows, or has a line too long for any task.
     """
     path = Path(path)
+    about = _about(path, remedy)
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise InputError(f"{path} is no plain file; {remedy}")
         return _rows(path.absolute(), path, remedy, about.st_mtime_ns, about.st_size, about.st_ino)
     except (OSError, ValueError, EOFError, zlib.error) as error:
         if isinstance(error, InputError):
@@ -68,11 +67,23 @@ def rows_of(path: str | Path, remedy: str) -> Rows:
 
 
 def digest_of(path: str | Path, remedy: str) -> str:
-    """The first digits of the hash of a file's content: enough to tell files apart in a table."""
-    rows_of(path, remedy)
-    about = Path(path).stat()
-    whole = Path(path).absolute()
-    return _digest(whole, about.st_mtime_ns, about.st_size, about.st_ino)[:6]
+    """The first digits of the hash of a file's content: enough to tell files apart in a table.
+
+    Raises: InputError for what cannot be read.
+    """
+    about = _about(Path(path), remedy)
+    return _digest(Path(path).absolute(), about.st_mtime_ns, about.st_size, about.st_ino)[:6]
+
+
+def _about(path: Path, remedy: str) -> os.stat_result:
+    try:
+        about = path.stat()
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot read {quote(str(path))}: {why}; {remedy}") from error
+    if not stat.S_ISREG(about.st_mode):
+        raise InputError(f"{path} is no plain file; {remedy}")
+    return about
 
 
 @lru_cache(maxsize=64)

@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from topkit.documents import Prose, Text
 from topkit.errors import InputError
 from topkit.experiments.tasks.base import random_for, require_depth
 from topkit.experiments.tasks.encoding import Tokenizer, encode
+from topkit.experiments.tasks.files.needle_sets import Needle, named, needles_of, row_of
 from topkit.experiments.tasks.files.row import Row, encoded
 from topkit.experiments.tasks.files.task import FileTask
 from topkit.experiments.tasks.haystack import Haystack
 from topkit.experiments.tasks.prompt import Prompt
 
-SCHEMA = {
-    "id": Text(r"\d{4}.*", "text that begins with four digits"),
-    "needle": Prose,
-    "questions": {str: Prose},
-    "tests": {str: {"input_args": [Prose], "gold_answers?": object}},
-    "system_prompt?": Prose,
-    "character_set?": [Prose],
-    "task_template?": Prose,
-}
-TEMPLATE = (
-    "You will answer a question based on the following book snippet:\n\n{haystack}\n\nUse the information "
-    "provided in the book snippet to answer the question. Your answer should be short and based on either "
-    "explicitly stated facts or strong, logical inferences.\n\nQuestion: {question}\n\n Return only the "
-    "final answer with no additional explanation or reasoning."
-)
-TOKENS, DEPTHS = 192, 26
-LETTERS = 32
-CHARACTER = "{CHAR}"
-
-
-@dataclass(frozen=True)
-class Needle:
-    """One test: a fact with a gap for a name, where one is, and a question about it."""
-
-    place: str
-    kind: str
-    fact: str
-    question: str
-    answers: tuple[str, ...]
-    characters: tuple[str, ...]
-    system: str
-    template: str
+# Places of a needle, and letters that no token of a text has on average.
+DEPTHS, LETTERS = 26, 32
 
 
 @dataclass(frozen=True)
@@ -79,7 +49,7 @@ class NoLiMa(FileTask):
 
     def needles(self) -> list[Needle]:
         """The tests of the set. Raises: InputError naming the needle and what it lacks."""
-        known = [n for at in range(len(self.rows)) for n in self._tests(at)]
+        known = [n for at in range(len(self.rows)) for n in needles_of(self.rows, at, self.remedy)]
         chosen = [n for n in known if self.task in ("", n.kind)]
         if not chosen:
             kinds = ", ".join(sorted({n.kind for n in known}))
@@ -106,35 +76,12 @@ class NoLiMa(FileTask):
         number, at = divmod(int(order[sample]), count // len(needles))
         depth = at / (DEPTHS - 1) if self.depth < 0 else self.depth
         rng = random_for(split, self.name, seed, sample)
-        needle = _named(needles[number], rng)
+        needle = named(needles[number], rng)
         text = self._text(haystack or Haystack.bundled(), rng)
-        others = [_named(needles[(number + n) % len(needles)], rng) for n in self.examples]
-        examples = [_row(other, other.fact) for other in others]
+        others = [named(needles[(number + n) % len(needles)], rng) for n in self.examples]
+        examples = [row_of(other, other.fact) for other in others]
         row = self._fullest(needle, text, depth, tokenizer, length, examples)
         return self.asked(row, tokenizer, length, sample, seed, examples)
-
-    def _tests(self, at: int) -> list[Needle]:
-        read = self.rows.row(at, SCHEMA, self.remedy)
-        place = f"{self.rows.path}, {self.rows.places[at]}"
-        template = read.get("task_template", TEMPLATE)
-        if "{haystack}" not in template:
-            raise InputError(f"{place}: task_template lacks {{haystack}}; {self.remedy}")
-        made = []
-        for kind, question in read["questions"].items():
-            for name, test in read["tests"].items():
-                fact, asked = (
-                    _filled(text, test["input_args"]) for text in (read["needle"], question)
-                )
-                answers = _answers(test.get("gold_answers"))
-                if not answers and not (CHARACTER in fact and read.get("character_set")):
-                    raise InputError(
-                        f"{place}: tests.{name} needs gold_answers, or the needle {CHARACTER} and a "
-                        f"character_set; {self.remedy}"
-                    )
-                named = tuple(read.get("character_set", ()))
-                system = read.get("system_prompt", "")
-                made.append(Needle(place, kind, fact, asked, answers, named, system, template))
-        return made
 
     def _text(self, haystack: Haystack, rng: np.random.Generator) -> str:
         """The lines of the book; or a text's sentences from some place on, one a line."""
@@ -167,12 +114,12 @@ class NoLiMa(FileTask):
         def cost(row: Row) -> int:
             return encoded(self.told(row, examples), self.form, tokenizer, self.name)[3]
 
-        alone = _row(needle, f"{needle.fact}\n")
+        alone = row_of(needle, f"{needle.fact}\n")
         room = length - cost(alone)
         # Twice the room holds every window, and no text has so many letters a token.
         ids = encode(tokenizer, text[: LETTERS * length]) if room > 0 else []
         while room > 0:
-            row = _row(needle, _placed(needle.fact, ids, room, depth, tokenizer))
+            row = row_of(needle, _placed(needle.fact, ids, room, depth, tokenizer))
             used = cost(row)
             if used <= length:
                 return row
@@ -191,40 +138,3 @@ def _placed(fact: str, ids: list[int], room: int, depth: float, tokenizer: Any) 
     before = tokenizer.decode(ids[first : place + 1]) if place else ""
     before = before[: max(before.rfind("\n"), 0)]
     return f"{before} {fact}\n{tokenizer.decode(ids[place + 1 if place else 0 : first + room])}"
-
-
-def _row(needle: Needle, context: str) -> Row:
-    before, after = needle.template.split("{haystack}", 1)
-    return Row(
-        before=before.replace("{question}", needle.question),
-        context=context,
-        after=after.replace("{question}", needle.question),
-        answer=f" {needle.answers[0]}",
-        references=needle.answers,
-        rule="contains",
-        tokens=TOKENS,
-        system=needle.system,
-        kind=needle.kind,
-        place=needle.place,
-    )
-
-
-def _named(needle: Needle, rng: np.random.Generator) -> Needle:
-    """With a name in the gap, which is then the answer."""
-    if CHARACTER not in needle.fact:
-        return needle
-    name = str(rng.choice(needle.characters))
-    fact, question = (t.replace(CHARACTER, name) for t in (needle.fact, needle.question))
-    return replace(needle, fact=fact, question=question, answers=(name,))
-
-
-def _filled(text: str, values: list[str]) -> str:
-    for number, value in enumerate(values, 1):
-        text = text.replace(f"{{{number}}}", value)
-    return text
-
-
-def _answers(value: object) -> tuple[str, ...]:
-    """The answers of a test, which is a text or a list of texts."""
-    several = value if isinstance(value, list) else [value]
-    return tuple(one for one in several if isinstance(one, str) and one)
