@@ -93,6 +93,8 @@ def ends() -> None:
     force_ends.force_ends(scores, 4, 16, slots=None, **seen)
     force_ends.force_ends(scores, 4, 0, slots=slots, **seen)
     force_ends.force_ends(scores, 0, 1, slots=slots, start=None, stop=seen["stop"])
+    force_ends.ends_first(slots, 64, 4, 16, **seen)
+    force_ends.ends_first(slots[..., :0], 64, 4, 64, start=None, stop=seen["stop"])
 
 
 def keys(dim: int) -> Callable[[], None]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from topkit.errors import InputError
-from topkit.kernels.force_ends import force_ends
+from topkit.kernels.force_ends import ends_first, force_ends
 from topkit.kernels.gather_attention import attend_all, gather_attention, gather_scores
 from topkit.kernels.page_bounds import append_bounds, score_bounds
 from topkit.kernels.score_keys import score_keys
@@ -162,6 +162,25 @@ def test_ends_are_forced(
                 first = 0 if start is None else start[row]
                 by_slot = {s: x for s, x in by_slot.items() if s >= first + sink}
             assert ours_named == by_slot | dict.fromkeys(ends, float("inf"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("start", [None, (0, 58)])
+@pytest.mark.parametrize(("sink", "newest"), [(4, 16), (0, 3), (0, 0), (50, 20)])
+@pytest.mark.parametrize(("width", "k"), [(40, 40), (40, 7), (0, 9), (12, 70)])
+def test_ends_come_first(
+    backend: str, start: tuple[int, ...] | None, sink: int, newest: int, width: int, k: int
+) -> None:
+    slots = lists(GROUPS, 40)[..., :width]
+    ours = ends_first(slots, k, sink, newest, **window(start), backend=backend)
+    for row in range(ROWS):
+        visible = [*seen(row, start)]
+        first, last = visible[:sink], visible[sink:][::-1][:newest]
+        for head in range(GROUPS):
+            others = [s for s in slots[row, head, 0].tolist() if s in visible[sink:]]
+            want = (first + last + [s for s in others if s not in last])[:k]
+            ours_here = ours[row, head, 0].tolist()
+            assert ours_here == want + [-1] * (k - len(want))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

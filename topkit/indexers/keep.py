@@ -9,17 +9,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.candidates import Candidates
 from topkit.indexers.checks import whole
 from topkit.indexers.combinator import Combinator, best_at
-from topkit.indexers.compact import compact
-from topkit.indexers.streaming_llm import ends
 from topkit.indexers.traits import Traits
-from topkit.kernels.force_ends import force_ends
+from topkit.kernels.force_ends import ends_first, force_ends
 
 
 @dataclass(frozen=True)
@@ -72,17 +69,16 @@ class keep(Combinator):
 
     def _with_ends(self, chosen: Selection, length: int, step: Step) -> Selection:
         """The selection, the first and the newest keys in the places of its last."""
-        device = chosen.indices.device
         count, width = chosen.indices.shape[-2:]
         if width <= self.sink + self.window and width < length:
             _say_full(self, width)
-        forced = ends(step, length, count, self.sink, self.window, width, device)
-        first = step.starts(device)[:, None, None, None]
-        stop = step.stops(length, count, device).clamp_max(length)[:, None, :, None]
-        twice = (chosen.indices < first + self.sink) | (chosen.indices >= stop - self.window)
-        others = chosen.indices.masked_fill(twice, -1)
-        forced = forced.expand(*others.shape[:-1], -1)
-        return replace(chosen, indices=compact(torch.cat([forced, others], -1), width))
+        seen: dict[str, Any] = {"start": step.start, "stop": step.stop, "backend": step.backend}
+        if step.at is None:
+            device = chosen.indices.device
+            stop = step.stops(length, count, device).clamp_max(length)
+            seen |= {"stop": stop, "backend": "torch"}
+        slots = ends_first(chosen.indices, width, self.sink, self.window, **seen)
+        return replace(chosen, indices=slots)
 
 
 @cache  # said once of each recipe and k

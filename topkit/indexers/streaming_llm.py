@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from topkit.indexers.base import Selection, Step
 from topkit.indexers.checks import whole
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.traits import Traits
+from topkit.kernels.force_ends import ends_first
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class streaming_llm(Stateless):
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
         width = min(k, length)
         window = width if self.window is None else self.window
+        if step.at is not None and step.stop is not None:
+            nothing = torch.empty(len(queries), 1, 1, 0, dtype=torch.int64, device=queries.device)
+            seen: dict[str, Any] = {"start": step.start, "stop": step.stop, "backend": step.backend}
+            return Selection(ends_first(nothing, width, self.sink, window, **seen))
         slots = ends(step, length, queries.shape[2], self.sink, window, width, queries.device)
         return Selection(slots.expand(queries.shape[0], -1, -1, -1))
 

@@ -1,4 +1,4 @@
-"""The first and the newest slots, scored above all others."""
+"""The first and the newest slots, scored above all others, or first in a list."""
 
 # pyright: strict
 
@@ -14,10 +14,10 @@ from topkit.kernels.backend import resolve
 from topkit.kernels.force_ends import reference
 from topkit.kernels.score.boundary import check_window
 
-__all__ = ["force_ends"]
+__all__ = ["ends_first", "force_ends"]
 
-# Forced slots that the Triton kernel takes.
-MOST = 4096
+# Forced slots that the Triton kernels take, and entries of a list.
+MOST, LONGEST = 4096, 1 << 14
 
 
 def force_ends(
@@ -55,6 +55,37 @@ def force_ends(
     from topkit.kernels.force_ends import triton_impl
 
     return triton_impl.force_ends(scores, sink, window, slots=slots, **ends)
+
+
+def ends_first(
+    slots: Tensor,
+    k: int,
+    sink: int,
+    window: int,
+    *,
+    start: Tensor | None = None,
+    stop: Tensor,
+    backend: str = "auto",
+) -> Tensor:
+    """Lists of k slots: the first `sink` and the newest `window` that each query sees, then others.
+
+    Shapes: slots [B, H, Tq, n], the best first, -1 for none; start [B], stop [B or 1, Tq] -> [B, H, Tq, k],
+    the first ascending, the newest first, the others in their order, -1 last.
+    Raises: InputError where shapes, dtypes or devices do not belong together.
+    """
+    checks.tensors(slots=slots, stop=stop)
+    checks.dims("slots", slots, 4)
+    checks.typed("slots", slots, (torch.int64,))
+    check_window(start, stop, slots)
+    own = None
+    if max(k, slots.shape[3]) > LONGEST:
+        own = f"lists must be at most {LONGEST} slots; got {max(k, slots.shape[3])}"
+    ends: dict[str, Any] = {"start": start, "stop": stop}
+    if resolve(backend, slots, own) == "torch":
+        return reference.ends_first(slots, k, sink, window, **ends)
+    from topkit.kernels.force_ends import triton_impl
+
+    return triton_impl.ends_first(slots, k, sink, window, **ends)
 
 
 def _unsupported(scores: Tensor, slots: Tensor | None, count: int) -> str | None:

@@ -50,6 +50,45 @@ def force_ends(
     return out, names
 
 
+def ends_first(
+    slots: Tensor, k: int, sink: int, window: int, *, start: Tensor | None, stop: Tensor
+) -> Tensor:
+    """As topkit.kernels.force_ends.ends_first's, of checked arguments."""
+    rows, heads, count, width = slots.shape
+    out = slots.new_empty(rows, heads, count, k)
+    if out.numel() == 0:
+        return out
+    with torch.cuda.device_of(slots):  # Triton launches on the current device
+        _first[(rows * heads * count,)](
+            slots.contiguous(), out, *seen_by(start, stop), sink, window, width, k, heads, count,
+            triton.next_power_of_2(max(width, 1)), triton.next_power_of_2(k),
+            num_warps=4, launch_pdl=has_pdl(slots.device),
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _first(
+    slots, out, start, stop, sink, window, width, k, heads, count, N: tl.constexpr, K: tl.constexpr
+):
+    wait_then_launch()
+    row = tl.program_id(0)
+    first, end = seen(start, stop, row // count // heads, row % count, 2147483647)
+    visible = tl.maximum(end - first, 0)
+    sinks = tl.minimum(sink, visible)
+    ends = sinks + tl.minimum(window, visible - sinks)
+    i, j = tl.arange(0, K), tl.arange(0, N)
+    slot = tl.load(slots + row.to(tl.int64) * width + j, mask=j < width, other=-1)
+    stays = (slot >= 0) & (slot >= first + sink) & (slot < end - window)
+    rank = tl.cumsum(stays.to(tl.int32), 0)
+    out += row.to(tl.int64) * k
+    tl.store(out + ends + rank - 1, slot, mask=stays & (ends + rank <= k))
+    forced = tl.where(i < sinks, first + i, end - 1 - (i - sinks))
+    forced = tl.where(i < ends, forced, -1).to(tl.int64)
+    others = tl.sum(stays.to(tl.int32))
+    tl.store(out + i, forced, mask=(i < k) & ((i < ends) | (i >= ends + others)))
+
+
 @triton.jit
 def _forced(i, first, end, sink, window):
     """Forced slot number i, and whether there is one."""
