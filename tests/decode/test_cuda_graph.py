@@ -53,6 +53,7 @@ OTHERS = (
     "refine(shared(sign()), factor=2)",
     "shared(quest(page_size=4))",
     "vattention(keep(sign(), sink=1))",
+    "keep(sign(center=True, hadamard=True), sink=1)",
 )
 
 
