@@ -27,6 +27,7 @@ from topkit.kernels.codes import quantize, signs, stored
 from topkit.kernels.force_ends import triton_impl as force_ends
 from topkit.kernels.gather_attention import chosen_scores
 from topkit.kernels.gather_attention import triton_impl as gather_attention
+from topkit.kernels.hadamard import triton_impl as hadamard
 from topkit.kernels.page_bounds import triton_impl as page_bounds
 from topkit.kernels.quantize_append import triton_impl as quantize_append
 from topkit.kernels.score import triton_impl as score
@@ -80,6 +81,11 @@ def select() -> None:
         select_topk.select_topk(torch.zeros(2, length), k, torch.tensor([1, 2]), ranked=True)
     named = torch.zeros(2, 300, dtype=torch.long)
     select_topk.select_topk(torch.zeros(2, 300), 16, None, named=named)
+
+
+def rotation() -> None:
+    for dim in (64, 256):
+        hadamard.hadamard(torch.zeros(2, 9, 1, dim, dtype=torch.bfloat16))
 
 
 def mass() -> None:
@@ -174,6 +180,7 @@ OPERATIONS: dict[str, Callable[[], None]] = {
     "select_topk": select,
     **{f"score {dtype}": scores(dtype) for dtype in CODES},
     "score lightning": lightning,
+    "hadamard": rotation,
     "select_mass": mass,
     "force_ends": ends,
     "keys 64": keys(64),

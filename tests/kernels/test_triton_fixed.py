@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from topkit.errors import InputError
+from topkit.kernels.codes import hadamard_rotate
 from topkit.kernels.force_ends import ends_first, force_ends
 from topkit.kernels.gather_attention import attend_all, gather_attention, gather_scores
+from topkit.kernels.hadamard import hadamard
 from topkit.kernels.page_bounds import append_bounds, score_bounds
 from topkit.kernels.score_keys import score_keys
 from topkit.kernels.select_mass import select_mass
@@ -237,6 +239,14 @@ def test_pages_by_their_bounds(backend: str, start: tuple[int, ...] | None, size
                 order = scores[row, head, 0, : len(pages)].argsort(descending=True, stable=True)
                 chosen = [slot for page in order.tolist() for slot in reversed(pages[page])][:k]
                 assert slots[row, head, 0].tolist() == chosen + [-1] * (k - len(chosen))
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotated_queries_have_the_bits_of_the_definition(dim: int, dtype: torch.dtype) -> None:
+    vectors = drawn(2, 1, 3, dim, dtype=dtype).transpose(1, 2)
+    ours = hadamard(vectors, backend="triton")
+    assert torch.equal(ours, hadamard_rotate(vectors)) and ours.dtype == torch.float32
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -72,7 +72,7 @@ class quantized(Scored):
         return codes
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
-        turned, coding = self._rotated(queries, codes)
+        turned, coding = self._rotated(queries, codes, step)
         return score_codes(turned, codes["codes"], **coding, backend=step.backend)
 
     def write(self, keys: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
@@ -87,20 +87,20 @@ class quantized(Scored):
     def pick(
         self, queries: Tensor, codes: Codes, k: int, step: Step, pool: str | None = None
     ) -> Tensor:
-        turned, coding = self._rotated(queries, codes)
+        turned, coding = self._rotated(queries, codes, step)
         return pick_codes(turned, codes["codes"], k, step, pool, **coding)
 
     def visible_scores(
         self, queries: Tensor, codes: Codes, step: Step, pool: str | None = None
     ) -> Tensor:
-        turned, coding = self._rotated(queries, codes)
+        turned, coding = self._rotated(queries, codes, step)
         return score_visible_codes(turned, codes["codes"], step, pool, **coding)
 
     @property
     def _scale(self) -> str:
         return "exponent" if self.scale == "pow2" else "scale"
 
-    def _rotated(self, queries: Tensor, codes: Codes) -> tuple[Tensor, dict[str, Any]]:
+    def _rotated(self, queries: Tensor, codes: Codes, step: Step) -> tuple[Tensor, dict[str, Any]]:
         """Queries as the keys were rotated, and how their codes are read."""
-        turned = rotated(queries) if self.hadamard else queries
+        turned = rotated(queries, step.backend) if self.hadamard else queries
         return turned, {"dtype": self.dtype, "scale": codes[self._scale]}

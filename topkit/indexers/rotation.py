@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import pad
 
-from topkit.kernels.codes import hadamard_rotate
+from topkit.kernels.hadamard import hadamard
 
 
 def padded(vectors: Tensor) -> Tensor:
@@ -16,6 +16,6 @@ def padded(vectors: Tensor) -> Tensor:
     return pad(vectors, (0, room)) if room else vectors
 
 
-def rotated(vectors: Tensor) -> Tensor:
+def rotated(vectors: Tensor, backend: str = "torch") -> Tensor:
     """The orthonormal Walsh-Hadamard transform of padded vectors, in float32."""
-    return hadamard_rotate(padded(vectors))
+    return hadamard(padded(vectors), backend=backend)

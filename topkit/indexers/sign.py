@@ -55,7 +55,7 @@ class sign(Scored):
         return codes
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
-        queries = rotated(queries) if self.hadamard else queries
+        queries = rotated(queries, step.backend) if self.hadamard else queries
         return score_codes(queries, codes["bits"], dtype="sign", backend=step.backend)
 
     def write(self, keys: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
@@ -66,11 +66,11 @@ class sign(Scored):
     def pick(
         self, queries: Tensor, codes: Codes, k: int, step: Step, pool: str | None = None
     ) -> Tensor:
-        queries = rotated(queries) if self.hadamard else queries
+        queries = rotated(queries, step.backend) if self.hadamard else queries
         return pick_codes(queries, codes["bits"], k, step, pool, dtype="sign")
 
     def visible_scores(
         self, queries: Tensor, codes: Codes, step: Step, pool: str | None = None
     ) -> Tensor:
-        queries = rotated(queries) if self.hadamard else queries
+        queries = rotated(queries, step.backend) if self.hadamard else queries
         return score_visible_codes(queries, codes["bits"], step, pool, dtype="sign")

@@ -26,6 +26,7 @@ SPECS = (
     'top_p(quantized(dtype="int4"))',
     "shared(sign())",
     "keep(shared(quantized(dtype='int4')),sink=4)",
+    "keep(sign(center=True,hadamard=True),sink=4)",
     "keep(quest(),sink=4,window=16)",
     "moba()",
     "streaming_llm()",

@@ -65,7 +65,7 @@ def _append(
     place = keys + nth.to(tl.int64)[:, None] * keys_by[2] + tl.arange(0, DIM)[None, :]
     x = tl.load(place, mask=(nth < new)[:, None], other=0.0).to(tl.float32)
     if HADAMARD:
-        x = _rotated(x, DIM, ROWS)
+        x = rotated(x, DIM, ROWS)
     if LOADED:
         slot = tl.load(at + row * per_row).to(tl.int64) + nth
     else:
@@ -133,7 +133,7 @@ def _e4m3(x):
 
 
 @triton.jit
-def _rotated(x, DIM: tl.constexpr, ROWS: tl.constexpr):
+def rotated(x, DIM: tl.constexpr, ROWS: tl.constexpr):
     """The orthonormal Walsh-Hadamard transform, in the order of topkit.kernels.codes."""
     for stage in tl.static_range(16):
         if (1 << stage) < DIM:
