@@ -13,6 +13,7 @@ import torch
 
 from topkit.contract import check_indexer
 from topkit.indexers import (
+    Cache,
     Combinator,
     Indexer,
     Step,
@@ -202,3 +203,30 @@ def test_the_laws_hold_a_recipe_with_class_flags_to_what_they_say(says):
 def test_traits_are_a_value():
     assert hash(Traits()) == hash(Traits(needs=frozenset()))
     assert pickle.loads(pickle.dumps(keep(sign()))).traits() == keep(sign()).traits()
+
+
+def test_a_choice_of_ones_own_is_not_made_by_the_parents_kernels():
+    @dataclass(frozen=True)
+    class newest(keep):
+        def choose(self, index, queries, k, step):
+            return super().choose(index, queries, k, step).cut(1)
+
+    @dataclass(frozen=True)
+    class longest(quest):
+        def score(self, queries, pages, step):
+            return super().score(queries.abs(), pages, step)
+
+        def summarise(self, keys, real):
+            return {name: 2 * page for name, page in super().summarise(keys, real).items()}
+
+    assert not newest(sign()).traits().fixed and keep(sign()).traits().fixed
+    queries, keys = torch.randn(1, 2, 1, 8), torch.randn(1, 1, 20, 8)
+    step = Step(inputs={"cache": Cache(keys[:, :, :18])})
+    index = longest(4).build(keys[:, :, :17], step)
+    index.append(keys[:, :, 17:18], step)
+    places = {"at": torch.tensor([18]), "stop": torch.tensor([[19]]), "room": 20}
+    step = Step(inputs={"cache": Cache(keys)}, **places)
+    index.append(keys[:, :, 18:19], step)
+    want = longest(4).build(keys[:, :, :19], Step())
+    ours = index.visible_scores(queries, step)[..., :19]
+    assert torch.equal(ours, want.score(queries, Step()))

@@ -14,7 +14,7 @@ from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.candidates import Candidates
 from topkit.indexers.scored import best, cut_each
 from topkit.indexers.stateless import SlotCount, Stateless
-from topkit.indexers.traits import Traits
+from topkit.indexers.traits import Traits, as_written
 from topkit.kernels.gather_attention import gather_scores
 from topkit.kernels.rounding import Rounding, norms
 from topkit.kernels.score import score
@@ -33,7 +33,11 @@ class exact(Stateless):
     cost: ClassVar[str] = "reads every key"
 
     def traits(self) -> Traits:
-        return Traits(needs=frozenset({"cache"}), score_all=True, fixed=True)
+        return Traits(
+            needs=frozenset({"cache"}),
+            score_all=True,
+            fixed=as_written(self, exact, "choose", "build"),
+        )
 
     def build(self, keys: Tensor, step: Step) -> Index:
         return _Exact(self, keys.shape[2])

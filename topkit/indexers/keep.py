@@ -15,7 +15,7 @@ from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.candidates import Candidates
 from topkit.indexers.checks import whole
 from topkit.indexers.combinator import Combinator, best_at
-from topkit.indexers.traits import Traits
+from topkit.indexers.traits import Traits, as_written
 from topkit.kernels.force_ends import ends_first, force_ends
 
 
@@ -41,7 +41,8 @@ class keep(Combinator):
         whole(self, "window", 0)
 
     def traits(self) -> Traits:
-        return replace(super().traits(), fixed=self.base.traits().fixed)
+        own = as_written(self, keep, "choose", "choose_many")
+        return replace(super().traits(), fixed=own and self.base.traits().fixed)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         if step.at is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from topkit.indexers.base import Step
 from topkit.indexers.paged import Paged, Pages
+from topkit.indexers.traits import as_written
 from topkit.kernels.page_bounds import append_bounds, score_bounds
 from topkit.kernels.score import score
 
@@ -36,11 +37,14 @@ class quest(Paged):
 
     def write(self, pages: Pages, keys: Tensor, step: Step) -> None:
         assert step.at is not None
+        if not as_written(self, quest, "summarise"):
+            super().write(pages, keys, step)
+            return
         how: dict[str, Any] = {"page_size": self.page_size, "backend": step.backend}
         append_bounds(keys, pages["low"], pages["high"], step.at, start=step.start, **how)
 
     def visible_scores(self, queries: Tensor, pages: Pages, step: Step) -> Tensor:
-        if step.at is None or step.stop is None:
+        if step.at is None or step.stop is None or not as_written(self, quest, "score"):
             return super().visible_scores(queries, pages, step)
         how: dict[str, Any] = {"page_size": self.page_size, "backend": step.backend}
         seen: dict[str, Any] = {"start": step.start, "stop": step.stop}

@@ -13,7 +13,7 @@ from topkit.indexers.base import Selection, Step
 from topkit.indexers.noise import noise
 from topkit.indexers.scored import best, cut_each
 from topkit.indexers.stateless import Stateless
-from topkit.indexers.traits import Traits
+from topkit.indexers.traits import Traits, as_written
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class random(Stateless):
     cost: ClassVar[str] = "reads nothing"
 
     def traits(self) -> Traits:
-        return Traits(fixed=True)
+        return Traits(fixed=as_written(self, random, "choose"))
 
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
         draws = noise(step, length, queries).expand(queries.shape[0], -1, -1, -1)

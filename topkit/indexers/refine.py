@@ -15,7 +15,7 @@ from topkit.indexers.candidates import Candidates
 from topkit.indexers.checks import whole
 from topkit.indexers.combinator import Combinator, best_at
 from topkit.indexers.exact import chosen_scores
-from topkit.indexers.traits import Traits
+from topkit.indexers.traits import Traits, as_written
 from topkit.kernels.gather_attention import gather_scores
 from topkit.kernels.select_topk import select_topk
 
@@ -41,7 +41,8 @@ class refine(Combinator):
         whole(self, "factor", 1)
 
     def traits(self) -> Traits:
-        return replace(super().traits(), fixed=self.base.traits().fixed)
+        own = as_written(self, refine, "choose", "choose_many")
+        return replace(super().traits(), fixed=own and self.base.traits().fixed)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         if step.at is not None:

@@ -14,7 +14,7 @@ from topkit.indexers.candidates import Candidates
 from topkit.indexers.checks import choice
 from topkit.indexers.combinator import Combinator, best_at, every_score
 from topkit.indexers.scored import ScoredIndex, best, cut_each, pooled
-from topkit.indexers.traits import Traits
+from topkit.indexers.traits import Traits, as_written
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class shared(Combinator):
         every_score(self)
 
     def traits(self) -> Traits:
-        return replace(super().traits(), score_all=True, fixed=self.base.traits().fixed)
+        fixed = as_written(self, shared, "choose", "score") and self.base.traits().fixed
+        return replace(super().traits(), score_all=True, fixed=fixed)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         inner = step.given_to(self.base)

@@ -12,7 +12,7 @@ from torch import Tensor
 from topkit.indexers.base import Selection, Step
 from topkit.indexers.checks import whole
 from topkit.indexers.stateless import Stateless
-from topkit.indexers.traits import Traits
+from topkit.indexers.traits import Traits, as_written
 from topkit.kernels.force_ends import ends_first
 
 
@@ -43,7 +43,8 @@ class streaming_llm(Stateless):
 
     def traits(self) -> Traits:
         bounded = self.window is not None
-        return Traits(exhaustive=not bounded, may_come_short=bounded, fixed=True)
+        fixed = as_written(self, streaming_llm, "choose")
+        return Traits(exhaustive=not bounded, may_come_short=bounded, fixed=fixed)
 
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
         width = min(k, length)

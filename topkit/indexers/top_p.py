@@ -14,7 +14,7 @@ from topkit.indexers.checks import share
 from topkit.indexers.combinator import Combinator, every_score
 from topkit.indexers.exact import exact
 from topkit.indexers.scored import best, cut_each, masked
-from topkit.indexers.traits import Traits
+from topkit.indexers.traits import Traits, as_written
 from topkit.kernels.select_mass import select_mass
 
 
@@ -44,7 +44,7 @@ class top_p(Combinator):
         every_score(self)
 
     def traits(self) -> Traits:
-        fixed = self.base.traits().fixed
+        fixed = as_written(self, top_p, "choose") and self.base.traits().fixed
         return replace(super().traits(), fixed=fixed, exhaustive=False, may_come_short=True)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:

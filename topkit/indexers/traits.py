@@ -41,6 +41,14 @@ class Traits:
 FLAGS = tuple(field.name for field in fields(Traits) if field.name != "needs")
 
 
+def as_written(recipe: object, kind: type[Any], *methods: str) -> bool:
+    """Whether a recipe has these methods of `kind`, and not a subclass's own.
+
+    What `kind` does besides at steps of fixed shapes, for them, is then the recipe's too.
+    """
+    return all(getattr(type(recipe), name) is getattr(kind, name) for name in methods)
+
+
 def hold_to_traits(recipe: type[Any]) -> None:
     """Refuse, by the recipe's name, what its own `traits` returns that is no Traits."""
     own = vars(recipe).get("traits")

@@ -18,7 +18,7 @@ from topkit.indexers.combinator import Combinator
 from topkit.indexers.exact import exact
 from topkit.indexers.noise import noise
 from topkit.indexers.scored import waiting
-from topkit.indexers.traits import Traits
+from topkit.indexers.traits import Traits, as_written
 from topkit.kernels.select_topk import select_topk
 
 _SAMPLE = 5  # salt
@@ -54,7 +54,8 @@ class vattention(Combinator):
             )
 
     def traits(self) -> Traits:
-        return replace(super().traits(), weighted=True, fixed=self.base.traits().fixed)
+        fixed = as_written(self, vattention, "choose", "choose_many") and self.base.traits().fixed
+        return replace(super().traits(), weighted=True, fixed=fixed)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         return self.choose_many(index, queries, [k], step)[k]
