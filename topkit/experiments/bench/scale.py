@@ -56,7 +56,7 @@ class Scale:
             sample_tokens=2048, truth_queries=2, hidden=64, ffn=64, vocabulary=97, tokens=12,
             cold=False, truth_k=16, captured=512, captured_queries=3,
             budgets=("4", "8", "16", "1%", "64"), context=128, steps=2, repeats=2,
-            contexts=(128,), kept=24, small_layers=1, small_hidden=72, small_vocabulary=97,
+            contexts=(512,), kept=24, small_layers=1, small_hidden=72, small_vocabulary=97,
         )  # fmt: skip
 
 
