@@ -17,7 +17,7 @@ from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.plan import run
 from topkit.experiments.study.curves import Curve
 from topkit.experiments.study.kinds import EXACT
-from topkit.experiments.study.pilot import SEED, asked, ladders, placed, seed_of
+from topkit.experiments.study.pilot import SEED, asked, ladders, placed, seed_of, short
 from topkit.experiments.study.report import STUDY
 from topkit.experiments.study.study import run_study
 from topkit.experiments.study.study_file import Pilot, Study, read_study
@@ -177,3 +177,21 @@ def test_a_floor_is_refused_and_the_pilot_stays(tmp_path: Path, small: Path):
     with pytest.raises(InputError, match="the pilot finds nothing"):
         run_study.plan(small, out=out, pilot=floor, budgets="100%", indexers=["exact"])
     assert run_study.plan(small, out=out, pilot=False).numbers["jobs"] == 1
+
+
+def test_a_short_file_is_shared_by_study_and_pilot(tmp_path: Path):
+    """Prompts of a file are the same for every seed: the pilot's stand behind the study's."""
+    path = tmp_path / "validation.jsonl"
+    row = {"input": "The code is 7. What is the code?", "outputs": ["7"], "answer_prefix": ""}
+    path.write_text(f"{json.dumps(row)}\n" * 12)
+    task = f"ruler:file={path},task=niah_single_2"
+    made = study(tmp_path, tasks=[task], haystacks=20)
+    ((file, length), *_) = made.settings
+    assert [(p.haystacks, p.first) for p in made.parts(made.settings)] == [(4, 0), (4, 0)]
+    assert made.pilot is not None
+    assert [(p.haystacks, p.first) for p in asked(made, made.pilot)] == [(8, 4), (8, 4)]
+    (line,) = short(made)
+    assert "has 12 prompts: 4 for the study, of 20 asked for" in line
+    assert replace(made, pilot=None).haystacks_of(file, length) == 20
+    with pytest.raises(InputError, match="no more than its pilot takes"):
+        study(tmp_path, tasks=[task], pilot={"haystacks": 12})

@@ -46,7 +46,11 @@ class Part:
     def as_files_allow(self) -> list[Part]:
         """This part, but for tasks that have fewer prompts: these are parts of their own."""
         most = {task: task.most_samples() for task in self.tasks}
-        short = {task: n for task, n in most.items() if n is not None and n < self.haystacks}
+        short = {
+            task: n - self.first
+            for task, n in most.items()
+            if n is not None and n < self.first + self.haystacks
+        }
         rest = tuple(task for task in self.tasks if task not in short)
         parts: list[Part] = [replace(self, tasks=rest)] if rest else []
         return parts + [replace(self, tasks=(task,), haystacks=n) for task, n in short.items()]

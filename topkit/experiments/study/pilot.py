@@ -53,25 +53,26 @@ def asked(study: Study, pilot: Pilot) -> list[Part]:
     A file of prompts has the same ones whatever the seed: the pilot's begin where the study's end.
     """
     budgets = pilot.budgets or study.exact_budgets
-    for task, length in study.settings:
-        _require_rows(task, study.at(length), pilot.haystacks)
     cells = (Cell(), *(Cell(EXACT, budget) for budget in budgets))
     every = [setting for group in ladders(study, pilot) for setting in group]
     return [
-        Part((task,), (length,), pilot.haystacks, cells, study.at(length))
+        Part((task,), (length,), pilot.haystacks, cells, study.haystacks_of(task, length))
         for task, length in dict.fromkeys(every)
         if judged(task)
     ]
 
 
-def _require_rows(task: Task, haystacks: int, more: int) -> None:
-    """Raises: InputError for a file that holds too few prompts for a study and its pilot."""
-    most: int | None = getattr(task, "most_samples", lambda: None)()
-    if most is not None and haystacks + more > most:
-        raise InputError(
-            f"{task_name(task)} has {most:,} rows: fewer than {haystacks:,} for the study and {more} for its "
-            "pilot; ask for fewer haystacks, or go without with --no-pilot"
-        )
+def short(study: Study) -> list[str]:
+    """A line for each task whose file has too few prompts for what is asked for and a pilot."""
+    lines: list[str] = []
+    for task, length in study.settings:
+        number, most = study.haystacks_of(task, length), task.most_samples()
+        if number < study.at(length):
+            lines.append(
+                f"{task_name(task)} has {most:,} prompts: {number:,} for the study, of {study.at(length):,} asked "
+                "for, and the rest for its pilot"
+            )
+    return list(dict.fromkeys(lines))
 
 
 def judged(task: Task) -> bool:

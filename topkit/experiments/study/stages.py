@@ -22,6 +22,7 @@ from topkit.experiments.runs.parts import digest, write_whole
 from topkit.experiments.runs.plan import Plan
 from topkit.experiments.study.haystacks import curves_of_parts
 from topkit.experiments.study.pilot import Placed, asked, ladders, placed, seed_of
+from topkit.experiments.study.pilot import short as short_files
 from topkit.experiments.study.report import RUNS, STUDY, study_of, write_report
 from topkit.experiments.study.study_file import Study
 from topkit.grammar import short
@@ -252,7 +253,7 @@ def _evaluation(course: Course, stage: Stage, piloted: bool = False) -> Evaluate
 def _pilot(course: Course) -> tuple[list[str], list[Part]]:
     terms = course.study.pilot
     assert terms is not None
-    return [], asked(course.study, terms)
+    return short_files(course.study), asked(course.study, terms)
 
 
 def _parts(course: Course, stage: Stage, piloted: bool) -> tuple[list[str], list[Part]]:

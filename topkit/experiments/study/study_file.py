@@ -16,7 +16,7 @@ from topkit.experiments.runs.cells import Cell, in_order
 from topkit.experiments.study.keys import PILOT, READERS, Reader, read_keys
 from topkit.experiments.study.kinds import EXACT
 from topkit.experiments.study.preset_files import FOLDER, REMEDY, names
-from topkit.experiments.tasks import Task
+from topkit.experiments.tasks import Task, task_name
 from topkit.grammar import nearest
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget
@@ -98,15 +98,27 @@ class Study:
         return self.haystacks[length]
 
     def parts(self, settings: tuple[tuple[Task, int], ...], *left_out: Indexer) -> list[Part]:
-        """Tasks at lengths as parts of an evaluation, a part a length."""
+        """Tasks at lengths as parts of an evaluation, those of one length and number together."""
         cells = tuple(cell for cell in self.cells if cell.indexer not in left_out)
-        by_length: dict[int, dict[Task, None]] = {}
+        groups: dict[tuple[int, int], dict[Task, None]] = {}
         for task, length in settings:
-            by_length.setdefault(length, {})[task] = None
+            groups.setdefault((length, self.haystacks_of(task, length)), {})[task] = None
         return [
-            Part(tuple(tasks), (length,), self.at(length), cells)
-            for length, tasks in by_length.items()
+            Part(tuple(tasks), (length,), number, cells)
+            for (length, number), tasks in groups.items()
         ]
+
+    def haystacks_of(self, task: Task, length: int) -> int:
+        """The haystacks of a task: of a short file, those that its pilot leaves."""
+        number, most = self.at(length), task.most_samples()
+        if self.pilot is None or most is None or number + self.pilot.haystacks <= most:
+            return number
+        if most <= self.pilot.haystacks:
+            raise InputError(
+                f"{task_name(task)} has {most:,} prompts, no more than its pilot takes; ask for a smaller "
+                "one, as --pilot-haystacks 2, or go without with --no-pilot"
+            )
+        return most - self.pilot.haystacks
 
     @property
     def exact_budgets(self) -> list[Budget]:
