@@ -28,6 +28,7 @@ NEEDS = {
     "topkit.load('reference')": "transformers",
     "import topkit.experiments.decode.harness": "lm_eval",
     f"{CAPTURE}; topkit.measure(capture, ['faiss_ivf'], 4)": "faiss",
+    f"{CAPTURE}; topkit.measure(capture, ['sign'], 4, runner='ray')": "ray",
     "from topkit.kernels.select_topk import select_topk; select_topk(torch.randn(9), 2, backend='triton')": "triton",
 }
 

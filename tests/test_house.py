@@ -57,6 +57,7 @@ ONLY_IN = {
     "rich": ("topkit/cli/",),
     "typer": ("topkit/cli/",),
     "lm_eval": ("topkit/experiments/decode/harness.py",),
+    "ray": ("topkit/experiments/runs/ray_runner.py",),
     "faiss": ("topkit/indexers/faiss_", "topkit/cli/doctor.py"),
 }
 

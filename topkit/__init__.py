@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from topkit.experiments.capture.from_model import capture_model as capture
     from topkit.experiments.decode.attach import attach
     from topkit.experiments.evaluate.evaluate import evaluate
+    from topkit.experiments.evaluate.merge import merge
     from topkit.experiments.measure.measure import measure
     from topkit.experiments.measure.survey import survey
     from topkit.experiments.model.load import load
@@ -36,6 +37,7 @@ __getattr__, __dir__ = lazily(
         "indexer": "topkit.indexers.spec:parse",
         "load": "topkit.experiments.model.load",
         "measure": "topkit.experiments.measure.measure",
+        "merge": "topkit.experiments.evaluate.merge",
         "report": "topkit.experiments.study.report:write_report",
         "run": "topkit.experiments.runs.plan",
         "study": "topkit.experiments.study.study:run_study",
@@ -58,6 +60,7 @@ __all__ = [
     "indexer",
     "load",
     "measure",
+    "merge",
     "report",
     "run",
     "study",

@@ -16,6 +16,7 @@ EXTRA_OF = {
     "gguf": "gguf",
     "lm_eval": "harness",
     "accelerate": "harness",
+    "ray": "ray",
 }
 # Characters of an error's line; of a longer one the middle is left out.
 LONGEST = 1500

@@ -22,8 +22,8 @@ from topkit.experiments.capture.prompts import Passage
 from topkit.experiments.model.attention import NAME
 from topkit.experiments.model.digests import tokenizer_digest
 from topkit.experiments.model.record import record
-from topkit.experiments.runs.jobs import pool
 from topkit.experiments.runs.plan import run
+from topkit.experiments.runs.pool import pool
 from topkit.experiments.tasks import make_task
 
 tiny = functools.partial(tiny_model, vocab_size=97, num_hidden_layers=3, head_dim=8)

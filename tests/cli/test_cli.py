@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -452,6 +453,58 @@ def test_nan_is_refused_with_its_layer_and_head(
     )
     assert "layer 0" in line
     assert "head 1" in line
+
+
+def test_shards_say_what_is_left_and_their_folders_are_merged(
+    call: Call, refused: Callable[..., str], tensors: Path, tmp_path: Path
+) -> None:
+    words = ("measure", tensors, "--indexer", "sign", "-k", "4", "--json")
+    out = [tmp_path / name for name in ("0", "1", "all", "whole")]
+    for number in (0, 1):
+        code, _, said = call(*words, "--out", out[number], "--shard", f"{number}/2")
+        assert code == 0 and f"shard {number}/2" in said
+    assert call("merge", out[0], out[1], "--out", out[2])[:2] == (0, f"{out[2]}\n")
+    assert call(*words, "--out", out[2])[:2] == call(*words, "--out", out[3])[:2]
+    assert "counted from 0: 0/2 to 1/2; got '2/2'" in refused(
+        *words, "--out", out[3], "--shard", "2/2"
+    )
+    assert "shard 0/2 is one of several" in refused(
+        *words, "--out", out[3], "--shard", "0/2", "--force"
+    )
+    assert "did you mean 'ray'" in refused(*words, "--out", out[3], "--runner", "rey")
+    assert "one job at a time" in refused(
+        *words, "--out", out[3], "--runner", "serial", "--jobs", "2"
+    )
+    assert "lies within it" in refused("merge", out[0], "--out", out[0])
+
+
+def test_what_recipes_print_is_not_on_stdout(tensors: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from topkit.indexers import INDEXERS\n"
+        "@dataclass(frozen=True)\n"
+        "class loud(INDEXERS['sign']):\n"
+        "    def encode(self, keys, step):\n"
+        "        print('a word')\n"
+        "        return super().encode(keys, step)\n"
+    )
+    words = [
+        "measure",
+        tensors,
+        "--indexer",
+        "mine:loud",
+        "-k",
+        "4",
+        "--json",
+        "--out",
+        tmp_path / "run",
+    ]
+    command = [sys.executable, "-m", "topkit", *map(str, words)]
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert json.loads(done.stdout)[0]["indexer"] == "mine:loud()" and "a word" in done.stderr
 
 
 def test_a_config_file_gives_defaults_under_the_flags(call: Call, tmp_path: Path) -> None:

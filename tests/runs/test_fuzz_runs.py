@@ -21,7 +21,7 @@ from topkit.experiments.runs import folder, manifest, run_file
 from topkit.experiments.runs.cell_parts import done
 from topkit.experiments.runs.parts import read_table
 from topkit.experiments.study.provenance import sentences
-from topkit.experiments.study.report import STUDY, study_of
+from topkit.experiments.study.reading import STUDY, study_of
 
 FILES = 10 * TIMES
 

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from topkit.errors import InputError
-from topkit.experiments.runs.jobs import Job, pool, runner, serial
+from topkit.experiments.runs.jobs import Job, serial
 from topkit.experiments.runs.parts import digest, read_table, write_part, write_whole
+from topkit.experiments.runs.pool import pool
+from topkit.experiments.runs.runners import runner
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -91,7 +93,8 @@ def test_workers_leave_with_a_parent_that_is_killed():
     """They hold both ends of their queue, and would wait at it for ever."""
     code = (
         "import os, time\n"
-        "from topkit.experiments.runs.jobs import Job, pool\n"
+        "from topkit.experiments.runs.jobs import Job\n"
+        "from topkit.experiments.runs.pool import pool\n"
         "if __name__ == '__main__':\n"
         "    for pid in pool(2)(os.getpid, [Job({'x': n}) for n in range(2)]):\n"
         "        print(pid, flush=True)\n"

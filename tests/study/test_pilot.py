@@ -18,7 +18,7 @@ from topkit.experiments.runs.plan import run
 from topkit.experiments.study.curves import Curve
 from topkit.experiments.study.kinds import EXACT
 from topkit.experiments.study.pilot import SEED, asked, ladders, placed, seed_of, short
-from topkit.experiments.study.report import STUDY
+from topkit.experiments.study.reading import STUDY
 from topkit.experiments.study.study import run_study
 from topkit.experiments.study.study_file import Pilot, Study, read_study
 from topkit.experiments.tasks import task_name

@@ -15,7 +15,8 @@ from topkit.experiments.runs.plan import run
 from topkit.experiments.study.curves import load
 from topkit.experiments.study.kinds import EXACT, kind_of
 from topkit.experiments.study.preset_files import FOLDER, abouts, names
-from topkit.experiments.study.report import STUDY, write_report
+from topkit.experiments.study.reading import STUDY
+from topkit.experiments.study.report import write_report
 from topkit.experiments.study.stages import folders
 from topkit.experiments.study.study import NAME, run_study
 from topkit.experiments.study.study_file import read_study

@@ -55,7 +55,25 @@ DType = Annotated[
     str | None, typer.Option("--dtype", callback=_dtype, help="float32, bfloat16 or float16.")
 ]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows a forward pass.")]
-Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Worker processes.")]
+_JOBS = typer.Option("--jobs", min=1, help="Worker processes.")
+Jobs = Annotated[int, _JOBS]
+MaybeJobs = Annotated[int | None, _JOBS]
+Runner = Annotated[
+    str | None,
+    typer.Option(
+        "--runner",
+        metavar="serial|pool|ray",
+        help="What runs the jobs: this process, spawned ones, Ray's (ray:cpus=4,gpus=1).",
+    ),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Share I of N, from 0/N to N-1/N, into one folder or each into its own.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
 Force = Annotated[bool, typer.Option("--force", help="Do again what is already there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]

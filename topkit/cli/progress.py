@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, TypeVar
 
 import typer
@@ -29,7 +30,8 @@ def carry_out(plan: Plan[R], dry_run: bool, as_json: bool) -> R | None:
         if as_json:
             show(plan.describe(), as_json=True)
         return None
-    with bar() as progress:
+    # Stdout is for what comes out: what recipes, jobs and runners print is not.
+    with bar() as progress, redirect_stdout(sys.stderr):
         return run(plan, progress=progress)
 
 

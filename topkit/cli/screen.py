@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -28,3 +29,10 @@ def show(table: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     for row in table:
         shown.add_row(*(str(x) for x in row.values()))
     console.print(shown)
+
+
+def say_unfinished(run: Path, as_json: bool) -> None:
+    """Say that a shard is done, and that others of its run are not: its rows alone are no result."""
+    line = f"jobs of other shards are left; `topkit report {run}` says which, once there are rows"
+    typer.echo(line, err=True)
+    typer.echo(json.dumps({"run": str(run), "finished": False}) if as_json else run)

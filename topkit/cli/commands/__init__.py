@@ -12,6 +12,7 @@ from topkit.cli.commands.doctor import doctor
 from topkit.cli.commands.evaluate import evaluate
 from topkit.cli.commands.list import list_command
 from topkit.cli.commands.measure import measure
+from topkit.cli.commands.merge import merge
 from topkit.cli.commands.report import report
 from topkit.cli.commands.score import score
 from topkit.cli.commands.study import study
@@ -49,7 +50,19 @@ def topkit(
 
 
 # In the order of the help.
-for command in (capture, survey, measure, evaluate, report, verify, study, train, score, bench):
+for command in (
+    capture,
+    survey,
+    measure,
+    evaluate,
+    report,
+    merge,
+    verify,
+    study,
+    train,
+    score,
+    bench,
+):
     app.command()(command)
 app.command("list")(list_command)
 app.command()(doctor)

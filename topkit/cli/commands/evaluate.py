@@ -9,7 +9,7 @@ import typer
 
 from topkit.cli import options as o
 from topkit.cli.progress import carry_out
-from topkit.cli.screen import show
+from topkit.cli.screen import say_unfinished, show
 from topkit.cli.values import parse_lengths, parse_name, parse_task
 
 _OBSERVED: dict[str, bool | str] = {"mean": True, "rows": "rows", "no": False}
@@ -43,7 +43,9 @@ def evaluate(
     device: o.Device = None,
     dtype: o.DType = None,
     batch_size: o.BatchSize = None,
-    jobs: o.Jobs = 1,
+    jobs: o.MaybeJobs = None,
+    runner: o.Runner = None,
+    shard: o.Shard = None,
     dry_run: o.DryRun = False,
     force: o.Force = False,
     as_json: o.Json = False,
@@ -69,14 +71,20 @@ def evaluate(
         device=device,
         dtype=dtype,
         jobs=jobs,
+        runner=runner,
+        shard=shard,
         batch_size=batch_size,
         force=force,
     )
-    if carry_out(plan, dry_run, as_json) is not None:
-        from topkit.cli.summary import accuracy, left_out
-        from topkit.experiments.study.curves import load
+    if carry_out(plan, dry_run, as_json) is None:
+        return
+    if plan.left_over:
+        say_unfinished(out, as_json)
+        return
+    from topkit.cli.summary import accuracy, left_out
+    from topkit.experiments.study.curves import load
 
-        curves = load(out)
-        for line in left_out(curves):
-            typer.echo(line, err=True)
-        show(accuracy(curves, as_json), as_json)
+    curves = load(out)
+    for line in left_out(curves):
+        typer.echo(line, err=True)
+    show(accuracy(curves, as_json), as_json)

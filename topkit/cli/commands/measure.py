@@ -34,7 +34,9 @@ def measure(
     ] = False,
     seed: o.Seed = 0,
     device: o.Device = None,
-    jobs: o.Jobs = 1,
+    jobs: o.MaybeJobs = None,
+    runner: o.Runner = None,
+    shard: o.Shard = None,
     dry_run: o.DryRun = False,
     force: o.Force = False,
     as_json: o.Json = False,
@@ -56,10 +58,14 @@ def measure(
         seed=seed,
         device=device,
         jobs=jobs,
+        runner=runner,
+        shard=shard,
         force=force,
     )
     measured = carry_out(plan, dry_run, as_json)
-    if measured is not None:
+    if measured is not None and not measured.table.num_rows:
+        typer.echo("[]" if as_json else f"shard {shard} has no layer of a sample")
+    elif measured is not None:
         from topkit.cli.summary import fidelity
 
         rows = measured.summary(metrics)

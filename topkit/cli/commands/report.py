@@ -13,8 +13,12 @@ from topkit.errors import InputError
 
 
 def report(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A folder that study or evaluate wrote.")
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folders that study or evaluate wrote; those of several shards are joined.",
+        ),
     ],
     require: Annotated[
         str | None,
@@ -40,18 +44,29 @@ def report(
         ),
     ] = "dense",
     margin: o.Margin = 0.05,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            parser=o.folder,
+            metavar="FOLDER",
+            help="Where the report goes; the first RUN by default.",
+        ),
+    ] = None,
     as_json: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """Write RUN/report.html and its figures."""
-    from topkit.experiments.study.curves import load
+    """Write RUN/report.html and its figures, of one run or of several that are joined."""
     from topkit.experiments.study.equivalence import AGAINST, require_equivalent
-    from topkit.experiments.study.report import write_report
+    from topkit.experiments.study.reading import load_study
+    from topkit.experiments.study.report import reported
 
     if against not in AGAINST:
         raise InputError(f"--against must be dense or exact; got {against!r}")
     k = None if budgets is None else ",".join(budgets)
-    path = write_report(run, margin, k)
+    path, absent = reported(runs, margin, k, out)
+    for line in absent:
+        typer.echo(line, err=True)
     typer.echo(json.dumps({"report": str(path)}) if as_json else path)
     if require is not None:
-        typer.echo(require_equivalent(load(run), require, margin, k, against), err=True)
+        typer.echo(require_equivalent(load_study(*runs), require, margin, k, against), err=True)

@@ -11,6 +11,7 @@ import typer
 
 from topkit.cli import options as o
 from topkit.cli.progress import carry_out
+from topkit.cli.screen import say_unfinished
 from topkit.cli.values import parse_name
 
 _OBSERVED: dict[str, bool | str] = {"mean": True, "rows": "rows", "no": False}
@@ -86,6 +87,8 @@ def study(
         int | None,
         typer.Option("--jobs", min=1, help="Worker processes; by default one a core, at most 4."),
     ] = None,
+    runner: o.Runner = None,
+    shard: o.Shard = None,
     dry_run: o.DryRun = False,
     force: o.Force = False,
     as_json: o.Json = False,
@@ -117,11 +120,15 @@ def study(
         batch_size=batch_size,
         reach=reach,
         # A worker may take 3 GB; the cores that are left serve the workers' threads.
-        jobs=jobs or min(os.cpu_count() or 1, 4),
+        jobs=jobs if jobs or runner else min(os.cpu_count() or 1, 4),
+        runner=runner,
+        shard=shard,
         force=force,
     )
     path = carry_out(plan, dry_run, as_json)
-    if path is not None:
+    if path is not None and path.suffix != ".html":
+        say_unfinished(path, as_json)
+    elif path is not None:
         typer.echo(json.dumps({"report": str(path)}) if as_json else path)
 
 

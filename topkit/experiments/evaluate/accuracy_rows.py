@@ -88,6 +88,11 @@ def accuracy_rows(
     return rows
 
 
+def in_order(rows: pa.Table) -> pa.Table:
+    """The rows in the order of what names them."""
+    return rows.sort_by([(key, "ascending") for key in KEYS])
+
+
 def write_predictions(table: pa.Table, path: Path) -> None:
     """What was said, one JSON line a row of the table."""
     names = [*KEYS, "wording", "asked", "references", "answer", "said", "exact_match", "score"]

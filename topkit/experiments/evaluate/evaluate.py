@@ -15,8 +15,10 @@ from topkit.experiments.evaluate.plan import Part, plan_parts
 from topkit.experiments.evaluate.setting import ROWS, Setting
 from topkit.experiments.model.load import load_once, named
 from topkit.experiments.runs.cells import Cell, parse_cells
-from topkit.experiments.runs.jobs import threads_of
+from topkit.experiments.runs.jobs import Runner, serial
 from topkit.experiments.runs.plan import Plan, planned
+from topkit.experiments.runs.runners import crew
+from topkit.experiments.runs.shards import Shard, parse_shard
 from topkit.experiments.tasks import Task, make_task
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budgets
@@ -40,10 +42,12 @@ def evaluate(
     seed: int = 0,
     device: str | None = None,
     dtype: str | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     batch_size: int | None = None,
     force: bool = False,
     tokenizer: Any = None,
+    runner: str | Runner | None = None,
+    shard: str | Shard | None = None,
 ) -> Plan[pa.Table]:
     """Accuracy of a model on the questions of some tasks, for full attention and for each indexer.
 
@@ -52,17 +56,19 @@ def evaluate(
     (sparse_from="answer"): the question's last token is then the first to go through it, for that
     step gives the first token of the answer. A rerun computes what is missing, also when cells or
     samples were added. observe: fidelity at the answer's positions, averaged over them; "rows" keeps
-    each; False none. k in per cent counts of the length.
+    each; False none. k in per cent counts of the length. runner: serial, pool or ray, with jobs= at one
+    time; shard: "0/4" is the first of four shares, which may write to `out` at the same time.
     Files: out/accuracy, out/fidelity and, of their means, out/curve (Parquet), out/predictions.jsonl,
     out/run.json.
-    Returns: the accuracy rows.
+    Returns: the accuracy rows; of a shard, its own.
     Raises: InputError for bad input, and a folder that holds another run (unless `force`).
     """
     samples = at_least_one("samples", samples)
     cells = parse_cells(indexers, k, dense)
     chosen = _listed("tasks", tasks, _task)
     share = isinstance(model, PreTrainedModel)
-    if share and (tokenizer is None or jobs > 1):
+    workers = crew(runner, jobs, device or "")
+    if share and (tokenizer is None or workers.runner is not serial):
         raise InputError("a loaded model needs its tokenizer, and runs with jobs=1")
     name = "" if isinstance(model, PreTrainedModel) else named(model)
     setting = Setting(
@@ -75,7 +81,7 @@ def evaluate(
         observe=observe,
         rows=ROWS if batch_size is None else batch_size,
         text=None if text is None else path_of(text, "a text"),
-        threads=threads_of(jobs),
+        threads=workers.threads,
     )
     part = Part(
         tuple(chosen),
@@ -84,7 +90,16 @@ def evaluate(
         tuple(cells),
     )
     loaded = (model, tokenizer) if share else load_once(name, device, dtype)
-    return plan_parts(loaded, setting, [part], workers=jobs, force=force, share=share)
+    return plan_parts(
+        loaded,
+        setting,
+        [part],
+        workers=workers.workers,
+        runner=workers.runner,
+        shard=parse_shard(shard),
+        force=force,
+        share=share,
+    )
 
 
 def _task(task: Any) -> Task:

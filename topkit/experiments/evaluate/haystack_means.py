@@ -5,6 +5,7 @@ They stand under RUN/curve and are all that a report reads, so that a large run 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from topkit.experiments.runs.cell_parts import write_rows
 from topkit.experiments.runs.fidelity_rows import TABLES
 from topkit.experiments.runs.folder import require_intact
 from topkit.experiments.runs.parts import read_table
+from topkit.experiments.runs.union import sources
 
 # The folders of the two tables.
 CONDENSED = ("curve/haystacks", "curve/heads")
@@ -35,12 +37,15 @@ METRICS = [
 UNITS = ["recall", "mass"]
 
 
-def condensed(run: Path) -> tuple[pa.Table, pa.Table]:
+def condensed(run: Path, *others: Path) -> tuple[pa.Table, pa.Table]:
     """The tables of haystacks and of heads: of the rows where there are any, else as they stand under RUN/curve.
 
-    Nothing is written.
-    Raises: InputError when the folder holds neither, and naming a part that is not as the run wrote it.
+    Of several runs of one identity, as shards leave them: of the rows of all. Nothing is written.
+    Raises: InputError when the folder holds neither, naming a part that is not as the run wrote it, and for
+    runs that cannot be joined.
     """
+    if others:
+        return _joined((run, *others))
     require_intact(run)
     if any((run / "accuracy").glob("*.parquet")):
         fidelity = _of_answers(_observed(run))
@@ -50,6 +55,22 @@ def condensed(run: Path) -> tuple[pa.Table, pa.Table]:
     if not haystacks.is_dir():
         raise InputError(f"{run} holds no run: expected {run / 'accuracy'} or {haystacks.parent}")
     return read_table(haystacks), read_table(heads)
+
+
+def _joined(runs: Sequence[Path]) -> tuple[pa.Table, pa.Table]:
+    parts = sources(runs)
+    of_answers = [part.rows("accuracy") for part in parts if "accuracy" in part.tables]
+    if not of_answers:
+        raise InputError(
+            f"{runs[0]} and the others hold no answers: a report is of `evaluate` or `study`"
+        )
+    observed = [part.rows("fidelity") for part in parts if "fidelity" in part.tables]
+    observed.append(TABLES["evaluate"].empty_table())
+    plain = (table.replace_schema_metadata() for table in observed)
+    fidelity = _of_answers(pa.concat_tables(plain, promote_options="permissive"))
+    accuracy = (table.replace_schema_metadata() for table in of_answers)
+    rows = pa.concat_tables(accuracy, promote_options="permissive")
+    return by_haystack(rows, fidelity), by_head(fidelity)
 
 
 def keep_condensed(run: Path) -> tuple[pa.Table, pa.Table]:

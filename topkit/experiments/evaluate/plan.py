@@ -12,8 +12,9 @@ import pyarrow as pa
 from transformers import PreTrainedModel
 
 from topkit.errors import InputError
-from topkit.experiments.evaluate.accuracy_rows import KEYS, write_predictions
-from topkit.experiments.evaluate.haystack_means import keep_condensed
+from topkit.experiments.evaluate.accuracy_rows import SCHEMA, in_order
+from topkit.experiments.evaluate.finish import finish
+from topkit.experiments.evaluate.halves import drop_halves
 from topkit.experiments.evaluate.identity import identity_of
 from topkit.experiments.evaluate.job import prompt_of, run_job
 from topkit.experiments.evaluate.preflight import require_same
@@ -25,9 +26,12 @@ from topkit.experiments.model.load import positions, require_positions
 from topkit.experiments.model.outline import attending_to_all, outline
 from topkit.experiments.model.record import LayerRecord
 from topkit.experiments.runs import folder
-from topkit.experiments.runs.jobs import Job
+from topkit.experiments.runs.cell_parts import parts_of
+from topkit.experiments.runs.jobs import Job, Runner
+from topkit.experiments.runs.lock import by_turns
 from topkit.experiments.runs.parts import read_table
 from topkit.experiments.runs.plan import Plan
+from topkit.experiments.runs.shards import WHOLE, Shard
 from topkit.experiments.tasks import Prompt, rule_of, task_name
 
 
@@ -49,6 +53,8 @@ class EvaluatePlan(Plan[pa.Table]):
     shares: tuple[Share, ...] = field(repr=False)
     # A model of this process and its tokenizer, where its jobs share one.
     loaded: tuple[PreTrainedModel, Any] | None = field(default=None, repr=False)
+    # Whether another process that writes to the folder is waited for.
+    waits: bool = False
     verb: ClassVar[str] = "evaluating"
     work: ClassVar[Any] = staticmethod(run_job)
 
@@ -84,20 +90,32 @@ class EvaluatePlan(Plan[pa.Table]):
     def opened(self) -> Generator[Sequence[Job]]:
         request, out = self.request, self.out
         contents = request.contents()
-        with folder.claim(out, request.identity, contents, force=request.force):
+        who = folder.Who(request.shard, request.digest, self.waits)
+        with folder.claim(out, request.identity, contents, who, force=request.force) as hold:
             run = request.describe()
-            _drop_halves(out)
-            folder.settle(out, run)
+            if hold.alone:
+                drop_halves(out)
+                folder.settle(out, run)
             jobs = [job for some in request.left(run=run) for job in some]
             model = () if self.loaded is None else (self.loaded,)
+            hold.begun()
             yield [replace(job, arguments=(*job.arguments, *model)) for job in jobs]
 
     def result(self, results: Sequence[None]) -> pa.Table:
-        out = self.out
-        table = read_table(out / "accuracy").sort_by([(key, "ascending") for key in KEYS])
-        write_predictions(table, out / "predictions.jsonl")
-        keep_condensed(out)
-        return table
+        if self.request.shard.whole:
+            return finish(self.out)
+        with by_turns(self.out):
+            if not self.left_over:
+                finish(self.out)
+        own = (piece for pieces in self.request.pieces(self.request.shard) for piece in pieces)
+        names = parts_of(self.out / "accuracy", {piece.name for piece in own})
+        rows = read_table(self.out / "accuracy", names=names) if names else SCHEMA.empty_table()
+        return in_order(rows)
+
+    @property
+    def left_over(self) -> int:
+        whole = self.request.shard.whole
+        return 0 if whole else sum(map(len, self.request.left(shard=WHOLE)))
 
 
 def plan_parts(
@@ -109,8 +127,13 @@ def plan_parts(
     force: bool = False,
     share: bool = False,
     notes: Sequence[str] = (),
+    runner: Runner | None = None,
+    shard: Shard = WHOLE,
+    waits: bool = False,
 ) -> EvaluatePlan:
     """The plan of some parts for a model and its tokenizer; `share`: jobs use this very model.
+
+    waits: for another process that writes to the folder, which may do the same.
 
     Raises: InputError for a model that cannot serve a cell or a length, a task that does not fit into
     its length, and a folder that holds another run (unless `force`).
@@ -121,15 +144,17 @@ def plan_parts(
     records = _require_served(model, parts)
     longest = max(length for part in parts for length in part.lengths)
     line = outline(model, records, attending_to_all(records, longest))
-    request = Request(setting, tuple(parts), identity_of(setting, model, tokenizer), force)
+    shard.require_no(force, setting.out)
+    request = Request(setting, tuple(parts), identity_of(setting, model, tokenizer), force, shard)
     folder.require_same(setting.out, request.identity, request.contents(), force=force)
     left = request.left(force)
     # A length too short for any haystack is refused before anything is touched.
     _require_prompts(left, tokenizer, positions(model))
     prompts = [_prompts(setting, part, tokenizer) for part in parts]
     shares = []
-    for part, some, shown in zip(parts, left, prompts, strict=True):
-        every = sum(1 for _ in part.pieces(setting, request.identity))
+    pieces = request.pieces(shard)
+    for part, its, some, shown in zip(parts, pieces, left, prompts, strict=True):
+        every = len(its)
         size = size_of(model, records, shown, part.haystacks, part.cells, setting)
         shares.append(Share(part, every, every - len(some), size))
     return EvaluatePlan(
@@ -139,11 +164,13 @@ def plan_parts(
         bytes=sum(share.size.bytes for share in shares),
         memory=max(share.size.memory for share in shares) * workers,
         workers=workers,
+        runner=runner,
         shares_model=share,
-        notes=(line, *notes),
+        notes=(line, *notes, *shard.notes),
         request=request,
         shares=tuple(shares),
         loaded=loaded if share else None,
+        waits=waits,
     )
 
 
@@ -198,15 +225,3 @@ def _prompts(setting: Setting, part: Part, tokenizer: Any) -> list[Prompt]:
         for task in part.tasks
         for length in part.lengths
     ]
-
-
-def _drop_halves(out: Path) -> None:
-    """Accuracy is written last: fidelity without it is of a piece that was never finished.
-
-    Accuracy whose fidelity was deleted goes as well, and both are made again.
-    """
-    for path in (out / "fidelity").glob("*.parquet"):
-        if not (out / "accuracy" / path.name).exists():
-            path.unlink()
-    for name in folder.gone(out, "fidelity"):
-        (out / "accuracy" / name).unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from topkit.experiments.runs.identity import Contents, of_all
 from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.parts import digest
 from topkit.experiments.runs.run_file import describe
+from topkit.experiments.runs.shards import WHOLE, Shard
 from topkit.experiments.tasks import Task, task_name
 
 
@@ -63,32 +64,56 @@ class Part:
 
 @dataclass(frozen=True)
 class Request:
-    """All that is to be evaluated into a folder, whatever is done already."""
+    """All that is to be evaluated into a folder, whatever is done already; and which share of it here."""
 
     setting: Setting
     parts: tuple[Part, ...]
     identity: dict[str, Any]
     force: bool
+    shard: Shard = WHOLE
+
+    @property
+    def digest(self) -> str:
+        """A name for all of it: alike for its shards, of which each is another share."""
+        pieces = [
+            (piece.name, cell.columns)
+            for part in self.parts
+            for piece in part.pieces(self.setting, self.identity)
+            for cell in piece.cells
+        ]
+        return digest([self.shard.of, pieces])
+
+    def pieces(self, shard: Shard) -> list[list[Piece]]:
+        """The jobs of each part that are a shard's: all of a haystack go to one shard, which reads it."""
+        places: dict[str, int] = {}
+        pieces: list[list[Piece]] = []
+        for part in self.parts:
+            every = part.pieces(self.setting, self.identity)
+            placed = [(places.setdefault(piece.name, len(places)), piece) for piece in every]
+            pieces.append([piece for place, piece in placed if shard.holds(place)])
+        return pieces
 
     def contents(self) -> dict[str, Contents]:
         """What the indexers and tasks hold beside their names."""
         recipes = [c.indexer for part in self.parts for c in part.cells if c.indexer is not None]
         return of_all([*recipes, *(task for part in self.parts for task in part.tasks)])
 
-    def left(self, afresh: bool = False, run: str = "") -> list[list[Job]]:
+    def left(
+        self, afresh: bool = False, run: str = "", shard: Shard | None = None
+    ) -> list[list[Job]]:
         """The jobs of each part, for the cells that no table holds; `afresh`: for all cells.
 
         What a run was writing when it died counts as missing, and so does accuracy without the fidelity
-        that was observed with it. run: the id of the run that they write for.
+        that was observed with it. run: the id of the run that they write for. shard: by default this one.
         """
         out, there = self.setting.out, set[tuple[str, ...]]()
         setting = replace(self.setting, run=run)
         if not afresh:
             there |= set(done(out / "accuracy", but=folder.gone(out, "fidelity")))
         jobs: list[list[Job]] = []
-        for part in self.parts:
+        for pieces in self.pieces(shard or self.shard):
             jobs.append([])
-            for piece in part.pieces(self.setting, self.identity):
+            for piece in pieces:
                 names = {cell: (piece.name, *cell.columns.values()) for cell in piece.cells}
                 cells = tuple(cell for cell in piece.cells if names[cell] not in there)
                 there.update(names.values())

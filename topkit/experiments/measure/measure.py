@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,10 +13,13 @@ from topkit.documents import path_of
 from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.measure.layer import Setting, recipes_of, require_all
-from topkit.experiments.measure.plan import Measured, Request, plan_of
+from topkit.experiments.measure.plan import Measured, plan_of
+from topkit.experiments.measure.request import Request
 from topkit.experiments.runs.cells import parse_cells, require_able
-from topkit.experiments.runs.jobs import threads_of
+from topkit.experiments.runs.jobs import Runner
 from topkit.experiments.runs.plan import Plan, planned
+from topkit.experiments.runs.runners import crew
+from topkit.experiments.runs.shards import Shard, parse_shard
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budgets
 from topkit.indexers.spec import parse
@@ -34,8 +38,10 @@ def measure(
     reduce: bool = False,
     seed: int = 0,
     device: str | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     force: bool = False,
+    runner: str | Runner | None = None,
+    shard: str | Shard | None = None,
 ) -> Plan[Measured]:
     """Judge indexers on captured tensors against exact Top-k, in every layer, head and position.
 
@@ -43,18 +49,23 @@ def measure(
     sample's length. `reference` names another indexer: rows whose recall is the overlap with its
     picks are added. `reduce` keeps one row a head in place of one a head and position. With `out`,
     a Parquet part a sample and layer stands under out/fidelity, and a rerun computes what is missing.
-    Returns: the rows, as Measured.
+    runner: serial, pool or ray, with jobs= at one time; shard: "0/4" is the first of four shares, which may
+    write to `out` at the same time.
+    Returns: the rows, as Measured; of a shard, its own.
     Raises: InputError for bad input, for NaN (layer and head named), for a folder of another run.
     """
     capture = capture if isinstance(capture, Capture) else Capture.open(capture)
     cells = parse_cells(indexers, k, dense=False)
-    setting = _setting(out, reference, reduce, seed, device, jobs)
+    setting = _setting(out, reference, reduce, seed, device)
+    workers = crew(runner, jobs, setting.device)
+    setting = replace(setting, threads=workers.threads)
     chosen = _layers(capture, layers)
     require_all(cells, setting, capture.load(capture.samples[0], chosen[0]))
     for recipe in recipes_of(cells, setting):
         if reason := without_source(recipe, chosen, capture.layers, "the capture"):
             raise InputError(reason)
-    return plan_of(Request(capture, tuple(cells), tuple(chosen), setting, force), jobs)
+    request = Request(capture, tuple(cells), tuple(chosen), setting, force, parse_shard(shard))
+    return plan_of(request, workers)
 
 
 def _setting(
@@ -63,7 +74,6 @@ def _setting(
     reduce: bool,
     seed: int,
     device: str | None,
-    jobs: int,
 ) -> Setting:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,7 +85,6 @@ def _setting(
         None if reference is None else require_able(parse(reference)),
         reduce,
         None if out is None else path_of(out, "a folder for the run"),
-        threads_of(jobs),
     )
 
 

@@ -10,7 +10,6 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from topkit.documents import parse_json
 from topkit.errors import InputError
 from topkit.experiments.runs import run_file
 from topkit.experiments.runs.cells import Cell
-from topkit.experiments.runs.identity import Contents, contents, files_of
+from topkit.experiments.runs.identity import Contents, contents, files_of, within
+from topkit.experiments.runs.jobs import is_worker
 from topkit.experiments.runs.parts import digest, write_part
 from topkit.grammar import Named
 
@@ -70,7 +70,9 @@ def _require_unchanged(
         before = described["contents"].get(name, {})
         if files_of(thing) != before.get("files"):
             raise InputError(f"a file that {name} reads was changed while the run went on")
-        if parent_process() is not None and _as_imported(thing, described["id"]) != before:
+        # A class of the main script comes to another machine as it is, without its file.
+        own = all(type(one).__module__ != "__main__" for one in within(thing))
+        if is_worker() and own and _as_imported(thing, described["id"]) != before:
             raise InputError(f"the code of {name} was changed while the run went on")
 
 
@@ -82,13 +84,32 @@ def _as_imported(thing: Named, run: str) -> Contents:
 
 def part_name(job: str, cells: Sequence[Cell]) -> str:
     """The name of a part that holds some cells of a job; the job's stands first."""
-    return f"{job}-{digest([cell.columns for cell in cells])}"
+    return name_of(job, [_pair(cell) for cell in cells])
+
+
+def name_of(job: str, cells: Sequence[tuple[str, str]]) -> str:
+    """As `part_name`, of cells as tables name them: (indexer, budget)."""
+    return f"{job}-{digest([{'indexer': indexer, 'budget': budget} for indexer, budget in cells])}"
 
 
 def with_cells(table: pa.Table, cells: Sequence[Cell]) -> pa.Table:
     """The table with the names of its cells in the file's metadata."""
-    names = json.dumps([list(cell.columns.values()) for cell in cells])
-    return table.replace_schema_metadata({"cells": names})
+    return naming(table, [_pair(cell) for cell in cells])
+
+
+def naming(table: pa.Table, cells: Sequence[tuple[str, str]]) -> pa.Table:
+    """As `with_cells`, of cells as tables name them: (indexer, budget)."""
+    return table.replace_schema_metadata({"cells": json.dumps([list(cell) for cell in cells])})
+
+
+def _pair(cell: Cell) -> tuple[str, str]:
+    return cell.columns["indexer"], cell.columns["budget"]
+
+
+def parts_of(folder: Path, jobs: Collection[str]) -> set[str]:
+    """The file names of the parts that hold cells of some jobs."""
+    names = (path.name for path in folder.glob("*.parquet"))
+    return {name for name in names if name.partition("-")[0] in jobs}
 
 
 def done(folder: Path, but: Collection[str] = ()) -> Iterator[tuple[str, str, str]]:
@@ -99,7 +120,7 @@ def done(folder: Path, but: Collection[str] = ()) -> Iterator[tuple[str, str, st
     """
     for path in sorted(folder.glob("*.parquet")):
         if path.name not in but:
-            cells = _cells(path)
+            cells = cells_of(path)
             if cells is None:
                 raise InputError(f"cannot read {path}; delete it and run again")
             yield from cells
@@ -109,13 +130,13 @@ def doubled(folder: Path) -> Iterator[str]:
     """A line a part whose cells stand in another part too, as two runs at once would leave them."""
     first: dict[tuple[str, str, str], Path] = {}
     for path in sorted(folder.glob("*.parquet")):
-        twice = [cell for cell in _cells(path) or () if first.setdefault(cell, path) != path]
+        twice = [cell for cell in cells_of(path) or () if first.setdefault(cell, path) != path]
         if twice:
             yield f"{path} holds rows of {first[twice[0]].name} again; delete it and run again"
 
 
-def _cells(path: Path) -> list[tuple[str, str, str]] | None:
-    """The cells that a part names; None where it names none."""
+def cells_of(path: Path) -> list[tuple[str, str, str]] | None:
+    """(job, indexer, budget) of the cells that a part names; None where it names none."""
     try:
         text = (pq.read_schema(path).metadata or {})[b"cells"]
         cells = parse_json(text, [(str, str)], path, "")

@@ -14,7 +14,8 @@ from topkit.experiments.runs import identity as things
 from topkit.experiments.runs import manifest, run_file
 from topkit.experiments.runs.cell_parts import doubled
 from topkit.experiments.runs.identity import Contents
-from topkit.experiments.runs.lock import locked
+from topkit.experiments.runs.lock import Hold, locked, shared
+from topkit.experiments.runs.shards import WHOLE, Shard
 
 # The tables that a run may hold, each a folder of parts.
 TABLES = ("accuracy", "fidelity", "curve/haystacks", "curve/heads")
@@ -23,30 +24,45 @@ TABLES = ("accuracy", "fidelity", "curve/haystacks", "curve/heads")
 FILES = ("predictions.jsonl", "study.json", "report.html", run_file.NAME)
 
 
+@dataclass(frozen=True)
+class Who:
+    """A writer of a folder: a shard of what `of` names; `waits`: for another that writes there."""
+
+    shard: Shard = WHOLE
+    of: str = ""
+    waits: bool = False
+
+
 @contextmanager
 def claim(
     out: Path,
     identity: Mapping[str, Any],
     contents: Mapping[str, Contents] | None = None,
+    who: Who | None = None,
     *,
     force: bool = False,
-) -> Generator[None]:
+) -> Generator[Hold]:
     """Keep a folder, empty or of a run of the same identity, to this process; `force` empties it.
 
-    The run's own workers may write there. Temporary files of a killed run are deleted. Where nothing
-    was written in the end, the folder is as it was.
+    The run's own workers may write there, and beside a shard the other shards of the same run: whoever has
+    prepared its jobs lets them begin by `Hold.begun`. Temporary files of a killed run
+    are deleted. Where nothing was written in the end, the folder is as it was.
     Raises: InputError when it holds another run or a capture, when a part is not as the run wrote it, or
     when another process writes there: rows of two must not mix.
     """
     require_no_capture(out)
-    with locked(out):
+    who = who or Who()
+    name = str(who.shard).replace("/", "-of-")
+    held = locked(out, who.waits) if who.shard.whole else shared(out, name, who.of)
+    with held as hold:
         require_same(out, identity, contents, force=force)
-        _clear(out, force)
+        if hold.alone:
+            _clear(out, force)
         before = _written(out)
         try:
-            yield
+            yield hold
         except BaseException:
-            if not set(parts(out)) - before.parts:
+            if hold.last() and not set(parts(out)) - before.parts:
                 _undo(out, before)
             raise
 
@@ -157,7 +173,8 @@ def require_no_capture(out: Path) -> None:
 def require_nobodys(out: Path) -> None:
     """Raises: InputError naming a part of a folder without run.json: its rows belong to no run."""
     stray = next(parts(out), None)
-    if stray is not None:
+    # Another shard may have begun the run just now.
+    if stray is not None and not (out / run_file.NAME).exists():
         raise InputError(
             f"{stray} belongs to no run: {out / run_file.NAME} is missing; use another folder, or --force"
         )

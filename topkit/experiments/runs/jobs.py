@@ -1,18 +1,14 @@
-"""Jobs, and what runs them: in this process, or in spawned ones."""
+"""Jobs, and what runs them: by default one after the other in this process."""
 
 # pyright: strict
 from __future__ import annotations
 
-import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
-from multiprocessing.process import BaseProcess
-from threading import Thread
+from multiprocessing import parent_process
 from typing import Any
 
-from topkit.errors import InputError
 from topkit.experiments.runs.parts import digest
 
 
@@ -34,58 +30,30 @@ class Job:
 Runner = Callable[[Callable[..., Any], Sequence[Job]], Iterable[Any]]
 
 
+class Engine(ABC):
+    """A runner that has a name: a dataclass whose parameters follow it, as in ray:gpus=1."""
+
+    @abstractmethod
+    def __call__(self, function: Callable[..., Any], jobs: Sequence[Job]) -> Iterable[Any]:
+        """The results of all jobs, as they come."""
+
+
 def serial(function: Callable[..., Any], jobs: Sequence[Job]) -> Iterable[Any]:
     """Run jobs one after the other in this process."""
     return (function(*job.arguments) for job in jobs)
 
 
-def pool(workers: int) -> Runner:
-    """A runner over spawned processes; forked ones hang once torch has used its threads."""
+class _Process:
+    """What this process knows of itself."""
 
-    def run(function: Callable[..., Any], jobs: Sequence[Job]) -> Iterable[Any]:
-        spawned = get_context("spawn")
-        executor = ProcessPoolExecutor(workers, spawned, _leave_with_parent)
-        futures = [executor.submit(function, *job.arguments) for job in jobs]
-        try:
-            yield from (future.result() for future in as_completed(futures))
-        except BaseException:
-            # Those that wait are given up one by one: the executor does not, neither as a context manager
-            # nor where it is collected before its own thread has looked. The jobs that run now end
-            # before the folder that they write to is another's.
-            for future in futures:
-                future.cancel()
-            executor.shutdown()
-            raise
-        executor.shutdown()
-
-    return run
+    is_worker = False
 
 
-def _leave_with_parent() -> None:
-    """End this worker with its parent process: it would wait for jobs for ever."""
-
-    def watch(parent: BaseProcess) -> None:
-        parent.join()
-        os._exit(1)
-
-    parent = parent_process()
-    if parent is not None:
-        Thread(target=watch, args=(parent,), daemon=True).start()
+def become_worker() -> None:
+    """Say that this process works for another one, which is not its parent."""
+    _Process.is_worker = True
 
 
-def runner(workers: int) -> Runner:
-    """The runner for `--jobs N`.
-
-    Raises: InputError for a number of workers below 1.
-    """
-    if workers < 1:
-        raise InputError(f"jobs must be at least 1; got {workers}")
-    return serial if workers == 1 else pool(workers)
-
-
-def threads_of(workers: int) -> int | None:
-    """The torch threads of each of some workers, None for torch's own number where there is one.
-
-    Raises: InputError for a number of workers below 1.
-    """
-    return None if runner(workers) is serial else max(1, (os.cpu_count() or 1) // workers)
+def is_worker() -> bool:
+    """Whether this process runs another one's jobs, with code that it imported itself."""
+    return _Process.is_worker or parent_process() is not None

@@ -139,4 +139,6 @@ def _wrong(parts: list[Path], live: Entries) -> Iterator[Fault]:
 def gone(folder: Path, live: Entries) -> set[str]:
     """The names of parts that have an entry and are not there, nor about to take their place."""
     absent = {name for name, _ in live if not (folder / name).exists()}
-    return {name for name in absent if not any(folder.glob(f".{name}.*.tmp"))}
+    absent = {name for name in absent if not any(folder.glob(f".{name}.*.tmp"))}
+    # One that took its place between the two looks is there now.
+    return {name for name in absent if not (folder / name).exists()}

@@ -13,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,7 +44,8 @@ def write_whole(path: Path, write: Callable[[Path], object], *, parents: bool = 
     """
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes of several machines may have one number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid4().hex[:8]}.tmp")
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
@@ -74,6 +77,18 @@ def write_part(
         manifest.enter(folder, path.name, manifest.sha256(to), run)
 
     write_whole(path, write, parents=parents)
+    return path
+
+
+def copy_part(part: Path, folder: Path, run: str) -> Path:
+    """Take a part of another run into a table, and enter it in the folder's manifest."""
+    path = folder / part.name
+
+    def write(to: Path) -> None:
+        shutil.copyfile(part, to)
+        manifest.enter(folder, path.name, manifest.sha256(to), run)
+
+    write_whole(path, write, parents=False)
     return path
 
 

@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, cast
 from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.runs.jobs import Job, Runner, serial
-from topkit.experiments.runs.jobs import runner as runner_of
+from topkit.experiments.runs.runners import crew
+from topkit.experiments.runs.runners import runner as runner_of
 from topkit.kernels.precision import full_precision
 
 # Bytes of a process that has imported what a run needs, before it loads anything: without
@@ -49,7 +50,8 @@ class Plan(ABC, Generic[R]):
     jobs: those that are left, which `opened` prepares; done: the number of the others. rows and bytes: of
     all that is asked for, in the table and on disk at the run's end, also of what is done already; what the
     folder holds of other requests comes on top. memory: bytes at the peak, of all workers together. Bytes
-    and memory are estimates, whose formulas stand in each kind of plan. workers: processes; shares_model: its jobs use a model
+    and memory are estimates, whose formulas stand in each kind of plan. workers: processes, as far as they
+    are known; runner: what runs the jobs, by default so many processes. shares_model: its jobs use a model
     of this process, and cannot leave it. notes: what is left out, and why, a line each.
     """
 
@@ -59,6 +61,7 @@ class Plan(ABC, Generic[R]):
     bytes: int
     memory: int
     workers: int = 1
+    runner: Runner | None = field(default=None, repr=False)
     shares_model: bool = False
     notes: tuple[str, ...] = ()
     # What a job does, as "measuring"; and the function that does one, called with the job's arguments.
@@ -75,6 +78,11 @@ class Plan(ABC, Generic[R]):
             "bytes": self.bytes,
             "memory": self.memory,
         }
+
+    @property
+    def left_over(self) -> int:
+        """Of a shard that is done: the jobs of others that are not."""
+        return 0
 
     @abstractmethod
     def describe(self) -> list[dict[str, Any]]:
@@ -97,11 +105,13 @@ class Plan(ABC, Generic[R]):
 
 
 @full_precision()
-def run(plan: Plan[R], *, runner: Runner | None = None, progress: Progress | None = None) -> R:
+def run(
+    plan: Plan[R], *, runner: str | Runner | None = None, progress: Progress | None = None
+) -> R:
     """Do what a plan says; what another run has done in the meantime is not done again.
 
-    runner: by default as many processes as the plan says. progress: called with an Event at the start
-    and after each job.
+    runner: serial, pool, ray, or a Runner; by default the plan's. progress: called with an Event at the
+    start and after each job.
     Raises: InputError as the jobs do, and for a folder that another process writes to.
     """
     if not isinstance(plan, Plan):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -109,6 +119,9 @@ def run(plan: Plan[R], *, runner: Runner | None = None, progress: Progress | Non
             f"expected a plan, as topkit.measure.plan(...) makes; got {quote(plan)}; to do it at once, "
             "call topkit.measure(...)"
         )
+    if isinstance(runner, str):
+        runner = crew(runner).runner
+    runner = runner or plan.runner
     if plan.shares_model and runner not in (None, serial):
         raise InputError(
             "the plan's jobs share a loaded model, and run in this process: leave `runner` out, or "

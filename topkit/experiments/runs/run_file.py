@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +33,7 @@ SESSION = {
 }
 # What a run of 0.1 says of itself, and 0.2 with it; digests of parts came later.
 EARLIER = {"identity": {"topkit?": str, "seed?": int, str: object}, "asked": [dict]}
+_SESSION = ("date", "machine", "versions", "commit")
 RUN = {
     **EARLIER,
     "format": OneOf("topkit-run"),
@@ -82,22 +83,40 @@ def describe(
     contents: what indexers and tasks hold beside their text, by name (see `identity.contents`).
     """
     now = _session(str(identity.get("device")) == "cuda")
+    request = json.loads(json.dumps(request))  # as it will be read
+    return _add(out, identity, contents or {}, [request], [now])
+
+
+def join(out: Path, runs: Sequence[Mapping[str, Any]]) -> str:
+    """Write what several runs of one identity say into one run.json, or add it; returns the run's id."""
+    joined = ""
+    for run in runs:
+        sessions = [{name: run[name] for name in _SESSION if name in run}, *run["later"]]
+        joined = _add(out, run["identity"], run["contents"], run["asked"], sessions)
+    return joined
+
+
+def _add(
+    out: Path,
+    identity: Mapping[str, Any],
+    contents: Mapping[str, Mapping[str, str]],
+    requests: Sequence[Any],
+    sessions: Sequence[Mapping[str, Any]],
+) -> str:
     content = read(out) or {
         **FORMAT,
         "id": uuid4().hex,
         "identity": dict(identity),
         "asked": [],
         "contents": {},
-        **now,
+        **sessions[0],
         "later": [],
     }
-    request = json.loads(json.dumps(request))  # as it will be read
-    if request not in content["asked"]:
-        content["asked"].append(request)
-    content["contents"] |= {name: dict(held) for name, held in (contents or {}).items()}
-    sessions = [content, *content["later"]]
-    if not any(_same(session, now) for session in sessions):
-        content["later"].append(now)
+    content["asked"] += [request for request in requests if request not in content["asked"]]
+    content["contents"] |= {name: dict(held) for name, held in contents.items()}
+    for session in sessions:
+        if not any(_same(one, session) for one in (content, *content["later"])):
+            content["later"].append(session)
     path = out / NAME
     if not path.exists() or path.read_bytes() != _sealed(content):
         write_whole(path, lambda to: to.write_bytes(_sealed(content)), parents=False)

@@ -285,10 +285,10 @@ def _grid(recalls: dict[tuple[int, int], float]) -> Array:
     return grid
 
 
-def load(run: Path) -> list[Curve]:
+def load(run: Path, *others: Path) -> list[Curve]:
     """The curves of a run, from its rows or, where those are gone, from its condensed tables.
 
-    Nothing is written.
-    Raises: InputError when the folder holds neither.
+    Of several runs of one identity, from the rows of all. Nothing is written.
+    Raises: InputError when the folder holds neither, and for runs that cannot be joined.
     """
-    return curves(*condensed(run))
+    return curves(*condensed(run, *others))

@@ -4,100 +4,76 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from topkit.documents import Number, Text, Whole, path_of, read_json
+from topkit.documents import path_of
 from topkit.errors import InputError
-from topkit.experiments.evaluate.haystack_means import keep_condensed
-from topkit.experiments.runs import run_file
-from topkit.experiments.runs.folder import require_intact
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.study import figures
 from topkit.experiments.study.accuracy_by_k import by_budget
 from topkit.experiments.study.aims import checks
 from topkit.experiments.study.captions import CAPTIONS, METHOD, NOT_SHOWN, TWO_MODELS
 from topkit.experiments.study.cells_table import cells_table
-from topkit.experiments.study.curves import Curve, load
-from topkit.experiments.study.curves import curves as curves_of
+from topkit.experiments.study.curves import Curve
 from topkit.experiments.study.drawing import Entries, entries
 from topkit.experiments.study.findings import Findings
-from topkit.experiments.study.haystacks import joined
 from topkit.experiments.study.intervals import MARGIN
 from topkit.experiments.study.models_compared import comparisons
 from topkit.experiments.study.models_compared import sentences as carried
 from topkit.experiments.study.page import PAGE, listed, save_figure
-from topkit.experiments.study.provenance import sentences
+from topkit.experiments.study.reading import RUNS, STUDY, Reading, reading, study_of
 from topkit.experiments.study.two_models import CAPTION, by_model
 from topkit.indexers.budget import Budget, Budgets, parse_budgets
 
-STUDY = "study.json"
-# Of a study of several models or seeds: its runs, each in a folder below the study's.
-RUNS = "runs"
-# What a run's own study.json says of it.
-OF_A_RUN = ("pilot", "left out")
-_FOLDER = Text(r"[\w.-]*[\w-][\w.-]*(/seed-[0-9]+)?", "a folder below the study's own")
-ABOUT = {
-    "model?": str,
-    "runs?": [{"model": str, "seed": Whole(), "folder": _FOLDER}],
-    "aims?": {"reach?": Number(0, 1), "exact_between?": (Number(0, 1), Number(0, 1))},
-    str: object,
-}
 
-
-def write_report(run: str | Path, margin: float = MARGIN, k: Budgets | None = None) -> Path:
+def write_report(
+    run: str | Path | Sequence[str | Path],
+    margin: float = MARGIN,
+    k: Budgets | None = None,
+    out: str | Path | None = None,
+) -> Path:
     """Write RUN/report.html and RUN/figures/*.png, *.svg; returns the report's path.
 
-    k: the budgets that are shown; without it the one that most real indexers were run at, and every
-    cell in the table. The condensed tables of a run's rows are written as well, under RUN/curve.
-    Raises: InputError when the run holds no rows, or none at a budget, and naming a part that is not
-    as the run wrote it.
+    run: the folder of a run, or of several of one identity, as shards leave them, whose rows are joined.
+    out: where to write to; by default the first run's folder. k: the budgets that are shown; without it the
+    one that most real indexers were run at, and every cell in the table. The condensed tables of one run's
+    rows are written as well, under RUN/curve.
+    Raises: InputError when the run holds no rows, or none at a budget, naming a part that is not as the
+    run wrote it, and for runs that cannot be joined.
     """
-    run = path_of(run, "the folder of a run")
-    study = study_of(run / STUDY)
-    origin, curves = _read(run, study)
-    budgets = None if k is None else _run_at(parse_budgets(k), curves)
-    shown = [(curve, _at(curve, budgets)) for curve in curves]
+    return reported(run, margin, k, out)[0]
+
+
+def reported(
+    run: str | Path | Sequence[str | Path],
+    margin: float = MARGIN,
+    k: Budgets | None = None,
+    out: str | Path | None = None,
+) -> tuple[Path, list[str]]:
+    """As `write_report`; beside the path, what was to be run and is not there, a line each."""
+    several = [run] if isinstance(run, str | Path) else run
+    runs = [path_of(one, "the folder of a run") for one in several]
+    if not runs:
+        raise InputError("no run to report; name the folders of one or more")
+    study = study_of(runs[0] / STUDY)
+    read = reading(runs, study)
+    budgets = None if k is None else _run_at(parse_budgets(k), read.curves)
+    shown = [(curve, _at(curve, budgets)) for curve in read.curves]
     all_findings = [Findings(curve, margin, k) for curve, ks in shown for k in ks]
+    folder = runs[0] if out is None else path_of(out, "a folder for the report")
+    folder.mkdir(parents=True, exist_ok=True)
     page = PAGE.format(
         title="How good must an indexer be before the model notices?",
-        body="\n".join(_body(all_findings, study, run / "figures", origin, budgets)),
+        body="\n".join(_body(all_findings, study, folder / "figures", read, budgets)),
     )
     write_whole(
-        run / "report.html", lambda path: path.write_text(page, encoding="utf-8"), parents=False
+        folder / "report.html", lambda path: path.write_text(page, encoding="utf-8"), parents=False
     )
-    return run / "report.html"
-
-
-def _read(run: Path, study: Mapping[str, Any]) -> tuple[list[str], list[Curve]]:
-    """Where the rows of a run come from, in sentences, and its curves; of a study of several, of all its runs."""
-    if RUNS not in study or (run / run_file.NAME).exists():
-        return list(sentences(require_intact(run))), curves_of(*keep_condensed(run))
-    origin, curves = list[str](), list[Curve]()
-    names = [Path(one["folder"]).parts[0] for one in study[RUNS]]
-    models = list(dict.fromkeys(one["model"] for one in study[RUNS]))
-    for model in models:
-        seeds = [(n, run / one["folder"]) for n, one in zip(names, study[RUNS], strict=True) if one["model"] == model]  # fmt: skip
-        there = [(name, seed) for name, seed in seeds if (seed / run_file.NAME).exists()]
-        for name, seed in seeds:
-            origin += _said(name, seed) if (name, seed) in there else [f"{seed} was not run yet."]
-        for curve in joined([load(seed) for _, seed in there]):
-            curves.append(replace(curve, model=there[0][0] if len(models) > 1 else ""))
-    if not curves:
-        raise InputError(f"{run} holds a study none of whose runs has begun; run it first")
-    # Beside one another what differs in the model alone.
-    return origin, sorted(curves, key=lambda curve: (curve.task, curve.length, curve.sparse_from))
-
-
-def _said(name: str, run: Path) -> list[str]:
-    """Where a run's rows come from, and what its study.json says of it."""
-    said = study_of(run / STUDY)
-    lines = [f"{name}: {line}" for line in sentences(require_intact(run))]
-    return [*lines, *(f"{name}, {of}: {said[of]}." for of in OF_A_RUN if of in said)]
+    return folder / "report.html", read.absent
 
 
 def _run_at(budgets: Sequence[Budget], curves: Sequence[Curve]) -> Sequence[Budget]:
@@ -118,22 +94,17 @@ def _at(curve: Curve, budgets: Sequence[Budget] | None) -> list[Budget | None]:
     return [k for k in budgets or () if k in curve.budgets] or [curve.budget]
 
 
-def study_of(path: Path) -> dict[str, Any]:
-    """The content of study.json; nothing where `evaluate` wrote the run."""
-    if not path.exists():
-        return {}
-    return read_json(path, ABOUT, "run the study again, or delete the file")
-
-
 def _body(
     all_findings: Sequence[Findings],
     study: Mapping[str, Any],
     folder: Path,
-    origin: Sequence[str],
+    read: Reading,
     budgets: Sequence[Budget] | None,
 ) -> Iterator[str]:
     yield f'<p class="lead">{escape(_lead(all_findings, study))}</p>'
-    yield f'<p class="note">{escape(" ".join(origin))}</p>'
+    yield f'<p class="note">{escape(" ".join(read.origin))}</p>'
+    if read.absent:
+        yield f'<div class="audit"><h3>Not finished</h3>{listed(read.absent)}</div>'
     for findings in all_findings:
         if len(all_findings) > 1:
             yield f"<h3>{escape(_title(findings))}</h3>"

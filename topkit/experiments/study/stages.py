@@ -17,13 +17,16 @@ from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.model.compatibility import probe, unserved
 from topkit.experiments.model.load import load_once
 from topkit.experiments.runs import run_file
-from topkit.experiments.runs.jobs import Job, threads_of
+from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.parts import digest, write_whole
 from topkit.experiments.runs.plan import Plan
+from topkit.experiments.runs.runners import Crew
+from topkit.experiments.runs.shards import WHOLE, Shard
 from topkit.experiments.study.haystacks import curves_of_parts
 from topkit.experiments.study.pilot import Placed, asked, ladders, placed, seed_of
 from topkit.experiments.study.pilot import short as short_files
-from topkit.experiments.study.report import RUNS, STUDY, study_of, write_report
+from topkit.experiments.study.reading import RUNS, STUDY, study_of
+from topkit.experiments.study.report import write_report
 from topkit.experiments.study.study_file import Study
 from topkit.grammar import short
 from topkit.indexers.base import Indexer
@@ -46,7 +49,8 @@ class Course:
     study: Study
     out: Path
     about: Mapping[str, Any]
-    workers: int = 1
+    crew: Crew
+    shard: Shard = WHOLE
     force: bool = False
 
     @property
@@ -94,7 +98,7 @@ def plan_of(course: Course) -> StudyPlan:
     _require_room(course)
     # The last model first, so that the one that runs first is the one that stays loaded.
     made = [_evaluation(course, stage) for stage in reversed(course.stages)][::-1]
-    return _plan(course, 0, made)
+    return _plan(course, 0, made, ())
 
 
 def _require_room(course: Course) -> None:
@@ -107,7 +111,12 @@ def _require_room(course: Course) -> None:
         raise InputError(f"{course.out} holds a study of several runs; use another folder")
 
 
-def _plan(course: Course, at: int, evaluations: Sequence[EvaluatePlan]) -> StudyPlan:
+def _plan(
+    course: Course,
+    at: int,
+    evaluations: Sequence[EvaluatePlan],
+    before: Sequence[EvaluatePlan],
+) -> StudyPlan:
     """The plan of the stage at a place, and of those behind it."""
     return StudyPlan(
         jobs=tuple(job for one in evaluations for job in one.jobs),
@@ -115,11 +124,13 @@ def _plan(course: Course, at: int, evaluations: Sequence[EvaluatePlan]) -> Study
         rows=sum(one.rows for one in evaluations),
         bytes=sum(one.bytes for one in evaluations),
         memory=max(one.memory for one in evaluations),
-        workers=course.workers,
+        workers=course.crew.workers,
+        runner=course.crew.runner,
         notes=tuple(dict.fromkeys(note for one in evaluations for note in one.notes)),
         course=course,
         at=at,
         evaluations=tuple(evaluations),
+        before=tuple(before),
     )
 
 
@@ -133,6 +144,7 @@ class StudyPlan(Plan[Path]):
     course: Course = field(repr=False)
     at: int = 0
     evaluations: tuple[EvaluatePlan, ...] = field(repr=False)
+    before: tuple[EvaluatePlan, ...] = field(default=(), repr=False)
     verb: ClassVar[str] = EvaluatePlan.verb
     work: ClassVar[Any] = staticmethod(EvaluatePlan.work)
 
@@ -173,12 +185,17 @@ class StudyPlan(Plan[Path]):
     def result(self, results: Sequence[None]) -> Path | Plan[Path]:
         self.evaluations[0].result(results)
         if self.at + 1 == len(self.course.stages):
-            return write_report(self.course.out)
+            # Of shards, the last to end finds all of them whole.
+            return self.course.out if self.left_over else write_report(self.course.out)
         following = self.course.stages[self.at + 1]
         later = list(self.evaluations[1:])
         if self.course.study.pilot is not None:  # which has chosen by now
             later[0] = _evaluation(self.course, following, piloted=True)
-        return _plan(self.course, self.at + 1, later)
+        return _plan(self.course, self.at + 1, later, (*self.before, self.evaluations[0]))
+
+    @property
+    def left_over(self) -> int:
+        return sum(one.left_over for one in (*self.before, *self.evaluations))
 
 
 def _words(stage: Stage) -> str:
@@ -241,12 +258,21 @@ def _evaluation(course: Course, stage: Stage, piloted: bool = False) -> Evaluate
         observe=False if stage.pilot else study.observe,
         rows=study.batch_size,
         text=study.text,
-        threads=threads_of(course.workers),
+        threads=course.crew.threads,
     )
     notes, parts = _pilot(course) if stage.pilot else _parts(course, stage, piloted)
     loaded = load_once(stage.model, study.device, study.dtype)
     return plan_parts(
-        loaded, setting, parts, workers=course.workers, force=course.force, notes=notes
+        loaded,
+        setting,
+        parts,
+        workers=course.crew.workers,
+        runner=course.crew.runner,
+        # All shards need a pilot's choice before they begin: the first to come runs it, and others wait.
+        shard=WHOLE if stage.pilot else course.shard,
+        waits=stage.pilot and not course.shard.whole,
+        force=course.force,
+        notes=notes,
     )
 
 

@@ -10,7 +10,10 @@ from typing import Any
 from topkit.documents import path_of, quote
 from topkit.errors import InputError
 from topkit.experiments.model.load import named
+from topkit.experiments.runs.jobs import Runner
 from topkit.experiments.runs.plan import Plan, planned
+from topkit.experiments.runs.runners import crew
+from topkit.experiments.runs.shards import Shard, parse_shard
 from topkit.experiments.study.keys import listed
 from topkit.experiments.study.stages import Course, plan_of
 from topkit.experiments.study.study_file import Pilot, Study, read_study
@@ -43,8 +46,10 @@ def run_study(
     dtype: str | None = None,
     batch_size: int | None = None,
     reach: float | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     force: bool = False,
+    runner: str | Runner | None = None,
+    shard: str | Shard | None = None,
 ) -> Plan[Path]:
     """Evaluate a study's cells into OUT and write the report; a rerun computes what is missing.
 
@@ -52,7 +57,8 @@ def run_study(
     the file's keys. model and seed may be several: each model has a folder below OUT, each seed one below
     its model's, and the report is of all. Cells that a model cannot serve are left out, with a note in the
     plan and in the report that says why. preset: of the study `fidelity-vs-accuracy`, quick, full or tasks.
-    Returns: the report's path.
+    runner and shard: as `evaluate` has them; a pilot is no shard's, but run by the first to come.
+    Returns: the report's path; of a shard that others outlast, OUT.
     Raises: InputError for an unknown study, key or value, for a study whose pilot finds nothing to tell
     indexers apart by, and as `evaluate` does.
     """
@@ -88,7 +94,8 @@ def run_study(
         study=study,
         out=path_of(out, "a folder for the study"),
         about={**about, **_about(study)},
-        workers=jobs,
+        crew=crew(runner, jobs, study.device or ""),
+        shard=parse_shard(shard),
         force=force,
     )
     return plan_of(course)

@@ -1,0 +1,77 @@
+"""Runs of one identity, as shards leave them, joined into one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from topkit.documents import path_of
+from topkit.errors import InputError
+from topkit.experiments.evaluate.finish import finish
+from topkit.experiments.evaluate.halves import drop_halves
+from topkit.experiments.runs import folder, run_file
+from topkit.experiments.runs.cell_parts import name_of, naming
+from topkit.experiments.runs.parts import copy_part, write_part, write_whole
+from topkit.experiments.runs.union import Source, sources
+
+# What a study says of itself beside its rows.
+STUDY = "study.json"
+
+
+def merge(runs: str | Path | Sequence[str | Path], out: str | Path) -> Path:
+    """Join runs of one identity in a folder; an earlier call into it is gone on with.
+
+    Rows that several runs have must be equal, and stand there once. The runs stay as they are, and may
+    still be written to: what they have by now is taken.
+    Returns: the folder.
+    Raises: InputError for runs of other identities, a part that is not as its run wrote it, different rows
+    of one cell, and a folder that is one of the runs, lies within one, or holds another run.
+    """
+    several = [runs] if isinstance(runs, str | Path) else list(runs)
+    places = [path_of(run, "the folder of a run") for run in several]
+    if not places:
+        raise InputError("no run to merge; name the folders of one or more")
+    out = path_of(out, "a folder for the run")
+    _require_apart(places, out)
+    sources(places)  # what cannot be joined is refused before anything is written
+    described = [folder.require_intact(run) for run in places]
+    contents = {name: its for one in described for name, its in one["contents"].items()}
+    with folder.claim(out, described[0]["identity"], contents):
+        run = run_file.join(out, described)
+        if any((one / "accuracy").is_dir() for one in places):
+            drop_halves(out)
+        folder.settle(out, run)
+        for source in sources([out, *places]):
+            if source.run != out:
+                _take(source, out, run)
+        _keep_study(places, out)
+        if (out / "accuracy").is_dir():
+            finish(out)
+    return out
+
+
+def _require_apart(runs: Sequence[Path], out: Path) -> None:
+    for run in runs:
+        if out.resolve().is_relative_to(run.resolve()):
+            raise InputError(
+                f"{out} is {run} or lies within it, and runs stay as they are; merge into another folder"
+            )
+
+
+def _take(source: Source, out: Path, run: str) -> None:
+    """Write a part, or its cells that are new; the table that says what is done comes last."""
+    for table in reversed(source.tables):
+        (out / table).mkdir(parents=True, exist_ok=True)
+        if source.whole:
+            copy_part(source.run / table / source.name, out / table, run)
+        else:
+            pairs = [(indexer, budget) for _, indexer, budget in source.cells]
+            rows = naming(source.rows(table), pairs)
+            write_part(out / table, name_of(source.cells[0][0], pairs), rows, run=run)
+
+
+def _keep_study(runs: Sequence[Path], out: Path) -> None:
+    """Keep what the runs of a study say of it, where they say the same."""
+    said = {(run / STUDY).read_bytes() for run in runs if (run / STUDY).exists()}
+    if len(said) == 1:
+        write_whole(out / STUDY, lambda to: to.write_bytes(said.pop()))

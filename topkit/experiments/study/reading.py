@@ -1,0 +1,100 @@
+"""What a report reads: the curves of runs, where their rows come from, and what is missing of them."""
+
+# pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from topkit.documents import Number, Text, Whole, read_json
+from topkit.errors import InputError
+from topkit.experiments.evaluate.haystack_means import condensed, keep_condensed
+from topkit.experiments.evaluate.missing import unfinished
+from topkit.experiments.runs import run_file
+from topkit.experiments.runs.folder import require_intact
+from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curves import curves as curves_of
+from topkit.experiments.study.haystacks import joined
+from topkit.experiments.study.provenance import sentences
+
+STUDY = "study.json"
+# Of a study of several models or seeds: its runs, each in a folder below the study's.
+RUNS = "runs"
+# What a run's own study.json says of it.
+OF_A_RUN = ("pilot", "left out")
+_FOLDER = Text(r"[\w.-]*[\w-][\w.-]*(/seed-[0-9]+)?", "a folder below the study's own")
+ABOUT = {
+    "model?": str,
+    "runs?": [{"model": str, "seed": Whole(), "folder": _FOLDER}],
+    "aims?": {"reach?": Number(0, 1), "exact_between?": (Number(0, 1), Number(0, 1))},
+    str: object,
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The curves of one or several runs; origin: sentences; absent: what was to be run, a line each."""
+
+    curves: list[Curve]
+    origin: list[str]
+    absent: list[str]
+
+
+def load_study(*places: Path) -> list[Curve]:
+    """The curves of the runs in some folders, as a report of them shows. Raises: as `reading`."""
+    return reading(places, study_of(places[0] / STUDY)).curves
+
+
+def reading(places: Sequence[Path], study: Mapping[str, Any]) -> Reading:
+    """What folders of one identity hold together: each of a run, or each of a study of several.
+
+    Raises: InputError when they hold no rows, naming a part that is not as its run wrote it, and for
+    runs that cannot be joined.
+    """
+    if RUNS not in study or (places[0] / run_file.NAME).exists():
+        return _of_run(places, keeps=True)
+    curves, origin, absent = list[Curve](), list[str](), list[str]()
+    models = list(dict.fromkeys(one["model"] for one in study[RUNS]))
+    for model in models:
+        folders = [one["folder"] for one in study[RUNS] if one["model"] == model]
+        name, own = Path(folders[0]).parts[0], list[Reading]()
+        for folder in folders:
+            # Of several shards some may not have come to it yet.
+            there = [p / folder for p in places if (p / folder / run_file.NAME).exists()]
+            if there:
+                own.append(_of_run(there, keeps=False))
+                origin += [f"{name}: {line}" for line in (*own[-1].origin, *_said(there[0]))]
+                absent += [f"{name}: {line}" for line in own[-1].absent]
+            else:
+                absent.append(f"{places[0] / folder} was not run yet.")
+        for curve in joined([read.curves for read in own]):
+            curves.append(replace(curve, model=name if len(models) > 1 else ""))
+    if not curves:
+        raise InputError(f"{places[0]} holds a study none of whose runs has begun; run it first")
+    # Beside one another what differs in the model alone.
+    curves.sort(key=lambda curve: (curve.task, curve.length, curve.sparse_from))
+    return Reading(curves, origin, absent)
+
+
+def _said(run: Path) -> list[str]:
+    """What a run's own study.json says of it."""
+    said = study_of(run / STUDY)
+    return [f"{of}: {said[of]}." for of in OF_A_RUN if of in said]
+
+
+def _of_run(places: Sequence[Path], keeps: bool) -> Reading:
+    """keeps: the condensed tables of a single folder are written there."""
+    described = [require_intact(place) for place in places]
+    alone = keeps and len(places) == 1
+    tables = keep_condensed(places[0]) if alone else condensed(*places)
+    origin = list(dict.fromkeys(line for one in described for line in sentences(one)))
+    return Reading(curves_of(*tables), origin, unfinished(described, tables[0]))
+
+
+def study_of(path: Path) -> dict[str, Any]:
+    """The content of study.json; nothing where `evaluate` wrote the run."""
+    if not path.exists():
+        return {}
+    return read_json(path, ABOUT, "run the study again, or delete the file")
