@@ -1,11 +1,11 @@
 """Kill runs at random moments, go on with them, and hold what comes out to an unbroken run.
 
-    python tools/kills.py [--kills 100] [--seed 0] [--commands measure,evaluate,study] [--jobs 1,2]
+    python tools/kills.py [--kills 100] [--seed 0] [--commands measure,evaluate,study] [--jobs 1,2] [--shards 2]
 
 Each round takes a command and a number of workers, and starts in an empty folder, in one that a killed run
 left, or with `force` in one that holds a finished run of another seed. It is killed (SIGKILL) some times
-over, verified each time, and gone on with to its end: rows must be those of the unbroken run. Exit 1 where
-they are not.
+over, verified each time, and gone on with to its end: rows must be those of the unbroken run. Shards run at the
+same time into one folder, and one of them is killed. Exit 1 where rows are others.
 """
 
 from __future__ import annotations
@@ -122,6 +122,27 @@ def round_(
     if force and code == 2:  # killed before the first run's name was gone
         code = to_its_end(run, {**how, "force": True})
     require(code == 0, f"a run that goes on ended with {code} in {out}")
+    require_rows(whole, out)
+
+
+def shards_round(
+    run: Run, whole: Path, out: Path, shards: int, seconds: float, rng: random.Random
+) -> Iterator[bool]:
+    """One folder, written by shards at the same time of which one is killed, then finished."""
+    every = [{"out": out, "seed": 0, "shard": f"{n}/{shards}"} for n in range(shards)]
+    for _ in range(rng.randint(1, 4)):
+        children = [started(run, how) for how in every]
+        yield killed(children.pop(rng.randrange(shards)), rng.uniform(0, seconds), True)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        require(not any(codes), f"shards beside a killed one ended with {codes} in {out}")
+        verify(out)
+    codes = [to_its_end(run, how) for how in every]
+    require(not any(codes), f"shards that go on ended with {codes} in {out}")
+    require_rows(whole, out)
+
+
+def require_rows(whole: Path, out: Path) -> None:
+    """The rows of an unbroken run, in a folder that goes."""
     topkit.verify(out)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         same = same_numbers.main([str(whole), str(out)]) == 0
@@ -137,6 +158,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commands", default="measure,evaluate,study")
     parser.add_argument("--jobs", default="1,2")
+    parser.add_argument("--shards", type=int, default=2)
     given = parser.parse_args(words)
     torch.set_num_threads(1)  # a forked process hangs where torch has used several
     rng, kills, rounds = random.Random(given.seed), 0, 0
@@ -157,11 +179,16 @@ def main(words: list[str] | None = None) -> None:
                 begun = time.monotonic()
                 require(to_its_end(run, {"out": whole, "seed": 0, "jobs": jobs}) == 0, command)
                 kinds.append((command, run, whole, other, jobs, time.monotonic() - begun))
+            kinds.append((command, run, whole, other, 0, kinds[-1][-1]))
         counts: dict[str, int] = {}
         while kills < given.kills:
             command, run, whole, other, jobs, seconds = kinds[rounds % len(kinds)]
-            kind = f"{command} --jobs {jobs}"
-            for met in round_(run, whole, other, root / f"run-{rounds}", jobs, seconds, rng):
+            kind, out = f"{command} --jobs {jobs}", root / f"run-{rounds}"
+            met_by = round_(run, whole, other, out, jobs, seconds, rng)
+            if not jobs:
+                kind = f"{command} in {given.shards} shards"
+                met_by = shards_round(run, whole, out, given.shards, seconds, rng)
+            for met in met_by:
                 kills += met
                 counts[kind] = counts.get(kind, 0) + met
             rounds += 1

@@ -19,7 +19,7 @@ STUDY = "study.json"
 
 
 def merge(runs: str | Path | Sequence[str | Path], out: str | Path) -> Path:
-    """Join runs of one identity in a folder; an earlier call into it is gone on with.
+    """Join runs of one identity, or studies of several runs, in a folder; an earlier call is gone on with.
 
     Rows that several runs have must be equal, and stand there once. The runs stay as they are, and may
     still be written to: what they have by now is taken.
@@ -33,6 +33,31 @@ def merge(runs: str | Path | Sequence[str | Path], out: str | Path) -> Path:
         raise InputError("no run to merge; name the folders of one or more")
     out = path_of(out, "a folder for the run")
     _require_apart(places, out)
+    within = _runs_within(places)
+    for name in within:
+        merge([run / name for run in places if (run / name / run_file.NAME).exists()], out / name)
+    if within and not any((run / run_file.NAME).exists() for run in places):
+        _keep_study(places, out)
+    else:
+        _merge(places, out)
+    return out
+
+
+def _runs_within(places: Sequence[Path]) -> list[str]:
+    """The runs below the folders of a study: its pilot, and those of its models and seeds."""
+    if not any((run / STUDY).exists() for run in places):
+        return []
+    found = [path for run in places for path in run.rglob(run_file.NAME) if path.parent != run]
+    names = (
+        str(path.parent.relative_to(run))
+        for run in places
+        for path in found
+        if path.is_relative_to(run)
+    )
+    return sorted(dict.fromkeys(names))
+
+
+def _merge(places: Sequence[Path], out: Path) -> None:
     sources(places)  # what cannot be joined is refused before anything is written
     described = [folder.require_intact(run) for run in places]
     contents = {name: its for one in described for name, its in one["contents"].items()}
@@ -47,7 +72,6 @@ def merge(runs: str | Path | Sequence[str | Path], out: str | Path) -> Path:
         _keep_study(places, out)
         if (out / "accuracy").is_dir():
             finish(out)
-    return out
 
 
 def _require_apart(runs: Sequence[Path], out: Path) -> None:
