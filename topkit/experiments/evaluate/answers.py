@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from topkit.experiments.decode.driver import Driver
+from topkit.experiments.evaluate.built import Built
 from topkit.experiments.evaluate.observer import Observer
 from topkit.experiments.evaluate.own_words import Stops, go_on
 from topkit.experiments.evaluate.question_rows import QuestionRows, alike
@@ -27,13 +27,6 @@ from topkit.experiments.evaluate.streams import Stream
 from topkit.experiments.model.load import positions
 from topkit.experiments.runs.cells import Cell, needs
 from topkit.experiments.tasks import Prompt
-from topkit.indexers.base import Index, Indexer
-from topkit.indexers.branched import branched
-from topkit.indexers.combinator import Combinator, Wrapped
-
-# Keys of one layer, in all rows of a recipe, whose codes are copied for each row, to be appended to in
-# place. Of more of them the prefix's codes are held once, and appended to apart.
-COPIED = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -65,13 +58,13 @@ class Haystack:
         seed: int,
         observe: bool | str = False,
     ) -> None:
-        self.model, self.prompt, self.context, self.seed = model, prompt, context, seed
+        self.model, self.prompt, self.context = model, prompt, context
         self.observe = observe
         self.stops = Stops.of(model, tokenizer, prompt)
         # Full attention leads every batch: the others are compared with it.
         self.cells = [Cell(), *(cell for cell in cells if cell.indexer is not None)]
         self.prefix = prefill(model, prompt.ids, needs(self.cells))
-        self.built: dict[Indexer, dict[int, Index]] = {}
+        self.built = Built(self.prefix, seed)
         self.fidelity: list[pa.Table] = []
 
     def answers(self, sparse_from: str, rows: int) -> dict[Cell, list[Answer]]:
@@ -95,8 +88,8 @@ class Haystack:
     def _ask(self, batch: QuestionRows, sparse_from: str) -> Iterator[list[tuple[list, ...]]]:
         count = len(batch.lengths)
         streams = [
-            self._stream(list(cells), count)
-            for _, cells in groupby(self.cells, lambda c: c.indexer)
+            self.built.stream(list(cells), count, self.context)
+            for _, cells in groupby(self.cells, _together)
         ]
         self._read(streams, batch, sparse_from)
         waiting = [stream.fork() for stream in streams]
@@ -113,43 +106,6 @@ class Haystack:
                 (likeliest[cell][row][:n], said[cell][row], nll[cell][row][:n], kl[cell][row][:n])
                 for row, n in enumerate(batch.lengths)
             ]
-
-    def _stream(self, cells: Sequence[Cell], questions: int) -> Stream:
-        """The rows of one recipe at its budgets, `questions` for each cell."""
-        indices, indexer = dict[int, Index](), cells[0].indexer
-        rows = [cell for cell in cells for _ in range(questions)]
-        if indexer is not None:
-            if indexer.traits().remembers:
-                self.built.pop(indexer, None)
-            for layer, index in self._built(indexer).items():
-                indices[layer] = self._rows_of(index, layer, len(rows))
-        return Stream(rows, self.context, indices, self.seed)
-
-    def _built(self, indexer: Indexer) -> dict[int, Index]:
-        """The recipe's index of each layer; recipes that choose from the same codes share them."""
-        if indexer not in self.built:
-            wraps = isinstance(indexer, Combinator) and type(indexer).build is Combinator.build
-            if wraps and not indexer.traits().remembers:
-                base = self._built(indexer.base)
-                self.built[indexer] = {n: Wrapped(indexer, index) for n, index in base.items()}
-            else:
-                self.built[indexer] = self._build(indexer)
-        return self.built[indexer]
-
-    def _rows_of(self, index: Index, layer: int, rows: int) -> Index:
-        """An index of `rows` streams behind the prefix; large codes are held once for all of them."""
-        if self.prefix[layer].cache.keys.numel() * rows > COPIED:
-            return branched(index, rows)
-        twin = index.fork()
-        twin.reorder(torch.zeros(rows, dtype=torch.long, device=self.model.device))
-        return twin
-
-    def _build(self, indexer: Indexer) -> dict[int, Index]:
-        indices = {}
-        for layer, prefix in self.prefix.items():
-            driver = Driver(indexer, layer, prefix.scaling, prefix.cache.heads, self.seed)
-            indices[layer] = driver.build(prefix.cache, prefix.inputs)
-        return indices
 
     def _read(self, streams: Sequence[Stream], batch: QuestionRows, sparse_from: str) -> None:
         """Process the question without its last token: each stream by its own attention, or all dense."""
@@ -219,6 +175,12 @@ class Haystack:
         watch: Observer | None = None,
     ) -> Tensor:
         return forward(self.model, self.prefix, streams, ids, last, followers, watch)
+
+
+def _together(cell: Cell) -> tuple[Any, ...]:
+    """Cells of one recipe are rows of one stream; at each budget alone, if it reads what it selected."""
+    reads = cell.indexer is not None and "upstream" in cell.indexer.needs
+    return cell.indexer, cell.budget if reads else None
 
 
 def _judge(logits: Tensor, answer: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.experiments.evaluate.shared_cache import LONG, SharedCache
 from topkit.fidelity.validity import require_valid
-from topkit.indexers.base import Indexer, Selection
+from topkit.indexers.base import Indexer, Rest, Selection
 from topkit.kernels.gather_attention import attend
 
 
@@ -83,7 +83,7 @@ class Lists:
         return Selection(
             chosen.indices[at, ::per],
             None if logs is None else logs[at, ::per],
-            chosen.rest,
+            None if chosen.rest is None else _rows_of(chosen.rest, at),
             torch.as_tensor(chosen.keys_scored)[at],
             torch.as_tensor(chosen.bytes_read)[at],
         )
@@ -149,11 +149,13 @@ def _stack(some: Sequence[Chosen], heads: int) -> Lists:
         scored[rows, at] = _cost(chosen.keys_scored, one)
         read[rows, at] = _cost(chosen.bytes_read, one)
     rest = some[0].selection.rest
-    if rest is not None:
-        names = ("values", "logits", "share")
-        parts = {name: x[some[0].own] for name in names if (x := getattr(rest, name)) is not None}
-        rest = replace(rest, **parts)
+    rest = None if rest is None else _rows_of(rest, some[0].own)
     return Lists(numbers, place, Selection(slots, logs, rest, scored, read), ks, units, weighted)
+
+
+def _rows_of(rest: Rest, rows: Tensor | slice) -> Rest:
+    parts = {name: getattr(rest, name) for name in ("values", "logits", "share")}
+    return Rest(**{name: None if x is None else x[rows] for name, x in parts.items()})
 
 
 def _put(into: Tensor, lists: Tensor) -> None:

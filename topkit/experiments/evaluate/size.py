@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from topkit.experiments.evaluate.memory import Asked, Shape, memory_of
 from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.model.record import LayerRecord
 from topkit.experiments.runs.cells import Cell, chunks
@@ -22,11 +23,8 @@ ANSWER, JUDGED = 430, 42
 class Size:
     """What a part of an evaluation costs; memory is that of one worker.
 
-    rows: of accuracy. bytes: ANSWER a row, JUDGED a row of fidelity, and PART a file. memory, with T the
-    length and q the questions of one batch: WITH_TRANSFORMERS + weights + the prefix's keys
-    and values, once for itself and q times with room behind them + a quarter of the keys, as int8 codes
-    take, as often for each cell + 8 T^2, the prefill's mask and its copy + the logits of all answers,
-    twice in float32.
+    rows: of accuracy. bytes: ANSWER a row, JUDGED a row of fidelity, and PART a file. memory:
+    WITH_TRANSFORMERS and what `memory_of` says.
     """
 
     rows: int
@@ -49,6 +47,7 @@ def size_of(
     sparse = [cell for cell in cells if cell.indexer is not None]
     heads = sum(one.queries.shape[1] for one in records.values())
     rows = judged = memory = 0
+    shape = Shape.of(model, records)
     for prompt in prompts:
         questions = len(prompt.questions)
         rows += haystacks * questions * len(cells)
@@ -57,14 +56,17 @@ def size_of(
             if setting.sparse_from == "question":
                 each += _asked(prompt) if setting.observe == "rows" else bool(_asked(prompt))
             judged += haystacks * questions * len(sparse) * heads * each
-        together = min(questions, max(1, setting.rows // len(cells)))
-        vocabulary = model.config.get_text_config().vocab_size
-        logits = 8 * len(cells) * together * _answer(prompt) * vocabulary
-        memory = max(memory, _prefix(prompt.length, records, together, len(sparse)) + logits)
+        memory = max(memory, memory_of(shape, asked_of(prompt), cells, setting.rows))
     jobs = len(prompts) * haystacks * len(chunks(cells, setting.rows))
     size = rows * ANSWER + judged * JUDGED + jobs * PART * (2 if judged else 1)
-    weights = sum(x.numel() * x.element_size() for x in model.parameters())
-    return Size(rows, size, WITH_TRANSFORMERS + weights + memory)
+    return Size(rows, size, WITH_TRANSFORMERS + memory)
+
+
+def asked_of(prompt: Prompt) -> Asked:
+    """What memory follows from of a prompt."""
+    count = len(prompt.questions)
+    said = max(prompt.most(number) for number in range(count))
+    return Asked(len(prompt.ids), count, _asked(prompt) + 1 + said, _answer(prompt))
 
 
 def _answer(prompt: Prompt) -> int:
@@ -75,12 +77,3 @@ def _answer(prompt: Prompt) -> int:
 def _asked(prompt: Prompt) -> int:
     """Steps of the longest question: its last token's is the answer's."""
     return max(len(question.ids) for question in prompt.questions) - 1
-
-
-def _prefix(length: int, records: Mapping[int, LayerRecord], together: int, cells: int) -> int:
-    """Bytes of a prefix of that length while its questions run: keys, values, indices, and its mask."""
-    keys = sum(one.keys[:, :, 0].numel() * one.keys.element_size() for one in records.values())
-    values = sum(
-        one.values[:, :, 0].numel() * one.values.element_size() for one in records.values()
-    )
-    return length * (1 + together) * (keys + values + cells * keys // 4) + 8 * length**2

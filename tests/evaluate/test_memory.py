@@ -1,0 +1,87 @@
+"""What a run holds, by arithmetic: a large model fits where its rows are cut, and says which cut fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from topkit.errors import InputError
+from topkit.experiments.evaluate.memory import Asked, Shape, bytes_a_key, memory_of, require_room
+from topkit.experiments.runs.cells import Cell, parse_cells
+from topkit.indexers.spec import parse
+
+LAYERS, GROUPS, WIDTH, TOKENS = 32, 8, 128, 128 * 1024
+# Llama 3.1 8B in bfloat16.
+EIGHT_B = Shape(
+    weights=2 * 8_030_000_000,
+    layers=LAYERS,
+    heads=(32, GROUPS),
+    width=(WIDTH, WIDTH),
+    passing=4 * 4096 + 3 * 14336,
+    vocabulary=128256,
+    bytes=2,
+    on_device=True,
+)
+LONG = Asked(TOKENS, questions=4, tail=60, answer=8)
+KEYS = LAYERS * GROUPS * WIDTH * TOKENS  # elements of all keys
+
+
+# The kinds that quick studies: oracles, codes, what chooses from codes, pages, a graph, a trained one.
+SPECS = [
+    *(
+        f"degraded(0.8{manner})"
+        for manner in ("", ",fill='next'", ",miss='boundary'", ",per='layer'")
+    ),
+    *(f"degraded({p})" for p in (0.5, 0.6, 0.7, 0.9, 0.95)),
+    *(f"quantized(dtype='{dtype}')" for dtype in ("int8", "fp8_e4m3", "int4", "int2")),
+    *("sign()", "refine(sign(),factor=4)", "keep(sign(),sink=2,window=4)", "shared(sign())"),
+    *("shared(quantized(dtype='int8'))", "quest(page_size=4)", "streaming_llm()", "random()"),
+    *("top_p(quantized(dtype='int4'),mass=0.9)", "vattention(quantized(dtype='int4'))"),
+    *("faiss_ivf(nlist=64)", "lightning(dtype='fp8')"),
+]
+
+
+def cells() -> list[Cell]:
+    every = parse_cells(SPECS, 2048) + parse_cells("exact()", [256, 512, 1024], dense=False)
+    assert len(every) == 29
+    return every
+
+
+def test_an_8b_model_at_128k_with_29_cells_holds_75_gb() -> None:
+    """Weights 16 GB, the prefix 17 GB once for all cells and questions, codes of the prefix once."""
+    assert EIGHT_B.prefix(TOKENS) == 4 * KEYS == 17_179_869_184
+    assert memory_of(EIGHT_B, LONG, cells(), 29) <= 75e9
+    # By hand: int8, fp8 and lightning's a byte, int4 half, int2 a quarter, sign an eighth; scales beside.
+    codes = KEYS * (3 + 1 / 2 + 1 / 4 + 1 / 8)
+    assert memory_of(EIGHT_B, LONG, cells(), 29) > EIGHT_B.weights + 4 * KEYS + codes
+
+
+def test_what_does_not_fit_says_which_batch_size_does() -> None:
+    needs = partial(memory_of, EIGHT_B, LONG, cells())
+    with pytest.raises(
+        InputError, match=r"about \d+ GB, of the 60 GB that a GPU has; batch_size="
+    ) as e:
+        require_room(int(60e9), "a GPU", needs, 128)
+    fits = int(str(e.value).rpartition("batch_size=")[2].split()[0])
+    assert needs(fits) <= 60e9 < needs(fits + 1)
+    require_room(int(60e9), "a GPU", needs, fits)
+    with pytest.raises(InputError, match="no batch_size fits; ask for a shorter length"):
+        require_room(int(30e9), "a GPU", needs, 128)
+
+
+def test_memory_grows_with_what_is_asked() -> None:
+    base = memory_of(EIGHT_B, LONG, cells(), 29)
+    assert memory_of(EIGHT_B, replace(LONG, length=2 * TOKENS), cells(), 29) > base
+    assert memory_of(EIGHT_B, LONG, cells()[:8], 29) < base
+    assert memory_of(replace(EIGHT_B, windowed=True), LONG, cells(), 29) > base
+
+
+@pytest.mark.parametrize(
+    ("spec", "bits"),
+    [("sign()", 1), ("quantized(dtype='int8')", 8), ("quantized(dtype='int4')", 4), ("exact()", 0)],
+)
+def test_bytes_a_key_are_those_of_the_codes(spec: str, bits: int) -> None:
+    scales = 0 if spec in ("sign()", "exact()") else 4 * GROUPS
+    assert bytes_a_key(parse(spec), EIGHT_B) == GROUPS * WIDTH * bits / 8 + scales

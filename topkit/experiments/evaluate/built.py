@@ -1,0 +1,62 @@
+"""The indexes of one haystack: of every recipe and layer, built once, and the rows that begin with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from topkit.experiments.decode.driver import Driver
+from topkit.experiments.evaluate.streams import Prefix, Stream
+from topkit.experiments.runs.cells import Cell
+from topkit.indexers.base import Index, Indexer
+from topkit.indexers.branched import branched
+from topkit.indexers.combinator import Combinator, Wrapped
+
+# Elements of a layer's keys, in all rows of a recipe, whose codes are copied for each row, to be appended
+# to in place. Of more of them the prefix's codes are held once, and appended to apart.
+COPIED = 1 << 26
+
+
+class Built:
+    """What recipes built of a prefix, by layer; those that choose from the same codes share them."""
+
+    def __init__(self, prefix: Mapping[int, Prefix], seed: int) -> None:
+        self.prefix, self.seed = prefix, seed
+        self._indices: dict[Indexer, dict[int, Index]] = {}
+
+    def stream(self, cells: Sequence[Cell], questions: int, context: int) -> Stream:
+        """The rows of one recipe at its budgets, or of full attention: `questions` for each cell."""
+        rows = [cell for cell in cells for _ in range(questions)]
+        indices, indexer = dict[int, Index](), cells[0].indexer
+        if indexer is not None:
+            if indexer.traits().remembers:
+                self._indices.pop(indexer, None)
+            for layer, index in self._of(indexer).items():
+                indices[layer] = self._rows(index, layer, len(rows))
+        return Stream(rows, context, indices, self.seed)
+
+    def _of(self, indexer: Indexer) -> dict[int, Index]:
+        if indexer not in self._indices:
+            wraps = isinstance(indexer, Combinator) and type(indexer).build is Combinator.build
+            if wraps and not indexer.traits().remembers:
+                base = self._of(indexer.base)
+                self._indices[indexer] = {n: Wrapped(indexer, index) for n, index in base.items()}
+            else:
+                self._indices[indexer] = {
+                    n: self._build(indexer, n, past) for n, past in self.prefix.items()
+                }
+        return self._indices[indexer]
+
+    def _build(self, indexer: Indexer, layer: int, prefix: Prefix) -> Index:
+        driver = Driver(indexer, layer, prefix.scaling, prefix.cache.heads, self.seed)
+        return driver.build(prefix.cache, prefix.inputs)
+
+    def _rows(self, index: Index, layer: int, rows: int) -> Index:
+        """An index of `rows` streams behind the prefix."""
+        keys = self.prefix[layer].cache.keys
+        if keys.numel() * rows > COPIED:
+            return branched(index, rows)
+        twin = index.fork()
+        twin.reorder(torch.zeros(rows, dtype=torch.long, device=keys.device))
+        return twin
