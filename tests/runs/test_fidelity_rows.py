@@ -17,9 +17,9 @@ from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.decode.driver import Choice
 from topkit.experiments.decode.observer import Observer as Attached
+from topkit.experiments.evaluate.batch import Asked
 from topkit.experiments.evaluate.lists import Chosen, stacked
 from topkit.experiments.evaluate.observer import Observer as Evaluated
-from topkit.experiments.evaluate.shared_prefix import Attended
 from topkit.experiments.evaluate.streams import Prefix, Stream
 from topkit.experiments.measure.layer import reduced
 from topkit.experiments.runs import run_file
@@ -329,10 +329,8 @@ def three_ways(lists: int, weighted: bool = False, known: bool = False):
         queries = p.queries[:, :, span]
         scores = rows_of.scores(queries)
         output = lists.attend(scores, rows_of, SCALING)
-        norms = rows_of.norms()
-        evaluated(
-            Attended(0, i, SCALING, queries, scores, norms, stops[span], rows_of, lists, output)
-        )
+        asked = Asked(0, SCALING, i, queries, scores, rows_of.norms(), stops[span], rows_of)
+        evaluated(asked, lists, output)
     real = torch.ones(1, 3, dtype=torch.bool)
     constants = dict(task="t", length=23, haystack=0, sparse_from="question", sample=0)
     each, means = (

@@ -11,7 +11,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from topkit.experiments.evaluate.shared_prefix import Attended
+from topkit.experiments.evaluate.batch import Asked
+from topkit.experiments.evaluate.lists import Lists
 from topkit.experiments.evaluate.streams import Stream
 from topkit.experiments.runs.fidelity_rows import rows
 from topkit.experiments.runs.judged import Exact, Judged
@@ -30,35 +31,36 @@ class Observer:
     # (level, rows, first query) -> what was judged of them in each layer.
     pieces: dict[tuple[str, tuple[int, ...], int], dict[int, Judged]] = field(default_factory=dict)
 
-    def __call__(self, some: Attended) -> None:
-        lists = some.lists
-        _, heads, count, length = some.scores.shape
+    def __call__(self, asked: Asked, lists: Lists, output: Tensor) -> None:
+        _, heads, count, length = asked.scores.shape
         # On a CPU a few rows at a time: what is written of them is read again from its caches.
-        for part in blocks(len(lists.numbers), heads * count * length, some.scores.device):
+        for part in blocks(len(lists.numbers), heads * count * length, output.device):
+            some, places = asked.of(part), range(len(lists.numbers))[part]
             exact = Exact(
-                some.queries[part],
+                some.queries,
                 None,
                 None,
                 max(lists.budgets[part]),
                 scaling=some.scaling,
                 layer=some.layer,
                 stop=some.stops[None],
-                scores=some.scores[part],
-                rounding=Rounding.of_norms(some.queries[part], some.norms[part]),
-                weigh=some.cache.of(part).weigh,
+                scores=some.scores,
+                rounding=Rounding.of_norms(some.queries, some.norms),
+                weigh=some.cache.weigh,
             )
-            places = range(len(lists.numbers))[part]
-            judged = exact.heads(lists.of(places), lists.ks[part], output=some.output[part])
-            self._note(some, places, _without_estimates(judged, lists.weighted[part]))
+            judged = exact.heads(lists.of(places), lists.ks[part], output=output[part])
+            judged = _without_estimates(judged, lists.weighted[part])
+            self._note(some, [lists.numbers[place] for place in places], judged)
             for units in sorted({*lists.units[part]} - {heads}):
                 shared = [place for place in places if lists.units[place] == units]
-                mine = torch.tensor(shared, device=lists.ks.device)
+                mine = torch.tensor(shared, device=output.device)
                 own = exact.of(mine - part.start)
-                self._note(some, shared, own.units(lists.of(shared, units), lists.ks[mine]))
+                judged = own.units(lists.of(shared, units), lists.ks[mine])
+                self._note(some, [lists.numbers[place] for place in shared], judged)
 
-    def _note(self, some: Attended, places: Sequence[int], judged: Judged) -> None:
-        numbers = tuple(some.lists.numbers[place] for place in places)
-        self.pieces.setdefault((judged.level, numbers, some.first), {})[some.layer] = judged
+    def _note(self, some: Asked, numbers: Sequence[int], judged: Judged) -> None:
+        place = judged.level, tuple(numbers), some.first
+        self.pieces.setdefault(place, {})[some.layer] = judged
 
     def tables(
         self, questions: Sequence[int], real: Tensor, first: int, each: bool, steps: str

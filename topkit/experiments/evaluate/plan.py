@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
-import torch
 from transformers import PreTrainedModel
 
 from topkit.errors import InputError
@@ -19,18 +17,16 @@ from topkit.experiments.evaluate.finish import finish
 from topkit.experiments.evaluate.halves import drop_halves
 from topkit.experiments.evaluate.identity import identity_of
 from topkit.experiments.evaluate.job import prompt_of, run_job
-from topkit.experiments.evaluate.memory import Shape, memory_of, require_room
 from topkit.experiments.evaluate.preflight import require_same
 from topkit.experiments.evaluate.request import Part, Request
 from topkit.experiments.evaluate.setting import Setting
-from topkit.experiments.evaluate.size import Size, asked_of, size_of
+from topkit.experiments.evaluate.size import Size, require_memory, size_of
 from topkit.experiments.model.compatibility import probe, unserved
 from topkit.experiments.model.load import positions, require_positions
 from topkit.experiments.model.outline import attending_to_all, outline
 from topkit.experiments.model.record import LayerRecord
 from topkit.experiments.runs import folder
 from topkit.experiments.runs.cell_parts import parts_of
-from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.jobs import Job, Runner
 from topkit.experiments.runs.lock import by_turns
 from topkit.experiments.runs.parts import read_table
@@ -160,7 +156,7 @@ def plan_parts(
     for part, its, some, shown in zip(parts, pieces, left, prompts, strict=True):
         every = len(its)
         size = size_of(model, records, shown, part.haystacks, part.cells, setting)
-        _require_memory(model, records, shown, part.cells, setting.rows)
+        require_memory(model, records, shown, part.cells, setting.rows)
         shares.append(Share(part, every, every - len(some), size))
     return EvaluatePlan(
         jobs=tuple(job for some in left for job in some),
@@ -186,24 +182,6 @@ def _short(part: Part) -> list[str]:
         for task in part.tasks
         if (most := task.most_samples()) is not None and most < part.haystacks
     ]
-
-
-def _require_memory(
-    model: PreTrainedModel,
-    records: Mapping[int, LayerRecord],
-    prompts: Sequence[Prompt],
-    cells: Sequence[Cell],
-    rows: int,
-) -> None:
-    """Refuse what is more than a GPU has in all; what of it is free changes nothing."""
-    if model.device.type != "cuda":
-        return
-    device = torch.cuda.get_device_properties(model.device)
-    shape = Shape.of(model, records)
-    for asked in map(asked_of, prompts):
-        require_room(
-            device.total_memory, device.name, partial(memory_of, shape, asked, cells), rows
-        )
 
 
 def _require_served(model: PreTrainedModel, parts: Sequence[Part]) -> dict[int, LayerRecord]:

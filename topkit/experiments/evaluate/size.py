@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from transformers import PreTrainedModel
 
-from topkit.experiments.evaluate.memory import Asked, Shape, memory_of
+from topkit.experiments.evaluate.memory import Asked, Shape, memory_of, require_room
 from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.model.record import LayerRecord
 from topkit.experiments.runs.cells import Cell, chunks
@@ -60,6 +62,25 @@ def size_of(
     jobs = len(prompts) * haystacks * len(chunks(cells, setting.rows))
     size = rows * ANSWER + judged * JUDGED + jobs * PART * (2 if judged else 1)
     return Size(rows, size, WITH_TRANSFORMERS + memory)
+
+
+def require_memory(
+    model: PreTrainedModel,
+    records: Mapping[int, LayerRecord],
+    prompts: Sequence[Prompt],
+    cells: Sequence[Cell],
+    rows: int,
+) -> None:
+    """Refuse what is more than a GPU has in all; what of it is free changes nothing.
+
+    Raises: InputError that says which number of rows fits.
+    """
+    if model.device.type != "cuda":
+        return
+    device, shape = torch.cuda.get_device_properties(model.device), Shape.of(model, records)
+    for asked in map(asked_of, prompts):
+        needs = partial(memory_of, shape, asked, cells)
+        require_room(device.total_memory, device.name, needs, rows)
 
 
 def asked_of(prompt: Prompt) -> Asked:
