@@ -370,6 +370,13 @@ def test_killed_and_resumed_gives_the_same_rows(tmp_path):
     assert not list((tmp_path / "run").glob("*/.*.tmp"))
 
 
+def test_mass_is_estimated_of_weighted_lists_alone(tmp_path):
+    """Beside them, in one batch, lists without weights have none."""
+    run(tmp_path, ["vattention(sign())", "sign()", "shared(sign())"], k=8, samples=1)
+    for row in pq.read_table(tmp_path / "fidelity").to_pylist():
+        assert (row["mass_estimate"] is None) == ("vattention" not in row["indexer"])
+
+
 def test_each_query_on_request(tmp_path):
     run(tmp_path / "means", "sign", k=8, samples=1)
     run(tmp_path / "rows", "sign", k=8, samples=1, observe="rows")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import torch
 
@@ -38,14 +39,12 @@ class Built:
 
     def _of(self, indexer: Indexer) -> dict[int, Index]:
         if indexer not in self._indices:
-            wraps = isinstance(indexer, Combinator) and type(indexer).build is Combinator.build
-            if wraps and not indexer.traits().remembers:
+            if _wraps(indexer):
                 base = self._of(indexer.base)
-                self._indices[indexer] = {n: Wrapped(indexer, index) for n, index in base.items()}
+                indices: dict[int, Index] = {n: Wrapped(indexer, one) for n, one in base.items()}
             else:
-                self._indices[indexer] = {
-                    n: self._build(indexer, n, past) for n, past in self.prefix.items()
-                }
+                indices = {n: self._build(indexer, n, past) for n, past in self.prefix.items()}
+            self._indices[indexer] = indices
         return self._indices[indexer]
 
     def _build(self, indexer: Indexer, layer: int, prefix: Prefix) -> Index:
@@ -60,3 +59,9 @@ class Built:
         twin = index.fork()
         twin.reorder(torch.zeros(rows, dtype=torch.long, device=keys.device))
         return twin
+
+
+def _wraps(indexer: Indexer) -> TypeGuard[Combinator]:
+    """Whether a recipe builds nothing beside what its base builds."""
+    plain = isinstance(indexer, Combinator) and type(indexer).build is Combinator.build
+    return plain and not indexer.traits().remembers

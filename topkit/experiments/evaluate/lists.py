@@ -154,8 +154,12 @@ def _stack(some: Sequence[Chosen], heads: int) -> Lists:
 
 
 def _rows_of(rest: Rest, rows: Tensor | slice) -> Rest:
-    parts = {name: getattr(rest, name) for name in ("values", "logits", "share")}
-    return Rest(**{name: None if x is None else x[rows] for name, x in parts.items()})
+    logits, share = rest.logits, rest.share
+    return Rest(
+        rest.values[rows],
+        None if logits is None else logits[rows],
+        None if share is None else share[rows],
+    )
 
 
 def _put(into: Tensor, lists: Tensor) -> None:

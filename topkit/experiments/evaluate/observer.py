@@ -49,7 +49,8 @@ class Observer:
                 weigh=some.cache.weigh,
             )
             judged = exact.heads(lists.of(places), lists.ks[part], output=output[part])
-            judged = _without_estimates(judged, lists.weighted[part])
+            if lists.selection.log_weights is not None:
+                judged = _without_estimates(judged, lists.weighted[part])
             self._note(some, [lists.numbers[place] for place in places], judged)
             for units in sorted({*lists.units[part]} - {heads}):
                 shared = [place for place in places if lists.units[place] == units]
@@ -128,8 +129,6 @@ class Observer:
 def _without_estimates(judged: Judged, weighted: Sequence[bool]) -> Judged:
     """What was judged, with no mass estimated of the rows whose lists are not weighted."""
     estimate = judged.columns["mass_estimate"]
-    if all(weighted) or not any(weighted):
-        return judged
     plain = ~torch.tensor(weighted, device=estimate.device)[:, None, None]
     columns = {**judged.columns, "mass_estimate": estimate.masked_fill(plain, nan)}
     return Judged(judged.level, judged.reference, columns)
