@@ -17,7 +17,7 @@ from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.plan import run
 from topkit.experiments.study.curves import Curve
 from topkit.experiments.study.kinds import EXACT
-from topkit.experiments.study.pilot import SEED, asked, ladders, placed, seed_of, short
+from topkit.experiments.study.pilot import SEED, asked, ladders, placed, seed_of
 from topkit.experiments.study.reading import STUDY
 from topkit.experiments.study.study import run_study
 from topkit.experiments.study.study_file import Pilot, Study, read_study
@@ -190,7 +190,7 @@ def test_a_short_file_is_shared_by_study_and_pilot(tmp_path: Path):
     assert [(p.haystacks, p.first) for p in made.parts(made.settings)] == [(4, 0), (4, 0)]
     assert made.pilot is not None
     assert [(p.haystacks, p.first) for p in asked(made, made.pilot)] == [(8, 4), (8, 4)]
-    (line,) = short(made)
+    (line,) = made.short_files
     assert "has 12 prompts: 4 for the study, of 20 asked for" in line
     assert replace(made, pilot=None).haystacks_of(file, length) == 20
     with pytest.raises(InputError, match="no more than its pilot takes"):

@@ -62,19 +62,6 @@ def asked(study: Study, pilot: Pilot) -> list[Part]:
     ]
 
 
-def short(study: Study) -> list[str]:
-    """A line for each task whose file has too few prompts for what is asked for and a pilot."""
-    lines: list[str] = []
-    for task, length in study.settings:
-        number, most = study.haystacks_of(task, length), task.most_samples()
-        if number < study.at(length):
-            lines.append(
-                f"{task_name(task)} has {most:,} prompts: {number:,} for the study, of {study.at(length):,} asked "
-                "for, and the rest for its pilot"
-            )
-    return list(dict.fromkeys(lines))
-
-
 def judged(task: Task) -> bool:
     """Whether answers are right or wrong; running text is told by its NLL, and needs no pilot."""
     return not isinstance(task, Books)

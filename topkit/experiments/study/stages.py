@@ -24,7 +24,6 @@ from topkit.experiments.runs.runners import Crew
 from topkit.experiments.runs.shards import WHOLE, Shard
 from topkit.experiments.study.haystacks import curves_of_parts
 from topkit.experiments.study.pilot import Placed, asked, ladders, placed, seed_of
-from topkit.experiments.study.pilot import short as short_files
 from topkit.experiments.study.reading import RUNS, STUDY, study_of
 from topkit.experiments.study.report import write_report
 from topkit.experiments.study.study_file import Study
@@ -279,7 +278,7 @@ def _evaluation(course: Course, stage: Stage, piloted: bool = False) -> Evaluate
 def _pilot(course: Course) -> tuple[list[str], list[Part]]:
     terms = course.study.pilot
     assert terms is not None
-    return short_files(course.study), asked(course.study, terms)
+    return course.study.short_files, asked(course.study, terms)
 
 
 def _parts(course: Course, stage: Stage, piloted: bool) -> tuple[list[str], list[Part]]:

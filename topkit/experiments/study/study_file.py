@@ -121,6 +121,19 @@ class Study:
         return most - self.pilot.haystacks
 
     @property
+    def short_files(self) -> list[str]:
+        """A line for each task whose file has too few prompts for what is asked for and a pilot."""
+        lines: list[str] = []
+        for task, length in self.settings:
+            number = self.haystacks_of(task, length)
+            if number < self.at(length):
+                lines.append(
+                    f"{task_name(task)} has {task.most_samples():,} prompts: {number:,} for the study, of "
+                    f"{self.at(length):,} asked for, and the rest for its pilot"
+                )
+        return list(dict.fromkeys(lines))
+
+    @property
     def exact_budgets(self) -> list[Budget]:
         """Three budgets of exact Top-k for a pilot: the least, the middle and the largest."""
         every = [cell.budget for cell in self.cells if cell.indexer == EXACT and cell.budget]
