@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -81,8 +82,9 @@ class on_ray(Engine):
             quiet |= {"num_cpus": max(1, round(cpus)), "include_dashboard": False}
             quiet |= {"object_store_memory": STORE}
         try:
+            _require_reachable(address)
             ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"cannot reach Ray at {address}: {error}; start one there (`ray start --head`), or leave "
                 "the address and RAY_ADDRESS out"
@@ -151,6 +153,13 @@ class _Tasks(Workers[Any]):
             ray.cancel(handle, force=True)
         # The folder that they write to may be another's next.
         ray.wait(list(handles), num_returns=len(handles)) if handles else None
+
+
+def _require_reachable(address: str) -> None:
+    """Raises: OSError where nothing listens at HOST:PORT; Ray itself tries for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _work(function: Callable[..., Any], arguments: tuple[Any, ...], folder: str) -> Any:
