@@ -94,7 +94,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
 
 
-def attached(model: Any, spec: str = "shared(sign())", k: Any = 5, **how: Any) -> Any:
+def attached(model: Any, spec: Any = "shared(sign())", k: Any = 5, **how: Any) -> Any:
     return attach(model, spec, k, backend="triton", **how)
 
 

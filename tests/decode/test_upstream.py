@@ -56,7 +56,7 @@ class Reusing:
                     values = value[row, head // group, slots]
                     kept = list(range(len(slots)))
                     if stop > self.until:
-                        k = self.k if self.k >= 1 else math.ceil(self.k * stop)
+                        k = int(self.k) if self.k >= 1 else math.ceil(self.k * stop)
                         if module.layer_idx % 2 == 0:
                             self.chosen[row, i, head] = choose_sign(query[row, head, i], keys, k)
                         kept = self.chosen[row, i, head]

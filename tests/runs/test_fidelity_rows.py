@@ -325,12 +325,12 @@ def three_ways(lists: int, weighted: bool = False, known: bool = False):
             torch.as_tensor(selection.bytes_read)[:, span],
         )
         one = slice(0, 1)
-        (lists,) = stacked([Chosen(recipe, one, one, one, 6, piece)], p.queries.shape[1], 23)
+        (some,) = stacked([Chosen(recipe, one, one, one, 6, piece)], p.queries.shape[1], 23)
         queries = p.queries[:, :, span]
         scores = rows_of.scores(queries)
-        output = lists.attend(scores, rows_of, SCALING)
+        output = some.attend(scores, rows_of, SCALING)
         asked = Asked(0, SCALING, i, queries, scores, rows_of.norms(), stops[span], rows_of)
-        evaluated(asked, lists, output)
+        evaluated(asked, some, output)
     real = torch.ones(1, 3, dtype=torch.bool)
     constants = dict(task="t", length=23, haystack=0, sparse_from="question", sample=0)
     each, means = (

@@ -67,7 +67,7 @@ def _parameters(recipe: Any) -> str:
     """The parameters with their defaults: `page_size=16`; bare where it has none."""
     shown = []
     # Those that need their names come last, as where they are read.
-    for f in sorted((f for f in fields(recipe) if f.init), key=lambda f: f.kw_only):
+    for f in sorted((f for f in fields(recipe) if f.init), key=lambda f: bool(f.kw_only)):
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         shown.append(f.name if default is MISSING else f"{f.name}={default}")
     return ", ".join(shown)

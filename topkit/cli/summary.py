@@ -94,7 +94,7 @@ def _numbers(curve: Curve) -> list[dict[str, Any]]:
             "haystacks": len(curve.haystacks),
             "haystacks_left_out": curve.dropped,
             "questions": int(curve.questions.sum()),
-            "tokens": _finite(np.mean(curve.tokens)) if curve.tokens.size else None,
+            "tokens": _finite(float(np.mean(curve.tokens))) if curve.tokens.size else None,
             "measure": curve.measure,
             "accuracy": value,
             "low": low,

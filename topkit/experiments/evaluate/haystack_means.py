@@ -122,8 +122,9 @@ def _with_parts(accuracy: pa.Table) -> pa.Table:
     """The rows with the number of references that each answer is scored by, one by one."""
     if "rule" not in accuracy.column_names:
         return accuracy
-    each, count = pc.equal(accuracy["rule"], "all"), pc.list_value_length(accuracy["references"])
-    return accuracy.append_column("parts", pc.if_else(each, count, pa.scalar(1, pa.int32())))
+    rules, references = accuracy["rule"].to_pylist(), accuracy["references"].to_pylist()
+    parts = [len(r) if rule == "all" else 1 for rule, r in zip(rules, references, strict=True)]
+    return accuracy.append_column("parts", pa.array(parts, pa.int32()))
 
 
 def _of_answers(fidelity: pa.Table) -> pa.Table:

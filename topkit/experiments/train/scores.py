@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from topkit.experiments.model.load import load, named, require_positions
-from topkit.experiments.runs.jobs import Job, runner
+from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.parts import write_whole
+from topkit.experiments.runs.runners import crew
 from topkit.experiments.tasks import TASKS, Prompt, Task, make_task
 from topkit.experiments.tasks.base import HELD_OUT, TRAINED
 
@@ -127,7 +128,7 @@ def score_model(
         for n, (row, samples) in enumerate(shares)
     ]
     hits: dict[Row, int] = dict.fromkeys((row for row, _ in shares), 0)  # type: ignore[arg-type]
-    for n, right in runner(jobs)(_count, planned):
+    for n, right in crew(jobs=jobs).runner(_count, planned):
         hits[shares[n][0]] += right
     table = []
     for row, right in hits.items():
