@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from topkit.experiments.bench.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
 TOOL = (sys.executable, str(ROOT / "tools" / "against.py"))
 
 
+@pytest.mark.slow
 def test_a_checkout_against_itself(tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     words = (str(ROOT), "encode int8", "decode sign()", "--tiny", "--turns", "2", "--out", str(out))

@@ -13,7 +13,16 @@ from typer.testing import CliRunner
 from topkit.cli import exits
 from topkit.cli.commands import app
 from topkit.errors import GateFailed, InputError
-from topkit.experiments.bench import compare, cpu_kernels, kinds, measure_speed, rows, run, targets
+from topkit.experiments.bench import (
+    captured,
+    compare,
+    cpu_kernels,
+    kinds,
+    measure_speed,
+    rows,
+    run,
+    targets,
+)
 from topkit.experiments.bench.machine import processor
 from topkit.experiments.bench.scale import Scale
 from topkit.experiments.bench.session import Session
@@ -101,6 +110,7 @@ def test_every_limit_is_of_a_case_that_is_run() -> None:
              for n in ("128K", "512K", "1M")}  # fmt: skip
     inner |= {("measure", f"{recipe}, 3 budgets x 32K") for recipe in measure_speed.BY_HAND}
     inner |= {("decode", f"a step, {spec}, 16K") for spec in cpu_kernels.SPECS}
+    inner |= {("decode", captured.what_of(s, n)) for s in captured.SPECS for n in Scale().contexts}
     inner |= {("truth", "memory above the tensors")}
     assert set(targets.TARGETS) <= named | inner
 

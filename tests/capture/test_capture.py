@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from topkit.experiments.capture import files
 from topkit.experiments.capture.capture import Capture, LayerTensors, estimate_bytes
 from topkit.experiments.capture.manifest import MANIFEST
 from topkit.experiments.capture.writer import Writer
+from topkit.experiments.runs import parts
 
 
 def made(rows=2, heads=4, kv_heads=2, keys=9, queries=3, dim=8, dtype=torch.float32) -> Any:
@@ -389,10 +391,12 @@ def test_where_no_more_can_be_written_one_line_says_so_and_nothing_half_written_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_an_input_error(tmp_path):
+def test_a_full_disk_is_an_input_error(tmp_path, monkeypatch):
     """/dev/full answers every write with ENOSPC; the temporary file is made to lead there."""
     path = tmp_path / "x.safetensors"
-    (tmp_path / f".{path.name}.{os.getpid()}.tmp").symlink_to("/dev/full")
+    monkeypatch.setattr(parts, "uuid4", lambda: UUID(int=0))
+    temporary = f".{path.name}.{os.getpid()}-{'0' * 8}.tmp"
+    (tmp_path / temporary).symlink_to("/dev/full")
     with pytest.raises(InputError, match="No space left"):
         files.write_tensors(path, entries(0)[1][0])
     assert list(tmp_path.iterdir()) == []

@@ -71,10 +71,10 @@ def seen(monkeypatch) -> list[Seen]:
     """How many candidates each row had, at each selection."""
     counts, finish = [], impl.finish
 
-    def watched(scores, stop, plan, work, ranked):
+    def watched(scores, stop, plan, *rest):
         if not plan.direct:
-            counts.append(Seen(work.state[:, impl.COUNT.value].clone(), plan.capacity))
-        return finish(scores, stop, plan, work, ranked)
+            counts.append(Seen(rest[0].state[:, impl.COUNT.value].clone(), plan.capacity))
+        return finish(scores, stop, plan, *rest)
 
     monkeypatch.setattr(impl, "finish", watched)
     monkeypatch.setattr(fused, "finish", watched)

@@ -55,7 +55,7 @@ def reported(
     out: str | Path | None = None,
 ) -> tuple[Path, list[str]]:
     """As `write_report`; beside the path, what was to be run and is not there, a line each."""
-    several = [run] if isinstance(run, str | Path) else run
+    several = list(run) if isinstance(run, list | tuple) else [run]
     runs = [path_of(one, "the folder of a run") for one in several]
     if not runs:
         raise InputError("no run to report; name the folders of one or more")

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from topkit.documents import Schema, check, parse_json, quote, read_bytes
+from topkit.documents import Schema, check, parse_json, read_bytes
 from topkit.errors import InputError
 
 # A longer line, or more of a gzipped file, is no task's, and would fill the machine's memory.
@@ -63,7 +63,7 @@ def rows_of(path: str | Path, remedy: str) -> Rows:
         if isinstance(error, InputError):
             raise
         why = (error.strerror if isinstance(error, OSError) else "") or str(error)
-        raise InputError(f"cannot read {quote(str(path))}: {why}; {remedy}") from error
+        raise InputError(f"cannot read {_shown(path)}: {why}; {remedy}") from error
 
 
 def digest_of(path: str | Path, remedy: str) -> str:
@@ -75,12 +75,18 @@ def digest_of(path: str | Path, remedy: str) -> str:
     return _digest(Path(path).absolute(), about.st_mtime_ns, about.st_size, about.st_ino)[:6]
 
 
+def _shown(path: Path) -> str:
+    """A path as an error shows it: of a long one the end, which has the file's name."""
+    text = str(path)
+    return text if len(text) <= 160 else f"...{text[-120:]}"
+
+
 def _about(path: Path, remedy: str) -> os.stat_result:
     try:
         about = path.stat()
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"cannot read {quote(str(path))}: {why}; {remedy}") from error
+        raise InputError(f"cannot read {_shown(path)}: {why}; {remedy}") from error
     if not stat.S_ISREG(about.st_mode):
         raise InputError(f"{path} is no plain file; {remedy}")
     return about
