@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from topkit.experiments.evaluate.built import Built
 from topkit.experiments.evaluate.observer import Observer
-from topkit.experiments.evaluate.own_words import Stops, go_on
+from topkit.experiments.evaluate.own_words import Line, Row, Stops, go_on
 from topkit.experiments.evaluate.question_rows import QuestionRows, alike
 from topkit.experiments.evaluate.shared_prefix import forward, prefill
 from topkit.experiments.evaluate.streams import Stream
@@ -92,7 +92,7 @@ class Haystack:
             for _, cells in groupby(self.cells, _together)
         ]
         self._read(streams, batch, sparse_from)
-        waiting = [stream.fork() for stream in streams]
+        again = [None if self._cuts(stream, batch) else stream.fork() for stream in streams]
         fed = torch.cat([batch.last, batch.answer[:, :-1]], 1)
         first = len(self.prompt.ids) + batch.question.shape[1] - 1
         with self._observed(streams, batch, batch.real, "answer", first) as watch:
@@ -100,7 +100,7 @@ class Haystack:
             logits = self._forward(streams, ids, batch.longest, watch=watch)
         judged = _judge(logits.unflatten(0, (len(self.cells), -1)), batch.answer)
         likeliest, nll, kl = (x.tolist() for x in judged)
-        said = self._said(waiting, batch, judged[0])
+        said = self._said(streams, again, batch, judged[0])
         for cell in range(len(self.cells)):
             yield [
                 (likeliest[cell][row][:n], said[cell][row], nll[cell][row][:n], kl[cell][row][:n])
@@ -132,39 +132,62 @@ class Haystack:
         each = self.observe == "rows"
         self.fidelity += observer.tables(batch.numbers, real, first, each, steps)
 
+    def _cuts(self, stream: Stream, batch: QuestionRows) -> bool:
+        """Whether a stream that has read the true answers can go on from any place in them."""
+        # The answer's first token is another where the question ends by itself.
+        return stream.cuts and not any(self.prompt.questions[n].seam_ids for n in batch.numbers)
+
     def _said(
-        self, streams: Sequence[Stream], batch: QuestionRows, likeliest: Tensor
+        self,
+        streams: Sequence[Stream],
+        again: Sequence[Stream | None],
+        batch: QuestionRows,
+        likeliest: Tensor,
     ) -> list[list[list[int]]]:
-        """What is said greedily, for each stream and row; see `go_on`."""
+        """What is said greedily, for each cell and question; see `go_on`.
+
+        The streams have read the true answers; `again` has those that must read their own from the start.
+        """
         right = (likeliest == batch.answer) | ~batch.real
         wrong_at = right.int().cumprod(-1).sum(-1)  # the width where nothing is wrong
-        most = [self._most(number) for number in batch.numbers]
-        seams = [list(self.prompt.questions[number].seam_ids) for number in batch.numbers]
         said = [
-            [
-                # The answer's first token is another where the question ends by itself.
-                seam[:] or row[: min(wrong + 1, length, limit)]
-                for row, wrong, length, limit, seam in zip(
-                    *lists, batch.lengths, most, seams, strict=True
-                )
-            ]
+            [self._begun(batch, row, *begun) for row, begun in enumerate(zip(*lists, strict=True))]
             for lists in zip(likeliest.tolist(), wrong_at.tolist(), strict=True)
         ]
-        every = iter(said)
-        of_streams = [
-            [row for _ in range(stream.rows // len(most)) for row in next(every)]
-            for stream in streams
+        every = (row for rows in said for row in rows)
+        lines = [
+            line
+            for stream, other in zip(streams, again, strict=True)
+            if (line := self._line(stream, other, batch, list(islice(every, stream.rows))))
         ]
-        go_on(
-            streams,
-            batch.last,
-            of_streams,
-            most,
-            [len(seam) for seam in seams],
-            self.stops,
-            lambda some, ids: self._forward(some, ids, 1),
-        )
-        return [[row[len(s) :] for row, s in zip(rows, seams, strict=True)] for rows in said]
+        go_on(lines, lambda some, ids: self._forward(some, ids, 1), self.model.device)
+        return [[row.said[row.seam :] for row in rows] for rows in said]
+
+    def _begun(self, batch: QuestionRows, row: int, likeliest: list[int], wrong: int) -> Row:
+        """What a cell says to a question to begin with: all that is right, and its first mistake."""
+        number = batch.numbers[row]
+        most, seam = self._most(number), list(self.prompt.questions[number].seam_ids)
+        begun = seam or likeliest[: min(wrong + 1, batch.lengths[row], most)]
+        return Row(begun, most, len(seam), self.stops)
+
+    def _line(
+        self, stream: Stream, again: Stream | None, batch: QuestionRows, rows: list[Row]
+    ) -> Line | None:
+        """The rows of a stream that go on, as far as all of them have come; None where none does."""
+        left = [n for n, row in enumerate(rows) if not row.ended]
+        if not left:
+            return None
+        going, place = [rows[n] for n in left], min(len(rows[n].said) for n in left)
+        stream = stream if again is None else again
+        if len(left) < len(rows):
+            stream = stream.fork(torch.tensor(left))
+        if again is None:
+            stream.cut(batch.question.shape[1] - 1 + place, self.prefix)
+        else:
+            last = batch.last.repeat(len(rows) // len(batch.numbers), 1)[left]
+            own = torch.tensor([row.said[: place - 1] for row in going], device=last.device)
+            self._forward([stream], torch.cat([last, own.long()], 1), 1)
+        return Line(stream, going, place)
 
     def _forward(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class Stops:
 
 
 @dataclass
-class _Row:
+class Row:
     """One answer: `said` grows behind the `seam` tokens of its question, to `most` more or a stop."""
 
     said: list[int]
@@ -60,96 +60,66 @@ class _Row:
     seam: int
     stops: Stops
 
-    def ended(self) -> bool:
+    def __post_init__(self) -> None:
+        self.ended = self._ended()
+
+    def say(self, token: int) -> None:
+        self.said.append(token)
+        self.ended = self._ended()
+
+    def _ended(self) -> bool:
         own = self.said[self.seam :]
         return len(own) >= self.most or self.stops.read(own)[1] != BUDGET
 
 
 @dataclass
-class _Line:
-    """A stream of the rows that have not ended, the token before each answer [r, 1], and which end."""
+class Line:
+    """Answers of one stream, which has read all of their first `place` tokens but the last.
+
+    Its rows stay together: what some have said already, behind that place, is fed to them.
+    """
 
     stream: Stream
-    rows: list[_Row]
-    last: Tensor
-    open: list[bool]
+    rows: list[Row]
+    place: int
 
-    def say(self, tokens: Sequence[int], place: int) -> None:
-        """Add a token to each row that has not ended, and has said so many."""
-        for n, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
-            if self.open[n] and len(row.said) == place:
-                row.said.append(token)
-                self.open[n] = not row.ended()
+    def fed(self) -> list[int]:
+        """The token of each row that the stream reads next."""
+        # A row that has ended reads on, until it is dropped.
+        return [row.said[min(self.place, len(row.said)) - 1] for row in self.rows]
 
-    def going(self) -> list[int]:
-        """The rows that have not ended."""
-        return [n for n, still in enumerate(self.open) if still]
+    def say(self, tokens: Sequence[int]) -> None:
+        """Move on by a token, which is new to the rows that have said no more yet and have not ended."""
+        for row, token in zip(self.rows, tokens, strict=True):
+            if len(row.said) == self.place and not row.ended:
+                row.say(token)
+        self.place += 1
 
-    def only(self, rows: list[int]) -> _Line:
-        """A line of some rows."""
-        places = torch.tensor(rows, device=self.last.device)
-        some = [self.rows[n] for n in rows]
-        return _Line(self.stream.fork(places), some, self.last[places], [True] * len(rows))
+    def going(self) -> Line | None:
+        """Without the ended rows, where they are half of it or more; None where all have ended."""
+        left = [n for n, row in enumerate(self.rows) if not row.ended]
+        if not left or 2 * len(left) > len(self.rows):
+            return self if left else None
+        rows = [self.rows[n] for n in left]
+        return Line(self.stream.fork(torch.tensor(left)), rows, self.place)
 
 
-def go_on(
-    streams: Sequence[Stream],
-    last: Tensor,
-    said: Sequence[Sequence[list[int]]],
-    most: Sequence[int],
-    seams: Sequence[int],
-    stops: Stops,
-    step: Step,
-) -> None:
-    """Let every row go on from what it has `said` already, at least a token, to its end; in place.
+def go_on(lines: Sequence[Line], step: Step, device: torch.device) -> None:
+    """Let every row of some lines go on from what it has said already, to its end; in place.
 
-    A stream none of whose rows goes on is dropped at once, and so are the ended rows of one where they are
-    half of it, so that those that still talk wait for no other. Nothing is decoded where every row has ended.
-    Shapes: last [B, 1], the token before each answer; most: B; said: a list for each stream, of B answers
-    for each of its cells, each behind as many tokens of its question as `seams` [B] says.
+    Those that are behind come first, and the others join them. A stream none of whose rows goes on is
+    dropped at once, and so are the ended rows of one where they are half of it, so that those that still
+    talk wait for no other.
     """
-    lines = list(_lines(streams, last, said, most, seams, stops))
-    if not lines:
-        return
-    place = min(len(row.said) for line in lines for row in line.rows)
-    fed = torch.cat([_begun(line, place) for line in lines])
-    while lines:
-        likeliest = step([line.stream for line in lines], fed)[:, -1].argmax(-1).tolist()
-        going, tokens, first = list[_Line](), list[int](), 0
-        for line in lines:
-            chosen = likeliest[first : first + len(line.rows)]
-            first += len(line.rows)
-            line.say(chosen, place)
-            left = line.going()
-            if left and 2 * len(left) <= len(line.rows):
-                line, chosen = line.only(left), [chosen[n] for n in left]
-            if left:
-                going.append(line)
-                tokens += [
-                    row.said[place] if place < len(row.said) else token
-                    for row, token in zip(line.rows, chosen, strict=True)
-                ]
-        lines, fed, place = going, torch.tensor(tokens, device=last.device)[:, None], place + 1
-
-
-def _lines(
-    streams: Sequence[Stream],
-    last: Tensor,
-    said: Sequence[Sequence[list[int]]],
-    most: Sequence[int],
-    seams: Sequence[int],
-    stops: Stops,
-) -> Iterator[_Line]:
-    for stream, answers in zip(streams, said, strict=True):
-        copies = len(answers) // len(most)
-        ends = zip(answers, [*most] * copies, [*seams] * copies, strict=True)
-        rows = [_Row(*row, stops) for row in ends]
-        line = _Line(stream, rows, last.repeat(copies, 1), [not row.ended() for row in rows])
-        if left := line.going():
-            yield line.only(left)
-
-
-def _begun(line: _Line, place: int) -> Tensor:
-    """The token before each answer, and the answer's first `place` tokens [r, 1 + place]."""
-    first = torch.tensor([row.said[:place] for row in line.rows], device=line.last.device)
-    return torch.cat([line.last, first], 1)
+    waiting = list(lines)
+    while waiting:
+        place = min(line.place for line in waiting)
+        now = [line for line in waiting if line.place == place]
+        fed = torch.tensor([token for line in now for token in line.fed()], device=device)
+        likeliest = iter(
+            step([line.stream for line in now], fed[:, None])[:, -1].argmax(-1).tolist()
+        )
+        for line in now:
+            line.say([next(likeliest) for _ in line.rows])
+        left = (line.going() if line.place > place else line for line in waiting)
+        waiting = [line for line in left if line is not None]

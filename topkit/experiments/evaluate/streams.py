@@ -74,6 +74,21 @@ class Stream:
         # What the queries of this layer's call selected, piece by piece.
         self.selected: list[Selection] = []
 
+    @property
+    def cuts(self) -> bool:
+        """Whether `cut` leaves it as if what it forgets had never been read."""
+        traits = None if self.indexer is None else self.indexer.traits()
+        return traits is None or not (traits.drifts or traits.remembers)
+
+    def cut(self, length: int, prefix: Mapping[int, Prefix]) -> None:
+        """Forget all tokens behind the first `length` that follow the prefix."""
+        for layer, tail in self.tails.items():
+            if length < tail.length:
+                self.tails[layer] = tail.until(length)
+                if layer in self.indices:
+                    cache = prefix[layer].then(self.tails[layer])
+                    self._driver(layer, prefix[layer]).truncate(self.indices[layer], cache)
+
     def fork(self, rows: Tensor | None = None) -> Stream:
         """An independent copy, of some rows [b'] or all."""
         indices = {layer: index.fork() for layer, index in self.indices.items()}
