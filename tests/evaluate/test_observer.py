@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topkit.experiments.evaluate.observer import Observer, joined, means
+from topkit.experiments.evaluate.observer import Observer, means
 from topkit.experiments.evaluate.streams import Stream
 from topkit.experiments.runs.cells import parse_cells
 from topkit.experiments.runs.judged import COSTS, Judged
@@ -46,12 +46,6 @@ def test_means_leave_out_what_is_trivial_and_what_has_no_meaning(seed, batch, he
             assert bool(mean.columns["trivial"][b, h, 0]) == every
 
 
-def test_pieces_of_the_queries_are_joined_in_order():
-    whole = torch.arange(12.0).view(1, 2, 6)
-    pieces = [Judged("head", "head", {"mass": part}) for part in whole.split([1, 3, 2], -1)]
-    assert joined(pieces).columns["mass"].equal(whole)
-
-
 @pytest.mark.parametrize("each", [True, False])
 def test_rows_are_of_the_answers_own_queries(each):
     """Two questions of one batch, whose answers have 3 and 1 tokens."""
@@ -61,7 +55,8 @@ def test_rows_are_of_the_answers_own_queries(each):
     shape = (2, 1, 3)
     columns = dict.fromkeys((*METRICS, *COSTS), torch.arange(6.0).view(shape))
     columns |= {"visible": torch.full(shape, 9), "trivial": torch.zeros(shape).bool()}
-    observer = Observer([stream], {("head", (0, 1), 0): {3: Judged("head", "head", columns)}})
+    observer = Observer.of([stream], 3)
+    observer.board.note(3, [0, 1], 0, Judged("head", "head", columns))
     real = torch.tensor([[True, True, True], [True, False, False]])
     (table,) = observer.tables([7, 2], real, 20, each, "answer")
     names = ["question", "position", "positions", "recall", "layer", "k", "indexer", "index_bytes"]

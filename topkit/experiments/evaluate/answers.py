@@ -127,7 +127,7 @@ class Haystack:
         if not self.observe:
             yield None
             return
-        observer = Observer(streams)
+        observer = Observer.of(streams, real.shape[1])
         yield observer
         each = self.observe == "rows"
         self.fidelity += observer.tables(batch.numbers, real, first, each, steps)

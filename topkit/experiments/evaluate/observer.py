@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import nan
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from topkit.experiments.evaluate.batch import Asked
+from topkit.experiments.evaluate.board import Board
 from topkit.experiments.evaluate.lists import Lists
 from topkit.experiments.evaluate.streams import Stream
 from topkit.experiments.runs.fidelity_rows import rows
@@ -28,8 +29,12 @@ class Observer:
     """
 
     streams: Sequence[Stream]
-    # (level, rows, first query) -> what was judged of them in each layer.
-    pieces: dict[tuple[str, tuple[int, ...], int], dict[int, Judged]] = field(default_factory=dict)
+    board: Board
+
+    @classmethod
+    def of(cls, streams: Sequence[Stream], queries: int) -> Observer:
+        """Of so many queries of each row."""
+        return cls(streams, Board(sum(stream.rows for stream in streams), queries))
 
     def __call__(self, asked: Asked, lists: Lists, output: Tensor) -> None:
         _, heads, count, length = asked.scores.shape
@@ -51,17 +56,14 @@ class Observer:
             judged = exact.heads(lists.of(places), lists.ks[part], output=output[part])
             if lists.selection.log_weights is not None:
                 judged = _without_estimates(judged, lists.weighted[part])
-            self._note(some, [lists.numbers[place] for place in places], judged)
+            self.board.note(some.layer, lists.numbers[part], some.first, judged)
             for units in sorted({*lists.units[part]} - {heads}):
                 shared = [place for place in places if lists.units[place] == units]
                 mine = torch.tensor(shared, device=output.device)
                 own = exact.of(mine - part.start)
                 judged = own.units(lists.of(shared, units), lists.ks[mine])
-                self._note(some, [lists.numbers[place] for place in shared], judged)
-
-    def _note(self, some: Asked, numbers: Sequence[int], judged: Judged) -> None:
-        place = judged.level, tuple(numbers), some.first
-        self.pieces.setdefault(place, {})[some.layer] = judged
+                numbers = [lists.numbers[place] for place in shared]
+                self.board.note(some.layer, numbers, some.first, judged)
 
     def tables(
         self, questions: Sequence[int], real: Tensor, first: int, each: bool, steps: str
@@ -72,7 +74,7 @@ class Observer:
         every query, not the means over them; `steps`: whose they are, the question's or the answer's.
         """
         real, count = real.cpu(), torch.arange(real.shape[1])
-        for numbers, layers, judged in self._stacks():
+        for numbers, layers, judged in self.board.stacks():
             asked = torch.tensor([number % len(questions) for number in numbers])
             if not each:
                 judged = means(judged, real[asked].repeat(len(layers), 1))
@@ -106,25 +108,6 @@ class Observer:
         each = {n: x.repeat_interleave(count)[:, None, None] for n, x in by_layer.items()}
         return {**cell.columns, "k": cell.k(stream.context), **each}
 
-    def _stacks(self) -> Iterator[tuple[tuple[int, ...], list[int], Judged]]:
-        """Rows of the batch, layers, and what was judged of these [L B, H, Tq], layer by layer, on the CPU."""
-        whole: dict[tuple[str, tuple[int, ...], tuple[int, ...]], list[Judged]] = {}
-        for (level, numbers, _), of_layers in sorted(self.pieces.items(), key=lambda one: one[0]):
-            layers = sorted(of_layers)
-            every = [of_layers[layer] for layer in layers]
-            # From a GPU as one block.
-            names = list(every[0].columns)
-            block = torch.stack(
-                [torch.stack([one.columns[n] for one in every]).double() for n in names]
-            ).cpu()
-            columns = dict(zip(names, block.flatten(1, 2), strict=True))
-            piece = Judged(level, every[0].reference, columns)
-            whole.setdefault((level, numbers, tuple(layers)), []).append(piece)
-        for (_, numbers, layers), pieces in whole.items():
-            judged = joined(pieces)
-            columns = {**judged.columns, "trivial": judged.columns["trivial"] > 0}
-            yield numbers, list(layers), Judged(judged.level, judged.reference, columns)
-
 
 def _without_estimates(judged: Judged, weighted: Sequence[bool]) -> Judged:
     """What was judged, with no mass estimated of the rows whose lists are not weighted."""
@@ -132,13 +115,6 @@ def _without_estimates(judged: Judged, weighted: Sequence[bool]) -> Judged:
     plain = ~torch.tensor(weighted, device=estimate.device)[:, None, None]
     columns = {**judged.columns, "mass_estimate": estimate.masked_fill(plain, nan)}
     return Judged(judged.level, judged.reference, columns)
-
-
-def joined(pieces: Sequence[Judged]) -> Judged:
-    """The pieces of the queries as one."""
-    level, reference, columns = pieces[0]
-    together = {name: torch.cat([piece.columns[name] for piece in pieces], -1) for name in columns}
-    return Judged(level, reference, together)
 
 
 def means(judged: Judged, real: Tensor) -> Judged:
