@@ -128,7 +128,7 @@ def truth(
         logits = torch.add(-pivot[..., None], chunk, alpha=scaling, out=chunk)
         weights = logits.exp()
         if hidden is not None:
-            logits.masked_fill_(hidden, 0.0)
+            logits[..., -hidden.shape[-1] :].masked_fill_(hidden, 0.0)
         more = weights.sum(-1)
         # By einsum, which makes no product of its own as vecdot does.
         weighted = weighted * shrink + torch.einsum("bhqt,bhqt->bhq", weights, logits)
@@ -263,18 +263,22 @@ def _chunks(
     scores: Tensor | None = None,
     wide: int = 0,
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """(first slot, scores [B, Hq, Tq, c], which are hidden or None) chunk by chunk; `wide` values beside keys."""
+    """(first slot, scores [B, Hq, Tq, c], which of the last are hidden or None) chunk by chunk.
+
+    `wide` values lie beside the keys.
+    """
     rows, heads, count, width = queries.shape
     length = _length(keys, scores)
     copied = 0 if keys is None else 2 * keys.shape[0] * keys.shape[1] * (width + wide)
     a_slot = 4 * (5 * rows * heads * count + copied)
     step = max(1, min(length, memory // a_slot))
-    always = int(stop.min()), int(start.max())
+    first, last = int(start.max()), int(stop.min())  # between them every query sees all
     at, end = 0, min(length, int(stop.max()))
     while at < end:
         until = min(at + step, length)
-        # What every query sees stands in chunks of its own, and needs no mask.
-        until = min([until, *(edge for edge in always if at < edge < until)])
+        # Padding stands in chunks of its own: behind it a mask of the last slots is enough.
+        if at < first:
+            until = min(until, first)
         # A copy of what is known: a chunk is written to.
         if scores is None:
             assert keys is not None
@@ -282,10 +286,10 @@ def _chunks(
         else:
             chunk = scores[..., at:until].clone()
         hidden = None
-        if until > always[0] or at < always[1]:
-            slots = torch.arange(at, until, device=queries.device)
+        if until > last or at < first:
+            slots = torch.arange(at if at < first else max(at, last), until, device=queries.device)
             hidden = (slots >= stop[:, None, :, None]) | (slots < start[:, None, None, None])
-            chunk.masked_fill_(hidden, NEVER)
+            chunk[..., -len(slots) :].masked_fill_(hidden, NEVER)
         yield at, chunk, hidden
         at = until
 

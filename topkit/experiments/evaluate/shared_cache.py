@@ -76,12 +76,18 @@ class SharedCache(Cache):
     def scores(self, queries: Tensor) -> Tensor:
         """Float32 dot products [B, Hq, n, P + t] of queries [B, Hq, n, D] with all keys."""
         rows, heads, count, width = queries.shape
-        out = queries.new_empty(rows, heads, count, self.length, dtype=torch.float32)
+        keys, split = self.prefix.keys, self.prefix.length
+        by_head = queries.new_empty(heads, rows * count, self.length, dtype=torch.float32)
         # Every row's queries of a head are rows of one product.
         together = queries.transpose(0, 1).reshape(1, heads, rows * count, width)
-        shared = score(together, self.prefix.keys).view(heads, rows, count, -1)
-        out[..., : self.prefix.length] = shared.transpose(0, 1)
-        out[..., self.prefix.length :] = score(queries, self.tail.keys)
+        if keys.dtype == torch.float32:  # written in place: a copy would cost half as much again
+            by_group = together.float().reshape(keys.shape[1], -1, width)
+            whole = by_head.view(keys.shape[1], -1, self.length)
+            torch.bmm(by_group, keys[0].mT, out=whole[..., :split])
+        else:
+            by_head[..., :split] = score(together, keys)[0]
+        out = by_head.view(heads, rows, count, -1).transpose(0, 1)
+        out[..., split:] = score(queries, self.tail.keys)
         return out
 
     def weigh(self, weights: Tensor, at: int = 0) -> Tensor:
