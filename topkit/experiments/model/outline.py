@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from transformers import PreTrainedModel
 
+from topkit.experiments.model.own_indexer import indexers, own_k
 from topkit.experiments.model.record import LayerRecord
 
 
@@ -25,7 +26,7 @@ def outline(
         f"{_counted(groups, 'KV head')} of width {any_record.keys.shape[3]}",
         f"{ranges(sparse)} sparse" if sparse else "none sparse",
         *_dense(records, sparse, set(range(count)) - set(records)),
-        *_own(records, getattr(config, "index_topk", None)),
+        *_own(records, own_k(model)),
     ]
     return f"{type(model).__name__}: {'; '.join(parts)}"
 
@@ -51,10 +52,14 @@ def _dense(
 
 
 def _own(records: Mapping[int, LayerRecord], keys: int | None) -> Iterable[str]:
-    own = [layer for layer, record in records.items() if record.chosen is not None]
-    if own:
-        most = "" if keys is None else f" ({keys:,} keys)"
-        yield f"an indexer of its own{most} in {ranges(own)}"
+    listed = [layer for layer, record in records.items() if record.chosen is not None]
+    if not listed:
+        return
+    most = "" if keys is None else f" ({keys:,} keys)"
+    choosing = [layer for layer in listed if indexers(records[layer].module)]
+    reusing = sorted(set(listed) - set(choosing))
+    reused = f", whose lists {ranges(reusing)} reuse{'s' * (len(reusing) == 1)}" if reusing else ""
+    yield f"an indexer of its own{most} in {ranges(choosing)}{reused}"
 
 
 def ranges(layers: Iterable[int]) -> str:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from topkit.errors import InputError
 from topkit.experiments.model.attention import switched_attention
 from topkit.experiments.model.attention_call import AttentionCall
+from topkit.experiments.model.own_indexer import undriven
 
 # Rows that the check recomputes, at most: their scores are one row of T floats a head each.
 CHECKED = 32
@@ -46,10 +47,14 @@ class Recorder:
     def __init__(self, positions: Tensor, layers: Sequence[int] | None) -> None:
         self.positions, self.layers = positions, layers
         self.records: dict[int, LayerRecord] = {}
+        # The modules that were handed a list by the model's own indexer.
+        self.listed: set[nn.Module] = set()
         self._passed: set[int] = set()
 
     def attend(self, call: AttentionCall) -> Tensor:
         """The model's own output, while the call is recorded."""
+        if call.indices is not None:
+            self.listed.add(call.module)
         call.require_plain(indices=True)
         layer, output = call.layer, call.dense()
         if layer in self._passed:
@@ -93,9 +98,13 @@ def record(
             # The decoder alone: logits of every token would cost more than all that is kept.
             model.base_model(input_ids=ids.to(device), use_cache=False)
         except InputError as error:
-            raise InputError(f"{name} cannot be {purpose}: {error}") from None
+            # What an indexer of its own does to attention is said of the indexer.
+            why = "" if recorder.listed else undriven(model, ())
+            raise InputError(f"{name} cannot be {purpose}: {why or error}") from None
     if not recorder.records:
         raise InputError(f"{name} cannot be {purpose}: {NOT_SWITCHED}")
+    if why := undriven(model, recorder.listed):
+        raise InputError(f"{name} cannot be {purpose}: {why}")
     return recorder.records
 
 
