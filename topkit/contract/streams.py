@@ -60,6 +60,7 @@ class Stream:
             "rope": (own["cos"], own["sin"]),
             "values": self.values[:, :, tokens],
             "upstream": Selection(newest.expand(self.keys.shape[0], -1, -1, -1)),
+            "native": newest.expand(self.keys.shape[0], -1, -1, -1)[:, 0],
             "index_weights": own["index_weights"],
             **{name: x[:, :, tokens] for name, x in self.vectors.items()},
         }
@@ -78,7 +79,7 @@ class Stream:
         Drivers offer the prompt's queries where an index is built, and another layer's selection where
         one is made.
         """
-        elsewhere = {"prefill_queries": "build", "upstream": "select"}
+        elsewhere = {"prefill_queries": "build", "upstream": "select", "native": "select"}
         offered = {
             name: x
             for name, x in self.inputs(tokens, length, stop).items()

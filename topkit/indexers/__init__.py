@@ -11,6 +11,7 @@ from topkit.indexers.indices import indices
 from topkit.indexers.keep import keep
 from topkit.indexers.lightning import lightning
 from topkit.indexers.moba import moba
+from topkit.indexers.native import native
 from topkit.indexers.paged import Paged
 from topkit.indexers.quantized import quantized
 from topkit.indexers.quest import quest
@@ -38,6 +39,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "faiss_ivf": faiss_ivf,
     "faiss_hnsw": faiss_hnsw,
     "lightning": lightning,
+    "native": native,
     "indices": indices,
     "keep": keep,
     "refine": refine,

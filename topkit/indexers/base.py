@@ -30,6 +30,7 @@ INPUTS = frozenset(
         "prefill_queries",
         "upstream",
         "sample",
+        "native",
         "index_queries",
         "index_keys",
         "index_weights",
@@ -176,6 +177,14 @@ class Step:
         inside another.
         """
         return self.input("upstream")
+
+    @property
+    def native(self) -> Tensor:
+        """The slots that the model's own indexer lists for these queries [B, Tq, n]; at select alone.
+
+        Best first; behind those that a query sees may stand others, and -1.
+        """
+        return self.input("native")
 
     def stops(self, length: int, count: int, device: torch.device | None = None) -> Tensor:
         """One past the last visible slot of each query [B or 1, count]."""

@@ -20,7 +20,7 @@ Positions = Sequence[int] | Sequence[Sequence[int]] | Array
 
 
 def by_layer(named: Mapping[str, ByLayer], layer: int) -> dict[int, dict[str, Tensor]]:
-    """The tensors of each layer, by name. Raises: InputError where layers differ, and for no floats."""
+    """The tensors of each layer, by name. Raises: InputError where layers differ, and for other numbers."""
     for name in ("queries", "keys"):
         if name not in named:
             raise InputError(f"{name} must be a tensor or array, or several by layer; got None")
@@ -44,6 +44,8 @@ def _layers(name: str, x: ByLayer, queries: ByLayer, layer: int) -> Iterator[tup
 
 
 def _tensor(name: str, x: Any) -> Tensor:
+    if name == "native":
+        return _whole_numbers(name, x).int()
     if isinstance(x, np.ndarray) and x.dtype in (np.float16, np.float32, np.float64):
         x = torch.from_numpy(np.require(x, requirements=["C", "W"]))
     if not isinstance(x, Tensor) or x.dtype not in files.FLOATS:

@@ -73,6 +73,7 @@ class Capture:
         latent: ByLayer | None = None,
         rope: tuple[ByLayer, ByLayer] | None = None,
         prefill_queries: ByLayer | None = None,
+        native: ByLayer | None = None,
         layer: int = 0,
     ) -> Capture:
         """A capture of tensors of one's own, torch or numpy; each row of the batch is a sample.
@@ -96,6 +97,7 @@ class Capture:
             "index_keys": index_keys,
             "index_weights": index_weights,
             "prefill_queries": prefill_queries,
+            "native": native,
         }
         layers = by_layer({name: x for name, x in named.items() if x is not None}, layer)
         tensors = {}
@@ -240,9 +242,11 @@ def _open_file(path: Path) -> Capture:
 def _manifest(tensors: Mapping[tuple[int, int], LayerTensors]) -> dict[str, Any]:
     of_layer = {layer: x for (_, layer), x in tensors.items()}
     of_sample = {sample: x for (sample, _), x in tensors.items()}
+    listed = [x.native.shape[-1] for x in tensors.values() if x.native is not None]
     return {
         **FORMAT,
         "origin": {"source": "tensors"},
+        **({"own_k": max(listed)} if listed else {}),
         "layers": [{"layer": n, "scaling": x.scaling} for n, x in sorted(of_layer.items())],
         "samples": [
             {"sample": n, "tokens": x.keys.shape[2], "positions": x.positions.tolist()}

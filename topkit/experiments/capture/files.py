@@ -28,6 +28,7 @@ DTYPES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.int64: "I64",
+    torch.int32: "I32",
 }
 FLOATS = tuple(dtype for dtype in DTYPES if dtype.is_floating_point)
 

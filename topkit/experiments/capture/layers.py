@@ -14,6 +14,7 @@ from topkit.errors import InputError
 from topkit.experiments.capture.prompts import Passage, numbers
 from topkit.experiments.capture.tensors import LayerTensors, estimate_bytes
 from topkit.experiments.model.outline import outline
+from topkit.experiments.model.own_indexer import own_k
 from topkit.experiments.model.record import LayerRecord, record
 
 # Tokens of the short pass.
@@ -24,7 +25,7 @@ SURVEYED = 16
 class Survey:
     """The layers that are captured: their modules, short tensors of each; and those left out.
 
-    `outline` is the model in one line.
+    `outline` is the model in one line; own_k, how many keys its own indexer lets a query attend to.
     """
 
     modules: dict[int, nn.Module]
@@ -32,11 +33,12 @@ class Survey:
     skipped: list[dict[str, Any]]
     hidden: bool
     outline: str
+    own_k: int | None = None
 
     def bytes(self, passage: Passage) -> int:
         """Bytes of the files of a passage."""
         lengths = len(passage.ids), len(passage.positions), passage.prefill
-        return sum(estimate_bytes(example, *lengths) for example in self.examples.values())
+        return sum(estimate_bytes(x, *lengths, own_k=self.own_k) for x in self.examples.values())
 
     def run(self, model: PreTrainedModel, ids: Sequence[int], at: Tensor) -> dict[int, LayerRecord]:
         """What these layers see of a token sequence."""
@@ -72,7 +74,8 @@ def survey_layers(
     layers = _choose(choice, {*records, *reasons}, reasons, type(model).__name__)
     skipped = [{"layer": layer, "reason": reasons[layer]} for layer in sorted(reasons)]
     line = outline(model, records, set(records) - set(reasons))
-    survey = Survey({layer: records[layer].module for layer in layers}, {}, skipped, hidden, line)
+    modules = {layer: records[layer].module for layer in layers}
+    survey = Survey(modules, {}, skipped, hidden, line, own_k(model))
     for layer, one in survey.run(model, ids, at).items():
         survey.examples[layer] = LayerTensors.of(one, 0, layer, at)
     return survey

@@ -62,6 +62,8 @@ SCHEMA = {
     "skipped?": [{"layer": Whole(), "reason": str}],
     # The model in one line.
     "outline?": str,
+    # How many keys the model's own indexer lets a query attend to.
+    "own_k?": Whole(1),
     "versions?": {str: str},
 }
 

@@ -107,11 +107,13 @@ class CapturePlan(Plan[Capture]):
     def result(self, results: Sequence[None]) -> Capture:
         # What was written is read anew: a run that ends here may have begun in another process.
         writer, survey = self.request.writer(False), self.request.survey
+        listed = any(x.native is not None for x in survey.examples.values())
         writer.close(
             {
                 "layers": survey.layers(),
                 "skipped": survey.skipped,
                 "outline": survey.outline,
+                **({"own_k": survey.own_k} if listed and survey.own_k else {}),
                 "versions": _versions(),
             }
         )

@@ -33,9 +33,14 @@ SHAPES = {
     "index_keys": "1 1 T Di",
     "index_weights": "1 Tq Hi",
     "prefill_queries": "1 Hq Tp D",
+    "native": "1 Tq K",
 }
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-_DTYPES = {"positions": ((torch.int64,), "int64"), "scaling": (files.FLOATS, "a float")}
+_DTYPES = {
+    "positions": ((torch.int64,), "int64"),
+    "scaling": (files.FLOATS, "a float"),
+    "native": ((torch.int32,), "int32"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class LayerTensors:
     the slot of each query's own token, which sees the slots 0..position; hidden [1, T, C], latent
     [1, T, R] (of MLA's queries) and rope (cos, sin) [1, T, P] of every token; index_queries
     [1, Hi, Tq, Di], index_keys [1, 1, T, Di] and index_weights [1, Tq, Hi] of a learned indexer;
-    prefill_queries [1, Hq, Tp, D] of the last Tp tokens before the first position.
+    prefill_queries [1, Hq, Tp, D] of the last Tp tokens before the first position; native [1, Tq, K] the
+    slots that the model's own indexer let each query attend to, best first, then -1.
     Raises: InputError when shapes do not fit each other.
     """
 
@@ -64,6 +70,7 @@ class LayerTensors:
     index_keys: Tensor | None = None
     index_weights: Tensor | None = None
     prefill_queries: Tensor | None = None
+    native: Tensor | None = None
 
     def __post_init__(self) -> None:
         tensors = self.tensors()
@@ -105,7 +112,11 @@ class LayerTensors:
         cls, record: LayerRecord, sample: int, layer: int, positions: Tensor, prefill: int = 0
     ) -> LayerTensors:
         """What is kept of a call of the attention function, on the CPU; its first `prefill` queries apart."""
-        queries = record.queries.cpu()
+        queries, native = record.queries.cpu(), None
+        if record.chosen is not None:
+            slots = record.chosen[:, prefill:].cpu().int()
+            # An early query has more places than keys, and those behind them filled.
+            native = slots.where(slots <= positions[:, None], -1).contiguous()
         return cls(
             sample,
             layer,
@@ -118,6 +129,7 @@ class LayerTensors:
             None if record.latent is None else record.latent.cpu(),
             None if record.rope is None else (record.rope[0].cpu(), record.rope[1].cpu()),
             prefill_queries=queries[:, :, :prefill].contiguous() if prefill else None,
+            native=native,
         )
 
     @classmethod
@@ -167,9 +179,16 @@ def _check_shapes(tensors: Mapping[str, Tensor], where: str) -> None:
             raise InputError(f"{where}: {name} is {x.dtype}; expected {words}")
 
 
-def estimate_bytes(like: LayerTensors, keys: int, queries: int, prefill: int = 0) -> int:
-    """Bytes of one file of `keys` keys, `queries` query positions and `prefill` queries before, else as `like`."""
+def estimate_bytes(
+    like: LayerTensors, keys: int, queries: int, prefill: int = 0, own_k: int | None = None
+) -> int:
+    """Bytes of one file of `keys` keys, `queries` query positions and `prefill` queries before, else as `like`.
+
+    own_k: how many keys the model's own indexer lets a query attend to, at most.
+    """
     lengths = {"T": keys, "Tq": queries, "Tp": prefill}
+    if own_k is not None:
+        lengths["K"] = min(own_k, keys)
     sized, tensors = {}, like.tensors()
     if prefill:
         tensors["prefill_queries"] = tensors["queries"]

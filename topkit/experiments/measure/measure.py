@@ -15,7 +15,7 @@ from topkit.experiments.capture.capture import Capture
 from topkit.experiments.measure.layer import Setting, recipes_of, require_all
 from topkit.experiments.measure.plan import Measured, plan_of
 from topkit.experiments.measure.request import Request
-from topkit.experiments.runs.cells import parse_cells, require_able
+from topkit.experiments.runs.cells import parse_cells, require_able, with_own_k
 from topkit.experiments.runs.jobs import Runner
 from topkit.experiments.runs.plan import Plan, planned
 from topkit.experiments.runs.runners import crew
@@ -60,8 +60,14 @@ def measure(
     workers = crew(runner, jobs, setting.device)
     setting = replace(setting, threads=workers.threads)
     chosen = _layers(capture, layers)
-    require_all(cells, setting, capture.load(capture.samples[0], chosen[0]))
-    for recipe in recipes_of(cells, setting):
+    longest = max(record["tokens"] for record in capture.manifest["samples"])
+    cells = with_own_k(cells, capture.manifest.get("own_k"), longest)
+    recipes = recipes_of(cells, setting)
+    # Of a model whose own indexer chooses in some layers, others have no list.
+    seen = chosen if any("native" in recipe.needs for recipe in recipes) else chosen[:1]
+    for layer in seen:
+        require_all(cells, setting, capture.load(capture.samples[0], layer))
+    for recipe in recipes:
         if reason := without_source(recipe, chosen, capture.layers, "the capture"):
             raise InputError(reason)
     request = Request(capture, tuple(cells), tuple(chosen), setting, force, parse_shard(shard))

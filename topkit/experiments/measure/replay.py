@@ -121,6 +121,7 @@ def _of_queries(t: LayerTensors) -> dict[str, Any]:
         "values": None if t.values is None else t.values[:, :, t.positions],
         "index_queries": t.index_queries,
         "index_weights": t.index_weights,
+        "native": t.native,
     }
     return inputs | {name: x for name, x in own.items() if x is not None}
 
@@ -191,9 +192,14 @@ def require_inputs(recipe: Indexer, tensors: LayerTensors) -> None:
 
     Raises: InputError that says how to capture them.
     """
-    names = (*_TOKENS, "index_queries", "index_weights", "prefill_queries")
+    names = (*_TOKENS, "index_queries", "index_weights", "prefill_queries", "native")
     have = {name for name in names if getattr(tensors, name) is not None}
     lacking = sorted(recipe.needs - have - {"cache", "upstream", "sample"})
+    if "native" in lacking:
+        raise InputError(
+            f"{recipe} keeps what a model's own indexer chose, and layer {tensors.layer} of the capture has "
+            "none; capture a model that has one (docs/models.md), or leave the layer out by layers="
+        )
     if lacking:
         how = "--prefill-queries" if lacking == ["prefill_queries"] else "--hidden"
         raise InputError(

@@ -12,6 +12,7 @@ from topkit.errors import InputError
 from topkit.experiments.runs.identity import of_all, within
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget, Budgets, parse_budgets
+from topkit.indexers.native import native
 from topkit.indexers.spec import parse
 
 DENSE = "dense"
@@ -71,6 +72,24 @@ def parse_cells(
         raise InputError("no indexer; give one, or let dense attention run")
     of_all(require_able(cell.indexer) for cell in cells if cell.indexer is not None)
     return in_order({(cell.name, cell.budget): cell for cell in cells}.values())
+
+
+def with_own_k(cells: Sequence[Cell], own_k: int | None, longest: int) -> list[Cell]:
+    """The cells, in which what a model's own indexer lists is asked for at its own number of keys too.
+
+    Beyond that it has no list: larger budgets are that one. Raises: InputError for a share that is larger.
+    """
+    ks = {cell: cell.k(longest) or 0 for cell in cells if isinstance(cell.indexer, native)}
+    if not ks or own_k is None:
+        return list(cells)
+    for cell, k in ks.items():
+        if k > own_k and cell.budget is not None and cell.budget.percent:
+            raise InputError(
+                f"{cell.indexer} has lists of {own_k:,} keys, and {cell.budget} of {longest:,} are {k:,}; "
+                "give k in keys"
+            )
+    kept = [cell for cell in cells if ks.get(cell, 0) < own_k]
+    return in_order([*kept, *(Cell(cell.indexer, Budget(own_k)) for cell in ks)])
 
 
 def require_able(recipe: Indexer) -> Indexer:
