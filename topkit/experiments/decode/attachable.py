@@ -38,7 +38,9 @@ def attachable(
     records = probe(model)
     local = DynamicCache(config=model.config).is_sliding  # windows and chunks
     whole = {n for n, one in records.items() if one.window is None and not local[n]}
-    chosen = _chosen(whole if layers is None else layers)
+    listed = {n for n in whole if records[n].chosen is not None}
+    reads_lists = "native" in indexer.needs and bool(listed)
+    chosen = _chosen((listed if reads_lists else whole) if layers is None else layers)
     if not chosen:
         raise InputError(f"{name} has no layer to attach to: none attends to all keys")
     for layer in chosen:
@@ -49,6 +51,8 @@ def attachable(
             raise InputError(
                 f"layer {layer} of {name} sees a window of keys and stays dense; leave it out"
             )
+        if reads_lists and layer not in listed:
+            raise InputError(f"layer {layer} of {name} has no indexer of its own; leave it out")
     if reasons := unserved(model, [indexer], {layer: records[layer] for layer in chosen}):
         raise InputError(reasons[indexer])
     return {layer: records[layer].module for layer in chosen}, outline(model, records, chosen)

@@ -185,8 +185,7 @@ class Attachment:
         if call.module not in self._modules:
             return call.dense()
         self._called = True
-        needs = self._reader.indexer.needs
-        inputs = {name: x for name, x in call.inputs.items() if name in needs}
+        inputs = call.given(self._reader.indexer.needs)
         if self._decoding is not None and self._owner.slot is not None:
             return self._decoding.attend(call, inputs)
         return self._layers.attend(call, inputs)

@@ -21,7 +21,7 @@ from topkit.indexers.base import Cache, Index, Indexer, Selection
 from topkit.indexers.budget import Budget
 from topkit.kernels.precision import full_precision
 
-_PASSING = OFFERED - {"cache", "values", "upstream"}
+_PASSING = OFFERED - {"cache", "values", "upstream", "native"}
 
 
 @dataclass(frozen=True)

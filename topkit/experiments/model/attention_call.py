@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,11 @@ class AttentionCall:
     def window(self) -> int | None:
         """The width of the layer's sliding window."""
         return self.options.get("sliding_window")
+
+    def given(self, needs: Collection[str]) -> dict[str, Any]:
+        """Those of `needs` that the call brings beside q, k and v: its module's inputs, and the list of its indexer."""
+        brought = {**self.inputs, "native": self.indices}
+        return {name: x for name, x in brought.items() if name in needs and x is not None}
 
     def require_plain(self, indices: bool = False) -> None:
         """Refuse what is other than softmax(q k) v: of all earlier keys or, by leave, of `indices`.

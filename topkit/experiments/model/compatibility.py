@@ -15,7 +15,9 @@ from topkit.indexers.upstream import without_source
 from topkit.kernels.precision import full_precision
 
 # What a running model can hand to an indexer; of earlier tokens, only what the cache keeps.
-OFFERED = frozenset({"cache", "values", "hidden", "latent", "rope", "prefill_queries", "upstream"})
+OFFERED = frozenset(
+    {"cache", "values", "hidden", "latent", "rope", "prefill_queries", "upstream", "native"}
+)
 # Tokens of the short pass that shows how a model attends.
 PROBED = 8
 
@@ -40,6 +42,7 @@ def unserved(
     """
     first, name = records[min(records)], type(model).__name__
     whole = {layer for layer, one in records.items() if one.window is None}
+    listed = any(one.chosen is not None for one in records.values())
     # Hashing all weights takes seconds where a model is large, and few indexers ask for it.
     weights = cache(lambda: weights_digest(model))
     reasons = {}
@@ -48,6 +51,10 @@ def unserved(
             reasons[indexer] = (
                 f"{indexer} was made for another model than this {name}; make weights for it by "
                 "`topkit train lightning --model FOLDER` and give them as weights=FILE"
+            )
+        elif "native" in indexer.needs and not listed:
+            reasons[indexer] = (
+                f"{indexer} keeps what a model's own indexer lists, and {name} has none"
             )
         elif reason := _lack(indexer, first, name) or without_source(indexer, whole, whole, name):
             reasons[indexer] = reason
