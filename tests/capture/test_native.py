@@ -76,16 +76,16 @@ def test_what_is_captured_is_what_the_formula_chooses(kind: str, tmp_path: Path)
         n: one
         for n, one in record(model, torch.tensor([ids]), torch.arange(LENGTH), inputs=True).items()
     }
-    wanted, by_layer = None, {}
+    wanted, by_layer = None, dict[int, Tensor]()
     for layer in sorted(own):
         if own[layer].chosen is None:
             continue
         attn = own[layer].module
         if attn.indexer is not None:
-            latent = own[layer].latent
-            wanted = scores(
-                model, attn, own[layer].hidden[0], None if latent is None else latent[0]
-            )
+            hidden, latent = own[layer].hidden, own[layer].latent
+            assert hidden is not None
+            wanted = scores(model, attn, hidden[0], None if latent is None else latent[0])
+        assert wanted is not None
         by_layer[layer] = wanted
     assert capture.layers == sorted(by_layer) and capture.manifest["own_k"] == 8
     for layer, of_all in by_layer.items():

@@ -23,7 +23,6 @@ def made(path: Path, kind: str, changes: dict[str, Any]) -> Path:
 REFUSED = [
     ("gpt_oss", EXPERTS, "GptOssForCausalLM", "sinks"),
     ("gemma2", dict(attn_logit_softcapping=5.0), "Gemma2ForCausalLM", "softcapped"),
-    ("deepseek_v32", DSA, "DeepseekV32ForCausalLM", "its own choice"),
     ("llama4_text", dict(LLAMA4, attention_chunk_size=96), "Llama4ForCausalLM", "another way"),
     (
         "llama4_text",
@@ -55,6 +54,7 @@ ACCEPTED = [
     ("gemma2", dict(attn_logit_softcapping=None, sliding_window=96)),
     ("phi", {}),
     ("llama4_text", dict(LLAMA4, attention_chunk_size=512)),
+    ("deepseek_v32", DSA),
 ]
 
 

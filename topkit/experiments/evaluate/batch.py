@@ -12,7 +12,7 @@ from torch import Tensor
 from topkit.experiments.decode.driver import piece
 from topkit.experiments.evaluate.lists import Chosen, Lists, require_choices, stacked
 from topkit.experiments.evaluate.shared_cache import SharedCache
-from topkit.experiments.evaluate.streams import Prefix, Stream, joined
+from topkit.experiments.evaluate.streams import Prefix, Stream, joined, rows_of
 from topkit.experiments.model.attention_call import AttentionCall
 from topkit.indexers.base import Cache
 from topkit.indexers.exact import norms_of, true_scores_of
@@ -70,6 +70,8 @@ class Batch:
         layer, queries, prefix = call.layer, call.queries, self.prefix[call.layer]
         cache = self._appended(call)
         inputs = {"values": call.values, **call.inputs}
+        if call.indices is not None:
+            inputs["native"] = call.indices
         length, count = cache.length, queries.shape[2]
         norms, stops = (
             cache.norms(),
@@ -88,6 +90,9 @@ class Batch:
             copies = stream.rows // len(queries)
             new = Cache(call.keys.repeat(copies, 1, 1, 1), call.values.repeat(copies, 1, 1, 1))
             stream.follow(layer, prefix, new, {n: _repeated(x, copies) for n, x in inputs.items()})
+            own = self.streams[0].index_keys.get(layer)
+            if own is not None and stream.reads_lists:
+                stream.index_keys[layer] = own.repeat(copies, 1, 1)
         return torch.cat(outputs, 2).to(queries.dtype).transpose(1, 2)
 
     def _sparse(self, asked: Asked, prefix: Prefix, inputs: dict[str, Any]) -> Tensor:
@@ -98,7 +103,9 @@ class Batch:
             rows = slice(first, first + stream.rows)
             own = asked.of(rows)
             if asked.layer not in stream.indices:
-                output[rows] = _dense(own, prefix)
+                # What is read for all streams is read as the model itself does.
+                lists = inputs.get("native") if self.followers else None
+                output[rows] = _dense(own, prefix, lists)
             else:
                 chosen += self._chosen(stream, prefix, own, rows, inputs)
             first = rows.stop
@@ -118,7 +125,7 @@ class Batch:
         """What a stream selects, whose rows are these of the batch."""
         length, place = own.cache.length, slice(own.first, own.first + len(own.stops))
         known = {true_scores_of(length): own.scores, norms_of(length): own.norms}
-        given = {name: _rows(x, rows) for name, x in inputs.items()}
+        given = {name: rows_of(x, rows) for name, x in inputs.items()}
         return stream.choose(
             own.layer, prefix, own.queries, own.cache, given, place, known, rows.start
         )
@@ -136,21 +143,20 @@ class Batch:
         return self.prefix[layer].then(tail)
 
 
-def _dense(asked: Asked, prefix: Prefix) -> Tensor:
-    """Attention [B, Hq, n, Dv] over all that the queries see."""
+def _dense(asked: Asked, prefix: Prefix, lists: Tensor | None = None) -> Tensor:
+    """Attention [B, Hq, n, Dv] over all that the queries see, or what of it the lists [B, t, k] name."""
     slots = torch.arange(asked.cache.length, device=asked.scores.device)
     hidden = slots >= asked.stops[:, None]
     if prefix.window is not None:
         hidden |= slots < asked.stops[:, None] - prefix.window
+    if lists is not None:
+        own = lists[:, asked.first : asked.first + len(asked.stops)].long()
+        hidden = hidden | torch.ones_like(asked.scores[:, 0], dtype=torch.bool).scatter_(
+            -1, own, False
+        )
+        hidden = hidden[:, None]
     logits = (asked.scaling * asked.scores).masked_fill_(hidden, float("-inf"))
     return asked.cache.weigh(logits.softmax(-1))
-
-
-def _rows(x: Any, rows: slice) -> Any:
-    """Some rows of an input; angles that are the same for all rows have one row."""
-    if isinstance(x, tuple):
-        return tuple(_rows(part, rows) for part in x)
-    return x if x.shape[0] == 1 else x[rows]
 
 
 def _repeated(x: Any, copies: int) -> Any:

@@ -43,7 +43,12 @@ class Built:
                 base = self._of(indexer.base)
                 indices: dict[int, Index] = {n: Wrapped(indexer, one) for n, one in base.items()}
             else:
-                indices = {n: self._build(indexer, n, past) for n, past in self.prefix.items()}
+                unlisted = "native" not in indexer.needs
+                indices = {
+                    n: self._build(indexer, n, past)
+                    for n, past in self.prefix.items()
+                    if past.listed or unlisted
+                }
             self._indices[indexer] = indices
         return self._indices[indexer]
 

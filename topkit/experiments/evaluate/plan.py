@@ -24,9 +24,11 @@ from topkit.experiments.evaluate.size import Size, require_memory, size_of
 from topkit.experiments.model.compatibility import probe, unserved
 from topkit.experiments.model.load import positions, require_positions
 from topkit.experiments.model.outline import attending_to_all, outline
+from topkit.experiments.model.own_indexer import own_k
 from topkit.experiments.model.record import LayerRecord
 from topkit.experiments.runs import folder
 from topkit.experiments.runs.cell_parts import parts_of
+from topkit.experiments.runs.cells import with_own_k
 from topkit.experiments.runs.jobs import Job, Runner
 from topkit.experiments.runs.lock import by_turns
 from topkit.experiments.runs.parts import read_table
@@ -141,8 +143,9 @@ def plan_parts(
     model, tokenizer = loaded
     notes = [*notes, *(line for part in parts for line in _short(part))]
     parts = [some for part in parts for some in part.as_files_allow()]
-    records = _require_served(model, parts)
     longest = max(length for part in parts for length in part.lengths)
+    parts = [replace(p, cells=tuple(with_own_k(p.cells, own_k(model), longest))) for p in parts]
+    records = _require_served(model, parts)
     line = outline(model, records, attending_to_all(records, longest))
     shard.require_no(force, setting.out)
     request = Request(setting, tuple(parts), identity_of(setting, model, tokenizer), force, shard)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,12 @@ from transformers import PreTrainedModel
 
 from topkit.errors import InputError
 from topkit.experiments.evaluate.batch import Batch, Watch
+from topkit.experiments.evaluate.own_indexer import PrefixIndex, RowsIndex
 from topkit.experiments.evaluate.streams import Prefix, Stream
 from topkit.experiments.model.attention import Attend, switched_attention
 from topkit.experiments.model.attention_call import AttentionCall
 from topkit.experiments.model.finite import require_finite
+from topkit.experiments.model.own_indexer import choosing
 from topkit.experiments.runs.cells import needs
 from topkit.indexers.base import Cache
 
@@ -25,7 +27,7 @@ def _attending(model: PreTrainedModel, attend: Attend, needs: frozenset[str]) ->
     """The model attends through `attend`; each call is checked, and brings the inputs that are needed."""
 
     def checked(call: AttentionCall) -> Tensor:
-        call.require_plain()
+        call.require_plain(indices=True)
         tensors = {"queries": call.queries, "keys": call.keys, "values": call.values}
         require_finite(f"layer {call.layer}", tensors)
         return attend(call)
@@ -45,7 +47,8 @@ class Prefill:
         inputs = {"prefill_queries": call.queries, "values": call.values, **call.inputs}
         inputs = {name: x for name, x in inputs.items() if name in self.needs}
         cache = Cache(call.keys.contiguous(), call.values.contiguous())
-        self.layers[call.layer] = Prefix(cache, call.scaling, call.window, inputs)
+        listed = call.indices is not None
+        self.layers[call.layer] = Prefix(cache, call.scaling, call.window, inputs, listed)
         return call.dense()
 
 
@@ -54,12 +57,14 @@ def prefill(
 ) -> dict[int, Prefix]:
     """Run the model over a prefix and keep what each layer's attention saw, by layer.
 
-    `needs`: the inputs that indexers will read.
+    It attends as it does by itself: to all keys, or to those that its own indexer lists. `needs`: the inputs that indexers will read.
     Raises: InputError for NaN, by layer and head.
     """
-    prefill = Prefill({}, needs)
-    with _attending(model, prefill.attend, needs):
+    prefill, index = Prefill({}, needs), PrefixIndex()
+    with choosing(model, index.choose), _attending(model, prefill.attend, needs):
         model.base_model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
+    for layer, keys in index.keys.items():
+        prefill.layers[layer].index_keys = keys
     return prefill.layers
 
 
@@ -82,7 +87,12 @@ def forward(
     first = prefix[any_layer].length + (0 if tail is None else tail.length)
     places = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
     read = needs([stream.cells[0] for stream in (*streams, *followers)])
-    with _attending(model, Batch(prefix, streams, followers, watch).attend, read):
+    own = RowsIndex(prefix, streams, reading=bool(followers))
+    listed = any(one.listed for one in prefix.values())
+    with (
+        choosing(model, own.choose) if listed else nullcontext(),
+        _attending(model, Batch(prefix, streams, followers, watch).attend, read),
+    ):
         logits = model(
             input_ids=ids, position_ids=places, use_cache=False, logits_to_keep=last
         ).logits

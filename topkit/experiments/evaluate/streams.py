@@ -24,12 +24,17 @@ from topkit.kernels.rounding import norms
 
 @dataclass
 class Prefix:
-    """One layer's prefix: keys [1, Hk, P, D], values [1, Hk, P, Dv], and the inputs of its tokens [1, P, ...]."""
+    """One layer's prefix: keys [1, Hk, P, D], values [1, Hk, P, Dv], and the inputs of its tokens [1, P, ...].
+
+    listed: the model's own indexer chooses here; index_keys [1, P, d]: what it scores, in a layer where it does.
+    """
 
     cache: Cache
     scaling: float
     window: int | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
+    listed: bool = False
+    index_keys: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -53,6 +58,7 @@ class Stream:
 
     `cells` has the cell of each row: those of one recipe at its budgets, each with its questions (at one
     budget, if it reads what it selected in other layers), or full attention. context: the length that budgets in per cent are of.
+    index_keys [b, t, d], by layer: what the model's own indexer scores of the tails, in rows that read its lists.
     """
 
     cells: Sequence[Cell]
@@ -60,6 +66,7 @@ class Stream:
     indices: dict[int, Index]
     seed: int
     tails: dict[int, Cache] = field(default_factory=dict)
+    index_keys: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -68,6 +75,11 @@ class Stream:
     @property
     def indexer(self) -> Indexer | None:
         return self.cells[0].indexer
+
+    @property
+    def reads_lists(self) -> bool:
+        """Whether its recipe reads what the model's own indexer lists."""
+        return self.indexer is not None and "native" in self.indexer.needs
 
     def __post_init__(self) -> None:
         self.upstream = None if self.indexer is None else Upstream(self.indexer)
@@ -93,12 +105,14 @@ class Stream:
         """An independent copy, of some rows [b'] or all."""
         indices = {layer: index.fork() for layer, index in self.indices.items()}
         if rows is None:
-            return Stream(self.cells, self.context, indices, self.seed, dict(self.tails))
+            tails, own = dict(self.tails), dict(self.index_keys)
+            return Stream(self.cells, self.context, indices, self.seed, tails, own)
         for index in indices.values():
             index.reorder(rows)
         tails = {n: Cache(t.keys[rows], t.values[rows]) for n, t in self.tails.items()}  # type: ignore[index]
         cells = [self.cells[row] for row in rows.tolist()]
-        return Stream(cells, self.context, indices, self.seed, tails)
+        own = {layer: keys[rows] for layer, keys in self.index_keys.items()}
+        return Stream(cells, self.context, indices, self.seed, tails, own)
 
     def follow(self, layer: int, prefix: Prefix, new: Cache, inputs: dict[str, Any]) -> None:
         """Append new keys and values [B, Hk, t, D], which another stream attended to."""
@@ -180,6 +194,13 @@ def _of_rows(chosen: Mapping[int, Selection], runs: Sequence[tuple[slice, int]])
     ]
     slots = torch.cat([wide(chosen[k].indices[own], -1) for own, k in runs])
     return Selection(slots, torch.cat(weights) if weights else None)
+
+
+def rows_of(x: Any, rows: slice | Tensor) -> Any:
+    """Some rows of an input; angles that are the same for all rows have one row."""
+    if isinstance(x, tuple):
+        return tuple(rows_of(part, rows) for part in x)
+    return x if not isinstance(x, Tensor) or x.shape[0] == 1 else x[rows]
 
 
 def joined(caches: Sequence[Cache], dim: int) -> Cache:

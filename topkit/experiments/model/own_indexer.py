@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from inspect import signature
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from topkit.experiments.model.copies import replaced
+
+# Gives the slots [B, t, k] that the indexer of a layer lists, by way of its own forward and its arguments.
+Choose = Callable[[Callable[..., Tensor], int, dict[str, Any]], Tensor]
 # Kinds whose indexer hands attention a list of slots a token, for all heads of a layer (DSA).
 DRIVEN = ("deepseek_v32", "glm_moe_dsa", "axk2", "dots3_note", "mistral_large4")
 
@@ -36,3 +43,21 @@ def undriven(model: PreTrainedModel, listed: Collection[nn.Module]) -> str:
         f"keys, within the layer; expected one that hands attention a list of single keys; take a model "
         f"of {', '.join(DRIVEN[:-1])} or {DRIVEN[-1]}"
     )
+
+
+@contextmanager
+def choosing(model: nn.Module, choose: Choose) -> Iterator[None]:
+    """In here the model's own indexers list what `choose` gives."""
+    with ExitStack() as stack:
+        for indexer in indexers(model):
+            stack.enter_context(replaced(indexer, "forward", _through(indexer, choose)))
+        yield
+
+
+def _through(indexer: nn.Module, choose: Choose) -> Callable[..., Tensor]:
+    form, layer = signature(indexer.forward), int(indexer.layer_idx)  # type: ignore[arg-type]
+
+    def forward(own: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        return choose(own, layer, dict(form.bind(*args, **kwargs).arguments))
+
+    return forward

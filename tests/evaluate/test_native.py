@@ -1,0 +1,141 @@
+"""Models with an indexer of their own, evaluated: its lists are a cell, which says what `generate` says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+import topkit
+from awkward import tokenizer
+from own_indexers import OWN, with_indexer
+from tiny import tiny
+from topkit.errors import InputError
+from topkit.experiments.runs.parts import read_table
+from topkit.experiments.tasks.base import Planted, Question, Task
+from topkit.experiments.tasks.encoding import begun
+
+LENGTH, OWN_K = 420, 24
+
+
+@dataclass(frozen=True)
+class Talk(Task):
+    """Asks random models for something, and lets them go on for a while."""
+
+    name: ClassVar[str] = "talk"
+    stop: ClassVar[tuple[str, ...]] = ()
+    tokens_to_generate: ClassVar[int | None] = 14
+    rule: ClassVar[str] = "all"
+
+    questions: int = 3
+
+    def plant(self, rng: np.random.Generator, wording: str) -> Planted:
+        digits = [str(rng.integers(10, 99)) for _ in range(self.questions)]
+        asked = (Question(f"\nWhich is it of {d}? {d}=", f"{d}{d}", ("e", d)) for d in digits)
+        return Planted(("The letters are e and t.",), tuple(asked))
+
+
+def model_of(kind: str, vocabulary: int, **changes: Any) -> Any:
+    shape = dict(vocab_size=vocabulary, max_position_embeddings=2048, index_topk=OWN_K)
+    return with_indexer(kind, **{**shape, **changes})
+
+
+@torch.no_grad()
+def generated(model: Any, ids: list[int], most: int) -> list[int]:
+    given = torch.tensor([ids])
+    out = model.generate(
+        given, attention_mask=torch.ones_like(given), max_new_tokens=most, do_sample=False
+    )
+    return out[0, len(ids) :].tolist()
+
+
+CASES = [*((kind, "question") for kind in OWN), ("glm_moe_dsa", "answer")]
+
+
+@pytest.mark.parametrize(("kind", "sparse_from"), CASES)
+def test_its_own_lists_say_what_generate_says(kind: str, sparse_from: str, tmp_path: Path) -> None:
+    made = tokenizer("byte level")
+    model, task = model_of(kind, len(made)), Talk()
+    given: dict[str, Any] = dict(tokenizer=made, observe=False, sparse_from=sparse_from)
+    asked = ["native", "exact"], [5, OWN_K]
+    rows = topkit.evaluate(model, task, LENGTH, 1, *asked, out=tmp_path, **given)
+    said: dict[str, list[str]] = {}
+    for row in rows.to_pylist():
+        said.setdefault(f"{row['indexer']} {row['budget']}".strip(), []).append(row["said"])
+        if (row["indexer"], row["budget"]) == ("native()", str(OWN_K)):
+            prompt = task.sample(made, LENGTH, row["haystack"])
+            ids = begun(made, prompt.text + prompt.questions[row["question"]].text)
+            own = generated(model, ids, prompt.most(row["question"]))
+            end = own.index(made.eos_token_id) if made.eos_token_id in own else len(own)
+            assert row["said"] == made.decode(own[:end], skip_special_tokens=True)
+    cells = ["dense", *(f"{name} {k}" for name in ("exact()", "native()") for k in (5, OWN_K))]
+    assert sorted(said) == sorted(cells)
+    assert said[f"native() {OWN_K}"] != said["native() 5"]
+    assert said[f"native() {OWN_K}"] != said["dense"]
+
+
+def test_rows_that_end_leave_the_index_of_those_that_talk(tmp_path: Path) -> None:
+    """Answers of several questions, which end at different places, are those of each alone."""
+    made = tokenizer("byte level")
+    model, task = model_of("glm_moe_dsa", len(made)), Talk(questions=5)
+    prompt = task.sample(made, LENGTH, 0)
+    firsts = [
+        generated(model, begun(made, prompt.text + q.text), 14)[2 * n]
+        for n, q in enumerate(prompt.questions)
+    ]
+    model.generation_config.eos_token_id = sorted({1, *firsts[1:]})
+    given: dict[str, Any] = dict(tokenizer=made, observe=False)
+    together = topkit.evaluate(model, task, LENGTH, 1, "native", OWN_K, out=tmp_path / "a", **given)
+    alone = topkit.evaluate(
+        model, task, LENGTH, 1, "native", OWN_K, out=tmp_path / "b", batch_size=2, **given
+    )
+    columns = ["indexer", "budget", "question", "said", "said_tokens"]
+    assert together.select(columns).equals(alone.select(columns))
+    lengths = {r["said_tokens"] for r in together.to_pylist() if r["indexer"] == "native()"}
+    assert len(lengths) > 2
+
+
+def test_fidelity_is_of_the_lists_that_it_attends_to(tmp_path: Path) -> None:
+    """Exact at the whole length keeps all mass; its own lists less; and at every layer, shared ones too."""
+    made = tokenizer("byte level")
+    model = model_of("glm_moe_dsa", len(made))
+    given: dict[str, Any] = dict(tokenizer=made, observe="rows", out=tmp_path)
+    topkit.evaluate(model, Talk(questions=2), LENGTH, 1, "native", [5, 1000], **given)
+    rows = read_table(tmp_path / "fidelity").to_pylist()
+    assert {row["layer"] for row in rows} == {0, 1, 2, 3}
+    assert {row["budget"] for row in rows} == {"5", str(OWN_K)}
+    whole = [row for row in rows if row["budget"] != "5" and row["level"] == "head"]
+    part = [row for row in rows if row["budget"] == "5" and row["level"] == "head"]
+    assert len(whole) == len(part) > 0
+    masses = [np.mean([row["mass"] for row in some]) for some in (part, whole)]
+    assert 0 < masses[0] < masses[1] < 1
+
+
+def test_layers_without_a_list_attend_to_all_keys(tmp_path: Path) -> None:
+    made = tokenizer("byte level")
+    kinds = ["indexed_attention", "full_attention"]
+    model = model_of(
+        "dots3_note_text", len(made), num_hidden_layers=2, layer_types=kinds, per_layer_config={}
+    )
+    task = Talk(questions=2)
+    rows = topkit.evaluate(
+        model, task, LENGTH, 1, "native", OWN_K, out=tmp_path, tokenizer=made
+    ).to_pylist()
+    prompt = task.sample(made, LENGTH, 0)
+    for row in rows:
+        if row["indexer"] == "native()":
+            ids = begun(made, prompt.text + prompt.questions[row["question"]].text)
+            assert row["said"] == made.decode(generated(model, ids, prompt.most(row["question"])))
+    assert set(read_table(tmp_path / "fidelity")["layer"].to_pylist()) == {0}
+
+
+def test_a_model_without_an_indexer_is_refused(tmp_path: Path) -> None:
+    made = tokenizer("byte level")
+    model = tiny("llama", vocab_size=len(made), max_position_embeddings=2048, head_dim=8)
+    with pytest.raises(InputError, match=r"native\(\) keeps what .* LlamaForCausalLM has none"):
+        topkit.evaluate(model, Talk(), LENGTH, 1, "native", 8, out=tmp_path / "run", tokenizer=made)
+    assert not (tmp_path / "run").exists()
