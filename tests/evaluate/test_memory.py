@@ -49,6 +49,20 @@ def cells() -> list[Cell]:
     return every
 
 
+def test_a_model_s_own_indexer_scores_all_tokens_of_a_haystack_at_once() -> None:
+    """64 heads over 4K tokens: 8.6 GB; and in rows that read its lists, every token of a question."""
+    own, asked = replace(EIGHT_B, index_heads=64), replace(LONG, length=4096)
+    cell = parse_cells("native", 2048)
+    apart = memory_of(own, asked, cell, 8) - memory_of(EIGHT_B, asked, cell, 8)
+    assert apart == pytest.approx(8 * 64 * 4096**2 + 8 * 4096**2, rel=0.2)
+    many = replace(asked, tail=8192, questions=64)
+    apart = memory_of(own, many, cell, 128) - memory_of(EIGHT_B, many, cell, 128)
+    assert apart == 8 * 64 * (64 * 8192) * 4096
+    assert memory_of(own, many, parse_cells("sign", 8), 128) == memory_of(
+        EIGHT_B, many, parse_cells("sign", 8), 128
+    )
+
+
 def test_an_8b_model_at_128k_with_29_cells_holds_75_gb() -> None:
     """Weights 16 GB, the prefix 17 GB once for all cells and questions, codes of the prefix once."""
     assert EIGHT_B.prefix(TOKENS) == 4 * KEYS == 17_179_869_184

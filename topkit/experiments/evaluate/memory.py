@@ -31,7 +31,8 @@ TRIED = 64
 class Shape:
     """What memory follows from. weights: bytes. layers: of attention; heads: query heads and KV heads of one.
 
-    width: of a key, and of a value; passing: numbers a token that a layer holds at once; bytes of a number.
+    width: of a key, and of a value; passing: numbers a token that a layer holds at once; bytes of a number;
+    index_heads: of the model's own indexer.
     """
 
     weights: int
@@ -43,6 +44,7 @@ class Shape:
     bytes: int
     windowed: bool = False
     on_device: bool = False
+    index_heads: int = 0
 
     @classmethod
     def of(cls, model: PreTrainedModel, records: Mapping[int, LayerRecord]) -> Shape:
@@ -50,6 +52,7 @@ class Shape:
         config = model.config.get_text_config()
         wide = max(records.values(), key=lambda one: one.keys[:, :, 0].numel())
         inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        listed = any(one.chosen is not None for one in records.values())
         return cls(
             sum(x.numel() * x.element_size() for x in model.parameters()),
             len(records),
@@ -60,7 +63,12 @@ class Shape:
             wide.keys.element_size(),
             any(one.window is not None for one in records.values()),
             wide.keys.device.type != "cpu",
+            getattr(config, "index_n_heads", 0) if listed else 0,
         )
+
+    def listing(self, queries: int, keys: int) -> int:
+        """Bytes of the scores of the model's own indexer, twice, in float32."""
+        return 8 * self.index_heads * queries * keys
 
     def prefix(self, length: int) -> int:
         """Bytes of the keys and values of so many tokens."""
@@ -80,13 +88,15 @@ class Asked:
 def memory_of(shape: Shape, asked: Asked, cells: Sequence[Cell], rows: int) -> int:
     """Bytes at the peak, with so many rows in a pass: weights + prefix + the greater of prefill and questions.
 
-    Prefill: what one layer passes on, and where a window slides, 8 T^2 for the mask and its copy. Questions,
+    Prefill: what one layer passes on, where a window slides or the model's own indexer chooses, 8 T^2 for the
+    mask and its copy, and the scores of that indexer, of all tokens at once as in the model itself. Questions,
     of as many cells as a pass has rows: the codes that recipes choose from, once, and twice a row with an
     eighth of room, but for codes of more than COPIED keys; scores, COPIES times; keys and values of one
     layer, and all logits, twice, in float32.
     """
     t = asked.length
-    prefill = t * shape.passing * shape.bytes + (8 * t**2 if shape.windowed else 0)
+    masked = shape.windowed or shape.index_heads > 0
+    prefill = t * shape.passing * shape.bytes + 8 * t**2 * masked + shape.listing(t, t)
     asking = max(_asking(shape, asked, some) for some in _turns(asked, cells, rows))
     return shape.weights + shape.prefix(t) + max(prefill, asking)
 
@@ -123,6 +133,8 @@ def _asking(shape: Shape, asked: Asked, turn: tuple[Sequence[Cell], int]) -> int
     layer = 4 * asked.length * groups * sum(shape.width)
     logits = 8 * count * asked.answer * shape.vocabulary
     tails = count * 2 * shape.prefix(asked.tail)
+    listed = together * sum(c.indexer is not None and "native" in c.indexer.needs for c in cells)
+    scores += shape.listing(listed * asked.tail, asked.length)
     return _codes(shape, asked.length, cells, together) + scores + layer + logits + tails
 
 
