@@ -63,3 +63,19 @@ def test_the_line_says_where_an_indexer_chooses_and_where_its_lists_are_reused(k
     with attach(model, "sign", k=4) as attached:
         assert attached.outline.endswith(f"; an indexer of its own (8 keys) in {OWN[kind][1]}")
         model.generate(**prompt(), max_new_tokens=2, do_sample=False)
+
+
+@pytest.mark.parametrize("kind", ["mistral_large4", "glm5_next"])
+def test_models_that_also_see_pictures_are_loaded_whole(
+    kind: str, tmp_path: Path, capsys: Any
+) -> None:
+    path = folder(
+        tmp_path / "model", with_indexer(kind, vocab_size=4096, max_position_embeddings=512)
+    )
+    words = "--task niah-single --samples 1 --length 200 --indexer native -k 8 --out".split()
+    code = run(app, ["evaluate", str(path), *words, str(tmp_path / "run")])
+    said = capsys.readouterr()
+    if kind in OTHERS:
+        assert code == 2 and "the indexer of glm5_next" in said.err
+    else:
+        assert code == 0 and "native()" in said.out

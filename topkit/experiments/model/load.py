@@ -53,7 +53,8 @@ def _load(
         except (
             Exception
         ) as error:  # what a folder can be wrong in has no end, and no class of its own
-            raise InputError(f"cannot load a causal model from {source.path}: {error}") from error
+            why = str(error).split("Model type should be one of")[0].strip()  # two hundred names
+            raise InputError(f"cannot load a causal model from {source.path}: {why}") from error
     lacking = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
     if lacking:
         raise InputError(
@@ -89,10 +90,20 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
 
 def _from_folder(path: Path, dtype: str | torch.dtype) -> tuple[Any, Any, Any]:
     """The model of a folder, transformers' report of what it lacks, and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoTokenizer,
+    )
 
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    # Some that also see pictures have no class of their text alone.
+    seeing = type(config) in AutoModelForImageTextToText._model_mapping
+    whole = seeing and type(config) not in AutoModelForCausalLM._model_mapping
+    auto = AutoModelForImageTextToText if whole else AutoModelForCausalLM
     # Never a pickle, and never the folder's own code. What mismatches is refused by the caller, as what is missing: by name.
-    loading: Any = AutoModelForCausalLM.from_pretrained(
+    loading: Any = auto.from_pretrained(
         path,
         dtype=dtype,
         local_files_only=True,
