@@ -51,7 +51,7 @@ def evaluate(
 ) -> Plan[pa.Table]:
     """Accuracy of a model on the questions of some tasks, for full attention and for each indexer.
 
-    Every haystack is prefilled dense. What comes after it goes through the selector: the question
+    Every haystack is prefilled dense, or by the lists of the model's own indexer. What comes after it goes through the selector: the question
     and the answer (sparse_from="question"), or, as in the paper's protocol, the answer alone
     (sparse_from="answer"): the question's last token is then the first to go through it, for that
     step gives the first token of the answer. A rerun computes what is missing, also when cells or
