@@ -59,7 +59,13 @@ def test_layers_that_share_a_list_have_one_row_each_over_the_same_slots(capture:
 
 
 def test_the_model_s_own_number_is_always_asked_and_never_more(capture: Capture) -> None:
-    for ks, budgets in (([2, 100], ["2", "8"]), (5, ["5", "8"]), (8, ["8"]), ("10%", ["10%", "8"])):
+    for ks, budgets in (
+        ([2, 100], ["2", "8"]),
+        (5, ["5", "8"]),
+        (8, ["8"]),
+        ("none", ["8"]),
+        ("10%", ["10%", "8"]),
+    ):
         table = measure(capture, "native", ks).table
         assert sorted(set(table["budget"].to_pylist())) == sorted(budgets)
     with pytest.raises(InputError, match=r"native\(\) has lists of 8 keys, and 50% of 48 are 24"):

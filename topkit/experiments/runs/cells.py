@@ -11,7 +11,7 @@ from typing import Any, cast
 from topkit.errors import InputError
 from topkit.experiments.runs.identity import of_all, within
 from topkit.indexers.base import Indexer
-from topkit.indexers.budget import Budget, Budgets, parse_budgets
+from topkit.indexers.budget import UNCAPPED, Budget, Budgets, parse_budgets
 from topkit.indexers.native import native
 from topkit.indexers.spec import parse
 
@@ -77,13 +77,14 @@ def parse_cells(
 def with_own_k(cells: Sequence[Cell], own_k: int | None, longest: int) -> list[Cell]:
     """The cells, in which what a model's own indexer lists is asked for at its own number of keys too.
 
-    Beyond that it has no list: larger budgets are that one. Raises: InputError for a share that is larger.
+    Beyond that it has no list: larger budgets, and none, are that one. Raises: InputError for a share that is larger.
     """
     ks = {cell: cell.k(longest) or 0 for cell in cells if isinstance(cell.indexer, native)}
     if not ks or own_k is None:
         return list(cells)
     for cell, k in ks.items():
-        if k > own_k and cell.budget is not None and cell.budget.percent:
+        share = cell.budget is not None and cell.budget.percent and cell.budget != UNCAPPED
+        if share and k > own_k:
             raise InputError(
                 f"{cell.indexer} has lists of {own_k:,} keys, and {cell.budget} of {longest:,} are {k:,}; "
                 "give k in keys"
