@@ -63,9 +63,12 @@ class Haystack:
         self.stops = Stops.of(model, tokenizer, prompt)
         # Full attention leads every batch: the others are compared with it.
         self.cells = [Cell(), *(cell for cell in cells if cell.indexer is not None)]
-        self.prefix = prefill(model, prompt.ids, needs(self.cells))
+        question = len(prompt.questions[0].ids)
+        self.prefix = prefill(model, prompt.ids, needs(self.cells), question)
         self.built = Built(self.prefix, seed)
         self.fidelity: list[pa.Table] = []
+        # Tokens of the haystack and of the questions that are asked at the time.
+        self.asked = len(prompt.ids)
 
     def answers(self, sparse_from: str, rows: int) -> dict[Cell, list[Answer]]:
         """Every cell's answers, in batches of at most `rows` rows, but of at least one question."""
@@ -86,7 +89,7 @@ class Haystack:
         return max(0, min(most, limit + 1 - self.prompt.tokens(number)))
 
     def _ask(self, batch: QuestionRows, sparse_from: str) -> Iterator[list[tuple[list, ...]]]:
-        count = len(batch.lengths)
+        count, self.asked = len(batch.lengths), len(self.prompt.ids) + batch.question.shape[1]
         streams = [
             self.built.stream(list(cells), count, self.context)
             for _, cells in groupby(self.cells, _together)
@@ -197,7 +200,7 @@ class Haystack:
         followers: Sequence[Stream] = (),
         watch: Observer | None = None,
     ) -> Tensor:
-        return forward(self.model, self.prefix, streams, ids, last, followers, watch)
+        return forward(self.model, self.prefix, streams, ids, last, followers, watch, self.asked)
 
 
 def _together(cell: Cell) -> tuple[Any, ...]:

@@ -150,10 +150,10 @@ def _dense(asked: Asked, prefix: Prefix, lists: Tensor | None = None) -> Tensor:
     if prefix.window is not None:
         hidden |= slots < asked.stops[:, None] - prefix.window
     if lists is not None:
-        own = lists[:, asked.first : asked.first + len(asked.stops)].long()
-        hidden = hidden | torch.ones_like(asked.scores[:, 0], dtype=torch.bool).scatter_(
-            -1, own, False
-        )
+        own, length = lists[:, asked.first : asked.first + len(asked.stops)].long(), len(slots)
+        listed = hidden.new_zeros(*own.shape[:2], length + 1)
+        listed = listed.scatter_(-1, own.where(own >= 0, length), True)[..., :length]
+        hidden = hidden | ~listed
         hidden = hidden[:, None]
     logits = (asked.scaling * asked.scores).masked_fill_(hidden, float("-inf"))
     return asked.cache.weigh(logits.softmax(-1))

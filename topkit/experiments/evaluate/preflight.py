@@ -48,11 +48,11 @@ def require_same(model: PreTrainedModel, longest: int) -> None:
 @torch.no_grad()
 def _apart(model: PreTrainedModel, ids: Tensor) -> float:
     """How far the logits behind a prefix are from the model's own (relative L2)."""
-    prefix = prefill(model, ids[0, :-TAIL].tolist())
+    prefix = prefill(model, ids[0, :-TAIL].tolist(), question=TAIL)
     listed = any(one.listed for one in prefix.values())
     cell = Cell(native(), UNCAPPED) if listed else Cell()
     stream = Built(prefix, 0).stream([cell], 1, len(ids[0]))
-    logits = forward(model, prefix, [stream], ids[:, -TAIL:], TAIL)
+    logits = forward(model, prefix, [stream], ids[:, -TAIL:], TAIL, prompt=len(ids[0]))
     training = model.training
     own = model.eval()(input_ids=ids, use_cache=False, logits_to_keep=TAIL).logits.float()
     model.train(training)

@@ -53,14 +53,18 @@ class Prefill:
 
 
 def prefill(
-    model: PreTrainedModel, ids: Sequence[int], needs: frozenset[str] = frozenset()
+    model: PreTrainedModel,
+    ids: Sequence[int],
+    needs: frozenset[str] = frozenset(),
+    question: int = 0,
 ) -> dict[int, Prefix]:
     """Run the model over a prefix and keep what each layer's attention saw, by layer.
 
-    It attends as it does by itself: to all keys, or to those that its own indexer lists. `needs`: the inputs that indexers will read.
+    It attends as it does by itself: to all keys, or to those that its own indexer lists. `needs`: the inputs
+    that indexers will read; question: how many tokens of a prompt come behind.
     Raises: InputError for NaN, by layer and head.
     """
-    prefill, index = Prefill({}, needs), PrefixIndex()
+    prefill, index = Prefill({}, needs), PrefixIndex(question)
     with choosing(model, index.choose), _attending(model, prefill.attend, needs):
         model.base_model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
     for layer, keys in index.keys.items():
@@ -76,10 +80,12 @@ def forward(
     last: int,
     followers: Sequence[Stream] = (),
     watch: Watch | None = None,
+    prompt: int = 0,
 ) -> Tensor:
     """Logits [R, last, V] of the last of tokens [R, t], which follow the prefix and the streams' tails.
 
-    R counts the rows of all streams, in their order; see Batch for the followers and `watch`.
+    R counts the rows of all streams, in their order; see Batch for the followers and `watch`, and
+    RowsIndex for `prompt`.
     Raises: InputError for NaN, by layer and head of attention, or in the logits.
     """
     any_layer = next(iter(prefix))
@@ -87,7 +93,7 @@ def forward(
     first = prefix[any_layer].length + (0 if tail is None else tail.length)
     places = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
     read = needs([stream.cells[0] for stream in (*streams, *followers)])
-    own = RowsIndex(prefix, streams, reading=bool(followers))
+    own = RowsIndex(prefix, streams, prompt, reading=bool(followers))
     listed = any(one.listed for one in prefix.values())
     with (
         choosing(model, own.choose) if listed else nullcontext(),

@@ -94,6 +94,7 @@ class Stream:
 
     def cut(self, length: int, prefix: Mapping[int, Prefix]) -> None:
         """Forget all tokens behind the first `length` that follow the prefix."""
+        self.index_keys = {layer: keys[:, :length] for layer, keys in self.index_keys.items()}
         for layer, tail in self.tails.items():
             if length < tail.length:
                 self.tails[layer] = tail.until(length)

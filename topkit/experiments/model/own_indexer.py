@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from inspect import signature
@@ -47,7 +48,7 @@ def undriven(model: PreTrainedModel, listed: Collection[nn.Module]) -> str:
 
 @contextmanager
 def choosing(model: nn.Module, choose: Choose) -> Iterator[None]:
-    """In here the model's own indexers list what `choose` gives."""
+    """In here the model's own indexers list what `choose` gives, in calls of this thread."""
     with ExitStack() as stack:
         for indexer in indexers(model):
             stack.enter_context(replaced(indexer, "forward", _through(indexer, choose)))
@@ -56,8 +57,11 @@ def choosing(model: nn.Module, choose: Choose) -> Iterator[None]:
 
 def _through(indexer: nn.Module, choose: Choose) -> Callable[..., Tensor]:
     form, layer = signature(indexer.forward), int(indexer.layer_idx)  # type: ignore[arg-type]
+    here = threading.get_ident()
 
     def forward(own: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        if threading.get_ident() != here:
+            return own(*args, **kwargs)
         return choose(own, layer, dict(form.bind(*args, **kwargs).arguments))
 
     return forward
