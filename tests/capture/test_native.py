@@ -115,6 +115,9 @@ def test_the_stated_size_is_the_size_written_with_lists_too(tmp_path: Path) -> N
         lists = capture.load(0, 1).native
         assert lists is not None and list(lists.shape) == [1, 2, width]
         assert lists.dtype == torch.int32
+        plain = capture_passages(model, passages, origin={}, out=tmp_path / f"plain-{length}")
+        own = plain.load(0, 1).native  # of the positions alone, whatever queries stand before them
+        assert own is not None and torch.equal(own, lists)
         saved = capture.save(tmp_path / f"copy-{length}")
         assert saved.fingerprint == capture.fingerprint and saved.manifest["own_k"] == 8
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from generation import assert_same, generated
+from generation import WAYS, assert_same, generated
 from own_indexers import OWN, with_indexer
 from tiny import prompt, tiny
 from topkit import attach
@@ -24,6 +24,14 @@ def test_its_own_lists_are_the_model_as_it_is(kind: str, k: int) -> None:
     with attach(model, "native", k=k, sparse_prefill=True):
         assert_same(generated(model, given, 12), before)
     assert_same(generated(model, given, 12), before)
+
+
+@pytest.mark.parametrize("way", ["sampling", "beams", "beam sampling"])
+def test_however_it_generates(way: str) -> None:
+    model, given = with_indexer("glm_moe_dsa"), prompt(2, padded=True)
+    before = generated(model, given, 12, **WAYS[way])
+    with attach(model, "native", k=8):
+        assert_same(generated(model, given, 12, **WAYS[way]), before)
 
 
 @pytest.mark.parametrize("kind", OWN)

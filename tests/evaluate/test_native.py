@@ -18,8 +18,9 @@ from topkit.errors import InputError
 from topkit.experiments.runs.parts import read_table
 from topkit.experiments.tasks.base import Planted, Question, Task
 from topkit.experiments.tasks.encoding import begun
+from topkit.experiments.train.lightning import export_weights
 
-LENGTH, OWN_K = 420, 24
+LENGTH, OWN_K = 260, 24
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ def generated(model: Any, ids: list[int], most: int) -> list[int]:
     return out[0, len(ids) :].tolist()
 
 
+def words(made: Any, ids: list[int]) -> str:
+    """Up to the end of the turn."""
+    end = ids.index(made.eos_token_id) if made.eos_token_id in ids else len(ids)
+    return made.decode(ids[:end], skip_special_tokens=True)
+
+
 # With one index head most lists end between scores that are equal.
 CASES = [
     *((kind, "question", 16) for kind in OWN),
@@ -78,12 +85,35 @@ def test_its_own_lists_say_what_generate_says(
             prompt = task.sample(made, LENGTH, row["haystack"])
             ids = begun(made, prompt.text + prompt.questions[row["question"]].text)
             own = generated(model, ids, prompt.most(row["question"]))
-            end = own.index(made.eos_token_id) if made.eos_token_id in own else len(own)
-            assert row["said"] == made.decode(own[:end], skip_special_tokens=True)
+            assert row["said"] == words(made, own)
     cells = ["dense", *(f"{name} {k}" for name in ("exact()", "native()") for k in (5, OWN_K))]
     assert sorted(said) == sorted(cells)
     assert said[f"native() {OWN_K}"] != said["native() 5"]
     assert said[f"native() {OWN_K}"] != said["dense"]
+
+
+@pytest.mark.parametrize("sparse_from", ["question", "answer"])
+def test_other_cells_say_what_an_attached_model_says(sparse_from: str, tmp_path: Path) -> None:
+    """Behind a prefix of the model's own: full attention, less of each list, and recipes in its place."""
+    made = tokenizer("byte level")
+    model, task = model_of("glm_moe_dsa", len(made)), Talk(questions=1)
+    weights = f"lightning(weights={str(export_weights(model, tmp_path))!r})"
+    again = f"reuse({weights}, layers=(0, 2))"
+    specs = ["native", "sign", "reuse(native(), every=2)", again]
+    given: dict[str, Any] = dict(tokenizer=made, observe=False, sparse_from=sparse_from)
+    rows = topkit.evaluate(model, task, LENGTH, 1, specs, 5, out=tmp_path / "run", **given)
+    prompt = task.sample(made, LENGTH, 0)
+    ids = begun(made, prompt.text + prompt.questions[0].text)
+    slot = len(prompt.ids) if sparse_from == "question" else len(ids) - 1
+    said = {(row["indexer"], row["budget"]): row["said"] for row in rows.to_pylist()}
+    assert len(said) == 6 and len(set(said.values())) > 3
+    for (spec, k), text in said.items():
+        recipe, budget = ("exact", 1000) if spec == "dense" else (spec, int(k))
+        with topkit.attach(model, recipe, budget, sparse_from_slot=slot):
+            assert text == words(made, generated(model, ids, 14)), spec
+    # The same lists by the same formula, and where they are reused the very same.
+    assert said["reuse(base=native(), every=2, layers=())", "5"] == said["native()", "5"]
+    assert [said[name, "5"] for name, _ in said if "lightning" in name] == [said["native()", "5"]]
 
 
 def test_rows_that_end_leave_the_index_of_those_that_talk(tmp_path: Path) -> None:
@@ -104,7 +134,7 @@ def test_rows_that_end_leave_the_index_of_those_that_talk(tmp_path: Path) -> Non
     columns = ["indexer", "budget", "question", "said", "said_tokens"]
     assert together.select(columns).equals(alone.select(columns))
     lengths = {r["said_tokens"] for r in together.to_pylist() if r["indexer"] == "native()"}
-    assert len(lengths) > 2
+    assert len(lengths) > 1
 
 
 def test_fidelity_is_of_the_lists_that_it_attends_to(tmp_path: Path) -> None:
@@ -137,7 +167,7 @@ def test_layers_without_a_list_attend_to_all_keys(tmp_path: Path) -> None:
     for row in rows:
         if row["indexer"] == "native()":
             ids = begun(made, prompt.text + prompt.questions[row["question"]].text)
-            assert row["said"] == made.decode(generated(model, ids, prompt.most(row["question"])))
+            assert row["said"] == words(made, generated(model, ids, prompt.most(row["question"])))
     assert set(read_table(tmp_path / "fidelity")["layer"].to_pylist()) == {0}
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+import torch
 
 from own_indexers import OTHERS, OWN, with_indexer
 from tiny import READS_REFERENCE, folder, prompt, tiny
@@ -17,6 +19,7 @@ from topkit.experiments.capture.from_model import capture_passages
 from topkit.experiments.capture.prompts import Passage
 from topkit.experiments.evaluate.evaluate import evaluate
 from topkit.experiments.model.load import REFERENCE, load
+from topkit.experiments.model.own_indexer import choosing, indexers
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -79,3 +82,26 @@ def test_models_that_also_see_pictures_are_loaded_whole(
         assert code == 2 and "the indexer of glm5_next" in said.err
     else:
         assert code == 0 and "native()" in said.out
+
+
+def test_lists_are_another_s_in_the_thread_that_asked_alone() -> None:
+    model, given = with_indexer("deepseek_v32"), prompt()
+    own = model.generate(**given, max_new_tokens=3, do_sample=False)
+    seen: list[int] = []
+
+    def choose(forward: Any, layer: int, arguments: dict[str, Any]) -> torch.Tensor:
+        seen.append(layer)
+        return forward(**arguments)
+
+    said = []
+    with choosing(model, choose):
+        run = Thread(
+            target=lambda: said.append(model.generate(**given, max_new_tokens=3, do_sample=False))
+        )
+        run.start()
+        run.join()
+        assert said[0].equal(own) and not seen
+        model(given["input_ids"])
+    assert seen == [0, 1]
+    model(given["input_ids"])
+    assert seen == [0, 1] and "forward" not in vars(indexers(model)[0])
