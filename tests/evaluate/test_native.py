@@ -15,6 +15,8 @@ from awkward import tokenizer
 from own_indexers import OWN, with_indexer
 from tiny import tiny
 from topkit.errors import InputError
+from topkit.experiments.capture.from_model import capture_passages
+from topkit.experiments.capture.prompts import Passage
 from topkit.experiments.runs.parts import read_table
 from topkit.experiments.tasks.base import Planted, Question, Task
 from topkit.experiments.tasks.encoding import begun
@@ -169,6 +171,20 @@ def test_layers_without_a_list_attend_to_all_keys(tmp_path: Path) -> None:
             ids = begun(made, prompt.text + prompt.questions[row["question"]].text)
             assert row["said"] == words(made, generated(model, ids, prompt.most(row["question"])))
     assert set(read_table(tmp_path / "fidelity")["layer"].to_pylist()) == {0}
+
+
+def test_a_run_of_other_lists_is_another_run(tmp_path: Path) -> None:
+    """The weights are the same, and so is the cell's name."""
+    made = tokenizer("byte level")
+    given: dict[str, Any] = dict(tokenizer=made, observe=False, out=tmp_path / "run")
+    topkit.evaluate(model_of("axk2", len(made)), Talk(questions=1), LENGTH, 1, **given)
+    other = model_of("axk2", len(made), index_topk=12)
+    with pytest.raises(InputError, match="index_topk"):
+        topkit.evaluate(other, Talk(questions=1), LENGTH, 1, **given)
+    passages = [Passage(range(2, 40), [37])]
+    capture_passages(model_of("axk2", len(made)), passages, origin={}, out=tmp_path / "capture")
+    with pytest.raises(InputError, match="index_topk"):
+        capture_passages(other, passages, origin={}, out=tmp_path / "capture")
 
 
 def test_a_model_without_an_indexer_is_refused(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Capture:
         """Open a folder that `topkit capture` or `save` wrote, or a plain safetensors file.
 
         A plain file holds tensors named as the arguments of `from_tensors`: queries, keys, and if
-        they are there values, index_queries, index_keys, index_weights, scaling, lengths, positions.
+        they are there values, index_queries, index_keys, index_weights, native, scaling, lengths, positions.
         Without `verify` the files are checked one by one as they are loaded, not all at once here.
         Raises: InputError naming the file that is missing, truncated, altered or not understood.
         """

@@ -22,6 +22,7 @@ from topkit.experiments.capture.prompts import (
 )
 from topkit.experiments.model.digests import tokenizer_digest, weights_digest
 from topkit.experiments.model.load import load, named, origin_of, require_positions
+from topkit.experiments.model.own_indexer import own_identity
 from topkit.experiments.runs.plan import Plan, planned
 from topkit.experiments.tasks import Task, make_task, task_name
 
@@ -116,6 +117,7 @@ def capture_passages(
     origin = {
         **origin,
         "weights_sha256": weights_digest(model),
+        **own_identity(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "layers": sorted(survey.modules),
         "hidden": hidden,

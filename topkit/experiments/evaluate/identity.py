@@ -11,6 +11,7 @@ import topkit
 from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.model.digests import tokenizer_digest, weights_digest
 from topkit.experiments.model.load import origin_of
+from topkit.experiments.model.own_indexer import own_identity
 from topkit.experiments.runs.parts import digest
 from topkit.experiments.tasks import Haystack as Text
 
@@ -23,6 +24,7 @@ def identity_of(setting: Setting, model: PreTrainedModel, tokenizer: Any) -> dic
     return {
         **_digests(setting.run, model, tokenizer),
         **origin_of(model),
+        **own_identity(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "seed": setting.seed,

@@ -29,6 +29,12 @@ def own_k(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "index_topk", None)
 
 
+def own_identity(model: PreTrainedModel) -> dict[str, int]:
+    """What a run depends on beside the weights, of a model with an indexer of its own."""
+    k = own_k(model)
+    return {} if k is None else {"index_topk": k}
+
+
 def undriven(model: PreTrainedModel, listed: Collection[nn.Module]) -> str:
     """Why the model's own indexer cannot be driven, as a sentence; "" where it can, or there is none.
 
