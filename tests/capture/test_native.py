@@ -15,7 +15,7 @@ from topkit import Capture
 from topkit.experiments.capture.from_model import capture_passages
 from topkit.experiments.capture.prompts import Passage
 from topkit.experiments.model.record import record
-from topkit.experiments.runs.plan import run
+from topkit.experiments.runs.plan import WITH_TRANSFORMERS, run
 
 INTERLEAVED = ("glm_moe_dsa", "dots3_note_text", "mistral_large4")
 LENGTH, AT = 61, (3, 17, 30, 44, 59, 60)
@@ -110,6 +110,8 @@ def test_the_stated_size_is_the_size_written_with_lists_too(tmp_path: Path) -> N
         passages = [Passage(range(2, 2 + length), [length - 2, length - 1])]
         how: dict[str, Any] = dict(origin={}, out=out, hidden=True, prefill_queries=3)
         plan = capture_passages.plan(model, passages, **how)
+        weights = sum(x.numel() * x.element_size() for x in model.parameters())
+        assert plan.memory == WITH_TRANSFORMERS + weights + 2 * plan.bytes + 8 * 17 * length**2
         assert plan.bytes == sum(entry["bytes"] for entry in run(plan).manifest["files"])
         capture = Capture.open(out)
         lists = capture.load(0, 1).native

@@ -19,6 +19,7 @@ from topkit.experiments.capture.layers import Survey
 from topkit.experiments.capture.prompts import Passage
 from topkit.experiments.capture.tensors import LayerTensors
 from topkit.experiments.capture.writer import Writer
+from topkit.experiments.model.own_indexer import index_heads, listing_bytes
 from topkit.experiments.model.record import check
 from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.lock import locked
@@ -70,7 +71,8 @@ class CapturePlan(Plan[Capture]):
     """A capture: a job a sample, and no rows. Bytes are those of the files, to the byte.
 
     memory = WITH_TRANSFORMERS + weights + the largest sample's files twice, as attention saw them and as
-    they are written + 8 T^2, the mask of a pass over T tokens and its copy.
+    they are written + 8 T^2, the mask of a pass over T tokens and its copy, and as many again for each head of
+    the model's own indexer.
     """
 
     request: Request = field(repr=False)
@@ -132,13 +134,14 @@ def plan_of(request: Request) -> CapturePlan:
     """The plan of what a request leaves to do."""
     missing, sizes = request.missing(), request.sizes
     weights = sum(x.numel() * x.element_size() for x in request.model.parameters())
-    mask = 8 * max(len(passage.ids) for passage in request.passages) ** 2
+    longest = max(len(passage.ids) for passage in request.passages)
+    whole = 8 * longest**2 + listing_bytes(index_heads(request.model), longest, longest)
     return CapturePlan(
         jobs=tuple(Job({"sample": n}, (request, n)) for n in missing),
         done=len(request.passages) - len(missing),
         rows=0,
         bytes=sum(sizes),
-        memory=WITH_TRANSFORMERS + weights + 2 * max(sizes) + mask,
+        memory=WITH_TRANSFORMERS + weights + 2 * max(sizes) + whole,
         shares_model=True,
         notes=(request.survey.outline,),
         request=request,

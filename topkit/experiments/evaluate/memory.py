@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from topkit.errors import InputError
 from topkit.experiments.decode.driver import PIECE
 from topkit.experiments.evaluate.built import COPIED
+from topkit.experiments.model.own_indexer import index_heads, listing_bytes
 from topkit.experiments.model.record import LayerRecord
 from topkit.experiments.runs.cells import Cell, chunks
 from topkit.indexers.base import Indexer, Step
@@ -63,12 +64,12 @@ class Shape:
             wide.keys.element_size(),
             any(one.window is not None for one in records.values()),
             wide.keys.device.type != "cpu",
-            getattr(config, "index_n_heads", 0) if listed else 0,
+            index_heads(model) if listed else 0,
         )
 
     def listing(self, queries: int, keys: int) -> int:
-        """Bytes of the scores of the model's own indexer, twice, in float32."""
-        return 8 * self.index_heads * queries * keys
+        """Bytes of the scores of the model's own indexer."""
+        return listing_bytes(self.index_heads, queries, keys)
 
     def prefix(self, length: int) -> int:
         """Bytes of the keys and values of so many tokens."""

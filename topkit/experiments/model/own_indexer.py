@@ -29,6 +29,18 @@ def own_k(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "index_topk", None)
 
 
+def listing_bytes(heads: int, queries: int, keys: int) -> int:
+    """Bytes of the scores of an indexer of so many heads, twice, in float32."""
+    return 8 * heads * queries * keys
+
+
+def index_heads(model: PreTrainedModel) -> int:
+    """The heads of the model's own indexer; 0 where it has none."""
+    return (
+        0 if own_k(model) is None else getattr(model.config.get_text_config(), "index_n_heads", 0)
+    )
+
+
 def own_identity(model: PreTrainedModel) -> dict[str, int]:
     """What a run depends on beside the weights, of a model with an indexer of its own."""
     k = own_k(model)
