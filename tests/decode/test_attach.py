@@ -154,7 +154,7 @@ BARE = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in INDEXERS if name != "indices"])
+@pytest.mark.parametrize("name", [name for name in INDEXERS if name not in ("indices", "native")])
 def test_every_indexer_generates(model: Any, name: str, tmp_path: Any) -> None:
     """Beams of padded rows, and drafts: as the indexer would on a fresh index at every call."""
     need(name)

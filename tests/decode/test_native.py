@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from own_indexers import OWN, with_indexer
 from tiny import prompt, tiny
 from topkit import attach
 from topkit.errors import InputError
+from topkit.experiments.train.lightning import export_weights
 
 
 @pytest.mark.parametrize("kind", OWN)
@@ -78,6 +80,21 @@ def test_what_it_selected_is_judged_while_it_decodes() -> None:
         rows = attached.fidelity().to_pylist()
     assert {row["indexer"] for row in rows} == {"native()"}
     assert {row["layer"] for row in rows} == {0, 1} and 0 < min(row["mass"] for row in rows) < 1
+
+
+def test_weights_of_some_layers_alone_want_the_others_to_reuse(tmp_path: Path) -> None:
+    """IndexShare, by the exported weights of its indexers: refused at once where a layer has none."""
+    model, given = with_indexer("glm_moe_dsa"), prompt()
+    spec = f"lightning(weights={str(export_weights(model, tmp_path))!r})"
+    with pytest.raises(
+        InputError, match=r"for layers 0, 2, and none for layers 1, 3 of Glm.*layers=\(0, 2\)"
+    ):
+        attach(model, spec, k=8)
+    before = generated(model, given, 8)
+    with attach(model, f"reuse({spec}, layers=(0, 2))", k=8):
+        assert_same(generated(model, given, 8), before)
+    with attach(model, spec, k=8, layers=[0, 2]):
+        assert_same(generated(model, given, 8), before)
 
 
 def test_layers_without_a_list_are_refused_by_name() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 
 import torch
 from transformers import PreTrainedModel
 
 from topkit.experiments.model.digests import weights_digest
+from topkit.experiments.model.outline import ranges
 from topkit.experiments.model.record import LayerRecord, record
 from topkit.indexers.base import Indexer
+from topkit.indexers.combinator import Combinator
+from topkit.indexers.lightning import GIVEN, lightning, load
 from topkit.indexers.upstream import without_source
 from topkit.kernels.precision import full_precision
 
@@ -56,7 +59,11 @@ def unserved(
             reasons[indexer] = (
                 f"{indexer} keeps what a model's own indexer lists, and {name} has none"
             )
-        elif reason := _lack(indexer, first, name) or without_source(indexer, whole, whole, name):
+        elif reason := (
+            _lack(indexer, first, name)
+            or without_source(indexer, whole, whole, name)
+            or _without_weights(indexer, whole, name)
+        ):
             reasons[indexer] = reason
     return reasons
 
@@ -79,3 +86,25 @@ def _lack(indexer: Indexer, record: LayerRecord, name: str) -> str:
         if widths.get(what, width) != width:
             return f"{indexer} is made for {what} of width {width}; {name} has {widths[what]}"
     return ""
+
+
+def _without_weights(indexer: Indexer, layers: Collection[int], name: str) -> str:
+    """Which layers would choose by index weights that a file does not hold, as a sentence; "" where none does."""
+    leaf = indexer
+    while isinstance(leaf, Combinator):
+        leaf = leaf.base
+    if not isinstance(leaf, lightning) or leaf.weights == GIVEN:
+        return ""
+    there = load(leaf.weights).layers
+    reusing = "upstream" in indexer.needs
+    lacking = [
+        n
+        for n in sorted(layers)
+        if n not in there and not (reusing and indexer.upstream_layer(n) is not None)
+    ]
+    if not lacking:
+        return ""
+    return (
+        f"{indexer} has index weights for {ranges(there)}, and none for {ranges(lacking)} of {name}; let "
+        f"layers reuse a choice, as in reuse(lightning(...), layers={tuple(there)})"
+    )
