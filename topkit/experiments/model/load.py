@@ -98,9 +98,9 @@ def _from_folder(path: Path, dtype: str | torch.dtype) -> tuple[Any, Any, Any]:
     )
 
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    # Some that also see pictures have no class of their text alone.
-    seeing = type(config) in AutoModelForImageTextToText._model_mapping
-    whole = seeing and type(config) not in AutoModelForCausalLM._model_mapping
+    # Some with an indexer of their own also see pictures, and have no class of their text alone.
+    indexed = getattr(config.get_text_config(), "index_n_heads", None) is not None
+    whole = indexed and type(config) not in AutoModelForCausalLM._model_mapping
     auto = AutoModelForImageTextToText if whole else AutoModelForCausalLM
     # Never a pickle, and never the folder's own code. What mismatches is refused by the caller, as what is missing: by name.
     loading: Any = auto.from_pretrained(
