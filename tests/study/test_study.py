@@ -1,6 +1,7 @@
 """Studies: what those of topkit hold, and some run to their reports on small models."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from topkit.experiments.evaluate.haystack_means import condensed
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.plan import run
 from topkit.experiments.study.curves import load
-from topkit.experiments.study.kinds import EXACT, kind_of
+from topkit.experiments.study.kinds import EXACT, family_of, kind_of
 from topkit.experiments.study.preset_files import FOLDER, abouts, names
 from topkit.experiments.study.reading import STUDY
 from topkit.experiments.study.report import write_report
 from topkit.experiments.study.stages import folders
 from topkit.experiments.study.study import NAME, run_study
-from topkit.experiments.study.study_file import read_study
+from topkit.experiments.study.study_file import Pilot, read_study
 from topkit.indexers.spec import parse
 
 OWN = ("quick", "full", "tasks")  # for the bundled model
@@ -214,6 +215,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no number": ({"haystacks": {512: 3}}, "haystacks says no number for a length of 640"),
     "two names": ({"indexers": [{"sign": 3, "exact": 4}]}, "one name with its own values"),
     "model": ({"model": ""}, "model: expected text"),
+    "own key": ({"model": [{"reference": {"budget": 3}}]}, "no 'budget' of its own; did you mean"),
+    "own": ({"model": [{"reference": 3}]}, "model: expected one name with keys of its own"),
+    "own value": ({"model": [{"reference": {"budgets": ["0"]}}]}, "budgets: k must be"),
 }
 
 
@@ -294,3 +298,37 @@ def test_folders_of_models_tell_them_apart():
     assert folders(["a/Model", "b/Model"]) == ["a-model", "b-model"]
     assert folders(["Qwen/Qwen3-0.6B", "./m.gguf"]) == ["qwen3-0.6b", "m.gguf"]
     assert len(set(folders(["a", "A", "../.."]))) == 3
+
+
+OWN_KEYS = {"reference": {"budgets": [8], "haystacks": 1, "pilot": {"haystacks": 3}}}
+
+
+def test_a_model_may_have_keys_of_its_own(small: Any):
+    path = small(model=["smollm2", OWN_KEYS], pilot={"budgets": [4]})
+    study = read_study(path)
+    own, other = study.of("reference"), study.of("smollm2")
+    assert study.model == ("smollm2", "reference") and other is study
+    assert {str(cell.budget) for cell in own.cells if cell.indexer} == {"8"}
+    assert {str(cell.budget) for cell in other.cells if cell.indexer} == {"16"}
+    assert (own.at(640), other.at(640)) == (1, SMALL["haystacks"])
+    assert own.pilot == replace(other.pilot or Pilot(), haystacks=3)
+    assert own.settings == other.settings
+
+
+def test_a_models_own_keys_stand_below_flags_and_stay_with_its_name(small: Any):
+    path = small(model=["smollm2", OWN_KEYS])
+    study = read_study(path, budgets="4", model=["reference"])
+    own = study.of("reference")
+    assert study.model == ("reference",) and own.at(640) == 1
+    assert {str(cell.budget) for cell in own.cells if cell.indexer} == {"4"}
+    assert read_study(path, model=["elsewhere"]).own == {}
+
+
+def test_the_study_of_both_models_has_the_same_indexers():
+    study = read_study("carry-over")
+    one, other = map(study.of, study.model)
+    assert one.indexers == other.indexers == read_study("smollm2").indexers
+    assert {cell.indexer for cell in one.cells} == {cell.indexer for cell in other.cells}
+    assert one.settings == read_study("smollm2").settings
+    families = {family_of(cell) for cell in one.cells if kind_of(cell) in ("real", "control")}
+    assert len(families) >= 8 and len(one.cells) >= 24

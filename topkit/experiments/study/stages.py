@@ -58,7 +58,8 @@ class Course:
         study, stages = self.study, list[Stage]()
         for model, name in zip(study.model, folders(study.model), strict=True):
             own = self.out / name if len(study.model) > 1 else self.out
-            if study.pilot is not None and asked(study, study.pilot):
+            one = study.of(model)
+            if one.pilot is not None and asked(one, one.pilot):
                 stages.append(Stage(model, seed_of(study), own / "pilot", pilot=True))
             for seed in study.seed:
                 out = own / f"seed-{seed}" if len(study.seed) > 1 else own
@@ -188,7 +189,7 @@ class StudyPlan(Plan[Path]):
             return self.course.out if self.left_over else write_report(self.course.out)
         following = self.course.stages[self.at + 1]
         later = list(self.evaluations[1:])
-        if self.course.study.pilot is not None:  # which has chosen by now
+        if self.course.study.of(following.model).pilot is not None:  # which has chosen by now
             later[0] = _evaluation(self.course, following, piloted=True)
         return _plan(self.course, self.at + 1, later, (*self.before, self.evaluations[0]))
 
@@ -227,26 +228,29 @@ def about_of(course: Course, stage: Stage) -> dict[str, Any]:
 def left_out(course: Course, stage: Stage) -> dict[Indexer, str]:
     """The indexers that a stage's model cannot serve, each with the reason."""
     model, _ = load_once(stage.model, course.study.device, course.study.dtype)
-    recipes = dict.fromkeys(cell.indexer for cell in course.study.cells if cell.indexer is not None)
+    recipes = dict.fromkeys(
+        cell.indexer for cell in course.study.of(stage.model).cells if cell.indexer is not None
+    )
     return unserved(model, recipes, probe(model, purpose="evaluated"))
 
 
 def chosen(course: Course, stage: Stage) -> Placed | None:
     """What a stage's pilot chose; None where there is none, or it has not run."""
-    pilot, terms = course.pilot_of(stage), course.study.pilot
+    study = course.study.of(stage.model)
+    pilot, terms = course.pilot_of(stage), study.pilot
     if pilot is None or terms is None or not (pilot.out / run_file.NAME).exists():
         return None
-    parts = asked(course.study, terms)
+    parts = asked(study, terms)
     curves = curves_of_parts(pilot.out, parts)
     whole = {(curve.task, curve.length): len(curve.haystacks) for curve in curves}
     if len(whole) < len(parts) or min(whole.values()) < terms.haystacks:
         return None
-    return placed(course.study, terms, curves, stage.model)
+    return placed(study, terms, curves, stage.model)
 
 
 def _evaluation(course: Course, stage: Stage, piloted: bool = False) -> EvaluatePlan:
     """The evaluation of a stage; `piloted`: the pilot has just run, also by force."""
-    study = course.study
+    study = course.study.of(stage.model)
     setting = Setting(
         out=stage.out,
         model=stage.model,
@@ -259,7 +263,7 @@ def _evaluation(course: Course, stage: Stage, piloted: bool = False) -> Evaluate
         text=study.text,
         threads=course.crew.threads,
     )
-    notes, parts = _pilot(course) if stage.pilot else _parts(course, stage, piloted)
+    notes, parts = _pilot(study) if stage.pilot else _parts(course, stage, piloted)
     loaded = load_once(stage.model, study.device, study.dtype)
     return plan_parts(
         loaded,
@@ -275,15 +279,14 @@ def _evaluation(course: Course, stage: Stage, piloted: bool = False) -> Evaluate
     )
 
 
-def _pilot(course: Course) -> tuple[list[str], list[Part]]:
-    terms = course.study.pilot
-    assert terms is not None
-    return course.study.short_files, asked(course.study, terms)
+def _pilot(study: Study) -> tuple[list[str], list[Part]]:
+    assert study.pilot is not None
+    return study.short_files, asked(study, study.pilot)
 
 
 def _parts(course: Course, stage: Stage, piloted: bool) -> tuple[list[str], list[Part]]:
     """What a stage evaluates, and what is said of it: the pilot's choice, cells that are left out."""
-    study, reasons = course.study, left_out(course, stage)
+    study, reasons = course.study.of(stage.model), left_out(course, stage)
     notes = [f"{short(indexer)} is left out: {reason}" for indexer, reason in reasons.items()]
     if study.pilot is None:
         return notes, study.parts(study.settings, *reasons)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from topkit.errors import InputError
 from topkit.experiments.evaluate.plan import Part
 from topkit.experiments.evaluate.setting import ROWS
 from topkit.experiments.runs.cells import Cell, in_order
-from topkit.experiments.study.keys import PILOT, READERS, Reader, read_keys
+from topkit.experiments.study.keys import PILOT, READERS, Reader, listed, read_keys
 from topkit.experiments.study.kinds import EXACT
 from topkit.experiments.study.preset_files import FOLDER, REMEDY, names
 from topkit.experiments.tasks import Task, task_name
@@ -23,6 +23,8 @@ from topkit.indexers.budget import Budget
 
 # A file begins from another one, whose keys it may set anew.
 LIKE, DEEPEST = "like", 8
+# What a model of several may have of its own.
+OWN = ("tasks", "lengths", "haystacks", "budgets", "indexers", "pilot")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Pilot:
 class Study:
     """What a study runs; a task or an indexer may name lengths or budgets of its own.
 
-    reach: half the width of an interval on an accuracy, at most.
+    reach: half the width of an interval on an accuracy, at most. own: what a model has instead.
     """
 
     name: str
@@ -66,6 +68,11 @@ class Study:
     pilot: Pilot | None = field(default_factory=Pilot)
     reach: float | None = None
     about: str = ""
+    own: Mapping[str, Study] = field(default_factory=dict)
+
+    def of(self, model: str) -> Study:
+        """What runs on one of its models."""
+        return self.own.get(model, self)
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -150,8 +157,47 @@ def read_study(study: str | Path, **over: Any) -> Study:
     path = _path(study)
     values = _written(path)
     flags = {key: value for key, value in over.items() if value is not None}
+    own = _own(values, str(path))
+    made = _made(path, values, flags)
+    theirs = {name: _made(path, _with(values, keys), flags) for name, keys in own.items()}
+    return replace(made, own={name: one for name, one in theirs.items() if name in made.model})
+
+
+def _own(values: dict[str, Any], where: str) -> dict[str, Mapping[str, Any]]:
+    """The keys that models have of their own, which are taken out of a file's models."""
+    own: dict[str, Mapping[str, Any]] = {}
+    models = listed(values.get("model", ()))
+    for place, model in enumerate(models):
+        if not isinstance(model, Mapping):
+            continue
+        entries = list(cast("Mapping[Any, Any]", model).items())
+        if len(entries) != 1 or not isinstance(entries[0][1], Mapping):
+            raise InputError(
+                f"{where}: model: expected one name with keys of its own, as {{reference: {{budgets: 16}}}}; "
+                f"got {quote(model)}"
+            )
+        models[place], keys = entries[0]
+        own[str(models[place])] = cast("Mapping[str, Any]", keys)
+        for key in keys:
+            if key not in OWN:
+                raise InputError(
+                    f"{where}: model: a model has no {quote(key)} of its own; {nearest(str(key), OWN)}"
+                )
+    if own:
+        values["model"] = models
+    return own
+
+
+def _with(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's keys with those of a model over them."""
+    pilot = {"pilot": _over(values.get("pilot"), own["pilot"])} if "pilot" in own else {}
+    return {**values, **own, **pilot}
+
+
+def _made(path: Path, values: Mapping[str, Any], flags: dict[str, Any]) -> Study:
+    """The study of a file's keys, and of flags that stand over them."""
     if "pilot" in flags:
-        flags["pilot"] = _over(values.get("pilot"), flags["pilot"])
+        flags = flags | {"pilot": _over(values.get("pilot"), flags["pilot"])}
     keys = _read(values, str(path)) | _read(flags, "study")
     if "budgets" in flags and "indexers" not in flags:
         keys["indexers"] = _without_own(keys.get("indexers", ()))
