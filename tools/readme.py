@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from topkit.cli.listing import markdown, rows
@@ -24,6 +24,12 @@ USELESS = (
     "An asterisk: the selection keeps less than 0.9 of the attention mass of each head's own exact "
     "Top-k, so that its speed is no result; in parentheses, of what the best list that those heads could "
     "share keeps."
+)
+USELESS_ON_SMOLLM2 = (
+    "An asterisk: on SmolLM2's tensors (`lightning`: on those of the bundled model, which it was trained for) "
+    "the selection keeps less than 0.9 of the attention mass of each head's own exact Top-k, so that its "
+    "speed is no result; in parentheses, of what the best list that those heads could share keeps. The "
+    "tensors are of [five layers](topkit/data/smollm2/README.md)."
 )
 
 
@@ -76,12 +82,20 @@ def _told(found: Findings) -> str:
     return "\n".join([f"{title}:", "", *(f"- {line}" for line in found.sentences())])
 
 
+def _useless(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """What an asterisk means, where one stands: by whose tensors, the rows say."""
+    marked = [row for row in rows if row["useless"] == "True"]
+    real = any(row["smollm2_mass_ratio"] for row in rows)
+    return [USELESS_ON_SMOLLM2 if real else USELESS] if marked else []
+
+
 def speed() -> str:
     """Ratios to plain torch, and where they were measured."""
     rows = read_rows(ROOT / "benchmarks" / "results" / "cpu.csv")
     first = rows[0]
     machine = f"{first['device']}, {first['cores']} threads, torch {first['torch']}"
-    return f"{markdown(table(rows))}\n\n({machine}; medians of {first['date']}.)"
+    lines = [f"({machine}; medians of {first['date']}.)", *_useless(rows)]
+    return f"{markdown(table(rows))}\n\n{' '.join(lines)}"
 
 
 def gpu() -> str:
@@ -92,7 +106,9 @@ def gpu() -> str:
 
 def _gpu(path: Path) -> str:
     rows = read_rows(path)
-    chosen = [row for row in rows if row["limit"] or row["useless"] == "False"]
+    chosen = [
+        row for row in rows if row["limit"] or row["useless"] == "False" or row["bench"] == "kept"
+    ]
     copies = (row for row in rows if row["bench"] == "bandwidth")
     reached = ", ".join(f"{row['what']} {float(row['median']):.0f} GB/s" for row in copies)
     first = rows[0]
@@ -103,8 +119,7 @@ def _gpu(path: Path) -> str:
         lines.append(f"{note}.")
     if "H200" not in first["device"]:
         lines.append("What is to be reached was set for an H200, whose memory is faster.")
-    if any(row["useless"] == "True" for row in chosen):
-        lines.append(USELESS)
+    lines += _useless(chosen)
     return f"{markdown(table([row | {'note': ''} for row in chosen]))}\n\n{' '.join(lines)}"
 
 

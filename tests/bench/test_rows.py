@@ -297,6 +297,7 @@ def test_the_table_of_gpus_is_made_from_their_files(readme: Any, tmp_path: Path)
     assert "| 0.80 (0.95) |" in table
     assert "NVIDIA H200, driver 580" in table and "copy, read and written 4255 GB/s" in table
     assert "asterisk" in table and "Triton 3.6.0, not the pinned" in table
+    assert "SmolLM2" not in table
     assert "truth" not in table and "1.61 [1.58, 1.64] x matmul + topk" in readme.speed()
     assert "AMD EPYC, 2 threads" in readme.speed()
 
@@ -311,3 +312,29 @@ def test_a_page_without_marks_waits_for_the_first_gpu(readme: Any, tmp_path: Pat
         readme.current(page)
     page.write_text("<!-- gpu: make readme -->\n<!-- /gpu -->\n")
     assert "a table" in readme.current(page)
+
+
+def test_an_asterisk_says_whose_tensors_it_is_of(readme: Any, tmp_path: Path) -> None:
+    rows.write_rows(
+        tmp_path / "benchmarks" / "results" / "nvidia-h200.csv",
+        [
+            row(bench="kept", what="sign, 128K", mass_ratio=0.77, shared_mass_ratio=0.86,
+                smollm2_mass=0.76, smollm2_mass_ratio=0.89, smollm2_shared_mass_ratio=0.91, useless=True),
+            row(what="int4, batch 8 x 128K", mass_ratio=0.85, shared_mass_ratio=0.96,
+                smollm2_mass=0.82, smollm2_mass_ratio=0.96, smollm2_shared_mass_ratio=0.98, useless=False),
+        ],
+    )  # fmt: skip
+    table = readme.gpu()
+    assert "| kept: sign, 128K* |" in table and "| 0.77 (0.86) | 0.76 | 0.89 (0.91) |" in table
+    assert (
+        "| step: int4, batch 8 x 128K |" in table
+        and "| 0.85 (0.96) | 0.82 | 0.96 (0.98) |" in table
+    )
+    assert "on SmolLM2's tensors" in table
+    assert "| SmolLM2: mass | SmolLM2: mass ratio (to shared) |" in table
+
+
+def test_a_selection_is_of_use_by_a_real_models_tensors_where_it_was_judged_there() -> None:
+    assert rows.quality({"mass_ratio": 0.85})["useless"]
+    assert not rows.quality({"mass_ratio": 0.85, "smollm2_mass_ratio": 0.96})["useless"]
+    assert rows.quality({"mass_ratio": 0.95, "smollm2_mass_ratio": 0.8})["useless"]

@@ -16,7 +16,7 @@ def bench(
         typer.Argument(
             metavar="[truth|measure|attach|capture]...",
             help="All by default. With --device cuda: truth, score, select, score-select, gather, "
-            "append, dense, decode, step, generate; these run on a CPU, too, with --tiny.",
+            "append, dense, decode, kept, step, generate; these run on a CPU, too, with --tiny.",
         ),
     ] = None,
     device: o.Device = None,

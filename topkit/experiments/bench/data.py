@@ -61,15 +61,15 @@ class Tensors:
     scaling: float
 
 
-def recorded(session: Session) -> Recorded:
-    """One pass of the model over each haystack."""
+def recorded(session: Session, samples: int | None = None) -> Recorded:
+    """One pass of the model over each haystack, by default as many as the benchmark has."""
     s = session.scale
     model, tokenizer = load("reference", session.device)
     task, weights = make_task(TASK), load_index("reference", session.device)
     parts: dict[str, list[Tensor]] = {"keys": [], "values": [], "index_keys": []}
     first: dict[str, Tensor] = {}
     scaling = 1.0
-    for sample in range(s.samples):
+    for sample in range(samples or s.samples):
         prompt = task.sample(tokenizer, s.sample_tokens, sample, seed=0)
         ids = torch.tensor([[*prompt.ids, *prompt.questions[0].ids]])
         last = torch.tensor([ids.shape[1] - 1])
@@ -91,19 +91,10 @@ def recorded(session: Session) -> Recorded:
 def stretched(session: Session, of_model: Recorded, length: int) -> Tensors:
     """The recorded tensors with so many keys, in the heads and dimensions of the benchmark."""
     s = session.scale
-    layers, own = of_model.keys.shape[:2]
-    share, heads = of_model.queries.shape[1] // own, s.heads // s.groups
-    turns = [_orthonormal(session, of_model.keys.shape[3], s.dim) for _ in range(s.groups)]
-    shape = (layers, s.groups, length, s.dim)
-    keys = torch.empty(shape, dtype=torch.bfloat16, device=session.device)
-    values, queries = torch.empty_like(keys), []
-    for group, turn in enumerate(turns):
-        source = group * own // s.groups
-        for layer in range(layers):
-            keys[layer, group] = _repeated(session, of_model.keys[layer, source], length) @ turn
-            values[layer, group] = _repeated(session, of_model.values[layer, source], length) @ turn
-        sharing = [source * share + head % share for head in range(heads)]
-        queries.append(of_model.queries[:, sharing] @ turn)
+    queries, keys, values = widened(
+        session, of_model.queries, of_model.keys, length, of_model.values
+    )
+    layers = len(of_model.keys)
     turn = _orthonormal(session, of_model.index_keys.shape[3], s.dim)
     index_keys = torch.empty(layers, 1, length, s.dim, dtype=torch.bfloat16, device=session.device)
     for layer in range(layers):
@@ -112,7 +103,7 @@ def stretched(session: Session, of_model: Recorded, length: int) -> Tensors:
     index_queries = torch.nn.functional.pad(of_model.index_queries @ turn, (0, 0, 0, 0, 0, missing))
     gates = torch.nn.functional.pad(of_model.gates, (0, missing))
     return Tensors(
-        torch.cat(queries, 1).to(torch.bfloat16),
+        queries,
         keys,
         values,
         index_keys,
@@ -120,6 +111,31 @@ def stretched(session: Session, of_model: Recorded, length: int) -> Tensors:
         gates,
         of_model.scaling,
     )
+
+
+def widened(
+    session: Session, queries: Tensor, keys: Tensor, length: int, values: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, so many keys, and values, in the heads and dimensions of the benchmark; without values, the keys again.
+
+    Shapes: queries [L, hq, 1, d], keys and values [L, hk, t, d], in float32.
+    """
+    s = session.scale
+    layers, own = keys.shape[:2]
+    share, heads = queries.shape[1] // own, s.heads // s.groups
+    turns = [_orthonormal(session, keys.shape[3], s.dim) for _ in range(s.groups)]
+    wide = torch.empty(layers, s.groups, length, s.dim, dtype=torch.bfloat16, device=session.device)
+    worth = wide if values is None else torch.empty_like(wide)
+    asking: list[Tensor] = []
+    for group, turn in enumerate(turns):
+        source = group * own // s.groups
+        for layer in range(layers):
+            wide[layer, group] = _repeated(session, keys[layer, source], length) @ turn
+            if values is not None:
+                worth[layer, group] = _repeated(session, values[layer, source], length) @ turn
+        sharing = [source * share + head % share for head in range(heads)]
+        asking.append(queries[:, sharing] @ turn)
+    return torch.cat(asking, 1).to(torch.bfloat16), wide, worth
 
 
 def random_weights(session: Session, folder: Path, layers: int) -> Path:

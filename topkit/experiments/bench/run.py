@@ -18,6 +18,7 @@ from topkit.experiments.bench.cpu_kernels import decode_cases, encode_cases, noi
 from topkit.experiments.bench.dense import dense_cases
 from topkit.experiments.bench.gather import gather_cases
 from topkit.experiments.bench.generate import generate_cases
+from topkit.experiments.bench.kept import kept_cases
 from topkit.experiments.bench.machine import machine
 from topkit.experiments.bench.measure_speed import measure_cases
 from topkit.experiments.bench.rows import OURS, Row
@@ -63,6 +64,7 @@ BENCHES: dict[str, Bench] = {
     "gather": Bench(gather_cases, (CUDA,)),
     "append": Bench(append_cases, (CUDA,)),
     "dense": Bench(dense_cases, (CUDA,)),
+    "kept": Bench(kept_cases, (CPU, CUDA)),
     "step": Bench(step_cases, (CUDA,)),
     "generate": Bench(generate_cases, (CUDA,)),
 }

@@ -37,6 +37,8 @@ class Session:
     machine: Row = field(default_factory=dict)
     # Microseconds of each dense backend, by batch and length: steps are compared with the fastest.
     dense: dict[tuple[int, int], dict[str, list[float]]] = field(default_factory=dict)
+    # What selections keep on SmolLM2's tensors, as columns, by kind of step and length.
+    kept: dict[tuple[str, int], Row] = field(default_factory=dict)
 
     @property
     def cuda(self) -> bool:

@@ -5,46 +5,26 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from topkit.experiments.bench import formulas, timing
+from topkit.experiments.bench.best import Best
 from topkit.experiments.bench.data import Recorded, Tensors, random_weights, recorded, stretched
 from topkit.experiments.bench.decoding import Decoding
 from topkit.experiments.bench.dense import measured_dense
+from topkit.experiments.bench.kept import kept_at
 from topkit.experiments.bench.kinds import KINDS, Kind, decoding_of
 from topkit.experiments.bench.rows import OURS, Row, quality
 from topkit.experiments.bench.scale import length_of
 from topkit.experiments.bench.session import Case, Session
-from topkit.fidelity import Truth, UnitTruth, judge, judge_units, truth, unit_truth
-from topkit.indexers.base import Selection
 
-METRICS = ("recall", "mass", "mass_ratio")
-# Bytes of one chunk of exact scores: larger ones are fewer launches.
-MEMORY = 1 << 32
 # Microseconds that a graph takes at least, at the speed of a copy, and the layers that it holds at most.
 GRAPH, MOST = 2000.0, 512
-
-
-@dataclass(frozen=True)
-class Best:
-    """The exact rows of a cache, and the best lists of its heads, KV groups and whole layers."""
-
-    exact: Truth
-    units: dict[int, UnitTruth]
-
-    @classmethod
-    def of(cls, tensors: Tensors, k: int) -> Best:
-        own = (tensors.queries, tensors.keys)
-        exact = truth(*own, None, k, scaling=tensors.scaling, memory=MEMORY)
-        counts = {tensors.queries.shape[1], tensors.keys.shape[1], 1}
-        return cls(exact, {n: unit_truth(exact, *own, k, n, memory=MEMORY) for n in counts})
 
 
 def step_cases(session: Session) -> Iterator[Case]:
@@ -60,20 +40,34 @@ def _at(session: Session, length: int, of_model: Callable[[], Recorded]) -> Iter
         if (batch, length) not in session.dense:  # `dense` did not run
             yield from measured_dense(session, batch, length)
             session.release()
+    if ("sign", length) not in session.kept:  # `kept` did not run
+        yield from _kept(session, length)
+        session.release()
     # The tensors, and the same in the buffers of a cache, which have room behind them.
     session.require(2.5 * formulas.dense(s.batch, length, s.groups, s.dim).counted)
     tensors = stretched(session, of_model(), length)
-    best = Best.of(tensors, s.k)
+    best = Best.of(tensors.queries, tensors.keys, s.k, tensors.scaling)
     for name, kind in KINDS.items():
         for batch in (1, s.batch):
             what = f"{name}, batch {batch} x {length_of(length)}"
-            measure = partial(_measured, session, kind, tensors, batch, best)
+            real = session.kept.get((name, length), {})
+            measure = partial(_measured, session, kind, tensors, batch, best, real)
             yield session.attempt("step", what, OURS, measure)
             gc.collect()  # layers, graph and cache refer to each other
             session.release()
 
 
-def _measured(session: Session, kind: Kind, tensors: Tensors, batch: int, best: Best) -> Row:
+def _kept(session: Session, length: int) -> Iterator[Row]:
+    """What selections keep on SmolLM2's tensors; where that fails, steps are timed all the same."""
+    try:
+        yield from kept_at(session, length, session.scale.k)
+    except Exception as error:
+        yield session.failed("kept", length_of(length), OURS, error)
+
+
+def _measured(
+    session: Session, kind: Kind, tensors: Tensors, batch: int, best: Best, real: Row
+) -> Row:
     s, length = session.scale, tensors.keys.shape[2]
     lists = s.heads if kind.a_head else None
     moved = formulas.step(kind.dtype, batch, length, s.groups, s.dim, s.k, lists)
@@ -88,7 +82,7 @@ def _measured(session: Session, kind: Kind, tensors: Tensors, batch: int, best: 
             moved += formulas.projections(s.hidden, s.index_heads, s.dim)
             worth: Row = {"note": "with its projections, of random weights"}
         else:
-            worth = _worth(decoding, tensors, best, s.k)
+            worth = quality({**_worth(decoding, tensors, best, s.k), **real})
         calls = timing.streamed(decoding.step, session.device)
     spans = [span / turns / layers for span in calls]
     against = _fastest(session, batch, length)
@@ -102,23 +96,8 @@ def _fastest(session: Session, batch: int, length: int) -> tuple[str, float] | N
     return min(medians.items(), key=lambda one: one[1], default=None)
 
 
-def _worth(decoding: Decoding, tensors: Tensors, best: Best, k: int) -> Row:
-    """Fidelity of what the step chooses, the mean over rows and query heads.
-
-    Against each head's own Top-k; `shared_mass_ratio` against the best list for the heads that
-    share one.
-    """
+def _worth(decoding: Decoding, tensors: Tensors, best: Best, k: int) -> dict[str, float]:
+    """Fidelity of what the step chooses on the bundled model's tensors."""
     count = len(decoding.layers)
     slots = torch.cat([decoding.select(number).indices for number in range(count)])
-    if (slots.sort(-1).values.diff(dim=-1) == 0).any():
-        raise RuntimeError("the selection holds a slot twice")
-    own = (tensors.queries, tensors.keys)
-    columns = judge(best.exact, *own, None, Selection(slots), k)
-    means = {name: _mean(columns[name]) for name in METRICS}
-    lists = best.units[slots.shape[1]]
-    columns = judge_units(best.exact, lists, *own, Selection(slots), k)
-    return quality({**means, "shared_mass_ratio": _mean(columns["mass_ratio"])})
-
-
-def _mean(column: Tensor) -> float:
-    return torch.nanmean(column.float()).item()
+    return best.fidelity(tensors.queries, tensors.keys, slots, k)

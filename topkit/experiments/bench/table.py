@@ -40,6 +40,11 @@ def _line(row: Mapping[str, Any]) -> dict[str, str]:
         f"({_digits(row['shared_mass_ratio'], 2)})"
         if _filled(row["mass_ratio"])
         else "",
+        "SmolLM2: mass": _digits(row["smollm2_mass"], 2),
+        "SmolLM2: mass ratio (to shared)": f"{_digits(row['smollm2_mass_ratio'], 2)} "
+        f"({_digits(row['smollm2_shared_mass_ratio'], 2)})"
+        if _filled(row["smollm2_mass_ratio"])
+        else "",
         "to reach": f"{row['limit']}{' (missed)' if str(row['within']) == 'False' else ''}"
         if row["limit"]
         else "",

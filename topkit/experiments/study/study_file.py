@@ -68,7 +68,7 @@ class Study:
     pilot: Pilot | None = field(default_factory=Pilot)
     reach: float | None = None
     about: str = ""
-    own: Mapping[str, Study] = field(default_factory=dict)
+    own: Mapping[str, Study] = field(default_factory=lambda: dict[str, Study]())
 
     def of(self, model: str) -> Study:
         """What runs on one of its models."""
@@ -174,7 +174,7 @@ def _own(values: dict[str, Any], where: str) -> dict[str, Mapping[str, Any]]:
         if len(entries) != 1 or not isinstance(entries[0][1], Mapping):
             raise InputError(
                 f"{where}: model: expected one name with keys of its own, as {{reference: {{budgets: 16}}}}; "
-                f"got {quote(model)}"
+                f"got {quote(cast('Mapping[Any, Any]', model))}"
             )
         models[place], keys = entries[0]
         own[str(models[place])] = cast("Mapping[str, Any]", keys)
