@@ -7,13 +7,14 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import topkit
 from topkit.errors import InputError
-from topkit.experiments.measure.survey import TRAITS
+from topkit.experiments.measure.survey import TRAITS, several
 from topkit.experiments.measure.survey_figure import save_survey_figure, survey_figure
 
 
@@ -124,6 +125,58 @@ def test_layers_are_means_of_their_groups(tmp_path: Path) -> None:
     assert save_survey_figure(made, tmp_path / "t.svg").read_text().startswith("<?xml")
     with pytest.raises(InputError, match=r"ends in \.png"):
         save_survey_figure(made, tmp_path / "t.gif")
+
+
+def test_several_captures_share_panels_and_a_table() -> None:
+    made = {
+        name: topkit.survey(
+            topkit.Capture.from_tensors(
+                {n: torch.ones(1, 2, 1, 4) for n in range(layers)},
+                {n: torch.randn(1, 1, 9, 4) for n in range(layers)},
+            )
+        )
+        for name, layers in (("one", 2), ("other", 5))
+    }
+    rows = several(made)
+    assert [(row["capture"], row["layer"]) for row in rows] == [
+        *(("one", n) for n in range(2)),
+        *(("other", n) for n in range(5)),
+    ]
+    assert several(made, by_layer=True)[1] == {"capture": "one", **made["one"].by_layer()[1]}
+    for axes, trait in zip(survey_figure(made).axes, TRAITS, strict=True):
+        lines = axes.get_lines()[::2]
+        assert [line.get_label() for line in lines] == ["one", "other"]
+        for line, one in zip(lines, made.values(), strict=True):
+            x, y = (list(np.asarray(values)) for values in line.get_data())
+            assert y == [row[trait] for row in one.by_layer()]
+            assert (x[0], x[-1]) == (0, 1)  # the depth of its own model
+
+
+def test_the_command_compares_captures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from topkit.cli.commands import app
+    from topkit.cli.exits import run
+
+    for name in ("a", "b"):
+        capture_of(torch.randn(1, 2, 9, 4)).save(tmp_path / name)
+    words = ["survey", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]
+    assert run(app, [*words, "--csv", str(tmp_path / "t.csv")]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [(row["capture"], row["group"]) for row in shown] == [
+        (name, group) for name in ("a", "b") for group in (0, 1)
+    ]
+    with open(tmp_path / "t.csv") as file:
+        assert [row["capture"] for row in csv.DictReader(file)] == ["a", "a", "b", "b"]
+    assert run(app, ["survey", str(tmp_path / "a"), str(tmp_path / "a")]) == 2
+    assert "named twice" in capsys.readouterr().err
+
+
+def test_padding_and_what_a_query_cannot_see_are_left_out() -> None:
+    """Keys behind a row's length, and those behind a query's position, weigh nothing."""
+    keys, queries = torch.randn(1, 1, 9, 4), torch.randn(1, 2, 3, 4)
+    short = topkit.Capture.from_tensors(queries, keys[:, :, :6], positions=[1, 3, 5])
+    padded = torch.cat([keys[:, :, :6], 1e3 * torch.ones(1, 1, 3, 4)], 2)
+    long = topkit.Capture.from_tensors(queries, padded, positions=[1, 3, 5], lengths=[6])
+    assert topkit.survey(long).rows == topkit.survey(short).rows
 
 
 def test_what_is_no_capture_or_layer(tmp_path: Path) -> None:

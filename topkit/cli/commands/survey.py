@@ -10,11 +10,16 @@ import typer
 from topkit.cli import options as o
 from topkit.cli.screen import show
 from topkit.cli.values import parse_numbers
+from topkit.errors import InputError
 
 
 def survey(
-    capture: Annotated[
-        Path, typer.Argument(metavar="CAPTURE", help="A capture's folder, or a safetensors file.")
+    captures: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CAPTURE...",
+            help="A capture's folder, or a safetensors file; several, to be compared.",
+        ),
     ],
     sink: Annotated[
         int, typer.Option("--sink", min=1, help="The first slots whose weight is a sink's.")
@@ -34,29 +39,45 @@ def survey(
     config: o.Config = None,
 ) -> None:
     """Show a capture's sinks, offsets, channel outliers and entropy, by layer."""
-    from topkit.experiments.measure.survey import TRAITS
+    from topkit.experiments.measure.survey import TRAITS, several, write_csv
     from topkit.experiments.measure.survey import survey as surveying
 
-    made = surveying(capture, sink=sink, layers=None if layers == "all" else parse_numbers(layers))
+    wanted = None if layers == "all" else parse_numbers(layers)
+    made = {
+        name: surveying(capture, sink=sink, layers=wanted)
+        for name, capture in _named(captures).items()
+    }
+    one = next(iter(made.values())) if len(made) == 1 else None
+    rows = several(made) if one is None else list(one.rows)
     if csv is not None:
-        made.to_csv(csv)
+        write_csv(rows, csv)
     if figure is not None:
         from topkit.experiments.measure.survey_figure import save_survey_figure
 
-        save_survey_figure(made, figure)
+        save_survey_figure(one or made, figure)
     if as_json:
-        show(made.rows, as_json)
+        show(rows, as_json)
         return
+    layered = several(made, by_layer=True) if one is None else one.by_layer()
     show(
         [
             {
-                "layer": row["layer"],
-                **{name.replace("_", " "): _short(row[name]) for name in TRAITS},
+                name.replace("_", " "): _short(value) if name in TRAITS else value
+                for name, value in row.items()
             }
-            for row in made.by_layer()
+            for row in layered
         ],
         as_json,
     )
+
+
+def _named(captures: list[Path]) -> dict[str, Path]:
+    """Captures by the ends of their paths, or where these are alike by the whole."""
+    ends = [capture.resolve().name for capture in captures]
+    names = ends if len(set(ends)) == len(ends) else [str(capture) for capture in captures]
+    if len(set(names)) < len(names):
+        raise InputError("a capture is named twice; name each once")
+    return dict(zip(names, captures, strict=True))
 
 
 def _short(value: float | None) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,16 +57,30 @@ class Survey:
 
     def to_csv(self, path: str | Path) -> Path:
         """Write the rows as CSV."""
-        path = path_of(path, "a file to write")
+        return write_csv(self.rows, path)
 
-        def write(to: Path) -> None:
-            with open(to, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(self.rows[0]))
-                writer.writeheader()
-                writer.writerows(self.rows)
 
-        write_whole(path, write)
-        return path
+def several(surveys: Mapping[str, Survey], by_layer: bool = False) -> list[Row]:
+    """The rows of several captures, or their means by layer, each behind the capture's name."""
+    return [
+        {"capture": name, **row}
+        for name, one in surveys.items()
+        for row in (one.by_layer() if by_layer else one.rows)
+    ]
+
+
+def write_csv(rows: Sequence[Row], path: str | Path) -> Path:
+    """Write rows of one or more surveys as CSV."""
+    path = path_of(path, "a file to write")
+
+    def write(to: Path) -> None:
+        with open(to, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_whole(path, write)
+    return path
 
 
 @full_precision()

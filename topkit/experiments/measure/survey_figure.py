@@ -1,12 +1,14 @@
-"""The figure of a survey: each trait by layer, a point a group of heads."""
+"""The figure of surveys: each trait by layer, a point a group of heads."""
 
 # pyright: strict, reportUnknownMemberType=false
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from topkit.documents import path_of
@@ -31,28 +33,69 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def survey_figure(survey: Survey) -> Figure:
-    """A panel a trait; the line is the mean over a layer's groups."""
-    layers = [row["layer"] for row in survey.by_layer()]
+# Of each capture: ink, the points' marker, the line's dash; a capture alone has points of another ink.
+_INKS: tuple[tuple[str, str, Any], ...] = (
+    ("#0b4f8a", "o", "-"),
+    ("#b3541e", "s", (0, (5, 2))),
+    ("#1b7f5c", "^", (0, (1, 1.5))),
+)
+_POINTS = "#b3541e"
+
+
+def survey_figure(surveys: Survey | Mapping[str, Survey]) -> Figure:
+    """A panel a trait; a line is the mean over a layer's groups.
+
+    Several captures, by name, share the panels: each over the depth of its own model.
+    """
+    named = {"": surveys} if isinstance(surveys, Survey) else surveys
+    deep = len(named) > 1
     with matplotlib.rc_context({**_STYLE, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 5), layout="constrained")
-        for axes, name in zip(figure.subplots(2, 4).flat, TRAITS, strict=True):
-            points = [(row["layer"], row[name]) for row in survey.rows if row[name] is not None]
-            line = [(row["layer"], row[name]) for row in survey.by_layer() if row[name] is not None]
-            axes.plot(*zip(*line, strict=True), color="#0b4f8a", lw=1.2) if line else None
-            axes.plot(*zip(*points, strict=True), "o", color="#b3541e", ms=3, alpha=0.7) if points else None  # fmt: skip
-            axes.set_title(_WORDS[name].format(sink=survey.sink), fontsize=8.5, loc="left")
-            axes.set_xlabel("layer")
-            axes.set_xlim(min(layers) - 0.5, max(layers) + 0.5)
-            if name in ("first_weight", "sink_weight"):
+        figure = Figure(figsize=(11, 5.3 if deep else 5), layout="constrained")
+        panels = dict(zip(TRAITS, figure.subplots(2, 4).flat, strict=True))
+        for number, (name, survey) in enumerate(named.items()):
+            for trait, axes in panels.items():
+                _draw(axes, survey, trait, number, name, deep)
+        sinks = ", ".join(dict.fromkeys(str(survey.sink) for survey in named.values()))
+        for trait, axes in panels.items():
+            axes.set_title(_WORDS[trait].format(sink=sinks), fontsize=8.5, loc="left")
+            axes.set_xlabel("depth: layer over the last" if deep else "layer")
+            if trait in ("first_weight", "sink_weight"):
                 axes.set_ylim(-0.02, 1.02)
-            if name == "support":
+            if trait == "support":
                 axes.set_yscale("log")
+        _alike(panels["outliers"], panels["outliers_centred"])
+        if deep:
+            handles = panels["entropy"].get_legend_handles_labels()
+            figure.legend(*handles, loc="outside upper center", ncols=len(named), frameon=False)
     return figure
 
 
+def _draw(axes: Axes, survey: Survey, trait: str, number: int, name: str, deep: bool) -> None:
+    """The points and the line of one capture in one panel."""
+    ink, marker, dash = _INKS[number % len(_INKS)]
+    # Layers without a value have no point, but a place.
+    last = max(max(row["layer"] for row in survey.rows), 1) if deep else 1
+    places = [[(row["layer"] / last, row[trait]) for row in rows if row[trait] is not None]
+              for rows in (survey.by_layer(), survey.rows)]  # fmt: skip
+    line, points = places
+    if line:
+        axes.plot(*zip(*line, strict=True), color=ink, lw=1.2, ls=dash, label=name)
+        axes.plot(
+            *zip(*points, strict=True), marker, color=ink if deep else _POINTS, ms=3, alpha=0.5
+        )
+    layers = [row["layer"] for row in survey.rows]
+    axes.set_xlim(*((-0.03, 1.03) if deep else (min(layers) - 0.5, max(layers) + 0.5)))
+
+
+def _alike(one: Axes, other: Axes) -> None:
+    """One scale for two panels that are compared."""
+    top = max(one.get_ylim()[1], other.get_ylim()[1])
+    for axes in (one, other):
+        axes.set_ylim(0, top)
+
+
 @extras_named()
-def save_survey_figure(survey: Survey, path: str | Path) -> Path:
+def save_survey_figure(surveys: Survey | Mapping[str, Survey], path: str | Path) -> Path:
     """Write the figure; the file's ending says how: png, svg or pdf.
 
     Raises: InputError for another ending.
@@ -60,7 +103,7 @@ def save_survey_figure(survey: Survey, path: str | Path) -> Path:
     path = path_of(path, "a figure to write")
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"a figure ends in .png, .svg or .pdf; got {path}")
-    figure = survey_figure(survey)
+    figure = survey_figure(surveys)
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {"Date": None} if path.suffix == ".svg" else {}
     with matplotlib.rc_context(_STYLE):
