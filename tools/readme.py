@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from topkit.cli.listing import markdown, rows
 from topkit.experiments.bench.machine import other_triton
@@ -123,10 +126,47 @@ def _gpu(path: Path) -> str:
     return f"{markdown(table([row | {'note': ''} for row in chosen]))}\n\n{' '.join(lines)}"
 
 
+SURVEYED = {"reference": "bundled", "smollm2": "SmolLM2"}
+TRAITS = ("first_weight", "entropy", "offset", "outliers", "outliers_centred", "sink_cosine")
+
+
+def _surveyed(name: str) -> dict[str, list[dict[str, str]]]:
+    """Rows of a CSV of the survey of both models, by model."""
+    with open(RESULTS / "survey-of-models" / f"{name}.csv") as file:
+        rows = list(csv.DictReader(file))
+    return {model: [row for row in rows if row["capture"] == model] for model in SURVEYED}
+
+
+def traits() -> str:
+    """Traits of both models: medians over layers and groups, and the ends."""
+    lines = []
+    for trait in TRAITS:
+        line = {"trait": f"`{trait}`"}
+        for model, surveyed in _surveyed("traits").items():
+            low, middle, high = np.percentile([float(row[trait]) for row in surveyed], (0, 50, 100))
+            line[SURVEYED[model]] = f"{middle:.2f} [{low + 0.0:.2f}, {high:.2f}]"
+        lines.append(line)
+    return markdown(lines)
+
+
+def remedies() -> str:
+    """What remedies add to the mass ratio of both models, and the trait that this goes with."""
+    lines: dict[str, dict[str, str]] = {}
+    for model, added in _surveyed("remedies").items():
+        for row in added:
+            line = lines.setdefault(row["remedy"], {"remedy": row["remedy"]})
+            line[f"{SURVEYED[model]}: adds"] = f"{float(row['added']):+.3f}"
+            if model == "smollm2":
+                for trait in ("first_weight", "offset", "outliers"):
+                    line[f"with `{trait}`"] = f"{float(row[f'with_{trait}']):+.2f}"
+    return markdown(list(lines.values()))
+
+
 # Page -> the tables that stand in it, each between two marks.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {"methods": methods, "findings": findings, "speed": speed, "gpu": gpu},
     REFERENCE / "README.md": {"scores": scores},
+    ROOT / "docs" / "survey.md": {"traits": traits, "remedies": remedies},
 }
 
 
