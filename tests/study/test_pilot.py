@@ -195,3 +195,19 @@ def test_a_short_file_is_shared_by_study_and_pilot(tmp_path: Path):
     assert replace(made, pilot=None).haystacks_of(file, length) == 20
     with pytest.raises(InputError, match="no more than its pilot takes"):
         study(tmp_path, tasks=[task], pilot={"haystacks": 12})
+
+
+def test_a_pilot_of_several_settings_is_planned_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        yaml.safe_dump({
+            "tasks": ["niah-single:wording=code", "books:tokens=4", "niah-word"],
+            "lengths": [640, 768], "haystacks": {640: 3, 768: 2}, "budgets": [4],
+            "indexers": ["exact()", "sign()"], "pilot": {"haystacks": 1, "budgets": [2, 4]},
+        })
+    )  # fmt: skip
+    assert run_study.plan(path, out=tmp_path / "run").lines() == [
+        "reference, pilot: 4 jobs, 0 of them done: 1 haystacks of each task and length, 3 cells",
+        "reference, seed 0: 9 jobs, 0 of them done: 3 haystacks of each task and length, 3 cells",
+        "reference, seed 0: 6 jobs, 0 of them done: 2 haystacks of each task and length, 3 cells",
+    ]

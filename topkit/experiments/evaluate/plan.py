@@ -82,10 +82,13 @@ class EvaluatePlan(Plan[pa.Table]):
         ]
 
     def lines(self) -> list[str]:
+        alike: dict[tuple[int, int], list[Share]] = {}
+        for share in self.shares:
+            alike.setdefault((share.part.haystacks, len(share.part.cells)), []).append(share)
         return [
-            f"{share.jobs} jobs, {share.done} of them done: {share.part.haystacks} haystacks of each "
-            f"task and length, {len(share.part.cells)} cells"
-            for share in self.shares
+            f"{sum(one.jobs for one in some)} jobs, {sum(one.done for one in some)} of them done: "
+            f"{haystacks} haystacks of each task and length, {cells} cells"
+            for (haystacks, cells), some in alike.items()
         ]
 
     @contextmanager
