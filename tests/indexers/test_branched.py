@@ -32,7 +32,7 @@ def keys(rows: int, count: int, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_branches_select_as_copies(spec: str) -> None:
-    """Appended to twice, forked, cut and gathered between."""
+    """Appended to twice, forked, cut and gathered between; they count as many bytes, in whatever way they are held."""
     recipe, rows = topkit.indexer(spec), 3
     prefix, tail = keys(1, 37, 0), keys(rows, 8, 1)
     whole = torch.cat([prefix.expand(rows, -1, -1, -1), tail], 2)
@@ -50,6 +50,7 @@ def test_branches_select_as_copies(spec: str) -> None:
 
     def same(length: int) -> None:
         assert ours.length == theirs.length == length
+        assert ours.nbytes == theirs.nbytes
         mine, other = (i.select_many(queries, [3, 6], step(length)) for i in (ours, theirs))
         for k in (3, 6):
             assert mine[k].indices.equal(other[k].indices)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.combinator import Wrapped
+from topkit.indexers.growing import room_for
 from topkit.indexers.mean_key import MeanIndex
 from topkit.indexers.scored import Codes, ScoredIndex, masked, pooled, scored
 from topkit.kernels.select_topk import select_topk
@@ -45,6 +46,9 @@ class BranchedIndex(ScoredIndex):
     trunk: Codes = field(default_factory=Codes)
     rows: int = 1
     mean: Tensor | None = None
+    # The slots of the buffer that a stream alone would have, and whether it would move at an append.
+    buffer: int = 0
+    moves: bool = True
 
     @property
     def began(self) -> int:
@@ -53,15 +57,17 @@ class BranchedIndex(ScoredIndex):
 
     @property
     def nbytes(self) -> int:
-        """The trunk counts once a row, as each stream alone would hold it."""
-        own = [*self.trunk.values(), *([] if self.mean is None else [self.mean])]
-        each = sum(x.numel() * x.element_size() for x in own)
-        return self.rows * each + super().nbytes
+        """What each stream alone would hold: the trunk once a row, and the room behind all slots."""
+        each = sum(x.numel() * x.element_size() for x in self.trunk.values()) // self.began
+        mean = 0 if self.mean is None else self.mean.numel() * self.mean.element_size()
+        return self.rows * (each * max(self.buffer, self.slots) + mean)
 
     def append(self, keys: Tensor, step: Step) -> None:
         own = ScoredIndex(self.recipe, self.codes, self.slots - self.began, self.growing)
         own.append(keys if self.mean is None else keys - self.mean, step)
         self.codes, self.slots = own.codes, self.began + own.slots
+        if self.moves or self.slots > self.buffer:
+            self.buffer, self.moves = room_for(self.slots), False
 
     def truncate(self, length: int, step: Step) -> None:
         own, self.slots = length - self.began, length
@@ -72,7 +78,11 @@ class BranchedIndex(ScoredIndex):
 
     def reorder(self, rows: Tensor) -> None:
         super().reorder(rows)
-        self.rows = len(rows)
+        self.rows, self.buffer, self.moves = len(rows), 0, True
+
+    def fork(self) -> Index:
+        self.moves = True
+        return super().fork()
 
     def room(self) -> Codes | None:
         return None

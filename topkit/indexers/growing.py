@@ -10,6 +10,11 @@ from torch import Tensor
 SHARE, ROUND = 1 / 8, 32
 
 
+def room_for(stop: int, share: float = SHARE, multiple: int = ROUND) -> int:
+    """The slots of a buffer that is made for `stop`."""
+    return -(-(stop + int(stop * share)) // multiple) * multiple
+
+
 class Growing:
     """Appends in place, so that a step costs as much as it adds, whatever the length."""
 
@@ -36,7 +41,7 @@ class Growing:
         dtype = torch.promote_types(old.dtype, like.dtype) if old.dtype != like.dtype else old.dtype
         buffer = self._buffer
         if buffer is None or stop > buffer.shape[2] or not _begins_with(buffer, old, dtype):
-            room = -(-(stop + int(stop * self._share)) // self._multiple) * self._multiple
+            room = room_for(stop, self._share, self._multiple)
             buffer = old.new_empty(*old.shape[:2], room, *old.shape[3:], dtype=dtype)
             buffer[:, :, :length] = old
             self._buffer, self._shown = buffer, None
