@@ -262,6 +262,9 @@ def test_a_rerun_goes_on_where_it_was_and_only_there(tmp_path):
         captured(model, tmp_path, passages=passages(3), layers="0")
     with pytest.raises(InputError, match=r"holds another capture .*weights"):
         captured(tiny("llama", seed=1), tmp_path, passages=passages(3))
+    turned = tiny("llama", rope_parameters={"rope_type": "default", "rope_theta": 77.0})
+    with pytest.raises(InputError, match=r"holds another capture .*config"):
+        captured(turned, tmp_path, passages=passages(3))  # the same weights at another RoPE
     forced = captured(model, tmp_path, passages=passages(1), layers="0", force=True)
     assert (forced.samples, forced.layers) == ([0], [0])
 

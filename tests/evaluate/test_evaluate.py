@@ -484,6 +484,31 @@ def test_rows_of_two_models_never_mix(tmp_path):
     assert not (tmp_path / "study.json").exists()  # it told of what is gone
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", {"rope_parameters": {"rope_type": "default", "rope_theta": 77777.0}}),
+        ("config.json", {"rms_norm_eps": 1e-2}),
+        ("generation_config.json", {"eos_token_id": [1, 7]}),
+        ("tokenizer_config.json", {"eos_token": "a"}),
+    ],
+)
+def test_the_same_weights_under_another_config_are_another_model(tmp_path, file, change):
+    """RoPE, norms, and what ends an answer stand in no tensor, and make other rows."""
+    folder, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(REFERENCE, folder)
+    few = dict(samples=1, tasks="niah-single", lengths=128, out=out)
+    first = evaluate(str(folder), **few)
+    assert evaluate(str(folder), **few).equals(first)
+    said = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(said | change))
+    what = "tokenizer" if "tokenizer" in file else "config"
+    with pytest.raises(InputError, match=rf"holds another run \({what} differ\)"):
+        evaluate(str(folder), **few)
+    (folder / file).write_text(json.dumps(said | {"transformers_version": "5.0.0"}))
+    assert evaluate(str(folder), **few).equals(first)  # what no number depends on
+
+
 def test_another_batch_size_is_another_run(tmp_path):
     """Matrices of other shapes are summed in another order, by which close scores change places."""
     run(tmp_path, samples=1)

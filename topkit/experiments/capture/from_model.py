@@ -20,7 +20,7 @@ from topkit.experiments.capture.prompts import (
     task_passages,
     text_passages,
 )
-from topkit.experiments.model.digests import tokenizer_digest, weights_digest
+from topkit.experiments.model.digests import config_digest, tokenizer_digest, weights_digest
 from topkit.experiments.model.load import load, named, origin_of, require_positions
 from topkit.experiments.model.own_indexer import own_identity
 from topkit.experiments.runs.plan import Plan, planned
@@ -118,6 +118,7 @@ def capture_passages(
         **origin,
         "weights_sha256": weights_digest(model),
         **own_identity(model),
+        "config_sha256": config_digest(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "layers": sorted(survey.modules),
         "hidden": hidden,

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 import topkit
 from topkit.experiments.evaluate.setting import Setting
-from topkit.experiments.model.digests import tokenizer_digest, weights_digest
+from topkit.experiments.model.digests import config_digest, tokenizer_digest, weights_digest
 from topkit.experiments.model.load import origin_of
 from topkit.experiments.model.own_indexer import own_identity
 from topkit.experiments.runs.parts import digest
@@ -42,6 +42,10 @@ def _digests(run: str, model: PreTrainedModel, tokenizer: Any) -> dict[str, str]
     there = _OF_RUN.get(model)
     if run and there is not None and there[0] == run:
         return there[1]
-    digests = {"weights": weights_digest(model), "tokenizer": tokenizer_digest(tokenizer)}
+    digests = {
+        "weights": weights_digest(model),
+        "config": config_digest(model),
+        "tokenizer": tokenizer_digest(tokenizer),
+    }
     _OF_RUN[model] = run, digests
     return digests

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 # What a model's weights may be loaded as.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Of a config, what no number depends on, or is said elsewhere.
+SILENT = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "_model_name_or_path"}
 
 
 def weights_digest(model: nn.Module, dtype: torch.dtype | None = None) -> str:
@@ -36,6 +38,24 @@ def weights_digests(model: nn.Module) -> list[str]:
     return sorted({weights_digest(model), *(weights_digest(model, dtype) for dtype in DTYPES)})
 
 
+def config_digest(model: Any) -> str:
+    """The sha256 of a model's config, and of the tokens that end its turn.
+
+    The same weights are another model at another RoPE, window or norm.
+    """
+    own = getattr(model, "generation_config", None)
+    said = [_said(model.config.to_diff_dict()), getattr(own, "eos_token_id", None)]
+    text = json.dumps(said, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _said(value: Any) -> Any:
+    """A config's entries without the silent ones, also within one another; names as text."""
+    if isinstance(value, dict):
+        return {str(key): _said(x) for key, x in value.items() if key not in SILENT}
+    return [_said(x) for x in value] if isinstance(value, list | tuple) else value
+
+
 def file_digest(path: Path) -> str:
     """The sha256 of a file's bytes; read once while the file is as it was."""
     stat = path.stat()
@@ -49,7 +69,7 @@ def _of_file(path: Path, *_stat: int) -> str:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """The sha256 of all that turns text into tokens, a chat's template with it.
+    """The sha256 of all that turns text into tokens, a chat's template and what ends a text with it.
 
     Of the vocabulary where no more is known.
     """
@@ -59,4 +79,6 @@ def tokenizer_digest(tokenizer: Any) -> str:
         text = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda token: token[1]))
     if template := getattr(tokenizer, "chat_template", None):
         text += json.dumps(template, sort_keys=True)
+    if (end := getattr(tokenizer, "eos_token_id", None)) is not None:
+        text += f" {end}"
     return hashlib.sha256(text.encode()).hexdigest()
