@@ -151,6 +151,15 @@ def test_lost_answers_stand_in_documents(tmp_path: Path) -> None:
             {"question": "a", "answers": [], "ctxs": [{"title": "", "text": ""}]},
             "line 1: expected answers",
         ),
+        # A blank stands in whatever is said: any answer would be right.
+        (
+            {**PAIRS, "ordered_kv_records": [["k0", " "]], "key": "k0", "value": " "},
+            "line 1: its answers must be one or more texts, none of them blank",
+        ),
+        (
+            {"question": "a", "answers": ["b", ""], "ctxs": [{"title": "", "text": ""}]},
+            "line 1: its answers must be one or more texts, none of them blank",
+        ),
     ],
 )
 def test_lost_rows_that_lack_something_are_refused(
@@ -246,6 +255,7 @@ def test_nolimas_depth_is_a_share_of_the_tokens(tmp_path: Path, depth: float) ->
         ({"tests": {"T": {}}}, r"item 1: tests\.T\.input_args is missing"),
         ({"character_set": []}, r"item 1: tests\.T1 needs gold_answers, or the needle"),
         ({"task_template": "{question}"}, r"item 1: task_template lacks \{haystack\}"),
+        ({"character_set": [" "]}, r"item 1: its answers must be one or more texts, none of them"),
     ],
 )
 def test_needles_that_lack_something_are_refused(

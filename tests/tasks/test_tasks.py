@@ -428,6 +428,8 @@ class Outside(Task):
     how: str = "well"
 
     def plant(self, rng: np.random.Generator, wording: str) -> Planted:
+        if self.how == "blankly":
+            return Planted(("It is 7.",), (Question("\nIt is", " 7", ("7", " ")),))
         known = {"well": Planted(("It is 7.",), (Question("\nIt is", " 7", ("7",)),))}
         if self.how == "refuses":
             raise InputError("outside: not so")
@@ -448,6 +450,10 @@ def test_an_error_of_a_tasks_own_code_names_the_task() -> None:
         make_prompt(Outside(how="badly"), TOKENIZER, 200, 2)
     with pytest.raises(InputError, match=r"^outside: not so$"):
         make_prompt(Outside(how="refuses"), TOKENIZER, 200, 2)
+    with pytest.raises(
+        InputError, match=r"reference that is blank stands in whatever is said; .* is'"
+    ):
+        make_prompt(Outside(how="blankly"), TOKENIZER, 200, 2)
 
 
 @pytest.mark.parametrize(

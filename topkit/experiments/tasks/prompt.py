@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from topkit.errors import InputError
+
 
 @dataclass(frozen=True)
 class Question:
@@ -15,6 +17,7 @@ class Question:
     model's own turn. `answer_ids` are the tokens to predict, from the first that what stands before has
     not by itself: a token of both is the answer's. `ids` are those before,
     back to the end of the haystack's; `seam_ids` what follows them where there is no answer yet.
+    Raises: InputError for a blank reference, which any answer would hold.
     """
 
     text: str
@@ -24,6 +27,13 @@ class Question:
     answer_ids: tuple[int, ...] = ()
     prefix: str = ""
     seam_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(reference.strip() for reference in self.references):
+            raise InputError(
+                f"a reference that is blank stands in whatever is said; the question {self.text[-80:]!r} "
+                f"has {self.references}"
+            )
 
 
 @dataclass(frozen=True)
