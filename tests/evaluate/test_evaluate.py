@@ -497,7 +497,7 @@ def test_the_same_weights_under_another_config_are_another_model(tmp_path, file,
     """RoPE, norms, and what ends an answer stand in no tensor, and make other rows."""
     folder, out = tmp_path / "model", tmp_path / "run"
     shutil.copytree(REFERENCE, folder)
-    few = dict(samples=1, tasks="niah-single", lengths=128, out=out)
+    few: Any = dict(samples=1, tasks="niah-single", lengths=128, out=out)
     first = evaluate(str(folder), **few)
     assert evaluate(str(folder), **few).equals(first)
     said = json.loads((folder / file).read_text())

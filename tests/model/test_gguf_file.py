@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import struct
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,54 @@ def test_a_damaged_header_is_one_line_or_read(file, tmp_path_factory, place, byt
     path.write_bytes(content)
     with suppress(InputError):
         read_header(path)
+
+
+def headed(path: Path, *parts: bytes, tensors: int = 0, pairs: int = 1) -> Path:
+    """A file of a header's counts, and what follows them."""
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, tensors, pairs) + b"".join(parts))
+    return path
+
+
+def text(words: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(words) if length is None else length) + words
+
+
+HUGE = 1 << 33
+KEY = text(b"a.key")
+ONE = KEY + struct.pack("<IB", 0, 1)
+TENSOR = text(b"x") + struct.pack("<IQIQ", 1, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("parts", "counts"),
+    [
+        ([text(b"a.key", HUGE)], {}),
+        ([KEY, struct.pack("<I", 8), text(b"", HUGE)], {}),
+        ([KEY, struct.pack("<IIQ", 9, 4, HUGE)], {}),
+        ([KEY, struct.pack("<IIQ", 9, 8, HUGE)], {}),
+        ([KEY, struct.pack("<IIQ", 9, 0, 2**64 - 1)], {}),
+        ([], {"pairs": HUGE}),
+        ([ONE], {"tensors": HUGE}),
+        ([ONE, text(b"x") + struct.pack("<I", 2**32 - 1)], {"tensors": 1}),
+        # Two of one name: which of them would be read?
+        ([ONE, ONE], {"pairs": 2}),
+        ([ONE, TENSOR, TENSOR], {"tensors": 2}),
+        # Weights would be read from where they do not stand.
+        ([text(b"general.alignment") + struct.pack("<Ii", 5, -32)], {}),
+        ([text(b"general.alignment") + struct.pack("<Ii", 5, 24)], {}),
+    ],
+)
+def test_a_header_that_claims_what_is_not_there_takes_no_memory(tmp_path, parts, counts) -> None:
+    path = headed(tmp_path / "a.gguf", *parts, **counts)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="is truncated or damaged within its header"):
+            read_header(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    whole = headed(path, ONE, TENSOR, bytes(64), tensors=1)
+    assert read_header(whole).get("a.key") == 1
 
 
 def test_what_is_no_gguf_is_refused(tmp_path) -> None:

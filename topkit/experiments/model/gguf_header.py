@@ -6,10 +6,12 @@ Format: ggml, docs/gguf.md, versions 2 and 3, little-endian.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from topkit.errors import InputError
 
@@ -78,7 +80,10 @@ def read_header(path: Path) -> Header:
                 raise InputError(
                     f"{path} is a GGUF file of version {version}; expected 2 or 3, little-endian"
                 )
-            header = _rest(file)
+            # Mapped, no read takes more memory than the file has bytes, whatever length it claims.
+            with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+                content.seek(file.tell())
+                header = _rest(content)
         except InputError:
             raise
         except (struct.error, LookupError, ValueError, TypeError, ArithmeticError, MemoryError):
@@ -91,7 +96,7 @@ def read_header(path: Path) -> Header:
     return header
 
 
-def _rest(file: BinaryIO) -> Header:
+def _rest(file: mmap) -> Header:
     """The header behind magic and version."""
     from gguf import GGML_QUANT_SIZES
 
@@ -99,27 +104,39 @@ def _rest(file: BinaryIO) -> Header:
     metadata: dict[str, Value] = {}
     for _ in range(pairs):
         key = _text(file).decode()
-        metadata[key] = _value(file, *_unpack(file, "I"))
-    entries = []
+        metadata[_once(key, metadata)] = _value(file, *_unpack(file, "I"))
+    entries: dict[str, TensorEntry] = {}
     for _ in range(tensors):
-        name, (dimensions,) = _text(file).decode(), _unpack(file, "I")
+        name, (dimensions,) = _once(_text(file).decode(), entries), _unpack(file, "I")
         shape = tuple(reversed(_unpack(file, f"{dimensions}Q")))
         kind, offset = _unpack(file, "IQ")
         block, size = GGML_QUANT_SIZES[kind]
-        entries.append(TensorEntry(name, shape, kind, offset, offset + prod(shape) // block * size))
+        end = offset + prod(shape) // block * size
+        entries[name] = TensorEntry(name, shape, kind, offset, end)
     align = int(metadata["general.alignment"].plain) if "general.alignment" in metadata else 32
+    if align < 1 or align & (align - 1):
+        raise ValueError("an alignment is a power of two")
     first = -(-file.tell() // align) * align
     return Header(
         metadata,
-        tuple(one._replace(begin=first + one.begin, end=first + one.end) for one in entries),
+        tuple(
+            one._replace(begin=first + one.begin, end=first + one.end) for one in entries.values()
+        ),
     )
 
 
-def _unpack(file: BinaryIO, form: str) -> tuple[Any, ...]:
+def _once(name: str, known: Mapping[str, Any]) -> str:
+    """A name that is not there yet: of two entries one would be passed over, nobody knows which."""
+    if name in known:
+        raise ValueError(f"{name} stands twice")
+    return name
+
+
+def _unpack(file: mmap, form: str) -> tuple[Any, ...]:
     return struct.unpack(f"<{form}", file.read(struct.calcsize(f"<{form}")))
 
 
-def _text(file: BinaryIO) -> bytes:
+def _text(file: mmap) -> bytes:
     (length,) = _unpack(file, "Q")
     text = file.read(length)
     if len(text) < length:
@@ -127,7 +144,7 @@ def _text(file: BinaryIO) -> bytes:
     return text
 
 
-def _value(file: BinaryIO, kind: int) -> Value:
+def _value(file: mmap, kind: int) -> Value:
     if kind == TEXT:
         return Value(_text(file), (kind,))
     if kind != ARRAY:

@@ -56,8 +56,13 @@ def encoded(
 ) -> tuple[str, tuple[int, ...], Question, int]:
     """The text up to the question, its tokens, the question, and the tokens of all with the answer's.
 
-    Raises: InputError for a chat with a tokenizer whose template is none, or refuses the turn.
+    Raises: InputError for a chat with a tokenizer whose template is none, or refuses the turn, and for
+    a reference that is blank, which any answer would hold.
     """
+    if not row.references or not all(text.strip() for text in row.references):
+        raise InputError(
+            f"{row.place or task}: its answers must be one or more texts, none of them blank"
+        )
     prefix = row.cue if form != CHAT or row.cue_in_chat else ""
     question = Question(row.after + prefix, row.answer, row.references, prefix=prefix)
     text, system = row.before + row.context, row.system if form == CHAT else ""

@@ -111,11 +111,6 @@ class FileTask(Task):
         examples: Sequence[Row] = (),
     ) -> Prompt:
         """The prompt of a row: cut as the format cuts, until it fits with the answer's tokens."""
-        place = row.place or f"prompt {sample}"
-        if not row.references or not all(text.strip() for text in row.references):
-            raise InputError(
-                f"{place}: its answers must be one or more texts, none of them blank; {self.remedy}"
-            )
         shown: Row | None = self.told(row, examples)
         while True:
             text, ids, question, used = encoded(shown, self.form, tokenizer, self.name)
@@ -124,7 +119,7 @@ class FileTask(Task):
             shown = self.cut(shown, used - length, tokenizer)
             if shown is None:
                 raise InputError(
-                    f"{self.name}: {place} takes {used:,} tokens with those "
+                    f"{self.name}: {row.place or f'prompt {sample}'} takes {used:,} tokens with those "
                     f"of its answer, and does not fit into a length of {length:,}; ask for a longer "
                     f"length, of {used:,} or more"
                 )
