@@ -69,12 +69,12 @@ def compare(name: str, before: pa.Table, after: pa.Table, without: set[str]) -> 
     Raises: InputError where several rows have one name.
     """
     keys = [key for key in KEYS if key in before.column_names and key in after.column_names]
-    places, others = _joined(before, after, keys)
+    places, others = joined_rows(before, after, keys)
     missing = before.num_rows + after.num_rows - 2 * len(places)
     lone = np.setdiff1d(np.arange(before.num_rows), places)
-    example = _named(before, keys, int(lone[0])) if len(lone) else ""
+    example = named(before, keys, int(lone[0])) if len(lone) else ""
     if missing and not example:
-        example = _named(after, keys, int(np.setdiff1d(np.arange(after.num_rows), others)[0]))
+        example = named(after, keys, int(np.setdiff1d(np.arange(after.num_rows), others)[0]))
     found = [Difference(name, "rows of one alone", len(places), missing, None, example)]
     shared = [n for n in before.column_names if n in after.column_names and n not in keys]
     for column in [n for n in shared if n not in without]:
@@ -83,13 +83,15 @@ def compare(name: str, before: pa.Table, after: pa.Table, without: set[str]) -> 
         wrong, distance = _differing(one, other, exact)
         worst = int(np.argmax(distance)) if len(distance) else 0
         apart = bool(len(distance)) and distance[worst] > 0
-        where = _named(before, keys, int(places[worst])) if apart else ""
+        where = named(before, keys, int(places[worst])) if apart else ""
         size = float(distance[worst]) if apart else 0.0
         found.append(Difference(name, column, len(places), int(wrong.sum()), size, where))
     return found
 
 
-def _joined(before: pa.Table, after: pa.Table, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def joined_rows(
+    before: pa.Table, after: pa.Table, keys: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
     """The rows of both that have one name, in one order."""
     ids = np.zeros(before.num_rows + after.num_rows, dtype=np.int64)
     for key in keys:
@@ -103,7 +105,7 @@ def _joined(before: pa.Table, after: pa.Table, keys: list[str]) -> tuple[np.ndar
             table = before if which == "first" else after
             row = int(np.flatnonzero(own == values[counts > 1][0])[0])
             raise InputError(
-                f"the {which} run has several rows of one name, as {_named(table, keys, row)}; rename a "
+                f"the {which} run has several rows of one name, as {named(table, keys, row)}; rename a "
                 "column that tells them apart (--rename OLD=NEW)"
             )
     _, one, other = np.intersect1d(ours, theirs, assume_unique=True, return_indices=True)
@@ -136,7 +138,7 @@ def _differing(
         pairs = zip(one.to_pylist(), other.to_pylist(), strict=True)
         wrong = np.array([a != b for a, b in pairs], dtype=bool)
         return wrong, np.where(wrong, np.inf, 0.0)
-    a, b = _numbers(one), _numbers(other)
+    a, b = numbers(one), numbers(other)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(invalid="ignore"):
         distance = np.where(same, 0.0, np.nan_to_num(np.abs(a - b), nan=np.inf))
@@ -149,14 +151,14 @@ def _is_number(kind: pa.DataType) -> bool:
     return any(is_of(kind) for is_of in plain)
 
 
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+def numbers(column: pa.ChunkedArray) -> np.ndarray:
     """Floats, NaN where there is none."""
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     return np.array(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def _named(table: pa.Table, keys: list[str], row: int) -> str:
+def named(table: pa.Table, keys: list[str], row: int) -> str:
     return ", ".join(f"{key}={table[key][row].as_py()}" for key in keys)
 
 
