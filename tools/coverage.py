@@ -28,6 +28,8 @@ STUDIES = 2000
 SHARED = 0.5  # of the variance of what makes a haystack or a question hard, by all cells
 WORDINGS = 40
 BAND = (0.93, 0.97)
+# Where fewer haystacks are expected to be right, or wrong, the lattice of so few decides the coverage.
+DECIDING = 4.5
 # How the questions of a haystack hang together: the beta-binomial's correlation within haystacks.
 KINDS = {
     "independent": 0.0,
@@ -133,12 +135,20 @@ def main(words: Sequence[str]) -> None:
             "give the number of studies a setting, or nothing: python tools/coverage.py 2000"
         )
     studies = int(words[0]) if words else STUDIES
-    rows, every, outside = [], 0, 0
+    rows, every, outside, decided, pooled = [], 0, 0, list[float](), list[float]()
     for setting in settings():
         for of, rates in covered(setting, studies).items():
             for kind, line in zip(setting.kinds, rates, strict=True):
                 mixed = "mixed: " if len(setting.kinds) > 1 else ""
                 numbers = {f"{t:g}": _number(x) for t, x in zip(setting.truths, line, strict=True)}
+                pooled.append(float(np.nanmean(line)))
+                numbers["all"] = _number(pooled[-1])
+                base = float(of.removeprefix("minus ")) if of.startswith("minus") else 0.5
+                decided += [
+                    float(x)
+                    for t, x in zip(setting.truths, line, strict=True)
+                    if np.isfinite(x) and setting.haystacks * _rarer(t, base) > DECIDING
+                ]
                 rows.append(
                     {"of": of, "haystacks": str(setting.haystacks), "cells": mixed + kind} | numbers
                 )
@@ -150,8 +160,15 @@ def main(words: Sequence[str]) -> None:
     error = np.sqrt(0.95 * 0.05 / studies)
     print(
         f"\n{studies} studies a row, {QUESTIONS} questions a haystack; standard error {error:.4f}. "
-        f"{every - outside} of {every} lie in {BAND[0]:g} to {BAND[1]:g}; an asterisk marks the others."
+        f"{every - outside} of {every} lie in {BAND[0]:g} to {BAND[1]:g}; an asterisk marks the others. "
+        f"The {len(decided)} that {DECIDING:g} haystacks or more decide: {min(decided):.3f} to "
+        f"{max(decided):.3f}. Over all truths of a row: {min(pooled):.3f} to {max(pooled):.3f}."
     )
+
+
+def _rarer(*truths: float) -> float:
+    """The share of haystacks that are told apart least often: right where most are wrong, or wrong."""
+    return min(min(truth, 1 - truth) for truth in truths)
 
 
 def _number(share: float) -> str:
