@@ -57,6 +57,11 @@ class Cache:
         return self.keys.shape[1]
 
     @property
+    def value_width(self) -> int | None:
+        """Numbers of a value; None where there are none."""
+        return None if self.values is None else self.values.shape[3]
+
+    @property
     def key_bytes(self) -> int:
         """Bytes of one token's keys, over all KV heads."""
         return self.heads * self.keys.shape[3] * self.keys.element_size()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topkit.experiments.decode.formed import require_formed
 from topkit.experiments.decode.recipe_code import recipe_code
 from topkit.fidelity.validity import require_valid
 from topkit.indexers.base import Cache, Index, Indexer, Selection, Step
@@ -160,8 +161,7 @@ class Driver:
                 None if only_newest else stops[None],
                 memo=memo,
             )
-            with recipe_code(self.indexer, "select"):
-                chosen = index.select_many(queries[:, :, place], ks, step)
+            chosen = self._chosen(index, queries[:, :, place], ks, step, cache)
             yield Choice(place, chosen, stops, memo)
 
     def _one_by_one(
@@ -181,9 +181,16 @@ class Driver:
                 self.append(index, now, {name: tokens(x, fresh) for name, x in inputs.items()})
             memo: Memo = {}
             step = self.step({"cache": now, **where.inputs_of(place)}, memo=memo)
-            with recipe_code(self.indexer, "select"):
-                chosen = index.select_many(queries[:, :, place], ks, step)
+            chosen = self._chosen(index, queries[:, :, place], ks, step, cache)
             yield Choice(place, chosen, where.stops(place, queries.device), memo)
+
+    def _chosen(
+        self, index: Index, queries: Tensor, ks: Sequence[int], step: Step, cache: Cache
+    ) -> dict[int, Selection]:
+        with recipe_code(self.indexer, "select"):
+            chosen = index.select_many(queries, ks, step)
+        require_formed(chosen, ks, self.indexer, queries, cache)
+        return chosen
 
 
 def require_choice(choice: Choice, k: int, indexer: Indexer, start: Tensor | None = None) -> None:

@@ -46,6 +46,10 @@ class SharedCache(Cache):
         return self.tail.heads
 
     @property
+    def value_width(self) -> int | None:
+        return self.tail.value_width
+
+    @property
     def key_bytes(self) -> int:
         return self.tail.key_bytes
 
