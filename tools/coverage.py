@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtr
 
 from topkit.cli.exits import exit_code
@@ -143,12 +144,7 @@ def main(words: Sequence[str]) -> None:
                 numbers = {f"{t:g}": _number(x) for t, x in zip(setting.truths, line, strict=True)}
                 pooled.append(float(np.nanmean(line)))
                 numbers["all"] = _number(pooled[-1])
-                base = float(of.removeprefix("minus ")) if of.startswith("minus") else 0.5
-                decided += [
-                    float(x)
-                    for t, x in zip(setting.truths, line, strict=True)
-                    if np.isfinite(x) and setting.haystacks * _rarer(t, base) > DECIDING
-                ]
+                decided += [float(x) for x in line[deciding(setting, of)] if np.isfinite(x)]
                 rows.append(
                     {"of": of, "haystacks": str(setting.haystacks), "cells": mixed + kind} | numbers
                 )
@@ -161,14 +157,20 @@ def main(words: Sequence[str]) -> None:
     print(
         f"\n{studies} studies a row, {QUESTIONS} questions a haystack; standard error {error:.4f}. "
         f"{every - outside} of {every} lie in {BAND[0]:g} to {BAND[1]:g}; an asterisk marks the others. "
-        f"The {len(decided)} that {DECIDING:g} haystacks or more decide: {min(decided):.3f} to "
-        f"{max(decided):.3f}. Over all truths of a row: {min(pooled):.3f} to {max(pooled):.3f}."
+        f"Over all truths of a row: {min(pooled):.3f} to {max(pooled):.3f}."
     )
+    if decided:
+        print(
+            f"The {len(decided)} that {DECIDING:g} haystacks or more decide: {min(decided):.3f} to "
+            f"{max(decided):.3f}."
+        )
 
 
-def _rarer(*truths: float) -> float:
-    """The share of haystacks that are told apart least often: right where most are wrong, or wrong."""
-    return min(min(truth, 1 - truth) for truth in truths)
+def deciding(setting: Setting, of: str) -> NDArray[np.bool_]:
+    """At which truths so many haystacks are right, and so many wrong, of both cells of a difference."""
+    base = float(of.removeprefix("minus ")) if of.startswith("minus") else 0.5
+    ends = np.array([[t, 1 - t, base, 1 - base] for t in setting.truths])
+    return setting.haystacks * ends.min(1) > DECIDING
 
 
 def _number(share: float) -> str:
