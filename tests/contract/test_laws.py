@@ -14,9 +14,9 @@ from topkit.contract.draw import PADDED, draw_of
 from topkit.errors import InputError
 from topkit.indexers import Scored, Step, exact, keep, random, sign, streaming_llm
 from topkit.indexers.base import Indexer
-from topkit.indexers.compact import compact
 from topkit.indexers.scored import ScoredIndex, best
 from topkit.indexers.stateless import SlotCount, Stateless
+from topkit.kernels.compact import compact
 from topkit.kernels.score import score
 
 

@@ -86,13 +86,15 @@ class Step:
     `room`, how many slots the cache then has, most of all behind `stop` (None: as many as the index).
     backend is the kernels' ("auto", "torch", "triton"); `ordered` asks for the best first, which
     attention itself does not need. `memo` keeps what was computed of these very queries and keys, by
-    name, for every recipe, budget and judge that comes to the same place (None: nothing is kept).
+    name, for every recipe, budget and judge that comes to the same place (None: nothing is kept). A seed [] on
+    the device is read anew by each repetition of a step of fixed shapes, which says what it costs if that is
+    `counted`.
     Raises: InputError when an input is read that was not declared, or that the driver lacks.
     """
 
     layer: int = 0
     scaling: float = 1.0
-    seed: int = 0
+    seed: int | Tensor = 0
     start: Tensor | None = None
     stop: Tensor | None = None
     at: Tensor | None = None
@@ -103,6 +105,7 @@ class Step:
     reader: Indexer | None = None
     memo: dict[str, Tensor] | None = None
     room: int | None = None
+    counted: bool = True
 
     def __post_init__(self) -> None:
         unknown = set(self.inputs) - INPUTS
@@ -126,6 +129,11 @@ class Step:
         if name not in self.memo:
             self.memo[name] = compute()
         return self.memo[name]
+
+    @property
+    def checks(self) -> bool:
+        """Whether numbers are looked at, which waits for the GPU; at a step of fixed shapes nothing may."""
+        return self.backend != "triton" and self.at is None
 
     def has(self, name: str) -> bool:
         return self.inputs.get(name) is not None
@@ -213,13 +221,22 @@ class Step:
             return None
         slots = torch.arange(length, device=device)
         stops = self.stops(length, count, device)[:, None, :, None]
-        return (slots < stops) & (slots >= self.starts(device)[:, None, None, None])
+        before = slots < stops
+        return before if self.start is None else before & (slots >= self.start[:, None, None, None])
 
     def seen(self, length: int, count: int, device: torch.device | None = None) -> Tensor:
         """How many slots each query sees [B or 1, count]."""
-        return (
-            self.stops(length, count, device).clamp_max(length) - self.starts(device)[:, None]
-        ).clamp_min(0)
+
+        def compute() -> Tensor:
+            stops = self.stops(length, count, device).clamp_max(length)
+            return stops if self.start is None else (stops - self.start[:, None]).clamp_min(0)
+
+        return self.once(seen_of(length), compute)
+
+
+def seen_of(length: int) -> str:
+    """What a step's memo calls how many of so many slots each query sees."""
+    return f"seen of {length} slots"
 
 
 @dataclass(frozen=True)

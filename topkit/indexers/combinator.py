@@ -134,8 +134,9 @@ class Wrapped(Index):
 
 
 def best_at(candidates: Candidates, k: int, step: Step) -> Selection:
-    """The k best of some candidates, at a step of fixed shapes, where nobody counts what it costs."""
-    return Selection(candidates.best(k, ordered=step.ordered, backend=step.backend))
+    """The k best of some candidates, at a step of fixed shapes."""
+    slots = candidates.best(k, ordered=step.ordered, backend=step.backend)
+    return Selection(slots, keys_scored=candidates.keys_scored, bytes_read=candidates.bytes_read)
 
 
 def every_score(recipe: Combinator) -> None:

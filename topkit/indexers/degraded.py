@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -13,13 +12,13 @@ from torch import Tensor
 
 from topkit.indexers.base import Selection, Step
 from topkit.indexers.checks import choice, share
-from topkit.indexers.compact import compact
-from topkit.indexers.exact import key_rounding, true_scores
-from topkit.indexers.noise import noise
-from topkit.indexers.scored import best, cut_each, masked
+from topkit.indexers.exact import best_true, key_rounding, true_scores, true_scores_of
+from topkit.indexers.noise import noise, salt_of
+from topkit.indexers.scored import cut_each, masked
 from topkit.indexers.stateless import Stateless
-from topkit.indexers.traits import Traits
-from topkit.kernels.select_topk import select_topk
+from topkit.indexers.traits import Traits, as_written
+from topkit.kernels.degrade import Loss, degrade
+from topkit.kernels.rounding import Rounding
 
 _PAGE = 16
 _KEYS, _PAGES, _TOSS, _FILL = 1, 2, 3, 4  # salts
@@ -77,7 +76,8 @@ class degraded(Stateless):
         choice(self, "per", ("head", "group", "layer"))
 
     def traits(self) -> Traits:
-        return Traits(needs=frozenset({"cache"}), may_come_short=True)
+        own = as_written(self, degraded, "choose", "choose_many")
+        return Traits(needs=frozenset({"cache"}), may_come_short=True, fixed=own)
 
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
         return self.choose_many(queries, [k], step, length)[k]
@@ -85,102 +85,98 @@ class degraded(Stateless):
     def choose_many(
         self, queries: Tensor, ks: Sequence[int], step: Step, length: int
     ) -> dict[int, Selection]:
-        scores = masked(true_scores(queries, step, length), step)
+        # At a step of fixed shapes those that are known are -inf where a slot is not seen.
+        known = step.at is not None and true_scores_of(length) in (step.memo or {})
+        scores = true_scores(queries, step, length)
+        scores = scores if known else masked(scores, step)
         # One more than is kept: whose score is known badly takes one place, and moves no other.
-        exact = cut_each(best(scores, max(ks) + 1, step, step.cache.key_bytes), [*ks, max(ks) + 1])
+        exact = cut_each(best_true(queries, max(ks) + 1, step, length), [*ks, max(ks) + 1])
         widest = exact[max(ks) + 1].indices
         spares = None if self.fill == "none" else self._spares(queries, scores, widest, step)
-        return {k: self._degraded(exact[k], k, spares, step, length) for k in ks}
+        return {k: self._degraded(exact[k], spares, step, length) for k in ks}
 
     def _degraded(
-        self, exact: Selection, k: int, spares: _Spares | None, step: Step, length: int
+        self, exact: Selection, spares: _Spares | None, step: Step, length: int
     ) -> Selection:
         """The exact selection, with some of its keys lost and others in their places."""
         slots = exact.indices
-        width = slots.shape[-1]
-        if width == length:
+        if slots.shape[-1] == length:
             return exact
-        # A row that shows no more than k keys keeps them all.
-        spare = step.seen(length, slots.shape[2], slots.device)[:, None, :, None] > k
-        lost = self._lost(slots, step, length) & spare
-        kept = slots.masked_fill(lost, -1)
-        if spares is None:
-            return replace(exact, indices=compact(kept, width))
-        fillers = self._fillers(slots, spares)
-        place = torch.arange(fillers.shape[-1], device=slots.device)
-        fillers = fillers.masked_fill(place >= lost.sum(-1, keepdim=True), -1)
-        return replace(exact, indices=compact(torch.cat([kept, fillers], -1), width))
-
-    @property
-    def _reaches_further(self) -> bool:
+        heads, device = slots.shape[1], slots.device
+        chance = 1 - self.precision
         at_random = self.miss in ("uniform", "page")
-        return at_random and (self.persist == "stream" or self.per != "head")
-
-    def _share(self, k: int) -> float:
-        return round((1 - self.precision) * k, 9)
-
-    def _lost(self, slots: Tensor, step: Step, length: int) -> Tensor:
-        """Which of the exact slots [B, H, Tq, k], best first, are lost."""
-        if self._reaches_further:
-            together = _PAGE if self.miss == "page" else 1
-            return self._noise(slots, step, length, _KEYS, together) < 1 - self.precision
-        rank = torch.arange(slots.shape[-1], device=slots.device).expand_as(slots)
-        order = self._worst_first(slots, rank, step, length).sort(-1, descending=True).indices
-        lost_rank = torch.empty_like(order).scatter_(-1, order, rank)
-        share = self._share(slots.shape[-1])
-        first = step.starts(slots.device)[:, None, None, None]
-        toss = noise(step, length, slots, slots=first, salt=_TOSS)
-        return lost_rank < math.floor(share) + (toss < share % 1).int()
-
-    def _worst_first(self, slots: Tensor, rank: Tensor, step: Step, length: int) -> Tensor:
-        """Numbers [B, H, Tq, k], greatest where a key is lost first."""
-        if self.miss == "boundary":
-            return rank
-        if self.miss == "heavy":
-            return -rank
-        if self.miss == "recent":
-            return slots
-        draws = self._noise(slots, step, length, _KEYS)
-        if self.miss == "page":
-            return self._noise(slots, step, length, _PAGES, _PAGE).double() + draws.double() / 2**24
-        return draws
+        loss = Loss(
+            share=round(chance * slots.shape[-1], 9),
+            chance=chance,
+            miss=self.miss,
+            further=at_random and (self.persist == "stream" or self.per != "head"),
+            per_query=self.persist == "step",
+            heads_together=self._heads_together(heads, step),
+            page=_PAGE,
+            seed=step.seed,
+            keys=salt_of(step, _KEYS),
+            pages=salt_of(step, _PAGES),
+            toss=salt_of(step, _TOSS),
+        )
+        chosen = degrade(
+            slots,
+            None if spares is None else spares.order,
+            None if spares is None else spares.most,
+            None if spares is None else spares.floors[..., slots.shape[-1] - 1, None],
+            loss=loss,
+            stop=step.stops(length, slots.shape[2], device).clamp_max(length),
+            start=step.start,
+            backend=step.backend,
+        )
+        return replace(exact, indices=chosen)
 
     def _spares(self, queries: Tensor, scores: Tensor, widest: Tensor, step: Step) -> _Spares:
-        rounding = key_rounding(queries, step, scores.shape[-1])
-        least = scores.gather(-1, widest.clamp_min(0)) - rounding.at(widest)
-        floors = least.masked_fill(widest < 0, -torch.inf).sort(-1, descending=True).values
-        most = scores + rounding.whole()
+        length = scores.shape[-1]
+
+        def bounds() -> Tensor:
+            return most_of(scores, key_rounding(queries, step, length))
+
+        def floors() -> Tensor:
+            return floors_of(scores, widest, key_rounding(queries, step, length))
+
+        most = step.once(most_named(length), bounds)
+        low = step.once(floors_named(length, widest.shape[-1]), floors)
         if self.fill == "next":
-            return _Spares(most, floors, scores)
-        place = torch.arange(scores.shape[-1], device=scores.device).expand(1, *scores.shape[1:])
+            return _Spares(most, low, scores)
         if self.fill == "recent":
-            return _Spares(most, floors, place.float())
-        return _Spares(most, floors, self._noise(place, step, scores.shape[-1], _FILL))
-
-    def _fillers(self, slots: Tensor, spares: _Spares) -> Tensor:
-        """Slots [B, H, Tq, n] that may take the places of what is lost, the first to be used first.
-
-        None that a judge would count among the best: see topkit.fidelity.ties.
-        """
-        width = slots.shape[-1]
-        floor = spares.floors[..., width - 1, None]
-        may = (spares.most > -float("inf")) & (spares.most < floor)
-        most = width if self._reaches_further else min(math.floor(self._share(width)) + 1, width)
-        return select_topk(spares.order.where(may, -torch.inf), most)
-
-    def _noise(
-        self, slots: Tensor, step: Step, length: int, salt: int, slots_together: int = 1
-    ) -> Tensor:
-        """Numbers that decide for slots [B or 1, H, Tq, n], as far as persist and per reach."""
-        heads = slots.shape[1]
-        reach = {"head": 1, "group": max(heads // step.kv_heads, 1), "layer": heads}
-        return noise(
+            place = torch.arange(length, device=scores.device, dtype=torch.float32)
+            return _Spares(most, low, place.expand(1, *scores.shape[1:]))
+        draws = noise(
             step,
             length,
-            slots,
-            slots=slots,
-            salt=salt,
+            scores,
+            salt=_FILL,
             per_query=self.persist == "step",
-            heads_together=reach[self.per],
-            slots_together=slots_together,
+            heads_together=self._heads_together(scores.shape[1], step),
         )
+        return _Spares(most, low, draws)
+
+    def _heads_together(self, heads: int, step: Step) -> int:
+        reach = {"head": 1, "group": max(heads // step.kv_heads, 1), "layer": heads}
+        return reach[self.per]
+
+
+def most_of(scores: Tensor, rounding: Rounding) -> Tensor:
+    """What scores [B, H, Tq, T] may be without their rounding."""
+    return scores + rounding.whole()
+
+
+def floors_of(scores: Tensor, widest: Tensor, rounding: Rounding) -> Tensor:
+    """What the best of the slots [B, H, Tq, n], and the two best and so on, are sure to reach."""
+    least = scores.gather(-1, widest.clamp_min(0)) - rounding.at(widest)
+    return least.masked_fill(widest < 0, -torch.inf).sort(-1, descending=True).values
+
+
+def most_named(length: int) -> str:
+    """What a step's memo calls `most_of` so many keys."""
+    return f"most of {length} scores"
+
+
+def floors_named(length: int, count: int) -> str:
+    """What a step's memo calls `floors_of` the best `count` of so many keys."""
+    return f"floors of the best {count} of {length}"

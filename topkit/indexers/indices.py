@@ -11,9 +11,9 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.checks import flag
-from topkit.indexers.compact import compact
 from topkit.indexers.indices_file import IndicesFile, read
 from topkit.indexers.traits import Traits
+from topkit.kernels.compact import compact
 
 
 @dataclass(frozen=True)

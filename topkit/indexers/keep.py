@@ -59,7 +59,8 @@ class keep(Combinator):
         sink = min(self.sink, k)
         window = min(self.window, k - sink)
         seen: dict[str, Any] = {"start": step.start, "stop": step.stop, "backend": step.backend}
-        return Candidates(*force_ends(base.scores, sink, window, slots=base.slots, **seen))
+        scores, slots = force_ends(base.scores, sink, window, slots=base.slots, **seen)
+        return replace(base, scores=scores, slots=slots)
 
     def choose_many(
         self, index: Index, queries: Tensor, ks: Sequence[int], step: Step

@@ -97,7 +97,7 @@ class lightning(Scored):
         if step.stop is None and queries.shape[2] > 1:
             seen["stop"] = step.stops(codes["vectors"].shape[2], queries.shape[2], queries.device)
         how: dict[str, Any] = {"order": "score" if step.ordered else None, "backend": step.backend}
-        how["check"] = step.backend != "triton"
+        how["check"] = step.checks
         return score_select_lightning(vectors, codes["vectors"], gates, k, **scales, **seen, **how)
 
     def visible_scores(

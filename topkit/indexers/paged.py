@@ -180,15 +180,22 @@ class PagedIndex(Index):
         seen_by: dict[str, Any] = {"page_size": size, "start": step.start}
         if step.at is not None:
             scores = self._scores(queries, self._roomy(), step)
-            how: dict[str, Any] = {"check": step.backend != "triton", "backend": step.backend}
+            how: dict[str, Any] = {"check": step.checks, "backend": step.backend}
             assert step.stop is not None
-            return Selection(select_pages(scores, min(k, length), stop=step.stop, **seen_by, **how))
+            slots = select_pages(scores, min(k, length), stop=step.stop, **seen_by, **how)
+            return Selection(slots, **self._cost(queries, length, size, step))
         scores = self._scores(queries, self.pages, step)
         stop = step.stops(length, queries.shape[2], queries.device).clamp_max(length)
         chosen = select_pages(scores, min(k, length), stop=stop, **seen_by, backend="torch")
+        return Selection(chosen, **self._cost(queries, length, size, step))
+
+    def _cost(self, queries: Tensor, length: int, size: int, step: Step) -> dict[str, Any]:
+        """What scoring the pages of so many slots costs, where it is counted."""
+        if not step.counted:
+            return {}
         seen = (step.seen(length, queries.shape[2], queries.device) + size - 1) // size
         per_page = self.recipe.page_size * self.bytes_per_key(step)
-        return Selection(chosen, keys_scored=seen, bytes_read=seen * per_page)
+        return {"keys_scored": seen, "bytes_read": seen * per_page}
 
     def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
         return cut_each(self.select(queries, max(ks), step), ks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from topkit.indexers.checks import whole
 from topkit.indexers.combinator import Combinator, best_at
 from topkit.indexers.exact import chosen_scores
 from topkit.indexers.traits import Traits, as_written
-from topkit.kernels.gather_attention import gather_scores
 from topkit.kernels.select_topk import select_topk
 
 
@@ -51,9 +50,13 @@ class refine(Combinator):
 
     def candidates(self, index: Index, queries: Tensor, k: int, step: Step) -> Candidates:
         inner = replace(step.given_to(self.base), ordered=False)
-        slots = index.select(queries, k * self.factor, inner).indices
-        scores = gather_scores(queries, step.cache.keys, slots, backend=step.backend)
-        return Candidates(scores, slots)
+        proposal = index.select(queries, k * self.factor, inner)
+        slots = proposal.indices
+        room = step.slots(index.length)
+        scores = chosen_scores(queries, slots, step, room, step.backend)
+        if not step.counted:
+            return Candidates(scores, slots)
+        return Candidates(scores, slots, **self._cost(proposal, scores.shape[1], step))
 
     def choose_many(
         self, index: Index, queries: Tensor, ks: Sequence[int], step: Step
@@ -77,12 +80,17 @@ class refine(Combinator):
 
     def _best(self, proposal: Selection, scores: Tensor, k: int, step: Step) -> Selection:
         """The k best of a proposal by the exact scores [B, Hq, Tq, n] of its keys."""
-        cache, heads = step.cache, scores.shape[1]
+        heads = scores.shape[1]
         slots = proposal.indices.repeat_interleave(heads // proposal.indices.shape[1], 1)
         chosen = select_topk(scores, k, slots=slots, backend="torch")
-        read = (slots >= 0).sum(-1).float()
-        return Selection(
-            chosen,
-            keys_scored=proposal.keys_scored + read.mean(1),
-            bytes_read=proposal.bytes_read + read.sum(1) * (cache.key_bytes // cache.heads),
-        )
+        return Selection(chosen, **self._cost(proposal, heads, step))
+
+    def _cost(self, proposal: Selection, heads: int, step: Step) -> dict[str, Any]:
+        """What a proposal cost, and reading its keys for each of the query heads."""
+        cache, lists = step.cache, proposal.indices.shape[1]
+        read = (proposal.indices >= 0).sum(-1).float()
+        return {
+            "keys_scored": proposal.keys_scored + read.mean(1),
+            "bytes_read": proposal.bytes_read
+            + read.sum(1) * (heads // lists) * (cache.key_bytes // cache.heads),
+        }

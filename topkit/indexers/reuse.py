@@ -12,9 +12,9 @@ from topkit.errors import InputError
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.checks import layers, whole
 from topkit.indexers.combinator import Combinator, Wrapped
-from topkit.indexers.compact import compact
 from topkit.indexers.stateless import SlotCount, Stateless
 from topkit.indexers.traits import Traits
+from topkit.kernels.compact import compact
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.candidates import Candidates
+from topkit.indexers.cost import cost_at
 from topkit.indexers.growing import Growing
 from topkit.indexers.traits import Traits
 from topkit.kernels.score import reference, score_codes
@@ -79,7 +80,7 @@ def waiting(step: Step) -> dict[str, Any]:
     """How scores are selected from: at a step of fixed shapes nothing may wait for the GPU."""
     if step.at is None:
         return {}
-    return {"check": step.backend != "triton", "backend": step.backend}
+    return {"check": step.checks, "backend": step.backend}
 
 
 def encoded(recipe: Scored, keys: Tensor, step: Step) -> Codes:
@@ -134,7 +135,7 @@ def pick_codes(
     seen: dict[str, Any] = {"start": step.start, "stop": stop}
     # A check for NaN would wait for the GPU; unchecked, a list with NaN is all -1.
     how: dict[str, Any] = {"order": "score" if step.ordered else None, "backend": step.backend}
-    how["check"] = step.backend != "triton"
+    how["check"] = step.checks
     coding: dict[str, Any] = {"dtype": dtype, "scale": scale}
     if pool is None and queries.shape[1] != codes.shape[1]:
         scores = score_codes(queries, codes, **coding, **seen, backend=step.backend)
@@ -163,8 +164,10 @@ def pooled(scores: Tensor, units: int, pool: str | None) -> Tensor:
 
 def best(scores: Tensor, k: int, step: Step, bytes_per_key: float) -> Selection:
     """The k best visible keys of scores [B, Hs, Tq, T], with the cost of having scored all."""
-    seen = step.seen(scores.shape[-1], scores.shape[-2], scores.device)
     slots = select_topk(masked(scores, step), k, **waiting(step))
+    if not step.counted:
+        return Selection(slots)
+    seen = step.seen(scores.shape[-1], scores.shape[-2], scores.device)
     return Selection(slots, keys_scored=seen, bytes_read=seen * bytes_per_key)
 
 
@@ -257,17 +260,19 @@ class ScoredIndex(Index):
         return cut_each(self.select(queries, max(ks), ordered), ks)
 
     def candidates(self, queries: Tensor, k: int, step: Step) -> Candidates:
-        return Candidates(self.visible_scores(queries, step))
+        scores = self.visible_scores(queries, step)
+        return Candidates(scores, **cost_at(self, step))
 
     def visible_scores(self, queries: Tensor, step: Step, pool: str | None = None) -> Tensor:
         return self.recipe.visible_scores(queries, self._roomy(), step, pool)
 
     def chosen(self, queries: Tensor, k: int, step: Step, pool: str | None = None) -> Selection:
         """The selection, of scores pooled over a group's heads where `pool` says how."""
-        if step.at is not None:  # nobody counts what it costs
-            return Selection(self.recipe.pick(queries, self._roomy(), k, step, pool))
-        seen = step.seen(self.slots, queries.shape[2], queries.device)
-        slots = self.recipe.pick(queries, self.codes, k, step, pool)
+        codes = self.codes if step.at is None else self._roomy()
+        slots = self.recipe.pick(queries, codes, k, step, pool)
+        if not step.counted:
+            return Selection(slots)
+        seen = step.seen(step.slots(self.slots), queries.shape[2], queries.device)
         cost = self.bytes_per_key(step)
         return Selection(slots, keys_scored=seen, bytes_read=seen * cost)
 

@@ -13,6 +13,7 @@ from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.candidates import Candidates
 from topkit.indexers.checks import choice
 from topkit.indexers.combinator import Combinator, best_at, every_score
+from topkit.indexers.cost import cost_at
 from topkit.indexers.scored import ScoredIndex, best, cut_each, pooled
 from topkit.indexers.traits import Traits, as_written
 
@@ -61,7 +62,8 @@ class shared(Combinator):
         return cut_each(self.choose(index, queries, max(ks), ordered), ks)
 
     def candidates(self, index: Index, queries: Tensor, k: int, step: Step) -> Candidates:
-        return Candidates(self.visible_scores(index, queries, step))
+        scores = self.visible_scores(index, queries, step)
+        return Candidates(scores, **cost_at(index, step.given_to(self.base)))
 
     def visible_scores(self, index: Index, queries: Tensor, step: Step) -> Tensor:
         inner = step.given_to(self.base)

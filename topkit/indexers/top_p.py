@@ -12,6 +12,7 @@ from torch import Tensor
 from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.checks import share
 from topkit.indexers.combinator import Combinator, every_score
+from topkit.indexers.cost import cost_at
 from topkit.indexers.exact import exact
 from topkit.indexers.scored import best, cut_each, masked
 from topkit.indexers.traits import Traits, as_written
@@ -62,8 +63,9 @@ class top_p(Combinator):
 
     def _choose_at(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         scores = index.visible_scores(queries, step.given_to(self.base))
-        how: dict[str, Any] = {"check": step.backend != "triton", "backend": step.backend}
-        return Selection(select_mass(scores, k, mass=self.mass, scaling=step.scaling, **how))
+        how: dict[str, Any] = {"check": step.checks, "backend": step.backend}
+        slots = select_mass(scores, k, mass=self.mass, scaling=step.scaling, **how)
+        return Selection(slots, **cost_at(index, step.given_to(self.base)))
 
     def choose_many(
         self, index: Index, queries: Tensor, ks: Sequence[int], step: Step

@@ -68,6 +68,8 @@ def _norms(vectors: Tensor) -> Tensor:
         vectors = vectors.float()  # of integers and fp8 torch has no norm
     if vectors.dtype != torch.float64:
         short = _of_dtype(vectors, torch.float32)
+        if short.is_cuda:  # which nobody waits for
+            return short.where(short.isfinite(), _of_dtype(vectors, torch.float64).float())
         if short.isfinite().all():
             return short
     return _of_dtype(vectors, torch.float64).float()

@@ -46,7 +46,7 @@ class Driver:
     layer: int
     scaling: float
     kv_heads: int
-    seed: int = 0
+    seed: int | Tensor = 0
     start: Tensor | None = None
     backend: str = "auto"
     ordered: bool = True
@@ -58,6 +58,7 @@ class Driver:
         at: Tensor | None = None,
         memo: Memo | None = None,
         room: int | None = None,
+        counted: bool = True,
     ) -> Step:
         """A step that shows the recipe those of the inputs that it declares."""
         step = Step(
@@ -73,6 +74,7 @@ class Driver:
             inputs,
             memo=memo,
             room=room,
+            counted=counted,
         )
         return step.given_to(self.indexer)
 
@@ -122,21 +124,25 @@ class Driver:
     def select_at(
         self,
         index: Index,
-        k: int,
+        ks: Sequence[int],
         queries: Tensor,
         cache: Cache,
         keys: Tensor,
         at: Tensor,
         stop: Tensor,
         inputs: Inputs,
-    ) -> Selection:
+        memo: Memo | None = None,
+        counted: bool = False,
+    ) -> dict[int, Selection]:
         """A step of fixed shapes: one key [B, Hk, 1, D] at the slot `at` [1], and its query.
 
-        Of recipes that are `fixed`; the cache, which holds the key, is all its room.
+        Of recipes that are `fixed`; the cache, which holds the key, is all its room. True scores in the memo
+        are -inf where a slot is not seen; what the choice costs is said if it is `counted`.
         """
-        step = self.step({"cache": cache, **inputs}, stop, at, room=cache.keys.shape[2])
+        room = cache.keys.shape[2]
+        step = self.step({"cache": cache, **inputs}, stop, at, memo, room, counted)
         index.append(keys, step)
-        return index.select(queries, k, step)
+        return index.select_many(queries, ks, step)
 
     def _in_pieces(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -12,6 +12,8 @@ import torch
 
 from topkit.errors import InputError
 
+# Kernels of a graph that may run at a time, where they do not wait for one another.
+BRANCHES = 8
 # The stream that is captured on serves one capture at a time.
 _lock = threading.Lock()
 
@@ -41,6 +43,100 @@ def capture(call: Callable[[], Any], device: torch.device) -> tuple[torch.cuda.C
             _recover(pool)
             raise InputError(str(error.__context__ or error)) from error
         return graph, output
+
+
+class Parts:
+    """Graphs of what a function launches, one behind the other, and what its host does between them."""
+
+    def __init__(self) -> None:
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+        self.between: list[Callable[[], object]] = []
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @classmethod
+    def of(cls, call: Callable[[], Any], device: torch.device) -> tuple[Parts, Any]:
+        """The parts of `call`, and the output that each replay writes anew.
+
+        `call` runs once before: to compile and to make workspaces.
+        Raises: InputError where the capture fails; before, what `call` does.
+        """
+        with _lock, torch.cuda.device(device):
+            side, current = _side(torch.cuda.current_device()), torch.cuda.current_stream()
+            side.wait_stream(current)
+            try:
+                with torch.cuda.stream(side):
+                    call()
+            finally:
+                current.wait_stream(side)
+            parts = _here.parts = cls()
+            torch.cuda.synchronize()
+            try:
+                with torch.cuda.stream(side):
+                    parts._begin()
+                    output = call()
+                    parts.graphs[-1].capture_end()
+            except Exception as error:
+                with suppress(Exception), torch.cuda.stream(side):
+                    parts.graphs[-1].capture_end()
+                _recover(parts._pool)
+                raise InputError(str(error.__context__ or error)) from error
+            finally:
+                _here.parts = None
+            return parts, output
+
+    def replay(self) -> None:
+        self.graphs[0].replay()
+        for call, graph in zip(self.between, self.graphs[1:], strict=True):
+            call()
+            graph.replay()
+
+    def _begin(self) -> None:
+        self.graphs.append(torch.cuda.CUDAGraph())
+        self.graphs[-1].capture_begin(pool=self._pool, capture_error_mode="thread_local")
+
+    def split(self, call: Callable[[], object]) -> None:
+        self.graphs[-1].capture_end()
+        self.between.append(call)
+        self._begin()
+
+
+class _Here(threading.local):
+    parts: Parts | None = None
+
+
+_here = _Here()
+
+
+def on_the_host(call: Callable[[], object]) -> None:
+    """Call it; in a capture of parts, at each replay in this place."""
+    if _here.parts is None:
+        call()
+    else:
+        _here.parts.split(call)
+
+
+def side_by_side(calls: Sequence[Callable[[], Any]], device: torch.device) -> list[Any]:
+    """What some calls give; in a capture those of one branch behind one another, and branches side by side.
+
+    The calls are of much the same length, and none reads what another makes.
+    """
+    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        return [call() for call in calls]
+    current, branches = torch.cuda.current_stream(), _branches(torch.cuda.current_device())
+    begun, given = current.record_event(), []
+    for n, call in enumerate(calls):
+        branch = branches[n % len(branches)]
+        branch.wait_event(begun)
+        with torch.cuda.stream(branch):
+            given.append(call())
+    for branch in branches[: len(calls)]:
+        current.wait_stream(branch)
+    return given
+
+
+@cache
+def _branches(device: int) -> list[torch.cuda.Stream]:
+    return [torch.cuda.Stream(device) for _ in range(BRANCHES)]
 
 
 @cache

@@ -177,8 +177,8 @@ class Reader:
         cache = call.until(call.keys.shape[2])
         k = self.budget.at(call.keys.shape[2])
         selection = self._driver(call).select_at(
-            index, k, call.queries, cache, new, at, stop, call.inputs
-        )
+            index, [k], call.queries, cache, new, at, stop, call.inputs
+        )[k]
         return sparse_attention(call.queries, cache, selection, call.scaling, self.backend)
 
     def _driver(self, call: Call) -> Driver:

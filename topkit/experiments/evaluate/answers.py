@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from topkit.experiments.evaluate.built import Built
+from topkit.experiments.evaluate.graphed import Graphed, in_turn, say_why, together, worthwhile
 from topkit.experiments.evaluate.observer import Observer
 from topkit.experiments.evaluate.own_words import Line, Row, Stops, go_on
 from topkit.experiments.evaluate.question_rows import QuestionRows, alike
@@ -66,6 +67,8 @@ class Haystack:
         question = len(prompt.questions[0].ids)
         self.prefix = prefill(model, prompt.ids, needs(self.cells), question)
         self.built = Built(self.prefix, seed)
+        self._graphed: Graphed | None = None
+        self._graphs = worthwhile(self.prefix, self.cells, prompt)
         self.fidelity: list[pa.Table] = []
         # Tokens of the haystack and of the questions that are asked at the time.
         self.asked = len(prompt.ids)
@@ -73,12 +76,43 @@ class Haystack:
     def answers(self, sparse_from: str, rows: int) -> dict[Cell, list[Answer]]:
         """Every cell's answers, in batches of at most `rows` rows, but of at least one question."""
         answers: dict[Cell, list[Answer]] = {cell: [] for cell in self.cells}
-        together = max(1, rows // len(self.cells))
-        for numbers in alike(self.prompt.questions, together):
+        most = max(1, rows // len(self.cells))
+        if self._graphs:
+            in_turn(self.cells, sparse_from)
+        for numbers in alike(self.prompt.questions, most):
             batch = QuestionRows(self.prompt, numbers, self.model.device)
-            for cell, said in zip(self.cells, self._ask(batch, sparse_from), strict=True):
+            for cell, said in zip(self.cells, self._asked(batch, sparse_from), strict=True):
                 answers[cell] += [Answer(n, *lists) for n, lists in zip(numbers, said, strict=True)]
         return answers
+
+    def _asked(self, batch: QuestionRows, sparse_from: str) -> list[list[tuple[list, ...]]]:
+        """What `_ask` gives: by a graph of the steps, or kernel by kernel where there can be none."""
+        judged = len(self.fidelity)
+        if self._graphs:
+            try:
+                need = self.prompt.tokens(max(batch.numbers, key=self.prompt.tokens))
+                need += max(batch.longest, *map(self.prompt.most, batch.numbers))
+                self._graphed = Graphed(
+                    self.model,
+                    self.built,
+                    self.cells,
+                    len(batch.numbers),
+                    self.context,
+                    need,
+                    sparse_from,
+                )
+                said = list(self._ask(batch, sparse_from))
+                self._graphed.keep()
+                return said
+            except (
+                Exception
+            ) as error:  # whatever a model or a recipe may do; without a graph it is named
+                self._graphs = False
+                del self.fidelity[judged:]
+                say_why(self.model, error)
+            finally:
+                self._graphed = None
+        return list(self._ask(batch, sparse_from))
 
     def _most(self, number: int) -> int:
         """How many tokens may be said to a question: no more than the model has positions for."""
@@ -90,9 +124,11 @@ class Haystack:
 
     def _ask(self, batch: QuestionRows, sparse_from: str) -> Iterator[list[tuple[list, ...]]]:
         count, self.asked = len(batch.lengths), len(self.prompt.ids) + batch.question.shape[1]
-        streams = [
+        fixed = [] if self._graphed is None else self._graphed.streams()
+        others = self.cells[sum(stream.rows for stream in fixed) // count :]
+        streams = fixed + [
             self.built.stream(list(cells), count, self.context)
-            for _, cells in groupby(self.cells, _together)
+            for _, cells in groupby(others, together)
         ]
         self._read(streams, batch, sparse_from)
         again = [None if self._cuts(stream, batch) else stream.fork() for stream in streams]
@@ -200,13 +236,9 @@ class Haystack:
         followers: Sequence[Stream] = (),
         watch: Observer | None = None,
     ) -> Tensor:
+        if self._graphed is not None:
+            return self._graphed.forward(streams, ids, last, followers, watch)
         return forward(self.model, self.prefix, streams, ids, last, followers, watch, self.asked)
-
-
-def _together(cell: Cell) -> tuple[Any, ...]:
-    """Cells of one recipe are rows of one stream; at each budget alone, if it reads what it selected."""
-    reads = cell.indexer is not None and "upstream" in cell.indexer.needs
-    return cell.indexer, cell.budget if reads else None
 
 
 def _judge(logits: Tensor, answer: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeGuard
 
 import torch
@@ -33,30 +34,36 @@ class Built:
         if indexer is not None:
             if indexer.traits().remembers:
                 self._indices.pop(indexer, None)
-            for layer, index in self._of(indexer).items():
-                indices[layer] = self._rows(index, layer, len(rows))
+            for layer, index in self.of(indexer).items():
+                indices[layer] = self.rows(index, layer, len(rows))
         return Stream(rows, context, indices, self.seed)
 
-    def _of(self, indexer: Indexer) -> dict[int, Index]:
+    def of(self, indexer: Indexer) -> dict[int, Index]:
         if indexer not in self._indices:
             if _wraps(indexer):
-                base = self._of(indexer.base)
+                base = self.of(indexer.base)
                 indices: dict[int, Index] = {n: Wrapped(indexer, one) for n, one in base.items()}
             else:
-                unlisted = "native" not in indexer.needs
-                indices = {
-                    n: self._build(indexer, n, past)
-                    for n, past in self.prefix.items()
-                    if past.listed or unlisted
-                }
+                indices = self._built(indexer)
             self._indices[indexer] = indices
         return self._indices[indexer]
+
+    def _built(self, indexer: Indexer) -> dict[int, Index]:
+        """An index of each layer; those that hosts make, in as many threads as torch uses."""
+        unlisted = "native" not in indexer.needs
+        layers = {n: past for n, past in self.prefix.items() if past.listed or unlisted}
+        workers = torch.get_num_threads() if indexer.requires == "faiss" else 1
+        if workers == 1:
+            return {n: self._build(indexer, n, past) for n, past in layers.items()}
+        with ThreadPoolExecutor(workers) as pool:
+            made = pool.map(lambda one: self._build(indexer, *one), layers.items())
+            return dict(zip(layers, made, strict=True))
 
     def _build(self, indexer: Indexer, layer: int, prefix: Prefix) -> Index:
         driver = Driver(indexer, layer, prefix.scaling, prefix.cache.heads, self.seed)
         return driver.build(prefix.cache, prefix.inputs)
 
-    def _rows(self, index: Index, layer: int, rows: int) -> Index:
+    def rows(self, index: Index, layer: int, rows: int) -> Index:
         """An index of `rows` streams behind the prefix."""
         keys = self.prefix[layer].cache.keys
         if keys.numel() * rows > COPIED:

@@ -37,33 +37,27 @@ class Observer:
         return cls(streams, Board(sum(stream.rows for stream in streams), queries))
 
     def __call__(self, asked: Asked, lists: Lists, output: Tensor) -> None:
-        _, heads, count, length = asked.scores.shape
-        # On a CPU a few rows at a time: what is written of them is read again from its caches.
-        for part in blocks(len(lists.numbers), heads * count * length, output.device):
-            some, places = asked.of(part), range(len(lists.numbers))[part]
-            exact = Exact(
-                some.queries,
-                None,
-                None,
-                max(lists.budgets[part]),
-                scaling=some.scaling,
-                layer=some.layer,
-                stop=some.stops[None],
-                scores=some.scores,
-                rounding=Rounding.of_norms(some.queries, some.norms),
-                weigh=some.cache.weigh,
-            )
-            judged = exact.heads(lists.of(places), lists.ks[part], output=output[part])
-            if lists.selection.log_weights is not None:
-                judged = _without_estimates(judged, lists.weighted[part])
-            self.board.note(some.layer, lists.numbers[part], some.first, judged)
-            for units in sorted({*lists.units[part]} - {heads}):
-                shared = [place for place in places if lists.units[place] == units]
-                mine = torch.tensor(shared, device=output.device)
-                own = exact.of(mine - part.start)
-                judged = own.units(lists.of(shared, units), lists.ks[mine])
-                numbers = [lists.numbers[place] for place in shared]
-                self.board.note(some.layer, numbers, some.first, judged)
+        for places, judged in _judged(asked, lists, output):
+            numbers = [lists.numbers[place] for place in places]
+            self.board.note(asked.layer, numbers, asked.first, judged)
+
+    def layers(
+        self, layers: Sequence[int], first: int, asked: Asked, lists: Lists, output: Tensor
+    ) -> None:
+        """As a call for each of several layers, whose rows stand one behind the other.
+
+        lists.numbers: of each layer again, behind `first` other rows.
+        """
+        each = len(lists.numbers) // len(layers)
+        for places, judged in _judged(asked, lists, output):
+            for n, layer in enumerate(layers):
+                own = [at for at, place in enumerate(places) if place // each == n]
+                if own:
+                    some = slice(own[0], own[-1] + 1)
+                    columns = {name: x[some] for name, x in judged.columns.items()}
+                    part = Judged(judged.level, judged.reference, columns)
+                    numbers = [first + lists.numbers[place] for place in places[some]]
+                    self.board.note(layer, numbers, asked.first, part)
 
     def tables(
         self, questions: Sequence[int], real: Tensor, first: int, each: bool, steps: str
@@ -103,10 +97,39 @@ class Observer:
                 break
             row -= stream.rows
         cell = stream.cells[row]
-        nbytes = [stream.indices[layer].nbytes / stream.rows for layer in layers]
+        nbytes = [stream.nbytes(layer) / stream.rows for layer in layers]
         by_layer = {"layer": torch.tensor(layers), "index_bytes": torch.tensor(nbytes).double()}
         each = {n: x.repeat_interleave(count)[:, None, None] for n, x in by_layer.items()}
         return {**cell.columns, "k": cell.k(stream.context), **each}
+
+
+def _judged(asked: Asked, lists: Lists, output: Tensor) -> Iterator[tuple[Sequence[int], Judged]]:
+    """Places among the rows of the lists, and what is judged of them: of heads, and of lists that they share."""
+    _, heads, count, length = asked.scores.shape
+    # On a CPU a few rows at a time: what is written of them is read again from its caches.
+    for part in blocks(len(lists.numbers), heads * count * length, output.device):
+        some, places = asked.of(part), range(len(lists.numbers))[part]
+        exact = Exact(
+            some.queries,
+            None,
+            None,
+            max(lists.budgets[part]),
+            scaling=some.scaling,
+            layer=some.layer,
+            stop=some.stops[None],
+            scores=some.scores,
+            rounding=Rounding.of_norms(some.queries, some.norms),
+            weigh=some.cache.weigh,
+        )
+        judged = exact.heads(lists.of(places), lists.ks[part], output=output[part])
+        if lists.selection.log_weights is not None:
+            judged = _without_estimates(judged, lists.weighted[part])
+        yield places, judged
+        for units in sorted({*lists.units[part]} - {heads}):
+            shared = [place for place in places if lists.units[place] == units]
+            mine = torch.tensor(shared, device=output.device)
+            own = exact.of(mine - part.start)
+            yield shared, own.units(lists.of(shared, units), lists.ks[mine])
 
 
 def _without_estimates(judged: Judged, weighted: Sequence[bool]) -> Judged:

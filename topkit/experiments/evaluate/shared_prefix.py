@@ -47,8 +47,8 @@ class Prefill:
         inputs = {"prefill_queries": call.queries, "values": call.values, **call.inputs}
         inputs = {name: x for name, x in inputs.items() if name in self.needs}
         cache = Cache(call.keys.contiguous(), call.values.contiguous())
-        listed = call.indices is not None
-        self.layers[call.layer] = Prefix(cache, call.scaling, call.window, inputs, listed)
+        listed, heads = call.indices is not None, call.queries.shape[1]
+        self.layers[call.layer] = Prefix(cache, call.scaling, call.window, inputs, heads, listed)
         return call.dense()
 
 

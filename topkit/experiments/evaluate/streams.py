@@ -33,6 +33,8 @@ class Prefix:
     scaling: float
     window: int | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
+    # Of the queries.
+    heads: int = 0
     listed: bool = False
     index_keys: Tensor | None = None
 
@@ -86,9 +88,18 @@ class Stream:
         # What the queries of this layer's call selected, piece by piece.
         self.selected: list[Selection] = []
 
+    def nbytes(self, layer: int) -> int:
+        """Bytes that the index of a layer holds."""
+        return self.indices[layer].nbytes
+
     @property
     def cuts(self) -> bool:
         """Whether `cut` leaves it as if what it forgets had never been read."""
+        return self.cuts_its_index
+
+    @property
+    def cuts_its_index(self) -> bool:
+        """Whether its indexes forget as if they had never known."""
         traits = None if self.indexer is None else self.indexer.traits()
         return traits is None or not (traits.drifts or traits.remembers)
 
@@ -128,7 +139,7 @@ class Stream:
         layer: int,
         prefix: Prefix,
         queries: Tensor,
-        cache: SharedCache,
+        cache: Cache,
         inputs: dict[str, Any],
         place: slice,
         known: Memo,

@@ -1,0 +1,213 @@
+"""Token steps of all fixed rows give the rows that whole passes give, kernel by kernel."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import topkit
+from tiny import READS_REFERENCE, lightning_for, tiny
+from topkit.errors import InputError
+from topkit.experiments.evaluate import fixed_rows, graphed, hosted, token_steps
+from topkit.experiments.evaluate.haystack_means import _observed
+from topkit.experiments.model.load import REFERENCE
+from topkit.experiments.runs.cells import parse_cells
+from topkit.experiments.tasks import make_task
+from topkit.indexers import Selection
+from topkit.indexers.stateless import Stateless
+from topkit.indexers.traits import Traits
+
+TASK = make_task("niah-multikey", questions=2, distractors=2)
+FIXED = (
+    "degraded(0.6)",
+    "degraded(0.8, miss='boundary', fill='next')",
+    "degraded(0.5, miss='page', fill='recent', persist='stream', per='group')",
+    "exact()",
+    "keep(refine(sign(), factor=2), sink=1, window=1)",
+    "moba(page_size=4)",
+    "quantized(dtype='int4', center=True)",
+    "quest(page_size=4)",
+    "random()",
+    "refine(sign(), factor=4)",
+    "shared(quantized(dtype='int8'), per='layer')",
+    "sign(hadamard=True)",
+    "streaming_llm(sink=4, window=16)",
+    "top_p(quantized(dtype='int4'), mass=0.9)",
+    "vattention(quantized(dtype='int4'))",
+)
+HOSTED = ("reuse(sign(), every=2)", *(["faiss_ivf(nlist=8)"] if find_spec("faiss") else []))
+OTHERS = ("lightning(weights='given')",)
+
+
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(REFERENCE)
+
+
+def model(**changes: Any) -> Any:
+    return tiny("llama", **{**READS_REFERENCE, "max_position_embeddings": 1024, **changes})
+
+
+def run(
+    monkeypatch: Any, out: Path, made: Any, specs: Any, k: Any, on: bool, **how: Any
+) -> tuple[list[dict], Any]:
+    """The rows of accuracy, and of fidelity, in one order."""
+    monkeypatch.setattr(graphed, "_can_capture", lambda _: on)
+    given: dict[str, Any] = {"tokenizer": tokenizer(), "observe": "rows", **how}
+    lengths, samples = given.pop("lengths", [300, 340]), given.pop("samples", 1)
+    place = out / ("steps" if on else "passes")
+    rows = topkit.evaluate(made, TASK, lengths, samples, specs, k, out=place, **given).to_pylist()
+    names = ("indexer", "budget", "length", "haystack", "question")
+    rows.sort(key=lambda row: tuple(row[name] for name in names))
+    table = _observed(place)
+    order = (*names, "steps", "position", "level", "layer", "head")
+    return rows, table.sort_by([(name, "ascending") for name in order])
+
+
+def same(ours: tuple[list[dict], Any], theirs: tuple[list[dict], Any], near: float = 1e-5) -> None:
+    assert len(ours[0]) == len(theirs[0]) and ours[1].num_rows == theirs[1].num_rows > 0
+    for a, b in zip(ours[0], theirs[0], strict=True):
+        for name, x in a.items():
+            if isinstance(x, float):
+                assert x == pytest.approx(b[name], abs=near, nan_ok=True), (a["indexer"], name)
+            else:
+                assert x == b[name], (a["indexer"], name)
+    for name, kind in zip(ours[1].schema.names, ours[1].schema.types, strict=True):
+        a, b = (table[name].to_numpy() for table in (ours[1], theirs[1]))
+        if pa.types.is_floating(kind):
+            # An entropy's exponent has many roundings in it.
+            each = 1e-3 if name == "support" else near
+            assert np.allclose(a, b, rtol=1e-5, atol=each, equal_nan=True), name
+        else:
+            assert (a == b).all(), name
+
+
+@pytest.mark.parametrize(
+    "sparse_from", ["question", pytest.param("answer", marks=pytest.mark.slow)]
+)
+def test_rows_are_those_of_whole_passes(tmp_path: Path, monkeypatch: Any, sparse_from: str) -> None:
+    """Of haystacks of two lengths, and so two seeds, in the same buffers."""
+    made, count = model(), list[Any]()
+    own = fixed_rows.FixedRows.__init__
+
+    def counting(self: Any, *given: Any) -> None:
+        count.append(self)
+        own(self, *given)
+
+    monkeypatch.setattr(fixed_rows.FixedRows, "__init__", counting)
+    given: dict[str, Any] = {"sparse_from": sparse_from}
+    both = [
+        run(monkeypatch, tmp_path, made, [*FIXED, *HOSTED], [4, 12], on, **given)
+        for on in (True, False)
+    ]
+    same(*both)
+    # Steps of both lengths; a recipe that reads upstream goes alone at each budget.
+    kinds = [type(x).__name__ for x in count]
+    assert kinds == ["FixedRows"] + ["HostedRows"] * (len(HOSTED) + 1)
+
+
+def test_inputs_of_the_layer_and_windows(tmp_path: Path, monkeypatch: Any) -> None:
+    lightnings = [lightning_for(tmp_path, heads=2, dim=32, dtype=d) for d in ("fp8", "fp32")]
+    specs = [*lightnings, "sign()", "exact()"]
+    both = [
+        run(monkeypatch, tmp_path / "a", model(), specs, [8, "100%"], on, lengths=300)
+        for on in (True, False)
+    ]
+    same(*both)
+    layers = ["sliding_attention", "full_attention"]
+    changes = dict(sliding_window=64, use_sliding_window=True, layer_types=layers)
+    windowed = tiny("qwen3", **{**READS_REFERENCE, "max_position_embeddings": 1024, **changes})
+    both = [
+        run(monkeypatch, tmp_path / "b", windowed, specs[2:], 8, on, lengths=300)
+        for on in (True, False)
+    ]
+    same(*both)
+
+
+def test_which_cells_are_fixed() -> None:
+    for spec in (*FIXED, "lightning(dtype='fp8')"):
+        assert all(fixed_rows.is_fixed(cell) for cell in parse_cells([spec], [4], True)), spec
+    for spec in (*HOSTED, *OTHERS, "lightning()"):
+        (cell,) = parse_cells([spec], [4], False)
+        assert not fixed_rows.is_fixed(cell), spec
+        assert hosted.is_hosted(cell, "question") == (spec not in OTHERS), spec
+        assert hosted.is_hosted(cell, "answer") == (spec in HOSTED), spec
+    (cell,) = parse_cells(["exact()"], ["100%"], False)
+    assert not fixed_rows.is_fixed(cell) and not hosted.is_hosted(cell, "question")
+
+
+@dataclass(frozen=True)
+class twice(Stateless):
+    """Says that it is fixed, and names a slot twice."""
+
+    def traits(self) -> Any:
+        return Traits(fixed=True)
+
+    def choose(self, queries: Any, k: int, step: Any, length: int) -> Selection:
+        shape = (*queries.shape[:3], 2)
+        return Selection(torch.zeros(shape, dtype=torch.long, device=queries.device))
+
+
+def test_what_is_wrong_is_said_by_the_recipes_name(tmp_path: Path, monkeypatch: Any) -> None:
+    with pytest.raises(InputError, match=r"twice.*chose slot 0 twice"):
+        run(monkeypatch, tmp_path, model(), [twice(), "sign()"], 4, True)
+
+
+def test_what_cannot_be_captured_runs_kernel_by_kernel(tmp_path: Path, monkeypatch: Any) -> None:
+    made, specs = model(), ["exact()", "sign()"]
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no graph holds this")
+
+    plain = run(monkeypatch, tmp_path, made, specs, 4, False)
+    monkeypatch.setattr(fixed_rows.FixedRows, "attend", fail)
+    with pytest.warns(UserWarning, match="one kernel at a time.*no graph holds this"):
+        same(run(monkeypatch, tmp_path, made, specs, 4, True), plain)
+
+
+def test_weights_that_moved_are_not_read_where_they_stood(tmp_path: Path, monkeypatch: Any) -> None:
+    made, specs = model(), ["exact()", "sign()"]
+    run(monkeypatch, tmp_path / "a", made, specs, 4, True)
+    with torch.no_grad():
+        for part in made.parameters():
+            part.data = part.data * 1.5
+    given = (made, specs, 4)
+    same(*(run(monkeypatch, tmp_path / "b", *given, on) for on in (True, False)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_one_graph_serves_haystacks_of_two_lengths(
+    tmp_path: Path, monkeypatch: Any, dtype: torch.dtype
+) -> None:
+    made = model(head_dim=64).to("cuda", dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ours, theirs = (
+            run(monkeypatch, tmp_path, made, [*FIXED, *HOSTED], [4, 12], on) for on in (True, False)
+        )
+    for steps in token_steps._kept[made].values():
+        assert set(steps._graphs) == {True}
+    assert len(ours[0]) == len(theirs[0]) and ours[1].num_rows == theirs[1].num_rows
+    apart = {
+        name: sum(
+            abs(a - b) > 1e-4
+            for a, b in zip(*(t[name].to_pylist() for t in (ours[1], theirs[1])), strict=True)
+        )
+        for name in ("recall", "mass")
+    }
+    print(apart)
+    # A key that lies between two codes may be rounded to either.
+    most = 0.002 if dtype == torch.float32 else 0.1
+    assert max(apart.values()) <= most * ours[1].num_rows, apart
+    for a, b in zip(ours[0], theirs[0], strict=True):
+        assert a["nll"] == pytest.approx(b["nll"], abs=1e-3 if dtype == torch.float32 else 0.2), a

@@ -1,0 +1,265 @@
+"""One haystack's rows: the fixed ones by token steps, the others by passes of their own beside them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from itertools import groupby
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from topkit.errors import InputError
+from topkit.experiments.evaluate.batch import Asked, Watch
+from topkit.experiments.evaluate.built import Built
+from topkit.experiments.evaluate.fixed_rows import FixedRows, is_fixed
+from topkit.experiments.evaluate.fixed_streams import FixedStream, fixed_streams, grow
+from topkit.experiments.evaluate.hosted import (
+    HostedRows,
+    HostedStream,
+    hosted_stream,
+    is_hosted,
+)
+from topkit.experiments.evaluate.lists import Lists
+from topkit.experiments.evaluate.noted import judge, require_choices
+from topkit.experiments.evaluate.observer import Observer
+from topkit.experiments.evaluate.shared_prefix import forward
+from topkit.experiments.evaluate.streams import Prefix, Stream
+from topkit.experiments.evaluate.token_steps import TokenSteps, keep, steps_of
+from topkit.experiments.runs.cells import Cell
+from topkit.experiments.tasks import Prompt
+from topkit.kernels.backend import resolve
+
+# Tokens of a question and its answer from which on whole passes cost less than their steps.
+MOST = 128
+# Gives logits, or what waits for them.
+Run = Callable[[], Any]
+
+
+class Graphed:
+    """Gives what `shared_prefix.forward` gives, of streams that come as `streams` has them."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        built: Built,
+        cells: Sequence[Cell],
+        questions: int,
+        context: int,
+        need: int,
+        sparse_from: str,
+    ) -> None:
+        """need: how many slots there will be.
+
+        Raises: InputError where their buffers have no room.
+        """
+        self.model, self.built = model, built
+        self.prefix, self.context = built.prefix, context
+        fixed = tuple(cell for cell in cells if is_fixed(cell) for _ in range(questions))
+        wanted: dict[tuple[Cell, ...], type[FixedRows]] = {fixed: FixedRows}
+        hosted = [cell for cell in cells if is_hosted(cell, sparse_from)]
+        for _, some in groupby(hosted, together):
+            wanted[tuple(cell for cell in some for _ in range(questions))] = HostedRows
+        self._steps = steps_of(model, wanted, context, built, need)
+        self._fixed, self._hosted = self._steps[0], self._steps[1:]
+        self._questions = questions
+
+    def keep(self) -> None:
+        """Leave the steps to the next haystack."""
+        keep(self.model, self._steps)
+
+    def streams(self) -> list[Stream]:
+        """The streams of fixed rows, and those whose hosts choose."""
+        streams: list[Stream] = []
+        streams += fixed_streams(self._fixed.rows, self.built, self._fixed.cells, self.context)
+        for steps in self._hosted:
+            cells = steps.cells[:: self._questions]
+            stream = self.built.stream(cells, self._questions, self.context)
+            streams.append(hosted_stream(stream, cast("HostedRows", steps.rows), self.built))
+        return streams
+
+    def forward(
+        self,
+        streams: Sequence[Stream],
+        ids: Tensor,
+        last: int,
+        followers: Sequence[Stream] = (),
+        watch: Observer | None = None,
+    ) -> Tensor:
+        """As `shared_prefix.forward`."""
+        if followers:
+            return self._read_dense([*streams, *followers], ids)
+        runs, first = list[Run](), 0
+        for steps, some in self._runs(streams):
+            rows = slice(first, first + sum(stream.rows for stream in some))
+            if steps is None:
+                behind = None if watch is None else _numbered_from(first, watch)
+                how: Any = (self.model, self.prefix, some, ids[rows], last, (), behind)
+                runs.append(partial(forward, *how))
+            else:
+                own = None if watch is None else (watch, first)
+                runs.append(partial(self._replayed, steps, some, ids[rows], last, own))
+            first = rows.stop
+        return torch.cat(self._side_by_side(runs))
+
+    def _runs(self, streams: Sequence[Stream]) -> Iterator[tuple[TokenSteps | None, list[Any]]]:
+        """The streams that go together, and whose steps do it; None for a pass of its own."""
+        by_rows = {id(steps.rows): steps for steps in self._hosted}
+
+        def home(stream: Stream) -> int:
+            if isinstance(stream, HostedStream):
+                return id(stream.home)
+            return isinstance(stream, FixedStream)
+
+        for key, some in groupby(streams, home):
+            yield self._fixed if key is True else by_rows.get(key), list(some)
+
+    def _read_dense(self, streams: Sequence[Stream], ids: Tensor) -> Tensor:
+        """Let all streams read what full attention reads, of tokens [B, t] of the questions."""
+        runs = list[Run]()
+        for steps, some in self._runs(streams):
+            if steps is None:
+                dense = Stream([Cell()] * len(ids), self.context, {}, self.built.seed)
+                how: Any = (self.model, self.prefix, [dense], ids, 1, some)
+                runs.append(partial(forward, *how))
+            else:
+                rows = ids.repeat(sum(stream.rows for stream in some) // len(ids), 1)
+                runs.append(partial(self._replayed, steps, some, rows, 1, None, sparse=False))
+        return self._side_by_side(runs)[0][: len(ids)]
+
+    def _side_by_side(self, runs: Sequence[Run]) -> list[Tensor]:
+        """What some runs give: the first, which its host does not wait for, while the others go on."""
+        if len(runs) == 1 or not self._fixed.rows.at.is_cuda:
+            return [_finished(run()) for run in runs]
+        current, side = torch.cuda.current_stream(), _side(self._fixed.rows.device)
+        ready = current.record_event()
+        begun = runs[0]()
+        side.wait_event(ready)
+        with torch.cuda.stream(side):
+            given = [_finished(run()) for run in runs[1:]]
+        current.wait_stream(side)
+        return [_finished(begun), *given]
+
+    def _replayed(
+        self,
+        steps: TokenSteps,
+        streams: Sequence[FixedStream],
+        ids: Tensor,
+        last: int,
+        watch: tuple[Observer, int] | None,
+        sparse: bool = True,
+    ) -> Callable[[], Tensor]:
+        """Step through tokens [r, t]; what is given waits, and gives the logits [r, last, V] of the last."""
+        rows, count, length = steps.rows, ids.shape[1], streams[0].length
+        places = torch.arange(length, length + count, device=ids.device)
+        logits = list[Tensor]()
+        parts = [slice(n, min(n + rows.steps, count)) for n in range(0, count, rows.steps)]
+
+        def look(part: slice) -> None:
+            stops = places[part] + 1
+            if sparse:
+                require_choices(rows, stops)
+            if watch is not None:
+                judge(rows, self.prefix, part.start, stops, *watch)
+
+        for n, part in enumerate(parts):
+            if n:
+                look(parts[n - 1])
+            logits += self._launched(steps, streams, ids, length, part, last, sparse)
+
+        def finish() -> Tensor:
+            look(parts[-1])
+            for stream in streams:
+                stream.length = length + count
+                if isinstance(stream, HostedStream) and not sparse:
+                    stream.read_dense(self.prefix)
+                if watch is not None or not sparse:
+                    grow(rows, stream, self.prefix, at_once=not sparse)
+            whole = torch.cat(logits, 1)
+            if whole.amax().isnan():
+                raise InputError("its logits hold NaN")
+            return whole
+
+        return finish
+
+    def _launched(
+        self,
+        steps: TokenSteps,
+        streams: Sequence[FixedStream],
+        ids: Tensor,
+        length: int,
+        part: slice,
+        last: int,
+        sparse: bool,
+    ) -> Iterator[Tensor]:
+        """Step through a part of the tokens, and give the logits [r, 1, V] of those among the last."""
+        rows = steps.rows
+        numbers = torch.tensor([n for one in streams for n in one.numbers], device=ids.device)
+        for n in range(part.start, part.stop):
+            rows.at.fill_(length + n)
+            rows.place.fill_(n - part.start)
+            # The other rows read once more what they have read at this place, and write the same.
+            rows.read[numbers, length + n] = ids[:, n]
+            steps.ids.copy_(rows.read[:, length + n, None])
+            rows.stand(streams, length + n)
+            step = steps.step(self.model, sparse)
+            if n >= ids.shape[1] - last:
+                yield step[numbers]
+
+
+def _finished(given: Tensor | Callable[[], Tensor]) -> Tensor:
+    return given if isinstance(given, Tensor) else given()
+
+
+@cache
+def _side(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def worthwhile(prefix: Mapping[int, Prefix], cells: Sequence[Cell], prompt: Prompt) -> bool:
+    """Whether steps are worth a graph: on a GPU with Triton, if recipes are fixed and texts short."""
+    keys = next(iter(prefix.values())).cache.keys
+    read = max(len(q.ids) + len(q.answer_ids) for q in prompt.questions)
+    # A model's own lists come with the call, and are no part of a step.
+    plain = not any(past.listed for past in prefix.values())
+    return _can_capture(keys) and plain and read <= MOST and sum(map(is_fixed, cells)) > 1
+
+
+def say_why(model: PreTrainedModel, error: Exception) -> None:
+    """Warn that steps run kernel by kernel; what is wrong with a recipe or model is said where they do."""
+    if not isinstance(error, InputError):
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        name = type(model).__name__
+        warnings.warn(
+            f"steps of {name} run one kernel at a time, for they cannot be captured in a CUDA graph: "
+            f"{reason}",
+            stacklevel=2,
+        )
+
+
+def _can_capture(keys: Tensor) -> bool:
+    return keys.is_cuda and resolve("auto", keys) == "triton"
+
+
+def _numbered_from(first: int, watch: Watch) -> Watch:
+    """An observer of rows that stand behind `first` others."""
+
+    def behind(asked: Asked, lists: Lists, output: Tensor) -> None:
+        watch(asked, replace(lists, numbers=[first + number for number in lists.numbers]), output)
+
+    return behind
+
+
+def together(cell: Cell) -> tuple[Any, ...]:
+    """Cells of one recipe are rows of one stream; at each budget alone, if it reads what it selected."""
+    reads = cell.indexer is not None and "upstream" in cell.indexer.needs
+    return cell.indexer, cell.budget if reads else None
+
+
+def in_turn(cells: list[Cell], sparse_from: str) -> None:
+    """Sort cells as streams come: the fixed ones, those whose hosts choose, the others."""
+    cells.sort(key=lambda cell: (not is_fixed(cell), not is_hosted(cell, sparse_from)))

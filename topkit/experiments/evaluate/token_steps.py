@@ -1,0 +1,160 @@
+"""Token steps of a model over fixed rows, each the replay of one CUDA graph, kept from haystack to haystack.
+
+A capture costs as much Python as two steps, kernel by kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from topkit.errors import InputError
+from topkit.experiments.decode.graph_capture import Parts
+from topkit.experiments.evaluate.built import Built
+from topkit.experiments.evaluate.fixed_rows import FixedRows, Group
+from topkit.experiments.model.attention import switched_attention
+from topkit.experiments.runs.cells import Cell, needs
+
+# Slots that buffers are a multiple of, so that haystacks of about one length share them.
+ROUND = 256
+# Steps whose selections are kept to be judged together.
+STEPS = 32
+
+
+class TokenSteps:
+    """The steps of a model over fixed rows: all sparse, or all dense."""
+
+    def __init__(self, model: PreTrainedModel, rows: FixedRows, cells: Sequence[Cell]) -> None:
+        self.rows, self.cells = rows, tuple(cells)
+        self.addresses = _addresses(model)
+        self.ids = torch.zeros(rows.count, 1, dtype=torch.long, device=rows.device)
+        self._read = bool(needs(cells) & {"hidden", "latent", "rope"})
+        # Made already, as transformers sees it, which then makes none; nobody has use for one.
+        self._mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.device)
+        self._graphs: dict[bool, tuple[Parts, Tensor]] = {}
+
+    @property
+    def lasts(self) -> bool:
+        """Whether nothing but the model stands behind what its graphs read."""
+        return not (self._read and type(self.rows) is FixedRows)
+
+    def serves(self, model: PreTrainedModel, groups: tuple[Group, ...], need: int) -> bool:
+        """Whether these steps are those of a model whose weights stand where they stood, with room enough."""
+        fits = need <= self.rows.room <= 2 * need + ROUND
+        return fits and self.rows.groups == groups and self.addresses == _addresses(model)
+
+    def step(self, model: PreTrainedModel, sparse: bool) -> Tensor:
+        """The next token's logits [R, 1, V], which the next step writes over."""
+        if self.rows.device.type != "cuda":
+            return self._call(model, sparse)
+        if sparse not in self._graphs:
+            with self.rows.idle():
+                made = Parts.of(lambda: self._call(model, sparse), self.rows.device)
+            self._graphs[sparse] = made
+        graph, logits = self._graphs[sparse]
+        graph.replay()
+        return logits
+
+    def _call(self, model: PreTrainedModel, sparse: bool) -> Tensor:
+        def attend(call: Any) -> Tensor:
+            call.require_plain()
+            return self.rows.attend(call, sparse)
+
+        with switched_attention(model, attend, inputs=self._read):
+            return model(
+                input_ids=self.ids,
+                position_ids=self.rows.at.expand(self.rows.count, 1),
+                attention_mask=self._mask,
+                use_cache=False,
+                logits_to_keep=1,
+            ).logits
+
+
+# The last steps of each model.
+_kept: WeakKeyDictionary[PreTrainedModel, dict[tuple[Cell, ...], TokenSteps]] = WeakKeyDictionary()
+
+
+def steps_of(
+    model: PreTrainedModel,
+    wanted: Mapping[tuple[Cell, ...], type[FixedRows]],
+    context: int,
+    built: Built,
+    need: int,
+) -> list[TokenSteps]:
+    """The steps of rows of some cells each, of a kind, with at least `need` slots: those kept, where they serve.
+
+    Raises: InputError where there is no memory for them.
+    """
+    kept, groups = _kept.pop(model, {}), {cells: groups_of(cells, context) for cells in wanted}
+    for cells, steps in list(kept.items()):
+        if cells not in wanted or not steps.serves(model, groups[cells], need):
+            del kept[cells]  # before other buffers are made
+    for cells, kind in wanted.items():
+        if cells not in kept:
+            room = -(-need // ROUND) * ROUND
+            require_room(built, groups[cells], room)
+            rows = kind(groups[cells], built.prefix, built, room, STEPS)
+            kept[cells] = TokenSteps(model, rows, cells)
+        kept[cells].rows.begin(built.prefix, built)
+    return [kept[cells] for cells in wanted]
+
+
+def keep(model: PreTrainedModel, steps: Sequence[TokenSteps]) -> None:
+    """Leave steps to the next haystack; but for those whose graphs read files, which may be let go of."""
+    _kept[model] = {one.cells: one for one in steps if one.lasts}
+
+
+def require_room(built: Built, groups: Sequence[Group], room: int) -> None:
+    """Require that a GPU has twice the memory free that rows of so many slots take.
+
+    Raises: InputError.
+    """
+    device = next(iter(built.prefix.values())).cache.keys.device
+    if device.type != "cuda":
+        return
+    free = torch.cuda.mem_get_info(device)[0]
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if 2 * bytes_of(built, groups, room) > free:
+        raise InputError("caches of all rows do not fit")
+
+
+def bytes_of(built: Built, groups: Sequence[Group], room: int) -> int:
+    """What rows of so many slots take: keys, values and codes of each, and what is noted of STEPS steps."""
+    rows, total = groups[-1].rows.stop, 0.0
+    wide = max((k for group in groups for k in group.ks), default=0)
+    for number, past in built.prefix.items():
+        keys, values = past.cache.keys, past.cache.values
+        assert values is not None
+        share = room / past.length
+        total += rows * share * (keys.nbytes + values.nbytes + keys.nbytes / keys.shape[3])
+        total += STEPS * rows * past.heads * (8 * wide + 8 * keys.shape[3])
+        indices = ((g, built.of(g.indexer)[number]) for g in groups if g.indexer is not None)
+        total += sum(group.count * share * index.nbytes for group, index in indices)
+    return int(total)
+
+
+def _addresses(model: PreTrainedModel) -> tuple[int, ...]:
+    return tuple(x.data_ptr() for x in (*model.parameters(), *model.buffers()))
+
+
+def groups_of(cells: Sequence[Cell], context: int) -> tuple[Group, ...]:
+    """The groups of rows that are of these cells, one after the other."""
+    groups, first = list[Group](), 0
+    while first < len(cells):
+        indexer, stop = cells[first].indexer, first
+        runs = list[tuple[slice, int]]()
+        while stop < len(cells) and cells[stop].indexer == indexer:
+            begin, cell = stop, cells[stop]
+            while stop < len(cells) and cells[stop] == cell:
+                stop += 1
+            k = cell.k(context)
+            if k is not None:
+                runs.append((slice(begin - first, stop - first), k))
+        groups.append(Group(indexer, slice(first, stop), tuple(runs)))
+        first = stop
+    return tuple(groups)

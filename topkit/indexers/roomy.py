@@ -1,0 +1,65 @@
+# pyright: strict
+"""Indexes with room for all slots to come, whose buffers stay where they are and are filled anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from topkit.indexers.base import Index
+from topkit.indexers.combinator import Wrapped
+from topkit.indexers.growing import Growing
+from topkit.indexers.mean_key import MeanIndex
+from topkit.indexers.paged import PagedIndex
+from topkit.indexers.scored import ScoredIndex
+from topkit.indexers.stateless import SlotCount
+
+
+def roomy(index: Index, rows: int, room: int) -> Index | None:
+    """`rows` streams like the one of an index, with buffers of `room` slots; None for a kind not known here."""
+    if isinstance(index, Wrapped):
+        base = roomy(index.base, rows, room)
+        return None if base is None else replace(index, base=base)
+    # Other kinds of one's own may hold what is not known of here.
+    if isinstance(index, SlotCount) and type(index).__module__.startswith("topkit."):
+        return index.fork()
+    if type(index) not in (ScoredIndex, MeanIndex, PagedIndex):
+        return None
+    twin = index.fork()
+    twin.reorder(torch.zeros(rows, dtype=torch.long))
+    if isinstance(twin, PagedIndex):
+        twin.pages, twin.growing = _grown(twin.pages, -(-room // twin.recipe.page_size) + 1)
+    elif isinstance(twin, ScoredIndex):
+        twin.codes, twin.growing = _grown(twin.codes, room)
+    return twin
+
+
+def refill(index: Index, other: Index) -> None:
+    """Write what another index of one row holds to every row of one that is `roomy`, where it stands."""
+    if isinstance(index, Wrapped) and isinstance(other, Wrapped):
+        refill(index.base, other.base)
+    if isinstance(index, PagedIndex) and isinstance(other, PagedIndex):
+        _put(index.room(), other.pages)
+    if isinstance(index, ScoredIndex) and isinstance(other, ScoredIndex):
+        _put(index.room(), other.codes)
+    if isinstance(index, MeanIndex) and isinstance(other, MeanIndex):
+        index.mean.copy_(other.mean)
+
+
+def _grown(
+    tensors: dict[str, torch.Tensor], room: int
+) -> tuple[dict[str, torch.Tensor], dict[str, Growing]]:
+    """Tensors as the beginnings of buffers of `room` slots, and what holds these."""
+    shown, growing = dict[str, torch.Tensor](), dict[str, Growing]()
+    for name, tensor in tensors.items():
+        growing[name] = Growing(share=0.0, multiple=1)
+        growing[name].extended(tensor, tensor, room - tensor.shape[2])
+        shown[name] = growing[name].until(tensor.shape[2])
+    return shown, growing
+
+
+def _put(room: dict[str, torch.Tensor] | None, tensors: dict[str, torch.Tensor]) -> None:
+    assert room is not None
+    for name, tensor in tensors.items():
+        room[name][:, :, : tensor.shape[2]] = tensor
