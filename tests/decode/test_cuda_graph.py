@@ -44,6 +44,8 @@ SMALL = (
 )
 # Recipes that a graph holds as well, of many small kernels.
 OTHERS = (
+    "degraded(0.5)",
+    "degraded(0.6, miss='boundary', fill='next')",
     "moba(page_size=4)",
     "streaming_llm(sink=2)",
     "random()",

@@ -59,7 +59,7 @@ EAGER: dict[str, dict[str, Any]] = {
     "shadow": {"observe": "shadow"},
     "sparse prefill": {"sparse_prefill": True},
     "one layer of two": {"layers": [1]},
-    "a loss of keys": {"spec": "degraded(0.5)"},
+    "what hosts choose": {"spec": "reuse(sign(), every=2)"},
 }
 
 

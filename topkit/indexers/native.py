@@ -9,9 +9,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from topkit.indexers.base import Selection, Step
-from topkit.indexers.compact import compact
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.traits import Traits
+from topkit.kernels.compact import compact
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,13 @@ from topkit.kernels.rounding import norms
 class Prefix:
     """One layer's prefix: keys [1, Hk, P, D], values [1, Hk, P, Dv], and the inputs of its tokens [1, P, ...].
 
-    listed: the model's own indexer chooses here; index_keys [1, P, d]: what it scores, in a layer where it does.
+    heads: of queries; listed: the model's own indexer chooses here; index_keys [1, P, d]: what it scores, in a layer where it does.
     """
 
     cache: Cache
     scaling: float
     window: int | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
-    # Of the queries.
     heads: int = 0
     listed: bool = False
     index_keys: Tensor | None = None
