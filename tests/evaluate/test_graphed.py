@@ -64,7 +64,9 @@ def run(
     given: dict[str, Any] = {"tokenizer": tokenizer(), "observe": "rows", **how}
     lengths, samples = given.pop("lengths", [300, 340]), given.pop("samples", 1)
     place = out / ("steps" if on else "passes")
-    rows = topkit.evaluate(made, TASK, lengths, samples, specs, k, out=place, **given).to_pylist()
+    rows = topkit.evaluate(
+        made, given.pop("task", TASK), lengths, samples, specs, k, out=place, **given
+    ).to_pylist()
     names = ("indexer", "budget", "length", "haystack", "question")
     rows.sort(key=lambda row: tuple(row[name] for name in names))
     table = _observed(place)
@@ -72,7 +74,8 @@ def run(
     return rows, table.sort_by([(name, "ascending") for name in order])
 
 
-def same(ours: tuple[list[dict], Any], theirs: tuple[list[dict], Any], near: float = 1e-5) -> None:
+def same(ours: tuple[list[dict], Any], theirs: tuple[list[dict], Any]) -> None:
+    near = 1e-5
     assert len(ours[0]) == len(theirs[0]) and ours[1].num_rows == theirs[1].num_rows > 0
     for a, b in zip(ours[0], theirs[0], strict=True):
         for name, x in a.items():
@@ -114,22 +117,34 @@ def test_rows_are_those_of_whole_passes(tmp_path: Path, monkeypatch: Any, sparse
     assert kinds == ["FixedRows"] + ["HostedRows"] * (len(HOSTED) + 1)
 
 
-def test_inputs_of_the_layer_and_windows(tmp_path: Path, monkeypatch: Any) -> None:
+def test_inputs_of_the_layer_and_whole_budgets(tmp_path: Path, monkeypatch: Any) -> None:
     lightnings = [lightning_for(tmp_path, heads=2, dim=32, dtype=d) for d in ("fp8", "fp32")]
-    specs = [*lightnings, "sign()", "exact()"]
-    both = [
-        run(monkeypatch, tmp_path / "a", model(), specs, [8, "100%"], on, lengths=300)
-        for on in (True, False)
-    ]
-    same(*both)
+    given = (model(), [*lightnings, "sign()", "exact()"], [8, "100%"])
+    ours, theirs = (
+        run(monkeypatch, tmp_path, *given, on, lengths=300, samples=2) for on in (True, False)
+    )
+    same(ours, theirs)
+
+
+@pytest.mark.parametrize("window", [64, 300, 600], ids="slides comes never".split())
+def test_sliding_windows(tmp_path: Path, monkeypatch: Any, window: int) -> None:
     layers = ["sliding_attention", "full_attention"]
-    changes = dict(sliding_window=64, use_sliding_window=True, layer_types=layers)
-    windowed = tiny("qwen3", **{**READS_REFERENCE, "max_position_embeddings": 1024, **changes})
-    both = [
-        run(monkeypatch, tmp_path / "b", windowed, specs[2:], 8, on, lengths=300)
-        for on in (True, False)
-    ]
-    same(*both)
+    changes = dict(sliding_window=window, use_sliding_window=True, layer_types=layers)
+    made = tiny("qwen3", **{**READS_REFERENCE, "max_position_embeddings": 1024, **changes})
+    given = (made, ["sign()", "exact()"], 8)
+    ours, theirs = (run(monkeypatch, tmp_path, *given, on, lengths=300) for on in (True, False))
+    same(ours, theirs)
+    assert bool(token_steps._kept.get(made)) == (window != 300)
+
+
+def test_batches_of_other_sizes_keep_their_own_steps(tmp_path: Path, monkeypatch: Any) -> None:
+    made, task = model(), make_task("kv-recall", questions=3, distractors=2)
+    given = (made, ["sign()", "exact()"], 8)
+    how: dict[str, Any] = {"lengths": 300, "samples": 2, "batch_size": 6, "task": task}
+    ours, theirs = (run(monkeypatch, tmp_path, *given, on, **how) for on in (True, False))
+    same(ours, theirs)
+    counts = sorted(steps.rows.count for steps in token_steps._kept[made].values())
+    assert counts == [3, 6]
 
 
 def test_which_cells_are_fixed() -> None:

@@ -25,6 +25,7 @@ from topkit.experiments.evaluate.own_words import Line, Row, Stops, go_on
 from topkit.experiments.evaluate.question_rows import QuestionRows, alike
 from topkit.experiments.evaluate.shared_prefix import forward, prefill
 from topkit.experiments.evaluate.streams import Stream
+from topkit.experiments.evaluate.token_steps import release
 from topkit.experiments.model.load import positions
 from topkit.experiments.runs.cells import Cell, needs
 from topkit.experiments.tasks import Prompt
@@ -64,6 +65,9 @@ class Haystack:
         self.stops = Stops.of(model, tokenizer, prompt)
         # Full attention leads every batch: the others are compared with it.
         self.cells = [Cell(), *(cell for cell in cells if cell.indexer is not None)]
+        # Slots that the longest of the questions and its answer need, behind the haystack's.
+        self._need = _need(prompt)
+        release(model, self._need)
         question = len(prompt.questions[0].ids)
         self.prefix = prefill(model, prompt.ids, needs(self.cells), question)
         self.built = Built(self.prefix, seed)
@@ -90,15 +94,13 @@ class Haystack:
         judged = len(self.fidelity)
         if self._graphs:
             try:
-                need = self.prompt.tokens(max(batch.numbers, key=self.prompt.tokens))
-                need += max(batch.longest, *map(self.prompt.most, batch.numbers))
                 self._graphed = Graphed(
                     self.model,
                     self.built,
                     self.cells,
                     len(batch.numbers),
                     self.context,
-                    need,
+                    self._need,
                     sparse_from,
                 )
                 said = list(self._ask(batch, sparse_from))
@@ -239,6 +241,13 @@ class Haystack:
         if self._graphed is not None:
             return self._graphed.forward(streams, ids, last, followers, watch)
         return forward(self.model, self.prefix, streams, ids, last, followers, watch, self.asked)
+
+
+def _need(prompt: Prompt) -> int:
+    """How many slots a haystack, its longest question and its longest answer take."""
+    numbers = range(len(prompt.questions))
+    answers = (max(len(prompt.questions[n].answer_ids), prompt.most(n)) for n in numbers)
+    return max(map(prompt.tokens, numbers)) + max(answers)
 
 
 def _judge(logits: Tensor, answer: Tensor) -> tuple[Tensor, Tensor, Tensor]:

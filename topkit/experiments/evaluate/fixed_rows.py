@@ -95,6 +95,9 @@ class FixedRows:
         ranked = (max(g.ks) + 1 for g in groups if isinstance(g.indexer, RANKED))
         self.ranked = max(ranked, default=0)
         self.none = torch.zeros(1, device=self.device)
+        # Of all that came to attention, by layer: not finite where something was not.
+        self.sums = torch.zeros(len(prefix), device=self.device)
+        self.numbers = {number: n for n, number in enumerate(prefix)}
         self.layers = {n: Layer.of(x, self.count, room, wide, steps) for n, x in prefix.items()}
         for number, layer in self.layers.items():
             layer.indices = {} if layer.dense else self._indices(number, built)
@@ -113,6 +116,7 @@ class FixedRows:
     def begin(self, prefix: Mapping[int, Prefix], built: Built) -> None:
         """Write a haystack to all rows."""
         self.seed.fill_(built.seed)
+        self.sums.zero_()
         for number, layer in self.layers.items():
             layer.begin(prefix[number])
             for n, index in layer.indices.items():
@@ -132,8 +136,7 @@ class FixedRows:
     def attend(self, call: AttentionCall, sparse: bool) -> Tensor:
         """The output [R, 1, Hq, Dv] of a layer's attention in a step; all dense, unless it is `sparse`."""
         layer, queries, stop = self.layers[call.layer], call.queries, self.at[None] + 1
-        layer.append(call.keys, call.values, self.at)
-        scores = score_keys(queries, layer.keys, stop=stop)
+        scores = self.scores(call, stop)
         if layer.dense:
             output = layer.attend_all(scores, slice(None), stop)
             return output.to(queries.dtype).transpose(1, 2)
@@ -152,6 +155,21 @@ class FixedRows:
             every = [x for kind in zip((none, none), *costs, strict=True) for x in kind]
             layer.note(self.place, queries=queries, output=output, costs=torch.cat(every))
         return output.to(queries.dtype).transpose(1, 2)
+
+    def scores(self, call: AttentionCall, stop: Tensor) -> Tensor:
+        """Append a step's keys and values to a layer, and score all keys [R, Hq, 1, room], -inf from `stop` on."""
+        layer, parts = self.layers[call.layer], (call.queries, call.keys, call.values)
+        self.sums[self.numbers[call.layer]] += sum(x.sum(dtype=torch.float32) for x in parts)
+        layer.append(call.keys, call.values, self.at)
+        return score_keys(call.queries, layer.keys, stop=stop)
+
+    def require_finite(self) -> None:
+        """Require that nothing came to attention that is not.
+
+        Raises: InputError.
+        """
+        if not self.sums.isfinite().all():
+            raise InputError("queries, keys or values hold NaN or infinity")
 
     def _memo(
         self, layer: Layer, queries: Tensor, scores: Tensor, stop: Tensor

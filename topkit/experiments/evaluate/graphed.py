@@ -64,13 +64,13 @@ class Graphed:
         hosted = [cell for cell in cells if is_hosted(cell, sparse_from)]
         for _, some in groupby(hosted, together):
             wanted[tuple(cell for cell in some for _ in range(questions))] = HostedRows
-        self._steps = steps_of(model, wanted, context, built, need)
-        self._fixed, self._hosted = self._steps[0], self._steps[1:]
+        self._kept = steps_of(model, wanted, context, built, need)
+        self._fixed, *self._hosted = [self._kept[cells] for cells in wanted]
         self._questions = questions
 
     def keep(self) -> None:
         """Leave the steps to the next haystack."""
-        keep(self.model, self._steps)
+        keep(self.model, self._kept)
 
     def streams(self) -> list[Stream]:
         """The streams of fixed rows, and those whose hosts choose."""
@@ -180,6 +180,7 @@ class Graphed:
                 if watch is not None or not sparse:
                     grow(rows, stream, self.prefix, at_once=not sparse)
             whole = torch.cat(logits, 1)
+            rows.require_finite()
             if whole.amax().isnan():
                 raise InputError("its logits hold NaN")
             return whole

@@ -29,7 +29,6 @@ from topkit.indexers.base import Index
 from topkit.indexers.budget import UNCAPPED
 from topkit.indexers.exact import norms_of, true_scores_of
 from topkit.kernels.precision import full_precision
-from topkit.kernels.score_keys import score_keys
 
 # The inputs of a step that a graph of it keeps, and those of build alone.
 _SEEN = OFFERED | {"values", "upstream", "prefill_queries"}
@@ -58,6 +57,7 @@ class HostedRows(FixedRows):
         (group,) = self.groups
         assert group.indexer is not None
         self.prefix, self._idle = prefix, False
+        self.sums.zero_()
         for number, layer in self.layers.items():
             layer.begin(prefix[number])
             layer.weighted[0] = group.indexer.traits().weighted
@@ -79,8 +79,7 @@ class HostedRows(FixedRows):
     @full_precision()
     def attend(self, call: AttentionCall, sparse: bool) -> Tensor:
         layer, queries, stop = self.layers[call.layer], call.queries, self.at[None] + 1
-        layer.append(call.keys, call.values, self.at)
-        scores = score_keys(queries, layer.keys, stop=stop)
+        scores = self.scores(call, stop)
         if layer.dense or not sparse:
             output = layer.attend_all(scores, slice(None), stop)
         else:

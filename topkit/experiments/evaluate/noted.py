@@ -18,7 +18,7 @@ from topkit.fidelity.validity import require_valid
 from topkit.indexers.base import Cache, Selection
 
 # Scores that are judged at once: of several layers, as launches and waits cost more than what they do.
-MANY = 1 << 27
+MANY = 1 << 26
 
 
 def require_choices(rows: FixedRows, stops: Tensor) -> None:

@@ -45,8 +45,12 @@ class TokenSteps:
 
     def serves(self, model: PreTrainedModel, groups: tuple[Group, ...], need: int) -> bool:
         """Whether these steps are those of a model whose weights stand where they stood, with room enough."""
-        fits = need <= self.rows.room <= 2 * need + ROUND
-        return fits and self.rows.groups == groups and self.addresses == _addresses(model)
+        same = self.rows.groups == groups and self.addresses == _addresses(model)
+        return same and self.fits(need)
+
+    def fits(self, need: int) -> bool:
+        """Whether there is room for so many slots, and not far too much."""
+        return need <= self.rows.room <= 2 * need + ROUND
 
     def step(self, model: PreTrainedModel, sparse: bool) -> Tensor:
         """The next token's logits [R, 1, V], which the next step writes over."""
@@ -75,8 +79,9 @@ class TokenSteps:
             ).logits
 
 
-# The last steps of each model.
-_kept: WeakKeyDictionary[PreTrainedModel, dict[tuple[Cell, ...], TokenSteps]] = WeakKeyDictionary()
+Kept = dict[tuple[Cell, ...], TokenSteps]
+# The last steps of each model, by the cells of their rows.
+_kept: WeakKeyDictionary[PreTrainedModel, Kept] = WeakKeyDictionary()
 
 
 def steps_of(
@@ -85,42 +90,58 @@ def steps_of(
     context: int,
     built: Built,
     need: int,
-) -> list[TokenSteps]:
-    """The steps of rows of some cells each, of a kind, with at least `need` slots: those kept, where they serve.
+) -> Kept:
+    """The steps of rows of some cells each, of a kind, with at least `need` slots, and others that were kept.
 
     Raises: InputError where there is no memory for them.
     """
     kept, groups = _kept.pop(model, {}), {cells: groups_of(cells, context) for cells in wanted}
     for cells, steps in list(kept.items()):
-        if cells not in wanted or not steps.serves(model, groups[cells], need):
+        if not steps.serves(model, groups.get(cells, steps.rows.groups), need):
             del kept[cells]  # before other buffers are made
+    room = max((steps.rows.room for steps in kept.values()), default=-(-need // ROUND) * ROUND)
+    require_windows(built, room)
     for cells, kind in wanted.items():
         if cells not in kept:
-            room = -(-need // ROUND) * ROUND
-            require_room(built, groups[cells], room)
+            if not has_room(built, groups[cells], room):
+                kept = {own: steps for own, steps in kept.items() if own in wanted}
+            if not has_room(built, groups[cells], room):
+                raise InputError("caches of all rows do not fit")
             rows = kind(groups[cells], built.prefix, built, room, STEPS)
             kept[cells] = TokenSteps(model, rows, cells)
         kept[cells].rows.begin(built.prefix, built)
-    return [kept[cells] for cells in wanted]
+    return kept
 
 
-def keep(model: PreTrainedModel, steps: Sequence[TokenSteps]) -> None:
+def release(model: PreTrainedModel, need: int) -> None:
+    """Let go of steps that have too little room for so many slots, or far too much, before these are made."""
+    if any(not steps.fits(need) for steps in _kept.get(model, {}).values()):
+        del _kept[model]
+
+
+def keep(model: PreTrainedModel, steps: Kept) -> None:
     """Leave steps to the next haystack; but for those whose graphs read files, which may be let go of."""
-    _kept[model] = {one.cells: one for one in steps if one.lasts}
+    _kept[model] = {cells: one for cells, one in steps.items() if one.lasts}
 
 
-def require_room(built: Built, groups: Sequence[Group], room: int) -> None:
-    """Require that a GPU has twice the memory free that rows of so many slots take.
+def require_windows(built: Built, room: int) -> None:
+    """Require that a sliding window chooses of the prefix already, or of no length that there is room for.
 
     Raises: InputError.
     """
+    for past in built.prefix.values():
+        if past.window is not None and past.length <= past.window < room:
+            raise InputError("a window comes to slide while answers are read")
+
+
+def has_room(built: Built, groups: Sequence[Group], room: int) -> bool:
+    """Whether rows of so many slots take at most a quarter of the memory that is free."""
     device = next(iter(built.prefix.values())).cache.keys.device
     if device.type != "cuda":
-        return
+        return True
     free = torch.cuda.mem_get_info(device)[0]
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if 2 * bytes_of(built, groups, room) > free:
-        raise InputError("caches of all rows do not fit")
+    return 4 * bytes_of(built, groups, room) <= free
 
 
 def bytes_of(built: Built, groups: Sequence[Group], room: int) -> int:
