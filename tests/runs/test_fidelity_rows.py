@@ -309,7 +309,8 @@ def three_ways(lists: int, weighted: bool = False, known: bool = False):
     attached.note(
         p.queries, cache, selection, 6, step, Choice(slice(0, 3), {6: selection}, stops, memo), 4321
     )
-    evaluated = Evaluated([Stream([Cell(recipe, budget)], 23, {0: Fixed(selection, 23)}, 0)])
+    stream = Stream([Cell(recipe, budget)], 23, {0: Fixed(selection, 23)}, 0)
+    evaluated = Evaluated.of([stream], 3)
     begin, end = (
         Cache(p.keys[:, :, part], p.values[:, :, part]) for part in (slice(20), slice(20, None))
     )
