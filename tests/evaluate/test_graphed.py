@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 import topkit
 from tiny import READS_REFERENCE, lightning_for, tiny
 from topkit.errors import InputError
-from topkit.experiments.evaluate import fixed_rows, graphed, hosted, token_steps
+from topkit.experiments.evaluate import fixed_rows, groups, token_steps
 from topkit.experiments.evaluate.haystack_means import _observed
 from topkit.experiments.model.load import REFERENCE
 from topkit.experiments.runs.cells import parse_cells
@@ -60,7 +60,7 @@ def run(
     monkeypatch: Any, out: Path, made: Any, specs: Any, k: Any, on: bool, **how: Any
 ) -> tuple[list[dict], Any]:
     """The rows of accuracy, and of fidelity, in one order."""
-    monkeypatch.setattr(graphed, "_can_capture", lambda _: on)
+    monkeypatch.setattr(groups, "_can_capture", lambda _: on)
     given: dict[str, Any] = {"tokenizer": tokenizer(), "observe": "rows", **how}
     lengths, samples = given.pop("lengths", [300, 340]), given.pop("samples", 1)
     place = out / ("steps" if on else "passes")
@@ -149,14 +149,14 @@ def test_batches_of_other_sizes_keep_their_own_steps(tmp_path: Path, monkeypatch
 
 def test_which_cells_are_fixed() -> None:
     for spec in (*FIXED, "lightning(dtype='fp8')"):
-        assert all(fixed_rows.is_fixed(cell) for cell in parse_cells([spec], [4], True)), spec
+        assert all(groups.is_fixed(cell) for cell in parse_cells([spec], [4], True)), spec
     for spec in (*HOSTED, *OTHERS, "lightning()"):
         (cell,) = parse_cells([spec], [4], False)
-        assert not fixed_rows.is_fixed(cell), spec
-        assert hosted.is_hosted(cell, "question") == (spec not in OTHERS), spec
-        assert hosted.is_hosted(cell, "answer") == (spec in HOSTED), spec
+        assert not groups.is_fixed(cell), spec
+        assert groups.is_hosted(cell, "question") == (spec not in OTHERS), spec
+        assert groups.is_hosted(cell, "answer") == (spec in HOSTED), spec
     (cell,) = parse_cells(["exact()"], ["100%"], False)
-    assert not fixed_rows.is_fixed(cell) and not hosted.is_hosted(cell, "question")
+    assert not groups.is_fixed(cell) and not groups.is_hosted(cell, "question")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from topkit.experiments.evaluate.built import Built
-from topkit.experiments.evaluate.graphed import Graphed, in_turn, say_why, together, worthwhile
+from topkit.experiments.evaluate.graphed import Graphed, say_why
+from topkit.experiments.evaluate.groups import in_turn, together, worthwhile
 from topkit.experiments.evaluate.observer import Observer
 from topkit.experiments.evaluate.own_words import Line, Row, Stops, go_on
 from topkit.experiments.evaluate.question_rows import QuestionRows, alike

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,11 +21,10 @@ from topkit.experiments.decode.driver import Driver
 from topkit.experiments.decode.graph_capture import side_by_side
 from topkit.experiments.evaluate.built import Built
 from topkit.experiments.evaluate.fixed_layer import Layer
+from topkit.experiments.evaluate.groups import Group, packed, rows_of
 from topkit.experiments.evaluate.streams import Prefix
 from topkit.experiments.model.attention_call import AttentionCall
-from topkit.experiments.runs.cells import Cell
-from topkit.indexers.base import Cache, Index, Indexer, Selection, seen_of
-from topkit.indexers.budget import UNCAPPED
+from topkit.indexers.base import Cache, Index, Selection, seen_of
 from topkit.indexers.degraded import degraded, floors_named, floors_of, most_named, most_of
 from topkit.indexers.exact import best_of, exact, norms_of, true_scores_of
 from topkit.indexers.roomy import refill, roomy
@@ -35,38 +33,10 @@ from topkit.kernels.rounding import Rounding
 from topkit.kernels.score_keys import score_keys
 from topkit.kernels.select_topk import select_topk
 
-# The inputs that a step of fixed shapes has.
-OFFERED = frozenset({"cache", "hidden", "latent", "rope"})
 # Recipes that read keys ranked by their true scores.
 RANKED = exact, degraded
 # Keys scored and bytes read, of some rows.
 Costs = tuple[Tensor, Tensor]
-
-
-def is_fixed(cell: Cell) -> bool:
-    """Whether a cell's steps have shapes that stay; full attention's have."""
-    if cell.indexer is None:
-        return True
-    traits = cell.indexer.traits()
-    reads_little = cell.indexer.needs <= OFFERED and cell.budget != UNCAPPED
-    return traits.fixed and not traits.remembers and reads_little
-
-
-@dataclass(frozen=True)
-class Group:
-    """The rows of one recipe, or of full attention, and of these the runs of one budget each."""
-
-    indexer: Indexer | None
-    rows: slice
-    runs: tuple[tuple[slice, int], ...] = ()
-
-    @property
-    def ks(self) -> list[int]:
-        return sorted({k for _, k in self.runs})
-
-    @property
-    def count(self) -> int:
-        return self.rows.stop - self.rows.start
 
 
 class FixedRows:
@@ -135,7 +105,8 @@ class FixedRows:
     @full_precision()
     def attend(self, call: AttentionCall, sparse: bool) -> Tensor:
         """The output [R, 1, Hq, Dv] of a layer's attention in a step; all dense, unless it is `sparse`."""
-        layer, queries, stop = self.layers[call.layer], call.queries, self.at[None] + 1
+        call, stop = packed(call), self.at[None] + 1
+        layer, queries = self.layers[call.layer], call.queries
         scores = self.scores(call, stop)
         if layer.dense:
             output = layer.attend_all(scores, slice(None), stop)
@@ -232,10 +203,3 @@ class FixedRows:
             cost = cost[among] if len(cost) > 1 else cost
             both.append(cost.float().view(-1).expand(among.stop - among.start))
         return both[0], both[1]
-
-
-def rows_of(x: Any, rows: slice | Tensor) -> Any:
-    """Some rows of an input; angles that are the same for all rows have one row."""
-    if isinstance(x, tuple):
-        return tuple(rows_of(part, rows) for part in x)
-    return x if x.shape[0] == 1 else x[rows]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from itertools import groupby
 from typing import Any, cast
 
@@ -15,29 +15,23 @@ from transformers import PreTrainedModel
 
 from topkit.errors import InputError
 from topkit.experiments.evaluate.batch import Asked, Watch
+from topkit.experiments.evaluate.beside import Run, side_by_side
 from topkit.experiments.evaluate.built import Built
-from topkit.experiments.evaluate.fixed_rows import FixedRows, is_fixed
+from topkit.experiments.evaluate.fixed_rows import FixedRows
 from topkit.experiments.evaluate.fixed_streams import FixedStream, fixed_streams, grow
+from topkit.experiments.evaluate.groups import is_fixed, is_hosted, together
 from topkit.experiments.evaluate.hosted import (
     HostedRows,
     HostedStream,
     hosted_stream,
-    is_hosted,
 )
 from topkit.experiments.evaluate.lists import Lists
 from topkit.experiments.evaluate.noted import judge, require_choices
 from topkit.experiments.evaluate.observer import Observer
 from topkit.experiments.evaluate.shared_prefix import forward
-from topkit.experiments.evaluate.streams import Prefix, Stream
+from topkit.experiments.evaluate.streams import Stream
 from topkit.experiments.evaluate.token_steps import TokenSteps, keep, steps_of
 from topkit.experiments.runs.cells import Cell
-from topkit.experiments.tasks import Prompt
-from topkit.kernels.backend import resolve
-
-# Tokens of a question and its answer from which on whole passes cost less than their steps.
-MOST = 128
-# Gives logits, or what waits for them.
-Run = Callable[[], Any]
 
 
 class Graphed:
@@ -104,7 +98,7 @@ class Graphed:
                 own = None if watch is None else (watch, first)
                 runs.append(partial(self._replayed, steps, some, ids[rows], last, own))
             first = rows.stop
-        return torch.cat(self._side_by_side(runs))
+        return torch.cat(side_by_side(runs, self._fixed.rows.device))
 
     def _runs(self, streams: Sequence[Stream]) -> Iterator[tuple[TokenSteps | None, list[Any]]]:
         """The streams that go together, and whose steps do it; None for a pass of its own."""
@@ -129,20 +123,7 @@ class Graphed:
             else:
                 rows = ids.repeat(sum(stream.rows for stream in some) // len(ids), 1)
                 runs.append(partial(self._replayed, steps, some, rows, 1, None, sparse=False))
-        return self._side_by_side(runs)[0][: len(ids)]
-
-    def _side_by_side(self, runs: Sequence[Run]) -> list[Tensor]:
-        """What some runs give: the first, which its host does not wait for, while the others go on."""
-        if len(runs) == 1 or not self._fixed.rows.at.is_cuda:
-            return [_finished(run()) for run in runs]
-        current, side = torch.cuda.current_stream(), _side(self._fixed.rows.device)
-        ready = current.record_event()
-        begun = runs[0]()
-        side.wait_event(ready)
-        with torch.cuda.stream(side):
-            given = [_finished(run()) for run in runs[1:]]
-        current.wait_stream(side)
-        return [_finished(begun), *given]
+        return side_by_side(runs, self._fixed.rows.device)[0][: len(ids)]
 
     def _replayed(
         self,
@@ -212,24 +193,6 @@ class Graphed:
                 yield step[numbers]
 
 
-def _finished(given: Tensor | Callable[[], Tensor]) -> Tensor:
-    return given if isinstance(given, Tensor) else given()
-
-
-@cache
-def _side(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
-
-
-def worthwhile(prefix: Mapping[int, Prefix], cells: Sequence[Cell], prompt: Prompt) -> bool:
-    """Whether steps are worth a graph: on a GPU with Triton, if recipes are fixed and texts short."""
-    keys = next(iter(prefix.values())).cache.keys
-    read = max(len(q.ids) + len(q.answer_ids) for q in prompt.questions)
-    # A model's own lists come with the call, and are no part of a step.
-    plain = not any(past.listed for past in prefix.values())
-    return _can_capture(keys) and plain and read <= MOST and sum(map(is_fixed, cells)) > 1
-
-
 def say_why(model: PreTrainedModel, error: Exception) -> None:
     """Warn that steps run kernel by kernel; what is wrong with a recipe or model is said where they do."""
     if not isinstance(error, InputError):
@@ -242,10 +205,6 @@ def say_why(model: PreTrainedModel, error: Exception) -> None:
         )
 
 
-def _can_capture(keys: Tensor) -> bool:
-    return keys.is_cuda and resolve("auto", keys) == "triton"
-
-
 def _numbered_from(first: int, watch: Watch) -> Watch:
     """An observer of rows that stand behind `first` others."""
 
@@ -253,14 +212,3 @@ def _numbered_from(first: int, watch: Watch) -> Watch:
         watch(asked, replace(lists, numbers=[first + number for number in lists.numbers]), output)
 
     return behind
-
-
-def together(cell: Cell) -> tuple[Any, ...]:
-    """Cells of one recipe are rows of one stream; at each budget alone, if it reads what it selected."""
-    reads = cell.indexer is not None and "upstream" in cell.indexer.needs
-    return cell.indexer, cell.budget if reads else None
-
-
-def in_turn(cells: list[Cell], sparse_from: str) -> None:
-    """Sort cells as streams come: the fixed ones, those whose hosts choose, the others."""
-    cells.sort(key=lambda cell: (not is_fixed(cell), not is_hosted(cell, sparse_from)))

@@ -19,27 +19,15 @@ from topkit.errors import InputError
 from topkit.experiments.decode.graph_capture import on_the_host
 from topkit.experiments.evaluate.built import Built
 from topkit.experiments.evaluate.fixed_layer import Layer
-from topkit.experiments.evaluate.fixed_rows import OFFERED, FixedRows, is_fixed, rows_of
+from topkit.experiments.evaluate.fixed_rows import FixedRows
 from topkit.experiments.evaluate.fixed_streams import FixedStream, sizes_of
+from topkit.experiments.evaluate.groups import packed, rows_of
 from topkit.experiments.evaluate.lists import Chosen
 from topkit.experiments.evaluate.streams import Prefix, Stream
 from topkit.experiments.model.attention_call import AttentionCall
-from topkit.experiments.runs.cells import Cell
 from topkit.indexers.base import Index
-from topkit.indexers.budget import UNCAPPED
 from topkit.indexers.exact import norms_of, true_scores_of
 from topkit.kernels.precision import full_precision
-
-# The inputs of a step that a graph of it keeps, and those of build alone.
-_SEEN = OFFERED | {"values", "upstream", "prefill_queries"}
-
-
-def is_hosted(cell: Cell, sparse_from: str) -> bool:
-    """Whether a cell's recipe can choose between graphs; after a question that is read dense, of keys alone."""
-    if cell.indexer is None or is_fixed(cell) or cell.budget == UNCAPPED:
-        return False
-    seen = _SEEN if sparse_from == "question" else _SEEN - {"hidden", "latent", "rope"}
-    return cell.indexer.needs <= seen
 
 
 class HostedRows(FixedRows):
@@ -78,7 +66,8 @@ class HostedRows(FixedRows):
 
     @full_precision()
     def attend(self, call: AttentionCall, sparse: bool) -> Tensor:
-        layer, queries, stop = self.layers[call.layer], call.queries, self.at[None] + 1
+        call, stop = packed(call), self.at[None] + 1
+        layer, queries = self.layers[call.layer], call.queries
         scores = self.scores(call, stop)
         if layer.dense or not sparse:
             output = layer.attend_all(scores, slice(None), stop)

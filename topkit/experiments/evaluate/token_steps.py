@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from topkit.errors import InputError
 from topkit.experiments.decode.graph_capture import Parts
 from topkit.experiments.evaluate.built import Built
-from topkit.experiments.evaluate.fixed_rows import FixedRows, Group
+from topkit.experiments.evaluate.fixed_rows import FixedRows
+from topkit.experiments.evaluate.groups import Group, groups_of
 from topkit.experiments.model.attention import switched_attention
 from topkit.experiments.runs.cells import Cell, needs
 
@@ -161,21 +162,3 @@ def bytes_of(built: Built, groups: Sequence[Group], room: int) -> int:
 
 def _addresses(model: PreTrainedModel) -> tuple[int, ...]:
     return tuple(x.data_ptr() for x in (*model.parameters(), *model.buffers()))
-
-
-def groups_of(cells: Sequence[Cell], context: int) -> tuple[Group, ...]:
-    """The groups of rows that are of these cells, one after the other."""
-    groups, first = list[Group](), 0
-    while first < len(cells):
-        indexer, stop = cells[first].indexer, first
-        runs = list[tuple[slice, int]]()
-        while stop < len(cells) and cells[stop].indexer == indexer:
-            begin, cell = stop, cells[stop]
-            while stop < len(cells) and cells[stop] == cell:
-                stop += 1
-            k = cell.k(context)
-            if k is not None:
-                runs.append((slice(begin - first, stop - first), k))
-        groups.append(Group(indexer, slice(first, stop), tuple(runs)))
-        first = stop
-    return tuple(groups)
