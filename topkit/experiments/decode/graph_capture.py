@@ -45,6 +45,10 @@ def capture(call: Callable[[], Any], device: torch.device) -> tuple[torch.cuda.C
         return graph, output
 
 
+class CannotCapture(InputError):
+    """Something that no graph can hold was met in a capture."""
+
+
 class Parts:
     """Graphs of what a function launches, one behind the other, and what its host does between them."""
 
@@ -58,7 +62,7 @@ class Parts:
         """The parts of `call`, and the output that each replay writes anew.
 
         `call` runs once before: to compile and to make workspaces.
-        Raises: InputError where the capture fails; before, what `call` does.
+        Raises: CannotCapture where the capture fails; before, what `call` does.
         """
         with _lock, torch.cuda.device(device):
             side, current = _side(torch.cuda.current_device()), torch.cuda.current_stream()
@@ -79,7 +83,7 @@ class Parts:
                 with suppress(Exception), torch.cuda.stream(side):
                     parts.graphs[-1].capture_end()
                 _recover(parts._pool)
-                raise InputError(str(error.__context__ or error)) from error
+                raise CannotCapture(str(error.__context__ or error)) from error
             finally:
                 _here.parts = None
             return parts, output

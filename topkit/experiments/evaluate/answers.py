@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from topkit.experiments.evaluate.built import Built
-from topkit.experiments.evaluate.graphed import Graphed, say_why
+from topkit.experiments.evaluate.graphed import Graphed, refuse
 from topkit.experiments.evaluate.groups import in_turn, together, worthwhile
 from topkit.experiments.evaluate.observer import Observer
 from topkit.experiments.evaluate.own_words import Line, Row, Stops, go_on
@@ -73,7 +73,7 @@ class Haystack:
         self.prefix = prefill(model, prompt.ids, needs(self.cells), question)
         self.built = Built(self.prefix, seed)
         self._graphed: Graphed | None = None
-        self._graphs = worthwhile(self.prefix, self.cells, prompt)
+        self._graphs = worthwhile(model, self.prefix, self.cells, prompt)
         self.fidelity: list[pa.Table] = []
         # Tokens of the haystack and of the questions that are asked at the time.
         self.asked = len(prompt.ids)
@@ -112,7 +112,7 @@ class Haystack:
             ) as error:  # whatever a model or a recipe may do; without a graph it is named
                 self._graphs = False
                 del self.fidelity[judged:]
-                say_why(self.model, error)
+                refuse(self.model, error)
             finally:
                 self._graphed = None
         return list(self._ask(batch, sparse_from))

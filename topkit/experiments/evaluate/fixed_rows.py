@@ -48,7 +48,7 @@ class FixedRows:
 
     def __init__(
         self,
-        groups: Sequence[Group],
+        groups: tuple[Group, ...],
         prefix: Mapping[int, Prefix],
         built: Built,
         room: int,

@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from topkit.errors import InputError
+from topkit.experiments.decode.graph_capture import CannotCapture
 from topkit.experiments.evaluate.batch import Asked, Watch
 from topkit.experiments.evaluate.beside import Run, side_by_side
 from topkit.experiments.evaluate.built import Built
 from topkit.experiments.evaluate.fixed_rows import FixedRows
 from topkit.experiments.evaluate.fixed_streams import FixedStream, fixed_streams, grow
-from topkit.experiments.evaluate.groups import is_fixed, is_hosted, together
+from topkit.experiments.evaluate.groups import is_fixed, is_hosted, refused, together
 from topkit.experiments.evaluate.hosted import (
     HostedRows,
     HostedStream,
@@ -193,16 +194,17 @@ class Graphed:
                 yield step[numbers]
 
 
-def say_why(model: PreTrainedModel, error: Exception) -> None:
-    """Warn that steps run kernel by kernel; what is wrong with a recipe or model is said where they do."""
-    if not isinstance(error, InputError):
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        name = type(model).__name__
-        warnings.warn(
-            f"steps of {name} run one kernel at a time, for they cannot be captured in a CUDA graph: "
-            f"{reason}",
-            stacklevel=2,
-        )
+def refuse(model: PreTrainedModel, error: Exception) -> None:
+    """Step a model no more, and warn that it runs kernel by kernel; but for bad input, which is said there."""
+    if isinstance(error, InputError) and not isinstance(error, CannotCapture):
+        return
+    refused.add(model)
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    warnings.warn(
+        f"steps of {type(model).__name__} run one kernel at a time, for they cannot be captured in a "
+        f"CUDA graph: {reason}",
+        stacklevel=2,
+    )
 
 
 def _numbered_from(first: int, watch: Watch) -> Watch:

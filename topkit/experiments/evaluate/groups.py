@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakSet
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from topkit.experiments.evaluate.streams import Prefix
 from topkit.experiments.model.attention_call import AttentionCall
@@ -87,13 +89,21 @@ def groups_of(cells: Sequence[Cell], context: int) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def worthwhile(prefix: Mapping[int, Prefix], cells: Sequence[Cell], prompt: Prompt) -> bool:
+# Models of which no graph could be made.
+refused: WeakSet[PreTrainedModel] = WeakSet()
+
+
+def worthwhile(
+    model: PreTrainedModel, prefix: Mapping[int, Prefix], cells: Sequence[Cell], prompt: Prompt
+) -> bool:
     """Whether steps are worth a graph: on a GPU with Triton, if recipes are fixed and texts short."""
     keys = next(iter(prefix.values())).cache.keys
     read = max(len(q.ids) + len(q.answer_ids) for q in prompt.questions)
     # A model's own lists come with the call, and are no part of a step.
-    plain = not any(past.listed for past in prefix.values())
-    return _can_capture(keys) and plain and read <= MOST and sum(map(is_fixed, cells)) > 1
+    plain = not any(past.listed for past in prefix.values()) and model not in refused
+    together = len({past.cache.keys.device for past in prefix.values()}) == 1
+    able = _can_capture(keys) and plain and together
+    return able and read <= MOST and sum(map(is_fixed, cells)) > 1
 
 
 def _can_capture(keys: Tensor) -> bool:
