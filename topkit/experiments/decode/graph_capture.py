@@ -74,6 +74,8 @@ class Parts:
                 current.wait_stream(side)
             parts = _here.parts = cls()
             torch.cuda.synchronize()
+            # Workspaces of its own: others may run beside it that were captured on the same stream.
+            _let_go_of_workspaces()
             try:
                 with torch.cuda.stream(side):
                     parts._begin()
@@ -86,6 +88,7 @@ class Parts:
                 raise CannotCapture(str(error.__context__ or error)) from error
             finally:
                 _here.parts = None
+                _let_go_of_workspaces()
             return parts, output
 
     def replay(self) -> None:
@@ -117,6 +120,10 @@ def on_the_host(call: Callable[[], object]) -> None:
         call()
     else:
         _here.parts.split(call)
+
+
+def _let_go_of_workspaces() -> None:
+    torch._C._cuda_clearCublasWorkspaces()  # type: ignore[attr-defined]
 
 
 def side_by_side(calls: Sequence[Callable[[], Any]], device: torch.device) -> list[Any]:
