@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from topkit.experiments.evaluate.streams import Prefix
 from topkit.experiments.model.attention_call import AttentionCall
 from topkit.experiments.runs.cells import Cell
+from topkit.experiments.runs.identity import within
 from topkit.experiments.tasks import Prompt
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import UNCAPPED
@@ -31,6 +32,9 @@ def is_fixed(cell: Cell) -> bool:
     if cell.indexer is None:
         return True
     traits = cell.indexer.traits()
+    # What others choose is looked at when it is chosen, which only a host can do.
+    if not all(type(one).__module__.startswith("topkit.") for one in within(cell.indexer)):
+        return False
     reads_little = cell.indexer.needs <= OFFERED and cell.budget != UNCAPPED
     return traits.fixed and not traits.remembers and reads_little
 
