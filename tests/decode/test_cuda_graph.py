@@ -240,10 +240,11 @@ def test_replays_give_what_kernels_give_and_call_no_module(
         calls.clear()
         ours = forced(model, given, 40)
     close(ours, theirs)
-    # Pages find their own room once more than slots do.
-    assert 39 - mine.captured <= 3
-    # The prompt, the first step, the one that moved the cache; and two calls for each of two graphs.
-    assert len(calls) == 3 + 2 * 2
+    # The first step, the one that moved the cache, and for some pages one more that moved these.
+    alone = 39 - mine.captured
+    assert alone in (2, 3)
+    # The prompt, and those; and two calls for the graph behind each of them.
+    assert len(calls) == 1 + alone + 2 * alone
 
 
 def test_dense_attention_is_captured_alike(model: Any) -> None:
