@@ -117,6 +117,7 @@ def test_rows_are_those_of_whole_passes(tmp_path: Path, monkeypatch: Any, sparse
     assert kinds == ["FixedRows"] + ["HostedRows"] * (len(HOSTED) + 1)
 
 
+@pytest.mark.slow
 def test_inputs_of_the_layer_and_whole_budgets(tmp_path: Path, monkeypatch: Any) -> None:
     lightnings = [lightning_for(tmp_path, heads=2, dim=32, dtype=d) for d in ("fp8", "fp32")]
     given = (model(), [*lightnings, "sign()", "exact()"], [8, "100%"])
