@@ -26,13 +26,7 @@ def capture(call: Callable[[], Any], device: torch.device) -> tuple[torch.cuda.C
     Raises: InputError where the capture fails; before, what `call` does.
     """
     with _lock, torch.cuda.device(device):
-        side, current = _side(torch.cuda.current_device()), torch.cuda.current_stream()
-        side.wait_stream(current)
-        try:
-            with torch.cuda.stream(side):
-                call()
-        finally:
-            current.wait_stream(side)
+        current, side = torch.cuda.current_stream(), _warmed(call)
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         how: Any = {"pool": pool, "stream": side, "capture_error_mode": "thread_local"}
         try:
@@ -65,13 +59,7 @@ class Parts:
         Raises: CannotCapture where the capture fails; before, what `call` does.
         """
         with _lock, torch.cuda.device(device):
-            side, current = _side(torch.cuda.current_device()), torch.cuda.current_stream()
-            side.wait_stream(current)
-            try:
-                with torch.cuda.stream(side):
-                    call()
-            finally:
-                current.wait_stream(side)
+            side = _warmed(call)
             parts = _here.parts = cls()
             torch.cuda.synchronize()
             # Workspaces of its own: others may run beside it that were captured on the same stream.
@@ -148,6 +136,18 @@ def side_by_side(calls: Sequence[Callable[[], Any]], device: torch.device) -> li
 @cache
 def _branches(device: int) -> list[torch.cuda.Stream]:
     return [torch.cuda.Stream(device) for _ in range(BRANCHES)]
+
+
+def _warmed(call: Callable[[], Any]) -> torch.cuda.Stream:
+    """The stream that graphs are captured on, where `call` has run once."""
+    side, current = _side(torch.cuda.current_device()), torch.cuda.current_stream()
+    side.wait_stream(current)
+    try:
+        with torch.cuda.stream(side):
+            call()
+    finally:
+        current.wait_stream(side)
+    return side
 
 
 @cache
