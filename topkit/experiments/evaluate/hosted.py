@@ -1,7 +1,7 @@
-"""Rows whose recipe chooses as its host sees fit, between the graphs of a step: FAISS, and what reads upstream.
+"""Rows whose recipes choose as their hosts see fit, between the graphs of a step: FAISS, and what reads upstream.
 
-All but the choice is as of fixed rows: in each layer one graph ends with the queries, and the next begins
-with the lists.
+Questions and true answers are read by whole passes, kernel by kernel, which ask a host once for all tokens.
+Own words come one by one: in each layer one graph ends with the queries, and the next begins with the lists.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from topkit.experiments.decode.graph_capture import on_the_host
 from topkit.experiments.evaluate.built import Built
 from topkit.experiments.evaluate.fixed_layer import Layer
 from topkit.experiments.evaluate.fixed_rows import FixedRows
-from topkit.experiments.evaluate.fixed_streams import FixedStream, sizes_of
+from topkit.experiments.evaluate.fixed_streams import FixedStream
 from topkit.experiments.evaluate.groups import packed, rows_of
 from topkit.experiments.evaluate.lists import Chosen
 from topkit.experiments.evaluate.streams import Prefix, Stream
 from topkit.experiments.model.attention_call import AttentionCall
-from topkit.indexers.base import Index
+from topkit.indexers.base import Cache, Index
 from topkit.indexers.exact import norms_of, true_scores_of
 from topkit.kernels.precision import full_precision
+from topkit.kernels.rounding import norms
 
 
 class HostedRows(FixedRows):
-    """The rows of one recipe; `stream` is whose step it is, behind `stop` slots with its own."""
+    """The rows of all such recipes; `streams` are those whose step it is, behind `stop` slots with its own."""
 
-    stream: HostedStream
+    streams: Sequence[HostedStream] = ()
     stop: int
 
     def _indices(self, number: int, built: Built) -> dict[int, Index]:
-        (group,) = self.groups
-        assert group.indexer is not None
-        return {0: built.of(group.indexer)[number]}
+        every = ((n, group.indexer) for n, group in enumerate(self.groups))
+        return {n: built.of(indexer)[number] for n, indexer in every if indexer is not None}
 
     def begin(self, prefix: Mapping[int, Prefix], built: Built) -> None:
-        (group,) = self.groups
-        assert group.indexer is not None
         self.prefix, self._idle = prefix, False
         self.sums.zero_()
         for number, layer in self.layers.items():
             layer.begin(prefix[number])
-            layer.weighted[0] = group.indexer.traits().weighted
+            for n, group in enumerate(self.groups):
+                assert group.indexer is not None
+                layer.weighted[n] = group.indexer.traits().weighted
 
     @contextmanager
     def idle(self) -> Iterator[None]:
@@ -61,51 +61,60 @@ class HostedRows(FixedRows):
 
     def stand(self, streams: Sequence[FixedStream], slot: int) -> None:
         """Tell whose step comes, and at which slot."""
-        (stream,) = streams
-        self.stream, self.stop = cast("HostedStream", stream), slot + 1
+        self.streams, self.stop = cast("Sequence[HostedStream]", streams), slot + 1
 
     @full_precision()
     def attend(self, call: AttentionCall, sparse: bool) -> Tensor:
         call, stop = packed(call), self.at[None] + 1
         layer, queries = self.layers[call.layer], call.queries
         scores = self.scores(call, stop)
-        if layer.dense or not sparse:
+        if layer.dense:
             output = layer.attend_all(scores, slice(None), stop)
         else:
             on_the_host(partial(self._choose, call, scores))
             output = layer.attend_lists(scores, 0)
-            layer.note(self.place, queries=queries, output=output, costs=layer.costs)
+            layer.note(self.place)
         return output.to(queries.dtype).transpose(1, 2)
 
     def _choose(self, call: AttentionCall, scores: Tensor) -> None:
-        """Let the recipe choose, and put its lists where the next graph reads them."""
+        """Let the recipes choose, and put their lists where the next graph reads them."""
         if self._idle:
             return
-        layer, rows, stop = self.layers[call.layer], self.stream.among, self.stop
-        known = {
-            true_scores_of(stop): scores[rows, ..., :stop],
-            norms_of(stop): layer.norms[rows, :, :stop],
-        }
-        inputs: dict[str, Any] = {"values": call.values, **call.inputs}
-        inputs = {name: rows_of(x, rows) for name, x in inputs.items()}
-        given: Any = (call.queries[rows], layer.until(stop, rows), inputs, slice(0, 1), known, 0)
-        for one in self.stream.choose(call.layer, self.prefix[call.layer], *given):
-            self._put(layer, one)
+        layer, stop = self.layers[call.layer], self.stop
+        layer.slots.fill_(-1)
+        for stream in self.streams:
+            rows = stream.among
+            known = {
+                true_scores_of(stop): scores[rows, ..., :stop],
+                norms_of(stop): layer.norms[rows, :, :stop],
+            }
+            inputs: dict[str, Any] = {"values": call.values, **call.inputs}
+            inputs = {name: rows_of(x, rows) for name, x in inputs.items()}
+            given: Any = (
+                call.queries[rows],
+                layer.until(stop, rows),
+                inputs,
+                slice(0, 1),
+                known,
+                0,
+            )
+            for one in stream.choose(call.layer, self.prefix[call.layer], *given):
+                _put(layer, one, stream.numbers[one.rows.start : one.rows.stop])
 
-    def _put(self, layer: Layer, one: Chosen) -> None:
-        chosen, numbers = one.selection, self.stream.numbers[one.rows.start : one.rows.stop]
-        if chosen.rest is not None:
-            raise InputError(f"{one.indexer} gives pseudo-keys")
-        layer.units[0] = one.lists
-        slots, logs = chosen.indices[one.own], chosen.log_weights
-        for n, number in enumerate(numbers):
-            place, own = slice(number, number + 1), slice(n, n + 1)
-            layer.slots[place].fill_(-1)
-            layer.put(place, slots[own], None if logs is None else logs[one.own][own])
-            for kind, cost in enumerate((chosen.keys_scored, chosen.bytes_read)):
-                if isinstance(cost, Tensor) and len(cost) > 1:
-                    cost = cost[one.own][own]
-                layer.costs[kind, place] = cost.reshape(1) if isinstance(cost, Tensor) else cost
+
+def _put(layer: Layer, one: Chosen, numbers: Sequence[int]) -> None:
+    """Write what some rows chose to their lists."""
+    chosen = one.selection
+    if chosen.rest is not None:
+        raise InputError(f"{one.indexer} gives pseudo-keys")
+    slots, logs = chosen.indices[one.own], chosen.log_weights
+    logs = None if logs is None else logs[one.own]
+    if list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
+        layer.put(slice(numbers[0], numbers[-1] + 1), slots, logs)
+        return
+    for n, number in enumerate(numbers):
+        own = slice(n, n + 1)
+        layer.put(slice(number, number + 1), slots[own], None if logs is None else logs[own])
 
 
 @dataclass
@@ -115,9 +124,7 @@ class HostedStream(FixedStream):
     home: HostedRows | None = None
 
     def nbytes(self, layer: int) -> int:
-        # Codes that are appended one by one have other room behind them than those of a whole pass.
-        sizes = self.sizes if layer in self.sizes else self.indices
-        return sizes[layer].nbytes
+        return self.indices[layer].nbytes
 
     @property
     def among(self) -> Any:
@@ -139,34 +146,54 @@ class HostedStream(FixedStream):
                 cache = self.home.layers[number].until(self.length, self.among)
                 self._driver(number, prefix[number]).truncate(index, cache)
 
-    def read_dense(self, prefix: Mapping[int, Prefix]) -> None:
-        """Append the keys that were attended to without a choice."""
-        assert self.home is not None
-        for number, index in self.indices.items():
-            cache = self.home.layers[number].until(self.length, self.among)
-            assert cache.values is not None
-            inputs = {"values": cache.values[:, :, index.length :]}
-            self._driver(number, prefix[number]).append(index, cache, inputs)
-
     def fork(self, rows: Tensor | None = None) -> HostedStream:
         twin, own = super().fork(rows), {n: index.fork() for n, index in self.indices.items()}
         if rows is not None:
             for index in own.values():
                 index.reorder(rows)
         return HostedStream(
-            twin.cells, self.context, own, self.seed, numbers=twin.numbers, length=self.length, sizes=self.sizes,
-            home=self.home,
+            twin.cells, self.context, own, self.seed, numbers=twin.numbers, length=self.length, home=self.home
         )  # fmt: skip
 
+    def lift(self, prefix: Mapping[int, Prefix]) -> None:
+        """Take its tails from the buffers, for a whole pass."""
+        assert self.home is not None
+        for number, layer in self.home.layers.items():
+            first = prefix[number].length
+            if first < self.length:
+                tail = self.among, slice(None), slice(first, self.length)
+                self.tails[number] = Cache(layer.keys[tail], layer.values[tail])
 
-def hosted_stream(stream: Stream, home: HostedRows, built: Built) -> HostedStream:
-    """A stream of the prefix, with all rows of `home`."""
-    assert stream.indexer is not None
-    alike = stream.indexer.traits().causal_codes
-    sizes = sizes_of(home, home.groups[0], built) if alike else {}
-    length = next(iter(home.prefix.values())).length
-    indices = {n: index for n, index in stream.indices.items() if not home.layers[n].dense}
-    return HostedStream(
-        stream.cells, stream.context, indices, stream.seed, numbers=range(stream.rows), length=length,
-        sizes=sizes, home=home,
-    )  # fmt: skip
+    def lower(self, prefix: Mapping[int, Prefix]) -> None:
+        """Write its tails back."""
+        assert self.home is not None
+        for number, layer in self.home.layers.items():
+            tail, first = self.tails.pop(number), prefix[number].length
+            assert tail.values is not None
+            self.length = first + tail.length
+            place = self.among, slice(None), slice(first, self.length)
+            layer.keys[place], layer.values[place] = tail.keys, tail.values
+            layer.norms[place] = norms(tail.keys)
+
+
+@contextmanager
+def whole_pass(streams: Sequence[Stream], prefix: Mapping[int, Prefix]) -> Iterator[None]:
+    """Streams as `shared_prefix.forward` takes them: those of hosts with their tails."""
+    hosted = [stream for stream in streams if isinstance(stream, HostedStream)]
+    for stream in hosted:
+        stream.lift(prefix)
+    yield
+    for stream in hosted:
+        stream.lower(prefix)
+
+
+def hosted_streams(home: HostedRows, streams: Sequence[Stream]) -> Iterator[HostedStream]:
+    """Streams of the prefix, in turn, as rows of `home`."""
+    length, first = next(iter(home.prefix.values())).length, 0
+    for stream in streams:
+        numbers = range(first, first + stream.rows)
+        indices = {n: index for n, index in stream.indices.items() if not home.layers[n].dense}
+        first = numbers.stop
+        yield HostedStream(
+            stream.cells, stream.context, indices, stream.seed, numbers=numbers, length=length, home=home
+        )  # fmt: skip
