@@ -61,7 +61,9 @@ class FaissIndexer(Indexer):
     requires: ClassVar[str] = "faiss"
 
     def traits(self) -> Traits:
-        return Traits(exhaustive=False, may_come_short=True, drifts=True, causal_codes=False)
+        return Traits(
+            exhaustive=False, may_come_short=True, drifts=True, causal_codes=False, host=True
+        )
 
     @abstractmethod
     def make(self, faiss: Any, keys: Vectors) -> Any:
