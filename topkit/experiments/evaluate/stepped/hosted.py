@@ -18,11 +18,11 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.experiments.decode.graph_capture import on_the_host
 from topkit.experiments.evaluate.built import Built
-from topkit.experiments.evaluate.fixed_layer import Layer
-from topkit.experiments.evaluate.fixed_rows import FixedRows
-from topkit.experiments.evaluate.fixed_streams import FixedStream
-from topkit.experiments.evaluate.groups import packed, rows_of
 from topkit.experiments.evaluate.lists import Chosen
+from topkit.experiments.evaluate.stepped.fixed_layer import Layer
+from topkit.experiments.evaluate.stepped.fixed_rows import FixedRows
+from topkit.experiments.evaluate.stepped.fixed_streams import FixedStream
+from topkit.experiments.evaluate.stepped.groups import packed, rows_of
 from topkit.experiments.evaluate.streams import Prefix, Stream
 from topkit.experiments.model.attention_call import AttentionCall
 from topkit.indexers.base import Cache, Index

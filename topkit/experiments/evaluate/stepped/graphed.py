@@ -16,23 +16,23 @@ from transformers import PreTrainedModel
 from topkit.errors import InputError
 from topkit.experiments.decode.graph_capture import CannotCapture
 from topkit.experiments.evaluate.batch import Asked, Watch
-from topkit.experiments.evaluate.beside import Run, side_by_side
 from topkit.experiments.evaluate.built import Built
-from topkit.experiments.evaluate.fixed_rows import FixedRows
-from topkit.experiments.evaluate.fixed_streams import FixedStream, fixed_streams, grow
-from topkit.experiments.evaluate.groups import is_fixed, is_hosted, refused, together
-from topkit.experiments.evaluate.hosted import (
+from topkit.experiments.evaluate.lists import Lists
+from topkit.experiments.evaluate.observer import Observer
+from topkit.experiments.evaluate.shared_prefix import forward
+from topkit.experiments.evaluate.stepped.beside import Run, side_by_side
+from topkit.experiments.evaluate.stepped.fixed_rows import FixedRows
+from topkit.experiments.evaluate.stepped.fixed_streams import FixedStream, fixed_streams, grow
+from topkit.experiments.evaluate.stepped.groups import is_fixed, is_hosted, refused, together
+from topkit.experiments.evaluate.stepped.hosted import (
     HostedRows,
     HostedStream,
     hosted_streams,
     whole_pass,
 )
-from topkit.experiments.evaluate.lists import Lists
-from topkit.experiments.evaluate.noted import judge, require_choices
-from topkit.experiments.evaluate.observer import Observer
-from topkit.experiments.evaluate.shared_prefix import forward
+from topkit.experiments.evaluate.stepped.noted import judge, require_choices
+from topkit.experiments.evaluate.stepped.token_steps import TokenSteps, keep, steps_of
 from topkit.experiments.evaluate.streams import Stream
-from topkit.experiments.evaluate.token_steps import TokenSteps, keep, steps_of
 from topkit.experiments.runs.cells import Cell
 
 

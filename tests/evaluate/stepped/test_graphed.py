@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 import topkit
 from tiny import READS_REFERENCE, lightning_for, tiny
 from topkit.errors import InputError
-from topkit.experiments.evaluate import fixed_rows, groups, token_steps
 from topkit.experiments.evaluate.haystack_means import _observed
+from topkit.experiments.evaluate.stepped import fixed_rows, groups, token_steps
 from topkit.experiments.model.load import REFERENCE
 from topkit.experiments.runs.cells import parse_cells
 from topkit.experiments.tasks import make_task
