@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,8 +16,9 @@ from topkit.indexers.checks import choice, flag
 from topkit.indexers.mean_key import about_mean
 from topkit.indexers.rotation import padded, rotated
 from topkit.indexers.scored import Codes, Scored, pick_codes, score_visible_codes
+from topkit.indexers.stated_cost import Shape, power_of_two
 from topkit.indexers.traits import Traits
-from topkit.kernels.codes import LARGEST, stored
+from topkit.kernels.codes import LARGEST, PACKED_BITS, stored
 from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_codes
 
@@ -56,6 +58,12 @@ class quantized(Scored):
 
     def traits(self) -> Traits:
         return Traits(score_all=True, fixed=True, drifts=self.center)
+
+    def code_bytes(self, shape: Shape) -> float:
+        width = power_of_two(shape.D) if self.hadamard else shape.D
+        bits = PACKED_BITS.get(self.dtype, 8)
+        codes = width if bits == 8 else math.ceil(width / (8 // bits))
+        return shape.Hk * (codes + (1 if self.scale == "pow2" else 4))
 
     def build(self, keys: Tensor, step: Step) -> Index:
         return about_mean(self, keys, step) if self.center else super().build(keys, step)
