@@ -19,6 +19,7 @@ from topkit.indexers.quest import quest
 from topkit.indexers.random import random
 from topkit.indexers.refine import refine
 from topkit.indexers.reuse import reuse
+from topkit.indexers.sampled import sampled
 from topkit.indexers.scored import Scored
 from topkit.indexers.shared import shared
 from topkit.indexers.sign import sign
@@ -48,6 +49,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "shared": shared,
     "reuse": reuse,
     "top_p": top_p,
+    "sampled": sampled,
     "vattention": vattention,
 }
 
