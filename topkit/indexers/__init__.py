@@ -18,11 +18,13 @@ from topkit.indexers.quantized import quantized
 from topkit.indexers.quest import quest
 from topkit.indexers.random import random
 from topkit.indexers.refine import refine
+from topkit.indexers.retroinfer import retroinfer
 from topkit.indexers.reuse import reuse
 from topkit.indexers.sampled import sampled
 from topkit.indexers.scored import Scored
 from topkit.indexers.shared import shared
 from topkit.indexers.sign import sign
+from topkit.indexers.squeezed import squeezed
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.streaming_llm import streaming_llm
 from topkit.indexers.top_p import top_p
@@ -41,6 +43,8 @@ INDEXERS: dict[str, type[Indexer]] = {
     "faiss_ivf": faiss_ivf,
     "faiss_hnsw": faiss_hnsw,
     "clusterkv": clusterkv,
+    "retroinfer": retroinfer,
+    "squeezed": squeezed,
     "lightning": lightning,
     "native": native,
     "indices": indices,
