@@ -6,8 +6,13 @@ from topkit.indexers.clusterkv import clusterkv
 from topkit.indexers.combinator import Combinator
 from topkit.indexers.degraded import degraded
 from topkit.indexers.exact import exact
+from topkit.indexers.faiss_flat import faiss_flat
 from topkit.indexers.faiss_hnsw import faiss_hnsw
 from topkit.indexers.faiss_ivf import faiss_ivf
+from topkit.indexers.faiss_ivfpq import faiss_ivfpq
+from topkit.indexers.faiss_pq import faiss_pq
+from topkit.indexers.faiss_rabitq import faiss_rabitq
+from topkit.indexers.faiss_sq import faiss_sq
 from topkit.indexers.indices import indices
 from topkit.indexers.keep import keep
 from topkit.indexers.lightning import lightning
@@ -40,11 +45,16 @@ INDEXERS: dict[str, type[Indexer]] = {
     "sign": sign,
     "quest": quest,
     "moba": moba,
+    "faiss_flat": faiss_flat,
     "faiss_ivf": faiss_ivf,
     "faiss_hnsw": faiss_hnsw,
     "clusterkv": clusterkv,
     "retroinfer": retroinfer,
     "squeezed": squeezed,
+    "faiss_pq": faiss_pq,
+    "faiss_ivfpq": faiss_ivfpq,
+    "faiss_sq": faiss_sq,
+    "faiss_rabitq": faiss_rabitq,
     "lightning": lightning,
     "native": native,
     "indices": indices,
