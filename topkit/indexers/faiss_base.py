@@ -91,7 +91,11 @@ class FaissRecipe(Indexer):
 
     def traits(self) -> Traits:
         return Traits(
-            exhaustive=False, may_come_short=True, drifts=True, causal_codes=False, host=not self.on_gpu
+            exhaustive=False,
+            may_come_short=True,
+            drifts=True,
+            causal_codes=False,
+            host=not self.on_gpu,
         )
 
     @abstractmethod

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -46,8 +46,7 @@ class faiss_flat(Scored):
         return 4 * shape.Hk * shape.D
 
     def build(self, keys: Tensor, step: Step) -> Index:
-        import_faiss(self.device)
-        index = _Flat(self)
+        index = _Flat(self, faiss=import_faiss(self.device))
         index.append(keys, step)
         return index
 
@@ -96,7 +95,12 @@ class faiss_flat(Scored):
         return torch.from_numpy(ids)
 
 
+@dataclass
 class _Flat(ScoredIndex):
+    """Codes that FAISS reads, not torch."""
+
+    faiss: Any = field(kw_only=True)
+
     def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
         # Which of equal scores FAISS keeps depends on k.
         return {k: self.select(queries, k, step) for k in ks}
