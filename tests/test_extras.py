@@ -49,6 +49,20 @@ except topkit.InputError as error:
     assert f"pip install 'topkit[{EXTRA_OF[package]}]'" in done.stdout, done
 
 
+def test_a_study_without_what_a_cell_needs_is_refused_before_its_pilot(tmp_path: Path) -> None:
+    file, out = tmp_path / "study.yaml", tmp_path / "run"
+    file.write_text(
+        "tasks: [niah-single]\nlengths: 512\nhaystacks: 2\nbudgets: 8\n"
+        "indexers: ['keep(faiss_ivf(),sink=4)']\npilot: {haystacks: 1, exact_between: [0, 1]}\n"
+    )
+    code = WITHOUT.format(absent={"faiss"}) + "from topkit.cli import main\nmain()"
+    words = ["study", str(file), "--out", str(out)]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "needs faiss, which is not installed; pip install 'topkit[faiss]'" in done.stderr
+    assert not out.exists()
+
+
 def test_the_core_measures_without_any_extra() -> None:
     code = WITHOUT.format(absent=set(EXTRA_OF)) + (
         f"{CAPTURE}\nprint(topkit.measure(capture, ['exact', 'sign', 'quest'], 4).summary())"

@@ -16,11 +16,12 @@ from topkit.experiments.evaluate.haystack_means import condensed
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.plan import run
 from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.design import Pilot, Study
 from topkit.experiments.study.kinds import EXACT
 from topkit.experiments.study.pilot import SEED, asked, ladders, placed, seed_of
 from topkit.experiments.study.reading import STUDY
 from topkit.experiments.study.study import run_study
-from topkit.experiments.study.study_file import Pilot, Study, read_study
+from topkit.experiments.study.study_file import read_study
 from topkit.experiments.tasks import task_name
 from topkit.indexers.budget import parse_budgets
 

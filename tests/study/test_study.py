@@ -13,14 +13,15 @@ from topkit.errors import InputError
 from topkit.experiments.evaluate.haystack_means import condensed
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.plan import run
+from topkit.experiments.study.course import folders
 from topkit.experiments.study.curves import load
+from topkit.experiments.study.design import Pilot
 from topkit.experiments.study.kinds import EXACT, family_of, kind_of
 from topkit.experiments.study.preset_files import FOLDER, abouts, names
 from topkit.experiments.study.reading import STUDY
 from topkit.experiments.study.report import write_report
-from topkit.experiments.study.stages import folders
 from topkit.experiments.study.study import NAME, run_study
-from topkit.experiments.study.study_file import Pilot, read_study
+from topkit.experiments.study.study_file import read_study
 from topkit.indexers.spec import parse
 
 OWN = ("quick", "full", "tasks")  # for the bundled model

@@ -12,6 +12,7 @@ from topkit.errors import InputError
 from topkit.experiments.model.attention import is_switched
 from topkit.experiments.model.compatibility import PROBED, probe, unserved
 from topkit.experiments.model.outline import outline
+from topkit.experiments.runs.cells import require_able
 from topkit.indexers.base import Indexer
 from topkit.kernels import checks
 
@@ -24,8 +25,9 @@ def attachable(
     None stands for all layers that attend to all keys.
 
     A short pass shows how the model attends.
-    Raises: InputError for a model or a layer that cannot be served, by name.
+    Raises: InputError for a model or a layer that cannot be served, by name, and a package that is not there.
     """
+    require_able(indexer)
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise InputError(f"{name} cannot be attached to: it has an encoder")

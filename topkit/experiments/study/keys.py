@@ -168,20 +168,20 @@ PILOT: dict[str, Reader] = {
 
 
 def read_keys(
-    values: Mapping[str, Any], readers: Mapping[str, Reader], where: str
+    values: Mapping[str, Any], readers: Mapping[str, Reader], where: str = ""
 ) -> dict[str, Any]:
-    """The values of some keys, read; `where` names what they stand in, as a file.
+    """The values of some keys, read; `where` names what they stand in, as a file, where nothing else does.
 
     Raises: InputError naming a key that is none (the nearest is suggested), or whose value is wrong.
     """
-    known: dict[str, Any] = {}
+    known, at = dict[str, Any](), f"{where}: " if where else ""
     for key, value in values.items():
         if key not in readers:
-            raise InputError(f"{where}: there is no key {quote(key)}; {nearest(key, readers)}")
+            raise InputError(f"{at}there is no key {quote(key)}; {nearest(key, readers)}")
         if value is None:
-            raise InputError(f"{where}: {key} has no value; write one, or leave the key out")
+            raise InputError(f"{at}{key} has no value; write one, or leave the key out")
         try:
             known[key] = readers[key](value)
         except InputError as error:
-            raise InputError(f"{where}: {key}: {error}") from error
+            raise InputError(f"{at}{key}: {error}") from error
     return known

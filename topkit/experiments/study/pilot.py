@@ -12,8 +12,8 @@ from topkit.errors import InputError
 from topkit.experiments.evaluate.plan import Part
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.design import Pilot, Study
 from topkit.experiments.study.kinds import EXACT
-from topkit.experiments.study.study_file import Pilot, Study
 from topkit.experiments.tasks import Task, task_name
 from topkit.experiments.tasks.books import Books
 

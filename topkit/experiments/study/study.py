@@ -14,9 +14,11 @@ from topkit.experiments.runs.jobs import Runner
 from topkit.experiments.runs.plan import Plan, planned
 from topkit.experiments.runs.runners import crew
 from topkit.experiments.runs.shards import Shard, parse_shard
+from topkit.experiments.study.course import Course
+from topkit.experiments.study.design import Pilot, Study
 from topkit.experiments.study.keys import listed
-from topkit.experiments.study.stages import Course, plan_of
-from topkit.experiments.study.study_file import Pilot, Study, read_study
+from topkit.experiments.study.study_file import read_study
+from topkit.experiments.study.study_plan import plan_of
 from topkit.grammar import nearest
 from topkit.indexers.budget import Budgets
 

@@ -1,152 +1,24 @@
-"""A study as a file: models, tasks, lengths, haystacks and cells, by the name of a preset or by a path."""
+"""A study as a file: its keys, read from a preset's name or a path, and what stands over them."""
 
 # pyright: strict
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from topkit.documents import path_of, quote, read_yaml
 from topkit.errors import InputError
-from topkit.experiments.evaluate.plan import Part
-from topkit.experiments.evaluate.setting import ROWS
-from topkit.experiments.runs.cells import Cell, in_order
-from topkit.experiments.study.keys import PILOT, READERS, Reader, listed, read_keys
-from topkit.experiments.study.kinds import EXACT
+from topkit.experiments.study.design import Pilot, Study
+from topkit.experiments.study.keys import PILOT, READERS, listed, read_keys
 from topkit.experiments.study.preset_files import FOLDER, REMEDY, names
-from topkit.experiments.tasks import Task, task_name
 from topkit.grammar import nearest
-from topkit.indexers.base import Indexer
-from topkit.indexers.budget import Budget
 
 # A file begins from another one, whose keys it may set anew.
 LIKE, DEEPEST = "like", 8
 # What a model of several may have of its own.
 OWN = ("tasks", "lengths", "haystacks", "budgets", "indexers", "pilot")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pilot:
-    """What places the difficulty before the study runs, on haystacks of its own.
-
-    budgets: three of exact Top-k's where none are named. distractors, lengths: ladders, the first that
-    suits is chosen; without them the study's own tasks and lengths are kept or left out.
-    dense_at_least, exact_between: where full attention must score, and exact Top-k at some budget.
-    """
-
-    haystacks: int = 8
-    budgets: tuple[Budget, ...] = ()
-    distractors: tuple[int, ...] = ()
-    lengths: tuple[int, ...] = ()
-    dense_at_least: float = 0.8
-    exact_between: tuple[float, float] = (0.3, 0.95)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """What a study runs; a task or an indexer may name lengths or budgets of its own.
-
-    reach: half the width of an interval on an accuracy, at most. own: what a model has instead.
-    """
-
-    name: str
-    model: tuple[str, ...] = ("reference",)
-    tasks: tuple[tuple[Task, tuple[int, ...] | None], ...]
-    lengths: tuple[int, ...] = ()
-    haystacks: int | dict[int, int]
-    budgets: tuple[Budget, ...] = ()
-    indexers: tuple[tuple[Indexer, tuple[Budget, ...] | None], ...]
-    seed: tuple[int, ...] = (0,)
-    sparse_from: str = "question"
-    observe: bool | str = True
-    text: Path | None = None
-    device: str | None = None
-    dtype: str | None = None
-    batch_size: int = ROWS
-    pilot: Pilot | None = field(default_factory=Pilot)
-    reach: float | None = None
-    about: str = ""
-    own: Mapping[str, Study] = field(default_factory=lambda: dict[str, Study]())
-
-    def of(self, model: str) -> Study:
-        """What runs on one of its models."""
-        return self.own.get(model, self)
-
-    @property
-    def cells(self) -> tuple[Cell, ...]:
-        """Every indexer at its budgets, and full attention."""
-        cells = {Cell()}
-        for indexer, own in self.indexers:
-            if not (own or self.budgets):
-                raise InputError(f"{indexer} has no budget; say `budgets`, or -k 16")
-            cells |= {Cell(indexer, budget) for budget in own or self.budgets}
-        return tuple(in_order(cells))
-
-    @property
-    def settings(self) -> tuple[tuple[Task, int], ...]:
-        """Every task at its lengths."""
-        for task, own in self.tasks:
-            if not (own or self.lengths):
-                raise InputError(f"{task.name} has no length; say `lengths`, or --length 4k")
-        return tuple((task, n) for task, own in self.tasks for n in own or self.lengths)
-
-    def at(self, length: int) -> int:
-        """The haystacks of each task at a length."""
-        if isinstance(self.haystacks, int):
-            return self.haystacks
-        if length not in self.haystacks:
-            known = ", ".join(f"{n:,}" for n in self.haystacks)
-            raise InputError(
-                f"haystacks says no number for a length of {length:,} (but for {known}); say one, or "
-                "--haystacks"
-            )
-        return self.haystacks[length]
-
-    def parts(self, settings: tuple[tuple[Task, int], ...], *left_out: Indexer) -> list[Part]:
-        """Tasks at lengths as parts of an evaluation, those of one length and number together."""
-        cells = tuple(cell for cell in self.cells if cell.indexer not in left_out)
-        groups: dict[tuple[int, int], dict[Task, None]] = {}
-        for task, length in settings:
-            groups.setdefault((length, self.haystacks_of(task, length)), {})[task] = None
-        return [
-            Part(tuple(tasks), (length,), number, cells)
-            for (length, number), tasks in groups.items()
-        ]
-
-    def haystacks_of(self, task: Task, length: int) -> int:
-        """The haystacks of a task: of a short file, those that its pilot leaves."""
-        number, most = self.at(length), task.most_samples()
-        if self.pilot is None or most is None or number + self.pilot.haystacks <= most:
-            return number
-        if most <= self.pilot.haystacks:
-            raise InputError(
-                f"{task_name(task)} has {most:,} prompts, no more than its pilot takes; ask for a smaller "
-                "one, as --pilot-haystacks 2, or go without with --no-pilot"
-            )
-        return most - self.pilot.haystacks
-
-    @property
-    def short_files(self) -> list[str]:
-        """A line for each task whose file has too few prompts for what is asked for and a pilot."""
-        lines: list[str] = []
-        for task, length in self.settings:
-            number = self.haystacks_of(task, length)
-            if number < self.at(length):
-                lines.append(
-                    f"{task_name(task)} has {task.most_samples():,} prompts: {number:,} for the study, of "
-                    f"{self.at(length):,} asked for, and the rest for its pilot"
-                )
-        return list(dict.fromkeys(lines))
-
-    @property
-    def exact_budgets(self) -> list[Budget]:
-        """Three budgets of exact Top-k for a pilot: the least, the middle and the largest."""
-        every = [cell.budget for cell in self.cells if cell.indexer == EXACT and cell.budget]
-        every = every or [cell.budget for cell in self.cells if cell.budget]
-        every = sorted(set(every), key=lambda k: k.at(max(n for _, n in self.settings)))
-        return list(dict.fromkeys([every[0], every[len(every) // 2], every[-1]])) if every else []
 
 
 def read_study(study: str | Path, **over: Any) -> Study:
@@ -232,26 +104,27 @@ def _written(path: Path, depth: int = 0) -> dict[str, Any]:
         raise InputError(f"{path}: more than {DEEPEST} files begin from one another; {REMEDY}")
     if not isinstance(like, str):
         raise InputError(f"{path}: {LIKE}: expected a study's name or file; got {quote(like)}")
-    other = Path(like)
-    beside = like not in names() and not other.is_absolute()
-    return _written(path.parent / other if beside else _path(like), depth + 1) | values
+    beside = path.parent / like
+    if like not in names() and not beside.is_file():
+        raise InputError(
+            f"{path}: {LIKE}: there is no study {quote(like)}, by name or from the folder of this file; "
+            f"{nearest(like, names())}"
+        )
+    return _written(_path(like) if like in names() else beside, depth + 1) | values
 
 
 def _read(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    return read_keys(values, {**READERS, "pilot": _pilot(where), LIKE: _misplaced}, where)
+    return read_keys(values, {**READERS, "pilot": _pilot, LIKE: _misplaced}, where)
 
 
-def _pilot(where: str) -> Reader:
-    def read(value: Any) -> Pilot | None:
-        if isinstance(value, Pilot):
-            return value
-        if isinstance(value, bool):
-            return Pilot() if value else None
-        if not isinstance(value, Mapping):
-            raise InputError(f"expected true, false or a mapping; got {quote(value)}")
-        return Pilot(**read_keys(cast("Mapping[str, Any]", value), PILOT, f"{where}: pilot"))
-
-    return read
+def _pilot(value: Any) -> Pilot | None:
+    if isinstance(value, Pilot):
+        return value
+    if isinstance(value, bool):
+        return Pilot() if value else None
+    if not isinstance(value, Mapping):
+        raise InputError(f"expected true, false or a mapping; got {quote(value)}")
+    return Pilot(**read_keys(cast("Mapping[str, Any]", value), PILOT))
 
 
 def _over(pilot: Any, flag: Any) -> Any:
