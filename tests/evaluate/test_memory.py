@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 
 from topkit.errors import InputError
-from topkit.experiments.evaluate.memory import Asked, Shape, bytes_a_key, memory_of, require_room
+from topkit.experiments.evaluate.memory import bytes_a_key, memory_of, require_room
+from topkit.experiments.evaluate.shape import Asked, Shape
 from topkit.experiments.runs.cells import Cell, parse_cells
 from topkit.indexers.spec import parse
 
@@ -61,6 +62,40 @@ def test_a_model_s_own_indexer_scores_all_tokens_of_a_haystack_at_once() -> None
     assert memory_of(own, many, parse_cells("sign", 8), 128) == memory_of(
         EIGHT_B, many, parse_cells("sign", 8), 128
     )
+
+
+def test_a_model_s_own_indexer_holds_its_keys_and_lists() -> None:
+    """Of 128 numbers a key and lists of 2,048: keys of the prefix in every layer, two lists a token of a haystack."""
+    own, asked = replace(EIGHT_B, index_heads=1), replace(LONG, length=4096)
+    wide, sparse = replace(own, index_width=128, index_k=2048), parse_cells("sign", 8)
+    keys, lists = TOKENS * LAYERS * 128 * 2, 2 * 8 * TOKENS * 2048
+    assert wide.prefix(TOKENS) - own.prefix(TOKENS) == keys
+    assert memory_of(wide, LONG, sparse, 8) - memory_of(own, LONG, sparse, 8) == keys + lists
+    # Asked much, rows that read its lists have them for each token, and its keys of a layer three times.
+    many, native = replace(asked, tail=8192, questions=64), parse_cells("native", 2048)
+    apart = memory_of(wide, many, native, 128) - memory_of(own, many, native, 128)
+    tails = 128 * 2 * 8192 * LAYERS * 128 * 2
+    copies, lists = 3 * 64 * (4096 + 8192) * 128 * 2, 2 * 8 * 128 * 8192 * 2048
+    assert apart == wide.prefix(4096) - own.prefix(4096) + tails + copies + lists
+
+
+def test_graphs_hold_a_cache_of_each_row_where_a_quarter_of_what_is_free_has_room() -> None:
+    """Keys, values and norms of every slot, codes, and 32 steps' queries, outputs and lists."""
+    small, asked = replace(EIGHT_B, weights=10**9), replace(LONG, length=4000, questions=1)
+    some = parse_cells(["sign()", "quantized(dtype='int8')"], 64)
+    gpu = replace(small, device=80 * 10**9)
+    slots = 4096  # of 4,060, in steps of 256
+    cache = slots * LAYERS * GROUPS * (2 * WIDTH * 2 + 4)
+    noted = 32 * LAYERS * 32 * (8 * 64 + 8 * WIDTH)
+    codes = slots * LAYERS * GROUPS * (WIDTH / 8 + WIDTH + 4)
+    apart = memory_of(gpu, asked, some, 3) - memory_of(small, asked, some, 3)
+    assert apart == 3 * (cache + noted) + codes
+    # What is asked for in turn is held side by side, up to a quarter of what is left each time.
+    assert memory_of(gpu, asked, some, 2) - memory_of(small, asked, some, 2) > apart
+    for less in (replace(gpu, device=4 * 10**9), replace(gpu, index_heads=4)):
+        same = replace(less, device=0)
+        assert memory_of(less, asked, some, 3) == memory_of(same, asked, some, 3)
+    assert memory_of(replace(EIGHT_B, device=141 * 10**9), LONG, cells(), 29) <= 75e9
 
 
 def test_an_8b_model_at_128k_with_29_cells_holds_75_gb() -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import groupby
 
 import torch
-from transformers import PreTrainedModel
 
 from topkit.errors import InputError
 from topkit.experiments.decode.driver import PIECE
 from topkit.experiments.evaluate.built import COPIED
-from topkit.experiments.model.own_indexer import index_heads, listing_bytes
-from topkit.experiments.model.record import LayerRecord
+from topkit.experiments.evaluate.shape import Asked, Shape
+from topkit.experiments.evaluate.stepped import ROUND, STEPS, is_fixed
 from topkit.experiments.runs.cells import Cell, chunks
 from topkit.indexers.base import Indexer, Step
 from topkit.indexers.combinator import Combinator
@@ -28,78 +26,24 @@ COPIES = 8
 TRIED = 64
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What memory follows from. weights: bytes. layers: of attention; heads: query heads and KV heads of one.
-
-    width: of a key, and of a value; passing: numbers a token that a layer holds at once; bytes of a number;
-    index_heads: of the model's own indexer.
-    """
-
-    weights: int
-    layers: int
-    heads: tuple[int, int]
-    width: tuple[int, int]
-    passing: int
-    vocabulary: int
-    bytes: int
-    windowed: bool = False
-    on_device: bool = False
-    index_heads: int = 0
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, records: Mapping[int, LayerRecord]) -> Shape:
-        """records: of the model's layers, from a short pass; the widest counts for all."""
-        config = model.config.get_text_config()
-        wide = max(records.values(), key=lambda one: one.keys[:, :, 0].numel())
-        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-        listed = any(one.chosen is not None for one in records.values())
-        return cls(
-            sum(x.numel() * x.element_size() for x in model.parameters()),
-            len(records),
-            (wide.queries.shape[1], wide.keys.shape[1]),
-            (wide.keys.shape[3], wide.values.shape[3]),
-            4 * config.hidden_size + 3 * inner,
-            config.vocab_size,
-            wide.keys.element_size(),
-            any(one.window is not None for one in records.values()),
-            wide.keys.device.type != "cpu",
-            index_heads(model) if listed else 0,
-        )
-
-    def listing(self, queries: int, keys: int) -> int:
-        """Bytes of the scores of the model's own indexer."""
-        return listing_bytes(self.index_heads, queries, keys)
-
-    def prefix(self, length: int) -> int:
-        """Bytes of the keys and values of so many tokens."""
-        return length * self.layers * self.heads[1] * sum(self.width) * self.bytes
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a haystack is asked: its tokens, its questions, the most tokens of one, and of an answer."""
-
-    length: int
-    questions: int
-    tail: int
-    answer: int
-
-
 def memory_of(shape: Shape, asked: Asked, cells: Sequence[Cell], rows: int) -> int:
     """Bytes at the peak, with so many rows in a pass: weights + prefix + the greater of prefill and questions.
 
     Prefill: what one layer passes on, where a window slides or the model's own indexer chooses, 8 T^2 for the
-    mask and its copy, and the scores of that indexer, of all tokens at once as in the model itself. Questions,
+    mask and its copy, and the scores of that indexer, of all tokens at once as in the model itself, and twice
+    its lists. Questions,
     of as many cells as a pass has rows: the codes that recipes choose from, once, and twice a row with an
     eighth of room, but for codes of more than COPIED keys; scores, COPIES times; keys and values of one
-    layer, and all logits, twice, in float32.
+    layer, and all logits, twice, in float32. What graphs hold on a GPU, from haystack to haystack, comes on top.
     """
     t = asked.length
     masked = shape.windowed or shape.index_heads > 0
     prefill = t * shape.passing * shape.bytes + 8 * t**2 * masked + shape.listing(t, t)
-    asking = max(_asking(shape, asked, some) for some in _turns(asked, cells, rows))
-    return shape.weights + shape.prefix(t) + max(prefill, asking)
+    prefill += 16 * t * min(shape.index_k, t)
+    turns = _turns(asked, cells, rows)
+    asking = max(_asking(shape, asked, some) for some in turns)
+    held = shape.weights + shape.prefix(t)
+    return held + _graphed(shape, asked, turns, shape.device - held) + max(prefill, asking)
 
 
 def require_room(room: int, what: str, needs: Callable[[int], int], rows: int) -> None:
@@ -136,7 +80,42 @@ def _asking(shape: Shape, asked: Asked, turn: tuple[Sequence[Cell], int]) -> int
     tails = count * 2 * shape.prefix(asked.tail)
     listed = together * sum(c.indexer is not None and "native" in c.indexer.needs for c in cells)
     scores += shape.listing(listed * asked.tail, asked.length)
-    return _codes(shape, asked.length, cells, together) + scores + layer + logits + tails
+    # Of rows that read the model's own lists: their keys of a layer, joined and joined again; all rows' lists.
+    own = 3 * listed * (asked.length + asked.tail) * shape.index_width * shape.bytes
+    own += 16 * count * asked.tail * shape.index_k if listed else 0
+    return _codes(shape, asked.length, cells, together) + scores + layer + logits + tails + own
+
+
+def _graphed(
+    shape: Shape, asked: Asked, turns: Sequence[tuple[Sequence[Cell], int]], free: int
+) -> int:
+    """Bytes that graphs hold: of each turn, where its rows take no more than a quarter of what is free yet.
+
+    As `stepped.token_steps.steps_of` makes them, of fixed rows first; a model with an indexer of its own has none.
+    """
+    if not shape.device or shape.index_heads:
+        return 0
+    total = 0
+    for cells, together in dict.fromkeys((tuple(cells), together) for cells, together in turns):
+        taken = 0
+        for fixed in (True, False):
+            need = _rows(shape, asked, [c for c in cells if is_fixed(c) == fixed], together)
+            if 4 * need > free - total - taken:
+                return total
+            taken += need
+        total += taken
+    return total
+
+
+def _rows(shape: Shape, asked: Asked, cells: Sequence[Cell], together: int) -> int:
+    """Bytes of rows at fixed shapes, as `stepped.token_steps.bytes_of` has them."""
+    room = -(-(asked.length + asked.tail) // ROUND) * ROUND
+    cache = shape.prefix(room) + 4 * room * shape.layers * shape.heads[1]
+    wide = max((cell.k(asked.length) or 0 for cell in cells), default=0)
+    noted = 8 * STEPS * shape.layers * shape.heads[0] * (wide + shape.width[0])
+    leaves = [_leaf(cell.indexer) for cell in cells if cell.indexer is not None]
+    codes = room * shape.layers * sum(bytes_a_key(leaf, shape) for leaf in leaves)
+    return together * (len(cells) * (cache + noted) + int(codes))
 
 
 def _codes(shape: Shape, length: int, cells: Sequence[Cell], together: int) -> int:

@@ -9,8 +9,9 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from topkit.experiments.evaluate.memory import Asked, Shape, memory_of, require_room
+from topkit.experiments.evaluate.memory import memory_of, require_room
 from topkit.experiments.evaluate.setting import Setting
+from topkit.experiments.evaluate.shape import Asked, Shape
 from topkit.experiments.model.record import LayerRecord
 from topkit.experiments.runs.cells import Cell, chunks
 from topkit.experiments.runs.parts import PART

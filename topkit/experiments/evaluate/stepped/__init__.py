@@ -4,7 +4,17 @@
 """
 
 from topkit.experiments.evaluate.stepped.graphed import Graphed, refuse
-from topkit.experiments.evaluate.stepped.groups import in_turn, together, worthwhile
-from topkit.experiments.evaluate.stepped.token_steps import release
+from topkit.experiments.evaluate.stepped.groups import in_turn, is_fixed, together, worthwhile
+from topkit.experiments.evaluate.stepped.token_steps import ROUND, STEPS, release
 
-__all__ = ["Graphed", "in_turn", "refuse", "release", "together", "worthwhile"]
+__all__ = [
+    "ROUND",
+    "STEPS",
+    "Graphed",
+    "in_turn",
+    "is_fixed",
+    "refuse",
+    "release",
+    "together",
+    "worthwhile",
+]
