@@ -239,7 +239,7 @@ def test_what_is_no_study_is_refused_in_one_line(tmp_path: Path, small: Any, nam
         ("seed: 1\nseed: 2", "stands twice"),
         ("lengths: [4k]", "tasks is missing"),
         ("like: 3", "expected a study's name or file"),
-        ("like: nowhere.yaml", "cannot read"),
+        ("like: nowhere.yaml", "like: there is no study 'nowhere.yaml'"),
     ],
 )
 def test_a_file_that_is_no_study(tmp_path: Path, text: str, words: str):
