@@ -71,10 +71,14 @@ def choose_quest(query: Tensor, keys: Tensor, k: int) -> list[int]:
 CHOICES = {"sign()": choose_sign, "exact()": choose_exact, "quest(page_size=4)": choose_quest}
 
 
+# Row, query and head.
+Place = tuple[int, int, int]
+
+
 class Slowly:
     """A model that attends as an attached one should, by the definition, query by query."""
 
-    def __init__(self, model: Any, spec: str, k: int, until: int) -> None:
+    def __init__(self, model: Any, spec: str, k: float, until: int) -> None:
         self.model, self.choose, self.k, self.until = model, CHOICES[spec], k, until
 
     def __enter__(self) -> Slowly:
@@ -85,6 +89,10 @@ class Slowly:
 
     def __exit__(self, *_: object) -> None:
         self.model.set_attn_implementation("sdpa")
+
+    def kept(self, layer: int, place: Place, query: Tensor, keys: Tensor, stop: int) -> list[int]:
+        """Which of the keys that a query sees it attends to; `stop` slots are there, padding included."""
+        return self.choose(query, keys, int(self.k))
 
     def attend(self, module, query, key, value, mask, scaling=None, **_: Any):
         rows, heads, count, _width = query.shape
@@ -103,7 +111,8 @@ class Slowly:
                     values = value[row, head // group, slots]
                     kept = list(range(len(slots)))
                     if stop > self.until:
-                        kept = self.choose(query[row, head, i], keys, self.k)
+                        place = row, i, head
+                        kept = self.kept(module.layer_idx, place, query[row, head, i], keys, stop)
                     logits = scaling * keys[kept].double() @ query[row, head, i].double()
                     out[row, i, head] = (logits.softmax(-1) @ values[kept].double()).float()
         return out, None

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
+from torch import Tensor
 
-from generation import WAYS, assert_same, choose_sign, generated
+from generation import WAYS, Place, Slowly, assert_same, generated
 from tiny import prompt, tiny
 from topkit.errors import InputError
 from topkit.experiments.decode.attach import attach
@@ -23,46 +22,18 @@ def deep() -> Any:
     return tiny(num_hidden_layers=3)
 
 
-class Reusing:
+class Reusing(Slowly):
     """A model whose odd layers attend to the slots that the layer below chose, query by query."""
 
-    def __init__(self, model: Any, k: int | float, until: int) -> None:
-        self.model, self.k, self.until = model, k, until
-        self.chosen: dict[tuple[int, int, int], list[int]] = {}
+    def __init__(self, model: Any, k: float, until: int) -> None:
+        super().__init__(model, "sign()", k, until)
+        self.below: dict[Place, list[int]] = {}
 
-    def __enter__(self) -> Reusing:
-        AttentionInterface.register("reusing", self.attend)
-        AttentionMaskInterface.register("reusing", sdpa_mask)
-        self.model.set_attn_implementation("reusing")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.model.set_attn_implementation("sdpa")
-
-    def attend(self, module, query, key, value, mask, scaling=None, **_: Any):
-        rows, heads, count, _width = query.shape
-        length, group = key.shape[2], heads // key.shape[1]
-        out = torch.zeros(rows, count, heads, value.shape[3])
-        for row in range(rows):
-            for i in range(count):
-                stop = length - count + i + 1
-                slots = torch.arange(stop)
-                if mask is not None:
-                    slots = mask[row, 0, i].nonzero()[:, 0]
-                for head in range(heads):
-                    if len(slots) == 0:
-                        continue
-                    keys = key[row, head // group, slots]
-                    values = value[row, head // group, slots]
-                    kept = list(range(len(slots)))
-                    if stop > self.until:
-                        k = int(self.k) if self.k >= 1 else math.ceil(self.k * stop)
-                        if module.layer_idx % 2 == 0:
-                            self.chosen[row, i, head] = choose_sign(query[row, head, i], keys, k)
-                        kept = self.chosen[row, i, head]
-                    logits = scaling * keys[kept].double() @ query[row, head, i].double()
-                    out[row, i, head] = (logits.softmax(-1) @ values[kept].double()).float()
-        return out, None
+    def kept(self, layer: int, place: Place, query: Tensor, keys: Tensor, stop: int) -> list[int]:
+        if layer % 2 == 0:
+            k = int(self.k) if self.k >= 1 else math.ceil(self.k * stop)
+            self.below[place] = self.choose(query, keys, k)
+        return self.below[place]
 
 
 @pytest.mark.parametrize("way", WAYS)
