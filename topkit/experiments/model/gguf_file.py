@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.model.gguf_header import Header, read_header
 from topkit.experiments.model.gguf_reader import read_once
@@ -37,7 +38,7 @@ def load_gguf(path: Path, dtype: str | torch.dtype) -> tuple[Any, Any, Any]:
     # Earlier versions know no other way than to unpack.
     blocks = getattr(transformers, "GgufConfig", None)
     unpacked = {} if blocks is None else {"quantization_config": blocks(dequantize=True)}
-    with _alone(path) as folder, read_once(path, header):
+    with _architecture_named(path, header), _alone(path) as folder, read_once(path, header):
         place: Any = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
         loading: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
@@ -54,6 +55,27 @@ def load_gguf(path: Path, dtype: str | torch.dtype) -> tuple[Any, Any, Any]:
     _plain(loaded)
     _cut_digits(header, tokenizer)
     return loaded, report, tokenizer
+
+
+@contextmanager
+def _architecture_named(path: Path, header: Header) -> Iterator[None]:
+    """In here an architecture that transformers does not read is refused with those that it does."""
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    name = header.get("general.architecture")
+    if not isinstance(name, str):
+        raise InputError(f"{path} does not say its architecture (general.architecture)")
+    try:
+        yield
+    except ValueError as error:
+        if f"architecture {name}" not in str(error):
+            raise
+        known = set(reading.GGUF_SUPPORTED_ARCHITECTURES) - {"general", "tokenizer"}
+        raise InputError(
+            f"cannot load a causal model from {path}: its architecture {quote(name)} is not supported by this "
+            f"transformers, which reads GGUF files of {', '.join(sorted(known))}; give the model's folder, or "
+            "its id of the hub"
+        ) from error
 
 
 @contextmanager

@@ -72,11 +72,14 @@ def read_header(path: Path) -> Header:
     """Raises: InputError for what is no GGUF file, or ends before its last tensor."""
     with open(path, "rb") as file:
         begin = file.read(len(MAGIC))
+        if len(begin) < len(MAGIC) and MAGIC.startswith(begin):
+            raise InputError(f"{path} is truncated: {len(begin)} bytes in all; fetch it again")
         if begin != MAGIC:
             raise InputError(f"{path} is no GGUF file: it begins with {begin!r}, not {MAGIC!r}")
-        version = int.from_bytes(file.read(4), "little")
+        told = file.read(4)
+        version = int.from_bytes(told, "little")
         try:
-            if version not in VERSIONS:
+            if len(told) == 4 and version not in VERSIONS:
                 raise InputError(
                     f"{path} is a GGUF file of version {version}; expected 2 or 3, little-endian"
                 )

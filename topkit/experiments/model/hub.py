@@ -60,7 +60,7 @@ def snapshot(model: HubModel) -> Path:
             else f"the model {model} is in the cache without {lack}"
         )
         raise InputError(
-            f"{there}, and HF_HUB_OFFLINE is set; {near(model.id)}unset it to fetch the model, or "
+            f"{there}, and HF_HUB_OFFLINE is set; {_hint(model)}unset it to fetch the model, or "
             "give a folder"
         )
     return _fetched(model)
@@ -112,7 +112,7 @@ def _fetched(model: HubModel) -> Path:
         ) from None
     except Exception as error:  # what a network can be wrong in has no end
         raise InputError(
-            f"the model {model} is not in the cache, and cannot be fetched; {near(model.id)}"
+            f"the model {model} is not in the cache, and cannot be fetched; {_hint(model)}"
             f"{type(error).__name__}: {error}"
         ) from error
     whole = Path(folder)
@@ -151,6 +151,22 @@ def cached_ids() -> list[str]:
     except (ImportError, OSError):
         return []
     return sorted(name.removeprefix("models--").replace("--", "/", 1) for name in folders)
+
+
+def _hint(model: HubModel) -> str:
+    """The revisions of a model that the cache holds, else the nearest of its models."""
+    from huggingface_hub import constants
+
+    if model.id not in cached_ids():
+        return near(model.id)
+    own = Path(constants.HF_HUB_CACHE) / f"models--{model.id.replace('/', '--')}"
+    named = sorted(str(x.relative_to(own / "refs")) for x in own.glob("refs/**/*") if x.is_file())
+    known = [
+        one
+        for one in named or sorted(x.name for x in own.glob("snapshots/*"))
+        if one != model.revision
+    ]
+    return f"the cache holds its revision {' and '.join(known)}; " if known else ""
 
 
 def near(name: str, *others: str) -> str:
