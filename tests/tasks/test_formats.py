@@ -252,6 +252,12 @@ def test_nolimas_depth_is_a_share_of_the_tokens(tmp_path: Path, depth: float) ->
     [
         ({"id": "x1"}, r"item 1: id must be text that begins with four digits"),
         ({"needle": ...}, r"item 1: needle is missing"),
+        ({"questions": {}}, r"item 1: questions and tests must be one or more"),
+        ({"tests": {}}, r"item 1: questions and tests must be one or more"),
+        (
+            {"needle": "{CHAR} saw {1} and {3}.", "tests": {"T": {"input_args": ["a", "b"]}}},
+            r"item 1: tests\.T\.input_args has 2 texts, and none for \{3\}",
+        ),
         ({"tests": {"T": {}}}, r"item 1: tests\.T\.input_args is missing"),
         ({"character_set": []}, r"item 1: tests\.T1 needs gold_answers, or the needle"),
         ({"task_template": "{question}"}, r"item 1: task_template lacks \{haystack\}"),

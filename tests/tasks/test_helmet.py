@@ -212,6 +212,22 @@ def test_rankings_are_read_as_helmet_reads_them(said: str, score: float) -> None
     assert rule_of("ndcg@10")(said, ["1 1", "2 0"]) == pytest.approx(score)
 
 
+def test_fewer_demonstrations_than_are_to_be_shown_are_refused(tmp_path: Path) -> None:
+    pair = {"context": "{}", "question": "a", "answer": "b", "demos": [["c", "d"]]}
+    path = written(tmp_path / "json_kv" / "rows.jsonl", [pair])
+    with pytest.raises(
+        InputError, match="line 1: demos holds 1 demonstrations, and json_kv is to show 2"
+    ):
+        drawn(path)
+    assert drawn(path, shots=1).questions[0].text.count("Key: c") == 1
+    path = written(tmp_path / "nq-rows.jsonl", [question(0)])
+    demos = written(tmp_path / "demos.jsonl", [question(1)])
+    with pytest.raises(
+        InputError, match=r"demos\.jsonl, for .* line 1, holds 1 .* kilt_nq is to show 2"
+    ):
+        drawn(path, demos=demos)
+
+
 def test_labels_are_numbers_drawn_anew_and_shown_in_rounds(tmp_path: Path) -> None:
     train = [{"text": f"text {n}", "coarse_label": n % 6, "fine_label": n % 9} for n in range(90)]
     path = written(

@@ -52,7 +52,7 @@ def test_rows_stand_in_the_files_order_whatever_blank_lines_are_between(tmp_path
         answers = [drawn(task, n).questions[0].references for n in range(5)]
         assert answers == [(f"Tom {n}",) for n in range(5)], name
         assert [drawn(task, n, 512).ids for n in range(5)] == [drawn(task, n).ids for n in range(5)]
-        with pytest.raises(InputError, match="has 5 rows; there is no prompt 5"):
+        with pytest.raises(InputError, match="has 5 prompts; there is no prompt 5"):
             drawn(task, 5)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -15,17 +14,12 @@ from topkit.experiments.tasks.encoding import Tokenizer, begun, encode, together
 from topkit.experiments.tasks.forms import CHAT, FEWSHOT, IN_CHAT, PLAIN, require_form
 from topkit.experiments.tasks.haystack import Haystack
 from topkit.experiments.tasks.prompt import Planted, Prompt, Question
+from topkit.experiments.tasks.request import PromptRequest
 from topkit.grammar import Named, Registry, later, nearest, unprinted
 
 # Whether the reference model was trained on the like; of a task that says nothing of it, OWN.
 TRAINED, HELD_OUT, OWN = "trained", "held-out", "own"
 RULER = "RULER, arXiv 2404.06654"
-
-
-def random_for(*place: Any) -> np.random.Generator:
-    """The generator of one place, named by words and numbers: the same on every machine."""
-    name = hashlib.sha256(repr(place).encode()).digest()
-    return np.random.default_rng(int.from_bytes(name[:16], "little"))
 
 
 def require_depth(task: str, depth: float) -> None:
@@ -100,26 +94,53 @@ class Task(Named):
 
         Raises: InputError when the task does not fit into so few tokens, and for an unknown form.
         """
+        most = self.most_samples()
+        if most is not None and sample >= most:
+            title = getattr(self, "title", self.name)
+            raise InputError(
+                f"{title} has {most:,} prompts; there is no prompt {sample}; ask for fewer samples"
+            )
+        return self.prompt_of(PromptRequest(tokenizer, length, sample, seed, haystack, split))
+
+    def prompt_of(self, request: PromptRequest) -> Prompt:
+        """The prompt that `sample` gives; most tasks say what they `plant` alone."""
         require_form(self.name, self.form, self.shots)
-        rng = random_for(split, self.name, seed, sample)
+        rng = request.random(self.name)
         wording = self._wording(rng)
         planted, examples = self._planted(rng, wording)
-        text, ids, questions = self._buried(
-            planted, examples, tokenizer, length, sample, rng, haystack or Haystack.bundled()
-        )
-        return Prompt(
-            self.name,
-            length,
-            sample,
-            seed,
-            wording,
-            HELD_OUT if self.wordings()[wording] == HELD_OUT else self.family,
+        text, ids, questions = self._buried(planted, examples, request, rng)
+        stop, most = self._ends(questions)
+        return self.made(
+            request,
             text,
             ids,
             questions,
-            self.parameters(),
-            *self._ends(questions),
-            self.rule,
+            wording=wording,
+            family=HELD_OUT if self.wordings()[wording] == HELD_OUT else self.family,
+            stop=stop,
+            tokens_to_generate=most,
+            rule=self.rule,
+        )
+
+    def made(
+        self,
+        request: PromptRequest,
+        text: str,
+        ids: tuple[int, ...],
+        questions: tuple[Question, ...],
+        **rest: Any,
+    ) -> Prompt:
+        """A prompt of this task; `rest` are fields of Prompt, by default those of a task of one wording."""
+        return Prompt(
+            task=self.name,
+            length=request.length,
+            sample=request.sample,
+            seed=request.seed,
+            text=text,
+            ids=ids,
+            questions=questions,
+            parameters=self.parameters(),
+            **{"wording": "plain", "family": self.family, **rest},
         )
 
     def _planted(self, rng: np.random.Generator, wording: str) -> tuple[Planted, str]:
@@ -152,13 +173,11 @@ class Task(Named):
         self,
         planted: Planted,
         examples: str,
-        tokenizer: Tokenizer,
-        length: int,
-        sample: int,
+        request: PromptRequest,
         rng: np.random.Generator,
-        haystack: Haystack,
     ) -> tuple[str, tuple[int, ...], tuple[Question, ...]]:
         """The haystack's text, its tokens, and the questions with theirs."""
+        tokenizer, length, haystack = request.tokenizer, request.length, request.text
         fixed = len(begun(tokenizer, " ".join(planted.sentences)))
         tail = self._tail(planted, examples, tokenizer, fixed)
         room = length - tail
@@ -173,7 +192,7 @@ class Task(Named):
             room -= used - length
         fewer = getattr(self, "distractors", 0)
         raise InputError(
-            f"{self.name} plants {fixed:,} tokens in haystack {sample}, and its longest question and "
+            f"{self.name} plants {fixed:,} tokens in haystack {request.sample}, and its longest question and "
             f"answer take {tail:,}: they do not fit into a length of {length:,}; ask for a longer "
             f"length, of {fixed + tail:,} or more"
             + (f", or for fewer distractors (distractors={fewer} here)" if fewer else "")

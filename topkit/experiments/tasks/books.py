@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from topkit.errors import InputError
-from topkit.experiments.tasks.base import TRAINED, Task, random_for
+from topkit.experiments.tasks.base import TRAINED, Task
 from topkit.experiments.tasks.encoding import Tokenizer, begun, encode, together
 from topkit.experiments.tasks.forms import CHAT, FEWSHOT, require_form
-from topkit.experiments.tasks.haystack import Haystack
 from topkit.experiments.tasks.prompt import Prompt, Question
+from topkit.experiments.tasks.request import PromptRequest, random_for
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,12 @@ class Books(Task):
         if self.questions != 1 or self.tokens < 1:
             raise InputError(f"{self.name}: expected questions=1 and tokens >= 1; got {self}")
 
-    def sample(
-        self,
-        tokenizer: Tokenizer,
-        length: int,
-        sample: int,
-        *,
-        seed: int = 0,
-        haystack: Haystack | None = None,
-        split: str = "evaluation",
-    ) -> Prompt:
+    def prompt_of(self, request: PromptRequest) -> Prompt:
         require_form(self.name, self.form, self.shots)
-        rng = random_for(split, self.name, seed, sample)
-        source, room, shown = haystack or Haystack.bundled(), length, ""
+        rng, tokenizer, length = request.random(self.name), request.tokenizer, request.length
+        source, room, shown = request.text, length, ""
         if self.form == FEWSHOT:
-            others = random_for(split, self.name, seed, sample, FEWSHOT)
+            others = random_for(request.split, self.name, request.seed, request.sample, FEWSHOT)
             passages = (
                 source.bury([], [], tokenizer, self.tokens, others) for _ in range(self.shots)
             )
@@ -66,18 +57,7 @@ class Books(Task):
             room -= used - length
             if room < self.tokens:
                 raise self._short(length)
-        return Prompt(
-            self.name,
-            length,
-            sample,
-            seed,
-            self._wording(drawn),
-            self.family,
-            text,
-            ids,
-            (question,),
-            self.parameters(),
-        )
+        return self.made(request, text, ids, (question,), wording=self._wording(drawn))
 
     def _cut(
         self, tokenizer: Tokenizer, text: str, length: int

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from topkit.errors import InputError
-from topkit.experiments.tasks.base import HELD_OUT, Task, random_for
-from topkit.experiments.tasks.encoding import Tokenizer, begun
+from topkit.experiments.tasks.base import HELD_OUT, Task
+from topkit.experiments.tasks.encoding import begun
 from topkit.experiments.tasks.forms import PLAIN
-from topkit.experiments.tasks.haystack import Haystack
 from topkit.experiments.tasks.prompt import Prompt, Question
+from topkit.experiments.tasks.request import PromptRequest
 
 # MQAR's symbols, where a tokenizer has as many.
 MOST = 8192
@@ -55,26 +55,17 @@ class Recall(Task):
         if not 0 < self.power <= 1:
             raise InputError(f"{self.name}: power must lie in 0..1, above 0; got {self.power}")
 
-    def sample(
-        self,
-        tokenizer: Tokenizer,
-        length: int,
-        sample: int,
-        *,
-        seed: int = 0,
-        haystack: Haystack | None = None,
-        split: str = "evaluation",
-    ) -> Prompt:
+    def prompt_of(self, request: PromptRequest) -> Prompt:
+        tokenizer, length = request.tokenizer, request.length
         symbols = self._symbols(tokenizer)
         first = begun(tokenizer, "")
-        rng = random_for(split, self.name, seed, sample)
         room = (length - len(first)) // 2 * 2
         if room < 2 * self.pairs * (self.passes + 1):
             raise InputError(
                 f"{self.name} with {self.pairs} pairs does not fit into a length of {length}; ask for a "
                 f"longer length, of {2 * self.pairs * (self.passes + 1) + len(first)} or more"
             )
-        drawn, asked = self.drawn(rng, room, len(symbols))
+        drawn, asked = self.drawn(request.random(self.name), room, len(symbols))
         ids = [symbols[n] for n in drawn]
         begin = min(asked)
         questions = tuple(
@@ -88,20 +79,14 @@ class Recall(Task):
             for at, value in sorted(asked.items())
         )
         prefix = (*first, *ids[:begin])
-        return Prompt(
-            self.name,
-            length,
-            sample,
-            seed,
-            "plain",
-            self.family,
+        return self.made(
+            request,
             _text(tokenizer, prefix),
             prefix,
             questions,
-            self.parameters(),
-            self.stop,
-            self.tokens_to_generate,
-            self.rule,
+            stop=self.stop,
+            tokens_to_generate=self.tokens_to_generate,
+            rule=self.rule,
         )
 
     def parameters(self) -> dict[str, Any]:

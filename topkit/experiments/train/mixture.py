@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from topkit.experiments.tasks.base import TRAINED, Planted, Task, random_for
+from topkit.experiments.tasks.base import TRAINED, Planted, Task
 from topkit.experiments.tasks.chains import VariableTracking
 from topkit.experiments.tasks.needles import MultiKey, MultiQuery, MultiValue
 from topkit.experiments.tasks.pairs import KeyValueRecall
 from topkit.experiments.tasks.recite import Recite
+from topkit.experiments.tasks.request import random_for
 from topkit.experiments.train.corpus import Text
 
 # Loss weights: what can be known counts, what is drawn at random does not.

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from topkit.errors import InputError
-from topkit.experiments.tasks.base import random_for
+from topkit.experiments.tasks.request import random_for
 from topkit.experiments.train.corpus import books, tokenise
 from topkit.experiments.train.mixture import ANSWER, Mixture
 from topkit.experiments.train.recipe import Recipe, new_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,6 +56,11 @@ def needles_of(rows: Rows, at: int, remedy: str) -> list[Needle]:
     for kind, question in read["questions"].items():
         for name, test in read["tests"].items():
             fact, asked = (_filled(text, test["input_args"]) for text in (read["needle"], question))
+            if gap := re.search(r"\{\d+\}", fact + asked):
+                raise InputError(
+                    f"{place}: tests.{name}.input_args has {len(test['input_args'])} texts, and none for "
+                    f"{gap[0]}; {remedy}"
+                )
             answers = _answers(test.get("gold_answers"))
             if not answers and not (CHARACTER in fact and read.get("character_set")):
                 raise InputError(
@@ -64,6 +70,8 @@ def needles_of(rows: Rows, at: int, remedy: str) -> list[Needle]:
             named = tuple(read.get("character_set", ()))
             system = read.get("system_prompt", "")
             made.append(Needle(place, kind, fact, asked, answers, named, system, template))
+    if not made:
+        raise InputError(f"{place}: questions and tests must be one or more each; {remedy}")
     return made
 
 

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from topkit.errors import InputError
-from topkit.experiments.tasks.base import random_for, require_depth
-from topkit.experiments.tasks.encoding import Tokenizer, encode
+from topkit.experiments.tasks.base import require_depth
+from topkit.experiments.tasks.encoding import encode
 from topkit.experiments.tasks.files.needle_sets import Needle, named, needles_of, row_of
 from topkit.experiments.tasks.files.row import Row, encoded
 from topkit.experiments.tasks.files.task import FileTask
-from topkit.experiments.tasks.haystack import Haystack
 from topkit.experiments.tasks.prompt import Prompt
+from topkit.experiments.tasks.request import PromptRequest, random_for
 
 # Places of a needle, and letters that no token of a text has on average.
 DEPTHS, LETTERS = 26, 32
@@ -56,34 +56,21 @@ class NoLiMa(FileTask):
             raise InputError(f"{self.file} has no questions of type {self.task!r}; known: {kinds}")
         return chosen
 
-    def sample(
-        self,
-        tokenizer: Tokenizer,
-        length: int,
-        sample: int,
-        *,
-        seed: int = 0,
-        haystack: Haystack | None = None,
-        split: str = "evaluation",
-    ) -> Prompt:
+    def prompt_of(self, request: PromptRequest) -> Prompt:
         needles, count = self.needles(), self.most_samples() or 0
-        if sample >= count:
-            raise InputError(
-                f"{self.title} has {count:,} prompts; there is no prompt {sample}; ask for fewer samples"
-            )
         # Needles come in turn, each at a depth of its own.
         order = random_for(self.name, "order").permutation(count)
-        number, at = divmod(int(order[sample]), count // len(needles))
+        number, at = divmod(int(order[request.sample]), count // len(needles))
         depth = at / (DEPTHS - 1) if self.depth < 0 else self.depth
-        rng = random_for(split, self.name, seed, sample)
+        rng = request.random(self.name)
         needle = named(needles[number], rng)
-        text = self._text(haystack or Haystack.bundled(), rng)
+        text = self._text(request, rng)
         others = [named(needles[(number + n) % len(needles)], rng) for n in self.examples]
         examples = [row_of(other, other.fact) for other in others]
-        row = self._fullest(needle, text, depth, tokenizer, length, examples)
-        return self.asked(row, tokenizer, length, sample, seed, examples)
+        row = self._fullest(needle, text, depth, request, examples)
+        return self.asked(row, request, examples)
 
-    def _text(self, haystack: Haystack, rng: np.random.Generator) -> str:
+    def _text(self, request: PromptRequest, rng: np.random.Generator) -> str:
         """The lines of the book; or a text's sentences from some place on, one a line."""
         if self.book:
             try:
@@ -97,19 +84,20 @@ class NoLiMa(FileTask):
             if "\n" not in text.strip():
                 raise InputError(f"{self.book} is one line; {self.name} puts needles between lines")
             return text
-        at = int(rng.integers(len(haystack.sentences)))
-        return "\n".join([*haystack.sentences[at:], *haystack.sentences[:at]])
+        sentences = request.text.sentences
+        at = int(rng.integers(len(sentences)))
+        return "\n".join([*sentences[at:], *sentences[:at]])
 
     def _fullest(
         self,
         needle: Needle,
         text: str,
         depth: float,
-        tokenizer: Tokenizer,
-        length: int,
+        request: PromptRequest,
         examples: list[Row],
     ) -> Row:
         """The row over as much of the text as fits; over none of it, where nothing does."""
+        tokenizer, length = request.tokenizer, request.length
 
         def cost(row: Row) -> int:
             return encoded(self.told(row, examples), self.form, tokenizer, self.name)[3]

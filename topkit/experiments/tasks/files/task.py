@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 
 from topkit.errors import InputError
 from topkit.experiments.tasks.base import HELD_OUT, Task
-from topkit.experiments.tasks.encoding import Tokenizer
 from topkit.experiments.tasks.files.lines import Rows, digest_of, rows_of
 from topkit.experiments.tasks.files.row import Row, encoded
 from topkit.experiments.tasks.forms import FEWSHOT, require_form
-from topkit.experiments.tasks.haystack import Haystack
 from topkit.experiments.tasks.prompt import Prompt
+from topkit.experiments.tasks.request import PromptRequest
 from topkit.grammar import flat
 
 
@@ -78,39 +77,19 @@ class FileTask(Task):
         """A row that is so many tokens shorter; None where the format cuts no more."""
         return None
 
-    def sample(
-        self,
-        tokenizer: Tokenizer,
-        length: int,
-        sample: int,
-        *,
-        seed: int = 0,
-        haystack: Haystack | None = None,
-        split: str = "evaluation",
-    ) -> Prompt:
-        count = self.most_samples() or 0
-        if sample >= count:
-            raise InputError(
-                f"{self.title} has {count:,} rows; there is no prompt {sample}; ask for fewer samples"
-            )
+    def prompt_of(self, request: PromptRequest) -> Prompt:
+        count, sample, length = self.most_samples() or 0, request.sample, request.length
         shown = [self.row((sample + n) % count, length) for n in self.examples]
-        return self.asked(self.row(sample, length), tokenizer, length, sample, seed, shown)
+        return self.asked(self.row(sample, length), request, shown)
 
     @property
     def examples(self) -> range:
         """How far behind a row those stand that are its worked examples."""
         return range(1, 1 + self.shots if self.form == FEWSHOT and not self.shots_of_its_own else 1)
 
-    def asked(
-        self,
-        row: Row,
-        tokenizer: Tokenizer,
-        length: int,
-        sample: int,
-        seed: int,
-        examples: Sequence[Row] = (),
-    ) -> Prompt:
+    def asked(self, row: Row, request: PromptRequest, examples: Sequence[Row] = ()) -> Prompt:
         """The prompt of a row: cut as the format cuts, until it fits with the answer's tokens."""
+        tokenizer, length = request.tokenizer, request.length
         shown: Row | None = self.told(row, examples)
         while True:
             text, ids, question, used = encoded(shown, self.form, tokenizer, self.name)
@@ -119,24 +98,19 @@ class FileTask(Task):
             shown = self.cut(shown, used - length, tokenizer)
             if shown is None:
                 raise InputError(
-                    f"{self.name}: {row.place or f'prompt {sample}'} takes {used:,} tokens with those "
+                    f"{self.name}: {row.place or f'prompt {request.sample}'} takes {used:,} tokens with those "
                     f"of its answer, and does not fit into a length of {length:,}; ask for a longer "
                     f"length, of {used:,} or more"
                 )
-        return Prompt(
-            self.name,
-            length,
-            sample,
-            seed,
-            row.kind or "plain",
-            self.family,
+        return self.made(
+            request,
             text,
             ids,
             (question,),
-            self.parameters(),
-            row.stop,
-            shown.tokens,
-            row.rule,
+            wording=row.kind or "plain",
+            stop=row.stop,
+            tokens_to_generate=shown.tokens,
+            rule=row.rule,
         )
 
     def told(self, row: Row, examples: Sequence[Row] = ()) -> Row:

@@ -98,6 +98,7 @@ class Helmet(FileTask):
 
     def _worded(self, read: Read, dataset: str, shots: int, place: str) -> Row:
         if dataset == "json_kv":
+            _require_shots(len(read.get("demos", [])), shots, dataset, f"{place}: demos")
             return pair_row(read, shots)
         if dataset.startswith("ruler"):
             return needle_row(read, several=dataset.endswith("mv"))
@@ -114,6 +115,7 @@ class Helmet(FileTask):
             # Of one split: a question is no demonstration of itself.
             demos = tuple(demo for demo in demos if demo.get(key) != read[key])
         shown = demonstrations(read, demos, key, shots) if shots else []
+        _require_shots(len(shown), shots, dataset, f"{self.demos}, for {place},")
         return (ranking_row if key == "qid" else answer_row)(read, shown)
 
     def _demos(self, dataset: str, shots: int) -> tuple[Read, ...]:
@@ -131,6 +133,14 @@ class Helmet(FileTask):
         if self.dataset != "kilt_popqa_3":
             return tuple(range(len(self.rows)))
         return _rare(self.rows, self.remedy)
+
+
+def _require_shots(there: int, shots: int, dataset: str, what: str) -> None:
+    """Raises: InputError for fewer demonstrations than are to be shown."""
+    if there < shots:
+        raise InputError(
+            f"{what} holds {there} demonstrations, and {dataset} is to show {shots}; say shots={there}"
+        )
 
 
 def _schema(dataset: str) -> Schema:

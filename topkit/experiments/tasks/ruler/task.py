@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from topkit.errors import InputError
-from topkit.experiments.tasks.base import RULER, random_for
-from topkit.experiments.tasks.encoding import Tokenizer
+from topkit.experiments.tasks.base import RULER
 from topkit.experiments.tasks.files.row import Row, encoded
 from topkit.experiments.tasks.files.task import FileTask
 from topkit.experiments.tasks.haystack import Haystack
 from topkit.experiments.tasks.prompt import Prompt
+from topkit.experiments.tasks.request import PromptRequest
 from topkit.experiments.tasks.ruler.counting import CommonPrompt, FrequentPrompt
 from topkit.experiments.tasks.ruler.forms import MADE, NEEDLES, form_of, task_of
 from topkit.experiments.tasks.ruler.fullest import fullest
@@ -53,42 +53,31 @@ class Ruler(FileTask):
         task = self.task or task_of(self.file)
         return row_of(self.rows, number, task, self.tokens, self.remedy)
 
-    def sample(
-        self,
-        tokenizer: Tokenizer,
-        length: int,
-        sample: int,
-        *,
-        seed: int = 0,
-        haystack: Haystack | None = None,
-        split: str = "evaluation",
-    ) -> Prompt:
+    def prompt_of(self, request: PromptRequest) -> Prompt:
         if self.file:
-            return super().sample(tokenizer, length, sample, seed=seed, split=split)
+            return super().prompt_of(request)
         if self.task not in MADE:
             raise InputError(
                 f"{self.name} needs file=PATH of a validation.jsonl, or task= of {', '.join(MADE)}, "
                 f"which are made here; got task={self.task!r}"
             )
-        rng = random_for(split, self.name, self.task, seed, sample)
-        text = haystack or Haystack.bundled()
+        rng, text = request.random(self.name, self.task), request.text
         drawn = [int(n) for n in rng.integers(2**63, size=1 + len(self.examples))]
         shown = [self._shapes(n, text, 0)[-1] for n in drawn[1:]]
         examples = [made.row(made.least) for made in shown]
-        row = self._fullest(drawn[0], text, tokenizer, length, examples)
-        return self.asked(row, tokenizer, length, sample, seed, examples)
+        row = self._fullest(drawn[0], request, examples)
+        return self.asked(row, request, examples)
 
-    def _fullest(
-        self, seed: int, text: Haystack, tokenizer: Tokenizer, length: int, examples: list[Row]
-    ) -> Row:
+    def _fullest(self, seed: int, request: PromptRequest, examples: list[Row]) -> Row:
         """The longest prompt of a length; of the shortest, where that is too long, for `asked` to refuse."""
+        tokenizer, length = request.tokenizer, request.length
 
         def cost(made: Made) -> Callable[[int], int]:
             return lambda units: encoded(
                 self.told(made.row(units), examples), self.form, tokenizer, self.name
             )[3]
 
-        shapes = self._shapes(seed, text, length)
+        shapes = self._shapes(seed, request.text, length)
         for made in shapes:
             if (units := fullest(cost(made), length, made.least)) >= 0:
                 return made.row(units)
