@@ -12,7 +12,8 @@ from topkit.cli.exits import exit_code
 from topkit.cli.listing import markdown
 from topkit.errors import GateFailed, InputError
 from topkit.experiments.runs.cells import Cell
-from topkit.experiments.study.curves import Curve, load
+from topkit.experiments.study.curve import Curve
+from topkit.experiments.study.curves import load
 from topkit.experiments.study.kinds import words_of
 from topkit.experiments.study.sentences import said
 from topkit.experiments.study.stats import Interval, accuracy

@@ -21,7 +21,7 @@ import topkit
 from topkit.cli.commands import app
 from topkit.cli.exits import run
 from topkit.errors import InputError
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 from topkit.experiments.tasks import TASKS, Task, make_task, task_name
 from topkit.grammar import Named, flat, full, quoted, short
 from topkit.grammar.values import hints

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.study.carry_over import Agreement, agreement
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import entries
 from topkit.experiments.study.models_compared import comparisons, sentences
 from topkit.experiments.study.two_models import by_model

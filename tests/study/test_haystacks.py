@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topkit.experiments.runs.cells import Cell
-from topkit.experiments.study.curves import COUNTS, FIDELITY, LOSSES, Curve
+from topkit.experiments.study.curve import Curve
+from topkit.experiments.study.curves import COUNTS, FIDELITY, LOSSES
 from topkit.experiments.study.haystacks import joined
 from topkit.indexers.budget import parse_budgets
 from topkit.indexers.spec import parse

@@ -15,7 +15,7 @@ from topkit.errors import InputError
 from topkit.experiments.evaluate.haystack_means import condensed
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.plan import run
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.design import Pilot, Study
 from topkit.experiments.study.kinds import EXACT
 from topkit.experiments.study.pilot import SEED, asked, ladders, placed, seed_of

@@ -29,7 +29,7 @@ from topkit.experiments.tasks import (
 )
 from topkit.experiments.tasks import prompt as make_prompt
 from topkit.experiments.tasks.base import HELD_OUT, OWN, RULER, TRAINED, Planted, Question, Task
-from topkit.experiments.tasks.needles import WORDINGS
+from topkit.experiments.tasks.wordings import WORDINGS
 from topkit.experiments.tasks.words import NOUNS, names, things, values
 
 TOKENIZER = AutoTokenizer.from_pretrained(REFERENCE, local_files_only=True)

@@ -24,8 +24,8 @@ from topkit.errors import InputError
 from topkit.experiments.model.load import REFERENCE
 from topkit.experiments.tasks import TASKS, Haystack, base, books, make_task
 from topkit.experiments.tasks.base import HELD_OUT
-from topkit.experiments.tasks.needles import WORDINGS
 from topkit.experiments.tasks.request import random_for
+from topkit.experiments.tasks.wordings import WORDINGS
 from topkit.experiments.tasks.words import NOUNS
 from topkit.experiments.train import corpus as corpora
 from topkit.experiments.train import mixture as mixtures

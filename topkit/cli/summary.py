@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.kinds import name_of
 from topkit.experiments.study.sentences import said

@@ -14,7 +14,8 @@ from topkit.errors import InputError
 from topkit.experiments.capture import files
 from topkit.experiments.capture.arrays import Array, ByLayer, Positions, by_layer, rows_of
 from topkit.experiments.capture.manifest import FORMAT, open_manifest
-from topkit.experiments.capture.tensors import SHAPES, LayerTensors, estimate_bytes
+from topkit.experiments.capture.plain_file import arguments_of
+from topkit.experiments.capture.tensors import LayerTensors, estimate_bytes
 from topkit.experiments.capture.writer import Writer
 from topkit.kernels.precision import full_precision
 
@@ -47,7 +48,7 @@ class Capture:
         try:
             if path.is_file():
                 with _named(path):
-                    return _open_file(path)
+                    return cls.from_tensors(**arguments_of(path))
             manifest = open_manifest(path)
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}; give a capture") from error
@@ -216,27 +217,6 @@ def _require_record(loaded: LayerTensors, record: Mapping[str, Any]) -> None:
             f"{tokens} keys, and queries at {quote(positions)}, where the manifest says "
             f"{record['tokens']} and {quote(record['positions'])}; capture again with --force"
         )
-
-
-def _open_file(path: Path) -> Capture:
-    tensors = files.read_tensors(path)
-    allowed = {*SHAPES, "lengths"}
-    if {"queries", "keys"} - set(tensors) or set(tensors) - allowed:
-        raise InputError(
-            f"it must hold `queries` and `keys`, and beside them only {', '.join(sorted(allowed))}; "
-            f"it holds {quote(sorted(tensors))}"
-        )
-    rope = (tensors.pop("rope_cos", None), tensors.pop("rope_sin", None))
-    if (rope[0] is None) != (rope[1] is None):
-        raise InputError("rope_cos and rope_sin come together; it holds one of them")
-    scaling = tensors.pop("scaling", None)
-    if scaling is not None and scaling.numel() != 1:
-        raise InputError(f"scaling must be one number; got {list(scaling.shape)}")
-    return Capture.from_tensors(
-        **tensors,  # type: ignore[arg-type]
-        rope=None if rope[0] is None or rope[1] is None else (rope[0], rope[1]),
-        scaling=None if scaling is None else float(scaling),
-    )
 
 
 def _manifest(tensors: Mapping[tuple[int, int], LayerTensors]) -> dict[str, Any]:

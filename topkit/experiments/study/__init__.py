@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from topkit.lazy import lazily
 
 if TYPE_CHECKING:
-    from topkit.experiments.study.curves import Curve
+    from topkit.experiments.study.curve import Curve
     from topkit.experiments.study.findings import Findings
     from topkit.experiments.study.report import write_report
     from topkit.experiments.study.study import run_study

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from topkit.experiments.study import stats
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import (
     INK,
     Entries,

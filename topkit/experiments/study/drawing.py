@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 
 from topkit.experiments.runs.cells import in_order
 from topkit.experiments.study import stats
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.kinds import EXACT, kind_of
 from topkit.experiments.study.labels import label
 from topkit.experiments.study.stats import Array

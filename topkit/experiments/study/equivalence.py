@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from topkit.errors import GateFailed, InputError, Undecided
 from topkit.experiments.runs.cells import DENSE
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.intervals import MARGIN, Intervals
 from topkit.experiments.study.kinds import EXACT, words_of
 from topkit.experiments.study.sentences import BETTER, FLOOR, GOOD, UNDECIDED, WORSE, judged, said

@@ -17,7 +17,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from topkit.experiments.study import stats
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import (
     STYLE,
     Entries,

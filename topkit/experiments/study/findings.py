@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.intervals import MARGIN, Intervals
 from topkit.experiments.study.kinds import EXACT, family_of, kind_of, manner_of, name_of, words_of
 from topkit.experiments.study.ordering import Ordering, family_means, ordering, prediction

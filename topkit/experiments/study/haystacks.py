@@ -15,7 +15,8 @@ import pyarrow as pa
 from topkit.experiments.evaluate.haystack_means import condensed
 from topkit.experiments.evaluate.plan import Part
 from topkit.experiments.runs.cells import Cell
-from topkit.experiments.study.curves import Curve, curves
+from topkit.experiments.study.curve import Curve
+from topkit.experiments.study.curves import curves
 from topkit.experiments.study.stats import Array
 from topkit.experiments.tasks import task_name
 

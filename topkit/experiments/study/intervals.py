@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from topkit.experiments.study import stats
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.kinds import EXACT
 from topkit.experiments.study.sentences import judged, said
 from topkit.experiments.study.stats import Interval

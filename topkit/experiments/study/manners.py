@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 from topkit.indexers.budget import Budget
 from topkit.indexers.degraded import degraded
 

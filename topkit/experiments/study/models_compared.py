@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from topkit.experiments.study.carry_over import Agreement, agreement
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.kinds import EXACT, family_of
 from topkit.experiments.study.sentences import FEWEST, said
 from topkit.experiments.study.stats import Array

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.kinds import EXACT, family_of
 from topkit.experiments.study.stats import Array
 from topkit.indexers.budget import Budget

@@ -11,7 +11,7 @@ from typing import Any
 from topkit.errors import InputError
 from topkit.experiments.evaluate.plan import Part
 from topkit.experiments.runs.cells import Cell
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.design import Pilot, Study
 from topkit.experiments.study.kinds import EXACT
 from topkit.experiments.tasks import Task, task_name

@@ -14,7 +14,7 @@ from topkit.experiments.evaluate.haystack_means import condensed, keep_condensed
 from topkit.experiments.evaluate.missing import unfinished
 from topkit.experiments.runs import run_file
 from topkit.experiments.runs.folder import require_intact
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.curves import curves as curves_of
 from topkit.experiments.study.haystacks import joined
 from topkit.experiments.study.provenance import sentences

@@ -18,7 +18,7 @@ from topkit.experiments.study.accuracy_by_k import by_budget
 from topkit.experiments.study.aims import checks
 from topkit.experiments.study.captions import CAPTIONS, METHOD, NOT_SHOWN, TWO_MODELS
 from topkit.experiments.study.cells_table import cells_table
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import Entries, entries
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.intervals import MARGIN

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from topkit.experiments.measure.summary import WHOLE
-from topkit.experiments.study.curves import Curve
+from topkit.experiments.study.curve import Curve
 
 
 def note(curve: Curve, place: int) -> str:
