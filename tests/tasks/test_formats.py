@@ -252,6 +252,7 @@ def test_nolimas_depth_is_a_share_of_the_tokens(tmp_path: Path, depth: float) ->
     [
         ({"id": "x1"}, r"item 1: id must be text that begins with four digits"),
         ({"needle": ...}, r"item 1: needle is missing"),
+        ({"distractors": {"onehop": "Ann slept."}}, r"item 1: distractors cannot be placed here"),
         ({"questions": {}}, r"item 1: questions and tests must be one or more"),
         ({"tests": {}}, r"item 1: questions and tests must be one or more"),
         (

@@ -87,6 +87,11 @@ def test_needles_are_asked_in_rulers_words(
     )
     assert (prompt.tokens_to_generate, prompt.rule) == (tokens, "all")
     assert prompt.questions[0].references == ("71", "72")
+    other = {"question" if name == "query" else name: x for name, x in row.items()}
+    assert whole(drawn(written(tmp_path / folder / "other.jsonl", [other]))) == whole(prompt)
+    del other["question"]
+    with pytest.raises(InputError, match="line 1: query is missing; expected it, or question"):
+        drawn(written(tmp_path / folder / "other.jsonl", [other]))
 
 
 def question(n: int, **more: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ SCHEMA = {
     "system_prompt?": Prose,
     "character_set?": [Prose],
     "task_template?": Prose,
+    "distractors?": object,
 }
 TEMPLATE = (
     "You will answer a question based on the following book snippet:\n\n{haystack}\n\nUse the information "
@@ -49,6 +50,11 @@ def needles_of(rows: Rows, at: int, remedy: str) -> list[Needle]:
     """The tests of one entry of a set. Raises: InputError naming the entry and what it lacks."""
     read = rows.row(at, SCHEMA, remedy)
     place = f"{rows.path}, {rows.places[at]}"
+    if read.get("distractors"):
+        raise InputError(
+            f"{place}: distractors cannot be placed here, and without them it is another test; {remedy}, and "
+            "without distractors, as needle_set.json"
+        )
     template = read.get("task_template", TEMPLATE)
     if "{haystack}" not in template:
         raise InputError(f"{place}: task_template lacks {{haystack}}; {remedy}")

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from topkit.documents import Prose
+from topkit.errors import InputError
 from topkit.experiments.tasks.files.row import Row
 from topkit.experiments.tasks.ruler.forms import ONE, SEVERAL
 
 PAIRS = {"context": Prose, "question": Prose, "answer": Prose, "demos?": [(Prose, Prose)]}
 NEEDLES = {
     "context": Prose,
-    "query": Prose,
+    # Files of one name or the other are about.
+    "query?": Prose,
+    "question?": Prose,
     "type_needle_v": Prose,
     "answer?": [Prose],
     "outputs?": [Prose],
@@ -36,10 +39,15 @@ def pair_row(read: dict[str, Any], shots: int) -> Row:
     )
 
 
-def needle_row(read: dict[str, Any], several: bool) -> Row:
-    """A row of ruler_niah_*; it may lack its references, for the caller to refuse."""
-    form = SEVERAL if several else ONE
-    words = {"kind": read["type_needle_v"], "query": read["query"]}
+def needle_row(read: dict[str, Any], several: bool, place: str) -> Row:
+    """A row of ruler_niah_*; it may lack its references, for the caller to refuse.
+
+    Raises: InputError for a row without a query.
+    """
+    form, query = SEVERAL if several else ONE, read.get("query", read.get("question"))
+    if query is None:
+        raise InputError(f"{place}: query is missing; expected it, or question in its place")
+    words = {"kind": read["type_needle_v"], "query": query}
     references = tuple(read.get("answer", read.get("outputs", [])))
     return Row(
         before=form.head.format(**words),

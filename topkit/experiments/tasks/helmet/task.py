@@ -101,7 +101,7 @@ class Helmet(FileTask):
             _require_shots(len(read.get("demos", [])), shots, dataset, f"{place}: demos")
             return pair_row(read, shots)
         if dataset.startswith("ruler"):
-            return needle_row(read, several=dataset.endswith("mv"))
+            return needle_row(read, dataset.endswith("mv"), place)
         demos = self._demos(dataset, shots)
         if dataset in LABELS:
             label = label_of(read, dataset, place)
