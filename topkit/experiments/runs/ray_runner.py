@@ -142,6 +142,11 @@ class _Tasks(Workers[Any]):
             return ray.get(handle)
         except lost as error:
             raise WorkerLost from error
+        except of_ray.LocalRayletDiedError as error:
+            raise InputError(
+                "Ray itself ended on this machine (killed, or out of memory?); what was written is kept: run the "
+                "same command again"
+            ) from error
         except of_ray.RayTaskError as error:
             # Ray's own class says it with a page of traceback.
             raise error.cause from None
