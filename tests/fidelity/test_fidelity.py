@@ -285,6 +285,30 @@ def test_scores_that_are_known_change_nothing(lists):
         torch.testing.assert_close(ours[name], column, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_blocks_of_rows_change_nothing(shared: bool):
+    torch.manual_seed(0)
+    streams = 1 if shared else 4
+    queries, keys = torch.randn(4, 6, 3, 16), torch.randn(streams, 2, 50, 16)
+    values = torch.randn(streams, 2, 50, 8)
+    # Of the first row no query sees as many keys as are ranked.
+    seen: dict[str, Any] = {
+        "start": torch.tensor([40, 0, 7, 0]),
+        "stop": torch.tensor([[45, 46, 47], [48, 49, 50], [30, 40, 50], [3, 2, 1]]),
+    }
+    known = {"scores": score(queries, keys)}
+    whole = truth(queries, keys, values, 9, scaling=0.25, **known, **seen)
+    units = unit_truth(whole, queries, keys, 9, 2, **known)
+    # Two rows of 6 heads, 3 queries and 50 slots.
+    with patch("topkit.kernels.blocks.BLOCK", 2 * 6 * 3 * 50 // torch.get_num_threads()):
+        parts = truth(queries, keys, values, 9, scaling=0.25, memory=5000, **known, **seen)
+        of_parts = unit_truth(parts, queries, keys, 9, 2, memory=5000, **known)
+    for name in ("visible", "scores", "floors", "heaviest", "lse", "entropy", "output"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+    for name in ("weights", "floors"):
+        torch.testing.assert_close(getattr(of_parts, name), getattr(units, name))
+
+
 def test_overlap_counts_common_slots():
     ours = torch.tensor([[[[1, 5, 9, -1]], [[0, 2, 3, 4]]]])
     theirs = torch.tensor([[[[9, 5, 7, -1]]]])

@@ -3,23 +3,30 @@
 # pyright: strict
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from topkit.errors import InputError
-from topkit.fidelity.ties import NEVER, floors
+from topkit.fidelity.sums import (
+    Best,
+    Source,
+    Weigh,
+    best_of,
+    bests,
+    joined,
+    length_of,
+    nothing,
+    rows_of,
+)
+from topkit.fidelity.ties import floors
 from topkit.kernels.precision import full_precision
 from topkit.kernels.rounding import TOLERANCE, Rounding
-from topkit.kernels.score import score
 
 # Bytes that one chunk's scores and float32 copies may take together: the allocator keeps small
 # blocks for the next chunk, and gets large ones from the system anew, page by page.
 MEMORY = 1 << 28
-# Gives the sums [B, Hq, Tq, Dv] of the values of slots, by weights [B, Hq, Tq, n] of those from a slot on.
-Weigh = Callable[[Tensor, int], Tensor]
 LEAST = torch.finfo(torch.float32).min
 
 
@@ -109,36 +116,14 @@ def truth(
     and rounding, what these may be off by: keys are then not read. weigh stands in the place of values.
     Raises: InputError for NaN or infinity, naming layer and head.
     """
-    rows, heads, count, _ = queries.shape
-    length = _length(keys, scores)
+    rows, count, length = len(queries), queries.shape[2], length_of(keys, scores)
+    start, stop = _window(length, count, start, stop, queries.device)
     if values is not None:
         weigh = _by(values)
-    start, stop = _window(length, count, start, stop, queries.device)
-    best = None
-    top = queries.new_full((rows, heads, count), NEVER, dtype=torch.float32)
-    total, weighted = torch.zeros_like(top), torch.zeros_like(top)
-    output = None
     wide = 0 if values is None else values.shape[3]
-    for at, chunk, hidden in _chunks(queries, keys, start, stop, memory, scores, wide):
-        best = _best(best, chunk, at, k + 1)
-        raised = top.maximum(best.values.amax(-1) * scaling)
-        # A row that has seen nothing yet keeps its sums at zero.
-        pivot = raised.masked_fill(raised == NEVER, 0.0)
-        shrink = (top - pivot).exp()
-        logits = torch.add(-pivot[..., None], chunk, alpha=scaling, out=chunk)
-        weights = logits.exp()
-        if hidden is not None:
-            logits[..., -hidden.shape[-1] :].masked_fill_(hidden, 0.0)
-        more = weights.sum(-1)
-        # By einsum, which makes no product of its own as vecdot does.
-        weighted = weighted * shrink + torch.einsum("bhqt,bhqt->bhq", weights, logits)
-        # The sum of logits is kept about the pivot, which has moved.
-        weighted = weighted + total * shrink * (top - pivot).nan_to_num(neginf=0.0)
-        total = total * shrink + more
-        if weigh is not None:
-            added = weigh(weights, at)
-            output = added if output is None else output * shrink[..., None] + added
-        top = raised
+    source = Source.over(queries, keys, scores, start, stop, memory, wide)
+    sums = joined([source.of(part).summed(k + 1, scaling, weigh, part) for part in source.blocks])
+    top, total, weighted, output = sums.top, sums.total, sums.weighted, sums.output
     visible = (stop.clamp(0, length) - start[:, None]).clamp_min(0).expand(rows, count)
     # A weight of zero times a score of -inf shows in `weighted` alone.
     _require_finite(top + total.log() + weighted, output, visible, layer)
@@ -148,7 +133,7 @@ def truth(
     if rounding is None:
         assert keys is not None
         rounding = Rounding.of(queries, keys)
-    best = (best or _nothing(top)).sorted()
+    best = sums.best.sorted()
     return Truth(
         scaling,
         visible,
@@ -180,14 +165,19 @@ def unit_truth(
 
     Shapes: as `truth`.
     """
-    best = None
-    for at, chunk, _ in _chunks(queries, keys, exact.start, exact.stop, memory, scores):
-        torch.add(-exact.offset[..., None], chunk, alpha=exact.scaling, out=chunk)
-        chunk.sub_(exact.total.log()[..., None])
-        best = _best(best, log_mean(chunk, units), at, k + 1)
-    best = (best or _nothing(exact.total[:, :units])).sorted()
-    off = unit_rounding(exact, best.slots)
-    return UnitTruth(best.values[..., :k], floors(best.values, off, k))
+    source = Source.over(queries, keys, scores, exact.start, exact.stop, memory)
+
+    def best(part: slice) -> Best:
+        offset, total = exact.offset[part, ..., None], exact.total[part].log()[..., None]
+        best = None
+        for at, chunk, _ in source.of(part).chunks():
+            torch.add(-offset, chunk, alpha=exact.scaling, out=chunk)
+            best = best_of(best, log_mean(chunk.sub_(total), units), at, k + 1)
+        return best or nothing(total[:, :units, :, 0])
+
+    every = bests([best(part) for part in source.blocks]).sorted()
+    off = unit_rounding(exact, every.slots)
+    return UnitTruth(every.values[..., :k], floors(every.values, off, k))
 
 
 def log_mean(logs: Tensor, units: int) -> Tensor:
@@ -206,92 +196,16 @@ def unit_rounding(exact: Truth, slots: Tensor) -> Tensor:
     return TOLERANCE + exact.scaling * by_head.amax(2)
 
 
-@dataclass(frozen=True)
-class _Best:
-    """The best scores so far and their slots [B, H, Tq, n]."""
-
-    values: Tensor
-    slots: Tensor
-
-    def sorted(self) -> _Best:
-        values, order = self.values.sort(-1, descending=True)
-        return _Best(values, self.slots.gather(-1, order))
-
-
-def _best(before: _Best | None, chunk: Tensor, at: int, k: int) -> _Best:
-    """The k best of both, in no order: sorting each time would cost as much as finding them."""
-    if before is None:
-        values, slots = chunk.topk(min(k, chunk.shape[-1]), dim=-1, sorted=False)
-        return _Best(values, slots + at)
-    both, old = torch.cat([before.values, chunk], -1), before.values.shape[-1]
-    values, place = both.topk(min(k, both.shape[-1]), dim=-1, sorted=False)
-    kept = before.slots.gather(-1, place.clamp_max(old - 1))
-    return _Best(values, kept.where(place < old, place - old + at))
-
-
-def _nothing(like: Tensor) -> _Best:
-    """Of a cache without slots that anybody sees: one place, empty."""
-    never = torch.full_like(like[..., None], NEVER)
-    return _Best(never, torch.zeros_like(never, dtype=torch.long))
-
-
 def _by(values: Tensor) -> Weigh:
     """The sums of values [B or 1, Hk, T, Dv]."""
 
-    def weigh(weights: Tensor, at: int) -> Tensor:
+    def weigh(weights: Tensor, at: int, part: slice) -> Tensor:
         rows, heads, count, width = weights.shape
         grouped = weights.reshape(rows, values.shape[1], -1, width)
-        part = values[:, :, at : at + width].float()
-        return (grouped @ part).view(rows, heads, count, -1)
+        own = rows_of(values, part)[:, :, at : at + width].float()
+        return (grouped @ own).view(rows, heads, count, -1)
 
     return weigh
-
-
-def _length(keys: Tensor | None, scores: Tensor | None) -> int:
-    if scores is not None:
-        return scores.shape[3]
-    assert keys is not None
-    return keys.shape[2]
-
-
-def _chunks(
-    queries: Tensor,
-    keys: Tensor | None,
-    start: Tensor,
-    stop: Tensor,
-    memory: int,
-    scores: Tensor | None = None,
-    wide: int = 0,
-) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """(first slot, scores [B, Hq, Tq, c], which of the last are hidden or None) chunk by chunk.
-
-    `wide` values lie beside the keys.
-    """
-    rows, heads, count, width = queries.shape
-    length = _length(keys, scores)
-    copied = 0 if keys is None else 2 * keys.shape[0] * keys.shape[1] * (width + wide)
-    a_slot = 4 * (5 * rows * heads * count + copied)
-    step = max(1, min(length, memory // a_slot))
-    first, last = int(start.max()), int(stop.min())  # between them every query sees all
-    at, end = 0, min(length, int(stop.max()))
-    while at < end:
-        until = min(at + step, length)
-        # Padding stands in chunks of its own: behind it a mask of the last slots is enough.
-        if at < first:
-            until = min(until, first)
-        # A copy of what is known: a chunk is written to.
-        if scores is None:
-            assert keys is not None
-            chunk = score(queries, keys[:, :, at:until])
-        else:
-            chunk = scores[..., at:until].clone()
-        hidden = None
-        if until > last or at < first:
-            slots = torch.arange(at if at < first else max(at, last), until, device=queries.device)
-            hidden = (slots >= stop[:, None, :, None]) | (slots < start[:, None, None, None])
-            chunk[..., -len(slots) :].masked_fill_(hidden, NEVER)
-        yield at, chunk, hidden
-        at = until
 
 
 def _window(

@@ -197,8 +197,11 @@ def cut_each(chosen: Selection, ks: Sequence[int]) -> dict[int, Selection]:
 
 def masked(scores: Tensor, step: Step) -> Tensor:
     """Scores [B, Hs, Tq, T], -inf where a query does not see the slot."""
-    visible = step.visible(scores.shape[-1], scores.shape[-2], scores.device)
-    return scores if visible is None else scores.masked_fill(~visible, float("-inf"))
+    length, count = scores.shape[-1], scores.shape[-2]
+    if step.start is None and step.stop is None and count == 1:
+        return scores
+    stops = step.stops(length, count, scores.device)
+    return reference.masked(scores.clone(), step.start, stops)
 
 
 @dataclass

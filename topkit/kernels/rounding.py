@@ -40,18 +40,19 @@ class Rounding:
 
     def whole(self) -> Tensor:
         """The bounds of all keys [B, Hq, Tq, T]."""
-        return self.queries[..., None] * self._by_head()
+        return (self._by_group(self.queries)[..., None] * self.keys[:, :, None, None]).flatten(1, 2)
 
     def at(self, slots: Tensor) -> Tensor:
         """The bounds of some slots [B, Hs, Tq, n], those of -1 among them anything: [B, Hq, Tq, n]."""
         heads = self.queries.shape[1]
         each = slots.clamp_min(0).repeat_interleave(heads // slots.shape[1], 1)
-        keys = self._by_head().expand(len(slots), -1, slots.shape[2], -1)
-        return self.queries[..., None] * keys.gather(-1, each)
+        by_group = self._by_group(each)
+        # A view, though each head reads it: norms of all keys are more than those of a few slots.
+        keys = self.keys[:, :, None, None].expand(*by_group.shape[:4], -1)
+        return self.queries[..., None] * keys.gather(-1, by_group).flatten(1, 2)
 
-    def _by_head(self) -> Tensor:
-        per = self.queries.shape[1] // self.keys.shape[1]
-        return self.keys.repeat_interleave(per, 1)[:, :, None]
+    def _by_group(self, by_head: Tensor) -> Tensor:
+        return torch.unflatten(by_head, 1, (self.keys.shape[1], -1))
 
 
 def norms(vectors: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from topkit.experiments.model.load import load_once
 from topkit.experiments.runs.cell_parts import part_name, with_cells, write_rows
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.fidelity_rows import table as fidelity_table
+from topkit.experiments.runs.heap import freed_memory_kept
 from topkit.experiments.tasks import Haystack as Text
 from topkit.experiments.tasks import Prompt, Task, task_name
 from topkit.experiments.tasks import prompt as make_prompt
@@ -38,6 +39,7 @@ class Piece:
         return part_name(self.name, self.cells)
 
 
+@freed_memory_kept()
 def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None:
     """Compute one piece and write its parts; accuracy last, as it marks the piece as done."""
     if setting.threads is not None:

@@ -50,11 +50,8 @@ class Lists:
 
     @cached_property
     def rows(self) -> Tensor | slice:
-        """The numbers as an index: one behind the other they are a slice, of which nothing is copied."""
-        begin, end = self.numbers[0], self.numbers[-1] + 1
-        if list(self.numbers) == list(range(begin, end)):
-            return slice(begin, end)
-        return torch.tensor(self.numbers, device=self.selection.indices.device)
+        """The numbers as an index."""
+        return as_index(self.numbers, self.selection.indices.device)
 
     @cached_property
     def ks(self) -> Tensor:
@@ -87,6 +84,13 @@ class Lists:
             torch.as_tensor(chosen.keys_scored)[at],
             torch.as_tensor(chosen.bytes_read)[at],
         )
+
+
+def as_index(numbers: Sequence[int], device: torch.device) -> Tensor | slice:
+    """Ascending numbers as an index: one behind the other they are a slice, of which nothing is copied."""
+    if numbers[-1] - numbers[0] + 1 == len(numbers):
+        return slice(numbers[0], numbers[-1] + 1)
+    return torch.tensor(numbers, device=device)
 
 
 def stacked(chosen: Sequence[Chosen], heads: int, length: int) -> list[Lists]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from topkit.experiments.evaluate.batch import Asked
 from topkit.experiments.evaluate.board import Board
-from topkit.experiments.evaluate.lists import Lists
+from topkit.experiments.evaluate.lists import Lists, as_index
 from topkit.experiments.evaluate.streams import Stream
 from topkit.experiments.runs.fidelity_rows import rows
 from topkit.experiments.runs.judged import Exact, Judged
@@ -105,9 +105,9 @@ class Observer:
 
 def _judged(asked: Asked, lists: Lists, output: Tensor) -> Iterator[tuple[Sequence[int], Judged]]:
     """Places among the rows of the lists, and what is judged of them: of heads, and of lists that they share."""
-    _, heads, count, length = asked.scores.shape
-    # On a CPU a few rows at a time: what is written of them is read again from its caches.
-    for part in blocks(len(lists.numbers), heads * count * length, output.device):
+    _, heads, count, wide = lists.selection.indices.shape
+    # On a CPU, of long lists a few rows at a time: what is written of them is read again from its caches.
+    for part in blocks(len(lists.numbers), heads * count * wide, output.device):
         some, places = asked.of(part), range(len(lists.numbers))[part]
         exact = Exact(
             some.queries,
@@ -127,9 +127,9 @@ def _judged(asked: Asked, lists: Lists, output: Tensor) -> Iterator[tuple[Sequen
         yield places, judged
         for units in sorted({*lists.units[part]} - {heads}):
             shared = [place for place in places if lists.units[place] == units]
-            mine = torch.tensor(shared, device=output.device)
-            own = exact.of(mine - part.start)
-            yield shared, own.units(lists.of(shared, units), lists.ks[mine])
+            own = exact.of(as_index([place - part.start for place in shared], output.device))
+            ks = lists.ks[as_index(shared, output.device)]
+            yield shared, own.units(lists.of(shared, units), ks)
 
 
 def _without_estimates(judged: Judged, weighted: Sequence[bool]) -> Judged:

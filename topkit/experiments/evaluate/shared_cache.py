@@ -94,12 +94,13 @@ class SharedCache(Cache):
         out[..., split:] = score(queries, self.tail.keys)
         return out
 
-    def weigh(self, weights: Tensor, at: int = 0) -> Tensor:
-        """The sums [B, Hq, n, Dv] of the values of the slots from `at` on, by weights [B, Hq, n, c]."""
+    def weigh(self, weights: Tensor, at: int = 0, part: slice | None = None) -> Tensor:
+        """The sums [b, Hq, n, Dv] of the values of the slots from `at` on, by weights [b, Hq, n, c], in some rows."""
         assert self.prefix.values is not None and self.tail.values is not None
         stop, split = at + weights.shape[-1], self.prefix.length
         of_prefix, of_tail = weights.tensor_split([max(0, split - at)], -1)
-        behind = self.tail.values[:, :, max(0, at - split) : max(0, stop - split)]
+        own = self.tail.values if part is None else self.tail.values[part]
+        behind = own[:, :, max(0, at - split) : max(0, stop - split)]
         out = self._of_tail(of_tail, behind)
         if of_prefix.shape[-1]:
             rows, heads, count, _ = weights.shape

@@ -152,6 +152,7 @@ class Stream:
         assert self.indexer is not None and self.upstream is not None
         index, length = self.indices[layer], cache.length
         newest = inputs["values"].shape[2]
+        inputs = {name: x for name, x in inputs.items() if name in self.indexer.needs}
         lacking = {
             name: tokens(x, slice(newest - (length - index.length), None))
             for name, x in inputs.items()

@@ -16,6 +16,7 @@ from topkit.experiments.measure.replay import Replay, require_inputs
 from topkit.experiments.runs.cell_parts import part_name, with_cells, write_rows
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.fidelity_rows import rows, table
+from topkit.experiments.runs.heap import freed_memory_kept
 from topkit.experiments.runs.judged import COSTS
 from topkit.fidelity import METRICS
 from topkit.indexers.base import Indexer, Selection
@@ -47,6 +48,7 @@ def require_all(cells: Sequence[Cell], setting: Setting, tensors: LayerTensors) 
         require_inputs(recipe, tensors)
 
 
+@freed_memory_kept()
 def measure_layer(
     setting: Setting, capture: Capture, sample: int, layer: int, cells: tuple[Cell, ...], name: str
 ) -> pa.Table | None:

@@ -21,7 +21,7 @@ from topkit.fidelity import (
     truth,
     unit_truth,
 )
-from topkit.fidelity.truth import Weigh
+from topkit.fidelity.sums import Weigh
 from topkit.fidelity.validity import require_valid
 from topkit.indexers.base import Selection
 from topkit.kernels.rounding import Rounding
@@ -88,7 +88,7 @@ class Exact:
         )
         self._units: dict[int, UnitTruth] = {}
 
-    def of(self, rows: Tensor) -> Exact:
+    def of(self, rows: Tensor | slice) -> Exact:
         """The exact rows of some rows of the batch, where all scores are known."""
         one = copy(self)
         assert self._scores is not None

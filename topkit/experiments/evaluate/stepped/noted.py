@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from topkit.experiments.evaluate.batch import Asked
-from topkit.experiments.evaluate.lists import Lists
+from topkit.experiments.evaluate.lists import Lists, as_index
 from topkit.experiments.evaluate.observer import Observer
 from topkit.experiments.evaluate.shared_cache import LONG, SharedCache
 from topkit.experiments.evaluate.stepped.fixed_rows import FixedRows
@@ -81,7 +81,9 @@ class Caches(SharedCache):
             first += count
         return Caches(some)
 
-    def weigh(self, weights: Tensor, at: int = 0) -> Tensor:
+    def weigh(self, weights: Tensor, at: int = 0, part: slice | None = None) -> Tensor:
+        if part is not None:
+            return self.of(part).weigh(weights, at)
         parts = zip(self.caches, weights.split(self.counts), strict=True)
         return torch.cat([cache.weigh(own, at) for cache, own in parts])
 
@@ -95,7 +97,7 @@ def _asked(
     stops: Tensor,
 ) -> tuple[Asked, Tensor]:
     """The queries of some rows of some layers, and the output [L B, Hq, n, Dv] over what they chose."""
-    at, stop = _index(numbers, stops.device), int(stops[-1])
+    at, stop = as_index(numbers, stops.device), int(stops[-1])
     caches, queries, outputs = list[SharedCache](), list[Tensor](), list[Tensor]()
     for number in layers:
         layer, past = rows.layers[number], prefix[number]
@@ -110,12 +112,6 @@ def _asked(
         layers[0], scaling, first, torch.cat(queries), scores, norms, stops, Caches(caches)
     )
     return asked, torch.cat(outputs)
-
-
-def _index(numbers: Sequence[int], device: torch.device) -> slice | Tensor:
-    if list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
-        return slice(numbers[0], numbers[-1] + 1)
-    return torch.tensor(numbers, device=device)
 
 
 def _together(rows: FixedRows, length: int) -> list[list[int]]:
@@ -133,7 +129,7 @@ def _range(rows: slice) -> range:
 
 
 def _lists(rows: FixedRows, layers: Sequence[int], numbers: Sequence[int], count: int) -> Lists:
-    every, at = _ks(rows), _index(numbers, rows.device)
+    every, at = _ks(rows), as_index(numbers, rows.device)
     group_of = {row: n for n, group in enumerate(rows.groups) for row in _range(group.rows)}
     ks, groups = [every[row] for row in numbers], [group_of[row] for row in numbers]
     some = [rows.layers[number] for number in layers]
