@@ -85,18 +85,17 @@ class FaissRecipe(Indexer):
         return getattr(self, "device", "cpu") == "cuda"
 
     @property
+    def ranks(self) -> bool:
+        """Whether the best n keys begin the best n + 1."""
+        return True
+
+    @property
     def apart(self) -> bool:
         """Whether a key scores as `rounded` says, so that it may stand behind an index that it is not in."""
         return False
 
     def traits(self) -> Traits:
-        return Traits(
-            exhaustive=False,
-            may_come_short=True,
-            drifts=True,
-            causal_codes=False,
-            host=not self.on_gpu,
-        )
+        return Traits(exhaustive=False, may_come_short=True, drifts=True, host=not self.on_gpu)
 
     @abstractmethod
     def make(self, faiss: Any, keys: Tensor) -> Any:

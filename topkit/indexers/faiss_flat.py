@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor
 
 from topkit.grammar import later
-from topkit.indexers.base import Index, Selection, Step
-from topkit.indexers.faiss_base import import_faiss, plain
+from topkit.indexers.base import Index, Step
+from topkit.indexers.faiss_base import Hits, import_faiss, plain
 from topkit.indexers.faiss_gpu import best_on_gpu, placed, require_device
 from topkit.indexers.faiss_threads import each
+from topkit.indexers.faiss_ties import settled
 from topkit.indexers.scored import Codes, Scored, ScoredIndex
 from topkit.indexers.stated_cost import Shape
 from topkit.indexers.traits import Traits
@@ -91,8 +91,12 @@ class faiss_flat(Scored):
         """The best k of keys [n, D] for queries [q, D]."""
         if queries.is_cuda:
             return best_on_gpu(self, faiss, queries, keys, k)
-        _, ids = faiss.knn(plain(queries), plain(keys), k, faiss.METRIC_INNER_PRODUCT)
-        return torch.from_numpy(ids)
+        asked, held = plain(queries), plain(keys)
+
+        def search(n: int) -> Hits:
+            return Hits.of(*faiss.knn(asked, held, n, faiss.METRIC_INNER_PRODUCT), len(held))
+
+        return settled(search, k, len(held)).ids[:, :k]
 
 
 @dataclass
@@ -100,10 +104,6 @@ class _Flat(ScoredIndex):
     """Codes that FAISS reads, not torch."""
 
     faiss: Any = field(kw_only=True)
-
-    def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
-        # Which of equal scores FAISS keeps depends on k.
-        return {k: self.select(queries, k, step) for k in ks}
 
     def reorder(self, rows: Tensor) -> None:
         super().reorder(rows.to(self.codes["keys"].device))

@@ -14,10 +14,12 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.faiss_base import FaissRecipe, Hits, import_faiss
-from topkit.indexers.faiss_best import Best
+from topkit.indexers.faiss_best import Asked, Best
 from topkit.indexers.faiss_gpu import placed
 from topkit.indexers.faiss_tail import Tail
 from topkit.indexers.faiss_threads import each
+from topkit.indexers.faiss_ties import settled
+from topkit.indexers.scored import cut_each
 
 # About how many keys one is compared with when it is put into its place.
 PLACING = 64
@@ -82,6 +84,11 @@ class FaissIndex(Index):
         for row in set(range(len(new))).difference(apart):
             # FAISS never sees padding: ids count from the row's first real key.
             real = new[row, :, max(starts[row] - self.slots, 0) :]
+            first = self.graphs[row] is None and self.slots > 0
+            if first and real.shape[1] > 1 and self.recipe.traits().causal_codes:
+                # What is trained knows nothing of later keys.
+                self._add(row, real[:, :1])
+                real = real[:, 1:]
             if real.shape[1]:
                 self._add(row, real)
                 self.adds[row].append(stop)
@@ -137,70 +144,85 @@ class FaissIndex(Index):
         return step.starts().expand(len(self.graphs)).tolist()
 
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
-        self._require_newest(queries, step)
-        rows, heads = queries.shape[:2]
-        vectors = self._vectors(queries).view(rows, self.heads, heads // self.heads, -1)
-        k = min(k, self.slots)
+        asked = self._asked(queries, step)
+        (rows, heads, tokens), k = queries.shape[:3], min(k, self.slots)
         slots: Tensor | None = None
-        compared, read = vectors.new_zeros(2, rows, 1, dtype=torch.float64)
-        for alike, hits in self._searched(vectors, k):
+        compared, read = asked.vectors.new_zeros(2, rows, tokens, dtype=torch.float64)
+        for alike, hits in self._searched(asked, k):
             place, graph = alike.place(rows), alike.graphs[0]
-            start = (
-                None if step.start is None else step.start.to(vectors.device).expand(rows)[place]
-            )
             tail = None if self.tail is None else self.tail.at(place)
-            best = Best.of(vectors[place], hits, k, start, tail)
+            best = Best.of(asked.at(place), hits, k, tail)
             if len(best.slots) == rows and best.slots.shape[-1] == k:
                 slots = best.slots
             else:
-                slots = unfilled(vectors, k) if slots is None else slots
+                slots = unfilled(asked.vectors, k) if slots is None else slots
                 slots[place, ..., : best.slots.shape[-1]] = best.slots
-            compared[place, 0] = best.compared
+            compared[place] = best.compared
             fixed = self.recipe.fixed_bytes(graph) * heads
-            read[place, 0] = best.compared * self.recipe.key_bytes(graph) + fixed
-        slots = unfilled(vectors, k) if slots is None else slots
-        lists = slots.reshape(rows, heads, 1, k)
+            read[place] = best.compared * self.recipe.key_bytes(graph) + fixed
+        slots = unfilled(asked.vectors, k) if slots is None else slots
+        lists = slots.reshape(rows, heads, tokens, k)
         # On the queries' device, costs too: combinators add their own to them.
         here = [x.to(queries.device) for x in (lists, compared / heads, read)]
         return Selection(here[0], keys_scored=here[1], bytes_read=here[2])
 
-    def _searched(self, vectors: Tensor, k: int) -> Iterator[tuple[Alike, list[Hits]]]:
+    def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
+        if self.recipe.on_gpu or not self.recipe.ranks:
+            return super().select_many(queries, ks, step)
+        return cut_each(self.select(queries, max(ks), step), ks)
+
+    def _asked(self, queries: Tensor, step: Step) -> Asked:
+        (rows, _, tokens, _), stop = queries.shape, step.stop
+        if tokens > 1 or (stop is not None and bool((stop != self.slots).any())):
+            if not self.recipe.traits().causal_codes:
+                raise InputError(
+                    f"{type(self.recipe).__name__} answers the newest position alone: "
+                    "append one key, then select"
+                )
+            stop = step.stops(self.slots, tokens)
+        else:
+            stop = None
+        vectors = self._vectors(queries).unflatten(1, (self.heads, -1)).flatten(2, 3)
+        start = None if step.start is None else step.start.to(vectors.device).expand(rows)
+        stop = None if stop is None else stop.to(vectors.device).expand(rows, -1)
+        return Asked(vectors, tokens, stop, start)
+
+    def _searched(self, asked: Asked, k: int) -> Iterator[tuple[Alike, list[Hits]]]:
         """What the graphs of each head say, once for all rows that share them."""
+        rows = range(len(asked.vectors))
         if self.recipe.counter(self.faiss) is None:
-            yield from self._search(self._alike(range(len(vectors))), vectors, k)
+            yield from self._search(self._alike(rows), asked, k)
             return
-        for row in range(len(vectors)):
+        for row in rows:
             with COUNTING:
                 before = self.recipe.counter(self.faiss) or 0
-                done = self._search(self._alike([row]), vectors, k)
+                done = self._search(self._alike([row]), asked, k)
                 compared = (self.recipe.counter(self.faiss) or 0) - before
-            each_query = compared / (vectors.shape[1] * vectors.shape[2])
+            each_query = compared / (asked.vectors.shape[1] * asked.vectors.shape[2])
             for alike, hits in done:
                 yield alike, [replace(one, compared=each_query) for one in hits]
 
     def _search(
-        self, groups: Sequence[Alike], vectors: Tensor, k: int
+        self, groups: Sequence[Alike], asked: Asked, k: int
     ) -> list[tuple[Alike, list[Hits]]]:
-        jobs = [(alike, head) for alike in groups for head in range(self.heads)]
+        vectors, heads = asked.vectors, self.heads
+        jobs = [(alike, head) for alike in groups for head in range(heads)]
+        # As many more as FAISS has of keys that some query does not see yet.
+        earliest = self.slots if asked.stop is None else int(asked.stop.min())
 
         def search(job: tuple[Alike, int]) -> Hits:
             alike, head = job
-            asked = vectors[alike.place(len(vectors)), head].flatten(0, 1)
             graph = alike.graphs[head]
-            return self.recipe.search(self.faiss, graph, asked, min(k, graph.ntotal))
+            unseen = max(0, max(self.adds[row][-1] for row in alike.rows) - earliest)
+            own = vectors[alike.place(len(vectors)), head].flatten(0, 1)
+            n = min(k + unseen, graph.ntotal)
+            if vectors.is_cuda or not self.recipe.ranks:
+                return self.recipe.search(self.faiss, graph, own, n)
+            return settled(lambda n: self.recipe.search(self.faiss, graph, own, n), n, graph.ntotal)
 
         reach = max((self.recipe.reach(alike.graphs[0]) for alike in groups), default=0)
         done = each(self.faiss, search, jobs, 0 if vectors.is_cuda else vectors.numel() * reach)
-        return [
-            (alike, done[n * self.heads : (n + 1) * self.heads]) for n, alike in enumerate(groups)
-        ]
-
-    def _require_newest(self, queries: Tensor, step: Step) -> None:
-        old = step.stop is not None and bool((step.stop != self.slots).any())
-        if queries.shape[2] != 1 or old:
-            raise InputError(
-                "a FAISS index answers the newest position alone: append one key, then select"
-            )
+        return [(alike, done[n * heads : (n + 1) * heads]) for n, alike in enumerate(groups)]
 
     def _vectors(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
         """Keys or queries as FAISS takes them: moved, turned, in float32, where it works."""

@@ -1,0 +1,42 @@
+# pyright: strict
+"""Equal scores by the lowest slot: FAISS keeps any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from topkit.indexers.faiss_base import Hits
+
+# Keys that are searched for beyond those that are wanted, to see whether the last of these is tied.
+BEYOND = 16
+
+
+def settled(search: Callable[[int], Hits], n: int, most: int) -> Hits:
+    """The best n of `most` keys, or some more, by score and then by id: what `search` gives of so many."""
+    wide = n + BEYOND
+    hits = search(min(wide, most))
+    while wide < most and _is_open(hits, n):
+        wide *= 2
+        hits = search(min(wide, most))
+    return _ordered(hits)
+
+
+def _is_open(hits: Hits, n: int) -> bool:
+    """Whether keys that were not given may score as the n-th does."""
+    last = hits.scores[:, -1]
+    return bool(((last == hits.scores[:, n - 1]) & (hits.ids[:, -1] >= 0)).any())
+
+
+def _ordered(hits: Hits) -> Hits:
+    tied = (hits.scores[:, 1:] == hits.scores[:, :-1]) & (hits.ids[:, 1:] >= 0)
+    if not bool(tied.any()):
+        return hits
+    # Ids of -1 have the least of all scores.
+    by_id = hits.ids.argsort(1)
+    scores = hits.scores.gather(1, by_id)
+    by_score = torch.argsort(scores, dim=1, descending=True, stable=True)
+    order = by_id.gather(1, by_score)
+    return replace(hits, scores=hits.scores.gather(1, order), ids=hits.ids.gather(1, order))
