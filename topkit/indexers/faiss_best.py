@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """The best keys of some rows, of what FAISS says of each head and of the keys that stand behind."""
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Asked:
 
     def each(self, by_query: Tensor) -> Tensor:
         """Sums over heads of numbers of every query [b, Hk, q], a number a token [b, tokens]."""
-        return by_query.unflatten(2, (-1, self.tokens)).sum((1, 2)).double()
+        parts = by_query.reshape(*by_query.shape[:2], -1, self.tokens)
+        return parts.sum((1, 2)).double()
 
     def hidden(self, slots: Tensor) -> Tensor | None:
         """Where slots [b, Hk, q, n], or [n], are not seen; None where all are."""
@@ -86,7 +87,8 @@ class Best:
 
 def _by_row(parts: Sequence[Tensor], count: int) -> Tensor:
     """[b * q, ...] of each KV head as [b, Hk, q, ...]."""
-    return torch.stack(list(parts)).unflatten(1, (-1, count)).transpose(0, 1)
+    every = torch.stack(list(parts))
+    return every.view(len(parts), -1, count, *every.shape[2:]).transpose(0, 1)
 
 
 def _compared(hits: Sequence[Hits], asked: Asked) -> Tensor:

@@ -1,10 +1,10 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """FAISS flat: every key compared, as FAISS compares them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -63,10 +63,14 @@ class faiss_flat(Scored):
             return super().pick(queries, codes, k, step, pool)
         keys, asked = codes["keys"], placed(queries, self.device == "cuda")
         rows, heads, length = keys.shape[:3]
-        grouped = asked.unflatten(1, (heads, -1))
+        grouped = asked.view(rows, heads, -1, *asked.shape[2:])
         chosen = torch.full((*grouped.shape[:4], min(k, length)), -1, device=asked.device)
-        starts = [0] * rows if step.start is None else step.start.expand(rows).tolist()
-        stops = step.stops(length, queries.shape[2]).expand(rows, -1).tolist()
+        starts: list[int] = [0] * rows
+        if step.start is not None:
+            starts = cast(list[int], step.start.expand(rows).tolist())
+        stops = cast(
+            list[list[int]], step.stops(length, queries.shape[2]).expand(rows, -1).tolist()
+        )
         faiss = import_faiss(self.device)
 
         def search(job: tuple[int, int, int]) -> None:
@@ -94,7 +98,8 @@ class faiss_flat(Scored):
         asked, held = plain(queries), plain(keys)
 
         def search(n: int) -> Hits:
-            return Hits.of(*faiss.knn(asked, held, n, faiss.METRIC_INNER_PRODUCT), len(held))
+            scores, ids = faiss.knn(asked, held, n, faiss.METRIC_INNER_PRODUCT)
+            return Hits.of(scores, ids, len(held))
 
         return settled(search, k, len(held)).ids[:, :k]
 

@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """FAISS HNSW: a navigable graph over the keys."""
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ class faiss_hnsw(FaissIndexer):
         vectors = plain(queries)
         if self.metric == "l2":
             vectors = _beside(vectors, np.zeros(len(vectors), dtype=np.float32))
-        return Hits.of(*graph.search(vectors, n), 0)
+        scores, ids = graph.search(vectors, n)
+        return Hits.of(scores, ids, 0)
 
     def remove(self, faiss: Any, graph: Any, adds: list[int]) -> Any:
         keys = graph.reconstruct_n(0, adds[-1])

@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """The state of a FAISS recipe: an index for each row and KV head, which forks and rows share."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -141,7 +141,7 @@ class FaissIndex(Index):
         return list(groups.values())
 
     def _starts(self, step: Step) -> list[int]:
-        return step.starts().expand(len(self.graphs)).tolist()
+        return cast(list[int], step.starts().expand(len(self.graphs)).tolist())
 
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
         asked = self._asked(queries, step)
@@ -182,7 +182,8 @@ class FaissIndex(Index):
             stop = step.stops(self.slots, tokens)
         else:
             stop = None
-        vectors = self._vectors(queries).unflatten(1, (self.heads, -1)).flatten(2, 3)
+        vectors = self._vectors(queries)
+        vectors = vectors.view(rows, self.heads, -1, vectors.shape[-1])
         start = None if step.start is None else step.start.to(vectors.device).expand(rows)
         stop = None if stop is None else stop.to(vectors.device).expand(rows, -1)
         return Asked(vectors, tokens, stop, start)
@@ -246,7 +247,7 @@ class FaissIndex(Index):
         self.slots = length
 
     def reorder(self, rows: Tensor) -> None:
-        gathered = rows.tolist()
+        gathered = cast(list[int], rows.tolist())
         self.graphs = [self.graphs[row] for row in gathered]
         self.adds = [list(self.adds[row]) for row in gathered]
         self.borrowed = [True] * len(self.graphs)

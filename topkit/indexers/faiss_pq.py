@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """FAISS PQ FastScan: keys as 4-bit places in the codebooks of short pieces."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """FAISS scalar quantiser: each dimension in a few bits of its range."""
 
 from __future__ import annotations

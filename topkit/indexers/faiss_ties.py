@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """Equal scores by the lowest slot: FAISS keeps any of them."""
 
 from __future__ import annotations
