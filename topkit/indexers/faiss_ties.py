@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from topkit.indexers.faiss_base import Hits
@@ -26,17 +27,15 @@ def settled(search: Callable[[int], Hits], n: int, most: int) -> Hits:
 
 def _is_open(hits: Hits, n: int) -> bool:
     """Whether keys that were not given may score as the n-th does."""
-    last = hits.scores[:, -1]
-    return bool(((last == hits.scores[:, n - 1]) & (hits.ids[:, -1] >= 0)).any())
+    scores, ids = hits.scores.numpy(), hits.ids.numpy()
+    return bool(((scores[:, -1] == scores[:, n - 1]) & (ids[:, -1] >= 0)).any())
 
 
 def _ordered(hits: Hits) -> Hits:
-    tied = (hits.scores[:, 1:] == hits.scores[:, :-1]) & (hits.ids[:, 1:] >= 0)
-    if not bool(tied.any()):
+    scores = hits.scores.numpy()
+    if not (scores[:, 1:] == scores[:, :-1]).any():
         return hits
     # Ids of -1 have the least of all scores.
-    by_id = hits.ids.argsort(1)
-    scores = hits.scores.gather(1, by_id)
-    by_score = torch.argsort(scores, dim=1, descending=True, stable=True)
-    order = by_id.gather(1, by_score)
-    return replace(hits, scores=hits.scores.gather(1, order), ids=hits.ids.gather(1, order))
+    order = np.lexsort((hits.ids.numpy(), -scores))
+    by_score = torch.from_numpy(order)
+    return replace(hits, scores=hits.scores.gather(1, by_score), ids=hits.ids.gather(1, by_score))
