@@ -108,7 +108,10 @@ class FaissIndex(Index):
             self.recipe.add(self.faiss, graphs[head], keys[head])
             return graphs[head]
 
-        work = 0 if self.recipe.on_gpu else keys.numel() * PLACING
+        if self.recipe.on_gpu:  # what is trained for it takes all of FAISS's threads
+            self.graphs[row] = tuple(add(head) for head in range(self.heads))
+            return
+        work = keys.numel() * PLACING
         self.graphs[row] = tuple(each(self.faiss, add, range(self.heads), work))
 
     def _add_behind(self, new: Tensor, rows: Sequence[int]) -> None:
