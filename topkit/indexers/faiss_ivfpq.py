@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -48,6 +49,7 @@ class faiss_ivfpq(ListsIndexer):
         "faiss_ivfpq()",
         "faiss_ivfpq(nlist=8, nprobe=3, dims=3, bits=4, center=True, hadamard=True)",
     )
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"nprobe": range(1, 1025)}
 
     def __post_init__(self) -> None:
         self._require()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, cast
@@ -36,6 +37,8 @@ class faiss_rabitq(FaissIndexer):
     source: ClassVar[str] = "RaBitQ, arXiv 2405.12497, in FAISS"
     cost: ClassVar[str] = "reads bits / 8 bytes a dimension of every key, and its two numbers"
     examples: ClassVar[tuple[str, ...]] = ("faiss_rabitq()", "faiss_rabitq(bits=4, query_bits=0)")
+
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"bits": range(1, 10)}
 
     def __post_init__(self) -> None:
         whole(self, "bits", 1, 9)
