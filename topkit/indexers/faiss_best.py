@@ -43,6 +43,10 @@ class Asked:
         parts = by_query.reshape(*by_query.shape[:2], -1, self.tokens)
         return parts.sum((1, 2)).double()
 
+    def unseen(self, stop: int) -> int:
+        """How many of the slots before `stop` the query that sees the fewest does not see, at most."""
+        return 0 if self.stop is None else max(0, stop - int(self.stop.min()))
+
     def hidden(self, slots: Tensor) -> Tensor | None:
         """Where slots [b, Hk, q, n], or [n], are not seen; None where all are."""
         if self.stop is None:
@@ -104,3 +108,8 @@ def _compared(hits: Sequence[Hits], asked: Asked) -> Tensor:
         return compared
     first = 0 if asked.start is None else asked.start[:, None]
     return compared.minimum((asked.stop - first).clamp_min(0) * len(hits) * count / asked.tokens)
+
+
+def unfilled(vectors: Tensor, k: int) -> Tensor:
+    """Lists of k slots for vectors [B, Hk, q, D], all -1."""
+    return vectors.new_full((*vectors.shape[:3], k), -1, dtype=torch.int64)

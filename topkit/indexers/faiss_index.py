@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from threading import Lock
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -13,32 +11,16 @@ from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.indexers.base import Index, Selection, Step
-from topkit.indexers.faiss_base import FaissRecipe, Hits, import_faiss
-from topkit.indexers.faiss_best import Asked, Best
+from topkit.indexers.faiss_base import FaissRecipe, import_faiss
+from topkit.indexers.faiss_best import Asked, Best, unfilled
 from topkit.indexers.faiss_gpu import placed
+from topkit.indexers.faiss_search import Alike, Graphs, alike_of, searched
 from topkit.indexers.faiss_tail import Tail
 from topkit.indexers.faiss_threads import each
-from topkit.indexers.faiss_ties import settled
 from topkit.indexers.scored import cut_each
 
 # About how many keys one is compared with when it is put into its place.
 PLACING = 64
-# Held while FAISS's own counter tells what one row's searches compared.
-COUNTING = Lock()
-# A FAISS index for each KV head of a row.
-Graphs = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Alike:
-    """Rows that share their graphs."""
-
-    graphs: Graphs
-    rows: list[int]
-
-    def place(self, count: int) -> Any:
-        """The rows as an index of so many."""
-        return slice(None) if len(self.rows) == count else self.rows
 
 
 class FaissIndex(Index):
@@ -136,12 +118,7 @@ class FaissIndex(Index):
         self.borrowed[row] = False
 
     def _alike(self, rows: Sequence[int]) -> list[Alike]:
-        groups: dict[int, Alike] = {}
-        for row in rows:
-            graphs = self.graphs[row]
-            if graphs is not None:
-                groups.setdefault(id(graphs), Alike(graphs, [])).rows.append(row)
-        return list(groups.values())
+        return alike_of(self.graphs, [adds[-1] if adds else 0 for adds in self.adds], rows)
 
     def _starts(self, step: Step) -> list[int]:
         return cast(list[int], step.starts().expand(len(self.graphs)).tolist())
@@ -151,7 +128,8 @@ class FaissIndex(Index):
         (rows, heads, tokens), k = queries.shape[:3], min(k, self.slots)
         slots: Tensor | None = None
         compared, read = asked.vectors.new_zeros(2, rows, tokens, dtype=torch.float64)
-        for alike, hits in self._searched(asked, k):
+        groups = self._alike(range(rows))
+        for alike, hits in searched(self.recipe, self.faiss, groups, asked, k):
             place, graph = alike.place(rows), alike.graphs[0]
             tail = None if self.tail is None else self.tail.at(place)
             best = Best.of(asked.at(place), hits, k, tail)
@@ -191,43 +169,6 @@ class FaissIndex(Index):
         stop = None if stop is None else stop.to(vectors.device).expand(rows, -1)
         return Asked(vectors, tokens, stop, start)
 
-    def _searched(self, asked: Asked, k: int) -> Iterator[tuple[Alike, list[Hits]]]:
-        """What the graphs of each head say, once for all rows that share them."""
-        rows = range(len(asked.vectors))
-        if self.recipe.counter(self.faiss) is None:
-            yield from self._search(self._alike(rows), asked, k)
-            return
-        for row in rows:
-            with COUNTING:
-                before = self.recipe.counter(self.faiss) or 0
-                done = self._search(self._alike([row]), asked, k)
-                compared = (self.recipe.counter(self.faiss) or 0) - before
-            each_query = compared / (asked.vectors.shape[1] * asked.vectors.shape[2])
-            for alike, hits in done:
-                yield alike, [replace(one, compared=each_query) for one in hits]
-
-    def _search(
-        self, groups: Sequence[Alike], asked: Asked, k: int
-    ) -> list[tuple[Alike, list[Hits]]]:
-        vectors, heads = asked.vectors, self.heads
-        jobs = [(alike, head) for alike in groups for head in range(heads)]
-        # As many more as FAISS has of keys that some query does not see yet.
-        earliest = self.slots if asked.stop is None else int(asked.stop.min())
-
-        def search(job: tuple[Alike, int]) -> Hits:
-            alike, head = job
-            graph = alike.graphs[head]
-            unseen = max(0, max(self.adds[row][-1] for row in alike.rows) - earliest)
-            own = vectors[alike.place(len(vectors)), head].flatten(0, 1)
-            n = min(k + unseen, graph.ntotal)
-            if vectors.is_cuda or not self.recipe.ranks:
-                return self.recipe.search(self.faiss, graph, own, n)
-            return settled(lambda n: self.recipe.search(self.faiss, graph, own, n), n, graph.ntotal)
-
-        reach = max((self.recipe.reach(alike.graphs[0]) for alike in groups), default=0)
-        done = each(self.faiss, search, jobs, 0 if vectors.is_cuda else vectors.numel() * reach)
-        return [(alike, done[n * heads : (n + 1) * heads]) for n, alike in enumerate(groups)]
-
     def _vectors(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
         """Keys or queries as FAISS takes them: moved, turned, in float32, where it works."""
         x = x.detach() if offset is None else x.detach() - offset
@@ -264,8 +205,3 @@ class FaissIndex(Index):
         twin.borrowed, self.borrowed = [True] * len(self.graphs), [True] * len(self.graphs)
         twin.tail = None if self.tail is None else self.tail.fork()
         return twin
-
-
-def unfilled(vectors: Tensor, k: int) -> Tensor:
-    """Lists of k slots for vectors [B, Hk, q, D], all -1."""
-    return vectors.new_full((*vectors.shape[:3], k), -1, dtype=torch.int64)
