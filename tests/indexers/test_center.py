@@ -86,6 +86,9 @@ def hold_to_the_hand(spec, center, hadamard, starts, cuts, dim, seed, far):
             if not own_cuts:
                 assert (got.indices[row] == -1).all()
                 continue
+            if plain.requires and plain.traits().causal_codes and first >= cuts[0]:
+                # What came behind the build is trained on by its first key alone.
+                own_cuts = sorted({1, *own_cuts})
             own = alone.build(plain, own_cuts)
             slots = got.indices[row : row + 1]
             slots = slots.where(slots < 0, slots - first)

@@ -40,7 +40,7 @@ def test_each_recipe_says_its_own():
         needs=frozenset({"cache"}), causal_codes=False, fixed=True, score_all=True
     )
     assert faiss_ivf().traits() == Traits(
-        exhaustive=False, may_come_short=True, drifts=True, causal_codes=False
+        exhaustive=False, may_come_short=True, drifts=True, host=True
     )
     assert streaming_llm().traits() == Traits(fixed=True)
     bounded = Traits(exhaustive=False, may_come_short=True, fixed=True)

@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """What the FAISS recipes share: one FAISS index per row and KV head."""
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class FaissRecipe(Indexer):
     rotation: products change by the same for all keys of a query, or not at all.
     """
 
-    # Parameters of each recipe, behind its own.
-    center: bool
-    hadamard: bool
+    # Parameters of most recipes, behind their own.
+    center: bool = False
+    hadamard: bool = False
 
     family: ClassVar[str] = "ann"
     requires: ClassVar[str] = "faiss"
@@ -85,18 +85,17 @@ class FaissRecipe(Indexer):
         return getattr(self, "device", "cpu") == "cuda"
 
     @property
+    def ranks(self) -> bool:
+        """Whether the best n keys begin the best n + 1."""
+        return True
+
+    @property
     def apart(self) -> bool:
         """Whether a key scores as `rounded` says, so that it may stand behind an index that it is not in."""
         return False
 
     def traits(self) -> Traits:
-        return Traits(
-            exhaustive=False,
-            may_come_short=True,
-            drifts=True,
-            causal_codes=False,
-            host=not self.on_gpu,
-        )
+        return Traits(exhaustive=False, may_come_short=True, drifts=True, host=not self.on_gpu)
 
     @abstractmethod
     def make(self, faiss: Any, keys: Tensor) -> Any:
@@ -112,7 +111,8 @@ class FaissRecipe(Indexer):
 
     def search(self, faiss: Any, graph: Any, queries: Tensor, n: int) -> Hits:
         """The best n keys for each of queries [q, D]."""
-        return Hits.of(*graph.search(plain(queries), n), graph.ntotal)
+        scores, ids = graph.search(plain(queries), n)
+        return Hits.of(scores, ids, graph.ntotal)
 
     def remove(self, faiss: Any, graph: Any, adds: list[int]) -> Any:
         """The index of the first adds[-1] keys; `adds` is how many there were after each add."""

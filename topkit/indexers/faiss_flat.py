@@ -1,20 +1,20 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """FAISS flat: every key compared, as FAISS compares them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from topkit.grammar import later
-from topkit.indexers.base import Index, Selection, Step
-from topkit.indexers.faiss_base import import_faiss, plain
+from topkit.indexers.base import Index, Step
+from topkit.indexers.faiss_base import Hits, import_faiss, plain
 from topkit.indexers.faiss_gpu import best_on_gpu, placed, require_device
 from topkit.indexers.faiss_threads import each
+from topkit.indexers.faiss_ties import settled
 from topkit.indexers.scored import Codes, Scored, ScoredIndex
 from topkit.indexers.stated_cost import Shape
 from topkit.indexers.traits import Traits
@@ -63,10 +63,14 @@ class faiss_flat(Scored):
             return super().pick(queries, codes, k, step, pool)
         keys, asked = codes["keys"], placed(queries, self.device == "cuda")
         rows, heads, length = keys.shape[:3]
-        grouped = asked.unflatten(1, (heads, -1))
+        grouped = asked.view(rows, heads, -1, *asked.shape[2:])
         chosen = torch.full((*grouped.shape[:4], min(k, length)), -1, device=asked.device)
-        starts = [0] * rows if step.start is None else step.start.expand(rows).tolist()
-        stops = step.stops(length, queries.shape[2]).expand(rows, -1).tolist()
+        starts: list[int] = [0] * rows
+        if step.start is not None:
+            starts = cast(list[int], step.start.expand(rows).tolist())
+        stops = cast(
+            list[list[int]], step.stops(length, queries.shape[2]).expand(rows, -1).tolist()
+        )
         faiss = import_faiss(self.device)
 
         def search(job: tuple[int, int, int]) -> None:
@@ -91,8 +95,13 @@ class faiss_flat(Scored):
         """The best k of keys [n, D] for queries [q, D]."""
         if queries.is_cuda:
             return best_on_gpu(self, faiss, queries, keys, k)
-        _, ids = faiss.knn(plain(queries), plain(keys), k, faiss.METRIC_INNER_PRODUCT)
-        return torch.from_numpy(ids)
+        asked, held = plain(queries), plain(keys)
+
+        def search(n: int) -> Hits:
+            scores, ids = faiss.knn(asked, held, n, faiss.METRIC_INNER_PRODUCT)
+            return Hits.of(scores, ids, len(held))
+
+        return settled(search, k, len(held)).ids[:, :k]
 
 
 @dataclass
@@ -100,10 +109,6 @@ class _Flat(ScoredIndex):
     """Codes that FAISS reads, not torch."""
 
     faiss: Any = field(kw_only=True)
-
-    def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
-        # Which of equal scores FAISS keeps depends on k.
-        return {k: self.select(queries, k, step) for k in ks}
 
     def reorder(self, rows: Tensor) -> None:
         super().reorder(rows.to(self.codes["keys"].device))

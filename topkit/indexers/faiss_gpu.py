@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """faiss-gpu on torch's own memory and stream: nothing is copied through the host to be searched."""
 
 from __future__ import annotations

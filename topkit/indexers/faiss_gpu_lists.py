@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """Inverted lists of faiss-gpu: filled and searched from torch's memory, on its stream."""
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """FAISS HNSW: a navigable graph over the keys."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from topkit.indexers.checks import choice, flag, whole
 from topkit.indexers.faiss_base import Hits, Vectors, plain
 from topkit.indexers.faiss_indexer import FaissIndexer
 from topkit.indexers.stated_cost import Cost, Shape, least
+from topkit.indexers.traits import Traits
 
 # The squared length of all augmented keys, in those of the longest at build: room for longer ones to come.
 ROOM = 2.0
@@ -56,6 +57,13 @@ class faiss_hnsw(FaissIndexer):
         flag(self, "center")
         flag(self, "hadamard")
         choice(self, "metric", ("l2", "ip"))
+
+    @property
+    def ranks(self) -> bool:
+        return False  # a wider walk meets others
+
+    def traits(self) -> Traits:
+        return replace(super().traits(), causal_codes=False)
 
     def costs(self, shape: Shape) -> Cost:
         s, M = shape, self.M
@@ -99,7 +107,8 @@ class faiss_hnsw(FaissIndexer):
         vectors = plain(queries)
         if self.metric == "l2":
             vectors = _beside(vectors, np.zeros(len(vectors), dtype=np.float32))
-        return Hits.of(*graph.search(vectors, n), 0)
+        scores, ids = graph.search(vectors, n)
+        return Hits.of(scores, ids, 0)
 
     def remove(self, faiss: Any, graph: Any, adds: list[int]) -> Any:
         keys = graph.reconstruct_n(0, adds[-1])

@@ -1,42 +1,26 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """The state of a FAISS recipe: an index for each row and KV head, which forks and rows share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from threading import Lock
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.indexers.base import Index, Selection, Step
-from topkit.indexers.faiss_base import FaissRecipe, Hits, import_faiss
-from topkit.indexers.faiss_best import Best
+from topkit.indexers.faiss_base import FaissRecipe, import_faiss
+from topkit.indexers.faiss_best import Asked, Best, unfilled
 from topkit.indexers.faiss_gpu import placed
+from topkit.indexers.faiss_search import Alike, Graphs, alike_of, searched
 from topkit.indexers.faiss_tail import Tail
 from topkit.indexers.faiss_threads import each
+from topkit.indexers.scored import cut_each
 
 # About how many keys one is compared with when it is put into its place.
 PLACING = 64
-# Held while FAISS's own counter tells what one row's searches compared.
-COUNTING = Lock()
-# A FAISS index for each KV head of a row.
-Graphs = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Alike:
-    """Rows that share their graphs."""
-
-    graphs: Graphs
-    rows: list[int]
-
-    def place(self, count: int) -> Any:
-        """The rows as an index of so many."""
-        return slice(None) if len(self.rows) == count else self.rows
 
 
 class FaissIndex(Index):
@@ -82,6 +66,11 @@ class FaissIndex(Index):
         for row in set(range(len(new))).difference(apart):
             # FAISS never sees padding: ids count from the row's first real key.
             real = new[row, :, max(starts[row] - self.slots, 0) :]
+            first = self.graphs[row] is None and self.slots > 0
+            if first and real.shape[1] > 1 and self.recipe.traits().causal_codes:
+                # What is trained knows nothing of later keys.
+                self._add(row, real[:, :1])
+                real = real[:, 1:]
             if real.shape[1]:
                 self._add(row, real)
                 self.adds[row].append(stop)
@@ -101,7 +90,10 @@ class FaissIndex(Index):
             self.recipe.add(self.faiss, graphs[head], keys[head])
             return graphs[head]
 
-        work = 0 if self.recipe.on_gpu else keys.numel() * PLACING
+        if self.recipe.on_gpu:  # what is trained for it takes all of FAISS's threads
+            self.graphs[row] = tuple(add(head) for head in range(self.heads))
+            return
+        work = keys.numel() * PLACING
         self.graphs[row] = tuple(each(self.faiss, add, range(self.heads), work))
 
     def _add_behind(self, new: Tensor, rows: Sequence[int]) -> None:
@@ -126,81 +118,56 @@ class FaissIndex(Index):
         self.borrowed[row] = False
 
     def _alike(self, rows: Sequence[int]) -> list[Alike]:
-        groups: dict[int, Alike] = {}
-        for row in rows:
-            graphs = self.graphs[row]
-            if graphs is not None:
-                groups.setdefault(id(graphs), Alike(graphs, [])).rows.append(row)
-        return list(groups.values())
+        return alike_of(self.graphs, [adds[-1] if adds else 0 for adds in self.adds], rows)
 
     def _starts(self, step: Step) -> list[int]:
-        return step.starts().expand(len(self.graphs)).tolist()
+        return cast(list[int], step.starts().expand(len(self.graphs)).tolist())
 
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
-        self._require_newest(queries, step)
-        rows, heads = queries.shape[:2]
-        vectors = self._vectors(queries).view(rows, self.heads, heads // self.heads, -1)
-        k = min(k, self.slots)
+        asked = self._asked(queries, step)
+        (rows, heads, tokens), k = queries.shape[:3], min(k, self.slots)
         slots: Tensor | None = None
-        compared, read = vectors.new_zeros(2, rows, 1, dtype=torch.float64)
-        for alike, hits in self._searched(vectors, k):
+        compared, read = asked.vectors.new_zeros(2, rows, tokens, dtype=torch.float64)
+        groups = self._alike(range(rows))
+        for alike, hits in searched(self.recipe, self.faiss, groups, asked, k):
             place, graph = alike.place(rows), alike.graphs[0]
-            start = (
-                None if step.start is None else step.start.to(vectors.device).expand(rows)[place]
-            )
             tail = None if self.tail is None else self.tail.at(place)
-            best = Best.of(vectors[place], hits, k, start, tail)
+            best = Best.of(asked.at(place), hits, k, tail)
             if len(best.slots) == rows and best.slots.shape[-1] == k:
                 slots = best.slots
             else:
-                slots = unfilled(vectors, k) if slots is None else slots
+                slots = unfilled(asked.vectors, k) if slots is None else slots
                 slots[place, ..., : best.slots.shape[-1]] = best.slots
-            compared[place, 0] = best.compared
+            compared[place] = best.compared
             fixed = self.recipe.fixed_bytes(graph) * heads
-            read[place, 0] = best.compared * self.recipe.key_bytes(graph) + fixed
-        slots = unfilled(vectors, k) if slots is None else slots
-        lists = slots.reshape(rows, heads, 1, k)
+            read[place] = best.compared * self.recipe.key_bytes(graph) + fixed
+        slots = unfilled(asked.vectors, k) if slots is None else slots
+        lists = slots.reshape(rows, heads, tokens, k)
         # On the queries' device, costs too: combinators add their own to them.
         here = [x.to(queries.device) for x in (lists, compared / heads, read)]
         return Selection(here[0], keys_scored=here[1], bytes_read=here[2])
 
-    def _searched(self, vectors: Tensor, k: int) -> Iterator[tuple[Alike, list[Hits]]]:
-        """What the graphs of each head say, once for all rows that share them."""
-        if self.recipe.counter(self.faiss) is None:
-            yield from self._search(self._alike(range(len(vectors))), vectors, k)
-            return
-        for row in range(len(vectors)):
-            with COUNTING:
-                before = self.recipe.counter(self.faiss) or 0
-                done = self._search(self._alike([row]), vectors, k)
-                compared = (self.recipe.counter(self.faiss) or 0) - before
-            each_query = compared / (vectors.shape[1] * vectors.shape[2])
-            for alike, hits in done:
-                yield alike, [replace(one, compared=each_query) for one in hits]
+    def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
+        if self.recipe.on_gpu or not self.recipe.ranks:
+            return super().select_many(queries, ks, step)
+        return cut_each(self.select(queries, max(ks), step), ks)
 
-    def _search(
-        self, groups: Sequence[Alike], vectors: Tensor, k: int
-    ) -> list[tuple[Alike, list[Hits]]]:
-        jobs = [(alike, head) for alike in groups for head in range(self.heads)]
-
-        def search(job: tuple[Alike, int]) -> Hits:
-            alike, head = job
-            asked = vectors[alike.place(len(vectors)), head].flatten(0, 1)
-            graph = alike.graphs[head]
-            return self.recipe.search(self.faiss, graph, asked, min(k, graph.ntotal))
-
-        reach = max((self.recipe.reach(alike.graphs[0]) for alike in groups), default=0)
-        done = each(self.faiss, search, jobs, 0 if vectors.is_cuda else vectors.numel() * reach)
-        return [
-            (alike, done[n * self.heads : (n + 1) * self.heads]) for n, alike in enumerate(groups)
-        ]
-
-    def _require_newest(self, queries: Tensor, step: Step) -> None:
-        old = step.stop is not None and bool((step.stop != self.slots).any())
-        if queries.shape[2] != 1 or old:
-            raise InputError(
-                "a FAISS index answers the newest position alone: append one key, then select"
-            )
+    def _asked(self, queries: Tensor, step: Step) -> Asked:
+        (rows, _, tokens, _), stop = queries.shape, step.stop
+        if tokens > 1 or (stop is not None and bool((stop != self.slots).any())):
+            if not self.recipe.traits().causal_codes:
+                raise InputError(
+                    f"{type(self.recipe).__name__} answers the newest position alone: "
+                    "append one key, then select"
+                )
+            stop = step.stops(self.slots, tokens)
+        else:
+            stop = None
+        vectors = self._vectors(queries)
+        vectors = vectors.view(rows, self.heads, -1, vectors.shape[-1])
+        start = None if step.start is None else step.start.to(vectors.device).expand(rows)
+        stop = None if stop is None else stop.to(vectors.device).expand(rows, -1)
+        return Asked(vectors, tokens, stop, start)
 
     def _vectors(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
         """Keys or queries as FAISS takes them: moved, turned, in float32, where it works."""
@@ -224,7 +191,7 @@ class FaissIndex(Index):
         self.slots = length
 
     def reorder(self, rows: Tensor) -> None:
-        gathered = rows.tolist()
+        gathered = cast(list[int], rows.tolist())
         self.graphs = [self.graphs[row] for row in gathered]
         self.adds = [list(self.adds[row]) for row in gathered]
         self.borrowed = [True] * len(self.graphs)
@@ -238,8 +205,3 @@ class FaissIndex(Index):
         twin.borrowed, self.borrowed = [True] * len(self.graphs), [True] * len(self.graphs)
         twin.tail = None if self.tail is None else self.tail.fork()
         return twin
-
-
-def unfilled(vectors: Tensor, k: int) -> Tensor:
-    """Lists of k slots for vectors [B, Hk, q, D], all -1."""
-    return vectors.new_full((*vectors.shape[:3], k), -1, dtype=torch.int64)

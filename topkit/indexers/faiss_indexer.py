@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """The family of recipes that fill one FAISS index for each row and KV head."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """FAISS IVF: inverted lists around k-means centroids of the keys."""
 
 from __future__ import annotations
@@ -49,9 +49,11 @@ class faiss_ivf(ListsIndexer):
 
     def trained(self, faiss: Any, keys: Tensor) -> Any:
         width, metric = keys.shape[1], faiss.METRIC_INNER_PRODUCT
-        index = self.over_centroids(
-            faiss, keys, lambda quantizer, n: faiss.IndexIVFFlat(quantizer, width, n, metric)
-        )
+
+        def make(quantizer: Any, n: int) -> Any:
+            return faiss.IndexIVFFlat(quantizer, width, n, metric)
+
+        index = self.over_centroids(faiss, keys, make)
         # On the host FAISS draws the sample itself, as it did in topkit 0.1.
         index.train(training(keys, 1, index.nlist * POINTS) if self.on_gpu else plain(keys))
         return index

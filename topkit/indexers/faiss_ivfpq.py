@@ -1,9 +1,10 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """FAISS IVF-PQ: inverted lists of keys whose rests are product-quantised."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -48,6 +49,7 @@ class faiss_ivfpq(ListsIndexer):
         "faiss_ivfpq()",
         "faiss_ivfpq(nlist=8, nprobe=3, dims=3, bits=4, center=True, hadamard=True)",
     )
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"nprobe": range(1, 1025)}
 
     def __post_init__(self) -> None:
         self._require()
@@ -74,11 +76,11 @@ class faiss_ivfpq(ListsIndexer):
             raise InputError(
                 f"{short(self)}: faiss-gpu takes {known} pieces of a key; got {pieces}, of {width} dimensions"
             )
-        index = self.over_centroids(
-            faiss,
-            keys,
-            lambda quantizer, n: faiss.IndexIVFPQ(quantizer, width, n, pieces, self.bits, metric),
-        )
+
+        def make(quantizer: Any, n: int) -> Any:
+            return faiss.IndexIVFPQ(quantizer, width, n, pieces, self.bits, metric)
+
+        index = self.over_centroids(faiss, keys, make)
         index.pq.cp.min_points_per_centroid = 1
         index.pq.cp.max_points_per_centroid = CODED // entries
         index.train(training(keys, entries, max(CODED, index.nlist * POINTS)))
@@ -93,7 +95,7 @@ class faiss_ivfpq(ListsIndexer):
         books, lists = graph.codebook, graph.joined(keys)
         assert books is not None
         about = graph.centroids[lists]
-        left = (keys - about).unflatten(1, books.shape[::2]).transpose(0, 1)
+        left = (keys - about).view(-1, books.shape[0], books.shape[2]).transpose(0, 1)
         codes = (books.square().sum(-1)[:, None] - 2 * left @ books.mT).argmin(-1)
         nearest = books.gather(1, codes[..., None].expand(-1, -1, books.shape[2]))
         return about + nearest.transpose(0, 1).flatten(1), lists

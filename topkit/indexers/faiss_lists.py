@@ -1,9 +1,10 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """Inverted lists of FAISS, which say how many keys a search compared."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +54,8 @@ class Lists:
         """The best n keys of the lists whose centroids score best."""
         vectors = plain(queries)
         scores, lists = self.index.quantizer.search(vectors, self.index.nprobe)
-        best = self.index.search_preassigned(vectors, n, lists, scores)
-        return Hits.of(*best, self.sizes[lists].sum(1), lists)
+        best, ids = self.index.search_preassigned(vectors, n, lists, scores)
+        return Hits.of(best, ids, self.sizes[lists].sum(1), lists)
 
     def until(self, faiss: Any, length: int) -> Lists:
         """The first keys alone, in place."""
@@ -120,7 +121,7 @@ class ListsIndexer(FaissIndexer):
             estimated=True,
         )
 
-    def over_centroids(self, faiss: Any, keys: Tensor, make: Any) -> Any:
+    def over_centroids(self, faiss: Any, keys: Tensor, make: Callable[[Any, int], Any]) -> Any:
         """What `make` gives of a quantizer and its number of lists, which belongs to it then."""
         quantizer = faiss.IndexFlatIP(keys.shape[1])
         index = make(quantizer, min(self.nlist, len(keys)))

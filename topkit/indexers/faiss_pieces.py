@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """Vectors cut into pieces, and what their codebooks are trained on."""
 
 from __future__ import annotations

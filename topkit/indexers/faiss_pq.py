@@ -1,9 +1,10 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """FAISS PQ FastScan: keys as 4-bit places in the codebooks of short pieces."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,6 +39,7 @@ class faiss_pq(FaissIndexer):
         "faiss_pq(dims=5)",
         "faiss_pq(dims=4, center=True, hadamard=True)",
     )
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"dims": range(1, 65)}
 
     def __post_init__(self) -> None:
         whole(self, "dims", 1, 2**10)

@@ -1,12 +1,13 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """FAISS RaBitQ: keys about their mean, rotated, as signs and two numbers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -36,8 +37,8 @@ class faiss_rabitq(FaissIndexer):
     source: ClassVar[str] = "RaBitQ, arXiv 2405.12497, in FAISS"
     cost: ClassVar[str] = "reads bits / 8 bytes a dimension of every key, and its two numbers"
     examples: ClassVar[tuple[str, ...]] = ("faiss_rabitq()", "faiss_rabitq(bits=4, query_bits=0)")
-    center: ClassVar[bool] = False  # its own mean is taken off
-    hadamard: ClassVar[bool] = False
+
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"bits": range(1, 10)}
 
     def __post_init__(self) -> None:
         whole(self, "bits", 1, 9)
@@ -65,4 +66,4 @@ class faiss_rabitq(FaissIndexer):
 def rotation(width: int) -> Tensor:
     """A random orthogonal map [width, width], the same in every process."""
     drawn = torch.randn(width, width, generator=torch.Generator().manual_seed(SEED))
-    return torch.linalg.qr(drawn.double()).Q.float()
+    return cast(Tensor, torch.linalg.qr(drawn.double())[0]).float()

@@ -1,9 +1,10 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """FAISS scalar quantiser: each dimension in a few bits of its range."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -46,6 +47,7 @@ class faiss_sq(FaissIndexer):
         "faiss_sq(bits=4)",
         "faiss_sq(bits=6, center=True, hadamard=True)",
     )
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"bits": (4, 6, 8, 16)}
 
     def __post_init__(self) -> None:
         one_of(self, "bits", CODES)

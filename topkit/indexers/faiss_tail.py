@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """Keys that came behind FAISS indexes which other streams share."""
 
 from __future__ import annotations

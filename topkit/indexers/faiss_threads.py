@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """FAISS's threads: one for each of a pool's, over heads, and the process's own given back."""
 
 from __future__ import annotations

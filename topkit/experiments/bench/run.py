@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from topkit.errors import InputError
+from topkit.experiments.bench.ann import ann_cases
 from topkit.experiments.bench.append import append_cases
 from topkit.experiments.bench.attach_speed import attach_cases
 from topkit.experiments.bench.capture_speed import capture_cases
@@ -64,6 +65,7 @@ BENCHES: dict[str, Bench] = {
     "gather": Bench(gather_cases, (CUDA,)),
     "append": Bench(append_cases, (CUDA,)),
     "dense": Bench(dense_cases, (CUDA,)),
+    "ann": Bench(ann_cases, (CUDA,)),
     "kept": Bench(kept_cases, (CPU, CUDA)),
     "step": Bench(step_cases, (CUDA,)),
     "generate": Bench(generate_cases, (CUDA,)),

@@ -151,7 +151,8 @@ def bytes_a_key(recipe: Indexer, shape: Shape) -> float:
     if isinstance(recipe, Stateless):
         return 0
     if recipe.requires == "faiss":
-        return 0 if shape.on_device else 4 * groups * width
+        elsewhere = shape.on_device and recipe.traits().host
+        return 0 if elsewhere else 4 * groups * width
     if not isinstance(recipe, Scored | Paged) or recipe.needs - {"cache"}:
         return groups * width
     dtype = {2: torch.bfloat16, 4: torch.float32}.get(shape.bytes, torch.float32)
