@@ -23,6 +23,7 @@ from topkit.indexers.clusters import (
     none,
     own_keys_first,
 )  # fmt: skip
+from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits
 from topkit.kernels.compact import compact
 
@@ -38,14 +39,38 @@ class Clustered(Indexer):
     sink: int
     window: int
     update: int
+    iterations: int
 
     family: ClassVar[str] = "clusters"
     # Whether the means of clusters' values are wanted.
     valued: ClassVar[bool] = False
+    # Whether the heads of a group have one list.
+    grouped: ClassVar[bool] = False
 
     def traits(self) -> Traits:
         # A longer build clusters otherwise; a cluster has seen keys that stand behind a query.
         return Traits(needs=frozenset({"cache"}), drifts=True, causal_codes=False)
+
+    @property
+    def ratio(self) -> float:
+        """Clusters for a key."""
+        raise NotImplementedError(f"{type(self).__name__}.ratio")
+
+    def costs(self, shape: Shape) -> Cost:
+        s, keys = shape, shape.T - least(shape.T, self.sink + self.window)
+        clusters, lists = self.ratio * keys, s.Hk if self.grouped else s.Hq
+        centroid, mean = s.D * s.e + 8, s.Dv * s.e if self.valued else 0
+        products = s.Hk * self.iterations * self.ratio * s.D
+        return Cost(
+            index=s.Hk * (4 * keys + clusters * (centroid + mean)) / s.T,
+            read=s.Hk * clusters * centroid + 4 * lists * least(s.k, keys),
+            operations=s.Hq * clusters * s.D,
+            build=products * keys * keys,
+            append=products * self.update,
+            lists=lists,
+            kept=s.kept,
+            estimated=True,
+        )
 
     def check(self) -> None:
         """Require whole numbers of keys."""
@@ -86,7 +111,7 @@ class Clustered(Indexer):
         if self.valued and values is None:
             raise InputError(f"{self} needs 'values'; this driver's cache has none")
         index = ClusteredIndex(self, keys.shape[2], none(keys, values))
-        if keys.shape[2] > self.window:
+        if keys.shape[2] > self.window + self.sink:
             index.close(keys.shape[2] - self.window, step)
         return self.begun(index, step)
 

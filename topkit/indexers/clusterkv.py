@@ -46,6 +46,10 @@ class clusterkv(Clustered):
         whole(self, "per_cluster", 1)
         whole(self, "iterations", 1)
 
+    @property
+    def ratio(self) -> float:
+        return 1 / self.per_cluster
+
     def cluster(
         self, keys: Tensor, positions: Tensor, counts: Tensor, step: Step
     ) -> tuple[Tensor, int]:

@@ -16,6 +16,7 @@ from topkit.indexers.checks import share, whole
 from topkit.indexers.clustered import Clustered, ClusteredIndex
 from topkit.indexers.clusters import Clusters, centroid_scores
 from topkit.indexers.kmeans import kmeans, plus_plus
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
 
 _MARGIN = 1e-5  # what equal shares may be off by
@@ -63,6 +64,14 @@ class squeezed(Clustered):
         own = {"causal_codes": True, "exhaustive": False, "may_come_short": True}
         return replace(super().traits(), needs=needs, **own)
 
+    @property
+    def ratio(self) -> float:
+        return self.share
+
+    def costs(self, shape: Shape) -> Cost:
+        cost = super().costs(shape)
+        return replace(cost, index=cost.index + 8 / shape.T)  # the threshold
+
     def cluster(
         self, keys: Tensor, positions: Tensor, counts: Tensor, step: Step
     ) -> tuple[Tensor, int]:
@@ -84,6 +93,8 @@ class squeezed(Clustered):
 
     def score(self, queries: Tensor, index: ClusteredIndex, step: Step) -> Tensor:
         shares = _shares(queries, index.clusters, step.scaling)
+        if not index.clusters.count:
+            return shares
         least = index.extra["threshold"].log()[:, None, None, None] - _MARGIN
         return shares.masked_fill(shares < least, -torch.inf).float()
 
