@@ -16,6 +16,7 @@ from topkit.indexers.faiss_sq import faiss_sq
 from topkit.indexers.indices import indices
 from topkit.indexers.keep import keep
 from topkit.indexers.lightning import lightning
+from topkit.indexers.magicpig import magicpig
 from topkit.indexers.moba import moba
 from topkit.indexers.native import native
 from topkit.indexers.paged import Paged
@@ -63,6 +64,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "shared": shared,
     "reuse": reuse,
     "top_p": top_p,
+    "magicpig": magicpig,
     "sampled": sampled,
     "vattention": vattention,
 }
