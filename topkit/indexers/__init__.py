@@ -13,6 +13,7 @@ from topkit.indexers.faiss_ivfpq import faiss_ivfpq
 from topkit.indexers.faiss_pq import faiss_pq
 from topkit.indexers.faiss_rabitq import faiss_rabitq
 from topkit.indexers.faiss_sq import faiss_sq
+from topkit.indexers.hashattention import hashattention
 from topkit.indexers.indices import indices
 from topkit.indexers.keep import keep
 from topkit.indexers.lightning import lightning
@@ -65,6 +66,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "reuse": reuse,
     "top_p": top_p,
     "magicpig": magicpig,
+    "hashattention": hashattention,
     "sampled": sampled,
     "vattention": vattention,
 }
