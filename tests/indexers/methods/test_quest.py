@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from plainly import best, chosen, drawn, lists, of_pages
 
 
