@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -33,6 +34,7 @@ class clusterkv(Clustered):
 
     source: ClassVar[str] = "arXiv 2412.03213"
     cost: ClassVar[str] = "reads 1 centroid for per_cluster keys, and the members of the best"
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"per_cluster": range(1, 4097)}
     examples: ClassVar[tuple[str, ...]] = (
         "clusterkv(per_cluster=4, sink=2, update=8)",
         "clusterkv()",

@@ -7,6 +7,8 @@ the seed, the layer and the key's position, the same for all heads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ from topkit.kernels.blocks import blocks
 from topkit.kernels.counter_noise import counter_noise
 
 _FIRST = 6  # salt
+# Distances at a time on a GPU.
+_ROOM = 1 << 27
 
 
 def kmeans(
@@ -49,7 +53,7 @@ def nearest(points: Tensor, centroids: Tensor, usable: Tensor, *, cosine: bool) 
     halves = torch.zeros_like(squares.mT) if cosine else squares.mT / 2
     labels = torch.empty(points.shape[:3], dtype=torch.int64, device=points.device)
     each = centroids.shape[0] * centroids.shape[1] * centroids.shape[2]
-    for part in blocks(points.shape[2], each, points.device):
+    for part in _parts(points.shape[2], each, points.device):
         near = points[:, :, part].double() @ centroids.mT - halves
         near = near.float().masked_fill(~usable[:, :, None], -torch.inf)
         labels[:, :, part] = near.max(-1).indices
@@ -67,7 +71,7 @@ def means_of(points: Tensor, labels: Tensor, clusters: int) -> tuple[Tensor, Ten
     of = of + torch.arange(rows * heads, device=of.device)[:, None] * (clusters + 1)
     room = rows * heads * (clusters + 1)
     total = torch.zeros(room, width, dtype=torch.float64, device=points.device)
-    for part in blocks(count, rows * heads * width, points.device):
+    for part in _parts(count, rows * heads * width, points.device):
         own = points[:, :, part].reshape(-1, width).double()
         total.index_add_(0, of[:, part].reshape(-1), own)
     sizes = torch.bincount(of.reshape(-1), minlength=room).view(rows, heads, -1)[..., :clusters]
@@ -128,6 +132,16 @@ def draws_of(positions: Tensor, step: Step) -> Tensor:
     return counter_noise(
         slots, stop, 1, seed=step.seed, salt=salt_of(step, _FIRST), per_query=False, backend="torch"
     )[:, 0, 0]
+
+
+def _parts(count: int, each: int, device: torch.device) -> Iterator[slice]:
+    """Slices of `count` things of `each` numbers; a GPU, too, holds only some of them in float64 at a time."""
+    if device.type == "cpu":
+        yield from blocks(count, each, device)
+        return
+    width = max(1, _ROOM // max(1, each))
+    for first in range(0, count, width):
+        yield slice(first, min(first + width, count))
 
 
 def _most(clusters: Tensor) -> int:

@@ -14,8 +14,9 @@ from topkit.indexers.noise import salt_of
 from topkit.kernels.counter_noise import counter_noise
 
 _PLANES = 8  # salt
-# Comparisons at a time: bytes of a block.
-_ROOM = 1 << 22
+# Comparisons at a time: bytes of a block, on a CPU and elsewhere.
+_ROOM = {"cpu": 1 << 22}
+_ELSEWHERE = 1 << 28
 
 
 def buckets(vectors: Tensor, bits: int, tables: int, step: Step) -> Tensor:
@@ -29,7 +30,7 @@ def buckets(vectors: Tensor, bits: int, tables: int, step: Step) -> Tensor:
     powers = 2 ** torch.arange(bits, device=vectors.device)
     flat = vectors.reshape(-1, vectors.shape[-1])
     codes = torch.empty(len(flat), tables, dtype=torch.int16, device=vectors.device)
-    each = max(1, _ROOM // (bits * tables))
+    each = max(1, _room(vectors) // (bits * tables))
     for first in range(0, len(flat), each):
         part = (flat[first : first + each].double() @ planes > 0).view(-1, tables, bits)
         codes[first : first + each] = (part * powers).sum(-1)
@@ -45,7 +46,7 @@ def collisions(queries: Tensor, keys: Tensor) -> Tensor:
     groups, length = keys.shape[1:3]
     asked = queries.view(rows, groups, -1, 1, tables)
     counted = torch.empty(*asked.shape[:3], length, dtype=torch.uint8, device=keys.device)
-    width = max(1, _ROOM // max(1, rows * heads * count * tables))
+    width = max(1, _room(keys) // max(1, rows * heads * count * tables))
     for first in range(0, length, width):
         same = keys[:, :, None, first : first + width] == asked
         kind = torch.uint8 if tables < 256 else torch.int32
@@ -58,6 +59,10 @@ def chance(cosine: Tensor, bits: int, tables: int) -> Tensor:
     same = (1 - cosine.double().clamp(-1, 1).acos() / math.pi) ** bits
     other = 1 - same
     return 1 - other**tables - tables * same * other ** (tables - 1)
+
+
+def _room(x: Tensor) -> int:
+    return _ROOM.get(x.device.type, _ELSEWHERE)
 
 
 @lru_cache(maxsize=128)

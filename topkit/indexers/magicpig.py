@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -47,6 +47,7 @@ class magicpig(Scored):
     family: ClassVar[str] = "hashing"
     source: ClassVar[str] = "arXiv 2410.16179"
     cost: ClassVar[str] = "reads 2 bytes a table and key, and the sampled keys"
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"tables": range(2, 1025)}
     examples: ClassVar[tuple[str, ...]] = (
         "magicpig(bits=2, tables=6, sink=1, window=2)",
         "magicpig(sink=2, window=3)",
@@ -115,7 +116,7 @@ class PigIndex(MeanIndex):
         stop = step.stops(self.slots, count, hit.device)[:, None, :, None] - recipe.window
         hit = hit & (slots >= first) & (slots < stop)
         draws = noise(step, self.slots, queries, salt=_CUT).masked_fill(~hit, -torch.inf)
-        drawn = select_topk(draws, min(max(ks), self.slots))
+        drawn = select_topk(draws, min(max(ks), self.slots), check=False)
         weights = self._weights(queries, drawn, step)
         number = hit.sum(-1, keepdim=True)
         return {k: self._at(k, drawn, weights, number, queries, step) for k in ks}

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class retroinfer(Clustered):
     )
     valued: ClassVar[bool] = True
     grouped: ClassVar[bool] = True
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"per_cluster": range(1, 4097)}
     examples: ClassVar[tuple[str, ...]] = (
         "retroinfer(per_cluster=4, sink=1, window=2, update=8, segment=16)",
         "retroinfer()",

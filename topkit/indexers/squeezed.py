@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class squeezed(Clustered):
 
     source: ClassVar[str] = "arXiv 2411.09688"
     cost: ClassVar[str] = "reads a share of centroids, and the members of those above the threshold"
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"share": [n / 1000 for n in range(1, 1001)]}
     examples: ClassVar[tuple[str, ...]] = (
         "squeezed(share=0.3, sparsity=0.5, window=2)",
         "squeezed()",
