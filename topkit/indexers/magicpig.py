@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -31,9 +31,9 @@ _CUT = 9  # salt
 class magicpig(Scored):
     """Samples the keys that fall together with the query in two hash tables, however many they are.
 
-    `tables` tables of `bits` signs of random projections, of keys about the mean of the build's. A sampled key has
-    the log-weight -ln u, u = 1 - (1 - p^K)^L - L p^K (1 - p^K)^(L - 1) for K bits and L tables, p = 1 - angle / pi
-    of query and centred key. The first `sink` and the newest `window` keys are kept as they are. Where k does
+    `tables` tables of `bits` signs of random projections, of keys about their mean at build, without its ends.
+    A sampled key has the log-weight -ln u, u = 1 - (1 - p^K)^L - L p^K (1 - p^K)^(L - 1) for K bits and L tables,
+    p = 1 - angle / pi of query and centred key. The first `sink` and the newest `window` keys are kept as they are. Where k does
     not hold the m sampled keys, n that are drawn of them uniformly stay, with ln(m / n) more. Appended keys are
     hashed about the same mean. The paper keeps two layers of 32 dense. Source: arXiv 2410.16179, section 4.
     """
@@ -83,7 +83,9 @@ class magicpig(Scored):
         )
 
     def build(self, keys: Tensor, step: Step) -> Index:
-        mean = mean_key(keys, step)
+        # What the ends have in common is not hashed.
+        inner = replace(step, start=step.starts(keys.device) + self.sink)
+        mean = mean_key(keys[:, :, : max(keys.shape[2] - self.window, 0)], inner)
         index = PigIndex(self, mean=mean if self.center else torch.zeros_like(mean))
         index.append(keys, step)
         return index
