@@ -14,6 +14,7 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.checks import whole
+from topkit.indexers.cluster_cost import cluster_costs
 from topkit.indexers.clusters import (
     Clusters,
     cut,
@@ -23,7 +24,7 @@ from topkit.indexers.clusters import (
     none,
     own_keys_first,
 )  # fmt: skip
-from topkit.indexers.stated_cost import Cost, Shape, least
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
 from topkit.kernels.compact import compact
 
@@ -31,9 +32,8 @@ from topkit.kernels.compact import compact
 class Clustered(Indexer):
     """A recipe that writes how keys are clustered and how clusters are scored.
 
-    Outside all clusters stand the first `sink` keys, the newest `window`, and those that came since: they wait
-    until there are `update` of them (0: for good), and are then clustered among themselves. All these are kept
-    before any cluster, the sinks first, then the newest.
+    Outside all clusters stand the first `sink` keys, the newest `window`, and those that came since, until there are
+    `update` of them (0: for good), which are then clustered among themselves. They are kept before any cluster.
     """
 
     sink: int
@@ -57,20 +57,7 @@ class Clustered(Indexer):
         raise NotImplementedError(f"{type(self).__name__}.ratio")
 
     def costs(self, shape: Shape) -> Cost:
-        s, keys = shape, shape.T - least(shape.T, self.sink + self.window)
-        clusters, lists = self.ratio * keys, s.Hk if self.grouped else s.Hq
-        centroid, mean = s.D * s.e + 8, s.Dv * s.e if self.valued else 0
-        products = s.Hk * self.iterations * self.ratio * s.D
-        return Cost(
-            index=s.Hk * (4 * keys + clusters * (centroid + mean)) / s.T,
-            read=s.Hk * clusters * centroid + 4 * lists * least(s.k, keys),
-            operations=s.Hq * clusters * s.D,
-            build=products * keys * keys,
-            append=products * self.update,
-            lists=lists,
-            kept=s.kept,
-            estimated=True,
-        )
+        return cluster_costs(self, shape)
 
     def check(self) -> None:
         """Require whole numbers of keys."""
@@ -118,10 +105,9 @@ class Clustered(Indexer):
 
 @dataclass
 class ClusteredIndex(Index):
-    """Clusters of the slots before `closed`, and the count of those behind them.
+    """Clusters of the slots before `closed`; extra, by name, tensors [B, ...].
 
-    segments: of slots that were clustered together, where they end, and the numbers of clusters and of members
-    before them. Shapes: extra, by name, tensors [B, ...].
+    segments: of slots clustered together, where they end, and how many clusters and members were before them.
     """
 
     recipe: Clustered
