@@ -38,20 +38,20 @@ def selected(spec, keys, queries, cuts, k):
     return index, index.select(queries, k, step(0, cuts[-1]))
 
 
-@pytest.mark.parametrize("cosine", [True, False])
-def test_heaps_are_found_and_a_row_has_the_clusters_that_it_has_alone(cosine):
+@pytest.mark.parametrize("by", ["cosine", "distance"])
+def test_heaps_are_found_and_a_row_has_the_clusters_that_it_has_alone(by):
     points, heap = blobs()
     points[1, :, 23:] = torch.nan
     four = torch.tensor([4, 4])
     first = plus_plus(points.nan_to_num(1e9), POSITIONS, COUNTS, four, Step(seed=3))
-    labels = kmeans(points.nan_to_num(1e9), COUNTS, first, iterations=10, cosine=cosine)
+    labels = kmeans(points.nan_to_num(1e9), COUNTS, first, iterations=10, by=by)
     assert (labels[1, :, 23:] == -1).all()
     for head in range(3):
         pairs = set(zip(labels[0, head].tolist(), heap.tolist(), strict=True))
         assert len(pairs) == 4, "each heap is a cluster"
     one = torch.tensor([23])
     alone = plus_plus(points[1:, :, :23], POSITIONS[1:, :23], one, four[1:], Step(seed=3))
-    same = kmeans(points[1:, :, :23], one, alone, iterations=10, cosine=cosine)
+    same = kmeans(points[1:, :, :23], one, alone, iterations=10, by=by)
     assert torch.equal(same, labels[1:, :, :23])
 
 

@@ -57,8 +57,7 @@ class clusterkv(Clustered):
     ) -> tuple[Tensor, int]:
         clusters = (counts // self.per_cluster).clamp_min(1).minimum(counts)
         first = drawn(positions, counts, clusters, step)
-        how = {"iterations": self.iterations}
-        return kmeans(keys, counts, first, **how, cosine=True), first.shape[2]
+        return kmeans(keys, counts, first, iterations=self.iterations, by="cosine"), first.shape[2]
 
     def score(self, queries: Tensor, index: ClusteredIndex, step: Step) -> Tensor:
         return centroid_scores(queries, index.clusters).float()

@@ -27,9 +27,9 @@ class retroinfer(Clustered):
     Clusters are ranked by the softmax over centroids, summed over a KV group. Those behind the last that k holds,
     the share `estimate` of all, stand in the softmax as one pseudo-key each: its logit is scaling q . centroid +
     ln(size), its value the mean of the members'. One cluster for `per_cluster` keys, by cosine of keys about
-    their mean, in segments of `segment` keys, from keys spread evenly. The first `sink` and the newest `window`
-    keys are always kept; of appended keys the oldest `update` are clustered once there are so many behind the
-    window (0: never). k, which the paper sets to 1.8 % and the steady zone, counts all keys that are kept.
+    their mean, in segments of `segment` keys, from keys spread evenly (first by dot product, as in its code).
+    The first `sink` and the newest `window` keys are always kept; of appended keys the oldest `update` are
+    clustered once there are so many behind the window (0: never). k, which the paper sets to 1.8 % and the steady zone, counts all keys that are kept.
     Source: arXiv 2505.02922, section 4.
     """
 
@@ -88,8 +88,14 @@ class retroinfer(Clustered):
             stop = begin + int(own.max())
             clusters = (own / self.per_cluster + 0.5).floor().clamp_min(1).long().minimum(own)
             first = spread(own, clusters)
-            how = {"iterations": self.iterations}
-            found = kmeans(keys[:, :, begin:stop], own, first, **how, cosine=True)
+            found = kmeans(
+                keys[:, :, begin:stop],
+                own,
+                first,
+                iterations=self.iterations,
+                by="cosine",
+                begin="product",
+            )
             part = labels[:, :, begin:stop]
             labels[:, :, begin:stop] = torch.where(found >= 0, found + total, part)
             total += first.shape[2]

@@ -80,8 +80,9 @@ class squeezed(Clustered):
         keys = normalize(keys.double(), dim=-1)
         clusters = (self.share * counts).floor().clamp_min(1).long().minimum(counts)
         first = plus_plus(keys, positions, counts, clusters, step)
-        how = {"iterations": self.iterations}
-        return kmeans(keys, counts, first, **how, cosine=False), first.shape[2]
+        return kmeans(keys, counts, first, iterations=self.iterations, by="distance"), first.shape[
+            2
+        ]
 
     def begun(self, index: ClusteredIndex, step: Step) -> ClusteredIndex:
         queries = step.prefill_queries[:, :, -self.window :]
