@@ -13,9 +13,11 @@ from topkit.indexers.faiss_ivfpq import faiss_ivfpq
 from topkit.indexers.faiss_pq import faiss_pq
 from topkit.indexers.faiss_rabitq import faiss_rabitq
 from topkit.indexers.faiss_sq import faiss_sq
+from topkit.indexers.hashattention import hashattention
 from topkit.indexers.indices import indices
 from topkit.indexers.keep import keep
 from topkit.indexers.lightning import lightning
+from topkit.indexers.magicpig import magicpig
 from topkit.indexers.moba import moba
 from topkit.indexers.native import native
 from topkit.indexers.paged import Paged
@@ -63,6 +65,8 @@ INDEXERS: dict[str, type[Indexer]] = {
     "shared": shared,
     "reuse": reuse,
     "top_p": top_p,
+    "magicpig": magicpig,
+    "hashattention": hashattention,
     "sampled": sampled,
     "vattention": vattention,
 }
