@@ -4,12 +4,14 @@ from topkit.grammar import Registry
 from topkit.indexers.base import Cache, Index, Indexer, Rest, Selection, Step
 from topkit.indexers.combinator import Combinator
 from topkit.indexers.degraded import degraded
+from topkit.indexers.double_sparsity import double_sparsity
 from topkit.indexers.exact import exact
 from topkit.indexers.faiss_hnsw import faiss_hnsw
 from topkit.indexers.faiss_ivf import faiss_ivf
 from topkit.indexers.indices import indices
 from topkit.indexers.keep import keep
 from topkit.indexers.lightning import lightning
+from topkit.indexers.loki import loki
 from topkit.indexers.moba import moba
 from topkit.indexers.native import native
 from topkit.indexers.paged import Paged
@@ -21,6 +23,7 @@ from topkit.indexers.reuse import reuse
 from topkit.indexers.scored import Scored
 from topkit.indexers.shared import shared
 from topkit.indexers.sign import sign
+from topkit.indexers.sparq import sparq
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.streaming_llm import streaming_llm
 from topkit.indexers.top_p import top_p
@@ -36,6 +39,9 @@ INDEXERS: dict[str, type[Indexer]] = {
     "sign": sign,
     "quest": quest,
     "moba": moba,
+    "sparq": sparq,
+    "double_sparsity": double_sparsity,
+    "loki": loki,
     "faiss_ivf": faiss_ivf,
     "faiss_hnsw": faiss_hnsw,
     "lightning": lightning,
