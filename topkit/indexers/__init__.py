@@ -8,7 +8,9 @@ from topkit.indexers.double_sparsity import double_sparsity
 from topkit.indexers.exact import exact
 from topkit.indexers.faiss_hnsw import faiss_hnsw
 from topkit.indexers.faiss_ivf import faiss_ivf
+from topkit.indexers.hisa import hisa
 from topkit.indexers.indices import indices
+from topkit.indexers.infllm import infllm
 from topkit.indexers.keep import keep
 from topkit.indexers.lightning import lightning
 from topkit.indexers.loki import loki
@@ -39,6 +41,8 @@ INDEXERS: dict[str, type[Indexer]] = {
     "sign": sign,
     "quest": quest,
     "moba": moba,
+    "infllm": infllm,
+    "hisa": hisa,
     "sparq": sparq,
     "double_sparsity": double_sparsity,
     "loki": loki,
