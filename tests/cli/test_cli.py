@@ -130,6 +130,7 @@ COMMANDS = {
     "bench": "--out --tiny --repeats --json --config",
     "score": "--out --length --samples --corpus --seed --device --jobs --config",
     "train": "--corpus --out --seed --device --jobs --config",
+    "calibrate": "--out --model --config",
     "list": "--json",
     "doctor": "--json",
 }

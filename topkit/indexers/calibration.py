@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,6 +64,9 @@ def read(path: str, method: str, table: str) -> Calibration:
 
 @lru_cache(maxsize=16)
 def _read(path: Path, method: str, table: str, _changed: tuple[int, int, int]) -> Calibration:
+    promised = re.search(r"-([0-9a-f]{12})\.safetensors$", path.name)
+    if promised and hashlib.sha256(path.read_bytes()).hexdigest()[:12] != promised[1]:
+        raise InputError(f"{path} is altered: its contents do not hash to {promised[1]}")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

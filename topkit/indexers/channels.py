@@ -57,6 +57,9 @@ class Calibrated(Channels):
 
     # What a file of calibration calls this method's map of a layer.
     table: ClassVar[str] = ""
+    remedy: ClassVar[str] = (
+        "calibrate on a capture of it by `topkit calibrate`, and give that as calibration=FILE"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,13 +97,16 @@ class Calibrated(Channels):
     def build(self, keys: Tensor, step: Step) -> Index:
         count = self.count(keys.shape[3])
         if self.calibration:
-            file = read(self.calibration, type(self).__name__, self.table)
-            table = file.layer(step.layer, keys)[None]
+            table = self.calibrated(step.layer, keys)[None]
         else:
             table = self.learn(keys.detach(), step)
         index = ChannelIndex(self, table=self.leading(table, count).contiguous())
         index.append(keys, step)
         return index
+
+    def calibrated(self, layer: int, keys: Tensor) -> Tensor:
+        """The file's map of a layer [Hk, ...]. Raises: InputError for a layer or keys that it is not for."""
+        return read(self.calibration, type(self).__name__, self.table).layer(layer, keys)
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
         return {"kept": keys}

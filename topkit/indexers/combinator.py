@@ -143,6 +143,13 @@ class Wrapped(Index):
         return replace(self, base=self.base.fork())
 
 
+def leaf(indexer: Indexer) -> Indexer:
+    """The innermost recipe of combinators; a plain one itself."""
+    while isinstance(indexer, Combinator):
+        indexer = indexer.base
+    return indexer
+
+
 def best_at(candidates: Candidates, k: int, step: Step) -> Selection:
     """The k best of some candidates, at a step of fixed shapes."""
     slots = candidates.best(k, ordered=step.ordered, backend=step.backend)
