@@ -592,7 +592,7 @@ def test_list_shows_the_registry(call: Call) -> None:
         assert issubclass(recipe, Combinator) or shown[name]["family"] != "combinator"
         assert shown[name]["family"]
         assert shown[name]["cost"]
-    assert shown["quest"]["parameters"] == "page_size=16"
+    assert shown["quest"]["parameters"] == "page_size=16, min_pages=1"
     assert shown["quest"]["formula"]["read"] == "2 * Hk * D * e * ceil(T / page_size)"
     assert shown["refine"]["formula"]["build"] == "base.build"
     assert (

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from topkit.errors import InputError
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.calibration import read
 from topkit.indexers.scored import Codes, Scored, ScoredIndex
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
 from topkit.kernels.score import score
 
@@ -25,6 +27,7 @@ class Channels(Scored):
     channels: int | float = 0.25
 
     family: ClassVar[str] = "channels"
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"channels": range(1, 1025)}
 
     def __post_init__(self) -> None:
         most = self.channels
@@ -35,14 +38,19 @@ class Channels(Scored):
                 f"head's dimensions between 0 and 1, as 0.25; got {most!r}"
             )
 
-    def count(self, width: int) -> int:
+    def count(self, width: float) -> int:
         """How many of `width` channels are kept. Raises: InputError where there are fewer."""
-        if type(self.channels) is int and self.channels > width:
+        kept = self.channels
+        if type(kept) is float:
+            return math.ceil(kept * width)
+        if type(kept) is not int:
+            raise TypeError("channels has no formula: a number and a share are counted differently")
+        if type(width) in (int, float) and kept > width:
             raise InputError(
-                f"{self} keeps {self.channels} channels, and keys have {width} dimensions; give at most "
-                f"{width}, or a share such as 0.25"
+                f"{self} keeps {kept} channels, and keys have {width} dimensions; give at most {width}, or a "
+                "share such as 0.25"
             )
-        return self.channels if type(self.channels) is int else math.ceil(self.channels * width)
+        return kept
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,18 @@ class Calibrated(Channels):
             return {}
         return {"head_dim": read(self.calibration, type(self).__name__, self.table).head_dim}
 
+    def table_bytes(self, shape: Shape) -> float:
+        """Bytes of the map of a layer, which every step reads."""
+        raise NotImplementedError(f"{type(self).__name__}.table_bytes")
+
+    def code_bytes(self, shape: Shape) -> float:
+        return shape.Hk * self.count(shape.D) * shape.e
+
+    def costs(self, shape: Shape) -> Cost:
+        cost, table = super().costs(shape), self.table_bytes(shape)
+        read, operations = cost.read + table, shape.Hq * shape.T * self.count(shape.D)
+        return replace(cost, index=cost.index + table / shape.T, read=read, operations=operations)
+
     def learn(self, keys: Tensor, step: Step) -> Tensor:
         """The map [B, Hk, ...] of keys [B, Hk, T, D], all channels, the best first; padding left out."""
         raise NotImplementedError(f"{type(self).__name__}.learn")
@@ -91,13 +111,14 @@ class Calibrated(Channels):
         raise NotImplementedError(f"{type(self).__name__}.leading")
 
     def through(self, vectors: Tensor, table: Tensor) -> Tensor:
-        """Vectors [B, H, t, D] over the channels of a map [B or 1, H, ...]: [B, H, t, r]."""
+        """Vectors [B, H, t, D] over the channels of a map [B, H, ...]: [B, H, t, r]."""
         raise NotImplementedError(f"{type(self).__name__}.through")
 
     def build(self, keys: Tensor, step: Step) -> Index:
         count = self.count(keys.shape[3])
         if self.calibration:
-            table = self.calibrated(step.layer, keys)[None]
+            filed = self.calibrated(step.layer, keys)
+            table = filed.expand(len(keys), *filed.shape)
         else:
             table = self.learn(keys.detach(), step)
         index = ChannelIndex(self, table=self.leading(table, count).contiguous())
@@ -117,7 +138,7 @@ class Calibrated(Channels):
 
 @dataclass
 class ChannelIndex(ScoredIndex):
-    """Codes of keys through a map [B or 1, Hk, ...] that never changes; queries go through it too."""
+    """Codes of keys through a map [B, Hk, ...] that never changes; queries go through it too."""
 
     table: Tensor = field(kw_only=True)
 
@@ -130,8 +151,7 @@ class ChannelIndex(ScoredIndex):
 
     def reorder(self, rows: Tensor) -> None:
         super().reorder(rows)
-        if len(self.table) > 1:
-            self.table = self.table[rows]
+        self.table = self.table[rows]
 
     def score(self, queries: Tensor, step: Step) -> Tensor:
         return super().score(self._through(queries), step)
@@ -140,7 +160,11 @@ class ChannelIndex(ScoredIndex):
         return super().visible_scores(self._through(queries), step, pool)
 
     def chosen(self, queries: Tensor, k: int, step: Step, pool: str | None = None) -> Selection:
-        return super().chosen(self._through(queries), k, step, pool)
+        chosen = super().chosen(self._through(queries), k, step, pool)
+        if not step.counted:
+            return chosen
+        table = self.table[0].numel() * self.table.element_size()
+        return replace(chosen, bytes_read=chosen.bytes_read + table)
 
     @property
     def _recipe(self) -> Calibrated:

@@ -11,6 +11,7 @@ from torch import Tensor
 from topkit.indexers.base import Step
 from topkit.indexers.channels import Calibrated
 from topkit.indexers.key_moments import mean_magnitude
+from topkit.indexers.stated_cost import Shape
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class double_sparsity(Calibrated):
         "double_sparsity(channels=0.5)",
         "double_sparsity(channels=5)",
     )
+
+    def table_bytes(self, shape: Shape) -> float:
+        return 8 * shape.Hk * self.count(shape.D)
 
     def learn(self, keys: Tensor, step: Step) -> Tensor:
         return mean_magnitude(keys, step).sort(dim=-1, descending=True, stable=True).indices

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from topkit.indexers.exact import chosen_scores
 from topkit.indexers.moba import moba
 from topkit.indexers.paged import PagedIndex
 from topkit.indexers.scored import waiting
+from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits
 from topkit.kernels.select_topk import select_topk
 
@@ -39,6 +40,10 @@ class hisa(moba):
         "hisa()",
         "hisa(page_size=1, pages=7)",
     )
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "pages": range(1, 1025),
+        "page_size": range(1, 1025),
+    }
     # A query's own block stands with the others.
     current_first: ClassVar[bool] = False
 
@@ -48,6 +53,11 @@ class hisa(moba):
 
     def traits(self) -> Traits:
         return replace(super().traits(), score_all=False, fixed=False)
+
+    def costs(self, shape: Shape) -> Cost:
+        s, read = shape, shape.Hq * least(shape.T, self.pages * self.page_size) * shape.D
+        # How full the last block is, and whether it is among the best, the keys say.
+        return replace(super().costs(s).besides(read * s.e, read), estimated=True)
 
     def build(self, keys: Tensor, step: Step) -> Index:
         index = TwoStageIndex(self)

@@ -1,4 +1,5 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 """InfLLM: blocks judged by a few representative keys."""
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from topkit.indexers.base import Index, Step
 from topkit.indexers.checks import whole
 from topkit.indexers.local_queries import local_weights, mean_query
 from topkit.indexers.paged import Paged, PagedIndex, Pages, by_page
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
 from topkit.kernels.score import score
 
@@ -55,6 +57,14 @@ class infllm(Paged):
         needs = frozenset({"cache", "prefill_queries"})
         return replace(super().traits(), needs=needs, drifts=True, fixed=False)
 
+    def summary_bytes(self, shape: Shape) -> float:
+        return shape.Hq * self.representatives * (shape.D * shape.e + 4)
+
+    def costs(self, shape: Shape) -> Cost:
+        cost, own = super().costs(shape), shape.Hq * (4 + 8 * shape.D / shape.T)
+        operations = cost.operations * self.representatives
+        return replace(cost, index=cost.index + own, operations=operations)
+
     def build(self, keys: Tensor, step: Step) -> Index:
         queries = step.prefill_queries.detach()
         index = RepresentedIndex(
@@ -74,7 +84,7 @@ class infllm(Paged):
         wanted = by_group.flatten(3)[..., None].expand(-1, -1, -1, -1, keys.shape[4])
         kept = keys.gather(3, wanted).unflatten(3, by_group.shape[3:]).transpose(2, 3).flatten(1, 2)
         kept = kept.masked_fill(best[..., None] == -torch.inf, 0)
-        return {"keys": kept.flatten(3), "weights": best}
+        return {"keys": kept.flatten(3), "weights": best.contiguous()}
 
     def join(self, a: Pages, b: Pages) -> Pages:
         weights = torch.cat([a["weights"], b["weights"]], -1)

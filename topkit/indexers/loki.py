@@ -11,6 +11,7 @@ from torch import Tensor
 from topkit.indexers.base import Step
 from topkit.indexers.channels import Calibrated
 from topkit.indexers.key_moments import principal_components
+from topkit.indexers.stated_cost import Shape
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class loki(Calibrated):
     cost: ClassVar[str] = "reads 1/4 of the numbers of each key"
     table: ClassVar[str] = "components"
     examples: ClassVar[tuple[str, ...]] = ("loki()", "loki(channels=0.5)", "loki(channels=3)")
+
+    def table_bytes(self, shape: Shape) -> float:
+        return 4 * shape.Hk * shape.D * self.count(shape.D)
 
     def learn(self, keys: Tensor, step: Step) -> Tensor:
         return principal_components(keys, step)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from topkit.indexers.channels import Channels
 from topkit.indexers.checks import flag, whole
 from topkit.indexers.mean_value import mean_of, sum_of
 from topkit.indexers.scored import Codes, ScoredIndex, masked, pooled, waiting
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
 from topkit.kernels.select_topk import select_topk
 
@@ -50,6 +51,19 @@ class sparq(Channels):
     def traits(self) -> Traits:
         needs = frozenset({"cache"}) if self.mean_value else frozenset[str]()
         return Traits(needs=needs, score_all=self.window == 0, rest=self.mean_value)
+
+    def code_bytes(self, shape: Shape) -> float:
+        return shape.key_bytes
+
+    def costs(self, shape: Shape) -> Cost:
+        s, count = shape, self.count(shape.D)
+        total = 8 * s.Hk * s.Dv if self.mean_value else 0
+        return replace(
+            super().costs(shape),
+            index=s.key_bytes + total / s.T,
+            read=s.Hq * count * s.e * s.T + total,
+            operations=s.Hq * s.T * count,
+        )
 
     def build(self, keys: Tensor, step: Step) -> Index:
         self.count(keys.shape[3])
@@ -138,7 +152,9 @@ class SparqIndex(ScoredIndex):
         lists = self._windowed(pooled(scores, step.kv_heads, pool), step)
         longest = select_topk(lists, max(ks), **waiting(step))
         seen = step.seen(self.slots, queries.shape[2], queries.device)
-        cost: dict[str, Any] = {"keys_scored": seen, "bytes_read": seen * self.bytes_per_key(step)}
+        total = 0 if self.total is None else self.total[0].numel() * self.total.element_size()
+        read = seen * self.bytes_per_key(step) + total
+        cost: dict[str, Any] = {"keys_scored": seen, "bytes_read": read}
         if not self._recipe.mean_value:
             return {k: Selection(longest[..., :k], **cost) for k in ks}
         assert self.total is not None
