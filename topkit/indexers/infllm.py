@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from topkit.errors import InputError
 from topkit.indexers.base import Index, Step
@@ -84,7 +85,9 @@ class infllm(Paged):
         wanted = by_group.flatten(3)[..., None].expand(-1, -1, -1, -1, keys.shape[4])
         kept = keys.gather(3, wanted).unflatten(3, by_group.shape[3:]).transpose(2, 3).flatten(1, 2)
         kept = kept.masked_fill(best[..., None] == -torch.inf, 0)
-        return {"keys": kept.flatten(3), "weights": best.contiguous()}
+        short = self.representatives - best.shape[-1]  # of a key alone
+        weights = pad(best, (0, short), value=-torch.inf)
+        return {"keys": pad(kept, (0, 0, 0, short)).flatten(3), "weights": weights.contiguous()}
 
     def join(self, a: Pages, b: Pages) -> Pages:
         weights = torch.cat([a["weights"], b["weights"]], -1)
@@ -128,6 +131,8 @@ class RepresentedIndex(PagedIndex):
         group = self.mean.shape[1] // keys.shape[1]
         by_mean = (self.mean.unflatten(1, (-1, group)) @ later.mT).flatten(1, 2).float()
         weights = torch.cat([known, by_mean], -1)[..., None]
-        size = self.recipe.page_size
+        # One key is a page that begins with it, and not as long as that.
+        one = keys.shape[2] == 1
+        size, begin = (1, begin.clamp_min(0)) if one else (self.recipe.page_size, begin)
         (paged, real), (weighted, _) = by_page(keys, begin, size), by_page(weights, begin, size)
         return self.recipe.represent(paged, weighted, real)
