@@ -26,8 +26,8 @@ from topkit.kernels.select_topk import select_topk
 class hisa(moba):
     """Keeps the best keys, by exact scores, of the `pages` blocks whose mean key is best.
 
-    The paper's scores are those of DeepSeek's indexer, here dot products of queries and keys. Where k needs
-    more blocks than `pages`, so many are read. Source: arXiv 2603.28458, section 3.
+    The paper's scores are those of DeepSeek's indexer, here dot products of queries and keys. Where
+    these blocks hold fewer keys than k, the next are read until they do. Source: arXiv 2603.28458, section 3.
     """
 
     page_size: int = 128
@@ -64,11 +64,6 @@ class hisa(moba):
         index.append(keys, step)
         return index
 
-    def needed(self, k: int) -> int:
-        """How many blocks are read for k keys: of one of them a query may see a single key."""
-        enough = (self.pages - 1) * self.page_size + 1 >= k
-        return self.pages if enough else math.ceil((k - 1) / self.page_size) + 1
-
 
 @dataclass
 class TwoStageIndex(PagedIndex):
@@ -84,26 +79,33 @@ class TwoStageIndex(PagedIndex):
         assert isinstance(self.recipe, hisa)
         pages = self._scores(queries, self.pages, step)
         chosen: dict[int, Selection] = {}
-        for count in {self.recipe.needed(k) for k in ks}:
-            slots = self._slots(pages, count, step)
+        for k in ks:
+            slots = self._slots(pages, k, step)
             scores = chosen_scores(queries, slots, step, self.slots)
             each = slots.repeat_interleave(scores.shape[1] // slots.shape[1], 1)
-            cost = self._read(queries, slots, step)
-            for k in (k for k in ks if self.recipe.needed(k) == count):
-                width = min(k, self.slots)
-                best = select_topk(scores, width, slots=each, **waiting(step))
-                chosen[k] = Selection(best, **cost)
+            best = select_topk(scores, min(k, self.slots), slots=each, **waiting(step))
+            chosen[k] = Selection(best, **self._read(queries, slots, step))
         return chosen
 
-    def _slots(self, scores: Tensor, count: int, step: Step) -> Tensor:
-        """The visible slots [B, Hs, Tq, n] of the best blocks of scores [B, Hs, Tq, P], -1 for none."""
-        size, queries = self.recipe.page_size, scores.shape[2]
-        best = select_topk(scores, count, **waiting(step))[..., None]
-        start = step.starts(scores.device)[:, None, None, None, None]
-        slots = best * size + torch.arange(size, device=scores.device) + start
-        stop = step.stops(self.slots, queries, scores.device).clamp_max(self.slots)
+    def _slots(self, scores: Tensor, k: int, step: Step) -> Tensor:
+        """The visible slots [B, Hs, Tq, n] of the best blocks of scores [B, Hs, Tq, P], -1 for none.
+
+        Of a block behind the best `pages` only where those before it hold fewer than k.
+        """
+        assert isinstance(self.recipe, hisa)
+        size, device = self.recipe.page_size, scores.device
+        # A query may see a single key of one of them.
+        most = max(self.recipe.pages, math.ceil((k - 1) / size) + 1)
+        best = select_topk(scores, most, **waiting(step))[..., None]
+        start = step.starts(device)[:, None, None, None, None]
+        slots = best * size + torch.arange(size, device=device) + start
+        stop = step.stops(self.slots, scores.shape[2], device).clamp_max(self.slots)
         there = (best >= 0) & (slots < stop[:, None, :, None, None])
-        return slots.masked_fill(~there, -1).flatten(3)
+        held = there.sum(-1, keepdim=True)
+        before = held.cumsum(-2) - held
+        rank = torch.arange(best.shape[-2], device=device)[:, None]
+        read = there & ((rank < self.recipe.pages) | (before < k))
+        return slots.masked_fill(~read, -1).flatten(3)
 
     def _read(self, queries: Tensor, slots: Tensor, step: Step) -> dict[str, Any]:
         """What judging the blocks cost, and reading the keys of those for each of the query heads."""
