@@ -130,6 +130,7 @@ COMMANDS = {
     "bench": "--out --tiny --repeats --json --config",
     "score": "--out --length --samples --corpus --seed --device --jobs --config",
     "train": "--corpus --out --seed --device --jobs --config",
+    "calibrate": "--out --model --config",
     "list": "--json",
     "doctor": "--json",
 }
@@ -591,7 +592,7 @@ def test_list_shows_the_registry(call: Call) -> None:
         assert issubclass(recipe, Combinator) or shown[name]["family"] != "combinator"
         assert shown[name]["family"]
         assert shown[name]["cost"]
-    assert shown["quest"]["parameters"] == "page_size=16"
+    assert shown["quest"]["parameters"] == "page_size=16, min_pages=1"
     assert shown["quest"]["formula"]["read"] == "2 * Hk * D * e * ceil(T / page_size)"
     assert shown["refine"]["formula"]["build"] == "base.build"
     assert (

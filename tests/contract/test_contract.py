@@ -21,7 +21,8 @@ def examples() -> list[str]:
             continue
         own = list(recipe.examples) or [f"{name}()"]
         specs += own
-        if recipe.family != "combinator" and not parse(own[0]).traits().weighted:
+        traits = parse(own[0]).traits()
+        if recipe.family != "combinator" and not (traits.weighted or traits.rest):
             specs += [f"keep({own[0]}, sink=1, window=2)", f"refine({own[-1]}, factor=2)"]
     return list(dict.fromkeys(specs))
 

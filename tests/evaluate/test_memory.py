@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from topkit.errors import InputError
-from topkit.experiments.evaluate.memory import bytes_a_key, memory_of, require_room
+from topkit.experiments.evaluate.memory import TRIED, bytes_a_key, memory_of, require_room
 from topkit.experiments.evaluate.shape import Asked, Shape
 from topkit.experiments.runs.cells import Cell, parse_cells
 from topkit.indexers.spec import parse
@@ -134,3 +134,11 @@ def test_memory_grows_with_what_is_asked() -> None:
 def test_bytes_a_key_are_those_of_the_codes(spec: str, bits: int) -> None:
     scales = 0 if spec in ("sign()", "exact()") else 4 * GROUPS
     assert bytes_a_key(parse(spec), EIGHT_B) == GROUPS * WIDTH * bits / 8 + scales
+
+
+def test_keys_that_stand_twice_and_those_of_few_channels_are_counted() -> None:
+    # What reads values is sized with values beside it.
+    width = EIGHT_B.bytes * GROUPS * WIDTH
+    summed = 8 * GROUPS * WIDTH / TRIED
+    assert bytes_a_key(parse("sparq(mean_value=False)"), EIGHT_B) == width
+    assert bytes_a_key(parse("sparq()"), EIGHT_B) == width + summed

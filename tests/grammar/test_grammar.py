@@ -161,6 +161,7 @@ def recipe_of(
         str: WORDS,
         Indexer: inner,
         tuple[int, ...]: st.sets(st.integers(0, 30), max_size=3).map(sorted).map(tuple),
+        int | float: st.integers(1, 64) | st.floats(0.01, 0.99),
         int | None: st.none() | st.integers(1, 64),
     }
     drawn = {name: kinds.get(hint, st.nothing()) for name, hint in hints(recipe).items()}
@@ -191,7 +192,7 @@ def _stands(recipe: type[Indexer], values: dict[str, Any]) -> bool:
 
 
 def nested(inner: st.SearchStrategy[Indexer]) -> st.SearchStrategy[Indexer]:
-    base = inner.filter(lambda indexer: not indexer.traits().weighted)
+    base = inner.filter(lambda indexer: not (indexer.traits().weighted or indexer.traits().rest))
     own = st.builds(around, base, text=TEXTS, second=st.none() | inner)
     return registered(inner) | own
 

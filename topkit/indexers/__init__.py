@@ -5,6 +5,7 @@ from topkit.indexers.base import Cache, Index, Indexer, Rest, Selection, Step
 from topkit.indexers.clusterkv import clusterkv
 from topkit.indexers.combinator import Combinator
 from topkit.indexers.degraded import degraded
+from topkit.indexers.double_sparsity import double_sparsity
 from topkit.indexers.exact import exact
 from topkit.indexers.faiss_flat import faiss_flat
 from topkit.indexers.faiss_hnsw import faiss_hnsw
@@ -14,10 +15,13 @@ from topkit.indexers.faiss_pq import faiss_pq
 from topkit.indexers.faiss_rabitq import faiss_rabitq
 from topkit.indexers.faiss_sq import faiss_sq
 from topkit.indexers.hashattention import hashattention
+from topkit.indexers.hisa import hisa
 from topkit.indexers.indices import indices
+from topkit.indexers.infllm import infllm
 from topkit.indexers.keep import keep
 from topkit.indexers.lightning import lightning
 from topkit.indexers.magicpig import magicpig
+from topkit.indexers.loki import loki
 from topkit.indexers.moba import moba
 from topkit.indexers.native import native
 from topkit.indexers.paged import Paged
@@ -32,6 +36,7 @@ from topkit.indexers.scored import Scored
 from topkit.indexers.shared import shared
 from topkit.indexers.sign import sign
 from topkit.indexers.squeezed import squeezed
+from topkit.indexers.sparq import sparq
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.streaming_llm import streaming_llm
 from topkit.indexers.top_p import top_p
@@ -48,6 +53,11 @@ INDEXERS: dict[str, type[Indexer]] = {
     "quest": quest,
     "moba": moba,
     "faiss_flat": faiss_flat,
+    "infllm": infllm,
+    "hisa": hisa,
+    "sparq": sparq,
+    "double_sparsity": double_sparsity,
+    "loki": loki,
     "faiss_ivf": faiss_ivf,
     "faiss_hnsw": faiss_hnsw,
     "clusterkv": clusterkv,

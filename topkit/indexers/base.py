@@ -354,6 +354,8 @@ class Indexer(Named):
     cost: ClassVar[str] = ""
     # The optional package that it imports at use.
     requires: ClassVar[str] = ""
+    # What to do where it was made for another model, of recipes that read a file.
+    remedy: ClassVar[str] = "give one that was made for this model"
     # Specs that the contract suite tries beside the defaults, or for want of them.
     examples: ClassVar[tuple[str, ...]] = ()
 

@@ -43,9 +43,15 @@ class Combinator(Indexer):
         name = type(self).__name__
         if not isinstance(self.base, Indexer):
             raise InputError(f"{name}: base must be an indexer such as sign(); got {self.base!r}")
-        if self.base.traits().weighted:
+        traits = self.base.traits()
+        if traits.weighted:
             raise InputError(
                 f"{name} would bias the weighted sample of {self.base}; put the sampling outermost"
+            )
+        if traits.rest:
+            raise InputError(
+                f"{name} would choose other keys than those that {self.base} lets its rest stand beside; "
+                "have it choose by itself, or without a rest"
             )
 
     def candidates(self, index: Index, queries: Tensor, k: int, step: Step) -> Candidates | None:
@@ -135,6 +141,13 @@ class Wrapped(Index):
 
     def fork(self) -> Index:
         return replace(self, base=self.base.fork())
+
+
+def leaf(indexer: Indexer) -> Indexer:
+    """The innermost recipe of combinators; a plain one itself."""
+    while isinstance(indexer, Combinator):
+        indexer = indexer.base
+    return indexer
 
 
 def best_at(candidates: Candidates, k: int, step: Step) -> Selection:

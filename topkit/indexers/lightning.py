@@ -53,6 +53,10 @@ class lightning(Scored):
         "lightning(weights='given', dtype='fp8')",
     )
 
+    remedy: ClassVar[str] = (
+        "make weights for it by `topkit train lightning --model FOLDER` and give them as weights=FILE"
+    )
+
     def traits(self) -> Traits:
         if self.weights == GIVEN:
             needs = {"index_queries", "index_keys", "index_weights"}

@@ -88,7 +88,7 @@ class Paged(Indexer):
         start = step.starts(keys.device)
         first = (step.at - start).clamp_min(0) // self.page_size  # of rows that begin later, too
         begin = (first * self.page_size + start)[:, None]
-        own, real = _by_page(keys.detach(), begin, self.page_size)
+        own, real = by_page(keys.detach(), begin, self.page_size)
         place = begin[..., None] + torch.arange(self.page_size, device=keys.device)
         real = real & (place <= step.at)[:, None, ..., None]
         for name, new in _summarised(self, own, real).items():
@@ -258,13 +258,17 @@ class PagedIndex(Index):
         first = (self.slots - start).div(size, rounding_mode="floor").clamp_min(closed)
         page = first + torch.arange(reached, device=keys.device)
         begin = page * size + start - self.slots
-        new = _summarised(self.recipe, *_by_page(keys.detach(), begin, size))
+        new = self.summaries(keys.detach(), begin)
         if self.pages:
             # What a padded row does not reach is written behind the last page.
             room = after + (step.start is not None)
             new = self._joined(new, page.clamp_max(after), begin >= 0, room)
         self.pages = {name: pages[:, :, :after] for name, pages in new.items()}
         self.slots += count
+
+    def summaries(self, keys: Tensor, begin: Tensor) -> Pages:
+        """Summaries of the pages that begin at keys of `begin` [B or 1, P], of keys behind `slots`."""
+        return _summarised(self.recipe, *by_page(keys, begin, self.recipe.page_size))
 
     def _joined(self, new: Pages, page: Tensor, fresh: Tensor, room: int) -> Pages:
         """`room` summaries, with those of new keys joined to their pages, or alone in fresh ones."""
@@ -313,7 +317,7 @@ def _scored(recipe: Paged, queries: Tensor, pages: Pages, step: Step) -> Tensor:
     return scores
 
 
-def _by_page(keys: Tensor, begin: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def by_page(keys: Tensor, begin: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Keys [B, Hk, t, D] in pages of which each begins at its key of `begin` [B or 1, P], and which are.
 
     Shapes: -> [B, Hk, P, size, D], [B, 1, P, size, 1].

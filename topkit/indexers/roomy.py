@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from topkit.indexers.base import Index
+from topkit.indexers.channels import ChannelIndex
 from topkit.indexers.combinator import Wrapped
 from topkit.indexers.growing import Growing
 from topkit.indexers.mean_key import MeanIndex
@@ -24,7 +25,7 @@ def roomy(index: Index, rows: int, room: int) -> Index | None:
     # Other kinds of one's own may hold what is not known of here.
     if isinstance(index, SlotCount) and type(index).__module__.startswith("topkit."):
         return index.fork()
-    if type(index) not in (ScoredIndex, MeanIndex, PagedIndex):
+    if type(index) not in (ScoredIndex, MeanIndex, ChannelIndex, PagedIndex):
         return None
     twin = index.fork()
     twin.reorder(torch.zeros(rows, dtype=torch.long))
@@ -45,6 +46,8 @@ def refill(index: Index, other: Index) -> None:
         _put(index.room(), other.codes)
     if isinstance(index, MeanIndex) and isinstance(other, MeanIndex):
         index.mean.copy_(other.mean)
+    if isinstance(index, ChannelIndex) and isinstance(other, ChannelIndex):
+        index.table.copy_(other.table)
 
 
 def _grown(

@@ -61,6 +61,10 @@ class Scored(Indexer):
         A tensor `at` [1] comes to recipes that are `fixed`.
         """
         new = encoded(self, keys, step)
+        if isinstance(at, Tensor):
+            for name, code in codes.items():
+                code.index_copy_(2, at, new[name])
+            return
         places = {name: code[:, :, at : at + keys.shape[2]] for name, code in codes.items()}
         shapes, due = ({n: list(x.shape) for n, x in some.items()} for some in (new, places))
         if shapes != due:

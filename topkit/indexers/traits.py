@@ -38,6 +38,8 @@ class Traits:
     score_all: bool = False
     # Selections carry log_weights: an estimate of attention, which no list may cut.
     weighted: bool = False
+    # Selections carry a rest, pseudo-keys for what was not chosen: an estimate, too.
+    rest: bool = False
 
 
 FLAGS = tuple(field.name for field in fields(Traits) if field.name != "needs")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from topkit.cli.commands.bench import bench
+from topkit.cli.commands.calibrate import calibrate
 from topkit.cli.commands.capture import capture
 from topkit.cli.commands.doctor import doctor
 from topkit.cli.commands.evaluate import evaluate
@@ -60,6 +61,7 @@ for command in (
     verify,
     study,
     train,
+    calibrate,
     score,
     bench,
 ):

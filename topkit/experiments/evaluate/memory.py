@@ -14,7 +14,7 @@ from topkit.experiments.evaluate.built import COPIED
 from topkit.experiments.evaluate.shape import Asked, Shape
 from topkit.experiments.evaluate.stepped import ROUND, STEPS, is_fixed
 from topkit.experiments.runs.cells import Cell, chunks
-from topkit.indexers.base import Indexer, Step
+from topkit.indexers.base import Cache, Indexer, Step
 from topkit.indexers.combinator import Combinator
 from topkit.indexers.paged import Paged
 from topkit.indexers.scored import Scored
@@ -157,4 +157,5 @@ def bytes_a_key(recipe: Indexer, shape: Shape) -> float:
         return groups * width
     dtype = {2: torch.bfloat16, 4: torch.float32}.get(shape.bytes, torch.float32)
     keys = torch.zeros(1, groups, TRIED, width, dtype=dtype)
-    return recipe.build(keys, Step(kv_heads=groups).given_to(recipe)).nbytes / TRIED
+    step = Step(kv_heads=groups, inputs={"cache": Cache(keys, keys)})
+    return recipe.build(keys, step.given_to(recipe)).nbytes / TRIED

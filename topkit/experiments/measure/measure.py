@@ -3,7 +3,7 @@
 # pyright: strict
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from topkit.experiments.runs.runners import crew
 from topkit.experiments.runs.shards import Shard, parse_shard
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budgets
+from topkit.indexers.combinator import leaf
 from topkit.indexers.spec import parse
 from topkit.indexers.upstream import without_source
 
@@ -67,11 +68,22 @@ def measure(
     seen = chosen if any("native" in recipe.needs for recipe in recipes) else chosen[:1]
     for layer in seen:
         require_all(cells, setting, capture.load(capture.samples[0], layer))
+    _require_model(recipes, capture)
     for recipe in recipes:
         if reason := without_source(recipe, chosen, capture.layers, "the capture"):
             raise InputError(reason)
     request = Request(capture, tuple(cells), tuple(chosen), setting, force, parse_shard(shard))
     return plan_of(request, workers)
+
+
+def _require_model(recipes: Iterable[Indexer], capture: Capture) -> None:
+    """Refuse recipes that were made for another model than the capture's, where both are known."""
+    own = capture.manifest["origin"].get("weights_sha256")
+    for recipe in recipes:
+        if own is not None and recipe.models() and own not in recipe.models():
+            raise InputError(
+                f"{recipe} was made for another model than the capture's; {leaf(recipe).remedy}"
+            )
 
 
 def _setting(

@@ -8,11 +8,13 @@ from functools import cache
 import torch
 from transformers import PreTrainedModel
 
+from topkit.errors import InputError
 from topkit.experiments.model.digests import weights_digest
 from topkit.experiments.model.outline import ranges
 from topkit.experiments.model.record import LayerRecord, record
 from topkit.indexers.base import Indexer
-from topkit.indexers.combinator import Combinator
+from topkit.indexers.channels import Calibrated
+from topkit.indexers.combinator import leaf
 from topkit.indexers.lightning import GIVEN, lightning, load
 from topkit.indexers.upstream import without_source
 from topkit.kernels.precision import full_precision
@@ -52,8 +54,7 @@ def unserved(
     for indexer in indexers:
         if indexer.models() and weights() not in indexer.models():
             reasons[indexer] = (
-                f"{indexer} was made for another model than this {name}; make weights for it by "
-                "`topkit train lightning --model FOLDER` and give them as weights=FILE"
+                f"{indexer} was made for another model than this {name}; {leaf(indexer).remedy}"
             )
         elif "native" in indexer.needs and not listed:
             reasons[indexer] = (
@@ -63,6 +64,7 @@ def unserved(
             _lack(indexer, first, name)
             or without_source(indexer, whole, whole, name)
             or _without_weights(indexer, whole, name)
+            or _uncalibrated(indexer, whole, first, name)
         ):
             reasons[indexer] = reason
     return reasons
@@ -90,12 +92,10 @@ def _lack(indexer: Indexer, record: LayerRecord, name: str) -> str:
 
 def _without_weights(indexer: Indexer, layers: Collection[int], name: str) -> str:
     """Which layers would choose by index weights that a file does not hold, as a sentence; "" where none does."""
-    leaf = indexer
-    while isinstance(leaf, Combinator):
-        leaf = leaf.base
-    if not isinstance(leaf, lightning) or leaf.weights == GIVEN:
+    recipe = leaf(indexer)
+    if not isinstance(recipe, lightning) or recipe.weights == GIVEN:
         return ""
-    there = load(leaf.weights).layers
+    there = load(recipe.weights).layers
     reusing = "upstream" in indexer.needs
     lacking = [
         n
@@ -108,3 +108,16 @@ def _without_weights(indexer: Indexer, layers: Collection[int], name: str) -> st
         f"{indexer} has index weights for {ranges(there)}, and none for {ranges(lacking)} of {name}; let "
         f"layers reuse a choice, as in reuse(lightning(...), layers={tuple(there)})"
     )
+
+
+def _uncalibrated(indexer: Indexer, layers: Collection[int], record: LayerRecord, name: str) -> str:
+    """Which layers, or heads, a file of calibration is not for, as a sentence; "" where it is for all."""
+    recipe = leaf(indexer)
+    if not isinstance(recipe, Calibrated) or not recipe.calibration:
+        return ""
+    try:
+        for layer in sorted(layers):
+            recipe.calibrated(layer, record.keys)
+    except InputError as error:
+        return f"{error}, {name}"
+    return ""

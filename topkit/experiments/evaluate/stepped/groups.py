@@ -60,6 +60,8 @@ def is_hosted(cell: Cell, sparse_from: str) -> bool:
     """Whether a cell's recipe can choose between graphs; after a question that is read dense, of keys alone."""
     if cell.indexer is None or is_fixed(cell) or cell.budget == UNCAPPED:
         return False
+    if cell.indexer.traits().rest:  # a graph of a step attends to keys alone
+        return False
     seen = _SEEN if sparse_from == "question" else _SEEN - {"hidden", "latent", "rope"}
     return cell.indexer.needs <= seen
 
