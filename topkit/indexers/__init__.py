@@ -13,6 +13,7 @@ from topkit.indexers.faiss_ivfpq import faiss_ivfpq
 from topkit.indexers.faiss_pq import faiss_pq
 from topkit.indexers.faiss_rabitq import faiss_rabitq
 from topkit.indexers.faiss_sq import faiss_sq
+from topkit.indexers.indexcache import indexcache
 from topkit.indexers.indices import indices
 from topkit.indexers.keep import keep
 from topkit.indexers.lightning import lightning
@@ -32,6 +33,7 @@ from topkit.indexers.sign import sign
 from topkit.indexers.squeezed import squeezed
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.streaming_llm import streaming_llm
+from topkit.indexers.tidaldecode import tidaldecode
 from topkit.indexers.top_p import top_p
 from topkit.indexers.traits import Traits
 from topkit.indexers.vattention import vattention
@@ -62,6 +64,8 @@ INDEXERS: dict[str, type[Indexer]] = {
     "refine": refine,
     "shared": shared,
     "reuse": reuse,
+    "tidaldecode": tidaldecode,
+    "indexcache": indexcache,
     "top_p": top_p,
     "sampled": sampled,
     "vattention": vattention,
