@@ -13,6 +13,7 @@ from topkit.indexers.faiss_ivfpq import faiss_ivfpq
 from topkit.indexers.faiss_pq import faiss_pq
 from topkit.indexers.faiss_rabitq import faiss_rabitq
 from topkit.indexers.faiss_sq import faiss_sq
+from topkit.indexers.h2o import h2o
 from topkit.indexers.indexcache import indexcache
 from topkit.indexers.indices import indices
 from topkit.indexers.keep import keep
@@ -30,6 +31,7 @@ from topkit.indexers.sampled import sampled
 from topkit.indexers.scored import Scored
 from topkit.indexers.shared import shared
 from topkit.indexers.sign import sign
+from topkit.indexers.snapkv import snapkv
 from topkit.indexers.squeezed import squeezed
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.streaming_llm import streaming_llm
@@ -63,6 +65,8 @@ INDEXERS: dict[str, type[Indexer]] = {
     "keep": keep,
     "refine": refine,
     "shared": shared,
+    "snapkv": snapkv,
+    "h2o": h2o,
     "reuse": reuse,
     "tidaldecode": tidaldecode,
     "indexcache": indexcache,
