@@ -21,6 +21,7 @@ from topkit.indexers.lightning import lightning
 from topkit.indexers.moba import moba
 from topkit.indexers.native import native
 from topkit.indexers.paged import Paged
+from topkit.indexers.previous import previous
 from topkit.indexers.quantized import quantized
 from topkit.indexers.quest import quest
 from topkit.indexers.random import random
@@ -68,6 +69,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "snapkv": snapkv,
     "h2o": h2o,
     "reuse": reuse,
+    "previous": previous,
     "tidaldecode": tidaldecode,
     "indexcache": indexcache,
     "top_p": top_p,
