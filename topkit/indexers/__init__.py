@@ -39,6 +39,7 @@ from topkit.indexers.streaming_llm import streaming_llm
 from topkit.indexers.tidaldecode import tidaldecode
 from topkit.indexers.top_p import top_p
 from topkit.indexers.traits import Traits
+from topkit.indexers.twilight import twilight
 from topkit.indexers.vattention import vattention
 
 INDEXERS: dict[str, type[Indexer]] = {
@@ -74,6 +75,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "indexcache": indexcache,
     "top_p": top_p,
     "sampled": sampled,
+    "twilight": twilight,
     "vattention": vattention,
 }
 
