@@ -18,6 +18,7 @@ from topkit.indexers.indexcache import indexcache
 from topkit.indexers.indices import indices
 from topkit.indexers.keep import keep
 from topkit.indexers.lightning import lightning
+from topkit.indexers.misa import misa
 from topkit.indexers.moba import moba
 from topkit.indexers.native import native
 from topkit.indexers.paged import Paged
@@ -62,6 +63,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "faiss_sq": faiss_sq,
     "faiss_rabitq": faiss_rabitq,
     "lightning": lightning,
+    "misa": misa,
     "native": native,
     "indices": indices,
     "keep": keep,
