@@ -37,6 +37,7 @@ from topkit.indexers.snapkv import snapkv
 from topkit.indexers.squeezed import squeezed
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.streaming_llm import streaming_llm
+from topkit.indexers.tactic import tactic
 from topkit.indexers.tidaldecode import tidaldecode
 from topkit.indexers.top_p import top_p
 from topkit.indexers.traits import Traits
@@ -77,6 +78,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "indexcache": indexcache,
     "top_p": top_p,
     "sampled": sampled,
+    "tactic": tactic,
     "twilight": twilight,
     "vattention": vattention,
 }
