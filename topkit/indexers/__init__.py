@@ -27,6 +27,7 @@ from topkit.indexers.quantized import quantized
 from topkit.indexers.quest import quest
 from topkit.indexers.random import random
 from topkit.indexers.refine import refine
+from topkit.indexers.retrieval_attention import retrieval_attention
 from topkit.indexers.retroinfer import retroinfer
 from topkit.indexers.reuse import reuse
 from topkit.indexers.sampled import sampled
@@ -72,6 +73,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "shared": shared,
     "snapkv": snapkv,
     "h2o": h2o,
+    "retrieval_attention": retrieval_attention,
     "reuse": reuse,
     "previous": previous,
     "tidaldecode": tidaldecode,
