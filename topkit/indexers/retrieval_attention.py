@@ -52,16 +52,17 @@ class retrieval_attention(Indexer):
     def build(self, keys: Tensor, step: Step) -> Index:
         asked = step.prefill_queries[:, :, -self.queries :].detach()
         table = linked(asked, keys.detach(), self.nearest, self.degree, step)
-        return KeyGraph(self, keys.shape[2], table)
+        return KeyGraph(self, keys.shape[2], table, _entries(table, step))
 
 
 @dataclass
 class KeyGraph(Index):
-    """Neighbours of the keys at build [B, Hk, T, degree]."""
+    """Neighbours of the keys at build [B, Hk, T, degree], and where walks begin [B, Hk, e]."""
 
     recipe: retrieval_attention
     slots: int
     table: Tensor
+    entries: Tensor
 
     @property
     def length(self) -> int:
@@ -69,7 +70,7 @@ class KeyGraph(Index):
 
     @property
     def nbytes(self) -> int:
-        return self.table.untyped_storage().nbytes()
+        return sum(x.untyped_storage().nbytes() for x in (self.table, self.entries))
 
     def append(self, keys: Tensor, step: Step) -> None:
         self.slots += keys.shape[2]
@@ -79,9 +80,10 @@ class KeyGraph(Index):
         if length < self.table.shape[2]:
             kept = self.table[:, :, :length]
             self.table = kept.masked_fill(kept >= length, -1)
+            self.entries = self.entries.masked_fill(self.entries >= length, -1)
 
     def reorder(self, rows: Tensor) -> None:
-        self.table = self.table[rows]
+        self.table, self.entries = self.table[rows], self.entries[rows]
 
     def fork(self) -> Index:
         return replace(self)
@@ -98,7 +100,7 @@ class KeyGraph(Index):
         visible = step.visible(self.slots, queries.shape[2], queries.device)
         among = None if visible is None else visible[..., :known]
         walk = Search(queries, cache.keys[:, :, :known], self.table, among, beam)
-        slots, scores, met, passed = walk.run(self._entries(step))
+        slots, scores, met, passed = walk.run(self.entries)
         newer, tail = self._newer(queries, visible, step)
         slots, scores = torch.cat([slots, newer], -1), torch.cat([scores, tail], -1)
         since = (seen - known).clamp_min(0)
@@ -119,11 +121,10 @@ class KeyGraph(Index):
         unseen = ~visible[..., known:]
         return slots.masked_fill(unseen, -1), tail.masked_fill(unseen, -torch.inf)
 
-    def _entries(self, step: Step) -> Tensor:
-        """The keys with the most links [B, Hk, e], of a row's own."""
-        links = (self.table >= 0).sum(-1).float()
-        slots = torch.arange(links.shape[2], device=links.device)
-        padding = slots < step.starts(links.device)[:, None, None]
-        return select_topk(
-            links.masked_fill(padding, -torch.inf), self.table.shape[3], backend="torch"
-        )
+
+def _entries(table: Tensor, step: Step) -> Tensor:
+    """The keys with the most links [B, Hk, e], of a row's own."""
+    links = (table >= 0).sum(-1).float()
+    slots = torch.arange(links.shape[2], device=links.device)
+    padding = slots < step.starts(links.device)[:, None, None]
+    return select_topk(links.masked_fill(padding, -torch.inf), table.shape[3], backend="torch")

@@ -15,8 +15,8 @@ from topkit.errors import InputError
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.checks import share, whole
 from topkit.indexers.curve import Curve
-from topkit.indexers.kmeans import kmeans, means_of, nearest, spread
-from topkit.indexers.scored import Codes, Scored, ScoredIndex, cut_each, masked
+from topkit.indexers.kmeans import kmeans, means_of, spread
+from topkit.indexers.scored import Codes, Scored, ScoredIndex, cut_each
 from topkit.indexers.traits import Traits
 from topkit.kernels.score import score
 
@@ -69,9 +69,11 @@ class tactic(Scored):
         first = spread(counts, (-(-counts // self.cluster_size)).clamp_min(1))
         labels = kmeans(points, counts, first, iterations=self.iterations, cosine=False)
         centroids = means_of(points, labels, first.shape[2])[0].float()
-        index = TacticIndex(self, centroids=centroids, usable=first >= 0)
-        index.append(keys, step)
-        return index
+        # A label for each slot again; padding has any.
+        back = (torch.arange(length, device=keys.device) - start[:, None]).clamp_min(0)
+        labels = labels.gather(2, back.expand(len(keys), -1)[:, None].expand_as(labels))
+        codes = self.encode(labels.clamp_min(0)[..., None], step)
+        return TacticIndex(self, codes, length, centroids=centroids, usable=first >= 0)
 
 
 @dataclass
@@ -87,9 +89,11 @@ class TacticIndex(ScoredIndex):
         return super().nbytes + sum(x.untyped_storage().nbytes() for x in own)
 
     def append(self, keys: Tensor, step: Step) -> None:
-        usable = self.usable.expand(-1, keys.shape[1], -1)
-        labels = nearest(keys.detach(), self.centroids.double(), usable, cosine=False)
-        super().append(labels[..., None], step)
+        # The nearest by distance: |key|^2, which is the same for all centroids, is left out.
+        halves = self.centroids.square().sum(-1)[:, :, None] / 2
+        near = keys.detach().float() @ self.centroids.mT - halves
+        near = near.masked_fill(~self.usable[:, :, None], -torch.inf)
+        super().append(near.max(-1).indices[..., None], step)
 
     def reorder(self, rows: Tensor) -> None:
         super().reorder(rows)
@@ -102,8 +106,7 @@ class TacticIndex(ScoredIndex):
         recipe = self.recipe
         assert isinstance(recipe, tactic)
         length = self.slots
-        scores = self._by_cluster(queries)
-        order = masked(scores, step).sort(dim=-1, descending=True, stable=True).indices
+        order = self._order(queries, step)
         seen = step.seen(length, queries.shape[2], queries.device)
         curve = Curve(recipe.sample, math.ceil(recipe.exact * length), recipe.exact)
         keep, read = curve.needed(queries, order, seen, recipe.mass, step)
@@ -114,12 +117,22 @@ class TacticIndex(ScoredIndex):
     def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
         return cut_each(self.select(queries, max(ks), step), ks)
 
-    def _by_cluster(self, queries: Tensor) -> Tensor:
-        """For each key the score of its centroid [B, Hq, Tq, T]."""
+    def _order(self, queries: Tensor, step: Step) -> Tensor:
+        """All slots [B, Hq, Tq, T] by the scores of their centroids, the lowest of equal ones first.
+
+        Those that a query does not see come last.
+        """
         labels = self.codes["labels"][..., 0].long()
         labels = labels.repeat_interleave(queries.shape[1] // labels.shape[1], 1)[:, :, None]
-        of_clusters = score(queries, self.centroids)
-        return of_clusters.gather(-1, labels.expand(-1, -1, queries.shape[2], -1))
+        scores = score(queries, self.centroids)
+        # How many clusters score higher: whole numbers are quicker to sort.
+        above = torch.searchsorted(scores.sort(-1).values, scores, right=True)
+        rank = (scores.shape[-1] - above).int()
+        each = rank.gather(-1, labels.expand(-1, -1, queries.shape[2], -1))
+        visible = step.visible(self.slots, queries.shape[2], queries.device)
+        if visible is not None:
+            each = each.masked_fill(~visible, scores.shape[-1])
+        return each.sort(dim=-1, stable=True).indices
 
     def _cost(self, heads: int, seen: Tensor, read: Tensor, step: Step) -> dict[str, Any]:
         """Centroids that were scored, labels, and the keys of a query and head that were read in full."""
