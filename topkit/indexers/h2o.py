@@ -16,6 +16,7 @@ from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.budget import MOST
 from topkit.indexers.checks import share
 from topkit.indexers.exact import chosen_scores
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
 from topkit.indexers.votes import prompt_votes
 from topkit.kernels.compact import compact
@@ -53,6 +54,19 @@ class h2o(Indexer):
             drifts=True,
             causal_codes=False,
             remembers=True,
+        )
+
+    def costs(self, shape: Shape) -> Cost:
+        s = shape
+        return Cost(
+            index=16 * s.Hq * s.kept / s.T,
+            read=s.Hq * s.kept * (16 + s.D * s.e),
+            operations=s.Hq * s.kept * s.D,
+            build=s.Hq * s.T * s.T * s.D / 2,
+            append=s.Hq,
+            lists=s.Hq,
+            kept=s.kept,
+            estimated=True,
         )
 
     def build(self, keys: Tensor, step: Step) -> Index:

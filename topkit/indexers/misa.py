@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.checks import whole
-from topkit.indexers.lightning import lightning
+from topkit.indexers.lightning import GIVEN, lightning, load
 from topkit.indexers.scored import Codes, Scored, ScoredIndex, masked
+from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits
 from topkit.kernels.codes import factors
 from topkit.kernels.score import score_lightning
@@ -49,6 +51,18 @@ class misa(lightning):
     def traits(self) -> Traits:
         few = self.candidates > 0
         return replace(super().traits(), fixed=False, exhaustive=not few, may_come_short=few)
+
+    def costs(self, shape: Shape) -> Cost:
+        s, blocks = shape, math.ceil(shape.T / self.block)
+        again = least(self.candidates, s.T)
+        cost = super().costs(s)
+        operations = cost.operations
+        if self.weights != GIVEN:
+            w = load(self.weights)
+            asked = least(self.heads, w.heads)
+            operations += w.width * (asked * s.T + w.heads * (blocks + again - s.T))
+        read = self.code_bytes(s) * (s.T + blocks + again)
+        return replace(cost, read=read, operations=operations, estimated=True)
 
     def build(self, keys: Tensor, step: Step) -> Index:
         index = Routed(self)

@@ -16,6 +16,7 @@ from topkit.indexers.checks import whole
 from topkit.indexers.combinator import Combinator, Wrapped
 from topkit.indexers.exact import chosen_scores
 from topkit.indexers.refine import cost_in_full
+from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits
 from topkit.kernels.compact import compact
 from topkit.kernels.select_topk import select_topk
@@ -49,6 +50,19 @@ class previous(Combinator):
 
     def traits(self) -> Traits:
         return replace(super().traits(), causal_codes=False, remembers=True)
+
+    def costs(self, shape: Shape) -> Cost:
+        s, width = shape, least(self.factor * shape.k, shape.T)
+        base = self.base.costs(replace(s, k=width))
+        return replace(
+            base,
+            index=base.index + 8 * s.Hq * width / s.T,
+            read=base.read / self.every + s.Hq * width * s.D * s.e,
+            operations=base.operations / self.every + s.Hq * width * s.D,
+            lists=s.Hq,
+            kept=s.kept,
+            estimated=True,
+        )
 
     def build(self, keys: Tensor, step: Step) -> Index:
         return PreviousIndex(self, self.base.build(keys, step.given_to(self.base)))

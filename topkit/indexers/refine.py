@@ -102,6 +102,5 @@ def cost_in_full(proposal: Selection, step: Step) -> dict[str, Any]:
     times = max(cache.heads // lists, 1)
     return {
         "keys_scored": proposal.keys_scored + read.mean(1),
-        "bytes_read": proposal.bytes_read
-        + read.sum(1) * times * (cache.key_bytes // cache.heads),
+        "bytes_read": proposal.bytes_read + read.sum(1) * times * (cache.key_bytes // cache.heads),
     }

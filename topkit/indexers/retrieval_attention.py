@@ -13,6 +13,7 @@ from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.checks import whole
 from topkit.indexers.key_graph import Search, linked
 from topkit.indexers.scored import masked
+from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits
 from topkit.kernels.score import score
 from topkit.kernels.select_topk import select_topk
@@ -48,6 +49,23 @@ class retrieval_attention(Indexer):
     def traits(self) -> Traits:
         needs = frozenset({"cache", "prefill_queries"})
         return Traits(needs=needs, may_come_short=True, drifts=True)
+
+    def costs(self, shape: Shape) -> Cost:
+        s = shape
+        beam = least(self.ef + s.k - least(self.ef, s.k), s.T)
+        # A beam that holds all is a scan; a walk meets about eight keys for each of its beam.
+        met, scan = least(8 * beam, s.T), beam / s.T
+        walk = s.Hq * (met * s.D * s.e + 4 * beam * self.degree)
+        return Cost(
+            index=s.Hk * self.degree * (4 + 8 / s.T),
+            read=(1 - scan) * walk + scan * s.T * s.key_bytes,
+            operations=s.Hq * s.D * ((1 - scan) * met + scan * s.T),
+            build=s.Hq * least(self.queries, s.T) * s.T * s.D,
+            append=0,
+            lists=s.Hq,
+            kept=s.kept,
+            estimated=True,
+        )
 
     def build(self, keys: Tensor, step: Step) -> Index:
         asked = step.prefill_queries[:, :, -self.queries :].detach()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from topkit.errors import InputError
 from topkit.indexers.base import Index, Step
 from topkit.indexers.checks import choice, whole
 from topkit.indexers.scored import Codes, Scored, ScoredIndex
+from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits
 from topkit.indexers.votes import prompt_votes
 
@@ -51,12 +52,20 @@ class snapkv(Scored):
         needs = frozenset({"prefill_queries"})
         return Traits(needs=needs, drifts=True, score_all=True, fixed=True)
 
+    def code_bytes(self, shape: Shape) -> float:
+        return 4 * shape.Hq
+
+    def costs(self, shape: Shape) -> Cost:
+        s = shape
+        build = s.Hq * least(self.window, s.T) * s.T * s.D
+        return replace(super().costs(s), operations=s.Hq * s.T, build=build, append=s.Hq)
+
     def build(self, keys: Tensor, step: Step) -> Index:
         votes = self._votes(keys, step)[..., None]
         return Ballot(self, codes={"votes": votes}, slots=keys.shape[2])
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
-        return codes["votes"].mT.expand(-1, -1, queries.shape[2], -1)
+        return codes["votes"].mT.repeat(1, 1, queries.shape[2], 1)
 
     def write(self, keys: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
         slots = torch.arange(keys.shape[2], device=keys.device) + at

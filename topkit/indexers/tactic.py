@@ -17,6 +17,7 @@ from topkit.indexers.checks import share, whole
 from topkit.indexers.curve import Curve
 from topkit.indexers.kmeans import kmeans, means_of, spread
 from topkit.indexers.scored import Codes, Scored, ScoredIndex, cut_each
+from topkit.indexers.stated_cost import Cost, Shape, least, log2
 from topkit.indexers.traits import Traits
 from topkit.kernels.score import score
 
@@ -55,6 +56,20 @@ class tactic(Scored):
     def traits(self) -> Traits:
         needs = frozenset({"cache"})
         return Traits(needs=needs, exhaustive=False, may_come_short=True, drifts=True)
+
+    def costs(self, shape: Shape) -> Cost:
+        s, clusters = shape, math.ceil(shape.T / self.cluster_size)
+        sample = self.exact * s.T + 2 * least(self.sample, s.T / 8)
+        return Cost(
+            index=4 * s.Hk + (4 * s.Hk * s.D + 1) * clusters / s.T,
+            read=4 * s.Hk * (clusters * s.D + s.T) + s.Hq * sample * s.D * s.e,
+            operations=s.Hq * (clusters * s.D + s.T * log2(s.T) + sample * s.D),
+            build=self.iterations * s.Hk * s.T * clusters * s.D,
+            append=s.Hk * clusters * s.D,
+            lists=s.Hq,
+            kept=s.kept,
+            estimated=True,
+        )
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
         return {"labels": keys.to(torch.int32)}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -17,6 +18,7 @@ from topkit.indexers.combinator import Combinator
 from topkit.indexers.min_max import MinMax, estimates
 from topkit.indexers.quest import quest
 from topkit.indexers.scored import ScoredIndex, cut_each
+from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits
 from topkit.kernels.select_mass import select_mass
 
@@ -52,6 +54,19 @@ class twilight(Combinator):
 
     def traits(self) -> Traits:
         return replace(super().traits(), exhaustive=False, may_come_short=True)
+
+    def costs(self, shape: Shape) -> Cost:
+        s, width = shape, self.candidates * shape.T
+        base, code = self.base.costs(replace(s, k=width)), math.ceil(s.D / 2) + 8
+        return replace(
+            base.besides(read=s.Hq * base.kept * code, operations=s.Hq * base.kept * s.D),
+            index=base.index + s.Hk * code,
+            build=base.build + s.Hk * s.T * s.D,
+            append=base.append + s.Hk * s.D,
+            lists=s.Hq,
+            kept=least(s.k, width),
+            estimated=True,
+        )
 
     def build(self, keys: Tensor, step: Step) -> Index:
         codes = ScoredIndex(MinMax())
