@@ -87,7 +87,9 @@ class Kept:
     def with_new(self, slots: Tensor) -> Kept:
         """These and new slots [B or 1, 1, t], which have no vote yet."""
         new = slots.expand(*self.slots.shape[:2], -1)
-        return Kept(torch.cat([self.slots, new], -1), torch.cat([self.votes, new * 0.0], -1))
+        return Kept(
+            torch.cat([self.slots, new], -1), torch.cat([self.votes, torch.zeros_like(new)], -1)
+        )
 
     def among(self, places: Tensor) -> Kept:
         """Those at places [B, Hq, m], -1 for none."""
@@ -152,7 +154,7 @@ class H2OIndex(Index):
     def _step(self, kept: Kept, queries: Tensor, k: int, step: Step) -> tuple[Selection, Kept]:
         """The keys that stay of those kept, and these with the votes of a query."""
         recent = kept.slots >= self.length_ - math.ceil(self.recipe.recent * k)
-        rank = (kept.slots + _NEWEST).where(recent, kept.votes)
+        rank = (kept.slots.double() + _NEWEST).where(recent, kept.votes)
         places = select_topk(rank.masked_fill(kept.slots < 0, -torch.inf), k, backend="torch")
         best = kept.among(places)
         slots = best.slots[:, :, None]
