@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class previous(Combinator):
     source: ClassVar[str] = "arXiv 2502.14866"
     cost: ClassVar[str] = "as base in one step of `every`, and reads factor * k keys"
     reads: ClassVar[frozenset[str]] = frozenset({"cache"})
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"factor": range(1, 1025)}
     examples: ClassVar[tuple[str, ...]] = (
         "previous(sign())",
         "previous(quest(page_size=4), every=2, factor=1)",

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +28,9 @@ class retrieval_attention(Indexer):
     neighbours. The walk begins at the keys with the most links and holds the `ef` best, or k if that is more;
     where it would hold all, all are scored. Keys since are scored all. The paper also keeps the first and
     the newest keys, as keep(..., sink=128, window=512) does.
-    Source: arXiv 2409.10516, section 3.2, whose graph is RoarGraph's.
+    Departs from RoarGraph, the paper's graph: links are cut by how many queries made them, not by distance,
+    and a key that no query lists is reached from the keys before and behind it.
+    Source: arXiv 2409.10516, section 3.2.
     """
 
     degree: int = 32
@@ -38,6 +41,7 @@ class retrieval_attention(Indexer):
     family: ClassVar[str] = "votes"
     source: ClassVar[str] = "arXiv 2409.10516"
     cost: ClassVar[str] = "reads the keys that the walk meets, and degree links of those it passes"
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"ef": range(1, 4097)}
     examples: ClassVar[tuple[str, ...]] = ("retrieval_attention()",)
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -27,9 +27,10 @@ class tactic(Scored):
     """Keeps keys in the order of their clusters until they hold `mass` of the attention, at most k.
 
     Weights are exact for the share `exact` of the order; behind it they follow a / x + b at place x, through
-    the mean weights of `sample` keys about a tenth and six tenths of the order. K-means of the keys at build,
-    `cluster_size` a cluster on average; a key that comes later joins the nearest centroid, which stays (the
-    paper clusters new keys anew in batches). Source: arXiv 2502.12216, sections 3 and 4.
+    the mean weights of `sample` keys about a tenth and six tenths of the order, at the means of their 1 / x;
+    a and b are never below 0. K-means of the keys at build, `cluster_size` a cluster on average; a key that
+    comes later joins the nearest centroid, which stays, where the paper clusters new keys anew in batches.
+    Source: arXiv 2502.12216, sections 3 and 4.
     """
 
     mass: float = 0.9
@@ -41,6 +42,7 @@ class tactic(Scored):
     family: ClassVar[str] = "adaptive"
     source: ClassVar[str] = "arXiv 2502.12216"
     cost: ClassVar[str] = "reads the centroids, a label a key, and some keys"
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"cluster_size": range(1, 1025)}
     examples: ClassVar[tuple[str, ...]] = (
         "tactic()",
         "tactic(mass=0.5, cluster_size=4, exact=0.1, sample=3)",

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class twilight(Combinator):
     family: ClassVar[str] = "adaptive"
     source: ClassVar[str] = "arXiv 2502.02770"
     cost: ClassVar[str] = "as base, and reads 1/2 byte a dimension and two numbers of a candidate"
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"candidates": [n / 100 for n in range(1, 101)]}
     examples: ClassVar[tuple[str, ...]] = (
         "twilight(quest(page_size=4))",
         "twilight(shared(sign(), per='layer'), mass=0.6, candidates=0.5)",
