@@ -14,10 +14,12 @@ from topkit.indexers.faiss_pq import faiss_pq
 from topkit.indexers.faiss_rabitq import faiss_rabitq
 from topkit.indexers.faiss_sq import faiss_sq
 from topkit.indexers.h2o import h2o
+from topkit.indexers.hashattention import hashattention
 from topkit.indexers.indexcache import indexcache
 from topkit.indexers.indices import indices
 from topkit.indexers.keep import keep
 from topkit.indexers.lightning import lightning
+from topkit.indexers.magicpig import magicpig
 from topkit.indexers.misa import misa
 from topkit.indexers.moba import moba
 from topkit.indexers.native import native
@@ -79,6 +81,8 @@ INDEXERS: dict[str, type[Indexer]] = {
     "tidaldecode": tidaldecode,
     "indexcache": indexcache,
     "top_p": top_p,
+    "magicpig": magicpig,
+    "hashattention": hashattention,
     "sampled": sampled,
     "tactic": tactic,
     "twilight": twilight,

@@ -14,6 +14,7 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.checks import whole
+from topkit.indexers.cluster_cost import cluster_costs
 from topkit.indexers.clusters import (
     Clusters,
     cut,
@@ -23,6 +24,7 @@ from topkit.indexers.clusters import (
     none,
     own_keys_first,
 )  # fmt: skip
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
 from topkit.kernels.compact import compact
 
@@ -30,22 +32,32 @@ from topkit.kernels.compact import compact
 class Clustered(Indexer):
     """A recipe that writes how keys are clustered and how clusters are scored.
 
-    Outside all clusters stand the first `sink` keys, the newest `window`, and those that came since: they wait
-    until there are `update` of them (0: for good), and are then clustered among themselves. All these are kept
-    before any cluster, the sinks first, then the newest.
+    Outside all clusters stand the first `sink` keys, the newest `window`, and those that came since, until there are
+    `update` of them (0: for good), which are then clustered among themselves. They are kept before any cluster.
     """
 
     sink: int
     window: int
     update: int
+    iterations: int
 
     family: ClassVar[str] = "clusters"
     # Whether the means of clusters' values are wanted.
     valued: ClassVar[bool] = False
+    # Whether the heads of a group have one list.
+    grouped: ClassVar[bool] = False
 
     def traits(self) -> Traits:
         # A longer build clusters otherwise; a cluster has seen keys that stand behind a query.
         return Traits(needs=frozenset({"cache"}), drifts=True, causal_codes=False)
+
+    @property
+    def ratio(self) -> float:
+        """Clusters for a key."""
+        raise NotImplementedError(f"{type(self).__name__}.ratio")
+
+    def costs(self, shape: Shape) -> Cost:
+        return cluster_costs(self, shape)
 
     def check(self) -> None:
         """Require whole numbers of keys."""
@@ -86,17 +98,16 @@ class Clustered(Indexer):
         if self.valued and values is None:
             raise InputError(f"{self} needs 'values'; this driver's cache has none")
         index = ClusteredIndex(self, keys.shape[2], none(keys, values))
-        if keys.shape[2] > self.window:
+        if keys.shape[2] > self.window + self.sink:
             index.close(keys.shape[2] - self.window, step)
         return self.begun(index, step)
 
 
 @dataclass
 class ClusteredIndex(Index):
-    """Clusters of the slots before `closed`, and the count of those behind them.
+    """Clusters of the slots before `closed`; extra, by name, tensors [B, ...].
 
-    segments: of slots that were clustered together, where they end, and the numbers of clusters and of members
-    before them. Shapes: extra, by name, tensors [B, ...].
+    segments: of slots clustered together, where they end, and how many clusters and members were before them.
     """
 
     recipe: Clustered

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -33,6 +34,7 @@ class clusterkv(Clustered):
 
     source: ClassVar[str] = "arXiv 2412.03213"
     cost: ClassVar[str] = "reads 1 centroid for per_cluster keys, and the members of the best"
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"per_cluster": range(1, 4097)}
     examples: ClassVar[tuple[str, ...]] = (
         "clusterkv(per_cluster=4, sink=2, update=8)",
         "clusterkv()",
@@ -46,13 +48,16 @@ class clusterkv(Clustered):
         whole(self, "per_cluster", 1)
         whole(self, "iterations", 1)
 
+    @property
+    def ratio(self) -> float:
+        return 1 / self.per_cluster
+
     def cluster(
         self, keys: Tensor, positions: Tensor, counts: Tensor, step: Step
     ) -> tuple[Tensor, int]:
         clusters = (counts // self.per_cluster).clamp_min(1).minimum(counts)
         first = drawn(positions, counts, clusters, step)
-        how = {"iterations": self.iterations}
-        return kmeans(keys, counts, first, **how, cosine=True), first.shape[2]
+        return kmeans(keys, counts, first, iterations=self.iterations, by="cosine"), first.shape[2]
 
     def score(self, queries: Tensor, index: ClusteredIndex, step: Step) -> Tensor:
         return centroid_scores(queries, index.clusters).float()

@@ -7,6 +7,8 @@ the seed, the layer and the key's position, the same for all heads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -16,24 +18,28 @@ from topkit.kernels.blocks import blocks
 from topkit.kernels.counter_noise import counter_noise
 
 _FIRST = 6  # salt
+# Distances at a time on a GPU.
+_ROOM = 1 << 27
 
 
 def kmeans(
-    points: Tensor, counts: Tensor, first: Tensor, *, iterations: int, cosine: bool
+    points: Tensor, counts: Tensor, first: Tensor, *, iterations: int, by: str, begin: str = ""
 ) -> Tensor:
     """The cluster of each point, after so many assignments or once none moves; the lowest of equal ones.
 
     Shapes: points [B, H, n, D], of which each row's first `counts` [B] are there; first [B, 1 or H, C], the
     places of the points that centroids begin at, -1 for none -> [B, H, n], -1 where there is no point.
-    cosine goes by the angle to the mean of a cluster, and else by the distance from it.
+    `by` is the angle to a cluster's mean ("cosine"), the "distance" from it, or its "product"; `begin`, where it
+    is given, is what the first assignment goes by.
     """
     usable = (first >= 0).expand(-1, points.shape[1], -1)
     at = first.clamp_min(0).expand(-1, points.shape[1], -1)[..., None]
     centroids = points.gather(2, at.expand(-1, -1, -1, points.shape[3])).double()
     there = torch.arange(points.shape[2], device=points.device) < counts[:, None]
     labels = torch.full(points.shape[:3], -1, device=points.device)
-    for _ in range(iterations if first.shape[2] else 0):
-        before, labels = labels, nearest(points, centroids, usable, cosine=cosine)
+    for number in range(iterations if first.shape[2] else 0):
+        how = (begin or by) if number == 0 else by
+        before, labels = labels, nearest(points, centroids, usable, how)
         labels = labels.masked_fill(~there[:, None], -1)
         if torch.equal(labels, before):
             break
@@ -42,14 +48,14 @@ def kmeans(
     return labels
 
 
-def nearest(points: Tensor, centroids: Tensor, usable: Tensor, *, cosine: bool) -> Tensor:
+def nearest(points: Tensor, centroids: Tensor, usable: Tensor, by: str) -> Tensor:
     """The centroid [B, H, n] that each of points [B, H, n, D] is nearest to, of those that are usable [B, H, C]."""
     squares = centroids.square().sum(-1, keepdim=True)
-    centroids = centroids / squares.sqrt().clamp_min(1e-30) if cosine else centroids
-    halves = torch.zeros_like(squares.mT) if cosine else squares.mT / 2
+    centroids = centroids / squares.sqrt().clamp_min(1e-30) if by == "cosine" else centroids
+    halves = squares.mT / 2 if by == "distance" else torch.zeros_like(squares.mT)
     labels = torch.empty(points.shape[:3], dtype=torch.int64, device=points.device)
     each = centroids.shape[0] * centroids.shape[1] * centroids.shape[2]
-    for part in blocks(points.shape[2], each, points.device):
+    for part in _parts(points.shape[2], each, points.device):
         near = points[:, :, part].double() @ centroids.mT - halves
         near = near.float().masked_fill(~usable[:, :, None], -torch.inf)
         labels[:, :, part] = near.max(-1).indices
@@ -67,7 +73,7 @@ def means_of(points: Tensor, labels: Tensor, clusters: int) -> tuple[Tensor, Ten
     of = of + torch.arange(rows * heads, device=of.device)[:, None] * (clusters + 1)
     room = rows * heads * (clusters + 1)
     total = torch.zeros(room, width, dtype=torch.float64, device=points.device)
-    for part in blocks(count, rows * heads * width, points.device):
+    for part in _parts(count, rows * heads * width, points.device):
         own = points[:, :, part].reshape(-1, width).double()
         total.index_add_(0, of[:, part].reshape(-1), own)
     sizes = torch.bincount(of.reshape(-1), minlength=room).view(rows, heads, -1)[..., :clusters]
@@ -128,6 +134,16 @@ def draws_of(positions: Tensor, step: Step) -> Tensor:
     return counter_noise(
         slots, stop, 1, seed=step.seed, salt=salt_of(step, _FIRST), per_query=False, backend="torch"
     )[:, 0, 0]
+
+
+def _parts(count: int, each: int, device: torch.device) -> Iterator[slice]:
+    """Slices of `count` things of `each` numbers; a GPU, too, holds only some of them in float64 at a time."""
+    if device.type == "cpu":
+        yield from blocks(count, each, device)
+        return
+    width = max(1, _ROOM // max(1, each))
+    for first in range(0, count, width):
+        yield slice(first, min(first + width, count))
 
 
 def _most(clusters: Tensor) -> int:

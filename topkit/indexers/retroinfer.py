@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from topkit.indexers.base import Rest, Selection, Step
 from topkit.indexers.clustered import Clustered, ClusteredIndex
 from topkit.indexers.clusters import centroid_scores
 from topkit.indexers.kmeans import kmeans, means_of, spread
+from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits
 
 
@@ -26,9 +27,9 @@ class retroinfer(Clustered):
     Clusters are ranked by the softmax over centroids, summed over a KV group. Those behind the last that k holds,
     the share `estimate` of all, stand in the softmax as one pseudo-key each: its logit is scaling q . centroid +
     ln(size), its value the mean of the members'. One cluster for `per_cluster` keys, by cosine of keys about
-    their mean, in segments of `segment` keys, from keys spread evenly. The first `sink` and the newest `window`
-    keys are always kept; of appended keys the oldest `update` are clustered once there are so many behind the
-    window (0: never). k, which the paper sets to 1.8 % and the steady zone, counts all keys that are kept.
+    their mean, in segments of `segment` keys, from keys spread evenly (first by dot product, as in its code).
+    The first `sink` and the newest `window` keys are always kept; of appended keys the oldest `update` are
+    clustered once there are so many behind the window (0: never). k, which the paper sets to 1.8 % and the steady zone, counts all keys that are kept.
     Source: arXiv 2505.02922, section 4.
     """
 
@@ -45,6 +46,8 @@ class retroinfer(Clustered):
         "reads 1 centroid for per_cluster keys, and the members and values of the best"
     )
     valued: ClassVar[bool] = True
+    grouped: ClassVar[bool] = True
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"per_cluster": range(1, 4097)}
     examples: ClassVar[tuple[str, ...]] = (
         "retroinfer(per_cluster=4, sink=1, window=2, update=8, segment=16)",
         "retroinfer()",
@@ -61,6 +64,15 @@ class retroinfer(Clustered):
         # What is estimated no list may cut or add to.
         return replace(super().traits(), weighted=self.estimate > 0, may_come_short=True)
 
+    @property
+    def ratio(self) -> float:
+        return 1 / self.per_cluster
+
+    def costs(self, shape: Shape) -> Cost:
+        s = shape
+        clusters = self.ratio * (s.T - least(s.T, self.sink + self.window))
+        return super().costs(s).besides(read=s.Hk * self.estimate * clusters * s.Dv * s.e)
+
     def cluster(
         self, keys: Tensor, positions: Tensor, counts: Tensor, step: Step
     ) -> tuple[Tensor, int]:
@@ -76,8 +88,14 @@ class retroinfer(Clustered):
             stop = begin + int(own.max())
             clusters = (own / self.per_cluster + 0.5).floor().clamp_min(1).long().minimum(own)
             first = spread(own, clusters)
-            how = {"iterations": self.iterations}
-            found = kmeans(keys[:, :, begin:stop], own, first, **how, cosine=True)
+            found = kmeans(
+                keys[:, :, begin:stop],
+                own,
+                first,
+                iterations=self.iterations,
+                by="cosine",
+                begin="product",
+            )
             part = labels[:, :, begin:stop]
             labels[:, :, begin:stop] = torch.where(found >= 0, found + total, part)
             total += first.shape[2]
@@ -126,14 +144,15 @@ class retroinfer(Clustered):
         place = torch.arange(max(most, 1), device=order.device)
         seen = (place < number) & (taken + place < there)
         which = order.gather(-1, (taken + place).clamp_max(order.shape[3] - 1))
-        heads = products.shape[1]
-        which, seen = (x.repeat_interleave(heads // x.shape[1], 1) for x in (which, seen))
-        sizes = index.clusters.by_list(index.clusters.sizes, heads).gather(-1, which.flatten(2))
-        logits = step.scaling * products.gather(-1, which) + sizes.view_as(which).log()
+        lists, times = order.shape[1], products.shape[1] // order.shape[1]
+        sizes = index.clusters.by_list(index.clusters.sizes, lists).gather(-1, which.flatten(2))
+        means = values[:, :: values.shape[1] // lists]
+        at = which.flatten(2)[..., None].expand(-1, -1, -1, values.shape[3])
+        means = means.gather(2, at).view(*which.shape, -1)
+        each = [x.repeat_interleave(times, 1) for x in (which, sizes.view_as(which), means, seen)]
+        which, sizes, means, seen = each
+        logits = step.scaling * products.gather(-1, which) + sizes.log()
         logits = logits.masked_fill(~seen, -torch.inf).float()
-        rows, group = torch.arange(len(which), device=which.device), heads // values.shape[1]
-        head = torch.arange(heads, device=which.device) // group
-        means = values[rows[:, None, None, None], head[:, None, None], which].float()
-        read = seen.any(1).sum(-1) * values.shape[1] * values.shape[3] * values.element_size()
+        read = lists * len(place) * values.shape[3] * values.element_size()
         cost = {"bytes_read": chosen.bytes_read + read} if step.counted else {}
-        return replace(chosen, rest=Rest(means, logits=logits), **cost)
+        return replace(chosen, rest=Rest(means.float(), logits=logits), **cost)

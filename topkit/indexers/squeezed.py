@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from topkit.indexers.checks import share, whole
 from topkit.indexers.clustered import Clustered, ClusteredIndex
 from topkit.indexers.clusters import Clusters, centroid_scores
 from topkit.indexers.kmeans import kmeans, plus_plus
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
 
 _MARGIN = 1e-5  # what equal shares may be off by
@@ -40,6 +42,7 @@ class squeezed(Clustered):
 
     source: ClassVar[str] = "arXiv 2411.09688"
     cost: ClassVar[str] = "reads a share of centroids, and the members of those above the threshold"
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"share": [n / 1000 for n in range(1, 1001)]}
     examples: ClassVar[tuple[str, ...]] = (
         "squeezed(share=0.3, sparsity=0.5, window=2)",
         "squeezed()",
@@ -63,14 +66,23 @@ class squeezed(Clustered):
         own = {"causal_codes": True, "exhaustive": False, "may_come_short": True}
         return replace(super().traits(), needs=needs, **own)
 
+    @property
+    def ratio(self) -> float:
+        return self.share
+
+    def costs(self, shape: Shape) -> Cost:
+        cost = super().costs(shape)
+        return replace(cost, index=cost.index + 8 / shape.T)  # the threshold
+
     def cluster(
         self, keys: Tensor, positions: Tensor, counts: Tensor, step: Step
     ) -> tuple[Tensor, int]:
         keys = normalize(keys.double(), dim=-1)
         clusters = (self.share * counts).floor().clamp_min(1).long().minimum(counts)
         first = plus_plus(keys, positions, counts, clusters, step)
-        how = {"iterations": self.iterations}
-        return kmeans(keys, counts, first, **how, cosine=False), first.shape[2]
+        return kmeans(keys, counts, first, iterations=self.iterations, by="distance"), first.shape[
+            2
+        ]
 
     def begun(self, index: ClusteredIndex, step: Step) -> ClusteredIndex:
         queries = step.prefill_queries[:, :, -self.window :]
@@ -84,6 +96,8 @@ class squeezed(Clustered):
 
     def score(self, queries: Tensor, index: ClusteredIndex, step: Step) -> Tensor:
         shares = _shares(queries, index.clusters, step.scaling)
+        if not index.clusters.count:
+            return shares
         least = index.extra["threshold"].log()[:, None, None, None] - _MARGIN
         return shares.masked_fill(shares < least, -torch.inf).float()
 

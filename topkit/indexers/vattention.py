@@ -105,7 +105,7 @@ class vattention(Combinator):
         proposal, kept = self._kept(index, queries, width, step)
         left = others(kept, step, length)
         draws = noise(step, length, queries, salt=_SAMPLE).masked_fill(~left, -torch.inf)
-        drawn = select_topk(draws, width)
+        drawn = select_topk(draws, width, check=False)
         number = left.sum(-1, keepdim=True)
         begun = (self.sample * number).ceil().clamp_min(2).minimum(number).long()
         read = torch.cat([kept, cut_to(drawn[..., : self._most(length)], begun)], -1)

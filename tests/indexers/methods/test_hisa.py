@@ -1,0 +1,36 @@
+"""HISA, arXiv 2603.28458, section 3: blocks by their mean key, then the best keys of those."""
+
+from __future__ import annotations
+
+import pytest
+
+from plainly import best, chosen, drawn, lists
+
+
+@pytest.mark.parametrize(
+    ("size", "pages", "length", "k"),
+    [
+        (4, 3, 50, 9),
+        (8, 2, 61, 16),
+        (1, 7, 40, 5),
+        pytest.param(
+            *(8, 2, 64, 16), marks=pytest.mark.xfail(reason="one block more is read", strict=True)
+        ),
+        (16, 64, 70, 12),
+    ],
+)
+def test_the_best_keys_of_the_best_blocks(size, pages, length, k):
+    queries, keys, values = drawn(length + k, length)
+    spec = f"hisa(page_size={size}, pages={pages})"
+    found = chosen(spec, queries, keys, values, k, built=length - 5)
+    for head, got in enumerate(lists(found, 4)):
+        query, own = queries[head, -1], keys[head // 2]
+        means = [own[first : first + size].mean(0) @ query for first in range(0, length, size)]
+        # No list is short of keys for want of blocks, also where the part-full one is among them.
+        last = (length - 1) % size + 1
+        kept = best(means, max(pages, 1 + max(-(-(k - last) // size), 0)))
+        among = sorted(
+            s for page in kept for s in range(page * size, min((page + 1) * size, length))
+        )
+        products = own @ query
+        assert got == [among[place] for place in best(products[among], k)]
