@@ -34,6 +34,8 @@ def stated_costs(indexer: Indexer, draw: Draw = RANDOM) -> None:
         index, last = one.build(indexer), slice(one.length - 1, one.length)
         step = one.step(indexer, last, one.length)
         inputs = [one.keys, one.values]
+        if indexer.traits().remembers:  # its first step still chooses among the whole prompt
+            index.select(one.queries[:, :, last], k, step)
         with Reads([*tensors_in_reach(index), *inputs]) as reads:
             selection = index.select(one.queries[:, :, last], k, step)
         _compare(indexer, one, index, selection, cost, reads.total)

@@ -157,7 +157,8 @@ def fork(indexer: Indexer, draw: Draw = RANDOM) -> None:
     one = draw(indexer, start=(0, 5, 11))
     other = one.spliced(draw(indexer, start=(0, 5, 11), seed=1), 25)
     index = one.build(indexer, [20, 25])
-    size, before = index.nbytes, one.ask(indexer, index, 5)
+    before = one.ask(indexer, index, 5)
+    size = index.nbytes  # of what remembers, a selection may change it
     twin, cut = index.fork(), index.fork()
     other.append(indexer, twin, 33)
     one.truncate(indexer, cut, 22)

@@ -25,7 +25,9 @@ class Reads(TorchDispatchMode):
         super().__init__()
         self.gathered = 0
         self.gone_over: dict[int, Tensor] = {}
-        for x in tensors:
+        # Held, so that no other tensor comes to lie where one that is given up did.
+        self.tensors = list(tensors)
+        for x in self.tensors:
             storage = x.untyped_storage()
             bytes_of = torch.zeros(storage.nbytes(), dtype=torch.bool, device=x.device)
             self.gone_over[storage.data_ptr()] = bytes_of

@@ -65,7 +65,7 @@ class refine(Combinator):
         scores = chosen_scores(queries, slots, step, room, step.backend)
         if not step.counted:
             return Candidates(scores, slots)
-        return Candidates(scores, slots, **self._cost(proposal, step))
+        return Candidates(scores, slots, **cost_in_full(proposal, step))
 
     def choose_many(
         self, index: Index, queries: Tensor, ks: Sequence[int], step: Step
@@ -92,15 +92,15 @@ class refine(Combinator):
         heads = scores.shape[1]
         slots = proposal.indices.repeat_interleave(heads // proposal.indices.shape[1], 1)
         chosen = select_topk(scores, k, slots=slots, backend="torch")
-        return Selection(chosen, **self._cost(proposal, step))
+        return Selection(chosen, **cost_in_full(proposal, step))
 
-    def _cost(self, proposal: Selection, step: Step) -> dict[str, Any]:
-        """What a proposal cost, and reading its keys: those of a list once for its heads in a group."""
-        cache, lists = step.cache, proposal.indices.shape[1]
-        read = (proposal.indices >= 0).sum(-1).float()
-        times = max(cache.heads // lists, 1)
-        return {
-            "keys_scored": proposal.keys_scored + read.mean(1),
-            "bytes_read": proposal.bytes_read
-            + read.sum(1) * times * (cache.key_bytes // cache.heads),
-        }
+
+def cost_in_full(proposal: Selection, step: Step) -> dict[str, Any]:
+    """What a proposal cost, and reading its keys: those of a list once for its heads in a group."""
+    cache, lists = step.cache, proposal.indices.shape[1]
+    read = (proposal.indices >= 0).sum(-1).float()
+    times = max(cache.heads // lists, 1)
+    return {
+        "keys_scored": proposal.keys_scored + read.mean(1),
+        "bytes_read": proposal.bytes_read + read.sum(1) * times * (cache.key_bytes // cache.heads),
+    }

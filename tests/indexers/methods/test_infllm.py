@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from plainly import best, chosen, drawn, lists, of_pages
 
 
