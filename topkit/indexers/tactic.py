@@ -84,7 +84,7 @@ class tactic(Scored):
         at = (start[:, None] + torch.arange(length, device=keys.device)).clamp_max(length - 1)
         points = keys.gather(2, at.expand(len(keys), -1)[:, None, :, None].expand_as(keys))
         first = spread(counts, (-(-counts // self.cluster_size)).clamp_min(1))
-        labels = kmeans(points, counts, first, iterations=self.iterations, cosine=False)
+        labels = kmeans(points, counts, first, iterations=self.iterations, by="distance")
         centroids = means_of(points, labels, first.shape[2])[0].float()
         # A label for each slot again; padding has any.
         back = (torch.arange(length, device=keys.device) - start[:, None]).clamp_min(0)
