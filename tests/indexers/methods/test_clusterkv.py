@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def test_selects_by_the_scores_of_centroids(grow: str) -> None:
     recipe = parse(RECIPE)
     one = RANDOM(recipe, length=LENGTH, heads=(4, 2))
     cuts = [PROMPT, LENGTH] if grow == "at once" else [PROMPT, *range(PROMPT + 1, LENGTH + 1)]
-    index = one.build(recipe, cuts)
+    index: Any = one.build(recipe, cuts)
     for k in (4, 9, 20, 33, 62):
         got = one.ask(recipe, index, k).indices
         for row in range(2):
@@ -62,7 +63,7 @@ def last_cluster_apart(ours: set[int], want: set[int], clusters: list[list[int]]
 def test_clusters_are_a_fixed_point_by_the_angle() -> None:
     recipe = parse(RECIPE)
     one = RANDOM(recipe, length=LENGTH, heads=(4, 2))
-    index = one.build(recipe, [PROMPT])
+    index: Any = one.build(recipe, [PROMPT])
     for row in range(2):
         for head in range(2):
             keys = one.keys[row, head].double()
@@ -81,7 +82,7 @@ def test_clusters_are_a_fixed_point_by_the_angle() -> None:
 def test_new_keys_wait_for_an_update_and_then_make_clusters_of_their_own() -> None:
     recipe = parse(RECIPE)
     one = RANDOM(recipe, length=LENGTH, heads=(2, 1))
-    index = one.build(recipe, [PROMPT])
+    index: Any = one.build(recipe, [PROMPT])
     before = clustered(index, 0, 0)
     for length in range(PROMPT + 1, LENGTH + 1):
         one.append(recipe, index, length)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from topkit.contract.draw import RANDOM
@@ -26,7 +28,7 @@ def shares(query, keys, clusters, scale):
 def test_keeps_the_clusters_above_the_threshold():
     recipe = parse(f"squeezed(share={SHARE}, window={WINDOW}, sparsity=0.6, iterations=30)")
     one = RANDOM(recipe, length=LENGTH, heads=(4, 2))
-    index = one.build(recipe, [PROMPT, LENGTH])
+    index: Any = one.build(recipe, [PROMPT, LENGTH])
     scale, kept, there = one.keys.shape[3] ** -0.5, 0, 0
     got = one.ask(recipe, index, LENGTH).indices
     for row in range(2):
@@ -52,7 +54,7 @@ def test_the_threshold_leaves_out_a_share_of_the_keys_by_their_mean_over_the_pro
     for sparsity in (0.3, 0.7):
         recipe = parse(f"squeezed(share={SHARE}, window={WINDOW}, sparsity={sparsity})")
         one = RANDOM(recipe, length=PROMPT, heads=(4, 2), rows=2)
-        index = one.build(recipe)
+        index: Any = one.build(recipe)
         scale = one.keys.shape[3] ** -0.5
         for row in range(2):
             threshold, mean = float(index.extra["threshold"].flatten()[row]), []

@@ -14,6 +14,11 @@ from topkit.indexers.spec import parse
 LENGTH, SINK, WINDOW = 400, 4, 8
 
 
+def weights_of(selection):
+    assert selection.log_weights is not None
+    return selection.log_weights
+
+
 def selections(spec, seeds, spread=1.0):
     recipe = parse(spec)
     one = RANDOM(recipe, length=LENGTH, heads=(2, 1), rows=1)
@@ -33,7 +38,7 @@ def test_ends_and_best_keys_as_they_are_and_a_sample_of_the_others():
     scores, chosen = selections(spec, 4)
     for selection in chosen:
         for head in range(2):
-            slots, weights = selection.indices[0, head, 0], selection.log_weights[0, head, 0]
+            slots, weights = selection.indices[0, head, 0], weights_of(selection)[0, head, 0]
             weighed = {
                 s: w for s, w in zip(slots.tolist(), weights.tolist(), strict=True) if s >= 0
             }
@@ -59,7 +64,7 @@ def test_the_sample_is_as_large_as_the_bound_asks():
     for head in range(2):
         sizes, weights = [], scores[head].exp()
         for selection in chosen:
-            slots, own = selection.indices[0, head, 0], selection.log_weights[0, head, 0]
+            slots, own = selection.indices[0, head, 0], weights_of(selection)[0, head, 0]
             sure = slots[(own == 0) & (slots >= 0)]
             sizes.append(int((own > 0).sum()))
         rest = torch.ones(LENGTH, dtype=torch.bool)
@@ -82,7 +87,7 @@ def test_the_sum_of_weights_is_within_epsilon_as_often_as_promised():
     off, far = [], 0
     for selection in chosen:
         for head in range(2):
-            slots, weights = selection.indices[0, head, 0], selection.log_weights[0, head, 0]
+            slots, weights = selection.indices[0, head, 0], weights_of(selection)[0, head, 0]
             real = slots >= 0
             said = (scores[head][slots[real]] + weights[real].double()).exp().sum()
             off.append(float(said / scores[head].exp().sum()) - 1)
