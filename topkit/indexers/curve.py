@@ -1,9 +1,11 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """How much attention an order of keys holds up to each place, by a curve through samples."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -74,7 +76,7 @@ class Curve:
         at = torch.cat([p.expand(*places[1].shape[:3], -1) for p in places], -1)
         at = (at.clamp_max(length) - 1).expand(*order.shape[:3], -1)
         scores = step.scaling * chosen_scores(queries, order.gather(-1, at), step, length)
-        return list(scores.split(sizes, -1))
+        return list(cast(Sequence[Tensor], scores.split(sizes, -1)))
 
     def _read(self, places: list[Tensor], there: list[Tensor], place: Tensor) -> Tensor:
         """How many keys stand at some places, each counted once [B or 1, Tq]."""

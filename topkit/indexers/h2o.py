@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -163,7 +163,8 @@ class H2OIndex(Index):
         # By slot again: equal votes go to the lower one.
         order = best.slots.masked_fill(best.slots < 0, MOST).argsort(-1)
         after = Kept(best.slots, best.votes + weights).among(order)
-        return Selection(compact(slots, k), **self._cost(kept, best, step)), after
+        cost: dict[str, Any] = self._cost(kept, best, step)
+        return Selection(compact(slots, k), **cost), after
 
     def _cost(self, kept: Kept, best: Kept, step: Step) -> dict[str, Tensor]:
         """Votes that were compared, and keys that a query of each head was weighed against."""

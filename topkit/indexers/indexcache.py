@@ -28,7 +28,7 @@ class indexcache(Layered):
     examples: ClassVar[tuple[str, ...]] = ("indexcache()", "indexcache(sign(), pattern='FFS')")
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pattern, str) or not re.fullmatch("F[FS]*", self.pattern):
+        if not re.fullmatch("F[FS]*", str(self.pattern)):
             raise InputError(
                 "indexcache: pattern must be letters F (full) and S (shared), F first, as FSSS; got "
                 f"{self.pattern!r}"

@@ -1,9 +1,10 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """A graph of keys that the same queries look for, and a search through it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ def linked(queries: Tensor, keys: Tensor, nearest: int, degree: int, step: Step)
     node = torch.arange(rows * groups, device=keys.device)[:, None] * length
     real = (one >= 0) & (other >= 0) & (one != other)
     ways = [((node + a) * length + b)[real] for a, b in ((one, other), (other, one))]
-    links, times = torch.cat(ways).unique(return_counts=True)
+    unique = cast(Any, torch.cat(ways).unique)
+    links, times = cast(tuple[Tensor, Tensor], unique(return_counts=True))
     # By node, then most queries first, then the lowest slot.
     most = times.max() if len(times) else 0
     links = links[(links // length * (most + 1) + most - times).argsort(stable=True)]
@@ -63,7 +65,7 @@ def _lists(queries: Tensor, keys: Tensor, nearest: int, step: Step) -> Tensor:
         scores = masked(score(queries[:, :, some], keys), replace(step, stop=stops[:, some]))
         parts.append(select_topk(scores, nearest, backend="torch"))
     lists = torch.cat(parts, 2)
-    return lists.unflatten(1, (keys.shape[1], -1)).flatten(2, 3).flatten(0, 1)
+    return lists.reshape(len(lists) * keys.shape[1], -1, lists.shape[-1])
 
 
 @dataclass

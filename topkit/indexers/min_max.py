@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """Keys in four bits between the least and the largest number of each, as estimates of a key's score."""
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ class MinMax(Scored):
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
         how: dict[str, Any] = {"dtype": "int4", "scale": codes["scale"], "backend": "torch"}
         scores = score_codes(queries, codes["codes"], **how)
-        sums = queries.float().sum(-1, keepdim=True).unflatten(1, (codes["middle"].shape[1], -1))
-        return scores + (sums * codes["middle"][:, :, None].mT).flatten(1, 2)
+        middle = codes["middle"].repeat_interleave(queries.shape[1] // codes["middle"].shape[1], 1)
+        return scores + queries.float().sum(-1, keepdim=True) * middle.mT
 
 
 def estimates(index: ScoredIndex, queries: Tensor, slots: Tensor, step: Step) -> Tensor:
     """The scores [B, Hq, Tq, n] that an index's codes give to chosen slots [B, Hq, Tq, n]; -inf for -1."""
     rows, heads, count, width = slots.shape
     group = heads // next(iter(index.codes.values())).shape[1]
-    lists = slots.clamp_min(0).unflatten(1, (-1, group)).flatten(2)
+    lists = slots.clamp_min(0).reshape(rows, heads // group, -1)
     own: Codes = {}
     for name, code in index.codes.items():
         at = lists[..., None].expand(-1, -1, -1, code.shape[-1])
-        each = code.gather(2, at).unflatten(2, (group, count, width)).movedim(3, 1)
+        each = code.gather(2, at).view(rows, heads, count, width, -1).movedim(2, 1)
         own[name] = each.reshape(rows * count, heads, width, code.shape[-1])
     vectors = queries.movedim(2, 1).reshape(rows * count, heads, 1, -1)
     scores = index.recipe.score(vectors, own, step)

@@ -140,7 +140,7 @@ def _block_means(keys: Tensor, size: int, count: int, step: Step) -> tuple[Tenso
     at = (start[:, None] + torch.arange(len(first) * size, device=keys.device)).expand(rows, -1)
     inside = (at < length)[..., None]
     own = keys[:, 0].gather(1, at.clamp_max(length - 1)[..., None].expand(-1, -1, width))
-    sums = own.masked_fill(~inside, 0).unflatten(1, (-1, size)).cumsum(2)
+    sums = own.masked_fill(~inside, 0).view(rows, -1, size, width).cumsum(2)
     seen = (stop - start[:, None])[..., None] - first
     seen = seen.clamp(0, size).expand(rows, count, -1)
     last = (seen.mT - 1).clamp_min(0)[..., None].expand(-1, -1, -1, width)

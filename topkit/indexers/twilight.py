@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false
 """Twilight: a base proposes freely, and int4 keys say how many of its keys hold the mass."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -34,7 +34,8 @@ class twilight(Combinator):
 
     base: Indexer = quest()  # noqa: RUF009 (a frozen value)
     mass: float = 0.85
-    candidates: float = 0.25
+    # Its index is its own, and never asks a combinator for the candidates of a captured step.
+    candidates: float = 0.25  # pyright: ignore[reportIncompatibleMethodOverride]
 
     family: ClassVar[str] = "adaptive"
     source: ClassVar[str] = "arXiv 2502.02770"
@@ -134,7 +135,8 @@ class TwilightIndex(Index):
         """What base chooses for each query, at the share of what that query sees."""
         inner = replace(step.given_to(self.recipe.base), ordered=False)
         budgets = self._budgets(queries, step)
-        widths = budgets.unique().tolist()
+        several = cast(list[int], budgets.flatten().tolist())
+        widths = sorted(set(several))
         proposals = self.base.select_many(queries, widths, inner)
         if len(widths) == 1:
             return proposals[widths[0]]
