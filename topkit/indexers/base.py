@@ -354,6 +354,8 @@ class Indexer(Named):
     cost: ClassVar[str] = ""
     # The optional package that it imports at use.
     requires: ClassVar[str] = ""
+    # The values of parameters that a budget of bytes may choose among, by name: what it reads depends on them.
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {}
     # Specs that the contract suite tries beside the defaults, or for want of them.
     examples: ClassVar[tuple[str, ...]] = ()
 
