@@ -9,7 +9,13 @@ import pytest
 
 from topkit.errors import InputError
 from topkit.indexers import Stateless
-from topkit.indexers.equal_bytes import NEAR, ByteBudget, at_equal_bytes, parse_byte_budget
+from topkit.indexers.equal_bytes import (
+    NEAR,
+    ByteBudget,
+    at_equal_bytes,
+    parse_byte_budget,
+    parse_byte_budgets,
+)
 from topkit.indexers.spec import parse
 from topkit.indexers.stated_cost import Shape
 
@@ -28,13 +34,26 @@ SHAPE = Shape(Hq=9, Hk=3, D=64, Dv=64, T=4096, k=16, e=2)
         ({"bytes": 64}, ByteBudget(64)),
         ({"bytes": 0.06}, ByteBudget(0.06, share=True)),
         (ByteBudget(3), ByteBudget(3)),
-        (None, None),
     ],
 )
 def test_the_grammar_of_a_budget(text, budget):
     assert parse_byte_budget(text) == budget
-    if budget is not None:
-        assert parse_byte_budget(str(budget)) == budget
+    assert parse_byte_budget(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    ("text", "amounts"),
+    [
+        (None, []),
+        ("bytes=0.06", [0.06]),
+        ("bytes=0.06, bytes=64,bytes=0.06", [0.06, 64]),
+        (["bytes=0.06", {"bytes": 64}], [0.06, 64]),
+        ({"bytes": 3}, [3]),
+        (ByteBudget(3), [3]),
+    ],
+)
+def test_several_budgets(text, amounts):
+    assert [one.amount for one in parse_byte_budgets(text)] == amounts
 
 
 @pytest.mark.parametrize(
@@ -43,8 +62,9 @@ def test_the_grammar_of_a_budget(text, budget):
      "bytes=1e999", "bytes=nan", {"bytes": 1, "k": 2}, {}, ["bytes=3"]],
 )  # fmt: skip
 def test_what_is_no_budget_of_bytes_is_refused(text):
-    with pytest.raises(InputError, match=r"budget must be bytes=0.06 .* or bytes=64"):
-        parse_byte_budget(text)
+    for read in (parse_byte_budget, lambda x: parse_byte_budgets([x])):
+        with pytest.raises(InputError, match=r"budget must be bytes=0.06 .* or bytes=64"):
+            read(text)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +89,6 @@ def test_what_is_no_budget_of_bytes_is_refused(text):
 )  # fmt: skip
 def test_each_recipe_reads_the_budget(spec, budget, made):
     budget = parse_byte_budget(budget)
-    assert budget is not None
     chosen = at_equal_bytes(parse(spec), budget, SHAPE)
     assert chosen.recipe == parse(made) and not chosen.why
     assert chosen.read == pytest.approx(budget.at(SHAPE), rel=NEAR)

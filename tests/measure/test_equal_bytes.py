@@ -45,7 +45,7 @@ def test_a_share_and_bytes_that_are_one_choose_alike():
 @pytest.mark.parametrize(
     ("indexers", "budget", "said"),
     [
-        (["quest", "top_p"], "bytes=0.2", r"less than can be read by top_p\(exact\(\)\) reads 128 bytes"),
+        (["quest", "top_p"], "bytes=0.2", r"cannot be met: top_p\(exact\(\)\) reads 128 bytes"),
         (["exact", "random"], "bytes=0.2", "no indexer reads bytes=0.2: exact.. is an oracle"),
         (["sign"], "bytes=0.2", "no indexer reads bytes=0.2: sign.. reads 4 bytes a token, of 25.6"),
         (["quest"], "0.2", "budget must be bytes=0.06"),

@@ -114,7 +114,7 @@ ByteBudget = Annotated[
         "--budget",
         metavar="bytes=N",
         help="Bytes that choosing reads, equal for all indexers: bytes=64 a token and layer, or bytes=0.06 "
-        "of the keys'.",
+        "of the keys'; several with commas.",
     ),
 ]
 Margin = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -48,18 +48,33 @@ class Chosen:
     over: bool = False
 
 
-def parse_byte_budget(text: Any) -> ByteBudget | None:
-    """Read "bytes=0.06", of the keys' bytes, or "bytes=64", a token and layer; None is none.
+# One budget of bytes or several: "bytes=0.06,bytes=64", or a list.
+ByteBudgets = str | ByteBudget | Mapping[str, float] | Sequence[Any] | None
+
+
+def parse_byte_budgets(text: ByteBudgets) -> tuple[ByteBudget, ...]:
+    """Read one budget of bytes or several, also as one text: "bytes=0.06,bytes=64"; None is none."""
+    if text is None:
+        return ()
+    if isinstance(text, str):
+        several: list[Any] = text.split(",")
+    else:
+        several = list(text) if isinstance(text, list | tuple) else [text]
+    return tuple(dict.fromkeys(map(parse_byte_budget, several)))
+
+
+def parse_byte_budget(text: Any) -> ByteBudget:
+    """Read "bytes=0.06", of the keys' bytes, or "bytes=64", a token and layer.
 
     Raises: InputError for anything else, and for what is not above zero.
     """
-    if text is None or isinstance(text, ByteBudget):
+    if isinstance(text, ByteBudget):
         return text
     match = re.fullmatch(r"\s*bytes\s*=\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*", _said(text))
     amount = float(match[1]) if match else 0.0
     if not 0 < amount < math.inf:
         raise InputError(
-            "budget must be bytes=0.06 (below 1: of the keys' bytes) or bytes=64 (a token and layer); "
+            "budget must be bytes=0.06 (below 1: of the keys' bytes) or bytes=64 (a token and layer), or several; "
             f"got {quote(text)}"
         )
     return ByteBudget(amount, share=amount < 1)

@@ -16,16 +16,15 @@ from topkit.experiments.measure.layer import Setting, recipes_of, require_all
 from topkit.experiments.measure.plan import Measured, plan_of
 from topkit.experiments.measure.request import Request
 from topkit.experiments.runs.cells import parse_cells, require_able, with_own_k
-from topkit.experiments.runs.equal_cells import at_budget
+from topkit.experiments.runs.equal_cells import at_budgets, shape_of
 from topkit.experiments.runs.jobs import Runner
 from topkit.experiments.runs.plan import Plan, planned
 from topkit.experiments.runs.runners import crew
 from topkit.experiments.runs.shards import Shard, parse_shard
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budgets
-from topkit.indexers.equal_bytes import ByteBudget, parse_byte_budget
+from topkit.indexers.equal_bytes import ByteBudgets, parse_byte_budgets
 from topkit.indexers.spec import parse
-from topkit.indexers.stated_cost import Shape
 from topkit.indexers.upstream import without_source
 
 
@@ -45,7 +44,7 @@ def measure(
     force: bool = False,
     runner: str | Runner | None = None,
     shard: str | Shard | None = None,
-    budget: str | ByteBudget | None = None,
+    budget: ByteBudgets = None,
 ) -> Plan[Measured]:
     """Judge indexers on captured tensors against exact Top-k, in every layer, head and position.
 
@@ -55,7 +54,7 @@ def measure(
     a Parquet part a sample and layer stands under out/fidelity, and a rerun computes what is missing.
     runner: serial, pool or ray, with jobs= at one time; shard: "0/4" is the first of four shares, which may
     write to `out` at the same time. budget: "bytes=0.06", of the keys' bytes, or "bytes=64", a token and
-    layer, chooses at each k a parameter of each indexer by which choosing reads so much (docs/cost.md).
+    layer, chooses at each k a parameter of each indexer by which choosing reads so much; or several (docs/cost.md).
     Returns: the rows, as Measured; of a shard, its own.
     Raises: InputError for bad input, for NaN (layer and head named), for a folder of another run.
     """
@@ -67,10 +66,10 @@ def measure(
     chosen = _layers(capture, layers)
     longest = max(record["tokens"] for record in capture.manifest["samples"])
     cells = with_own_k(cells, capture.manifest.get("own_k"), longest)
-    notes, read = (), parse_byte_budget(budget)
-    if read is not None:
-        equal = at_budget(cells, read, _shape(capture, chosen[0], longest))
-        cells, notes = equal.cells, equal.notes
+    t = capture.load(capture.samples[0], chosen[0])
+    shape = shape_of(t.queries, t.keys, t.values, longest)
+    equal = at_budgets(cells, parse_byte_budgets(budget), shape)
+    cells = equal.cells
     recipes = recipes_of(cells, setting)
     # Of a model whose own indexer chooses in some layers, others have no list.
     seen = chosen if any("native" in recipe.needs for recipe in recipes) else chosen[:1]
@@ -80,21 +79,7 @@ def measure(
         if reason := without_source(recipe, chosen, capture.layers, "the capture"):
             raise InputError(reason)
     request = Request(capture, tuple(cells), tuple(chosen), setting, force, parse_shard(shard))
-    return plan_of(request, workers, notes)
-
-
-def _shape(capture: Capture, layer: int, tokens: int) -> Shape:
-    """The shape of a layer of the capture, whose keys are read in the width that they were captured in."""
-    tensors = capture.load(capture.samples[0], layer)
-    (_, heads, _, width), values = tensors.keys.shape, tensors.values
-    return Shape(
-        Hq=tensors.queries.shape[1],
-        Hk=heads,
-        D=width,
-        Dv=width if values is None else values.shape[3],
-        T=tokens,
-        e=tensors.keys.element_size(),
-    )
+    return plan_of(request, workers, equal.notes)
 
 
 def _setting(

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from topkit.errors import InputError
 from topkit.experiments.runs.cells import Cell, in_order
 from topkit.grammar import short
@@ -21,6 +23,25 @@ class EqualCells:
     notes: tuple[str, ...]
 
 
+def shape_of(queries: Tensor, keys: Tensor, values: Tensor | None, tokens: int) -> Shape:
+    """The shape of a layer of so many tokens, by tensors [B, H, ?, D] of it."""
+    heads, width = keys.shape[1], keys.shape[3]
+    value_width = width if values is None else values.shape[3]
+    size = keys.element_size()
+    return Shape(Hq=queries.shape[1], Hk=heads, D=width, Dv=value_width, T=tokens, e=size)
+
+
+def at_budgets(
+    cells: Sequence[Cell], budgets: Sequence[ByteBudget], shape: Shape, *, leave_out: bool = False
+) -> EqualCells:
+    """The cells at each of some budgets, as `at_budget` makes them; at none, as they are."""
+    if not budgets:
+        return EqualCells(tuple(cells), ())
+    each = [at_budget(cells, budget, shape, leave_out=leave_out) for budget in budgets]
+    notes = dict.fromkeys(note for one in each for note in one.notes)
+    return EqualCells(tuple(in_order(cell for one in each for cell in one.cells)), tuple(notes))
+
+
 def at_budget(
     cells: Sequence[Cell], budget: ByteBudget, shape: Shape, *, leave_out: bool = False
 ) -> EqualCells:
@@ -33,8 +54,8 @@ def at_budget(
     over = [cell for cell, one in chosen.items() if one is not None and one.over]
     if over and not leave_out:
         raise InputError(
-            f"{budget} is less than can be read by {'; '.join(_departing(chosen, over))}; leave out what "
-            "reads more, or give more bytes"
+            f"{budget} cannot be met: {'; '.join(_departing(chosen, over))}; leave out what reads more, "
+            "or give more bytes"
         )
     kept = {cell: one for cell, one in chosen.items() if cell not in over}
     if not any(one is not None and not one.why for one in kept.values()):

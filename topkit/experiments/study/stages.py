@@ -276,6 +276,9 @@ def _evaluation(course: Course, stage: Stage, piloted: bool = False) -> Evaluate
         waits=stage.pilot and not course.shard.whole,
         force=course.force,
         notes=notes,
+        # A pilot has oracles alone.
+        budgets=() if stage.pilot else study.budget,
+        leave_out=True,
     )
 
 

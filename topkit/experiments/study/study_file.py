@@ -20,11 +20,12 @@ from topkit.experiments.tasks import Task, task_name
 from topkit.grammar import nearest
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget
+from topkit.indexers.equal_bytes import ByteBudget
 
 # A file begins from another one, whose keys it may set anew.
 LIKE, DEEPEST = "like", 8
 # What a model of several may have of its own.
-OWN = ("tasks", "lengths", "haystacks", "budgets", "indexers", "pilot")
+OWN = ("tasks", "lengths", "haystacks", "budgets", "budget", "indexers", "pilot")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,8 @@ class Pilot:
 class Study:
     """What a study runs; a task or an indexer may name lengths or budgets of its own.
 
-    reach: half the width of an interval on an accuracy, at most. own: what a model has instead.
+    budget: of bytes, at which indexers read alike. reach: half the width of an interval on an accuracy, at most.
+    own: what a model has instead.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Study:
     lengths: tuple[int, ...] = ()
     haystacks: int | dict[int, int]
     budgets: tuple[Budget, ...] = ()
+    budget: tuple[ByteBudget, ...] = ()
     indexers: tuple[tuple[Indexer, tuple[Budget, ...] | None], ...]
     seed: tuple[int, ...] = (0,)
     sparse_from: str = "question"
