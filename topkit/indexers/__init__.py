@@ -1,6 +1,7 @@
 """Indexers: one file a method, one line each in the registry."""
 
 from topkit.grammar import Registry
+from topkit.indexers.adakv import adakv
 from topkit.indexers.base import Cache, Index, Indexer, Rest, Selection, Step
 from topkit.indexers.clusterkv import clusterkv
 from topkit.indexers.combinator import Combinator
@@ -63,6 +64,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "shared": shared,
     "reuse": reuse,
     "top_p": top_p,
+    "adakv": adakv,
     "sampled": sampled,
     "vattention": vattention,
 }
