@@ -10,6 +10,9 @@ from topkit.contract import parametrize_with_checks
 from topkit.indexers import INDEXERS
 from topkit.indexers.spec import parse
 
+# Of files that only some tensors belong to.
+OF_FILES = {"indices", "hashattention"}
+
 
 def runnable() -> dict[str, list[str]]:
     """Each recipe's own examples, or its defaults, of recipes whose packages are here."""
@@ -17,7 +20,7 @@ def runnable() -> dict[str, list[str]]:
         name: list(recipe.examples) or [f"{name}()"]
         for name, recipe in INDEXERS.items()
         if not recipe.requires or find_spec(recipe.requires) is not None
-        if name != "indices"  # lists of a capture, and of no other tensors
+        if name not in OF_FILES
     }
 
 
