@@ -12,7 +12,7 @@ import torch
 from transformers import StaticCache
 
 from generation import generated
-from tiny import EXPERTS, PAD, bert, lightning_for, prompt, t5, tiny
+from tiny import PAD, bert, lightning_for, prompt, t5, tiny
 from topkit.errors import InputError
 from topkit.experiments.decode.attach import attach
 from topkit.experiments.model.finite import require_finite
@@ -23,8 +23,6 @@ def attached_to(kind: str, **changes: Any) -> Callable[[], Any]:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "sinks": (attached_to("gpt_oss", **EXPERTS), "GptOss.* cannot be attached to: .*sinks"),
-    "softcap": (attached_to("gemma2", attn_logit_softcapping=5.0), "softcapped"),
     "windows alone": (attached_to("mistral", sliding_window=8), "no layer to attach to"),
     "no interface": (attached_to("mamba"), "does not attend through .*AttentionInterface"),
     "encoder": (lambda: attach(bert(), "sign()", k=4), "not a decoder's causal self-attention"),

@@ -88,6 +88,7 @@ def test_steps_are_those_of_the_kernels(model: Any, spec: str) -> None:
     assert (other - ours).abs().max() > 0.1, "dense attention gives the same"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapped", ["{}", "shared({})"])
 def test_an_indexer_that_reads_what_the_layer_was_given(wrapped: str, tmp_path: Path) -> None:
     deep, spec = half(2), wrapped.format(lightning_for(tmp_path, heads=3, dim=64, dtype="fp8"))
@@ -98,6 +99,7 @@ def test_an_indexer_that_reads_what_the_layer_was_given(wrapped: str, tmp_path: 
     assert (forced(deep, given, 11) - ours).abs().max() > 0.1, "dense attention gives the same"
 
 
+@pytest.mark.slow
 def test_several_layers() -> None:
     deep = half(2, "llama")
     ours, theirs, captured = both(deep, lambda _: forced(deep, prompt(), 12), k=200)
@@ -115,6 +117,7 @@ def test_the_same_tokens_are_preferred_and_drawn(model: Any, way: dict[str, Any]
     assert captured == 9 - 2
 
 
+@pytest.mark.slow
 def test_room_that_runs_out_is_made_again_and_again(model: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(growing, "ROUND", 2)
     ours, theirs, captured = both(model, lambda _: forced(model, prompt(), 20))
@@ -123,6 +126,7 @@ def test_room_that_runs_out_is_made_again_and_again(model: Any, monkeypatch: Any
     assert captured == 19 - 4
 
 
+@pytest.mark.slow
 def test_a_prompt_of_one_token(model: Any) -> None:
     given = {"input_ids": tokens(2, 1)}
     ours, theirs, captured = both(model, lambda _: forced(model, given, 8), k=3)

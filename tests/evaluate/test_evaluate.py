@@ -115,8 +115,15 @@ def by_sign(k, query, keys, scores):
     return scores.argsort(descending=True, stable=True)[:k]
 
 
-@pytest.mark.parametrize("sparse_from", ["question", "answer"])
-@pytest.mark.parametrize(("indexer", "chosen"), [("exact()", top), ("sign()", by_sign)])
+@pytest.mark.parametrize(
+    ("indexer", "chosen", "sparse_from"),
+    [
+        ("exact()", top, "question"),
+        ("sign()", by_sign, "answer"),
+        pytest.param("exact()", top, "answer", marks=pytest.mark.slow),
+        pytest.param("sign()", by_sign, "question", marks=pytest.mark.slow),
+    ],
+)
 def test_as_in_one_pass_with_slow_masks(tmp_path, indexer, chosen, sparse_from):
     """NLL and KL of every answer, and what is said greedily, token by token."""
     _, tokenizer = reference()
@@ -186,7 +193,8 @@ def test_slots_that_are_none_are_refused_by_the_recipes_name(tmp_path, more, wha
     assert not list((tmp_path / "accuracy").glob("*.parquet"))
 
 
-@pytest.mark.parametrize("k", ["100%", None, LENGTH + 100])
+# None is 100%.
+@pytest.mark.parametrize("k", [None, LENGTH + 100, pytest.param("100%", marks=pytest.mark.slow)])
 def test_where_k_covers_the_whole_context_numbers_stay_numbers(tmp_path, k):
     specs = ["sign()", "shared(sign())", "top_p(mass=0.5)"]
     run(tmp_path, specs, k=k, samples=2)

@@ -41,8 +41,22 @@ def on_device(made: dict[str, Any]) -> dict[str, Any]:
     return {name: x.to(DEVICE) for name, x in made.items()}
 
 
-@pytest.mark.parametrize("miss", MISSES)
-@pytest.mark.parametrize("fill", ["next", "draws", "none"])
+# Every loss and every fill at least once; all of them together are among the slow tests.
+QUICK = {
+    ("uniform", "draws"),
+    ("boundary", "next"),
+    ("heavy", "none"),
+    ("recent", "next"),
+    ("page", "next"),
+}
+PAIRS = [
+    pytest.param(miss, fill, marks=[] if (miss, fill) in QUICK else [pytest.mark.slow])
+    for miss in MISSES
+    for fill in ("next", "draws", "none")
+]
+
+
+@pytest.mark.parametrize(("miss", "fill"), PAIRS)
 def test_the_kernel_loses_and_fills_as_the_definition_does(miss: str, fill: str) -> None:
     from topkit.kernels.degrade import triton_impl
 

@@ -20,6 +20,7 @@ from topkit.experiments.capture.prompts import Passage
 from topkit.experiments.evaluate.evaluate import evaluate
 from topkit.experiments.model.load import REFERENCE, load
 from topkit.experiments.model.own_indexer import choosing, indexers
+from topkit.experiments.model.record import record
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -54,10 +55,24 @@ def _reads(kind: str) -> dict[str, Any]:
     return {name: x for name, x in READS_REFERENCE.items() if name not in OTHERS[kind]}
 
 
-def test_sinks_beside_an_indexer_are_what_is_refused(tmp_path: Path) -> None:
-    shape = OWN["glm_moe_dsa"][0]
-    with pytest.raises(InputError, match=r"HYV4ForCausalLM cannot be attached to: .*sinks"):
-        attach(tiny("hy_v4", **shape), "sign", k=4)
+def test_sinks_beside_an_indexer_are_attended_to_with_its_lists() -> None:
+    model = tiny("hy_v4", **OWN["glm_moe_dsa"][0])
+    for name, parameter in model.named_parameters():
+        if name.endswith("sinks"):
+            parameter.data = torch.linspace(-1, 3, parameter.numel())
+    model.set_attn_implementation("eager")
+    own = model.generate(**prompt(), max_new_tokens=4, do_sample=False, output_logits=True,
+                         return_dict_in_generate=True)  # fmt: skip
+    with attach(model, "native", k=8):
+        same = model.generate(**prompt(), max_new_tokens=4, do_sample=False, output_logits=True,
+                              return_dict_in_generate=True)  # fmt: skip
+    for one, other in zip(own.logits, same.logits, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_sinks_beside_an_indexer_are_what_capture_refuses() -> None:
+    with pytest.raises(InputError, match=r"HYV4ForCausalLM cannot be captured: .*sinks"):
+        record(tiny("hy_v4", **OWN["glm_moe_dsa"][0]), torch.arange(8)[None], torch.arange(8))
 
 
 @pytest.mark.parametrize("kind", OWN)

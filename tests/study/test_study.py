@@ -216,7 +216,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no number": ({"haystacks": {512: 3}}, "haystacks says no number for a length of 640"),
     "two names": ({"indexers": [{"sign": 3, "exact": 4}]}, "one name with its own values"),
     "model": ({"model": ""}, "model: expected text"),
-    "own key": ({"model": [{"reference": {"budget": 3}}]}, "no 'budget' of its own; did you mean"),
+    "own key": ({"model": [{"reference": {"budgts": 3}}]}, "no 'budgts' of its own; did you mean"),
     "own": ({"model": [{"reference": 3}]}, "model: expected one name with keys of its own"),
     "own value": ({"model": [{"reference": {"budgets": ["0"]}}]}, "budgets: k must be"),
 }

@@ -108,6 +108,15 @@ MaybeIndexers = Annotated[list[str] | None, _INDEXER]
 _BUDGETS = typer.Option("-k", help="Keys kept, in tokens or per cent: 16,32,1%.")
 Budgets = Annotated[str, _BUDGETS]
 MaybeBudgets = Annotated[str | None, _BUDGETS]
+ByteBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="bytes=N",
+        help="Bytes that choosing reads, equal for all indexers: bytes=64 a token and layer, or bytes=0.06 "
+        "of the keys'; several with commas.",
+    ),
+]
 Margin = Annotated[
     float,
     typer.Option("--margin", min=0, max=1, help="Loss of accuracy that counts as none."),

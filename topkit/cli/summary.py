@@ -56,6 +56,7 @@ def fidelity(summary: list[dict[str, Any]], metrics: Sequence[str] = ()) -> list
             **({"of the list": _of_list(row)} if shared else {}),
             "output error": _short(row["output_error"]),
             "KiB read": _short(row["bytes_read"] and row["bytes_read"] / 1024, 1),
+            "B a key": _short(row["bytes_read_per_key"], 1),
             **{name.replace("_", " "): _short(row[name]) for name in metrics},
             "note": row["note"],
         }

@@ -19,11 +19,12 @@ def append(indexer: Indexer, draw: Draw = RANDOM) -> None:
         return
     for one in (draw(indexer), *_padded(indexer, draw)):
         whole = one.build(indexer)
+        wants = one.ask_each(indexer, whole, BUDGETS)
         for cuts in ([20, one.length], [1, 2, one.length], [30, *range(31, one.length + 1)]):
             grown = one.build(indexer, cuts)
             assert grown.length == whole.length, f"length {grown.length}, not {whole.length}"
-            for k in BUDGETS:
-                want, got = one.ask(indexer, whole, k), one.ask(indexer, grown, k)
+            for k, want in wants.items():
+                got = one.ask(indexer, grown, k)
                 agree(indexer, one, whole, got, want, f"built in pieces {cuts}, k={k}")
 
 
@@ -37,11 +38,11 @@ def queries_together(indexer: Indexer, draw: Draw = RANDOM) -> None:
     for one in (draw(indexer), draw(indexer, start=PADDED)):
         whole = one.build(indexer, [*begun, one.length])
         tokens = torch.tensor([6, 20, one.length - 2, one.length - 1])
+        alone = [one.build(indexer, [*begun, int(token) + 1]) for token in tokens]
         for k in BUDGETS:
             last = one.ask(indexer, whole, k, 2)
             spread = one.ask_at(indexer, whole, k, tokens)
-            for i, token in enumerate(map(int, tokens)):
-                index = one.build(indexer, [*begun, token + 1])
+            for i, (token, index) in enumerate(zip(map(int, tokens), alone, strict=True)):
                 want = one.ask(indexer, index, k)
                 where = f"query {token} among several, k={k}"
                 agree(indexer, one, index, _query(spread, i), want, where)
@@ -52,12 +53,12 @@ def queries_together(indexer: Indexer, draw: Draw = RANDOM) -> None:
 def row_alone(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """Row i of a batch, its padding removed, chooses the same keys."""
     for one in _padded(indexer, draw):
-        together = one.build(indexer)
+        together = one.ask_each(indexer, one.build(indexer), BUDGETS)
         for row, first in enumerate(map(int, one.starts())):
             alone = one.alone(row)
             index = alone.build(indexer)
-            for k in BUDGETS:
-                got, want = one.ask(indexer, together, k), alone.ask(indexer, index, k)
+            for k, got in together.items():
+                want = alone.ask(indexer, index, k)
                 slots = got.indices[row : row + 1]
                 slots = slots.where(slots < 0, slots - first)
                 weights = None if got.log_weights is None else got.log_weights[row : row + 1]
@@ -70,10 +71,11 @@ def padding_is_nothing(indexer: Indexer, draw: Draw = RANDOM) -> None:
     one = draw(indexer, start=PADDED)
     other = draw(indexer, start=PADDED, seed=1)
     rows = [one.spliced(other, 0).spliced(one, first) for first in PADDED]
+    wants = one.ask_each(indexer, one.build(indexer), BUDGETS)
     for row, changed in enumerate(rows):
-        index, index2 = one.build(indexer), changed.build(indexer)
-        for k in BUDGETS:
-            want, got = one.ask(indexer, index, k), changed.ask(indexer, index2, k)
+        index = changed.build(indexer)
+        for k, want in wants.items():
+            got = changed.ask(indexer, index, k)
             same = torch.equal(got.indices[row], want.indices[row])
             assert same, f"other keys in the padding of row {row} changed what k={k} selects"
 
@@ -112,16 +114,15 @@ def fixed(indexer: Indexer, draw: Draw = RANDOM) -> None:
             step = one.step_at(indexer, length)
             assert index.length == length - 1, "a slot shows that was not revealed"
             want_index = one.build(indexer, [30, length])
-            for k in BUDGETS:
-                want, where = one.ask(indexer, want_index, k), f"{length} keys, k={k}"
+            wants = one.ask_each(indexer, want_index, BUDGETS)
+            for k, want in wants.items():
                 got = index.select(one.queries[:, :, tokens], k, step)
-                agree(indexer, one, want_index, got, want, f"at a place, {where}")
+                agree(indexer, one, want_index, got, want, f"at a place, {length} keys, k={k}")
             index.reveal(length)
             assert index.length == length, f"length is {index.length} after reveal({length})"
-            for k in BUDGETS:
-                want, where = one.ask(indexer, want_index, k), f"{length} keys, k={k}"
+            for k, want in wants.items():
                 got = one.ask(indexer, index, k)
-                agree(indexer, one, want_index, got, want, f"revealed, {where}")
+                agree(indexer, one, want_index, got, want, f"revealed, {length} keys, k={k}")
 
 
 def reorder(indexer: Indexer, draw: Draw = RANDOM) -> None:

@@ -136,6 +136,10 @@ class Stream:
         step = self.step(indexer, tokens, index.length, without=without)
         return _typed(index.select(self.queries[:, :, tokens], k, step), Selection, "select")
 
+    def ask_each(self, indexer: Indexer, index: Index, ks: Sequence[int]) -> dict[int, Selection]:
+        """What the last token selects at several budgets, asked one after the other."""
+        return {k: self.ask(indexer, index, k) for k in ks}
+
     def ask_at(self, indexer: Indexer, index: Index, k: int, tokens: Tensor) -> Selection:
         """What earlier tokens select, each of the slots up to its own."""
         step = self.step(indexer, tokens, index.length, stop=tokens[None] + 1)

@@ -150,6 +150,20 @@ def truth(
     )
 
 
+def with_sinks(exact: Truth, sinks: Tensor) -> Truth:
+    """What is exact where a logit of no key [B, Hq, Tq] has its part of the weights.
+
+    The entropy stays that of the keys among themselves.
+    """
+    top = torch.maximum(exact.offset, sinks.float())
+    of_keys = exact.total * (exact.offset - top).exp()
+    # A query that sees no key has nothing but its sink.
+    of_keys = of_keys.masked_fill((exact.visible == 0)[:, None], 0.0)
+    total = of_keys + (sinks.float() - top).exp()
+    output = None if exact.output is None else exact.output * (of_keys / total)[..., None]
+    return replace(exact, offset=top, total=total, output=output)
+
+
 @full_precision()
 def unit_truth(
     exact: Truth,

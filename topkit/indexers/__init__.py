@@ -1,6 +1,7 @@
 """Indexers: one file a method, one line each in the registry."""
 
 from topkit.grammar import Registry
+from topkit.indexers.adakv import adakv
 from topkit.indexers.base import Cache, Index, Indexer, Rest, Selection, Step
 from topkit.indexers.clusterkv import clusterkv
 from topkit.indexers.combinator import Combinator
@@ -22,8 +23,8 @@ from topkit.indexers.indices import indices
 from topkit.indexers.infllm import infllm
 from topkit.indexers.keep import keep
 from topkit.indexers.lightning import lightning
-from topkit.indexers.magicpig import magicpig
 from topkit.indexers.loki import loki
+from topkit.indexers.magicpig import magicpig
 from topkit.indexers.misa import misa
 from topkit.indexers.moba import moba
 from topkit.indexers.native import native
@@ -41,8 +42,8 @@ from topkit.indexers.scored import Scored
 from topkit.indexers.shared import shared
 from topkit.indexers.sign import sign
 from topkit.indexers.snapkv import snapkv
-from topkit.indexers.squeezed import squeezed
 from topkit.indexers.sparq import sparq
+from topkit.indexers.squeezed import squeezed
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.streaming_llm import streaming_llm
 from topkit.indexers.tactic import tactic
@@ -93,6 +94,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "top_p": top_p,
     "magicpig": magicpig,
     "hashattention": hashattention,
+    "adakv": adakv,
     "sampled": sampled,
     "tactic": tactic,
     "twilight": twilight,

@@ -356,6 +356,8 @@ class Indexer(Named):
     requires: ClassVar[str] = ""
     # What to do where it was made for another model, of recipes that read a file.
     remedy: ClassVar[str] = "give one that was made for this model"
+    # The values of parameters that a budget of bytes may choose among, by name: what it reads depends on them.
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {}
     # Specs that the contract suite tries beside the defaults, or for want of them.
     examples: ClassVar[tuple[str, ...]] = ()
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -43,6 +44,7 @@ class faiss_hnsw(FaissIndexer):
 
     source: ClassVar[str] = "FAISS, arXiv 1603.09320"
     cost: ClassVar[str] = "reads the keys that the walk meets"
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"ef_search": range(1, 1025)}
     examples: ClassVar[tuple[str, ...]] = (
         "faiss_hnsw()",
         "faiss_hnsw(M=2)",

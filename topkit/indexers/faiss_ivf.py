@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,6 +36,7 @@ class faiss_ivf(ListsIndexer):
 
     source: ClassVar[str] = "FAISS, arXiv 2401.08281"
     cost: ClassVar[str] = "reads nlist centroids and the probed lists"
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"nprobe": range(1, 1025)}
     examples: ClassVar[tuple[str, ...]] = ("faiss_ivf()", "faiss_ivf(center=True, hadamard=True)")
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -35,6 +35,7 @@ class Paged(Indexer):
     page_size: int = 16
 
     family: ClassVar[str] = "pages"
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"page_size": range(1, 1025)}
     # The page that a query stands in comes first, just above the best of the others.
     current_first: ClassVar[bool] = False
     # Dot products that score a page.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,6 +43,7 @@ class quantized(Scored):
     family: ClassVar[str] = "quantized"
     source: ClassVar[str] = "DeepSeek-V3.2-Exp"
     cost: ClassVar[str] = "reads 1, 1/2 or 1/4 byte a dimension, and a scale"
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"dtype": ("int2", "int4", "int8")}
     examples: ClassVar[tuple[str, ...]] = (
         "quantized()",
         "quantized(dtype='fp8_e4m3', hadamard=True, scale='pow2')",

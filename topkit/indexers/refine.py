@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ class refine(Combinator):
 
     source: ClassVar[str] = "two-stage search"
     cost: ClassVar[str] = "as base, and reads factor * k keys"
+    tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"factor": range(1, 1025)}
     reads: ClassVar[frozenset[str]] = frozenset({"cache"})
     examples: ClassVar[tuple[str, ...]] = (
         "refine(sign(), factor=2)",

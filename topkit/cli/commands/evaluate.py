@@ -23,6 +23,7 @@ def evaluate(
     out: o.Out,
     indexer: o.MaybeIndexers = None,
     budgets: o.MaybeBudgets = None,
+    budget: o.ByteBudget = None,
     sparse_from: Annotated[
         str,
         typer.Option("--sparse-from", metavar="question|answer", help="Where selectors begin."),
@@ -75,6 +76,7 @@ def evaluate(
         shard=shard,
         batch_size=batch_size,
         force=force,
+        budget=budget,
     )
     if carry_out(plan, dry_run, as_json) is None:
         return

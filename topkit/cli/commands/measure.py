@@ -32,6 +32,7 @@ def measure(
     reduce: Annotated[
         bool, typer.Option("--reduce", help="One row a head, not one a head and position.")
     ] = False,
+    budget: o.ByteBudget = None,
     seed: o.Seed = 0,
     device: o.Device = None,
     jobs: o.MaybeJobs = None,
@@ -61,6 +62,7 @@ def measure(
         runner=runner,
         shard=shard,
         force=force,
+        budget=budget,
     )
     measured = carry_out(plan, dry_run, as_json)
     if measured is not None and not measured.table.num_rows:

@@ -48,6 +48,7 @@ def study(
         typer.Option("--samples", "--haystacks", min=1, help="Haystacks of each task and length."),
     ] = None,
     budgets: o.MaybeBudgets = None,
+    budget: o.ByteBudget = None,
     indexer: o.MaybeIndexers = None,
     seed: Annotated[
         list[int] | None,
@@ -109,6 +110,7 @@ def study(
         lengths=length,
         haystacks=samples,
         budgets=budgets,
+        budget=budget,
         indexers=indexer or None,
         seed=seed or None,
         pilot=_pilot(pilot, pilot_haystacks, distractors),

@@ -37,7 +37,7 @@ def attachable(
             f"{name} is attached already; detach it first (topkit.experiments.decode.Attachment"
             ".of(model).detach() where its handle is lost)"
         )
-    records = probe(model)
+    records = probe(model, softmax=True)
     local = DynamicCache(config=model.config).is_sliding  # windows and chunks
     whole = {n for n, one in records.items() if one.window is None and not local[n]}
     listed = {n for n in whole if records[n].chosen is not None}

@@ -7,12 +7,17 @@ from torch import Tensor
 
 from topkit.experiments.decode.driver import piece
 from topkit.indexers.base import Cache, Selection, Step
-from topkit.kernels.gather_attention import gather_attention
+from topkit.kernels.gather_attention import PLAIN, Softmax, gather_attention
 from topkit.kernels.score import score
 
 
 def sparse_attention(
-    queries: Tensor, cache: Cache, selection: Selection, scaling: float, backend: str = "auto"
+    queries: Tensor,
+    cache: Cache,
+    selection: Selection,
+    scaling: float,
+    backend: str = "auto",
+    softmax: Softmax = PLAIN,
 ) -> Tensor:
     """The attention output [B, Hq, Tq, Dv] of queries over the keys that they selected."""
     assert cache.values is not None
@@ -36,6 +41,7 @@ def sparse_attention(
             selection.indices[:, :, part],
             scaling=scaling,
             backend=backend,
+            softmax=softmax,
             **own,
         )
         outputs.append(output)

@@ -140,7 +140,8 @@ class CapturedDecoding(threading.local):
         layer: Any = step.token.cache.layers[call.layer]
         if [keys.data_ptr(), values.data_ptr()] != [x.data_ptr() for x in layer.room()]:
             raise InputError(f"layer {call.layer} attends to other keys than it caches")
-        now = Call(call.layer, queries, keys, values, call.scaling, step.start, inputs)
+        tensors = (queries, keys, values)
+        now = Call(call.layer, *tensors, call.scaling, step.start, inputs, call.softmax)
         over = layer.layer_index
         new, over.new = over.new, None
         return (

@@ -43,5 +43,5 @@ class DenseReader(Reader):
         return self._attend(call, call.queries, stop)
 
     def _attend(self, call: Call, queries: Tensor, stop: Tensor) -> Tensor:
-        how = {"scaling": call.scaling, "start": call.start, "stop": stop}
+        how = {"scaling": call.scaling, "start": call.start, "stop": stop, "softmax": call.softmax}
         return attend_all(queries, call.keys, call.values, **how, backend=self.backend)  # type: ignore[arg-type]

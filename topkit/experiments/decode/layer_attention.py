@@ -56,7 +56,8 @@ class LayerAttention:
             tensors = {"queries": call.queries, **new}
             require_finite(f"layer {call.layer}", tensors, start, before)
         inputs |= {"values": new["values"]}
-        return Call(call.layer, call.queries, call.keys, call.values, call.scaling, start, inputs)
+        tensors = (call.queries, call.keys, call.values)
+        return Call(call.layer, *tensors, call.scaling, start, inputs, call.softmax)
 
     def _layer_index(self, call: AttentionCall, before: int) -> LayerIndex:
         """The index over the layer's cache, which had `before` slots before the call."""

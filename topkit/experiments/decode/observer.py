@@ -15,6 +15,7 @@ from topkit.experiments.runs.judged import Exact
 from topkit.indexers.base import Cache, Indexer, Selection, Step
 from topkit.indexers.budget import Budget
 from topkit.indexers.exact import true_scores_of
+from topkit.kernels.gather_attention import PLAIN, Softmax
 
 
 class Observer:
@@ -40,6 +41,7 @@ class Observer:
         choice: Choice,
         index_bytes: int,
         keep: Tensor | None = None,
+        softmax: Softmax = PLAIN,
     ) -> None:
         """Judge what queries [B, Hq, Tq, D] selected, those that `keep` [B, 1, Tq] says."""
         batch, stops = queries.shape[0], choice.stops
@@ -53,6 +55,7 @@ class Observer:
             start=step.start,
             stop=stops[None],
             scores=choice.memo.get(true_scores_of(cache.keys.shape[2])),
+            softmax=softmax,
         )
         start = torch.zeros_like(stops[:1]) if step.start is None else step.start
         row = torch.arange(batch)[:, None, None]

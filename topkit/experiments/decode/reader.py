@@ -19,6 +19,7 @@ from topkit.experiments.decode.upstream import Upstream
 from topkit.experiments.model.compatibility import OFFERED
 from topkit.indexers.base import Cache, Index, Indexer, Selection
 from topkit.indexers.budget import Budget
+from topkit.kernels.gather_attention import PLAIN, Softmax
 from topkit.kernels.precision import full_precision
 
 _PASSING = OFFERED - {"cache", "values", "upstream", "native"}
@@ -39,6 +40,7 @@ class Call:
     scaling: float
     start: Tensor | None
     inputs: Mapping[str, Any]
+    softmax: Softmax = PLAIN
 
     @property
     def cached(self) -> int:
@@ -163,12 +165,15 @@ class Reader:
             if self.backend != "triton":  # which waits for no GPU
                 require_choice(choice, k, self.indexer, call.start)
             if answer:
-                outputs.append(sparse_attention(part, cache, selection, call.scaling, self.backend))
+                how = (call.scaling, self.backend, call.softmax)
+                outputs.append(sparse_attention(part, cache, selection, *how))
             if self.judged is not None:
                 step, keep = driver.step({}), None
                 if inside is not None:
                     keep = ~inside[:, None, choice.place]
-                self.judged.note(part, cache, selection, k, step, choice, index.nbytes, keep)
+                self.judged.note(
+                    part, cache, selection, k, step, choice, index.nbytes, keep, call.softmax
+                )
         return outputs
 
     @full_precision()
@@ -179,7 +184,8 @@ class Reader:
         selection = self._driver(call).select_at(
             index, [k], call.queries, cache, new, at, stop, call.inputs
         )[k]
-        return sparse_attention(call.queries, cache, selection, call.scaling, self.backend)
+        how = (call.scaling, self.backend, call.softmax)
+        return sparse_attention(call.queries, cache, selection, *how)
 
     def _driver(self, call: Call) -> Driver:
         return Driver(

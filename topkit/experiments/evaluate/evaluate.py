@@ -22,6 +22,7 @@ from topkit.experiments.runs.shards import Shard, parse_shard
 from topkit.experiments.tasks import Task, make_task
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budgets
+from topkit.indexers.equal_bytes import ByteBudgets, parse_byte_budgets
 from topkit.kernels.checks import at_least_one
 
 
@@ -48,6 +49,7 @@ def evaluate(
     tokenizer: Any = None,
     runner: str | Runner | None = None,
     shard: str | Shard | None = None,
+    budget: ByteBudgets = None,
 ) -> Plan[pa.Table]:
     """Accuracy of a model on the questions of some tasks, for full attention and for each indexer.
 
@@ -57,7 +59,8 @@ def evaluate(
     step gives the first token of the answer. A rerun computes what is missing, also when cells or
     samples were added. observe: fidelity at the answer's positions, averaged over them; "rows" keeps
     each; False none. k in per cent counts of the length. runner: serial, pool or ray, with jobs= at one
-    time; shard: "0/4" is the first of four shares, which may write to `out` at the same time.
+    time; shard: "0/4" is the first of four shares, which may write to `out` at the same time. budget:
+    "bytes=0.06" or "bytes=64", as `measure` has it, at each length.
     Files: out/accuracy, out/fidelity and, of their means, out/curve (Parquet), out/predictions.jsonl,
     out/run.json.
     Returns: the accuracy rows; of a shard, its own.
@@ -99,6 +102,7 @@ def evaluate(
         shard=parse_shard(shard),
         force=force,
         share=share,
+        budgets=parse_byte_budgets(budget),
     )
 
 

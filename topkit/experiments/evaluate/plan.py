@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,12 +29,14 @@ from topkit.experiments.model.record import LayerRecord
 from topkit.experiments.runs import folder
 from topkit.experiments.runs.cell_parts import parts_of
 from topkit.experiments.runs.cells import with_own_k
+from topkit.experiments.runs.equal_cells import at_budgets, shape_of
 from topkit.experiments.runs.jobs import Job, Runner
 from topkit.experiments.runs.lock import by_turns
 from topkit.experiments.runs.parts import read_table
 from topkit.experiments.runs.plan import Plan
 from topkit.experiments.runs.shards import WHOLE, Shard
 from topkit.experiments.tasks import Prompt, rule_of, task_name
+from topkit.indexers.equal_bytes import ByteBudget
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,13 @@ def plan_parts(
     runner: Runner | None = None,
     shard: Shard = WHOLE,
     waits: bool = False,
+    budgets: Sequence[ByteBudget] = (),
+    leave_out: bool = False,
 ) -> EvaluatePlan:
     """The plan of some parts for a model and its tokenizer; `share`: jobs use this very model.
 
-    waits: for another process that writes to the folder, which may do the same.
+    waits: for another process that writes to the folder, which may do the same. budgets: of bytes, at which
+    indexers that read more are refused, or left out.
 
     Raises: InputError for a model that cannot serve a cell or a length, a task that does not fit into
     its length, and a folder that holds another run (unless `force`).
@@ -149,6 +154,8 @@ def plan_parts(
     longest = max(length for part in parts for length in part.lengths)
     parts = [replace(p, cells=tuple(with_own_k(p.cells, own_k(model), longest))) for p in parts]
     records = _require_served(model, parts)
+    parts, lines = _at_budgets(parts, budgets, records, leave_out)
+    notes += lines
     line = outline(model, records, attending_to_all(records, longest))
     shard.require_no(force, setting.out)
     request = Request(setting, tuple(parts), identity_of(setting, model, tokenizer), force, shard)
@@ -179,6 +186,26 @@ def plan_parts(
         loaded=loaded if share else None,
         waits=waits,
     )
+
+
+def _at_budgets(
+    parts: list[Part],
+    budgets: Sequence[ByteBudget],
+    records: Mapping[int, LayerRecord],
+    leave_out: bool,
+) -> tuple[list[Part], list[str]]:
+    """The parts with cells of equal bytes, each length its own; and what is said of them."""
+    if not budgets:
+        return parts, []
+    made, notes = list[Part](), dict[str, None]()
+    one = records[min(records)]
+    for part in parts:
+        for length in part.lengths:
+            shape = shape_of(one.queries, one.keys, one.values, length)
+            equal = at_budgets(part.cells, budgets, shape, leave_out=leave_out)
+            made.append(replace(part, lengths=(length,), cells=equal.cells))
+            notes |= dict.fromkeys(equal.notes)
+    return made, list(notes)
 
 
 def _short(part: Part) -> list[str]:

@@ -16,6 +16,7 @@ from topkit.experiments.measure.layer import Setting, recipes_of, require_all
 from topkit.experiments.measure.plan import Measured, plan_of
 from topkit.experiments.measure.request import Request
 from topkit.experiments.runs.cells import parse_cells, require_able, with_own_k
+from topkit.experiments.runs.equal_cells import at_budgets, shape_of
 from topkit.experiments.runs.jobs import Runner
 from topkit.experiments.runs.plan import Plan, planned
 from topkit.experiments.runs.runners import crew
@@ -23,6 +24,7 @@ from topkit.experiments.runs.shards import Shard, parse_shard
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budgets
 from topkit.indexers.combinator import leaf
+from topkit.indexers.equal_bytes import ByteBudgets, parse_byte_budgets
 from topkit.indexers.spec import parse
 from topkit.indexers.upstream import without_source
 
@@ -43,6 +45,7 @@ def measure(
     force: bool = False,
     runner: str | Runner | None = None,
     shard: str | Shard | None = None,
+    budget: ByteBudgets = None,
 ) -> Plan[Measured]:
     """Judge indexers on captured tensors against exact Top-k, in every layer, head and position.
 
@@ -51,7 +54,8 @@ def measure(
     picks are added. `reduce` keeps one row a head in place of one a head and position. With `out`,
     a Parquet part a sample and layer stands under out/fidelity, and a rerun computes what is missing.
     runner: serial, pool or ray, with jobs= at one time; shard: "0/4" is the first of four shares, which may
-    write to `out` at the same time.
+    write to `out` at the same time. budget: "bytes=0.06", of the keys' bytes, or "bytes=64", a token and
+    layer, chooses at each k a parameter of each indexer by which choosing reads so much; or several (docs/cost.md).
     Returns: the rows, as Measured; of a shard, its own.
     Raises: InputError for bad input, for NaN (layer and head named), for a folder of another run.
     """
@@ -63,6 +67,10 @@ def measure(
     chosen = _layers(capture, layers)
     longest = max(record["tokens"] for record in capture.manifest["samples"])
     cells = with_own_k(cells, capture.manifest.get("own_k"), longest)
+    t = capture.load(capture.samples[0], chosen[0])
+    shape = shape_of(t.queries, t.keys, t.values, longest)
+    equal = at_budgets(cells, parse_byte_budgets(budget), shape)
+    cells = equal.cells
     recipes = recipes_of(cells, setting)
     # Of a model whose own indexer chooses in some layers, others have no list.
     seen = chosen if any("native" in recipe.needs for recipe in recipes) else chosen[:1]
@@ -73,7 +81,7 @@ def measure(
         if reason := without_source(recipe, chosen, capture.layers, "the capture"):
             raise InputError(reason)
     request = Request(capture, tuple(cells), tuple(chosen), setting, force, parse_shard(shard))
-    return plan_of(request, workers)
+    return plan_of(request, workers, equal.notes)
 
 
 def _require_model(recipes: Iterable[Indexer], capture: Capture) -> None:

@@ -95,7 +95,7 @@ class MeasurePlan(Plan[Measured]):
         return [read_table(folder, names=names)] if names else []
 
 
-def plan_of(request: Request, crew: Crew) -> MeasurePlan:
+def plan_of(request: Request, crew: Crew, notes: Sequence[str] = ()) -> MeasurePlan:
     out, contents, shard = request.setting.out, request.contents(), request.shard
     shard.require_no(request.force, out)
     if out is not None:
@@ -110,6 +110,6 @@ def plan_of(request: Request, crew: Crew) -> MeasurePlan:
         memory=request.memory(crew.workers, rows),
         workers=crew.workers,
         runner=crew.runner,
-        notes=(*(() if line is None else (line,)), *shard.notes),
+        notes=(*(() if line is None else (line,)), *notes, *shard.notes),
         request=request,
     )

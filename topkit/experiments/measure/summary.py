@@ -83,6 +83,9 @@ def _row(rows: pa.Table) -> dict[str, Any]:
         "mass_ratio": _mean(rows, "mass_ratio"),
         "output_error": _mean(rows, "output_error"),
         "bytes_read": _mean(rows, "bytes_read"),
+        "bytes_read_per_key": float(
+            np.nanmean(_array(rows, "bytes_read") / _array(rows, "visible"))
+        ),
         "index_bytes_per_key": float(
             np.mean(_array(rows, "index_bytes") / _array(rows, "visible"))
         ),

@@ -28,14 +28,16 @@ PROBED = 8
 
 
 @full_precision()
-def probe(model: PreTrainedModel, purpose: str = "attached to") -> dict[int, LayerRecord]:
+def probe(
+    model: PreTrainedModel, purpose: str = "attached to", softmax: bool = False
+) -> dict[int, LayerRecord]:
     """What attention sees in a short pass, and its modules' inputs, by layer.
 
-    Raises: InputError for a model whose attention is not softmax(q k) v.
+    Raises: InputError for a model whose attention is not softmax(q k) v, by leave with sinks and a softcap.
     """
     places = torch.arange(PROBED)
     ids = places[None] % model.config.get_text_config().vocab_size
-    return record(model, ids, places, inputs=True, purpose=purpose)
+    return record(model, ids, places, inputs=True, purpose=purpose, softmax=softmax)
 
 
 def unserved(

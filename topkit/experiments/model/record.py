@@ -44,8 +44,10 @@ class LayerRecord:
 class Recorder:
     """Keeps a record of each of `layers` (None: every one) during one forward of one sequence."""
 
-    def __init__(self, positions: Tensor, layers: Sequence[int] | None) -> None:
-        self.positions, self.layers = positions, layers
+    def __init__(
+        self, positions: Tensor, layers: Sequence[int] | None, softmax: bool = False
+    ) -> None:
+        self.positions, self.layers, self.softmax = positions, layers, softmax
         self.records: dict[int, LayerRecord] = {}
         # The modules that were handed a list by the model's own indexer.
         self.listed: set[nn.Module] = set()
@@ -55,7 +57,7 @@ class Recorder:
         """The model's own output, while the call is recorded."""
         if call.indices is not None:
             self.listed.add(call.module)
-        call.require_plain(indices=True)
+        call.require_plain(indices=True, softmax=self.softmax)
         layer, output = call.layer, call.dense()
         if layer in self._passed:
             name = type(call.module).__name__
@@ -84,13 +86,15 @@ def record(
     layers: Sequence[int] | None = None,
     inputs: bool = False,
     purpose: str = "captured",
+    softmax: bool = False,
 ) -> dict[int, LayerRecord]:
     """Run the model once over ids [1, T] and return what attention saw, by layer.
 
-    `inputs`: hidden states, query latent and RoPE are recorded as well.
+    `inputs`: hidden states, query latent and RoPE are recorded as well. `softmax`: it may have sinks and a
+    softcap.
     Raises: InputError naming the model that cannot be captured (or what `purpose` says), and why.
     """
-    name, recorder = type(model).__name__, Recorder(positions, layers)
+    name, recorder = type(model).__name__, Recorder(positions, layers, softmax)
     # Weights that are offloaded say that they are nowhere; what loads them moves the tokens as well.
     device = "cpu" if model.device.type == "meta" else model.device
     with switched_attention(model, recorder.attend, inputs=inputs):

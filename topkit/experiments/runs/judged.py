@@ -22,8 +22,10 @@ from topkit.fidelity import (
     unit_truth,
 )
 from topkit.fidelity.sums import Weigh
+from topkit.fidelity.truth import with_sinks
 from topkit.fidelity.validity import require_valid
 from topkit.indexers.base import Selection
+from topkit.kernels.gather_attention import PLAIN, Softmax, gather_attention
 from topkit.kernels.rounding import Rounding
 from topkit.kernels.score import score as dot_products
 
@@ -49,7 +51,8 @@ class Exact:
 
     Shapes: queries, keys, values, start and stop as `topkit.fidelity.truth` has them; k is the
     greatest to be judged at. scores [B, Hq, Tq, T]: all dot products, where they are known already;
-    with them, and with rounding and weigh, keys and values are not read.
+    with them, and with rounding and weigh, keys and values are not read. softmax: the model's own, whose
+    sinks take of the keys' weights, and whose softcap changes them.
     Raises: InputError for NaN or infinity, naming layer and head.
     """
 
@@ -67,10 +70,16 @@ class Exact:
         scores: Tensor | None = None,
         rounding: Rounding | None = None,
         weigh: Weigh | None = None,
+        softmax: Softmax = PLAIN,
     ) -> None:
         if scores is None and keys is not None:
             known = queries[..., 0].numel() * keys.shape[2] <= KNOWN
+            known = known or softmax.softcap is not None
             scores = dot_products(queries, keys) if known else None
+        if softmax.softcap is not None:
+            # Scores whose scaled ones are what the softmax takes: a cap brings them nearer, and keeps their order.
+            assert scores is not None
+            scores = softmax.capped(scaling * scores) / scaling
         self.queries, self.keys, self.values, self.k = queries, keys, values, k
         self._scores = scores
         self.truth: Truth = truth(
@@ -86,6 +95,9 @@ class Exact:
             rounding=rounding,
             weigh=weigh,
         )
+        if softmax.sinks is not None:
+            self.truth = with_sinks(self.truth, softmax.of_heads(self.truth.scores)[..., 0])
+        self._softmax = softmax
         self._units: dict[int, UnitTruth] = {}
 
     def of(self, rows: Tensor | slice) -> Exact:
@@ -119,6 +131,8 @@ class Exact:
         Raises: as `judged`.
         """
         scores = self._scores
+        if output is None and self._softmax.sinks is not None and self.values is not None:
+            output = self._attended(selection)
         one = judge(
             self.truth,
             self.queries,
@@ -154,6 +168,24 @@ class Exact:
         columns = dict.fromkeys(METRICS, torch.full_like(recall, nan))
         columns |= {"visible": visible, "trivial": visible <= k, "recall": recall}
         return _with_costs(self._level(recall.shape[1]), name, columns, selection)
+
+    def _attended(self, selection: Selection) -> Tensor:
+        """The output over a selection, where sinks take their part of it."""
+        keys, values, rest = self.keys, self.values, selection.rest
+        assert keys is not None and values is not None
+        return gather_attention(
+            self.queries.float(),
+            keys,
+            values,
+            selection.indices,
+            scaling=self.truth.scaling,
+            log_weights=selection.log_weights,
+            rest_values=None if rest is None else rest.values,
+            rest_logits=None if rest is None else rest.logits,
+            rest_share=None if rest is None else rest.share,
+            softmax=self._softmax,
+            backend="torch",
+        )
 
     def _level(self, lists: int) -> str:
         if lists == self.queries.shape[1]:

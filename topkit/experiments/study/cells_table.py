@@ -29,6 +29,7 @@ _COLUMNS = (
     "recall",
     "mass",
     "KiB read",
+    "B a token",
 )
 
 
@@ -66,6 +67,13 @@ _KINDS = {
 }
 
 
+def _tokens(findings: Findings) -> float:
+    """What a prompt holds on average, or its label where nobody counted."""
+    curve = findings.curve
+    counted = curve.tokens[np.isfinite(curve.tokens)]
+    return float(counted.mean()) if counted.size else float(curve.length)
+
+
 def _apart(findings: Findings) -> list[str]:
     """The columns of trained and of held-out words, where there are both."""
     return list(findings.apart) if len(findings.apart) > 1 else []
@@ -88,6 +96,7 @@ def _row(findings: Findings, place: int) -> list[str]:
         _number(numbers["recall"]),
         _number(numbers["mass"]),
         _number(numbers["bytes_read"] / 1024, 1),
+        _number(numbers["bytes_read"] / _tokens(findings), 1),
         *sometimes,
     ]
 

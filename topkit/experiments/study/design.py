@@ -15,6 +15,7 @@ from topkit.experiments.study.kinds import EXACT
 from topkit.experiments.tasks import Task, task_name
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget
+from topkit.indexers.equal_bytes import ByteBudget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,8 @@ class Pilot:
 class Study:
     """What a study runs; a task or an indexer may name lengths or budgets of its own.
 
-    reach: half the width of an interval on an accuracy, at most. own: what a model has instead.
+    budget: of bytes, at which indexers read alike. reach: half the width of an interval on an accuracy, at most.
+    own: what a model has instead.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Study:
     lengths: tuple[int, ...] = ()
     haystacks: int | dict[int, int]
     budgets: tuple[Budget, ...] = ()
+    budget: tuple[ByteBudget, ...] = ()
     indexers: tuple[tuple[Indexer, tuple[Budget, ...] | None], ...]
     seed: tuple[int, ...] = (0,)
     sparse_from: str = "question"

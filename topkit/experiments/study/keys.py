@@ -15,6 +15,7 @@ from topkit.grammar import nearest
 from topkit.grammar.lengths import parse_length
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget, parse_budgets
+from topkit.indexers.equal_bytes import parse_byte_budgets
 from topkit.indexers.spec import parse
 
 OBSERVED: dict[str, bool | str] = {"mean": True, "rows": "rows", "no": False}
@@ -147,6 +148,7 @@ READERS: dict[str, Reader] = {
     "lengths": lengths,
     "haystacks": haystacks,
     "budgets": budgets,
+    "budget": parse_byte_budgets,
     "indexers": with_own(indexer, budgets),
     "seed": some(number(Whole())),
     "sparse_from": one_of({word: word for word in SPARSE_FROM}),

@@ -82,6 +82,9 @@ def evaluation(course: Course, stage: Stage, piloted: bool = False) -> EvaluateP
         waits=stage.pilot and not course.shard.whole,
         force=course.force,
         notes=notes,
+        # A pilot has oracles alone.
+        budgets=() if stage.pilot else study.budget,
+        leave_out=True,
     )
 
 

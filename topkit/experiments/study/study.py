@@ -21,6 +21,7 @@ from topkit.experiments.study.study_file import read_study
 from topkit.experiments.study.study_plan import plan_of
 from topkit.grammar import nearest
 from topkit.indexers.budget import Budgets
+from topkit.indexers.equal_bytes import ByteBudgets
 
 # The one study of 0.1, whose presets are studies now.
 NAME = "fidelity-vs-accuracy"
@@ -52,6 +53,7 @@ def run_study(
     force: bool = False,
     runner: str | Runner | None = None,
     shard: str | Shard | None = None,
+    budget: ByteBudgets = None,
 ) -> Plan[Path]:
     """Evaluate a study's cells into OUT and write the report; a rerun computes what is missing.
 
@@ -59,7 +61,8 @@ def run_study(
     the file's keys. model and seed may be several: each model has a folder below OUT, each seed one below
     its model's, and the report is of all. Cells that a model cannot serve are left out, with a note in the
     plan and in the report that says why. preset: of the study `fidelity-vs-accuracy`, quick, full or tasks.
-    runner and shard: as `evaluate` has them; a pilot is no shard's, but run by the first to come.
+    runner and shard: as `evaluate` has them; a pilot is no shard's, but run by the first to come. budget:
+    of bytes, as `measure` has it; indexers that read more are left out, with a note.
     Returns: the report's path; of a shard that others outlast, OUT.
     Raises: InputError for an unknown study, key or value, for a study whose pilot finds nothing to tell
     indexers apart by, and as `evaluate` does.
@@ -81,6 +84,7 @@ def run_study(
         lengths=lengths,
         haystacks=haystacks,
         budgets=budgets,
+        budget=budget,
         indexers=indexers,
         seed=seed,
         pilot=pilot,

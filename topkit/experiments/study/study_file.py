@@ -18,7 +18,7 @@ from topkit.grammar import nearest
 # A file begins from another one, whose keys it may set anew.
 LIKE, DEEPEST = "like", 8
 # What a model of several may have of its own.
-OWN = ("tasks", "lengths", "haystacks", "budgets", "indexers", "pilot")
+OWN = ("tasks", "lengths", "haystacks", "budgets", "budget", "indexers", "pilot")
 
 
 def read_study(study: str | Path, **over: Any) -> Study:

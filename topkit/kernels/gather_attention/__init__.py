@@ -13,9 +13,12 @@ from topkit.kernels.backend import resolve
 from topkit.kernels.gather_attention import reference
 from topkit.kernels.gather_attention.long_lists import queries_at_a_time
 from topkit.kernels.gather_attention.reference import attend, gathered
+from topkit.kernels.gather_attention.softmax import PLAIN, Softmax
 from topkit.kernels.score.boundary import check_window
 
 __all__ = [
+    "PLAIN",
+    "Softmax",
     "attend",
     "attend_all",
     "gather_attention",
@@ -41,6 +44,7 @@ def gather_attention(
     rest_values: Tensor | None = None,
     rest_logits: Tensor | None = None,
     rest_share: Tensor | None = None,
+    softmax: Softmax = PLAIN,
     backend: str = "auto",
 ) -> Tensor:
     """The attention output of each query over its chosen keys alone.
@@ -50,7 +54,7 @@ def gather_attention(
     scaled scores; rest_values [B, Hq, Tq, r, Dv] with rest_logits [B, Hq, Tq, r], which join the
     softmax, or rest_share, the part of the output that each makes up -> [B, Hq, Tq, Dv] in queries'
     dtype. A query that chose nothing gets zeros. A slot beyond T is refused on a CPU; on a GPU, which
-    nobody waits for, the answer is NaN.
+    nobody waits for, the answer is NaN. `softmax`: sinks and softcap, which the kernel does not take.
     Raises: InputError where shapes, dtypes or devices do not belong together.
     """
     rest = {"rest_values": rest_values, "rest_logits": rest_logits, "rest_share": rest_share}
@@ -58,11 +62,23 @@ def gather_attention(
     _check(queries, keys, values, indices, log_weights)
     _check_rest(queries, values, **rest)
     lists = max(keys.shape[1], indices.shape[1])
-    own = _unsupported_lists(indices, **rest)
+    if softmax.require_heads(queries.shape[1]).softcap is not None and rest_logits is not None:
+        raise InputError(
+            "rest_logits stand for several keys each, whose softcapped scores they do not tell; choose an "
+            "indexer without pseudo-keys"
+        )
+    own = _unsupported_lists(indices, **rest) or _other_than_plain(softmax)
     own = own or _unsupported(queries, lists, keys=keys, values=values)
     if resolve(backend, queries, own) == "torch":
         return reference.gather_attention(
-            queries, keys, values, indices, scaling=scaling, log_weights=log_weights, **rest
+            queries,
+            keys,
+            values,
+            indices,
+            scaling=scaling,
+            log_weights=log_weights,
+            softmax=softmax,
+            **rest,
         )
     from topkit.kernels.gather_attention import triton_impl
 
@@ -79,6 +95,7 @@ def attend_all(
     scaling: float,
     start: Tensor | None = None,
     stop: Tensor | None = None,
+    softmax: Softmax = PLAIN,
     backend: str = "auto",
 ) -> Tensor:
     """The attention output of each query over all slots that it sees: what a selection is compared with.
@@ -91,9 +108,11 @@ def attend_all(
     nothing = keys.new_empty(len(queries), 1, queries.shape[2], 1, dtype=torch.int64)
     _check(queries, keys, values, nothing, None)
     check_window(start, stop, queries)
-    own = _unsupported(queries, keys.shape[1], keys=keys, values=values)
+    own = _other_than_plain(softmax.require_heads(queries.shape[1]))
+    own = own or _unsupported(queries, keys.shape[1], keys=keys, values=values)
     if resolve(backend, queries, own) == "torch":
-        return reference.attend_all(queries, keys, values, scaling=scaling, start=start, stop=stop)
+        seen = {"start": start, "stop": stop}
+        return reference.attend_all(queries, keys, values, scaling=scaling, softmax=softmax, **seen)
     from topkit.kernels.gather_attention import triton_impl
 
     return triton_impl.attend_all(queries, keys, values, scaling=scaling, start=start, stop=stop)
@@ -115,6 +134,10 @@ def gather_scores(
     from topkit.kernels.gather_attention import chosen_scores
 
     return chosen_scores.gather_scores(queries, keys, indices)
+
+
+def _other_than_plain(softmax: Softmax) -> str | None:
+    return None if softmax.plain else "softmax must be plain; got sinks or a softcap"
 
 
 def _unsupported_lists(indices: Tensor, **rest: Tensor | None) -> str | None:

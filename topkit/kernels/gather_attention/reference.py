@@ -12,6 +12,7 @@ from torch.nn.functional import embedding
 
 from topkit.errors import InputError
 from topkit.kernels.gather_attention import long_lists
+from topkit.kernels.gather_attention.softmax import PLAIN, Softmax
 from topkit.kernels.score.reference import masked, score
 
 # Gives the sums of chosen values [B, lists, Tq, n, Dv], by weights [B, lists, Tq, n, k] and slots [B, lists, Tq, k].
@@ -29,6 +30,7 @@ def gather_attention(
     rest_values: Tensor | None = None,
     rest_logits: Tensor | None = None,
     rest_share: Tensor | None = None,
+    softmax: Softmax = PLAIN,
 ) -> Tensor:
     """The attention output of each query over its chosen keys alone.
 
@@ -39,8 +41,17 @@ def gather_attention(
     dtype. A query that chose nothing gets zeros.
     """
     scores = gather_scores(queries, keys, indices)
-    rest = {"rest_values": rest_values, "rest_logits": rest_logits, "rest_share": rest_share}
-    out = attend(scores, values, indices, scaling=scaling, log_weights=log_weights, **rest)
+    out = attend(
+        scores,
+        values,
+        indices,
+        scaling=scaling,
+        log_weights=log_weights,
+        rest_values=rest_values,
+        rest_logits=rest_logits,
+        rest_share=rest_share,
+        softmax=softmax,
+    )
     return out.to(queries.dtype)
 
 
@@ -74,14 +85,14 @@ def attend_all(
     scaling: float,
     start: Tensor | None,
     stop: Tensor | None,
+    softmax: Softmax = PLAIN,
 ) -> Tensor:
     """The attention output [B, Hq, Tq, Dv] of queries over all slots that they see; zeros for none.
 
     Shapes: as topkit.kernels.gather_attention.attend_all.
     """
-    logits = scaling * masked(score(queries, keys), start, stop)
-    nothing = (logits == float("-inf")).all(-1, keepdim=True)
-    weights = logits.softmax(-1).masked_fill(nothing, 0.0)
+    logits = softmax.capped(scaling * masked(score(queries, keys), start, stop))
+    weights = softmax.weights(logits)
     by_group = weights.unflatten(1, (values.shape[1], -1)).flatten(2, 3)
     # What no query sees may hold anything, and a weight of zero times infinity shows.
     unseen = (by_group == 0).all(2)[..., None]
@@ -99,6 +110,7 @@ def attend(
     rest_values: Tensor | None = None,
     rest_logits: Tensor | None = None,
     rest_share: Tensor | None = None,
+    softmax: Softmax = PLAIN,
 ) -> Tensor:
     """The values of chosen keys, weighted by the softmax of their scores: [B, Hq, Tq, Dv], float32.
 
@@ -108,18 +120,21 @@ def attend(
     heads = scores.shape[1]
     picked = _lists(indices, heads, values.shape[1] if isinstance(values, Tensor) else heads)
     lists, kept = picked.shape[1], picked.shape[-1]
-    logits = scaling * _by_list(scores, lists)
+    logits = _by_list(softmax.capped(scaling * scores), lists)
     if log_weights is not None:
         logits = logits + log_weights.expand_as(picked)[..., None, :]
         logits = logits.masked_fill((picked < 0)[..., None, :], float("-inf"))
     if rest_logits is not None:
         logits = torch.cat([logits, _by_list(rest_logits, lists)], -1)
+    there = logits.shape[-1]
+    if softmax.sinks is not None:
+        logits = torch.cat([logits, _by_list(softmax.of_heads(scores), lists)], -1)
     nothing = (logits == float("-inf")).all(-1, keepdim=True)
     weights = logits.softmax(-1).masked_fill(nothing, 0.0)
     weigh = partial(_weighted, values) if isinstance(values, Tensor) else values
     out = weigh(weights[..., :kept], picked)
     if rest_values is not None:
-        share = weights[..., kept:]
+        share = weights[..., kept:there]
         if rest_share is not None:
             share = _by_list(rest_share, lists)
             out = out * (1 - share.sum(-1, keepdim=True))
