@@ -15,6 +15,7 @@ from topkit.indexers.native import native
 from topkit.indexers.paged import Paged
 from topkit.indexers.quantized import quantized
 from topkit.indexers.quest import quest
+from topkit.indexers.rabitq import rabitq
 from topkit.indexers.random import random
 from topkit.indexers.refine import refine
 from topkit.indexers.reuse import reuse
@@ -34,6 +35,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "degraded": degraded,
     "quantized": quantized,
     "sign": sign,
+    "rabitq": rabitq,
     "quest": quest,
     "moba": moba,
     "faiss_ivf": faiss_ivf,
