@@ -2,6 +2,7 @@
 
 from topkit.grammar import Registry
 from topkit.indexers.base import Cache, Index, Indexer, Rest, Selection, Step
+from topkit.indexers.clusterkv import clusterkv
 from topkit.indexers.combinator import Combinator
 from topkit.indexers.degraded import degraded
 from topkit.indexers.exact import exact
@@ -40,6 +41,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "moba": moba,
     "faiss_ivf": faiss_ivf,
     "faiss_hnsw": faiss_hnsw,
+    "clusterkv": clusterkv,
     "lightning": lightning,
     "native": native,
     "indices": indices,
