@@ -14,6 +14,7 @@ from topkit.indexers.lightning import lightning
 from topkit.indexers.moba import moba
 from topkit.indexers.native import native
 from topkit.indexers.paged import Paged
+from topkit.indexers.pqcache import pqcache
 from topkit.indexers.quantized import quantized
 from topkit.indexers.quest import quest
 from topkit.indexers.rabitq import rabitq
@@ -37,6 +38,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "quantized": quantized,
     "sign": sign,
     "rabitq": rabitq,
+    "pqcache": pqcache,
     "quest": quest,
     "moba": moba,
     "faiss_ivf": faiss_ivf,

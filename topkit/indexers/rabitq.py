@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
 """RaBitQ: one bit a dimension of randomly turned keys, an estimate without bias, and its bound."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -96,8 +96,8 @@ def rotation(width: int, seed: int, device: torch.device) -> Tensor:
     drawn = torch.randn(
         width, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
     )
-    factors: tuple[Tensor, Tensor] = torch.linalg.qr(drawn)  # pyright: ignore[reportUnknownMemberType]
-    return (factors[0] * factors[1].diagonal().sign()).to(device)
+    q, r = cast(tuple[Tensor, Tensor], torch.linalg.qr(drawn))
+    return (q * r.diagonal().sign()).to(device)
 
 
 class _Reranked(MeanIndex):

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from topkit.indexers.base import Selection, Step
-from topkit.indexers.scored import ScoredIndex
+from topkit.indexers.base import Step
+from topkit.indexers.fitted import FittedIndex
 
 
 def tensor_scale(keys: Tensor, step: Step, largest: float) -> Tensor:
@@ -26,36 +27,20 @@ def tensor_scale(keys: Tensor, step: Step, largest: float) -> Tensor:
 
 
 @dataclass
-class ScaledIndex(ScoredIndex):
+class ScaledIndex(FittedIndex):
     """Codes of keys about a mean [B, Hk, 1, D], if there is one, divided by a scale [B, Hk, 1, 1].
 
-    Neither ever changes. Queries are multiplied by the scale, so that scores are what they were.
+    Queries are multiplied by the scale, so that scores are what they were.
     """
 
     scale: Tensor = field(kw_only=True)
     mean: Tensor | None = field(kw_only=True)
 
-    @property
-    def nbytes(self) -> int:
-        own = [x for x in (self.scale, self.mean) if x is not None]
-        return super().nbytes + sum(x.untyped_storage().nbytes() for x in own)
+    fitted: ClassVar[tuple[str, ...]] = ("scale", "mean")
 
-    def append(self, keys: Tensor, step: Step) -> None:
-        keys = keys if self.mean is None else keys - self.mean
-        super().append(keys.float() / self.scale, step)
+    def of_keys(self, keys: Tensor) -> Tensor:
+        return (keys if self.mean is None else keys - self.mean).float() / self.scale
 
-    def reorder(self, rows: Tensor) -> None:
-        super().reorder(rows)
-        self.scale = self.scale[rows]
-        self.mean = None if self.mean is None else self.mean[rows]
-
-    def score(self, queries: Tensor, step: Step) -> Tensor:
-        return super().score(self._scaled(queries), step)
-
-    def chosen(self, queries: Tensor, k: int, step: Step, pool: str | None = None) -> Selection:
-        return super().chosen(self._scaled(queries), k, step, pool)
-
-    def _scaled(self, queries: Tensor) -> Tensor:
-        return queries.float() * self.scale.repeat_interleave(
-            queries.shape[1] // self.scale.shape[1], 1
-        )
+    def of_queries(self, queries: Tensor) -> Tensor:
+        times = queries.shape[1] // self.scale.shape[1]
+        return queries.float() * self.scale.repeat_interleave(times, 1)
