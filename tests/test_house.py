@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -110,6 +111,21 @@ def test_rooms_import_only_lower_floors(path: Path) -> None:
             assert other == own or floor(other) < floor(own), f"{path} imports {name}"
 
 
+def test_rooms_within_rooms_are_entered_by_their_door() -> None:
+    """Each says what it does; what stands outside of one that hands on names imports no other of its."""
+    for door in sorted(ROOMS.glob("*/*/**/__init__.py")):
+        inner = door.parent
+        assert ast.get_docstring(ast.parse(door.read_text())), door
+        if "__all__" not in door.read_text():
+            continue
+        name = ".".join(inner.relative_to(ROOT).parts)
+        for path in FILES:
+            if inner not in path.parents:
+                deep = [one for one in imported(path) if one.startswith(f"{name}.")]
+                handed = {f"{name}.{public}" for public in importlib.import_module(name).__all__}
+                assert set(deep) <= handed, f"{path} imports {deep}"
+
+
 def test_no_files_import_each_other() -> None:
     dotted = {
         ".".join(p.relative_to(ROOT).with_suffix("").parts): p
@@ -138,6 +154,9 @@ def test_tests_mirror_the_rooms() -> None:
     rooms = {room for rooms in FLOORS for room in rooms}
     assert rooms <= folders
     assert folders <= rooms | {path.name for path in (ROOT / "topkit").iterdir() if path.is_dir()}
+    for room in sorted(rooms):
+        inner = {path.name for path in (ROOT / "tests" / room).iterdir() if path.is_dir()}
+        assert inner <= {path.name for path in (ROOMS / room).iterdir()} | {"__pycache__"}, room
 
 
 def test_the_walk_sees_late_imports(tmp_path: Path) -> None:

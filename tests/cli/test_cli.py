@@ -586,11 +586,20 @@ def test_list_shows_the_registry(call: Call) -> None:
     assert code == 0
     assert list(shown) == list(INDEXERS)
     for name, recipe in INDEXERS.items():
-        assert set(shown[name]) == {"name", "family", "source", "parameters", "cost", "package"}
+        properties = {"name", "family", "source", "parameters", "cost", "package", "formula"}
+        assert set(shown[name]) == properties
         assert issubclass(recipe, Combinator) or shown[name]["family"] != "combinator"
         assert shown[name]["family"]
         assert shown[name]["cost"]
     assert shown["quest"]["parameters"] == "page_size=16"
+    assert shown["quest"]["formula"]["read"] == "2 * Hk * D * e * ceil(T / page_size)"
+    assert shown["refine"]["formula"]["build"] == "base.build"
+    assert (
+        "what the model's own indexer reads is not counted"
+        in shown["native"]["formula"]["unstated"]
+    )
+    columns = {"index", "read", "operations", "build", "append"}
+    assert all({*row["formula"]} in (columns, {"unstated"}) for row in shown.values())
     combinators = {name for name, row in shown.items() if row["family"] == "combinator"}
     assert combinators == {"keep", "refine", "shared"}
     text = call("list", "indexers")[1]

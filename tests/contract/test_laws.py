@@ -343,6 +343,26 @@ class writes_a_slot_early(sign):
         super().write(keys, codes, early, step)
 
 
+@dataclass(frozen=True)
+class states_too_little(int8):
+    def code_bytes(self, shape):
+        return shape.Hk * shape.D
+
+
+@dataclass(frozen=True)
+class reads_more_than_it_states(exact):
+    """Goes over the values too, and reports the keys alone."""
+
+    def choose(self, queries, k, step, length):
+        return super().choose(queries + 0 * step.cache.values.amax(), k, step, length)
+
+
+@dataclass(frozen=True)
+class states_other_lists(exact):
+    def costs(self, shape):
+        return replace(super().costs(shape), lists=shape.Hk)
+
+
 BROKEN: dict[type[Indexer], str] = {
     peeks: "queries_together",
     uses_torch_generator: "same_seed_same_answer",
@@ -373,6 +393,9 @@ BROKEN: dict[type[Indexer], str] = {
     scores_something_else: "scores_explain",
     fails_in_half: "half_precision",
     weakest_first: "budgets_together",
+    states_too_little: "stated_costs",
+    reads_more_than_it_states: "stated_costs",
+    states_other_lists: "stated_costs",
 }
 
 
@@ -411,7 +434,9 @@ def test_padding_that_leaks_is_caught():
 
 @parametrize_with_checks(
     [int8(), costs_infinity(), "streaming_llm(sink=1)"],
-    expected_failed_checks={"costs_infinity": {"bounded_cost": "it reads without end"}},
+    expected_failed_checks={
+        "costs_infinity": dict.fromkeys(("bounded_cost", "stated_costs"), "it reads without end")
+    },
 )
 def test_expected_failures_by_indexer(indexer, check):
     check(indexer)

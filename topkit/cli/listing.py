@@ -15,6 +15,24 @@ KINDS = ("indexers", "tasks", "metrics", "studies")
 Row = dict[str, str]
 
 
+def with_formulas(table: list[Row]) -> list[dict[str, Any]]:
+    """Rows of indexers, each with the formulas of its costs, by its first example if it has any."""
+    return [{**row, "formula": _formulas(row["name"])} for row in table]
+
+
+def _formulas(name: str) -> dict[str, str]:
+    """The formulas of an indexer's costs; `unstated` says why it has none."""
+    from topkit.errors import InputError
+    from topkit.indexers import REGISTRY
+    from topkit.indexers.spec import parse
+    from topkit.indexers.stated_cost import formulas
+
+    try:
+        return formulas(parse(next(iter(REGISTRY.find(name).examples), name)))
+    except InputError as error:
+        return {"unstated": str(error)}
+
+
 def rows(kind: str) -> list[Row]:
     """One row an indexer, task, metric or study, a column a property; plug-ins come last.
 

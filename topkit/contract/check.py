@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from topkit.contract import histories, recipes, selections
+from topkit.contract import costs, histories, recipes, selections
 from topkit.contract.draw import Draw, Inputs, draw_of
 from topkit.contract.origin import told
 from topkit.contract.streams import parts
@@ -47,6 +47,7 @@ LAWS: dict[str, Law] = {
         histories.repeated_kv_heads,
         recipes.scores_explain,
         recipes.honest_bytes,
+        costs.stated_costs,
         selections.budgets_together,
         histories.cuda_agrees,
     )

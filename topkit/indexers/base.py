@@ -17,6 +17,7 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.grammar import Named, Registry
 from topkit.indexers.candidates import Candidates
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import FLAGS, Traits, adopt_class_flags, hold_to_traits
 
 # What a driver may hand to a recipe that declares it in `needs`.
@@ -382,6 +383,13 @@ class Indexer(Named):
     def needs(self) -> frozenset[str]:
         """The inputs that it reads: what its traits say, unless the class says so itself."""
         return self.traits().needs
+
+    def costs(self, shape: Shape) -> Cost:
+        """What it costs in a layer that selects, by formulas, which `topkit list indexers --json` prints.
+
+        Raises: InputError where it states none.
+        """
+        raise InputError(f"{self} does not state what it costs: {self.cost or 'it has no `costs`'}")
 
     def widths(self) -> Mapping[str, int]:
         """The sizes that this recipe fixes, by name: head_dim, hidden, latent, rope."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.candidates import Candidates
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
 
 
@@ -65,6 +66,9 @@ class Combinator(Indexer):
         return replace(
             self.base.traits(), needs=needs, fixed=False, score_all=False, weighted=False
         )
+
+    def costs(self, shape: Shape) -> Cost:
+        return self.base.costs(shape)
 
     def widths(self) -> dict[str, int]:
         return dict(self.base.widths())

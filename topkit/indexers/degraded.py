@@ -12,9 +12,16 @@ from torch import Tensor
 
 from topkit.indexers.base import Selection, Step
 from topkit.indexers.checks import choice, share
-from topkit.indexers.exact import best_true, key_rounding, true_scores, true_scores_of
+from topkit.indexers.exact import (
+    best_true,
+    every_key,
+    key_rounding,
+    true_scores,
+    true_scores_of,
+)
 from topkit.indexers.noise import noise, salt_of
 from topkit.indexers.scored import cut_each, masked
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.traits import Traits, as_written
 from topkit.kernels.degrade import Loss, degrade
@@ -78,6 +85,9 @@ class degraded(Stateless):
     def traits(self) -> Traits:
         own = as_written(self, degraded, "choose", "choose_many")
         return Traits(needs=frozenset({"cache"}), may_come_short=True, fixed=own)
+
+    def costs(self, shape: Shape) -> Cost:
+        return every_key(shape)
 
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
         return self.choose_many(queries, [k], step, length)[k]

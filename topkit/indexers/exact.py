@@ -15,6 +15,7 @@ from topkit.indexers.candidates import Candidates
 from topkit.indexers.combinator import best_at
 from topkit.indexers.cost import cost_at
 from topkit.indexers.scored import best, cut_each
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.stateless import SlotCount, Stateless
 from topkit.indexers.traits import Traits, as_written
 from topkit.kernels.gather_attention import gather_scores
@@ -41,6 +42,9 @@ class exact(Stateless):
             fixed=as_written(self, exact, "choose", "build"),
         )
 
+    def costs(self, shape: Shape) -> Cost:
+        return every_key(shape)
+
     def build(self, keys: Tensor, step: Step) -> Index:
         return _Exact(self, keys.shape[2])
 
@@ -51,6 +55,13 @@ class exact(Stateless):
         self, queries: Tensor, ks: Sequence[int], step: Step, length: int
     ) -> dict[int, Selection]:
         return cut_each(self.choose(queries, max(ks), step, length), ks)
+
+
+def every_key(shape: Shape) -> Cost:
+    """What it costs to read every key, and to hold no index."""
+    s = shape
+    operations = s.Hq * s.T * s.D
+    return Cost(read=s.T * s.key_bytes, operations=operations, lists=s.Hq, kept=s.kept)
 
 
 class _Exact(SlotCount):

@@ -16,6 +16,7 @@ from topkit.errors import InputError, extras_named
 from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.mean_key import mean_key
 from topkit.indexers.rotation import rotated
+from topkit.indexers.stated_cost import Shape
 from topkit.indexers.traits import Traits
 
 Vectors = np.ndarray[Any, Any]
@@ -61,7 +62,9 @@ class FaissIndexer(Indexer):
     requires: ClassVar[str] = "faiss"
 
     def traits(self) -> Traits:
-        return Traits(exhaustive=False, may_come_short=True, drifts=True, causal_codes=False)
+        return Traits(
+            exhaustive=False, may_come_short=True, drifts=True, causal_codes=False, host=True
+        )
 
     @abstractmethod
     def make(self, faiss: Any, keys: Vectors) -> Any:
@@ -82,6 +85,10 @@ class FaissIndexer(Indexer):
     def fixed_bytes(self, graph: Any) -> int:
         """Bytes that every search reads besides the keys it compares."""
         return 0
+
+    def offset_bytes(self, shape: Shape) -> float:
+        """Bytes a token of the mean key that is taken off, where it is."""
+        return 4 * shape.Hk * shape.D / shape.T if self.center else 0
 
     def build(self, keys: Tensor, step: Step) -> Index:
         index = _Faiss(self, keys.shape[1], mean_key(keys, step) if self.center else None)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from topkit.grammar import later
 from topkit.indexers.checks import flag, whole
 from topkit.indexers.faiss_base import FaissIndexer, Vectors
+from topkit.indexers.stated_cost import Cost, Shape, least
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,22 @@ class faiss_hnsw(FaissIndexer):
         whole(self, "ef_search", 1, 2**20)
         flag(self, "center")
         flag(self, "hadamard")
+
+    def costs(self, shape: Shape) -> Cost:
+        s, M = shape, self.M
+        links = 2 * M + M / (M - 1)  # of the lowest level, and of those above it on average
+        met = least(self.ef_search * M, s.T)
+        add = s.Hk * self.ef_construction * M * s.D
+        return Cost(
+            index=s.Hk * (4 * s.D + 4 * links + 12) + self.offset_bytes(s),
+            read=4 * s.Hq * met * s.D,
+            operations=s.Hq * met * s.D,
+            build=s.T * add,
+            append=add,
+            lists=s.Hq,
+            kept=s.kept,
+            estimated=True,
+        )
 
     def make(self, faiss: Any, keys: Vectors) -> Any:
         index = faiss.IndexHNSWFlat(keys.shape[1], self.M, faiss.METRIC_INNER_PRODUCT)

@@ -10,6 +10,7 @@ from topkit.errors import InputError
 from topkit.grammar import later
 from topkit.indexers.checks import flag, whole
 from topkit.indexers.faiss_base import FaissIndexer, Vectors
+from topkit.indexers.stated_cost import Cost, Shape, least
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,24 @@ class faiss_ivf(FaissIndexer):
             raise InputError(
                 f"faiss_ivf needs 1 <= nprobe <= nlist; got nlist={self.nlist}, nprobe={self.nprobe}"
             )
+
+    def costs(self, shape: Shape) -> Cost:
+        s = shape
+        lists = least(self.nlist, s.T)
+        keys = s.T * least(self.nprobe, lists) / lists  # of lists of one length
+        train = (
+            10 * least(s.T, 256 * lists) + s.T
+        )  # FAISS's rounds and sample, and where each key belongs
+        return Cost(
+            index=s.Hk * (4 * s.D + 8) + 4 * s.Hk * lists * s.D / s.T + self.offset_bytes(s),
+            read=4 * s.Hq * (lists + keys) * s.D,
+            operations=s.Hq * (lists + keys) * s.D,
+            build=s.Hk * lists * s.D * train,
+            append=s.Hk * lists * s.D,
+            lists=s.Hq,
+            kept=least(s.kept, keys),
+            estimated=True,
+        )
 
     def make(self, faiss: Any, keys: Vectors) -> Any:
         lists = min(self.nlist, len(keys))

@@ -18,10 +18,11 @@ class FittedIndex(ScoredIndex):
     """Codes of what `of_keys` makes of keys, scored for what `of_queries` makes of queries.
 
     What was fitted, tensors [B, ...] or None of the names `fitted`, is counted and follows the rows; it never
-    changes.
+    changes. Queries read those of `read_by_queries`.
     """
 
     fitted: ClassVar[tuple[str, ...]] = ()
+    read_by_queries: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def of_keys(self, keys: Tensor) -> Tensor:
@@ -32,14 +33,12 @@ class FittedIndex(ScoredIndex):
         """Queries [B, Hq, Tq, D] as the recipe scores codes for them [B, Hq, Tq, V]."""
 
     @property
-    def fit_bytes(self) -> int:
-        """Bytes of what was fitted, of all rows."""
-        parts = (getattr(self, name) for name in self.fitted)
-        return sum(x.numel() * x.element_size() for x in parts if x is not None)
-
-    @property
     def nbytes(self) -> int:
-        return super().nbytes + self.fit_bytes
+        return super().nbytes + self._bytes(self.fitted)
+
+    def _bytes(self, names: tuple[str, ...]) -> int:
+        parts = (getattr(self, name) for name in names)
+        return sum(x.numel() * x.element_size() for x in parts if x is not None)
 
     def append(self, keys: Tensor, step: Step) -> None:
         super().append(self.of_keys(keys), step)
@@ -57,5 +56,5 @@ class FittedIndex(ScoredIndex):
         chosen = super().chosen(self.of_queries(queries), k, step, pool)
         if not step.counted:
             return chosen
-        each = self.fit_bytes // max(len(queries), 1)
+        each = self._bytes(self.read_by_queries) // max(len(queries), 1)
         return replace(chosen, bytes_read=chosen.bytes_read + each)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from topkit.errors import InputError
 from topkit.indexers.base import Step
 from topkit.indexers.lightning_file import require
 from topkit.indexers.scored import Codes, Scored
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
 from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_lightning
@@ -73,6 +74,22 @@ class lightning(Scored):
             raise InputError(f"lightning: dtype must be fp32 or fp8; got {self.dtype!r}")
         if self.weights != GIVEN:
             load(self.weights)
+
+    def code_bytes(self, shape: Shape) -> float:
+        width = shape.D if self.weights == GIVEN else load(self.weights).width
+        return width + 4 if self.dtype == "fp8" else 4 * width
+
+    def costs(self, shape: Shape) -> Cost:
+        s, cost = shape, replace(super().costs(shape), lists=shape.Hk)
+        if self.weights == GIVEN:
+            return replace(cost, build=s.T * s.D, append=s.D)
+        w = load(self.weights)
+        # One key a token for all heads, projected from its hidden state, as are queries and gates.
+        key = w.widths()["hidden"] * w.width
+        query = w.heads * (w.width * w.widths()["latent" if w.reads_latent else "hidden"])
+        gates = w.heads * w.widths()["hidden"]
+        operations = w.heads * s.T * w.width + query + gates
+        return replace(cost, operations=operations, build=s.T * key, append=key)
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
         return self._stored(self._keys(keys, step), step)
@@ -222,6 +239,16 @@ class Weights:
         }
 
     @property
+    def heads(self) -> int:
+        """Index heads."""
+        return int(self.metadata["heads"])
+
+    @property
+    def width(self) -> int:
+        """Numbers of an index key."""
+        return self.layer(min(self.layers)).tensors["wk"].shape[0]
+
+    @property
     def layers(self) -> list[int]:
         return sorted({int(name.split(".")[0]) for name in self.tensors})
 
@@ -233,7 +260,7 @@ class Weights:
             )
         return LayerWeights(
             {short: self.tensors[n] for short, n in names.items()},
-            heads=int(self.metadata["heads"]),
+            heads=self.heads,
             rope=self.metadata["rope"],
             rope_at=self.metadata["rope_at"],
             reads_latent=self.reads_latent,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from topkit.indexers.base import Step
 from topkit.indexers.paged import Paged, Pages
+from topkit.indexers.stated_cost import Shape
 from topkit.kernels.score import score
 
 
@@ -27,6 +28,9 @@ class moba(Paged):
     cost: ClassVar[str] = "reads 1 key a page"
     examples: ClassVar[tuple[str, ...]] = ("moba(page_size=4)", "moba()", "moba(page_size=1)")
     current_first: ClassVar[bool] = True
+
+    def summary_bytes(self, shape: Shape) -> float:
+        return shape.Hk * shape.D * 4 + 4  # the sum in float32, and a count
 
     def summarise(self, keys: Tensor, real: Tensor) -> Pages:
         total = keys.masked_fill(~real, 0).sum(3, dtype=torch.float32)

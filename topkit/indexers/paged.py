@@ -16,6 +16,7 @@ from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.checks import whole
 from topkit.indexers.growing import ROUND, Growing
 from topkit.indexers.scored import cut_each
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
 from topkit.kernels.select_pages import select_pages
 
@@ -36,6 +37,8 @@ class Paged(Indexer):
     family: ClassVar[str] = "pages"
     # The page that a query stands in comes first, just above the best of the others.
     current_first: ClassVar[bool] = False
+    # Dot products that score a page.
+    products: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         whole(self, "page_size", 1)
@@ -43,6 +46,23 @@ class Paged(Indexer):
     def traits(self) -> Traits:
         # A summary has seen every key of its page, and a page that is cut is made anew from the cache.
         return Traits(needs=frozenset({"cache"}), causal_codes=False, score_all=True, fixed=True)
+
+    def summary_bytes(self, shape: Shape) -> float:
+        """Bytes of one page's summary, over all heads of the layer."""
+        raise InputError(f"{self} does not state what it costs: it has no `summary_bytes`")
+
+    def costs(self, shape: Shape) -> Cost:
+        s, summary = shape, self.summary_bytes(shape)
+        pages = math.ceil(s.T / self.page_size)
+        return Cost(
+            index=summary * pages / s.T,
+            read=summary * pages,
+            operations=self.products * s.Hq * pages * s.D,
+            build=s.Hk * s.T * s.D,
+            append=s.Hk * s.D,
+            lists=s.Hq,
+            kept=s.kept,
+        )
 
     def summarise(self, keys: Tensor, real: Tensor) -> Pages:
         """Summaries of pages of keys [B, Hk, P, size, D]: named tensors [B, Hk or 1, P, W].
@@ -170,8 +190,14 @@ class PagedIndex(Index):
         return scores.masked_fill(~visible, -torch.inf)
 
     def bytes_per_key(self, step: Step) -> float:
+        # A page that is part full is read whole.
+        slots, size = max(step.slots(self.slots), 1), self.recipe.page_size
+        return self._page_bytes * math.ceil(slots / size) / slots
+
+    @property
+    def _page_bytes(self) -> int:
         each = (pages[0, :, 0].numel() * pages.element_size() for pages in self.pages.values())
-        return sum(each) / self.recipe.page_size
+        return sum(each)
 
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
         # A page larger than all that is there is one of just that size.
@@ -194,8 +220,7 @@ class PagedIndex(Index):
         if not step.counted:
             return {}
         seen = (step.seen(length, queries.shape[2], queries.device) + size - 1) // size
-        per_page = self.recipe.page_size * self.bytes_per_key(step)
-        return {"keys_scored": seen, "bytes_read": seen * per_page}
+        return {"keys_scored": seen, "bytes_read": seen * self._page_bytes}
 
     def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
         return cut_each(self.select(queries, max(ks), step), ks)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from topkit.indexers.clusters import own_keys_first
 from topkit.indexers.fitted import FittedIndex
 from topkit.indexers.kmeans import drawn, kmeans, means_of, nearest
 from topkit.indexers.scored import Codes, Scored
+from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits
 
 
@@ -44,6 +46,23 @@ class pqcache(Scored):
 
     def traits(self) -> Traits:
         return Traits(score_all=True, drifts=True)
+
+    def code_bytes(self, shape: Shape) -> float:
+        return shape.Hk * self.m
+
+    def costs(self, shape: Shape) -> Cost:
+        s, centroids = shape, least(2**self.b, shape.T)
+        numbers = s.Hk * self.m * centroids * math.ceil(s.D / self.m)
+        products = s.Hq // s.Hk * numbers + s.Hq * s.T * self.m
+        cost = super().costs(shape)
+        return replace(
+            cost,
+            index=cost.index + 4 * numbers / s.T,
+            read=cost.read + 4 * numbers,
+            operations=products,
+            build=(2 * self.iterations + 1) * s.T * numbers,
+            append=numbers,
+        )
 
     def build(self, keys: Tensor, step: Step) -> Index:
         index = _PQIndex(self, centroids=self.codebooks(keys.detach(), step))
@@ -98,6 +117,7 @@ class _PQIndex(FittedIndex):
     centroids: Tensor = field(kw_only=True)
 
     fitted: ClassVar[tuple[str, ...]] = ("centroids",)
+    read_by_queries: ClassVar[tuple[str, ...]] = ("centroids",)
 
     def of_keys(self, keys: Tensor) -> Tensor:
         m = self.centroids.shape[2]

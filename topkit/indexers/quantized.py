@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,10 +17,11 @@ from topkit.indexers.checks import choice, flag
 from topkit.indexers.mean_key import about_mean, mean_key
 from topkit.indexers.rotation import padded, rotated
 from topkit.indexers.scored import Codes, Scored, pick_codes, score_visible_codes
+from topkit.indexers.stated_cost import Cost, Shape, power_of_two
 from topkit.indexers.tensor_scale import ScaledIndex, tensor_scale
 from topkit.indexers.traits import Traits
 from topkit.kernels import fp4
-from topkit.kernels.codes import DTYPES, scales_stored, stored
+from topkit.kernels.codes import DTYPES, PACKED_BITS, scales_stored, stored
 from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_codes
 
@@ -70,6 +72,21 @@ class quantized(Scored):
     def traits(self) -> Traits:
         fixed, drifts = self.dtype not in fp4.BLOCK, self.center or self.dtype == "nvfp4"
         return Traits(score_all=True, fixed=fixed, drifts=drifts)
+
+    def code_bytes(self, shape: Shape) -> float:
+        width = power_of_two(shape.D) if self.hadamard else shape.D
+        if self.dtype in fp4.BLOCK:
+            return shape.Hk * (math.ceil(width / 2) + math.ceil(width / fp4.BLOCK[self.dtype]))
+        bits = PACKED_BITS.get(self.dtype, 8)
+        codes = width if bits == 8 else math.ceil(width / (8 // bits))
+        return shape.Hk * (codes + (1 if self.scale == "pow2" else 4))
+
+    def costs(self, shape: Shape) -> Cost:
+        cost = super().costs(shape)
+        if self.dtype != "nvfp4":
+            return cost
+        scale = 4 * shape.Hk  # of the tensor
+        return replace(cost, index=cost.index + scale / shape.T, read=cost.read + scale)
 
     def build(self, keys: Tensor, step: Step) -> Index:
         if self.dtype == "nvfp4":

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from topkit.indexers.base import Step
 from topkit.indexers.paged import Paged, Pages
+from topkit.indexers.stated_cost import Shape
 from topkit.indexers.traits import as_written
 from topkit.kernels.page_bounds import append_bounds, score_bounds
 from topkit.kernels.score import score
@@ -27,6 +28,10 @@ class quest(Paged):
     source: ClassVar[str] = "arXiv 2406.10774"
     cost: ClassVar[str] = "reads 2 keys a page"
     examples: ClassVar[tuple[str, ...]] = ("quest(page_size=4)", "quest()", "quest(page_size=1)")
+    products: ClassVar[int] = 2
+
+    def summary_bytes(self, shape: Shape) -> float:
+        return 2 * shape.key_bytes
 
     def summarise(self, keys: Tensor, real: Tensor) -> Pages:
         low, high = keys.masked_fill(~real, torch.inf), keys.masked_fill(~real, -torch.inf)

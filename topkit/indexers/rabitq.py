@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, cast
 
@@ -17,6 +18,7 @@ from topkit.indexers.checks import flag, whole
 from topkit.indexers.exact import chosen_scores
 from topkit.indexers.mean_key import MeanIndex, about_mean, mean_key
 from topkit.indexers.scored import Codes, Scored, masked, scored
+from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits
 from topkit.kernels.codes import signs
 from topkit.kernels.score import score_codes
@@ -56,6 +58,22 @@ class rabitq(Scored):
     def traits(self) -> Traits:
         needs = frozenset({"cache"}) if self.rerank else frozenset[str]()
         return Traits(needs=needs, score_all=not self.rerank, drifts=True)
+
+    def code_bytes(self, shape: Shape) -> float:
+        return shape.Hk * (math.ceil(shape.D / 8) + (8 if self.rerank else 4))
+
+    def costs(self, shape: Shape) -> Cost:
+        s, cost = shape, super().costs(shape)
+        turned = s.Hk * s.T * s.D * s.D
+        cost = replace(
+            cost, index=cost.index + 4 * s.Hk * s.D / s.T, build=turned, append=turned / s.T
+        )
+        cost = cost.besides(operations=s.Hq * s.D * s.D)
+        if not self.rerank:
+            return cost
+        # How many keys the bound lets through depends on them.
+        near = s.Hq * least(4 * s.k, s.T)
+        return replace(cost.besides(read=near * s.D * s.e, operations=near * s.D), estimated=True)
 
     def build(self, keys: Tensor, step: Step) -> Index:
         if not self.rerank:

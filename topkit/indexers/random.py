@@ -12,6 +12,7 @@ from torch import Tensor
 from topkit.indexers.base import Selection, Step
 from topkit.indexers.noise import noise
 from topkit.indexers.scored import best, cut_each
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.traits import Traits, as_written
 
@@ -26,6 +27,9 @@ class random(Stateless):
 
     def traits(self) -> Traits:
         return Traits(fixed=as_written(self, random, "choose"))
+
+    def costs(self, shape: Shape) -> Cost:
+        return Cost(operations=shape.Hq * shape.T, lists=shape.Hq, kept=shape.kept)
 
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
         draws = noise(step, length, queries).expand(queries.shape[0], -1, -1, -1)

@@ -15,6 +15,7 @@ from topkit.indexers.candidates import Candidates
 from topkit.indexers.checks import whole
 from topkit.indexers.combinator import Combinator, best_at
 from topkit.indexers.exact import chosen_scores
+from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits, as_written
 from topkit.kernels.select_topk import select_topk
 
@@ -43,6 +44,14 @@ class refine(Combinator):
         own = as_written(self, refine, "choose", "choose_many")
         return replace(super().traits(), fixed=own and self.base.traits().fixed)
 
+    def costs(self, shape: Shape) -> Cost:
+        s = shape
+        base = self.base.costs(replace(s, k=self.factor * s.k))
+        # Heads that share a list read its keys once.
+        read = base.lists * base.kept * s.D * s.e
+        cost = base.besides(read=read, operations=s.Hq * base.kept * s.D)
+        return replace(cost, lists=s.Hq, kept=least(s.k, base.kept))
+
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         if step.at is not None:
             return best_at(self.candidates(index, queries, k, step), k, step)
@@ -56,7 +65,7 @@ class refine(Combinator):
         scores = chosen_scores(queries, slots, step, room, step.backend)
         if not step.counted:
             return Candidates(scores, slots)
-        return Candidates(scores, slots, **self._cost(proposal, scores.shape[1], step))
+        return Candidates(scores, slots, **self._cost(proposal, step))
 
     def choose_many(
         self, index: Index, queries: Tensor, ks: Sequence[int], step: Step
@@ -83,14 +92,15 @@ class refine(Combinator):
         heads = scores.shape[1]
         slots = proposal.indices.repeat_interleave(heads // proposal.indices.shape[1], 1)
         chosen = select_topk(scores, k, slots=slots, backend="torch")
-        return Selection(chosen, **self._cost(proposal, heads, step))
+        return Selection(chosen, **self._cost(proposal, step))
 
-    def _cost(self, proposal: Selection, heads: int, step: Step) -> dict[str, Any]:
-        """What a proposal cost, and reading its keys for each of the query heads."""
+    def _cost(self, proposal: Selection, step: Step) -> dict[str, Any]:
+        """What a proposal cost, and reading its keys: those of a list once for its heads in a group."""
         cache, lists = step.cache, proposal.indices.shape[1]
         read = (proposal.indices >= 0).sum(-1).float()
+        times = max(cache.heads // lists, 1)
         return {
             "keys_scored": proposal.keys_scored + read.mean(1),
             "bytes_read": proposal.bytes_read
-            + read.sum(1) * (heads // lists) * (cache.key_bytes // cache.heads),
+            + read.sum(1) * times * (cache.key_bytes // cache.heads),
         }

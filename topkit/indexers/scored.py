@@ -14,6 +14,7 @@ from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.candidates import Candidates
 from topkit.indexers.cost import cost_at
 from topkit.indexers.growing import Growing
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
 from topkit.kernels.score import reference, score_codes
 from topkit.kernels.score_select import score_select
@@ -27,6 +28,24 @@ class Scored(Indexer):
 
     def traits(self) -> Traits:
         return Traits(score_all=True)
+
+    def code_bytes(self, shape: Shape) -> float:
+        """Bytes of one key's codes, over all heads of the layer."""
+        raise InputError(f"{self} does not state what it costs: it has no `code_bytes`")
+
+    def costs(self, shape: Shape) -> Cost:
+        s, code = shape, self.code_bytes(shape)
+        # The mean key of those that are encoded about it stands beside the codes.
+        mean = 4 * s.Hk * s.D / s.T if getattr(self, "center", False) else 0
+        return Cost(
+            index=code + mean,
+            read=code * s.T,
+            operations=s.Hq * s.T * s.D,
+            build=s.Hk * s.T * s.D,
+            append=s.Hk * s.D,
+            lists=s.Hq,
+            kept=s.kept,
+        )
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
         """Codes of keys [B, Hk, t, D]: named tensors [B, Hc, t, ...]."""

@@ -15,6 +15,7 @@ from topkit.indexers.checks import choice
 from topkit.indexers.combinator import Combinator, best_at, every_score
 from topkit.indexers.cost import cost_at
 from topkit.indexers.scored import ScoredIndex, best, cut_each, pooled
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits, as_written
 
 
@@ -45,6 +46,9 @@ class shared(Combinator):
     def traits(self) -> Traits:
         fixed = as_written(self, shared, "choose", "score") and self.base.traits().fixed
         return replace(super().traits(), score_all=True, fixed=fixed)
+
+    def costs(self, shape: Shape) -> Cost:
+        return replace(self.base.costs(shape), lists=shape.Hk)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         inner = step.given_to(self.base)

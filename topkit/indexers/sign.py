@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from topkit.indexers.checks import flag
 from topkit.indexers.mean_key import about_mean
 from topkit.indexers.rotation import padded, rotated
 from topkit.indexers.scored import Codes, Scored, pick_codes, score_visible_codes
+from topkit.indexers.stated_cost import Shape, power_of_two
 from topkit.indexers.traits import Traits
 from topkit.kernels.codes import stored
 from topkit.kernels.quantize_append import quantize_append
@@ -43,6 +45,10 @@ class sign(Scored):
 
     def traits(self) -> Traits:
         return Traits(score_all=True, fixed=True, drifts=self.center)
+
+    def code_bytes(self, shape: Shape) -> float:
+        width = power_of_two(shape.D) if self.hadamard else shape.D
+        return shape.Hk * math.ceil(width / 8)
 
     def build(self, keys: Tensor, step: Step) -> Index:
         return about_mean(self, keys, step) if self.center else super().build(keys, step)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from topkit.indexers.base import Selection, Step
 from topkit.indexers.checks import whole
+from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.traits import Traits, as_written
 from topkit.kernels.force_ends import ends_first
@@ -45,6 +46,10 @@ class streaming_llm(Stateless):
         bounded = self.window is not None
         fixed = as_written(self, streaming_llm, "choose")
         return Traits(exhaustive=not bounded, may_come_short=bounded, fixed=fixed)
+
+    def costs(self, shape: Shape) -> Cost:
+        most = shape.T if self.window is None else self.sink + self.window
+        return Cost(lists=shape.Hk, kept=least(shape.kept, most))
 
     def choose(self, queries: Tensor, k: int, step: Step, length: int) -> Selection:
         width = min(k, length)

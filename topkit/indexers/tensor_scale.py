@@ -37,6 +37,7 @@ class ScaledIndex(FittedIndex):
     mean: Tensor | None = field(kw_only=True)
 
     fitted: ClassVar[tuple[str, ...]] = ("scale", "mean")
+    read_by_queries: ClassVar[tuple[str, ...]] = ("scale",)
 
     def of_keys(self, keys: Tensor) -> Tensor:
         return (keys if self.mean is None else keys - self.mean).float() / self.scale

@@ -15,6 +15,7 @@ from topkit.indexers.combinator import Combinator, every_score
 from topkit.indexers.cost import cost_at
 from topkit.indexers.exact import exact
 from topkit.indexers.scored import best, cut_each, masked
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits, as_written
 from topkit.kernels.select_mass import select_mass
 
@@ -47,6 +48,9 @@ class top_p(Combinator):
     def traits(self) -> Traits:
         fixed = as_written(self, top_p, "choose") and self.base.traits().fixed
         return replace(super().traits(), fixed=fixed, exhaustive=False, may_come_short=True)
+
+    def costs(self, shape: Shape) -> Cost:
+        return self.base.costs(shape).besides(operations=shape.Hq * shape.T)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         if step.at is not None:

@@ -25,6 +25,8 @@ class Traits:
     drifts: bool = False
     # Codes hold nothing of later keys, so that several queries may select at once.
     causal_codes: bool = True
+    # Its index lies in the host's memory, and chooses there: drivers hand over all tensors on the CPU.
+    host: bool = False
     # select changes later selections: never shared between runs.
     remembers: bool = False
     # A step with `at`, `stop` and `room` appends one key and selects with shapes and addresses that stay,

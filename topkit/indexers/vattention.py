@@ -18,6 +18,7 @@ from topkit.indexers.combinator import Combinator
 from topkit.indexers.exact import exact
 from topkit.indexers.noise import noise
 from topkit.indexers.scored import waiting
+from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits, as_written
 from topkit.kernels.select_topk import select_topk
 
@@ -56,6 +57,11 @@ class vattention(Combinator):
     def traits(self) -> Traits:
         fixed = as_written(self, vattention, "choose", "choose_many") and self.base.traits().fixed
         return replace(super().traits(), weighted=True, fixed=fixed)
+
+    def costs(self, shape: Shape) -> Cost:
+        s = shape
+        base = self.base.costs(replace(s, k=math.ceil(self.top * s.k)))
+        return replace(base.besides(operations=s.Hq * s.T), kept=s.kept)
 
     def choose(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         return self.choose_many(index, queries, [k], step)[k]

@@ -14,7 +14,8 @@ def list_command(
     kind: Annotated[str, typer.Argument(metavar="indexers|tasks|metrics|studies")],
     as_json: o.Json = False,
 ) -> None:
-    """List what there is to choose from."""
-    from topkit.cli.listing import rows
+    """List what there is to choose from; --json has the formulas of what each indexer costs."""
+    from topkit.cli.listing import rows, with_formulas
 
-    show(rows(kind), as_json)
+    table = rows(kind)
+    show(with_formulas(table) if as_json and kind == "indexers" else table, as_json)

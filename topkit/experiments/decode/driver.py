@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from topkit.experiments.decode.formed import require_formed
+from topkit.experiments.decode.host import moved
 from topkit.experiments.decode.recipe_code import recipe_code
 from topkit.fidelity.validity import require_valid
 from topkit.indexers.base import Cache, Index, Indexer, Selection, Step
 
 # Floats of scores, or of gathered keys, that one call may make: more queries go in pieces.
 PIECE = 1 << 25
+HOST = torch.device("cpu")
 
 Inputs = Mapping[str, Any]
 # What is computed once of the same queries and keys; see Step.memo.
@@ -33,6 +35,11 @@ class Choice:
     by_budget: dict[int, Selection]
     stops: Tensor
     memo: Memo
+
+    def on(self, device: torch.device) -> Choice:
+        """The same where its queries are."""
+        by_budget = {k: moved(one, device) for k, one in self.by_budget.items()}
+        return Choice(self.place, by_budget, moved(self.stops, device), {})
 
 
 @dataclass(frozen=True)
@@ -61,12 +68,13 @@ class Driver:
         counted: bool = True,
     ) -> Step:
         """A step that shows the recipe those of the inputs that it declares."""
+        inputs = self._read(inputs)
         step = Step(
             self.layer,
             self.scaling,
             self.seed,
-            self.start,
-            stop,
+            self._near(self.start),
+            self._near(stop),
             at,
             self.kv_heads,
             self.backend,
@@ -78,17 +86,24 @@ class Driver:
         )
         return step.given_to(self.indexer)
 
+    def _near(self, x: Any) -> Any:
+        """Where the recipe's index lies."""
+        return moved(x, HOST) if self.indexer.traits().host else x
+
     def build(self, cache: Cache, inputs: Inputs) -> Index:
         """An index of all slots of the cache; the inputs are of their tokens."""
         step = self.step({"cache": cache, **inputs})
         with recipe_code(self.indexer, "build"):
-            return self.indexer.build(cache.keys, step)
+            return self.indexer.build(self._near(cache.keys), step)
 
     def append(self, index: Index, cache: Cache, inputs: Inputs) -> None:
         """Append the slots of the cache that the index lacks; the inputs are of their tokens."""
+        self._append(index, self._near(cache.since(index.length)), cache, inputs)
+
+    def _append(self, index: Index, keys: Tensor, cache: Cache, inputs: Inputs) -> None:
         step = self.step({"cache": cache, **inputs})
         with recipe_code(self.indexer, "append"):
-            index.append(cache.since(index.length), step)
+            index.append(keys, step)
 
     def truncate(self, index: Index, cache: Cache) -> None:
         """Cut the index to the slots of the cache."""
@@ -116,10 +131,19 @@ class Driver:
         where = where or QuerySlots.newest(queries, cache, inputs)
         if upstream is not None:
             where = replace(where, inputs={**where.inputs, "upstream": upstream})
-        if self.indexer.traits().causal_codes:
-            yield from self._in_pieces(index, ks, queries, cache, inputs, where)
-        else:
-            yield from self._one_by_one(index, ks, queries, cache, inputs, where)
+        traits, device = self.indexer.traits(), queries.device
+        if traits.host and device != HOST:
+            queries, inputs, where = self._near(queries), self._read(inputs), where.on(self._read)
+            if "cache" in self.indexer.needs:
+                cache = self._near(cache)
+        pieces = self._in_pieces if traits.causal_codes else self._one_by_one
+        for choice in pieces(index, ks, queries, cache, inputs, where):
+            yield choice if queries.device == device else choice.on(device)
+
+    def _read(self, inputs: Inputs) -> dict[str, Any]:
+        """The inputs that the recipe declares, once for all tokens."""
+        needs = self.indexer.needs
+        return {name: self._near(x) for name, x in inputs.items() if name in needs}
 
     def select_at(
         self,
@@ -180,11 +204,13 @@ class Driver:
         where: QuerySlots,
     ) -> Iterator[Choice]:
         begin = index.length
+        lacking = self._near(cache.since(begin))
         for number, slot in enumerate(where.slots):
             place, now = slice(number, number + 1), cache.until(slot + 1)
             if index.length <= slot:
                 fresh = slice(index.length - begin, slot + 1 - begin)
-                self.append(index, now, {name: tokens(x, fresh) for name, x in inputs.items()})
+                own = {name: tokens(x, fresh) for name, x in inputs.items()}
+                self._append(index, lacking[:, :, fresh], now, own)
             memo: Memo = {}
             step = self.step({"cache": now, **where.inputs_of(place)}, memo=memo)
             chosen = self._chosen(index, queries[:, :, place], ks, step, cache)
@@ -228,6 +254,10 @@ class QuerySlots:
         length, count = cache.length, queries.shape[2]
         last = {name: tokens(x, slice(-count, None)) for name, x in inputs.items()}
         return cls(range(length - count, length), last)
+
+    def on(self, move: Callable[[Inputs], Inputs]) -> QuerySlots:
+        """The same with inputs that were moved, and nothing known: it lies elsewhere."""
+        return QuerySlots(self.slots, move(self.inputs))
 
     def inputs_of(self, place: slice) -> dict[str, Any]:
         return {name: tokens(x, place) for name, x in self.inputs.items()}

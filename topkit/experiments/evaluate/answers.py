@@ -19,14 +19,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from topkit.experiments.evaluate.built import Built
-from topkit.experiments.evaluate.graphed import Graphed, refuse
-from topkit.experiments.evaluate.groups import in_turn, together, worthwhile
 from topkit.experiments.evaluate.observer import Observer
 from topkit.experiments.evaluate.own_words import Line, Row, Stops, go_on
 from topkit.experiments.evaluate.question_rows import QuestionRows, alike
 from topkit.experiments.evaluate.shared_prefix import forward, prefill
+from topkit.experiments.evaluate.stepped import (
+    Graphed,
+    in_turn,
+    refuse,
+    release,
+    together,
+    worthwhile,
+)
 from topkit.experiments.evaluate.streams import Stream
-from topkit.experiments.evaluate.token_steps import release
 from topkit.experiments.model.load import positions
 from topkit.experiments.runs.cells import Cell, needs
 from topkit.experiments.tasks import Prompt

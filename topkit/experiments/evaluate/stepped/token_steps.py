@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from topkit.errors import InputError
 from topkit.experiments.decode.graph_capture import Parts
 from topkit.experiments.evaluate.built import Built
-from topkit.experiments.evaluate.fixed_rows import FixedRows
-from topkit.experiments.evaluate.groups import Group, groups_of
+from topkit.experiments.evaluate.stepped.fixed_rows import FixedRows
+from topkit.experiments.evaluate.stepped.groups import Group, groups_of
 from topkit.experiments.model.attention import switched_attention
 from topkit.experiments.runs.cells import Cell, needs
 

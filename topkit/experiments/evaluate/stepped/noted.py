@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from topkit.experiments.evaluate.batch import Asked
-from topkit.experiments.evaluate.fixed_rows import FixedRows
 from topkit.experiments.evaluate.lists import Lists
 from topkit.experiments.evaluate.observer import Observer
 from topkit.experiments.evaluate.shared_cache import LONG, SharedCache
+from topkit.experiments.evaluate.stepped.fixed_rows import FixedRows
 from topkit.experiments.evaluate.streams import Prefix
 from topkit.fidelity.validity import require_valid
 from topkit.indexers.base import Cache, Selection

@@ -16,22 +16,23 @@ from transformers import PreTrainedModel
 from topkit.errors import InputError
 from topkit.experiments.decode.graph_capture import CannotCapture
 from topkit.experiments.evaluate.batch import Asked, Watch
-from topkit.experiments.evaluate.beside import Run, side_by_side
 from topkit.experiments.evaluate.built import Built
-from topkit.experiments.evaluate.fixed_rows import FixedRows
-from topkit.experiments.evaluate.fixed_streams import FixedStream, fixed_streams, grow
-from topkit.experiments.evaluate.groups import is_fixed, is_hosted, refused, together
-from topkit.experiments.evaluate.hosted import (
-    HostedRows,
-    HostedStream,
-    hosted_stream,
-)
 from topkit.experiments.evaluate.lists import Lists
-from topkit.experiments.evaluate.noted import judge, require_choices
 from topkit.experiments.evaluate.observer import Observer
 from topkit.experiments.evaluate.shared_prefix import forward
+from topkit.experiments.evaluate.stepped.beside import Run, side_by_side
+from topkit.experiments.evaluate.stepped.fixed_rows import FixedRows
+from topkit.experiments.evaluate.stepped.fixed_streams import FixedStream, fixed_streams, grow
+from topkit.experiments.evaluate.stepped.groups import is_fixed, is_hosted, refused, together
+from topkit.experiments.evaluate.stepped.hosted import (
+    HostedRows,
+    HostedStream,
+    hosted_streams,
+    whole_pass,
+)
+from topkit.experiments.evaluate.stepped.noted import judge, require_choices
+from topkit.experiments.evaluate.stepped.token_steps import TokenSteps, keep, steps_of
 from topkit.experiments.evaluate.streams import Stream
-from topkit.experiments.evaluate.token_steps import TokenSteps, keep, steps_of
 from topkit.experiments.runs.cells import Cell
 
 
@@ -56,11 +57,12 @@ class Graphed:
         self.prefix, self.context = built.prefix, context
         fixed = tuple(cell for cell in cells if is_fixed(cell) for _ in range(questions))
         wanted: dict[tuple[Cell, ...], type[FixedRows]] = {fixed: FixedRows}
-        hosted = [cell for cell in cells if is_hosted(cell, sparse_from)]
-        for _, some in groupby(hosted, together):
-            wanted[tuple(cell for cell in some for _ in range(questions))] = HostedRows
+        self._own = [cell for cell in cells if is_hosted(cell, sparse_from)]
+        hosted = tuple(cell for cell in self._own for _ in range(questions))
+        if hosted:
+            wanted[hosted] = HostedRows
         self._kept = steps_of(model, wanted, context, built, need)
-        self._fixed, *self._hosted = [self._kept[cells] for cells in wanted]
+        self._fixed, self._hosted = self._kept[fixed], self._kept.get(hosted)
         self._questions = questions
 
     def keep(self) -> None:
@@ -71,10 +73,12 @@ class Graphed:
         """The streams of fixed rows, and those whose hosts choose."""
         streams: list[Stream] = []
         streams += fixed_streams(self._fixed.rows, self.built, self._fixed.cells, self.context)
-        for steps in self._hosted:
-            cells = steps.cells[:: self._questions]
-            stream = self.built.stream(cells, self._questions, self.context)
-            streams.append(hosted_stream(stream, cast("HostedRows", steps.rows), self.built))
+        if self._hosted is not None:
+            own = [
+                self.built.stream(list(some), self._questions, self.context)
+                for _, some in groupby(self._own, together)
+            ]
+            streams += hosted_streams(cast("HostedRows", self._hosted.rows), own)
         return streams
 
     def forward(
@@ -89,38 +93,52 @@ class Graphed:
         if followers:
             return self._read_dense([*streams, *followers], ids)
         runs, first = list[Run](), 0
-        for steps, some in self._runs(streams):
+        one_by_one = watch is None and ids.shape[1] == 1
+        for steps, some in self._runs(streams, one_by_one):
             rows = slice(first, first + sum(stream.rows for stream in some))
             if steps is None:
                 behind = None if watch is None else _numbered_from(first, watch)
-                how: Any = (self.model, self.prefix, some, ids[rows], last, (), behind)
-                runs.append(partial(forward, *how))
+                runs.append(partial(self._whole, some, ids[rows], last, (), behind))
             else:
                 own = None if watch is None else (watch, first)
                 runs.append(partial(self._replayed, steps, some, ids[rows], last, own))
             first = rows.stop
         return torch.cat(side_by_side(runs, self._fixed.rows.device))
 
-    def _runs(self, streams: Sequence[Stream]) -> Iterator[tuple[TokenSteps | None, list[Any]]]:
-        """The streams that go together, and whose steps do it; None for a pass of its own."""
-        by_rows = {id(steps.rows): steps for steps in self._hosted}
+    def _runs(
+        self, streams: Sequence[Stream], one_by_one: bool
+    ) -> Iterator[tuple[TokenSteps | None, list[Any]]]:
+        """The streams that go together, and whose steps do it; None for a whole pass.
 
-        def home(stream: Stream) -> int:
+        Hosts choose between graphs only where tokens come `one_by_one`.
+        """
+
+        def home(stream: Stream) -> TokenSteps | None:
             if isinstance(stream, HostedStream):
-                return id(stream.home)
-            return isinstance(stream, FixedStream)
+                return self._hosted if one_by_one else None
+            return self._fixed if isinstance(stream, FixedStream) else None
 
-        for key, some in groupby(streams, home):
-            yield self._fixed if key is True else by_rows.get(key), list(some)
+        for steps, some in groupby(streams, home):
+            yield steps, list(some)
+
+    def _whole(
+        self,
+        streams: Sequence[Stream],
+        ids: Tensor,
+        last: int,
+        followers: Sequence[Stream] = (),
+        watch: Watch | None = None,
+    ) -> Tensor:
+        with whole_pass([*streams, *followers], self.prefix):
+            return forward(self.model, self.prefix, streams, ids, last, followers, watch)
 
     def _read_dense(self, streams: Sequence[Stream], ids: Tensor) -> Tensor:
         """Let all streams read what full attention reads, of tokens [B, t] of the questions."""
         runs = list[Run]()
-        for steps, some in self._runs(streams):
+        for steps, some in self._runs(streams, False):
             if steps is None:
                 dense = Stream([Cell()] * len(ids), self.context, {}, self.built.seed)
-                how: Any = (self.model, self.prefix, [dense], ids, 1, some)
-                runs.append(partial(forward, *how))
+                runs.append(partial(self._whole, [dense], ids, 1, some))
             else:
                 rows = ids.repeat(sum(stream.rows for stream in some) // len(ids), 1)
                 runs.append(partial(self._replayed, steps, some, rows, 1, None, sparse=False))
@@ -157,8 +175,6 @@ class Graphed:
             look(parts[-1])
             for stream in streams:
                 stream.length = length + count
-                if isinstance(stream, HostedStream) and not sparse:
-                    stream.read_dense(self.prefix)
                 if watch is not None or not sparse:
                     grow(rows, stream, self.prefix, at_once=not sparse)
             whole = torch.cat(logits, 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from topkit.experiments.decode.driver import Driver, tokens
 from topkit.experiments.evaluate.built import Built
-from topkit.experiments.evaluate.fixed_rows import FixedRows, Group
+from topkit.experiments.evaluate.stepped.fixed_rows import FixedRows, Group
 from topkit.experiments.evaluate.streams import Prefix, Stream
 from topkit.experiments.runs.cells import Cell
 from topkit.indexers.base import Cache, Index

@@ -20,8 +20,8 @@ from topkit.errors import InputError
 from topkit.experiments.decode.driver import Driver
 from topkit.experiments.decode.graph_capture import side_by_side
 from topkit.experiments.evaluate.built import Built
-from topkit.experiments.evaluate.fixed_layer import Layer
-from topkit.experiments.evaluate.groups import Group, packed, rows_of
+from topkit.experiments.evaluate.stepped.fixed_layer import Layer
+from topkit.experiments.evaluate.stepped.groups import Group, packed, rows_of
 from topkit.experiments.evaluate.streams import Prefix
 from topkit.experiments.model.attention_call import AttentionCall
 from topkit.indexers.base import Cache, Index, Selection, seen_of

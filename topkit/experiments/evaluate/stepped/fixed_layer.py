@@ -19,7 +19,7 @@ class Layer:
     """Keys and values of all room; the lists of one step; and, by name, what the last steps noted.
 
     Shapes: keys [R, Hk, room, D], values alike, norms [R, Hk, room]; slots and logs [R, Hq, 1, w], a list for
-    every query head; costs [2, R], of those that are known between graphs; noted [N, R, ...]. Of each group of rows: its index, how many lists its heads share,
+    every query head; noted [N, R, ...]. Of each group of rows: its index, how many lists its heads share,
     and whether they are weighted, known from the first step on.
     """
 
@@ -28,7 +28,6 @@ class Layer:
     norms: Tensor
     slots: Tensor
     logs: Tensor
-    costs: Tensor
     noted: dict[str, Tensor]
     scaling: float
     window: int | None
@@ -49,7 +48,6 @@ class Layer:
             torch.zeros(rows, groups, room, device=device),
             torch.full((rows, heads, 1, wide), -1, device=device),
             torch.zeros(rows, heads, 1, wide, device=device),
-            torch.zeros(2, rows, device=device),
             {
                 "queries": keys.new_zeros(steps, rows, heads, width),
                 "slots": torch.full(

@@ -1,0 +1,28 @@
+"""Tensors in the host's memory, for a recipe that chooses there, and its selections back on the GPU.
+
+A recipe asks for what it needs tensor by tensor, and each time waits for the GPU.
+"""
+
+# pyright: strict
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topkit.indexers.base import Cache, Rest, Selection
+
+
+def moved(x: Any, device: torch.device) -> Any:
+    """An input of a step, or what is made of such: caches, selections, pairs of angles, tensors."""
+    if isinstance(x, Tensor):
+        return x.to(device)
+    if isinstance(x, tuple):
+        return tuple(moved(part, device) for part in x)  # type: ignore[reportUnknownVariableType]
+    if isinstance(x, Cache):
+        return Cache(moved(x.keys, device), moved(x.values, device))
+    if isinstance(x, Selection | Rest):
+        return replace(x, **{one.name: moved(getattr(x, one.name), device) for one in fields(x)})
+    return x

@@ -1,0 +1,10 @@
+"""Rows that go on a token at a time at fixed shapes, as CUDA graphs from haystack to haystack. Imports its own room.
+
+`Graphed` gives what whole passes give; `worthwhile` says where it is worth it, `refuse` where it is no more.
+"""
+
+from topkit.experiments.evaluate.stepped.graphed import Graphed, refuse
+from topkit.experiments.evaluate.stepped.groups import in_turn, together, worthwhile
+from topkit.experiments.evaluate.stepped.token_steps import release
+
+__all__ = ["Graphed", "in_turn", "refuse", "release", "together", "worthwhile"]
