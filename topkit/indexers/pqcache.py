@@ -53,7 +53,7 @@ class pqcache(Scored):
     def costs(self, shape: Shape) -> Cost:
         s, centroids = shape, least(2**self.b, shape.T)
         numbers = s.Hk * self.m * centroids * math.ceil(s.D / self.m)
-        products = s.Hq // s.Hk * numbers + s.Hq * s.T * self.m
+        products = s.Hq / s.Hk * numbers + s.Hq * s.T * self.m
         cost = super().costs(shape)
         return replace(
             cost,

@@ -64,9 +64,9 @@ class rabitq(Scored):
 
     def costs(self, shape: Shape) -> Cost:
         s, cost = shape, super().costs(shape)
-        turned = s.Hk * s.T * s.D * s.D
+        turned = s.Hk * s.D * s.D
         cost = replace(
-            cost, index=cost.index + 4 * s.Hk * s.D / s.T, build=turned, append=turned / s.T
+            cost, index=cost.index + 4 * s.Hk * s.D / s.T, build=s.T * turned, append=turned
         )
         cost = cost.besides(operations=s.Hq * s.D * s.D)
         if not self.rerank:
