@@ -15,6 +15,7 @@ from topkit.indexers.moba import moba
 from topkit.indexers.native import native
 from topkit.indexers.paged import Paged
 from topkit.indexers.pqcache import pqcache
+from topkit.indexers.projected import projected
 from topkit.indexers.quantized import quantized
 from topkit.indexers.quest import quest
 from topkit.indexers.rabitq import rabitq
@@ -45,6 +46,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "faiss_hnsw": faiss_hnsw,
     "clusterkv": clusterkv,
     "lightning": lightning,
+    "projected": projected,
     "native": native,
     "indices": indices,
     "keep": keep,
