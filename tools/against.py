@@ -54,7 +54,7 @@ TINY = Scale(4, 2, 64, 256, 3, ("4", "16", "1%"), 128, 16, 2048, 2, (2, 1, 128),
 STUDIED = (
     "exact()", "degraded(0.8)", "degraded(0.6,fill='next')", "quantized(dtype='int4')",
     "quantized(dtype='fp8_e4m3')", "sign()", "refine(sign())", "shared(quantized())", "quest(page_size=4)",
-    "faiss_hnsw()", "lightning(dtype='fp8')", "vattention(exact())", "streaming_llm()", "random()",
+    "faiss_hnsw()", "lightning(dtype='fp8')", "vattention(exact(),top=0.5)", "streaming_llm()", "random()",
 )  # fmt: skip
 # 26 cells with full attention, as the quick study has them, but for what was trained for one model.
 ASKED = (
@@ -62,7 +62,7 @@ ASKED = (
     "exact()", *(f"quantized(dtype='{d}')" for d in ("fp8_e4m3", "int4", "int2")), "sign()",
     "refine(sign(),factor=4)", "keep(sign(),sink=2,window=4)", "shared(sign())",
     "shared(quantized(dtype='int8'))", "quest(page_size=4)", "streaming_llm(sink=4,window=64)",
-    "top_p(quantized(dtype='int4'),mass=0.9)", "vattention(quantized(dtype='int4'))", "random()",
+    "top_p(quantized(dtype='int4'),mass=0.9)", "vattention(quantized(dtype='int4'),top=0.5)", "random()",
     "faiss_ivf(nlist=64)", "quantized()",
 )  # fmt: skip
 

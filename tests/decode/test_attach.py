@@ -184,7 +184,7 @@ def test_the_hidden_states_of_a_prompt_are_not_kept(model: Any, tmp_path: Any) -
 
 
 @pytest.mark.parametrize(
-    "spec", ["quest(page_size=4)", "degraded(0.5)", "vattention()", "faiss_hnsw()"]
+    "spec", ["quest(page_size=4)", "degraded(0.5)", "sampled()", "faiss_hnsw()"]
 )
 def test_rows_do_not_depend_on_their_neighbours(spec: str, model: Any) -> None:
     need(spec)

@@ -113,7 +113,7 @@ def test_direct_calls(model: Any) -> None:
     torch.testing.assert_close(late, slow, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("spec", ["sign()", "quest(page_size=4)", "vattention()", "degraded(0.5)"])
+@pytest.mark.parametrize("spec", ["sign()", "quest(page_size=4)", "sampled()", "degraded(0.5)"])
 def test_agrees_with_the_driver_of_studies(model: Any, spec: str) -> None:
     """A question after a dense prefix: `forward` over shared rows, and an attached model."""
     ids, indexer = prompt(2)["input_ids"], topkit.indexer(spec)

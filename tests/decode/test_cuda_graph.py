@@ -54,7 +54,7 @@ OTHERS = (
     "keep(top_p(exact(), mass=0.5), window=2)",
     "refine(shared(sign()), factor=2)",
     "shared(quest(page_size=4))",
-    "vattention(keep(sign(), sink=1))",
+    "sampled(keep(sign(), sink=1))",
     "keep(sign(center=True, hadamard=True), sink=1)",
 )
 

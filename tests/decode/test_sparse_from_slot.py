@@ -17,7 +17,7 @@ from topkit.experiments.decode.attach import attach
 from topkit.experiments.decode.prompt import Prompt, parse_slot
 
 SLOT, LENGTH = 20, 40
-SPECS = ("exact", "sign", "random", "quest(page_size=4)", "keep(random, sink=1)", "vattention")
+SPECS = ("exact", "sign", "random", "quest(page_size=4)", "keep(random, sink=1)", "sampled")
 
 
 @torch.no_grad()

@@ -372,9 +372,9 @@ def test_killed_and_resumed_gives_the_same_rows(tmp_path):
 
 def test_mass_is_estimated_of_weighted_lists_alone(tmp_path):
     """Beside them, in one batch, lists without weights have none."""
-    run(tmp_path, ["vattention(sign())", "sign()", "shared(sign())"], k=8, samples=1)
+    run(tmp_path, ["sampled(sign())", "sign()", "shared(sign())"], k=8, samples=1)
     for row in pq.read_table(tmp_path / "fidelity").to_pylist():
-        assert (row["mass_estimate"] is None) == ("vattention" not in row["indexer"])
+        assert (row["mass_estimate"] is None) == ("sampled" not in row["indexer"])
 
 
 def test_each_query_on_request(tmp_path):

@@ -38,7 +38,7 @@ SPECS = [
     *(f"quantized(dtype='{dtype}')" for dtype in ("int8", "fp8_e4m3", "int4", "int2")),
     *("sign()", "refine(sign(),factor=4)", "keep(sign(),sink=2,window=4)", "shared(sign())"),
     *("shared(quantized(dtype='int8'))", "quest(page_size=4)", "streaming_llm()", "random()"),
-    *("top_p(quantized(dtype='int4'),mass=0.9)", "vattention(quantized(dtype='int4'))"),
+    *("top_p(quantized(dtype='int4'),mass=0.9)", "sampled(quantized(dtype='int4'))"),
     *("faiss_ivf(nlist=64)", "lightning(dtype='fp8')"),
 ]
 

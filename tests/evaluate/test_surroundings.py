@@ -10,7 +10,7 @@ import topkit
 from surroundings import SURROUNDINGS
 from topkit.experiments.runs.parts import read_table
 
-SPECS = ["exact", "sign", "degraded(0.6)", "vattention", "shared(quantized())"]
+SPECS = ["exact", "sign", "degraded(0.6)", "sampled", "shared(quantized())"]
 
 
 @pytest.fixture(scope="module")

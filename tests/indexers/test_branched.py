@@ -18,7 +18,7 @@ SPECS = [
     "shared(sign(), per='layer')",
     "keep(refine(sign(), factor=2), sink=2)",
     "top_p(quantized(dtype='int2'), mass=0.6)",
-    "vattention(quantized(dtype='int4'))",
+    "sampled(quantized(dtype='int4'))",
     "quest(page_size=4)",
     "streaming_llm(sink=1, window=6)",
     "exact()",

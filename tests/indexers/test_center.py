@@ -184,7 +184,9 @@ def test_combinators_drift_with_their_base(spec):
     assert parse(spec).traits().drifts
 
 
-@pytest.mark.parametrize("spec", ["sign", "quantized:dtype=int2", "faiss_hnsw:M=8,ef_search=16"])
+@pytest.mark.parametrize(
+    "spec", ["sign", "quantized:dtype=int2", "faiss_hnsw:M=8,ef_search=16,metric=ip"]
+)
 def test_an_offset_that_all_keys_share_hides_them_from_codes_and_graphs(spec):
     pytest.importorskip("faiss")
     one = RANDOM(sign(), length=600, rows=1)

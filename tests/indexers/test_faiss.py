@@ -49,11 +49,11 @@ def test_threads_are_as_before_after_an_error(recipe, threads):
 def test_one_thread_is_what_a_search_uses(threads, monkeypatch):
     index: Any = faiss_ivf(nlist=4, nprobe=2).build(torch.randn(1, 2, 40, 8), Step())
     seen = []
-    graph = index.graphs[0][0]
-    real = type(graph).search
+    graph = index.graphs[0][0].index
+    real = type(graph).search_preassigned
     monkeypatch.setattr(
         type(graph),
-        "search",
+        "search_preassigned",
         lambda self, *args, **kwargs: (
             seen.append(faiss.omp_get_max_threads()),
             real(self, *args, **kwargs),

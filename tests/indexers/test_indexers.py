@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topkit.errors import InputError
-from topkit.indexers import Cache, Step, keep, quantized, refine, shared, sign, vattention
+from topkit.indexers import Cache, Step, keep, quantized, refine, sampled, shared, sign
 from topkit.indexers.spec import parse
 from topkit.kernels.codes import hadamard_rotate, levels, pack, quantize, unpack
 
@@ -368,9 +368,9 @@ def test_top_p_trusts_the_scores_of_its_base():
         assert sum(weights[: len(got)]) >= 0.5 * sum(weights) > sum(weights[: len(got) - 1])
 
 
-def test_vattention_keeps_the_top_and_weighs_the_sample():
+def test_sampled_keeps_the_top_and_weighs_the_sample():
     queries, keys = tensors(length=60)
-    found = chosen("vattention(top=0.25)", queries, keys, 20)
+    found = chosen("sampled(top=0.25)", queries, keys, 20)
     assert found.log_weights is not None
     exact = lists(chosen("exact", queries, keys, 5))
     for got, top, weights in zip(
@@ -380,13 +380,13 @@ def test_vattention_keeps_the_top_and_weighs_the_sample():
         assert weights == pytest.approx([0.0] * 5 + [math.log(55 / 15)] * 15)
 
 
-def test_vattention_estimates_the_softmax_sum_without_bias():
+def test_sampled_estimates_the_softmax_sum_without_bias():
     queries, keys = tensors(length=80)
     scores = torch.tensor(dots(queries, keys)).float() * 0.25
     mass = scores.softmax(-1)
     estimates = []
     for seed in range(300):
-        found = chosen("vattention(top=0.3)", queries, keys, 20, seed=seed)
+        found = chosen("sampled(top=0.3)", queries, keys, 20, seed=seed)
         assert found.log_weights is not None
         weights = found.log_weights[0, :, 0].exp()
         estimates.append((mass.gather(-1, found.indices[0, :, 0]) * weights).sum(-1))
@@ -395,12 +395,12 @@ def test_vattention_estimates_the_softmax_sum_without_bias():
     assert (error < 4).all() and (estimates.std(0) > 0.005).all()
 
 
-def test_vattention_draws_every_other_key_equally_often():
+def test_sampled_draws_every_other_key_equally_often():
     queries, keys = tensors(length=40)
     (top,) = (set(x) for x in lists(chosen("exact", queries[:, :1], keys[:, :1], 5)))
     counts = torch.zeros(40)
     for seed in range(600):
-        counts[lists(chosen("vattention()", queries[:, :1], keys[:, :1], 10, seed=seed))[0]] += 1
+        counts[lists(chosen("sampled()", queries[:, :1], keys[:, :1], 10, seed=seed))[0]] += 1
     assert all(counts[s] == 600 for s in top)
     drawn = counts[[s for s in range(40) if s not in top]]
     expected, deviation = 600 * 5 / 35, math.sqrt(600 * 5 / 35 * 30 / 35)
@@ -464,7 +464,7 @@ class asked_for_order(sign):
         (lambda base: shared(base), False),
         (lambda base: keep(base, sink=1), True),
         (lambda base: refine(base), True),
-        (lambda base: vattention(base), True),
+        (lambda base: sampled(base), True),
         (lambda base: keep(shared(base), sink=1), True),
     ],
 )

@@ -78,7 +78,7 @@ def test_layers_of_other_heads_are_refused_by_name():
         ("reuse(sign(), layers=(3, 1))", r"layers must be layers, ascending, .*; got \(3, 1\)"),
         ("reuse(sign(), layers=(-1, 2))", "layers must be layers"),
         ("reuse(keep(reuse(sign())))", "reuses already"),
-        ("reuse(vattention())", "would bias"),
+        ("reuse(sampled())", "would bias"),
         ("shared(reuse(sign()))", "has none; wrap it the other way round"),
     ],
 )

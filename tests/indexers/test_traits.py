@@ -25,11 +25,11 @@ from topkit.indexers import (
     quantized,
     quest,
     refine,
+    sampled,
     shared,
     sign,
     streaming_llm,
     top_p,
-    vattention,
 )
 from topkit.indexers.traits import FLAGS
 
@@ -57,8 +57,8 @@ def test_a_combinator_takes_over_the_laws_of_base_and_adds_its_own():
     assert refine(sign()).traits() == Traits(needs=frozenset({"cache"}), fixed=True)
     assert top_p(quest()).traits().causal_codes is False
     assert top_p(quest()).traits().exhaustive is False
-    assert vattention(keep(faiss_ivf())).traits().drifts
-    for one in (shared, keep, refine, top_p, vattention):
+    assert sampled(keep(faiss_ivf())).traits().drifts
+    for one in (shared, keep, refine, top_p, sampled):
         assert one(quantized()).traits().fixed, "what base's index does it does at fixed shapes too"
         assert not one(lightning()).traits().fixed
     assert not keep(faiss_ivf()).traits().fixed

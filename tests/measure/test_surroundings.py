@@ -16,7 +16,7 @@ SPECS = (
     "quantized(dtype='int4')",
     "quest(page_size=4)",
     "degraded(0.6, persist='stream', per='layer')",
-    "vattention",
+    "sampled",
     "top_p(mass=0.5)",
     "keep(refine(sign(), factor=2), sink=2, window=3)",
     "shared(exact(), per='group')",

@@ -130,7 +130,7 @@ REAL = (
     "quest(page_size=4)",
     "streaming_llm()",
     "top_p(sign(), mass=0.9)",
-    "vattention(sign())",
+    "sampled(sign())",
     "faiss_ivf(nlist=16)",
 )
 

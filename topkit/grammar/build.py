@@ -44,7 +44,9 @@ def _read(text: str, registry: Registry[T]) -> tuple[str, type[T], dict[str, obj
         raise InputError(
             f"cannot read the {registry.kind} {cut(text)}: {error}; {_expected(registry)}"
         ) from None
-    thing = registry.find(name)
+    thing: Any = registry.find(name)
+    if hasattr(thing, "meant"):
+        thing = thing.meant([key or "" for key, _ in written])
     values: dict[str, object] = {}
     known, placed = parameters(thing), parameters(thing, placed=True)
     for place, (key, value) in enumerate(written):

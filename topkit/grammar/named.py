@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields, is_dataclass
 from dataclasses import field as new_field
@@ -39,6 +39,14 @@ class Named:
 
     def __repr__(self) -> str:
         return full(self)
+
+    @classmethod
+    def meant(cls, keys: Sequence[str]) -> type[Any]:
+        """The class that a text of this name and these parameters means, "" for one without a name.
+
+        Another where a released name came to mean something else.
+        """
+        return cls
 
     def files(self) -> tuple[Path, ...]:
         """The files, and folders of files, that it reads: its parameters that are paths of what is there."""

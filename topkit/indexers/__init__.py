@@ -6,8 +6,13 @@ from topkit.indexers.clusterkv import clusterkv
 from topkit.indexers.combinator import Combinator
 from topkit.indexers.degraded import degraded
 from topkit.indexers.exact import exact
+from topkit.indexers.faiss_flat import faiss_flat
 from topkit.indexers.faiss_hnsw import faiss_hnsw
 from topkit.indexers.faiss_ivf import faiss_ivf
+from topkit.indexers.faiss_ivfpq import faiss_ivfpq
+from topkit.indexers.faiss_pq import faiss_pq
+from topkit.indexers.faiss_rabitq import faiss_rabitq
+from topkit.indexers.faiss_sq import faiss_sq
 from topkit.indexers.indices import indices
 from topkit.indexers.keep import keep
 from topkit.indexers.lightning import lightning
@@ -21,10 +26,13 @@ from topkit.indexers.quest import quest
 from topkit.indexers.rabitq import rabitq
 from topkit.indexers.random import random
 from topkit.indexers.refine import refine
+from topkit.indexers.retroinfer import retroinfer
 from topkit.indexers.reuse import reuse
+from topkit.indexers.sampled import sampled
 from topkit.indexers.scored import Scored
 from topkit.indexers.shared import shared
 from topkit.indexers.sign import sign
+from topkit.indexers.squeezed import squeezed
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.streaming_llm import streaming_llm
 from topkit.indexers.top_p import top_p
@@ -42,9 +50,16 @@ INDEXERS: dict[str, type[Indexer]] = {
     "pqcache": pqcache,
     "quest": quest,
     "moba": moba,
+    "faiss_flat": faiss_flat,
     "faiss_ivf": faiss_ivf,
     "faiss_hnsw": faiss_hnsw,
     "clusterkv": clusterkv,
+    "retroinfer": retroinfer,
+    "squeezed": squeezed,
+    "faiss_pq": faiss_pq,
+    "faiss_ivfpq": faiss_ivfpq,
+    "faiss_sq": faiss_sq,
+    "faiss_rabitq": faiss_rabitq,
     "lightning": lightning,
     "projected": projected,
     "native": native,
@@ -54,6 +69,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "shared": shared,
     "reuse": reuse,
     "top_p": top_p,
+    "sampled": sampled,
     "vattention": vattention,
 }
 

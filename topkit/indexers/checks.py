@@ -22,6 +22,14 @@ def choice(recipe: Indexer, name: str, known: Iterable[str]) -> None:
         )
 
 
+def one_of(recipe: Indexer, name: str, known: Iterable[int]) -> None:
+    """Require that a parameter is one of some whole numbers."""
+    value, known = getattr(recipe, name), list(known)
+    if type(value) is not int or value not in known:
+        listed = ", ".join(map(str, known))
+        raise InputError(f"{_named(recipe, name)} must be one of {listed}; got {value!r}")
+
+
 def whole(recipe: Indexer, name: str, least: int, most: int = MOST) -> None:
     """Require that a parameter is an int from `least` to `most`."""
     value = getattr(recipe, name)

@@ -77,7 +77,9 @@ class Clustered(Indexer):
         order, sizes = index.ranked(self.score(queries, index, step))
         longest = index.kept(queries, order, sizes, max(ks), step)
         lists = order.shape[1]
-        return {k: replace(longest.cut(k), **index.cost(lists, k, step)) for k in ks}
+        return {
+            k: replace(longest.cut(k), **index.cost(lists, k, queries.shape[2], step)) for k in ks
+        }
 
     def build(self, keys: Tensor, step: Step) -> Index:
         values = step.cache.values if self.valued else None
@@ -170,7 +172,9 @@ class ClusteredIndex(Index):
         """What waits, and then the keys of clusters in this order, so many of each."""
         width, (rows, lists, count) = min(k, self.slots), order.shape[:3]
         ends = self.ends(queries, width, step).expand(rows, lists, count, -1)
-        slots = self.clusters.listed(order, sizes, width)
+        # A query of before the clustering does not see all members: what it sees is known once they are listed.
+        wide = width if step.stop is None and count == 1 else self.clusters.members.shape[2]
+        slots = self.clusters.listed(order, sizes, wide)
         stop = step.stops(self.slots, count, slots.device)[:, None, :, None]
         slots = slots.masked_fill(slots >= stop, -1)
         return Selection(compact(torch.cat([ends, slots], -1), width))
@@ -179,7 +183,7 @@ class ClusteredIndex(Index):
         """The sinks and the keys that wait [B or 1, 1, Tq, w]."""
         return forced(step, self.slots, self.closed, self.recipe.sink, width, queries)
 
-    def cost(self, lists: int, k: int, step: Step) -> dict[str, Any]:
+    def cost(self, lists: int, k: int, count: int, step: Step) -> dict[str, Any]:
         """What scoring every cluster costs: its centroid, size and place, and the members of the best."""
         if not step.counted:
             return {}
@@ -187,7 +191,5 @@ class ClusteredIndex(Index):
         there = (clusters.sizes > 0).sum(-1)[..., None].float()
         each = clusters.centroids.shape[3] * clusters.centroids.element_size() + 8
         members = min(k, clusters.members.shape[2])
-        return {
-            "keys_scored": there.mean(1),
-            "bytes_read": there.sum(1) * each + lists * members * 4,
-        }
+        scored, read = there.mean(1), there.sum(1) * each + lists * members * 4
+        return {"keys_scored": scored.expand(-1, count), "bytes_read": read.expand(-1, count)}

@@ -6,19 +6,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from topkit.errors import InputError
+from torch import Tensor
+
 from topkit.grammar import later
-from topkit.indexers.checks import flag, whole
-from topkit.indexers.faiss_base import FaissIndexer, Vectors
-from topkit.indexers.stated_cost import Cost, Shape, least
+from topkit.indexers.faiss_base import plain
+from topkit.indexers.faiss_gpu_lists import GpuLists
+from topkit.indexers.faiss_lists import ListsIndexer
+from topkit.indexers.faiss_pieces import POINTS, training
+from topkit.indexers.stated_cost import Cost, Shape
 
 
 @dataclass(frozen=True)
-class faiss_ivf(FaissIndexer):
+class faiss_ivf(ListsIndexer):
     """Scores exactly the keys of the `nprobe` lists whose centroids score best, and no others.
 
     Centroids are those of the keys that the index was built on: appended keys join the nearest
     list and are never retrained. Fewer than k come back where the probed lists hold fewer.
+    device="cuda": keys stay on the GPU, but for a sample of 256 a list that centroids are trained on; at most
+    2,048 keys are chosen.
     Source: FAISS IndexIVFFlat, inner product (arXiv 2401.08281).
     """
 
@@ -26,60 +31,33 @@ class faiss_ivf(FaissIndexer):
     nprobe: int = 8
     center: bool = later(False)
     hadamard: bool = later(False)
+    device: str = later("cpu")
 
     source: ClassVar[str] = "FAISS, arXiv 2401.08281"
     cost: ClassVar[str] = "reads nlist centroids and the probed lists"
     examples: ClassVar[tuple[str, ...]] = ("faiss_ivf()", "faiss_ivf(center=True, hadamard=True)")
 
     def __post_init__(self) -> None:
-        whole(self, "nlist", 1)
-        whole(self, "nprobe", 1)
-        flag(self, "center")
-        flag(self, "hadamard")
-        if self.nprobe > self.nlist:
-            raise InputError(
-                f"faiss_ivf needs 1 <= nprobe <= nlist; got nlist={self.nlist}, nprobe={self.nprobe}"
-            )
+        self._require()
+
+    @property
+    def apart(self) -> bool:
+        return True
 
     def costs(self, shape: Shape) -> Cost:
-        s = shape
-        lists = least(self.nlist, s.T)
-        keys = s.T * least(self.nprobe, lists) / lists  # of lists of one length
-        train = (
-            10 * least(s.T, 256 * lists) + s.T
-        )  # FAISS's rounds and sample, and where each key belongs
-        return Cost(
-            index=s.Hk * (4 * s.D + 8) + 4 * s.Hk * lists * s.D / s.T + self.offset_bytes(s),
-            read=4 * s.Hq * (lists + keys) * s.D,
-            operations=s.Hq * (lists + keys) * s.D,
-            build=s.Hk * lists * s.D * train,
-            append=s.Hk * lists * s.D,
-            lists=s.Hq,
-            kept=least(s.kept, keys),
-            estimated=True,
-        )
+        return self.listed(shape, 4 * shape.D)
 
-    def make(self, faiss: Any, keys: Vectors) -> Any:
-        lists = min(self.nlist, len(keys))
-        quantizer = faiss.IndexFlatIP(keys.shape[1])
-        index = faiss.IndexIVFFlat(quantizer, keys.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
-        quantizer.this.disown()
-        index.own_fields = True
-        index.cp.min_points_per_centroid = 1  # short prompts train too, without a warning
-        index.nprobe = min(self.nprobe, lists)
-        index.train(keys)
-        index.add(keys)
+    def trained(self, faiss: Any, keys: Tensor) -> Any:
+        width, metric = keys.shape[1], faiss.METRIC_INNER_PRODUCT
+        index = self.over_centroids(
+            faiss, keys, lambda quantizer, n: faiss.IndexIVFFlat(quantizer, width, n, metric)
+        )
+        # On the host FAISS draws the sample itself, as it did in topkit 0.1.
+        index.train(training(keys, 1, index.nlist * POINTS) if self.on_gpu else plain(keys))
         return index
 
-    def remove(self, faiss: Any, graph: Any, adds: list[int]) -> Any:
-        graph.remove_ids(faiss.IDSelectorRange(adds[-1], graph.ntotal))
-        return graph
+    def rounded(self, faiss: Any, graph: Any, keys: Tensor) -> tuple[Tensor, Tensor]:
+        return keys, graph.joined(keys)
 
-    def size(self, graph: Any) -> int:
-        return graph.ntotal * (graph.d * 4 + 8) + self.fixed_bytes(graph)
-
-    def fixed_bytes(self, graph: Any) -> int:
-        return graph.nlist * graph.d * 4
-
-    def compared(self, faiss: Any) -> int:
-        return faiss.cvar.indexIVF_stats.ndis
+    def rounded_on_gpu(self, graph: GpuLists, keys: Tensor) -> tuple[Tensor, Tensor]:
+        return keys, graph.joined(keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -36,8 +37,13 @@ class unknown(Verbatim, Indexer):
 
 
 def recorded(text: str) -> Indexer:
-    """The indexer that a table names; `unknown`, by the same name, where it cannot be made here."""
+    """The indexer that a table names; `unknown`, by the same name, where it cannot be made here.
+
+    Nobody is warned of names that have changed: a table keeps what it was written with.
+    """
     try:
-        return parse(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return parse(text)
     except InputError as error:
         return unknown(text, str(error))

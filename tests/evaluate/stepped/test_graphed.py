@@ -42,7 +42,7 @@ FIXED = (
     "sign(hadamard=True)",
     "streaming_llm(sink=4, window=16)",
     "top_p(quantized(dtype='int4'), mass=0.9)",
-    "vattention(quantized(dtype='int4'))",
+    "sampled(quantized(dtype='int4'))",
 )
 HOSTED = ("reuse(sign(), every=2)", *(["faiss_ivf(nlist=8)"] if find_spec("faiss") else []))
 OTHERS = ("lightning(weights='given')",)

@@ -31,7 +31,7 @@ SPECS = (
     "moba()",
     "streaming_llm()",
     "random()",
-    "vattention(exact())",
+    "sampled(exact())",
 )
 AGAINST = "dense, captured alike"
 # Steps before those that count: the index is built, the cache gets room, a step is captured.
