@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def batches(start: int = 0):
 
 
 def trained(model, folder: Path, **options):
-    settings = {"rank": 2, "steps": 12, "queries": 16} | options
+    settings: dict[str, Any] = {"rank": 2, "steps": 12, "queries": 16} | options
     return train_projected(model, batches, folder, name="tiny", **settings)
 
 
@@ -137,6 +138,7 @@ def test_heads_that_maps_are_not_for_are_named(tmp_path, changes, says):
     from safetensors.torch import load_file, save_file
 
     path = trained(tiny(vocab_size=32, head_dim=16), tmp_path, steps=1)
+    assert path is not None
     plain = tmp_path / "plain.safetensors"
     save_file(load_file(path), plain, {"kind": "projected"})
     other = tiny(vocab_size=32, head_dim=16, **changes)

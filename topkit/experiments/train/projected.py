@@ -120,7 +120,8 @@ def train_projected(
     folder/NAME-projected.pt, the state to go on from. Returns None where it stopped after so many seconds.
     Raises: InputError for a model that it cannot learn from, and a state that was begun otherwise.
     """
-    name, folder = name or model.config.model_type, Path(folder)
+    folder = Path(folder)
+    name = str(name or model.config.model_type)
     digests = weights_digests(model)
     settings = [digests, rank, steps, learning_rate, queries, seed]
     begun = hashlib.sha256(repr(settings).encode()).hexdigest()
