@@ -27,7 +27,11 @@ from topkit.indexers.sign import sign
 from topkit.indexers.spec import parse
 from topkit.kernels.codes import LARGEST, hadamard_rotate
 
-CODES = ("sign", *(f"quantized:dtype={dtype}" for dtype in LARGEST), "quantized:scale=pow2")
+CODES = (
+    "sign",
+    *(f"quantized:dtype={dtype}" for dtype in (*LARGEST, "mxfp4")),
+    "quantized:scale=pow2",
+)
 GRAPHS = ("faiss_hnsw", "faiss_ivf:nlist=4,nprobe=3")
 
 
@@ -98,7 +102,7 @@ def hold_to_the_hand(spec, center, hadamard, starts, cuts, dim, seed, far):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.sampled_from(CODES),
+    st.sampled_from((*CODES, "quantized:dtype=nvfp4")),
     st.booleans(),
     st.booleans(),
     st.lists(st.integers(0, 20), min_size=1, max_size=3),

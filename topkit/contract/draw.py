@@ -47,7 +47,10 @@ class Draw:
         seed: int = 0,
     ) -> Stream:
         """A stream of the widths that `indexer` asks for; whole numbers, for ties, on request."""
-        width = {**WIDTHS, **indexer.widths(), **self.widths}
+        fixed = indexer.widths()
+        width = {**WIDTHS, **fixed, **self.widths}
+        if "heads" in fixed:
+            heads = fixed["heads"], fixed["kv_heads"]
         generator = torch.Generator().manual_seed(seed)
         heads, rows = self.heads or heads, len(start) if start is not None else rows
 

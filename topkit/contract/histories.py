@@ -197,7 +197,7 @@ def same_seed_same_answer(indexer: Indexer, draw: Draw = RANDOM) -> None:
 
 def repeated_kv_heads(indexer: Indexer, draw: Draw = RANDOM) -> None:
     """Grouped heads select as if each query head had a copy of its KV head; not tried where heads are fixed."""
-    if draw.heads is not None:
+    if draw.heads is not None or "heads" in indexer.widths():
         return
     for heads in ((4, 2), (6, 2), (4, 1), (3, 3)):
         one = draw(indexer, heads=heads)

@@ -29,9 +29,12 @@ from topkit.indexers.misa import misa
 from topkit.indexers.moba import moba
 from topkit.indexers.native import native
 from topkit.indexers.paged import Paged
+from topkit.indexers.pqcache import pqcache
 from topkit.indexers.previous import previous
+from topkit.indexers.projected import projected
 from topkit.indexers.quantized import quantized
 from topkit.indexers.quest import quest
+from topkit.indexers.rabitq import rabitq
 from topkit.indexers.random import random
 from topkit.indexers.refine import refine
 from topkit.indexers.retrieval_attention import retrieval_attention
@@ -60,6 +63,8 @@ INDEXERS: dict[str, type[Indexer]] = {
     "degraded": degraded,
     "quantized": quantized,
     "sign": sign,
+    "rabitq": rabitq,
+    "pqcache": pqcache,
     "quest": quest,
     "moba": moba,
     "faiss_flat": faiss_flat,
@@ -79,6 +84,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "faiss_rabitq": faiss_rabitq,
     "lightning": lightning,
     "misa": misa,
+    "projected": projected,
     "native": native,
     "indices": indices,
     "keep": keep,

@@ -1,25 +1,28 @@
 # pyright: strict
-"""Keys in 8, 4 or 2 bits, one scale a key."""
+"""Keys in 8, 4 or 2 bits, one scale a key, or one a block of it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from topkit.errors import InputError
 from topkit.grammar import later
 from topkit.indexers.base import Index, Step
 from topkit.indexers.checks import choice, flag
-from topkit.indexers.mean_key import about_mean
+from topkit.indexers.mean_key import about_mean, mean_key
 from topkit.indexers.rotation import padded, rotated
 from topkit.indexers.scored import Codes, Scored, pick_codes, score_visible_codes
-from topkit.indexers.stated_cost import Shape, power_of_two
+from topkit.indexers.stated_cost import Cost, Shape, power_of_two
+from topkit.indexers.tensor_scale import ScaledIndex, tensor_scale
 from topkit.indexers.traits import Traits
-from topkit.kernels.codes import LARGEST, PACKED_BITS, stored
+from topkit.kernels import fp4
+from topkit.kernels.codes import DTYPES, PACKED_BITS, scales_stored, stored
 from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_codes
 
@@ -32,7 +35,11 @@ class quantized(Scored):
     (-1.5, -0.5, 0.5, 1.5), and are packed. scale="pow2" rounds the scale up to a power of two, in
     one byte, as DeepSeek's ue8m0 does; hadamard=True spreads outliers by an orthonormal rotation, of
     zeros as well up to a power of two; center=True takes off the mean of the keys at build.
-    Source: DeepSeek-V3.2-Exp, inference/kernel.py (fp8, pow2, Hadamard).
+    mxfp4 and nvfp4 (topkit.kernels.fp4) have a scale of one byte for 32 and 16 dimensions; for nvfp4 a
+    head's keys are divided by a float32 scale that its largest magnitude at build sets, and later keys that
+    exceed it are cut to it. Their codes are scored by torch on every device.
+    Source: DeepSeek-V3.2-Exp, inference/kernel.py (fp8, pow2, Hadamard); DeepSeek-V4's (mxfp4); NVIDIA,
+    arXiv 2509.25149 (nvfp4).
     """
 
     dtype: str = "int8"
@@ -42,7 +49,9 @@ class quantized(Scored):
 
     family: ClassVar[str] = "quantized"
     source: ClassVar[str] = "DeepSeek-V3.2-Exp"
-    cost: ClassVar[str] = "reads 1, 1/2 or 1/4 byte a dimension, and a scale"
+    cost: ClassVar[str] = (
+        "reads 1, 1/2 or 1/4 byte a dimension, and a scale; fp4 one of 1 byte a block"
+    )
     tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"dtype": ("int2", "int4", "int8")}
     examples: ClassVar[tuple[str, ...]] = (
         "quantized()",
@@ -50,33 +59,50 @@ class quantized(Scored):
         "quantized(dtype='int4', scale='pow2')",
         "quantized(dtype='int2', hadamard=True)",
         "quantized(dtype='int4', center=True)",
+        "quantized(dtype='mxfp4', hadamard=True)",
+        "quantized(dtype='nvfp4', center=True)",
     )
 
     def __post_init__(self) -> None:
-        choice(self, "dtype", LARGEST)
+        choice(self, "dtype", [dtype for dtype in DTYPES if dtype != "sign"])
         choice(self, "scale", ("float", "pow2"))
+        if self.dtype in fp4.BLOCK and self.scale != "float":
+            raise InputError(f"quantized: {self.dtype} has scales of its own; leave scale out")
         flag(self, "hadamard")
         flag(self, "center")
 
     def traits(self) -> Traits:
-        return Traits(score_all=True, fixed=True, drifts=self.center)
+        fixed, drifts = self.dtype not in fp4.BLOCK, self.center or self.dtype == "nvfp4"
+        return Traits(score_all=True, fixed=fixed, drifts=drifts)
 
     def code_bytes(self, shape: Shape) -> float:
         width = power_of_two(shape.D) if self.hadamard else shape.D
+        if self.dtype in fp4.BLOCK:
+            return shape.Hk * (math.ceil(width / 2) + math.ceil(width / fp4.BLOCK[self.dtype]))
         bits = PACKED_BITS.get(self.dtype, 8)
         codes = width if bits == 8 else math.ceil(width / (8 // bits))
         return shape.Hk * (codes + (1 if self.scale == "pow2" else 4))
 
+    def costs(self, shape: Shape) -> Cost:
+        cost = super().costs(shape)
+        if self.dtype != "nvfp4":
+            return cost
+        scale = 4 * shape.Hk  # of the tensor
+        return replace(cost, index=cost.index + scale / shape.T, read=cost.read + scale)
+
     def build(self, keys: Tensor, step: Step) -> Index:
+        if self.dtype == "nvfp4":
+            return self._scaled(keys, step)
         return about_mean(self, keys, step) if self.center else super().build(keys, step)
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
         keys = padded(keys) if self.hadamard else keys
         kind, width = stored(self.dtype, keys.shape[3])
-        scale = torch.int8 if self.scale == "pow2" else torch.float32
+        (scale, *_), count = scales_stored(self.dtype, keys.shape[3])
+        scale = torch.int8 if self.scale == "pow2" else scale
         codes = {
             "codes": keys.new_empty(*keys.shape[:3], width, dtype=kind),
-            self._scale: keys.new_empty(*keys.shape[:3], 1, dtype=scale),
+            self._scale: keys.new_empty(*keys.shape[:3], count, dtype=scale),
         }
         self.write(keys, codes, 0, step)
         return codes
@@ -105,6 +131,15 @@ class quantized(Scored):
     ) -> Tensor:
         turned, coding = self._rotated(queries, codes, step)
         return score_visible_codes(turned, codes["codes"], step, pool, **coding)
+
+    def _scaled(self, keys: Tensor, step: Step) -> Index:
+        mean = mean_key(keys, step) if self.center else None
+        told = keys if mean is None else keys - mean
+        told = rotated(told.detach(), step.backend) if self.hadamard else told
+        scale = tensor_scale(told, step, fp4.LARGEST_SCALED)
+        index = ScaledIndex(self, scale=scale, mean=mean)
+        index.append(keys, step)
+        return index
 
     @property
     def _scale(self) -> str:

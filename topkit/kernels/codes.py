@@ -1,4 +1,4 @@
-"""How keys are encoded: in 8, 4, 2 bits with a scale, or by their signs; and the way back."""
+"""How keys are encoded: in 8, 4, 2 bits with a scale, by their signs, in blocks of fp4; and the way back."""
 
 from __future__ import annotations
 
@@ -10,19 +10,29 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from topkit.errors import InputError
+from topkit.kernels import fp4
 
 # The largest code of each type: a key's scale is its largest magnitude over this.
 LARGEST = {"fp8_e4m3": 448, "int8": 127, "int4": 8, "int2": 2}
 # What a field of packed codes holds; other codes are one element a dimension.
 PACKED_BITS = {"int4": 4, "int2": 2, "sign": 1}
-DTYPES = ("sign", "int2", "int4", "int8", "fp8_e4m3")
+DTYPES = ("sign", "int2", "int4", "int8", "fp8_e4m3", *fp4.BLOCK)
 
 
 def stored(dtype: str, dim: int) -> tuple[torch.dtype, int]:
     """How codes of keys of `dim` dimensions are stored: the tensor's dtype, and its last size."""
     if dtype in PACKED_BITS:
         return torch.uint8, -(-dim * PACKED_BITS[dtype] // 8)
+    if dtype in fp4.BLOCK:
+        return torch.uint8, -(-dim // 2)
     return (torch.int8 if dtype == "int8" else torch.float8_e4m3fn), dim
+
+
+def scales_stored(dtype: str, dim: int) -> tuple[tuple[torch.dtype, ...], int]:
+    """How the scales of such codes may be stored: dtypes, and their last size."""
+    if dtype in fp4.BLOCK:
+        return (fp4.scale_type(dtype),), -(-dim // fp4.BLOCK[dtype])
+    return (torch.float32, torch.int8), 1
 
 
 def signs(vectors: Tensor) -> Tensor:

@@ -86,7 +86,10 @@ def _lack(indexer: Indexer, record: LayerRecord, name: str) -> str:
         return f"{indexer} needs {', '.join(lacking)}, which {name} does not hand out"
     widths = {what: x.shape[-1] for what, x in inputs.items() if x is not None}
     widths["head_dim"] = record.keys.shape[-1]
+    heads = {"heads": record.queries.shape[1], "kv_heads": record.keys.shape[1]}
     for what, width in indexer.widths().items():
+        if heads.get(what, width) != width:
+            return f"{indexer} is made for {width} {what}; {name} has {heads[what]}"
         if widths.get(what, width) != width:
             return f"{indexer} is made for {what} of width {width}; {name} has {widths[what]}"
     return ""

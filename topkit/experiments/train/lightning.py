@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.experiments.model.digests import weights_digests
+from topkit.experiments.model.load import load
 from topkit.experiments.runs.parts import write_whole
+from topkit.experiments.train.prepared import drawn, prepared
 from topkit.experiments.train.teacher import Teacher
 
 # How each family turns its index heads (facts of the models' own code in transformers).
@@ -24,13 +25,23 @@ _ROPE = {"deepseek_v32": "half", "glm_moe_dsa": "interleaved"}
 
 def save_weights(folder: Path, name: str, tensors: dict[str, Tensor], **metadata: Any) -> Path:
     """Write index weights as `name-HASH.safetensors`; the hash is of the file's bytes."""
-    content = save(
-        {key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()},
-        {key: str(value) for key, value in metadata.items()},
+    content = _sorted(
+        save(
+            {key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()},
+            {key: str(value) for key, value in metadata.items()},
+        )
     )
     path = Path(folder) / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}.safetensors"
     write_whole(path, lambda to: to.write_bytes(content))
     return path
+
+
+def _sorted(content: bytes) -> bytes:
+    """A safetensors file with its header's names in order: by themselves they come in any, and hash otherwise."""
+    stop = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:stop]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[stop:]
 
 
 def export_weights(model: Any, folder: Path | str) -> Path:
@@ -128,34 +139,16 @@ def train_for(
     Batches are other draws of the training mixture: books with facts and questions woven in.
     Files: out/NAME-HASH.safetensors, and out/text, the corpus as tokens.
     """
-    from tokenizers import Tokenizer
-
-    from topkit.experiments.model.load import load, resolve
-    from topkit.experiments.train.corpus import books, tokenise
-    from topkit.experiments.train.mixture import Mixture
-
     model, tokenizer = load(name, device)
-    text, file = Path(out) / "text", resolve(name) / "tokenizer.json"
-    # A .gguf file holds its tokenizer itself.
-    encoder = file.read_text() if file.is_file() else tokenizer.backend_tokenizer.to_str()
-    if not (text / "ends.npy").exists():
-        texts = (book["text"] for book in books(corpus, "train"))
-        tokenise(texts, Tokenizer.from_str(encoder)).save(text)
-    plans = [(Mixture(text, encoder, seed + 1000), n, rows, length) for n in range(steps)]
-    with get_context("spawn").Pool(workers) as pool:
-        return train_weights(
-            model,
-            (torch.from_numpy(ids) for ids in pool.imap(_batch, plans)),
-            out,
-            name=Path(name).name,
-            heads=heads,
-            dim=dim,
-            steps=steps,
-            seed=seed,
-            report=lambda step, loss: report(f"step {step} KL {loss:.4f}"),
-        )
-
-
-def _batch(plan: tuple) -> np.ndarray:
-    mixture, number, rows, length = plan
-    return mixture.batch(number, rows, length - 1)[0].astype(np.int64)
+    mixture = prepared(name, tokenizer, corpus, out, seed)
+    return train_weights(
+        model,
+        drawn(mixture, range(steps), rows, length, workers),
+        out,
+        name=Path(name).name,
+        heads=heads,
+        dim=dim,
+        steps=steps,
+        seed=seed,
+        report=lambda step, loss: report(f"step {step} KL {loss:.4f}"),
+    )

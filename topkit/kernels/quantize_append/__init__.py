@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from topkit.errors import InputError
-from topkit.kernels import checks
+from topkit.kernels import checks, fp4
 from topkit.kernels.backend import resolve
-from topkit.kernels.codes import DTYPES, stored
+from topkit.kernels.codes import DTYPES, scales_stored, stored
 from topkit.kernels.quantize_append import reference
 
 __all__ = ["quantize_append"]
@@ -36,10 +36,11 @@ def quantize_append(
     """Encodes new keys into slots at, at + 1, ... of codes and scale, in place and in one launch.
 
     Shapes: keys [B, Hk, t, D]; codes [B, Hk, C, W] as topkit.kernels.codes encodes them, dtype one of
-    sign, int2, int4, int8, fp8_e4m3; scale [B, Hk, C, 1], float32 or exponents in int8, None for sign,
-    rounded up to powers of two where `pow2` asks for it, and where it holds exponents;
+    sign, int2, int4, int8, fp8_e4m3, mxfp4, nvfp4; scale [B, Hk, C, 1], float32 or exponents in int8,
+    None for sign, of blocks [B, Hk, C, ceil(D / block)] for fp4 (topkit.kernels.fp4), rounded up to powers of
+    two where `pow2` asks for it, and where it holds exponents;
     at a number, or a tensor [1] or [B], which on a GPU is not looked at: slots beyond C are left out.
-    The kernel writes the bits that the definition does, of keys that are finite, also once rotated.
+    There is no kernel of fp4 yet; the others' writes the bits that the definition does, of keys that are finite, also once rotated.
     Raises: InputError where shapes, dtypes or devices do not belong together, or there is no room.
     """
     checks.tensors(keys=keys, codes=codes)
@@ -48,7 +49,7 @@ def quantize_append(
     _check_room(at, keys, codes)
     how: dict[str, Any] = {"dtype": dtype, "hadamard": hadamard}
     how["pow2"] = pow2 or (scale is not None and scale.dtype == torch.int8)
-    if resolve(backend, keys, _unsupported(keys, codes)) == "torch":
+    if resolve(backend, keys, _unsupported(keys, codes, dtype)) == "torch":
         reference.quantize_append(keys, codes, scale, at, **how)
         return
     from topkit.kernels.quantize_append import triton_impl
@@ -69,8 +70,9 @@ def _check(keys: Tensor, codes: Tensor, scale: Tensor | None, dtype: str) -> Non
     if (scale is None) != (dtype == "sign"):
         raise InputError(f"scale must be {'None' if scale is not None else 'given'} for {dtype}")
     if scale is not None:
-        checks.typed("scale", scale, (torch.float32, torch.int8))
-        checks.shaped("scale", scale, (*codes.shape[:3], 1))
+        kinds, width = scales_stored(dtype, keys.shape[3])
+        checks.typed("scale", scale, kinds)
+        checks.shaped("scale", scale, (*codes.shape[:3], width))
     checks.unexpanded(codes=codes, scale=scale)
 
 
@@ -88,8 +90,10 @@ def _check_room(at: int | Tensor, keys: Tensor, codes: Tensor) -> None:
         raise InputError(f"at must be 0 to {room - new} for {new} new keys of {room}; got {last}")
 
 
-def _unsupported(keys: Tensor, codes: Tensor) -> str | None:
+def _unsupported(keys: Tensor, codes: Tensor, dtype: str) -> str | None:
     """What the kernel does not take, as a sentence."""
+    if dtype in fp4.BLOCK:
+        return fp4.NO_KERNEL
     if keys.dtype not in KEYS:
         return f"keys must be bfloat16, float16 or float32; got {keys.dtype}"
     if keys.shape[3] not in WIDTHS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from topkit.kernels import fp4
 from topkit.kernels.blocks import blocks
 from topkit.kernels.codes import exponents, hadamard_rotate, quantize, signs
 
@@ -24,6 +25,8 @@ def quantize_append(
         vectors = hadamard_rotate(keys[:, :, part]) if hadamard else keys[:, :, part]
         if dtype == "sign":
             new, scales = signs(vectors), None
+        elif dtype in fp4.BLOCK:
+            new, scales = fp4.quantize(vectors, dtype)
         else:
             new, scales = quantize(vectors, dtype, "pow2" if pow2 else "float")
             if scale is not None and scale.dtype == torch.int8:

@@ -28,8 +28,9 @@ def score_codes(
     """Float32 scores of every query against every encoded key, -inf where it does not see the slot.
 
     Shapes: queries [B, Hq, Tq, D]; codes [B or 1, Hk, T, W] as topkit.kernels.codes encodes them,
-    dtype one of sign, int2, int4, int8, fp8_e4m3; scale [B or 1, Hk, T, 1], float32 or exponents in
-    int8, None for sign; pool mean, sum or max, of the heads of a group; start [B], stop [B or 1, Tq],
+    dtype one of sign, int2, int4, int8, fp8_e4m3, mxfp4, nvfp4; scale [B or 1, Hk, T, 1], float32 or
+    exponents in int8, None for sign, of blocks [B or 1, Hk, T, ceil(D / block)] for fp4 (topkit.kernels.fp4),
+    which has no kernel yet; pool mean, sum or max, of the heads of a group; start [B], stop [B or 1, Tq],
     query i sees the slots start <= s < stop[i] (None: all) -> [B, Hq, Tq, T], pooled [B, Hk, Tq, T].
     The kernel takes 15 bits of a query, 22 against fp8; against signs 11 to 14, most of one whose
     components differ in sign.
@@ -38,7 +39,7 @@ def score_codes(
     checks.tensors(queries=queries, codes=codes)
     boundary.check_codes(queries, codes, dtype, scale, pool)
     boundary.check_window(start, stop, queries)
-    unsupported = boundary.codes_unsupported(queries, codes, scale)
+    unsupported = boundary.codes_unsupported(queries, codes, scale, dtype)
     least = boundary.least_capability(dtype)
     if resolve(backend, queries, unsupported, least) == "torch":
         return reference.score_codes(

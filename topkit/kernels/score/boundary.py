@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from topkit.errors import InputError
-from topkit.kernels import checks
+from topkit.kernels import checks, fp4
 from topkit.kernels.backend import LEAST, LEAST_FP8
-from topkit.kernels.codes import DTYPES, stored
+from topkit.kernels.codes import DTYPES, scales_stored, stored
 
 POOLS = (None, "mean", "sum", "max")
 SCALES = (torch.float32, torch.int8)
@@ -43,8 +43,9 @@ def check_codes(
     if (scale is None) != (dtype == "sign"):
         raise InputError(f"scale must be {'None' if scale is not None else 'given'} for {dtype}")
     if scale is not None:
-        checks.typed("scale", scale, SCALES)
-        checks.shaped("scale", scale, (*codes.shape[:3], 1))
+        kinds, width = scales_stored(dtype, dim)
+        checks.typed("scale", scale, kinds)
+        checks.shaped("scale", scale, (*codes.shape[:3], width))
 
 
 def check_lightning(
@@ -88,8 +89,12 @@ def least_capability(dtype: str) -> tuple[int, int]:
     return LEAST_FP8 if dtype == "fp8_e4m3" else LEAST
 
 
-def codes_unsupported(queries: Tensor, codes: Tensor, scale: Tensor | None) -> str | None:
+def codes_unsupported(
+    queries: Tensor, codes: Tensor, scale: Tensor | None, dtype: str
+) -> str | None:
     """What the kernel of codes does not take, as a sentence."""
+    if dtype in fp4.BLOCK:
+        return fp4.NO_KERNEL
     if queries.dtype not in QUERIES:
         return f"queries must be bfloat16, float16 or float32; got {queries.dtype}"
     group = queries.shape[1] // codes.shape[1]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from topkit.errors import InputError
+from topkit.kernels import fp4
 from topkit.kernels.blocks import blocks
 from topkit.kernels.codes import by_word, decoder, factors
 
@@ -45,6 +47,11 @@ def score_codes(
 ) -> Tensor:
     """As topkit.kernels.score.score_codes, of keys that are decoded first, a block at a time."""
     queries = queries.float()
+    if dtype in fp4.BLOCK:
+        scores = _products(
+            fp4.in_order(queries), codes, partial(fp4.decoded, dtype=dtype), blocked=scale
+        )
+        return masked(pooled(scores, codes.shape[1], pool), start, stop)
     # q . (2 b - 1) = 2 q . b - sum(q)
     offset = queries.sum(-1, keepdim=True) if dtype == "sign" else None
     vectors = by_word(2 * queries if dtype == "sign" else queries, dtype)
@@ -102,11 +109,14 @@ def masked(scores: Tensor, start: Tensor | None, stop: Tensor | None) -> Tensor:
 def _products(
     queries: Tensor,
     codes: Tensor,
-    decode: Callable[[Tensor], Tensor],
+    decode: Callable[..., Tensor],
     offset: Tensor | None = None,
     scale: Tensor | None = None,
+    blocked: Tensor | None = None,
 ) -> Tensor:
     """(queries . decode(codes) - offset) * scale [B, Hq, Tq, T], decoded a block at a time.
+
+    `blocked`, scales of parts of a key [B or 1, Hk, T, n], goes to decode beside the codes.
 
     Shapes: queries [B, Hq, Tq, D] float32; codes [B or 1, Hk, T, W]; offset [B, Hq, Tq, 1]; scale
     [B or 1, Hk, T, 1]. Codes of one row are decoded once for all.
@@ -124,7 +134,8 @@ def _products(
     factor = None if scale is None else factors(scale).reshape(len(lists), 1, length)
     for part in blocks(len(lists), width * min(length, NARROWEST), codes.device):
         for slots in blocks(length, width * (part.stop - part.start), codes.device):
-            keys = decode(lists[part, slots]).mT
+            scales = () if blocked is None else (blocked.flatten(0, 1)[part, slots],)
+            keys = decode(lists[part, slots], *scales).mT
             for row in range(len(queries)):
                 product = torch.bmm(queries[row, part], keys)
                 if offset is not None:

@@ -47,7 +47,8 @@ def score_select(
     boundary.check_codes(queries, codes, dtype, scale, pool)
     k = checks.at_least_one("k", k)
     _check(queries, order, start, stop)
-    own = boundary.codes_unsupported(queries, codes, scale) or _unsupported(queries, codes, k, pool)
+    own = boundary.codes_unsupported(queries, codes, scale, dtype)
+    own = own or _unsupported(queries, codes, k, pool)
     how: dict[str, Any] = {"start": start, "stop": stop, "order": order, "check": check}
     least = boundary.least_capability(dtype)
     if resolve(backend, queries, own, least) == "torch" or codes.shape[2] * queries.numel() == 0:

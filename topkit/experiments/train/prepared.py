@@ -1,0 +1,59 @@
+"""The training mixture in a model's own tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from topkit.experiments.model.load import resolve
+from topkit.experiments.train.corpus import books, tokenise
+from topkit.experiments.train.mixture import Mixture
+
+# What sets these draws apart from those that the reference model was trained on.
+_APART = 1000
+
+
+def prepared(
+    name: str,
+    tokenizer: Any,
+    corpus: Path | str,
+    out: Path | str,
+    seed: int,
+    most: int | None = None,
+) -> Mixture:
+    """Books with facts and questions woven in, for the model `name`; its tokens are made once in out/text.
+
+    corpus: the folder of books-train.jsonl.xz, of which the first `most` are read (None: all).
+    """
+    text, file = Path(out) / "text", resolve(name) / "tokenizer.json"
+    # A .gguf file holds its tokenizer itself.
+    encoder = file.read_text() if file.is_file() else tokenizer.backend_tokenizer.to_str()
+    if not (text / "ends.npy").exists():
+        texts = (book["text"] for book in islice(books(corpus, "train"), most))
+        tokenise(texts, Tokenizer.from_str(encoder)).save(text)
+    return Mixture(text, encoder, seed + _APART)
+
+
+def drawn(
+    mixture: Mixture, numbers: range, rows: int, length: int, workers: int
+) -> Iterator[Tensor]:
+    """The batches of these numbers, token ids [rows, length], made ahead by other processes, if any."""
+    plans = [(mixture, number, rows, length) for number in numbers]
+    if workers < 2:
+        yield from (torch.from_numpy(_batch(plan)) for plan in plans)
+        return
+    with get_context("spawn").Pool(workers) as pool:
+        yield from (torch.from_numpy(ids) for ids in pool.imap(_batch, plans))
+
+
+def _batch(plan: tuple[Mixture, int, int, int]) -> np.ndarray:
+    mixture, number, rows, length = plan
+    return mixture.batch(number, rows, length - 1)[0].astype(np.int64)

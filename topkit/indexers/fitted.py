@@ -1,0 +1,60 @@
+# pyright: strict
+"""Codes of keys that what was fitted at the build has changed, and queries that it changes alike."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from topkit.indexers.base import Selection, Step
+from topkit.indexers.scored import ScoredIndex
+
+
+@dataclass
+class FittedIndex(ScoredIndex):
+    """Codes of what `of_keys` makes of keys, scored for what `of_queries` makes of queries.
+
+    What was fitted, tensors [B, ...] or None of the names `fitted`, is counted and follows the rows; it never
+    changes. Queries read those of `read_by_queries`.
+    """
+
+    fitted: ClassVar[tuple[str, ...]] = ()
+    read_by_queries: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def of_keys(self, keys: Tensor) -> Tensor:
+        """Keys [B, Hk, t, D] as the recipe encodes them [B, Hk, t, W]."""
+
+    @abstractmethod
+    def of_queries(self, queries: Tensor) -> Tensor:
+        """Queries [B, Hq, Tq, D] as the recipe scores codes for them [B, Hq, Tq, V]."""
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + self._bytes(self.fitted)
+
+    def _bytes(self, names: tuple[str, ...]) -> int:
+        parts = (getattr(self, name) for name in names)
+        return sum(x.numel() * x.element_size() for x in parts if x is not None)
+
+    def append(self, keys: Tensor, step: Step) -> None:
+        super().append(self.of_keys(keys), step)
+
+    def reorder(self, rows: Tensor) -> None:
+        super().reorder(rows)
+        for name in self.fitted:
+            x: Tensor | None = getattr(self, name)
+            setattr(self, name, None if x is None else x[rows])
+
+    def score(self, queries: Tensor, step: Step) -> Tensor:
+        return super().score(self.of_queries(queries), step)
+
+    def chosen(self, queries: Tensor, k: int, step: Step, pool: str | None = None) -> Selection:
+        chosen = super().chosen(self.of_queries(queries), k, step, pool)
+        if not step.counted:
+            return chosen
+        each = self._bytes(self.read_by_queries) // max(len(queries), 1)
+        return replace(chosen, bytes_read=chosen.bytes_read + each)
