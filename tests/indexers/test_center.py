@@ -93,6 +93,8 @@ def hold_to_the_hand(spec, center, hadamard, starts, cuts, dim, seed, far):
             if plain.requires and plain.traits().causal_codes and first >= cuts[0]:
                 # What came behind the build is trained on by its first key alone.
                 own_cuts = sorted({1, *own_cuts})
+            elif plain.traits().drifts and not plain.requires and first >= cuts[0]:
+                own_cuts = [0, *own_cuts]  # a scale that is fixed at build saw none of its keys
             own = alone.build(plain, own_cuts)
             slots = got.indices[row : row + 1]
             slots = slots.where(slots < 0, slots - first)

@@ -70,7 +70,7 @@ HUGE_PARAMETERS = (
         ("quantised", "unknown indexer 'quantised'; did you mean 'quantized'"),
         ("nonsense_at_all", "unknown indexer .* known: .*degraded, .*exact"),
         ("quantized(dtyp='int4')", "no parameter 'dtyp'; did you mean 'dtype'"),
-        ("quantized(dtype='int5')", "must be one of fp8_e4m3.* got 'int5'; did you mean 'int"),
+        ("quantized(dtype='int5')", "must be one of int2.* got 'int5'; did you mean 'int"),
         ("quantized(hadamard=3)", "hadamard must be true or false; got 3"),
         ("quantized(int4, dtype=int8)", "'dtype' is given twice"),
         ("sign(1)", "takes 0 parameters"),

@@ -82,7 +82,7 @@ class pqcache(Scored):
         counts = (count - start).clamp_min(0)
         clusters = counts.clamp_max(2**self.b)
         first = drawn(place, counts, clusters, step)
-        labels = kmeans(points, counts, first, iterations=self.iterations, cosine=False)
+        labels = kmeans(points, counts, first, iterations=self.iterations, by="distance")
         means, sizes = means_of(points, labels, max(first.shape[2], 1))
         # One that lost its keys becomes a copy of the largest, so that it is as good as not there.
         largest = sizes.argmax(-1)[..., None, None].expand(-1, -1, 1, means.shape[3])
@@ -123,7 +123,7 @@ class _PQIndex(FittedIndex):
         m = self.centroids.shape[2]
         centroids = self.centroids.flatten(1, 2).double()
         usable = torch.ones(centroids.shape[:3], dtype=torch.bool, device=keys.device)
-        cells = nearest(parts_of(keys.detach(), m), centroids, usable, cosine=False)
+        cells = nearest(parts_of(keys.detach(), m), centroids, usable, "distance")
         return cells.unflatten(1, (-1, m)).movedim(2, 3)
 
     def of_queries(self, queries: Tensor) -> Tensor:
