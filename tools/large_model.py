@@ -47,7 +47,9 @@ CELLS = [*parse_cells(SPECS, 2048), *parse_cells("exact()", [256, 512, 1024], de
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--length", type=int, default=128 * 1024)
     parser.add_argument("--at-most", type=float, default=75, help="GB")
     parser.add_argument("--layers", type=int, default=32)
@@ -65,7 +67,7 @@ def main() -> None:
         head_dim=128,
         vocab_size=128256,
         max_position_embeddings=1 << 18,
-        rope_theta=500000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
     )
     with torch.device(given.device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -261,7 +261,7 @@ def _attended(
             "rest_logits": None if rest is None else rest.logits,
             "rest_share": None if rest is None else rest.share,
         }
-        cut = {name: x[:, :, span] for name, x in options.items() if x is not None}
+        cut: dict[str, Any] = {name: x[:, :, span] for name, x in options.items() if x is not None}
         outputs.append(attend(chosen[-1], values, picked, scaling=exact.scaling, **cut))
     return torch.cat(chosen, 2), None if values is None else torch.cat(outputs, 2)
 

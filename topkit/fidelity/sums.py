@@ -176,10 +176,12 @@ def joined(sums: Sequence[Sums]) -> Sums:
     """Rows of several blocks, one behind the other."""
     if len(sums) == 1:
         return sums[0]
-    columns = (torch.cat([getattr(one, n) for one in sums]) for n in ("top", "total", "weighted"))
+    top, total, weighted = (
+        torch.cat([getattr(one, name) for one in sums]) for name in ("top", "total", "weighted")
+    )
     outputs = [one.output for one in sums if one.output is not None]
     output = torch.cat(outputs) if outputs else None
-    return Sums(bests([one.best for one in sums]), *columns, output)
+    return Sums(bests([one.best for one in sums]), top, total, weighted, output)
 
 
 def bests(parts: Sequence[Best]) -> Best:

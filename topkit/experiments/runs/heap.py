@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 
@@ -17,7 +17,7 @@ _USUAL = {_TRIM: 1 << 26, _OWN_PAGES: 1 << 25}
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
+def freed_memory_kept() -> Generator[None]:
     """Keep what is freed for what comes next, and give it back to the system at the end.
 
     The system would clear each page anew, which costs more than most of what is then written there. Nothing
