@@ -354,7 +354,9 @@ class reads_more_than_it_states(exact):
     """Goes over the values too, and reports the keys alone."""
 
     def choose(self, queries, k, step, length):
-        return super().choose(queries + 0 * step.cache.values.amax(), k, step, length)
+        values = step.cache.values
+        assert values is not None
+        return super().choose(queries + 0 * values.amax(), k, step, length)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Masked(Slowly):
                     sparse = stop > self.until and options.get("sliding_window") is None
                     if sparse and len(slots):
                         keys = key[row, head // group, slots]
-                        kept = self.choose(query[row, head, i], keys, self.k)
+                        kept = self.choose(query[row, head, i], keys, int(self.k))
                     own[row, head, i, slots[kept]] = 0.0
         return self.eager(module, query, key, value, own, scaling=scaling, **options)
 

@@ -4,7 +4,9 @@ import pytest
 
 from topkit.errors import InputError
 from topkit.experiments.evaluate.evaluate import evaluate
+from topkit.experiments.evaluate.plan import EvaluatePlan
 from topkit.experiments.study.study import run_study
+from topkit.experiments.study.study_plan import StudyPlan
 from topkit.indexers.spec import parse
 
 INDEXERS = ["exact", "quest", "refine(quest(page_size=64))"]
@@ -21,6 +23,7 @@ def test_each_length_has_cells_of_its_own(tmp_path):
         budget="bytes=0.5", dtype="float32", device="cpu",
     )  # fmt: skip
     quest, pages = parse("quest(page_size=4)"), "refine(quest(page_size=64), factor={})"
+    assert isinstance(plan, EvaluatePlan)
     assert cells_of(plan.request.parts) == {
         (512,): [repr(quest), repr(parse(pages.format(5)))],
         (1024,): [repr(quest), repr(parse(pages.format(10)))],
@@ -41,6 +44,7 @@ def test_a_study_leaves_out_what_reads_more_and_says_so(tmp_path):
         budgets=16, indexers=[*INDEXERS, "quantized", "sign"], pilot=False, device="cpu",
         budget=["bytes=0.12", {"bytes": 128}], dtype="float32",
     )  # fmt: skip
+    assert isinstance(plan, StudyPlan)
     (part,) = plan.evaluations[0].request.parts
     names = [parse(cell.name) for cell in part.cells if cell.indexer is not None]
     specs = ["exact", "quantized:dtype=int8", "quest:page_size=17", "quest:page_size=8",

@@ -296,7 +296,7 @@ def test_blocks_of_rows_change_nothing(shared: bool):
         "start": torch.tensor([40, 0, 7, 0]),
         "stop": torch.tensor([[45, 46, 47], [48, 49, 50], [30, 40, 50], [3, 2, 1]]),
     }
-    known = {"scores": score(queries, keys)}
+    known: dict[str, Any] = {"scores": score(queries, keys)}
     whole = truth(queries, keys, values, 9, scaling=0.25, **known, **seen)
     units = unit_truth(whole, queries, keys, 9, 2, **known)
     # Two rows of 6 heads, 3 queries and 50 slots.

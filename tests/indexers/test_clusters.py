@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from topkit.indexers import Cache, Step
+from topkit.indexers.clustered import ClusteredIndex
 from topkit.indexers.kmeans import drawn, kmeans, plus_plus, spread
 from topkit.indexers.spec import parse
 from topkit.indexers.squeezed import quantile
@@ -35,6 +36,7 @@ def selected(spec, keys, queries, cuts, k):
     index = recipe.build(keys[:, :, : cuts[0]], step(0, cuts[0]))
     for first, stop in pairwise(cuts):
         index.append(keys[:, :, first:stop], step(first, stop))
+    assert isinstance(index, ClusteredIndex)
     return index, index.select(queries, k, step(0, cuts[-1]))
 
 
@@ -96,6 +98,7 @@ def test_clusters_of_equal_keys_are_estimated_without_an_error():
     kept = scores.gather(-1, found.indices.repeat_interleave(2, 1).clamp_min(0))
     kept = kept.masked_fill(found.indices.repeat_interleave(2, 1) < 0, -torch.inf)
     assert (found.indices >= 0).sum(-1).tolist() == [[[8], [8]]], "no cluster is cut"
+    assert found.rest is not None and found.rest.logits is not None
     whole = torch.cat([kept, found.rest.logits], -1)
     torch.testing.assert_close(whole.logsumexp(-1), scores.logsumexp(-1))
     output = whole.softmax(-1)[..., None] * torch.cat(
@@ -122,6 +125,7 @@ def test_a_cut_build_estimates_what_is_left_of_its_clusters():
     inputs = {"cache": Cache(keys[:, :, :30], keys[:, :, :30])}
     index.truncate(30, Step(inputs=inputs).given_to(recipe))
     clusters = index.clusters
+    assert clusters.values is not None
     assert int(clusters.members.max()) == 29 and index.closed == 30
     for head in range(2):
         for first, size, mean in zip(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
@@ -96,7 +97,8 @@ def test_each_recipe_reads_the_budget(spec, budget, made):
 
 @pytest.mark.parametrize("spec", ["quest", "moba", "refine(sign(), factor=4)", "faiss_hnsw"])
 def test_the_nearest_of_all_values_is_chosen(spec):
-    recipe, budget = parse(spec), ByteBudget(0.3, share=True)
+    recipe: Any = parse(spec)
+    budget = ByteBudget(0.3, share=True)
     chosen = at_equal_bytes(recipe, budget, SHAPE)
     (name,) = recipe.tuned
 

@@ -25,6 +25,7 @@ def test_keys_are_drawn_as_often_as_their_weights_say():
     times, said = torch.zeros(2, 60), torch.zeros(2, 60)
     for seed in range(120):
         found = selected("magicpig(bits=3, tables=12, sink=0, window=0)", queries, keys, 60, seed)
+        assert found.log_weights is not None
         for head in range(2):
             real = found.indices[0, head, 0] >= 0
             slots = found.indices[0, head, 0][real]
@@ -44,6 +45,7 @@ def test_the_softmax_sum_is_met_on_average_with_and_without_a_cap():
         for seed in range(150):
             spec = "magicpig(bits=2, tables=8, sink=2, window=4)"
             found = selected(spec, queries, keys, k, seed)
+            assert found.log_weights is not None
             own = mass.gather(-1, found.indices.clamp_min(0)) * found.log_weights.exp()
             sums.append(own.masked_fill(found.indices < 0, 0).sum())
             assert (found.indices >= 0).sum() <= k

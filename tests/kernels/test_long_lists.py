@@ -1,6 +1,7 @@
 """Lists that are long beside their cache give what gathering gives, whatever the other slots hold."""
 
 import math
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -84,7 +85,7 @@ def test_slots_that_nobody_chose_may_hold_anything(case, trash):
 def test_both_ways_agree_on_scores_weights_and_rest(case):
     queries, keys, values, indices = case
     generator = torch.Generator().manual_seed(1)
-    options = {
+    options: dict[str, Any] = {
         "log_weights": torch.rand(1, HEADS, 8, 32, generator=generator),
         "rest_values": torch.randn(1, HEADS, 8, 2, WIDTH, generator=generator),
         "rest_logits": torch.randn(1, HEADS, 8, 2, generator=generator),

@@ -11,7 +11,8 @@ from topkit.experiments.capture.capture import Capture
 def made(length=256, width=16):
     g = torch.Generator().manual_seed(0)
     shapes = ((1, 4, 2, width), (1, 2, length, width), (1, 2, length, width))
-    return Capture.from_tensors(*(torch.randn(*shape, generator=g) for shape in shapes))
+    queries, keys, values = (torch.randn(*shape, generator=g) for shape in shapes)
+    return Capture.from_tensors(queries, keys, values)
 
 
 INDEXERS = ["exact", "quest", "moba", "keep(quest(), sink=2)", "refine(quest(page_size=64))"]

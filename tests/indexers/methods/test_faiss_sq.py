@@ -27,7 +27,7 @@ def test_keys_in_steps_of_each_dimensions_range_at_build(bits, begun):
         low, high = keys[:begun].min(0), keys[:begun].max(0)
         scores = {}
         for slot, key in enumerate(keys):
-            told = [rounded(*map(float, x), bits) for x in zip(key, low, high, strict=True)]
+            told = [rounded(x, a, b, bits) for x, a, b in zip(key, low, high, strict=True)]
             scores[slot] = float(np.dot(told, asked.queries[head]))
         hold(chosen, scores, 9)
 

@@ -27,6 +27,7 @@ def test_keys_are_those_of_the_greatest_shares_and_the_mean_value_has_the_rest(g
         wanted = best(own, k)
         assert got == wanted
         assert found.rest is not None and found.rest.logits is None
+        assert found.rest.share is not None
         rest = found.rest.share[0, head, 0].numpy()
         np.testing.assert_allclose(rest, [1 - own[wanted].sum()], atol=1e-5)
         mean = values[head // 2].mean(0)
@@ -39,5 +40,6 @@ def test_the_newest_keys_are_always_chosen():
     for head, got in enumerate(lists(found, 4)):
         own = shares(queries[head, -1], keys[head // 2], 4)
         assert set(got) == {*range(55, 60), *best(own[:55], 7)}
+        assert found.rest is not None and found.rest.share is not None
         rest = found.rest.share[0, head, 0].numpy()
         np.testing.assert_allclose(rest, [1 - own[got].sum()], atol=1e-5)
