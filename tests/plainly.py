@@ -1,63 +1,66 @@
-"""A small stream in numpy, and what a recipe chooses of it, for renderings that share no code with recipes."""
+"""What slow renderings of methods are compared on: one small stream as plain arrays, and what a recipe chooses of it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from topkit.indexers import Cache, Selection, Step
-from topkit.indexers.spec import parse
+from topkit.contract.draw import RANDOM
+from topkit.contract.streams import Stream
+from topkit.indexers import Index, Indexer, Selection
+
+LENGTH, HEADS, WIDTH = 40, (4, 2), 16
 
 Arrays = np.ndarray[Any, Any]
 
 
-def drawn(seed: int, length: int, heads: int = 4, groups: int = 2, width: int = 16) -> list[Arrays]:
-    """Queries [heads, length, width], keys and values [groups, length, width], of float32's numbers."""
-    rng = np.random.default_rng(seed)
-    shapes = ((heads, length, width), (groups, length, width), (groups, length, width))
-    # A few channels are larger, as those of real keys are.
-    scale = np.exp(rng.normal(size=width) / 2)
-    return [(rng.normal(size=s) * scale).astype(np.float32).astype(float) for s in shapes]
+def stream(recipe: Indexer, seed: int, length: int = LENGTH) -> Stream:
+    """One row of drawn tokens: 4 query heads, 2 KV heads, 16 dimensions."""
+    return RANDOM(recipe, length=length, rows=1, heads=HEADS, seed=seed)
 
 
-def chosen(
-    spec: str, queries: Arrays, keys: Arrays, values: Arrays, k: int, built: int | None = None
-) -> Selection:
-    """What the last query chooses, of an index built on the first `built` keys (None: all) and appended to."""
-    q, k_all, v = (torch.tensor(x, dtype=torch.float32)[None] for x in (queries, keys, values))
-    recipe, length = parse(spec), keys.shape[1]
-    built = length if built is None else built
-
-    def step(first: int, stop: int, **more: Any) -> Step:
-        inputs = {"cache": Cache(k_all[:, :, :stop], v[:, :, :stop]), **more}
-        inputs |= {"values": v[:, :, first:stop]}
-        scaling = keys.shape[2] ** -0.5
-        return Step(scaling=scaling, kv_heads=len(keys), inputs=inputs).given_to(recipe)
-
-    index = recipe.build(k_all[:, :, :built], step(0, built, prefill_queries=q[:, :, :built]))
-    for slot in range(built, length):
-        index.append(k_all[:, :, slot : slot + 1], step(slot, slot + 1))
-    return index.select(q[:, :, -1:], k, step(length - 1, length))
+def uneven(recipe: Indexer, seed: int, length: int = LENGTH) -> Stream:
+    """The same with a few channels that are larger, as those of real keys are."""
+    one, generator = stream(recipe, seed, length), torch.Generator().manual_seed(seed)
+    scale = (torch.randn(WIDTH, generator=generator) / 2).exp()
+    return replace(one, queries=one.queries * scale, keys=one.keys * scale)
 
 
-def lists(selection: Selection, heads: int) -> list[list[int]]:
-    """The list of each query head, as it comes, without -1."""
-    rows = selection.indices[0, :, 0].tolist()
-    each = heads // len(rows)
-    return [[slot for slot in rows[head // each] if slot >= 0] for head in range(heads)]
+def arrays(one: Stream) -> tuple[Arrays, Arrays]:
+    """Queries [Hq, T, D], and the keys that each query head reads [Hq, T, D], in float64."""
+    queries, keys = one.queries[0].double().numpy(), one.keys[0].double().numpy()
+    return queries, keys.repeat(len(queries) // len(keys), 0)
 
 
-def best(scores: Arrays, k: int) -> list[int]:
-    """The k best places, of equal ones the lowest."""
-    return sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:k]
+def lists(selection: Selection) -> list[list[int]]:
+    """The newest token's list of each selecting head, as it comes, without -1."""
+    return [[slot for slot in slots if slot >= 0] for slots in selection.indices[0, :, -1].tolist()]
 
 
-def of_pages(scores: Arrays, size: int, length: int, k: int) -> list[int]:
+def chosen(one: Stream, recipe: Indexer, index: Index, k: int) -> list[list[int]]:
+    """What the newest token selects."""
+    return lists(one.ask(recipe, index, k))
+
+
+def best(scores: Arrays | Sequence[float], k: int, slots: Sequence[int] | None = None) -> list[int]:
+    """The k slots of the greatest scores, of `slots` or of all: best first, equal ones by the lowest slot."""
+    slots = range(len(scores)) if slots is None else slots
+    return sorted(slots, key=lambda slot: (-scores[slot], slot))[:k]
+
+
+def of_pages(scores: Sequence[float], size: int, length: int, k: int) -> list[int]:
     """The keys of the best pages, ascending; the last page that k reaches is cut to its newest keys."""
     kept: list[int] = []
     for page in best(scores, len(scores)):
         keys = range(page * size, min((page + 1) * size, length))
         kept += list(keys)[-max(k - len(kept), 0) :] if k > len(kept) else []
     return sorted(kept)
+
+
+def softmax(logits: Arrays) -> Arrays:
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slow import LENGTH, WIDTH, arrays, best, chosen, softmax, stream
+from plainly import LENGTH, WIDTH, arrays, best, chosen, softmax, stream
 from topkit.indexers.spec import parse
 
 PROMPT = 8

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from plainly import best, chosen, drawn, lists
+from plainly import arrays, best, chosen, stream
+from topkit.indexers.spec import parse
 
 
 @pytest.mark.parametrize(
@@ -18,11 +19,12 @@ from plainly import best, chosen, drawn, lists
     ],
 )
 def test_the_best_keys_of_the_best_blocks(size, pages, length, k):
-    queries, keys, values = drawn(length + k, length)
-    spec = f"hisa(page_size={size}, pages={pages})"
-    found = chosen(spec, queries, keys, values, k, built=length - 5)
-    for head, got in enumerate(lists(found, 4)):
-        query, own = queries[head, -1], keys[head // 2]
+    recipe = parse(f"hisa(page_size={size}, pages={pages})")
+    one = stream(recipe, length + k, length)
+    queries, keys = arrays(one)
+    got = chosen(one, recipe, one.build(recipe, range(length - 5, length + 1)), k)
+    for head in range(4):
+        query, own = queries[head, -1], keys[head]
         means = [own[first : first + size].mean(0) @ query for first in range(0, length, size)]
         ranked = best(means, len(means))
         keys_of = [min((page + 1) * size, length) - page * size for page in ranked]
@@ -32,5 +34,4 @@ def test_the_best_keys_of_the_best_blocks(size, pages, length, k):
         among = sorted(
             s for page in kept for s in range(page * size, min((page + 1) * size, length))
         )
-        products = own @ query
-        assert got == [among[place] for place in best(products[among], k)]
+        assert got[head] == best(own @ query, k, among)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plainly import best, chosen, drawn, lists, of_pages
+from plainly import arrays, best, chosen, of_pages, stream
+from topkit.indexers.spec import parse
 
 
 def block_scores(queries, keys, size, count, local, known):
@@ -32,18 +33,20 @@ def block_scores(queries, keys, size, count, local, known):
     [(4, 2, 4096, 50, 12), (8, 3, 5, 64, 20), (8, 4, 16, 61, 13), (16, 1, 9, 70, 32)],
 )
 def test_blocks_are_those_of_the_best_representatives(size, count, local, length, k):
-    queries, keys, values = drawn(length + k, length)
-    spec = f"infllm(page_size={size}, representatives={count}, local={local})"
-    found = chosen(spec, queries, keys, values, k)
-    for head, got in enumerate(lists(found, 4)):
-        scores = block_scores(queries[head], keys[head // 2], size, count, local, length)
-        assert sorted(got) == of_pages(scores, size, length, k)
+    recipe = parse(f"infllm(page_size={size}, representatives={count}, local={local})")
+    one = stream(recipe, length + k, length)
+    queries, keys = arrays(one)
+    got = chosen(one, recipe, one.build(recipe), k)
+    for head in range(4):
+        scores = block_scores(queries[head], keys[head], size, count, local, length)
+        assert sorted(got[head]) == of_pages(scores, size, length, k)
 
 
 def test_keys_that_came_later_are_weighed_by_the_prompts_queries():
-    queries, keys, values = drawn(3, 48)
-    spec = "infllm(page_size=8, representatives=2, local=6)"
-    found = chosen(spec, queries, keys, values, 16, built=40)
-    for head, got in enumerate(lists(found, 4)):
-        scores = block_scores(queries[head], keys[head // 2], 8, 2, 6, 40)
-        assert sorted(got) == of_pages(scores, 8, 48, 16)
+    recipe = parse("infllm(page_size=8, representatives=2, local=6)")
+    one = stream(recipe, 3, 48)
+    queries, keys = arrays(one)
+    got = chosen(one, recipe, one.build(recipe, range(40, 49)), 16)
+    for head in range(4):
+        scores = block_scores(queries[head], keys[head], 8, 2, 6, 40)
+        assert sorted(got[head]) == of_pages(scores, 8, 48, 16)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from slow import arrays, best, chosen, stream
+from plainly import arrays, best, chosen, stream
 from topkit.indexers import Selection
 from topkit.indexers.spec import parse
 

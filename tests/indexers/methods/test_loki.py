@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
-from plainly import best, chosen, drawn, lists
+from plainly import WIDTH, arrays, best, chosen, uneven
+from topkit.indexers.spec import parse
 
 
 @pytest.mark.parametrize(("given", "count"), [("0.25", 4), ("3", 3), ("0.5", 8)])
 @pytest.mark.parametrize("built", [60, 41])
 def test_scores_are_over_the_directions_in_which_keys_differ_most(given, count, built):
-    queries, keys, values = drawn(count, 60)
-    keys += np.arange(16) / 4  # a common offset, which no direction of difference has
-    found = chosen(f"loki(channels={given})", queries, keys, values, 14, built=built)
-    for head, got in enumerate(lists(found, 4)):
-        own = keys[head // 2]
+    recipe = parse(f"loki(channels={given})")
+    one = uneven(recipe, count, 60)
+    # A common offset, which no direction of difference has.
+    one = replace(one, keys=one.keys + torch.arange(WIDTH) / 4)
+    queries, keys = arrays(one)
+    got = chosen(one, recipe, one.build(recipe, range(built, 61)), 14)
+    for head, own in enumerate(keys):
         _, vectors = np.linalg.eigh(np.cov(own[:built].T))
         leading = vectors[:, ::-1][:, :count]
-        assert got == best((own @ leading) @ (queries[head, -1] @ leading), 14)
+        assert got[head] == best((own @ leading) @ (queries[head, -1] @ leading), 14)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from slow import LENGTH, arrays, best, chosen, stream
+from plainly import LENGTH, arrays, best, chosen, stream
 from topkit.indexers.spec import parse
 
 BEGIN = 20

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from plainly import best, chosen, drawn, lists, of_pages
+from plainly import arrays, best, chosen, of_pages, stream
+from topkit.indexers.spec import parse
 
 
 def bounds(query, keys, size):
@@ -21,20 +22,23 @@ def bounds(query, keys, size):
     ("size", "length", "k"), [(4, 50, 12), (8, 61, 13), (1, 30, 9), (16, 70, 5)]
 )
 def test_pages_are_those_of_the_greatest_bounds(size, length, k):
-    queries, keys, values = drawn(size, length)
-    found = chosen(f"quest(page_size={size})", queries, keys, values, k, built=length - 7)
-    for head, got in enumerate(lists(found, 4)):
-        scores = bounds(queries[head, -1], keys[head // 2], size)
-        assert sorted(got) == of_pages(scores, size, length, k)
+    recipe = parse(f"quest(page_size={size})")
+    one = stream(recipe, size, length)
+    queries, keys = arrays(one)
+    got = chosen(one, recipe, one.build(recipe, range(length - 7, length + 1)), k)
+    for head in range(4):
+        scores = bounds(queries[head, -1], keys[head], size)
+        assert sorted(got[head]) == of_pages(scores, size, length, k)
 
 
 @pytest.mark.parametrize(("k", "least"), [(5, 3), (2, 3), (9, 4), (3, 3), (30, 3), (16, 3)])
 def test_at_least_so_many_pages_are_read_and_their_newest_keys_kept(k, least):
     size, length = 8, 64
-    queries, keys, values = drawn(k, length)
-    found = chosen(f"quest(page_size={size}, min_pages={least})", queries, keys, values, k)
-    for head, got in enumerate(lists(found, 4)):
-        scores = bounds(queries[head, -1], keys[head // 2], size)
+    recipe = parse(f"quest(page_size={size}, min_pages={least})")
+    one = stream(recipe, k, length)
+    queries, keys = arrays(one)
+    for head, got in enumerate(chosen(one, recipe, one.build(recipe), k)):
+        scores = bounds(queries[head, -1], keys[head], size)
         wanted = best(scores, min(k, max(least, -(-k // size))))
         assert len(got) == k and {slot // size for slot in got} == set(wanted)
         counts = [sum(slot // size == page for slot in got) for page in wanted]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from slow import HEADS, arrays, best, chosen, stream
+from plainly import HEADS, arrays, best, chosen, stream
 from topkit.contract.draw import RANDOM
 from topkit.indexers.spec import parse
 

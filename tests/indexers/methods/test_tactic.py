@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from slow import LENGTH, WIDTH, arrays, best, chosen, stream
+from plainly import LENGTH, WIDTH, arrays, best, chosen, stream
 from topkit.indexers.spec import parse
 
 
