@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from topkit.errors import InputError
 from topkit.experiments.model.load import REFERENCE
-from topkit.experiments.tasks import TASKS, Haystack, base, books, make_task
+from topkit.experiments.tasks import TASKS, Haystack, books, make_task
+from topkit.experiments.tasks import request as requests
 from topkit.experiments.tasks.base import HELD_OUT
 from topkit.experiments.tasks.request import random_for
 from topkit.experiments.tasks.wordings import WORDINGS
@@ -277,7 +278,7 @@ def test_generators_of_training_and_evaluation_have_other_names(
         places.append(place)
         return random_for(*place)
 
-    for module in (mixtures, base, books):
+    for module in (mixtures, requests, books):
         monkeypatch.setattr(module, "random_for", noted)
     mixture.batch(0, 2, 512)
     trained = set(places)
