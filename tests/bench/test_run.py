@@ -32,7 +32,10 @@ def replaced(monkeypatch: pytest.MonkeyPatch, name: str, cases: Any) -> None:
     monkeypatch.setitem(run.BENCHES, name, run.Bench(cases, run.BENCHES[name].devices))
 
 
-@pytest.mark.parametrize("name", run.BENCHES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n == "step" else n for n in run.BENCHES],
+)
 def test_a_benchmark_runs_at_toy_size(name: str) -> None:
     seen, saved = [], []
     found = run.run_benches([name], tiny=True, report=seen.append, save=saved.append)

@@ -350,6 +350,7 @@ def test_workers_give_the_same_rows(tmp_path):
     same(alone, shared)
 
 
+@pytest.mark.slow
 def test_small_batches_give_the_same_rows(tmp_path):
     """As far as the sums of other shapes are rounded alike; see `test_another_batch_size_is_another_run`."""
     together = run(tmp_path / "a", ["sign", "quest", "exact"], k=8)

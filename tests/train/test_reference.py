@@ -112,7 +112,10 @@ def test_the_recipe_beside_it_is_the_one_that_runs() -> None:
         )
 
 
-@pytest.mark.parametrize("task", ["niah-single", "niah-multikey", "kv-recall"])
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param("niah-single", marks=pytest.mark.slow), "niah-multikey", "kv-recall"],
+)
 def test_it_answers_what_stands_in_2048_tokens(task: str, model: Any, tokenizer: Any) -> None:
     given = {} if task == "kv-recall" else {"wording": "trained"}
     for sample in range(8 if task == "niah-single" else 1):
