@@ -7,11 +7,13 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from topkit.cli.listing import markdown, rows
+from topkit.errors import InputError
 from topkit.experiments.bench.machine import other_triton
 from topkit.experiments.bench.rows import read_rows
 from topkit.experiments.bench.table import table
@@ -19,9 +21,12 @@ from topkit.experiments.study.curves import load
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.kinds import EXACT, kind_of, name_of
 from topkit.experiments.study.sentences import said
+from topkit.indexers import INDEXERS, Indexer
+from topkit.indexers.spec import parse
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
+RENDERINGS = ROOT / "tests" / "indexers" / "methods"
 REFERENCE = ROOT / "topkit" / "data" / "reference"
 USELESS = (
     "An asterisk: the selection keeps less than 0.9 of the attention mass of each head's own exact "
@@ -40,6 +45,39 @@ def methods() -> str:
     """The registry of indexers."""
     own = [row for row in rows("indexers") if row.pop("package") == "topkit"]
     return markdown([{**row, "name": f"`{row['name']}`"} for row in own])
+
+
+def proofs() -> str:
+    """Of each method its slow rendering, and whether its step can be a CUDA graph."""
+    lines, texts = (
+        [],
+        {path.name: path.read_text() for path in sorted(RENDERINGS.glob("test_*.py"))},
+    )
+    for name, recipe in INDEXERS.items():
+        if recipe.family in ("combinator", "control", "given"):
+            continue
+        own = [file for file in texts if file == f"test_{name}.py"]
+        own += [file for file, text in texts.items() if re.search(rf"\b{name}\b[(:]", text)]
+        fixed = [one for one in _examples(name) if one.traits().fixed]
+        lines.append(
+            {
+                "method": f"`{name}`",
+                "family": recipe.family,
+                "source": recipe.source,
+                "slow rendering": f"`{own[0]}`" if own else "",
+                "CUDA graph": "yes" if fixed else "",
+            }
+        )
+    return markdown(lines)
+
+
+def _examples(name: str) -> list[Indexer]:
+    """A recipe's examples that can be made here."""
+    made = list[Indexer]()
+    for spec in INDEXERS[name].examples or (f"{name}()",):
+        with suppress(InputError):
+            made.append(parse(spec))
+    return made
 
 
 def scores() -> str:
@@ -166,6 +204,7 @@ def remedies() -> str:
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {"methods": methods, "findings": findings, "speed": speed, "gpu": gpu},
     REFERENCE / "README.md": {"scores": scores},
+    ROOT / "docs" / "methods.md": {"proofs": proofs},
     ROOT / "docs" / "survey.md": {"traits": traits, "remedies": remedies},
 }
 
