@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from topkit.contract.check import LAWS
 from topkit.contract.draw import RANDOM
 from topkit.errors import InputError
 from topkit.indexers import Step
+from topkit.indexers.faiss_gpu import WORKING, resources
 from topkit.indexers.spec import parse
 
 faiss = pytest.importorskip("faiss")
@@ -26,6 +28,10 @@ SPECS = (
     "faiss_sq",
     "faiss_sq:bits=4",
     "faiss_sq:bits=16,hadamard=true",
+)
+# Lists that FAISS trains on every key of the test: of more it draws a sample of its own on the host.
+MANY = tuple(
+    spec.replace("faiss_ivf:nlist=4,nprobe=3", "faiss_ivf:nlist=12,nprobe=9") for spec in SPECS
 )
 # Laws whose streams have no ties of codes: faiss-gpu keeps any of equal scores.
 UNTIED = sorted(
@@ -52,7 +58,7 @@ def test_laws(spec, law):
     LAWS[law](on(spec, "cuda"), RANDOM)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", MANY)
 def test_a_gpu_chooses_as_the_host(spec):
     keys, more = drawn(2, 2, 3000, 64), drawn(2, 2, 40, 64, seed=1)
     queries = drawn(2, 8, 1, 64, seed=2)
@@ -138,3 +144,43 @@ def test_many_queries_each_see_what_is_before_them(spec):
         alone.append(keys[:, :, 590 : 596 + n], Step(kv_heads=2))
         own = alone.select(queries[:, :, n : n + 1], 20, Step(kv_heads=2)).indices
         assert alike(together[:, :, n : n + 1], own) > 0.99
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_threads_are_as_before(spec):
+    before = faiss.omp_get_max_threads()
+    index = on(spec, "cuda").build(drawn(1, 2, 3000, 32), Step(kv_heads=2))
+    index.append(drawn(1, 2, 3, 32), Step(kv_heads=2))
+    index.select(drawn(1, 4, 1, 32), 64, Step(kv_heads=2))
+    index.truncate(2000, Step(kv_heads=2))
+    assert faiss.omp_get_max_threads() == before
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_threads_of_a_process_search_at_once_on_streams_of_their_own(spec):
+    keys, queries = drawn(1, 2, 20000, 64), drawn(8, 4, 1, 64, seed=1)
+    index = on(spec, "cuda").build(keys, Step(kv_heads=2))
+    want = [index.select(query[None], 64, Step(kv_heads=2)).indices for query in queries]
+    torch.cuda.synchronize()
+
+    def search(query):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            got = [index.select(query[None], 64, Step(kv_heads=2)).indices for _ in range(5)]
+            torch.cuda.current_stream().synchronize()
+        return got
+
+    with ThreadPoolExecutor(4) as pool:
+        for got, one in zip(pool.map(search, queries), want, strict=True):
+            assert all(alike(again, one) == 1 for again in got)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_faiss_works_in_is_bounded_and_given_back(spec):
+    keys, queries = drawn(1, 1, 60000, 64), drawn(1, 64, 1, 64, seed=1)
+    index = on(spec, "cuda").build(keys, Step())
+    torch.cuda.synchronize()
+    ours, device = resources(keys.device), keys.device.index
+    before = ours.getTempMemoryAvailable(device)
+    index.select(queries, 512, Step())
+    torch.cuda.synchronize()
+    assert ours.getTempMemoryAvailable(device) == before <= WORKING

@@ -68,7 +68,7 @@ class GpuLists:
         return (keys @ self.centroids.mT).argmax(1)
 
     def search(self, queries: Tensor, n: int) -> Hits:
-        """The best n keys of the lists whose centroids score best, equal scores by the lowest id."""
+        """The best n keys of the lists whose centroids score best; of equal scores any, as FAISS finds them."""
         require_few(self.recipe, n)
         queries = queries.contiguous()
         near, lists = (queries @ self.centroids.mT).topk(self.index.nprobe, 1)

@@ -64,7 +64,7 @@ def _together(
     recipe: FaissRecipe, faiss: Any, groups: Sequence[Alike], asked: Asked, k: int
 ) -> list[tuple[Alike, list[Hits]]]:
     vectors = asked.vectors
-    heads, on_gpu = vectors.shape[1], vectors.is_cuda
+    heads, on_gpu = vectors.shape[1], recipe.on_gpu
 
     def search(job: tuple[Alike, int]) -> Hits:
         alike, head = job
