@@ -13,7 +13,7 @@ from topkit.contract import LAWS, check_indexer, parametrize_with_checks
 from topkit.contract.draw import PADDED, draw_of
 from topkit.errors import InputError
 from topkit.indexers import Scored, Step, exact, keep, random, sign, streaming_llm
-from topkit.indexers.base import Indexer
+from topkit.indexers.base import Indexer, Rest
 from topkit.indexers.scored import ScoredIndex, best
 from topkit.indexers.stateless import SlotCount, Stateless
 from topkit.kernels.compact import compact
@@ -256,6 +256,21 @@ class narrow_integers(exact):
 
 
 @dataclass(frozen=True)
+class weighs_unsaid(exact):
+    def choose(self, queries, k, step, length):
+        chosen = super().choose(queries, k, step, length)
+        return replace(chosen, log_weights=torch.zeros_like(chosen.indices, dtype=torch.float32))
+
+
+@dataclass(frozen=True)
+class adds_a_rest_unsaid(exact):
+    def choose(self, queries, k, step, length):
+        chosen = super().choose(queries, k, step, length)
+        share = torch.zeros(*queries.shape[:3])
+        return replace(chosen, rest=Rest(queries[..., None, :], share=share))
+
+
+@dataclass(frozen=True)
 class mixes_heads(exact):
     """Reads KV head h % Hk where it ought to read h // (Hq / Hk)."""
 
@@ -386,6 +401,8 @@ BROKEN: dict[type[Indexer], str] = {
     drops_the_first: "exhaustive",
     too_wide: "shape",
     narrow_integers: "shape",
+    weighs_unsaid: "shape",
+    adds_a_rest_unsaid: "shape",
     mixes_heads: "repeated_kv_heads",
     hides_its_bytes: "honest_bytes",
     inflates_its_bytes: "honest_bytes",

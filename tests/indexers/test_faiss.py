@@ -61,3 +61,28 @@ def test_one_thread_is_what_a_search_uses(threads, monkeypatch):
     )
     index.select(torch.randn(1, 4, 1, 8), 5, Step())
     assert seen == [1, 1]
+
+
+def test_all_budgets_are_one_walk():
+    """And every budget is the beginning of what the largest found."""
+    keys, queries = torch.randn(2, 2, 300, 8), torch.randn(2, 4, 1, 8)
+    index = faiss_hnsw(M=4, ef_search=16).build(keys, Step(kv_heads=2))
+    before = faiss.cvar.hnsw_stats.n1
+    many = index.select_many(queries, [4, 16, 50], Step(kv_heads=2))
+    assert faiss.cvar.hnsw_stats.n1 - before == 8
+    for k, chosen in many.items():
+        alone = index.select(queries, k, Step(kv_heads=2))
+        assert torch.equal(chosen.indices, alone.indices)
+        assert torch.equal(torch.as_tensor(chosen.keys_scored), torch.as_tensor(alone.keys_scored))
+
+
+def test_what_is_not_counted_chooses_the_same():
+    keys, queries = torch.randn(3, 2, 300, 8), torch.randn(3, 4, 1, 8)
+    for recipe in (faiss_hnsw(M=4), faiss_ivf(nlist=4, nprobe=2)):
+        index = recipe.build(keys, Step(kv_heads=2))
+        counted, plain = (
+            index.select(queries, 9, Step(kv_heads=2, counted=counted)) for counted in (True, False)
+        )
+        assert torch.equal(counted.indices, plain.indices)
+        assert torch.as_tensor(counted.bytes_read).min() > 0
+        assert plain.bytes_read == plain.keys_scored == 0

@@ -85,11 +85,6 @@ class FaissRecipe(Indexer):
         return getattr(self, "device", "cpu") == "cuda"
 
     @property
-    def ranks(self) -> bool:
-        """Whether the best n keys begin the best n + 1."""
-        return True
-
-    @property
     def apart(self) -> bool:
         """Whether a key scores as `rounded` says, so that it may stand behind an index that it is not in."""
         return False
@@ -162,6 +157,11 @@ class FaissRecipe(Indexer):
     def reach(self, graph: Any) -> float:
         """About how many keys a search compares."""
         return graph.ntotal
+
+    @property
+    def placing(self) -> float:
+        """About how many keys one is compared with when it is put into its place."""
+        return 64
 
     def counter(self, faiss: Any) -> float | None:
         """Distances computed since FAISS was started, where it counts them for all searches together."""

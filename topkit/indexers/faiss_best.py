@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from topkit.indexers.base import Step
 from topkit.indexers.faiss_base import Hits
 from topkit.indexers.faiss_tail import Tail
 
@@ -25,6 +26,18 @@ class Asked:
     tokens: int
     stop: Tensor | None
     start: Tensor | None
+
+    @classmethod
+    def of(cls, vectors: Tensor, heads: int, step: Step, slots: int) -> Asked:
+        """Queries [b, Hq, tokens, D] as `vectors`, of so many KV heads, at an index of so many slots."""
+        rows, _, tokens, width = vectors.shape
+        start, stop = step.start, step.stop
+        if tokens > 1 or (stop is not None and bool((stop != slots).any())):
+            stop = step.stops(slots, tokens).to(vectors.device).expand(rows, -1)
+        else:
+            stop = None
+        start = None if start is None else start.to(vectors.device).expand(rows)
+        return cls(vectors.reshape(rows, heads, -1, width), tokens, stop, start)
 
     def at(self, rows: slice | list[int]) -> Asked:
         """Those of some rows."""

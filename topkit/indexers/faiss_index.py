@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,9 +18,6 @@ from topkit.indexers.faiss_search import Alike, Graphs, alike_of, searched
 from topkit.indexers.faiss_tail import Tail
 from topkit.indexers.faiss_threads import each
 from topkit.indexers.scored import cut_each
-
-# About how many keys one is compared with when it is put into its place.
-PLACING = 64
 
 
 class FaissIndex(Index):
@@ -63,38 +60,49 @@ class FaissIndex(Index):
         if apart or self.tail is not None:
             self._add_behind(new, apart)
         starts = [0] * len(new) if len(apart) == len(new) else self._starts(step)
-        for row in set(range(len(new))).difference(apart):
-            # FAISS never sees padding: ids count from the row's first real key.
-            real = new[row, :, max(starts[row] - self.slots, 0) :]
-            first = self.graphs[row] is None and self.slots > 0
-            if first and real.shape[1] > 1 and self.recipe.traits().causal_codes:
-                # What is trained knows nothing of later keys.
-                self._add(row, real[:, :1])
-                real = real[:, 1:]
-            if real.shape[1]:
-                self._add(row, real)
-                self.adds[row].append(stop)
+        # FAISS never sees padding: ids count from the row's first real key.
+        real = {
+            row: new[row, :, max(starts[row] - self.slots, 0) :]
+            for row in range(len(new))
+            if row not in apart
+        }
+        if self.slots > 0 and self.recipe.traits().causal_codes:
+            # What is trained knows nothing of later keys.
+            late = {row for row, x in real.items() if not self.graphs[row] and x.shape[1] > 1}
+            self._add({row: real[row][:, :1] for row in late})
+            real = {row: x[:, 1:] if row in late else x for row, x in real.items()}
+        real = {row: x for row, x in real.items() if x.shape[1]}
+        self._add(real)
+        for row in real:
+            self.adds[row].append(stop)
         self.slots = stop
 
     def _stands_apart(self, row: int) -> bool:
         # An index on a GPU cannot forget: it holds what it was built on, and nothing else.
         return self.recipe.apart and (self.borrowed[row] or self.recipe.on_gpu)
 
-    def _add(self, row: int, keys: Tensor) -> None:
-        self._own(row)
-        graphs = self.graphs[row]
+    def _add(self, parts: Mapping[int, Tensor]) -> None:
+        """Let keys [Hk, t, D] of some rows join their graphs: copies, where another stream has these too."""
+        recipe, faiss = self.recipe, self.faiss
 
-        def add(head: int) -> Any:
+        def add(job: tuple[int, int]) -> Any:
+            row, head = job
+            graphs, keys = self.graphs[row], parts[row][head]
             if graphs is None:
-                return self.recipe.make(self.faiss, keys[head])
-            self.recipe.add(self.faiss, graphs[head], keys[head])
-            return graphs[head]
+                return recipe.make(faiss, keys)
+            graph = recipe.clone(faiss, graphs[head]) if self.borrowed[row] else graphs[head]
+            recipe.add(faiss, graph, keys)
+            return graph
 
-        if self.recipe.on_gpu:  # what is trained for it takes all of FAISS's threads
-            self.graphs[row] = tuple(add(head) for head in range(self.heads))
-            return
-        work = keys.numel() * PLACING
-        self.graphs[row] = tuple(each(self.faiss, add, range(self.heads), work))
+        jobs = [(row, head) for row in parts for head in range(self.heads)]
+        if recipe.on_gpu:  # what is trained for it takes all of FAISS's threads
+            done = [add(job) for job in jobs]
+        else:
+            numbers = sum(keys.numel() for keys in parts.values())
+            done = each(faiss, add, jobs, numbers * recipe.placing)
+        for n, row in enumerate(parts):
+            self.graphs[row] = tuple(done[n * self.heads : (n + 1) * self.heads])
+            self.borrowed[row] = False
 
     def _add_behind(self, new: Tensor, rows: Sequence[int]) -> None:
         """Let keys [B, Hk, t, D] stand behind the graphs of some rows; those of the others have theirs."""
@@ -129,7 +137,7 @@ class FaissIndex(Index):
         slots: Tensor | None = None
         compared, read = asked.vectors.new_zeros(2, rows, tokens, dtype=torch.float64)
         groups = self._alike(range(rows))
-        for alike, hits in searched(self.recipe, self.faiss, groups, asked, k):
+        for alike, hits in searched(self.recipe, self.faiss, groups, asked, k, step.counted):
             place, graph = alike.place(rows), alike.graphs[0]
             tail = None if self.tail is None else self.tail.at(place)
             best = Best.of(asked.at(place), hits, k, tail)
@@ -143,31 +151,25 @@ class FaissIndex(Index):
             read[place] = best.compared * self.recipe.key_bytes(graph) + fixed
         slots = unfilled(asked.vectors, k) if slots is None else slots
         lists = slots.reshape(rows, heads, tokens, k)
+        if not step.counted:
+            return Selection(lists.to(queries.device))
         # On the queries' device, costs too: combinators add their own to them.
         here = [x.to(queries.device) for x in (lists, compared / heads, read)]
         return Selection(here[0], keys_scored=here[1], bytes_read=here[2])
 
     def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
-        if self.recipe.on_gpu or not self.recipe.ranks:
+        if self.recipe.on_gpu:
             return super().select_many(queries, ks, step)
         return cut_each(self.select(queries, max(ks), step), ks)
 
     def _asked(self, queries: Tensor, step: Step) -> Asked:
-        (rows, _, tokens, _), stop = queries.shape, step.stop
-        if tokens > 1 or (stop is not None and bool((stop != self.slots).any())):
-            if not self.recipe.traits().causal_codes:
-                raise InputError(
-                    f"{type(self.recipe).__name__} answers the newest position alone: "
-                    "append one key, then select"
-                )
-            stop = step.stops(self.slots, tokens)
-        else:
-            stop = None
-        vectors = self._vectors(queries)
-        vectors = vectors.view(rows, self.heads, -1, vectors.shape[-1])
-        start = None if step.start is None else step.start.to(vectors.device).expand(rows)
-        stop = None if stop is None else stop.to(vectors.device).expand(rows, -1)
-        return Asked(vectors, tokens, stop, start)
+        asked = Asked.of(self._vectors(queries), self.heads, step, self.slots)
+        if asked.stop is not None and not self.recipe.traits().causal_codes:
+            raise InputError(
+                f"{type(self.recipe).__name__} answers the newest position alone: "
+                "append one key, then select"
+            )
+        return asked
 
     def _vectors(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
         """Keys or queries as FAISS takes them: moved, turned, in float32, where it works."""

@@ -11,7 +11,7 @@ from typing import Any
 from topkit.indexers.faiss_base import FaissRecipe, Hits
 from topkit.indexers.faiss_best import Asked
 from topkit.indexers.faiss_threads import each
-from topkit.indexers.faiss_ties import settled
+from topkit.indexers.faiss_ties import BEYOND, ordered, settled
 
 # Held while FAISS's own counter tells what one row's searches compared.
 COUNTING = Lock()
@@ -45,10 +45,10 @@ def alike_of(
 
 
 def searched(
-    recipe: FaissRecipe, faiss: Any, groups: Sequence[Alike], asked: Asked, k: int
+    recipe: FaissRecipe, faiss: Any, groups: Sequence[Alike], asked: Asked, k: int, counted: bool
 ) -> Iterator[tuple[Alike, list[Hits]]]:
-    """What the graphs of each head say, of rows together where FAISS does not count them together."""
-    if recipe.counter(faiss) is None:
+    """What the graphs of each head say, of all rows together where FAISS need not count for each."""
+    if recipe.counter(faiss) is None or not counted:
         yield from _together(recipe, faiss, groups, asked, k)
         return
     for alone in (replace(alike, rows=[row]) for alike in groups for row in alike.rows):
@@ -64,7 +64,7 @@ def _together(
     recipe: FaissRecipe, faiss: Any, groups: Sequence[Alike], asked: Asked, k: int
 ) -> list[tuple[Alike, list[Hits]]]:
     vectors = asked.vectors
-    heads, on_gpu = vectors.shape[1], recipe.on_gpu
+    heads = vectors.shape[1]
 
     def search(job: tuple[Alike, int]) -> Hits:
         alike, head = job
@@ -72,11 +72,13 @@ def _together(
         own = vectors[alike.place(len(vectors)), head].flatten(0, 1)
         # As many more as there are that some query does not see yet.
         n = min(k + asked.unseen(alike.stop), graph.ntotal)
-        if on_gpu or not recipe.ranks:
+        if recipe.on_gpu:
             return recipe.search(faiss, graph, own, n)
+        if recipe.counter(faiss) is not None:  # a second search would be counted
+            return ordered(recipe.search(faiss, graph, own, min(n + BEYOND, graph.ntotal)))
         return settled(lambda n: recipe.search(faiss, graph, own, n), n, graph.ntotal)
 
     jobs = [(alike, head) for alike in groups for head in range(heads)]
     reach = max((recipe.reach(alike.graphs[0]) for alike in groups), default=0)
-    done = each(faiss, search, jobs, 0 if on_gpu else vectors.numel() * reach)
+    done = each(faiss, search, jobs, 0 if recipe.on_gpu else vectors.numel() * reach)
     return [(alike, done[n * heads : (n + 1) * heads]) for n, alike in enumerate(groups)]

@@ -22,7 +22,7 @@ def settled(search: Callable[[int], Hits], n: int, most: int) -> Hits:
     while wide < most and _is_open(hits, n):
         wide *= 2
         hits = search(min(wide, most))
-    return _ordered(hits)
+    return ordered(hits)
 
 
 def _is_open(hits: Hits, n: int) -> bool:
@@ -31,7 +31,8 @@ def _is_open(hits: Hits, n: int) -> bool:
     return bool(((scores[:, -1] == scores[:, n - 1]) & (ids[:, -1] >= 0)).any())
 
 
-def _ordered(hits: Hits) -> Hits:
+def ordered(hits: Hits) -> Hits:
+    """By score, and then by id."""
     scores = hits.scores.numpy()
     if not (scores[:, 1:] == scores[:, :-1]).any():
         return hits

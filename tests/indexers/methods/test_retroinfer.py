@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from topkit.contract.draw import RANDOM
+from topkit.indexers.retroinfer import retroinfer
 from topkit.indexers.spec import parse
 
 SINK, WINDOW, SEGMENT, EACH, SHARE = 2, 6, 24, 4, 0.3
@@ -112,3 +113,9 @@ def test_clusters_are_of_one_segment_each():
             for cluster in clusters:
                 assert len({(s - SINK) // SEGMENT for s in cluster}) == 1
             assert abs(len(clusters) - len(slots) / EACH) <= len(slots) / SEGMENT + 1
+
+
+def test_what_carries_estimates_says_so():
+    """As a rest, which no graph of a step and no combinator takes for a list of keys."""
+    assert retroinfer().traits().rest and not retroinfer().traits().weighted
+    assert not retroinfer(estimate=0).traits().rest
