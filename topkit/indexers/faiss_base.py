@@ -92,6 +92,10 @@ class FaissRecipe(Indexer):
     def traits(self) -> Traits:
         return Traits(exhaustive=False, may_come_short=True, drifts=True, host=not self.on_gpu)
 
+    def foresee(self, keys: int, length: int, width: int, rows: int, heads: int) -> None:
+        """Refuse what would take too long: so many keys, of all rows, that join those of each head, which has
+        `length` then."""
+
     @abstractmethod
     def make(self, faiss: Any, keys: Tensor) -> Any:
         """A FAISS index of keys [n, D] float32."""

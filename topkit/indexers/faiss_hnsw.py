@@ -15,6 +15,7 @@ from topkit.grammar import later
 from topkit.indexers.checks import choice, flag, whole
 from topkit.indexers.faiss_base import Hits, Vectors, plain
 from topkit.indexers.faiss_indexer import FaissIndexer
+from topkit.indexers.graph_time import require_minutes, seconds
 from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits
 
@@ -31,7 +32,8 @@ class faiss_hnsw(FaissIndexer):
     counts as |k|^2 - c further away. metric="ip" links keys by their products, as topkit 0.1 did: what all
     keys have in common then hides them.
     A graph cannot forget: truncate builds it anew, in the same adds, since keys that come together
-    are linked in another order. Copies (beams, forks) are made on the first append.
+    are linked in another order. Copies (beams, forks) are made on the first append. What would take longer than
+    `minutes` to link is refused with the estimate.
     Source: FAISS IndexHNSWFlat (arXiv 1603.09320, 2401.08281); products as distances, arXiv 1410.5518, section 3.
     """
 
@@ -41,6 +43,7 @@ class faiss_hnsw(FaissIndexer):
     center: bool = later(False)
     hadamard: bool = later(False)
     metric: str = later("l2")
+    minutes: int = later(1)
 
     source: ClassVar[str] = "FAISS, arXiv 1603.09320"
     cost: ClassVar[str] = "reads the keys that the walk meets"
@@ -59,6 +62,7 @@ class faiss_hnsw(FaissIndexer):
         flag(self, "center")
         flag(self, "hadamard")
         choice(self, "metric", ("l2", "ip"))
+        whole(self, "minutes", 1)
 
     def traits(self) -> Traits:
         return replace(super().traits(), causal_codes=False)
@@ -79,6 +83,11 @@ class faiss_hnsw(FaissIndexer):
             kept=s.kept,
             estimated=True,
         )
+
+    def foresee(self, keys: int, length: int, width: int, rows: int, heads: int) -> None:
+        took = heads * seconds(keys, length, width, self.M, self.ef_construction)
+        what = f"{keys:,} keys of {heads} heads"
+        require_minutes(self, took, rows * heads, self.minutes, what)
 
     def make(self, faiss: Any, keys: Tensor) -> Any:
         index = self._empty(faiss, keys.shape[1] + (self.metric == "l2"))

@@ -72,6 +72,8 @@ class FaissIndex(Index):
             self._add({row: real[row][:, :1] for row in late})
             real = {row: x[:, 1:] if row in late else x for row, x in real.items()}
         real = {row: x for row, x in real.items() if x.shape[1]}
+        count = sum(x.shape[1] for x in real.values())
+        self.recipe.foresee(count, stop, new.shape[3], len(real), self.heads)
         self._add(real)
         for row in real:
             self.adds[row].append(stop)

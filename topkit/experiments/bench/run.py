@@ -13,6 +13,7 @@ from topkit.errors import InputError
 from topkit.experiments.bench.ann import ann_cases
 from topkit.experiments.bench.append import append_cases
 from topkit.experiments.bench.attach_speed import attach_cases
+from topkit.experiments.bench.build import build_cases
 from topkit.experiments.bench.capture_speed import capture_cases
 from topkit.experiments.bench.captured import captured_cases
 from topkit.experiments.bench.cpu_kernels import decode_cases, encode_cases, noise_cases
@@ -59,6 +60,7 @@ BENCHES: dict[str, Bench] = {
     "decode": Bench(_decode_cases, (CPU, CUDA)),
     "encode": Bench(encode_cases, (CPU,)),
     "noise": Bench(noise_cases, (CPU,)),
+    "build": Bench(build_cases, (CPU,)),
     "score": Bench(score_cases, (CUDA,)),
     "select": Bench(select_cases, (CUDA,)),
     "score-select": Bench(fused_cases, (CUDA,)),
