@@ -6,32 +6,39 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from topkit.indexers.base import Index, Selection, Step
+from topkit.errors import InputError
+from topkit.grammar import later
+from topkit.indexers.base import Index, Step
 from topkit.indexers.checks import whole
-from topkit.indexers.exact import chosen_scores
+from topkit.indexers.index_blocks import IndexBlocks
+from topkit.indexers.lightning import lightning
 from topkit.indexers.moba import moba
-from topkit.indexers.paged import PagedIndex
-from topkit.indexers.scored import waiting
+from topkit.indexers.paged import Pages
+from topkit.indexers.scored import ScoredIndex
 from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits
-from topkit.kernels.select_topk import select_topk
+from topkit.indexers.two_stage import TwoStageIndex
+from topkit.kernels.score import score_lightning
 
 
 @dataclass(frozen=True)
 class hisa(moba):
     """Keeps the best keys, by exact scores, of the `pages` blocks whose mean key is best.
 
-    The paper's scores are those of DeepSeek's indexer, here dot products of queries and keys. Where
+    With `weights`, which are lightning's as its dtype is, scores are those of DeepSeek's indexer, as in the
+    paper, of blocks by the mean of their index keys as they are stored; else dot products of queries and keys. Where
     these blocks hold fewer keys than k, the next are read until they do. Source: arXiv 2603.28458, section 3.
     """
 
     page_size: int = 128
     pages: int = 64
+    weights: str = later("")
+    dtype: str = later("fp32")
 
     source: ClassVar[str] = "arXiv 2603.28458"
     cost: ClassVar[str] = "reads 1 key a page, and the keys of 64 pages"
@@ -39,6 +46,7 @@ class hisa(moba):
         "hisa(page_size=4, pages=3)",
         "hisa()",
         "hisa(page_size=1, pages=7)",
+        "hisa(page_size=4, pages=3, weights='given', dtype='fp8')",
     )
     tuned: ClassVar[Mapping[str, Sequence[Any]]] = {
         "pages": range(1, 1025),
@@ -50,71 +58,61 @@ class hisa(moba):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(self, "pages", 1)
+        if self.scorer is None and self.dtype != "fp32":
+            raise InputError(
+                f"hisa: dtype={self.dtype!r} is of lightning's keys; give weights too, as weights='given'"
+            )
+
+    @property
+    def scorer(self) -> lightning | None:
+        """Whose scores they are, if not dot products."""
+        return lightning(self.weights, self.dtype) if self.weights else None
 
     def traits(self) -> Traits:
-        return replace(super().traits(), score_all=False, fixed=False)
+        needs = super().traits().needs if self.scorer is None else self.scorer.needs
+        return replace(super().traits(), needs=needs, score_all=False, fixed=False)
+
+    def widths(self) -> dict[str, int]:
+        return dict(super().widths()) if self.scorer is None else self.scorer.widths()
+
+    def models(self) -> frozenset[str]:
+        return super().models() if self.scorer is None else self.scorer.models()
+
+    def files(self) -> tuple[Path, ...]:
+        return super().files() if self.scorer is None else self.scorer.files()
 
     def costs(self, shape: Shape) -> Cost:
+        if self.scorer is not None:
+            return self._of_index(self.scorer.costs(shape), self.scorer, shape)
         s, read = shape, shape.Hq * least(shape.T, self.pages * self.page_size) * shape.D
         # How full the last block is, and whether it is among the best, the keys say.
         return replace(super().costs(s).besides(read * s.e, read), estimated=True)
 
+    def _of_index(self, every: Cost, scorer: lightning, shape: Shape) -> Cost:
+        """The cost of fewer index keys than `every` one, and of a mean for each block."""
+        s, width = shape, scorer.key_width(shape)
+        blocks, key = math.ceil(s.T / self.page_size), scorer.code_bytes(shape)
+        read, summary = least(s.T, self.pages * self.page_size), 4 * width + 4
+        unread = scorer.heads_of(shape) * width * (s.T - read - blocks)
+        return replace(
+            every,
+            index=key + summary * blocks / s.T,
+            read=summary * blocks + key * read,
+            operations=every.operations - unread,
+            estimated=True,
+        )
+
     def build(self, keys: Tensor, step: Step) -> Index:
-        index = TwoStageIndex(self)
+        if self.scorer is None:
+            index = TwoStageIndex(self, blocks=self.pages)
+        else:
+            index = IndexBlocks(self, blocks=self.pages, own=ScoredIndex(self.scorer))
         index.append(keys, step)
         return index
 
-
-@dataclass
-class TwoStageIndex(PagedIndex):
-    """Mean keys of every block; the keys themselves are read from the cache."""
-
-    def score(self, queries: Tensor, step: Step) -> Tensor:
-        return Index.score(self, queries, step)
-
-    def select(self, queries: Tensor, k: int, step: Step) -> Selection:
-        return self.select_many(queries, [k], step)[k]
-
-    def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
-        assert isinstance(self.recipe, hisa)
-        pages = self._scores(queries, self.pages, step)
-        chosen: dict[int, Selection] = {}
-        for k in ks:
-            slots = self._slots(pages, k, step)
-            scores = chosen_scores(queries, slots, step, self.slots)
-            each = slots.repeat_interleave(scores.shape[1] // slots.shape[1], 1)
-            best = select_topk(scores, min(k, self.slots), slots=each, **waiting(step))
-            chosen[k] = Selection(best, **self._read(queries, slots, step))
-        return chosen
-
-    def _slots(self, scores: Tensor, k: int, step: Step) -> Tensor:
-        """The visible slots [B, Hs, Tq, n] of the best blocks of scores [B, Hs, Tq, P], -1 for none.
-
-        Of a block behind the best `pages` only where those before it hold fewer than k.
-        """
-        assert isinstance(self.recipe, hisa)
-        size, device = self.recipe.page_size, scores.device
-        # A query may see a single key of one of them.
-        most = max(self.recipe.pages, math.ceil((k - 1) / size) + 1)
-        best = select_topk(scores, most, **waiting(step))[..., None]
-        start = step.starts(device)[:, None, None, None, None]
-        slots = best * size + torch.arange(size, device=device) + start
-        stop = step.stops(self.slots, scores.shape[2], device).clamp_max(self.slots)
-        there = (best >= 0) & (slots < stop[:, None, :, None, None])
-        held = there.sum(-1, keepdim=True)
-        before = held.cumsum(-2) - held
-        rank = torch.arange(best.shape[-2], device=device)[:, None]
-        read = there & ((rank < self.recipe.pages) | (before < k))
-        return slots.masked_fill(~read, -1).flatten(3)
-
-    def _read(self, queries: Tensor, slots: Tensor, step: Step) -> dict[str, Any]:
-        """What judging the blocks cost, and reading the keys of those for each of the query heads."""
-        if not step.counted:
-            return {}
-        cost = self._cost(queries, self.slots, self.recipe.page_size, step)
-        read, heads = (slots >= 0).sum(-1).float(), queries.shape[1]
-        key = step.cache.key_bytes // step.cache.heads
-        return {
-            "keys_scored": cost["keys_scored"] + read.mean(1),
-            "bytes_read": cost["bytes_read"] + read.sum(1) * (heads // slots.shape[1]) * key,
-        }
+    def score(self, queries: Tensor, pages: Pages, step: Step) -> Tensor:
+        if self.scorer is None:
+            return super().score(queries, pages, step)
+        vectors, gates = self.scorer.asked(queries, step)
+        means = pages["total"] / pages["count"]
+        return score_lightning(vectors, means, gates, backend="torch")

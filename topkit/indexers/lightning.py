@@ -20,6 +20,7 @@ from topkit.indexers.lightning_file import require
 from topkit.indexers.scored import Codes, Scored
 from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
+from topkit.kernels.codes import factors
 from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_lightning
 from topkit.kernels.score_select import score_select_lightning
@@ -79,8 +80,16 @@ class lightning(Scored):
         if self.weights != GIVEN:
             load(self.weights)
 
+    def key_width(self, shape: Shape) -> float:
+        """Numbers of an index key, those of a head where they are given."""
+        return shape.D if self.weights == GIVEN else load(self.weights).width
+
+    def heads_of(self, shape: Shape) -> float:
+        """Index heads, as many as query heads where they are given."""
+        return shape.Hq if self.weights == GIVEN else load(self.weights).heads
+
     def code_bytes(self, shape: Shape) -> float:
-        width = shape.D if self.weights == GIVEN else load(self.weights).width
+        width = self.key_width(shape)
         return width + 4 if self.dtype == "fp8" else 4 * width
 
     def costs(self, shape: Shape) -> Cost:
@@ -150,6 +159,15 @@ class lightning(Scored):
         scales = {"query_scale": stored.get("scale"), "key_scale": codes.get("scale")}
         return stored["vectors"], gates, scales
 
+    def asked(self, queries: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Index queries [B, H, t, d] of the tokens of a call, as they are stored, and gates [B, t, H]."""
+        vectors, gates, scales = self._queries(queries, {}, step)
+        return _decoded(vectors, scales["query_scale"]), gates
+
+    def vectors_of(self, codes: Codes) -> Tensor:
+        """The index keys that codes stand for, in float32; of "fp8" rotated, as queries are."""
+        return _decoded(codes["vectors"], codes.get("scale"))
+
     def _stored(self, vectors: Tensor, step: Step) -> Codes:
         if self.dtype == "fp32":
             return {"vectors": vectors}
@@ -167,6 +185,10 @@ def _put(vectors: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
         vectors.detach(), codes["vectors"], codes["scale"], at,
         dtype="fp8_e4m3", hadamard=True, pow2=True, backend=step.backend,
     )  # fmt: skip
+
+
+def _decoded(vectors: Tensor, scale: Tensor | None) -> Tensor:
+    return vectors.float() if scale is None else vectors.float() * factors(scale)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from topkit.indexers.lightning import GIVEN, lightning, load
 from topkit.indexers.scored import Codes, Scored, ScoredIndex, masked
 from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits
-from topkit.kernels.codes import factors
 from topkit.kernels.score import score_lightning
 from topkit.kernels.select_topk import select_topk
 
@@ -70,9 +69,7 @@ class misa(lightning):
         return index
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
-        vectors, gates, scales = self._queries(queries, codes, step)
-        vectors = _decoded(vectors, scales["query_scale"])
-        keys = _decoded(codes["vectors"], scales["key_scale"])
+        (vectors, gates), keys = self.asked(queries, step), self.vectors_of(codes)
         few, all_heads = min(self.heads, vectors.shape[1]), vectors.shape[1]
         used = select_topk(self._use(vectors, gates, keys, step), few, backend="torch")
         own = vectors.movedim(2, 1).gather(2, used[..., None].expand(-1, -1, -1, keys.shape[3]))
@@ -146,7 +143,3 @@ def _block_means(keys: Tensor, size: int, count: int, step: Step) -> tuple[Tenso
     last = (seen.mT - 1).clamp_min(0)[..., None].expand(-1, -1, -1, width)
     means = sums.gather(2, last) / seen.mT[..., None].clamp_min(1)
     return means.movedim(2, 1), seen > 0
-
-
-def _decoded(vectors: Tensor, scale: Tensor | None) -> Tensor:
-    return vectors.float() if scale is None else vectors.float() * factors(scale)

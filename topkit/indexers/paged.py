@@ -169,8 +169,12 @@ class PagedIndex(Index):
         rows = next(iter(self.pages.values())).shape[0]
         self.pages = {name: pages[:, :, :closed] for name, pages in self.pages.items() if closed}
         self.slots = int(start.min()) + closed * self.recipe.page_size if closed else 0
-        keys = step.cache.keys[:, :, self.slots : length]
+        keys = self.keys_from(self.slots, length, step)
         self._append(keys.expand(rows, -1, -1, -1), step, closed)
+
+    def keys_from(self, first: int, length: int, step: Step) -> Tensor:
+        """The keys of the slots from `first` on that are summarised, for pages that are made anew."""
+        return step.cache.keys[:, :, first:length]
 
     def reorder(self, rows: Tensor) -> None:
         self.pages = {name: pages[rows] for name, pages in self.pages.items()}
