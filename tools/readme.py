@@ -27,6 +27,7 @@ from topkit.indexers.spec import parse
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 RENDERINGS = ROOT / "tests" / "indexers" / "methods"
+PUBLIC = ROOT / "tests" / "indexers" / "public"
 REFERENCE = ROOT / "topkit" / "data" / "reference"
 USELESS = (
     "An asterisk: the selection keeps less than 0.9 of the attention mass of each head's own exact "
@@ -48,7 +49,7 @@ def methods() -> str:
 
 
 def proofs() -> str:
-    """Of each method its slow rendering, and whether its step can be a CUDA graph."""
+    """Of each method its slow rendering, public code that chooses the same, and whether its step can be a CUDA graph."""
     lines, texts = (
         [],
         {path.name: path.read_text() for path in sorted(RENDERINGS.glob("test_*.py"))},
@@ -65,10 +66,21 @@ def proofs() -> str:
                 "family": recipe.family,
                 "source": recipe.source,
                 "slow rendering": f"`{own[0]}`" if own else "",
+                "public code": _public(name),
                 "CUDA graph": "yes" if fixed else "",
             }
         )
     return markdown(lines)
+
+
+def _public(name: str) -> str:
+    """The public code whose choices of a method are recorded, at its commit."""
+    path = PUBLIC / f"{name}.json"
+    if not path.exists():
+        return ""
+    document = json.loads(path.read_text())
+    where = f"{document['repository']}@{document['commit'][:7]}"
+    return f"{where} (departs)" if "departs" in document else where
 
 
 def _examples(name: str) -> list[Indexer]:
