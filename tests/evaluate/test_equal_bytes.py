@@ -41,14 +41,15 @@ def test_each_length_has_cells_of_its_own(tmp_path):
 def test_a_study_leaves_out_what_reads_more_and_says_so(tmp_path):
     plan = run_study.plan(
         "quick", out=tmp_path, model="reference", tasks="niah-single", lengths=512, haystacks=2,
-        budgets=16, indexers=[*INDEXERS, "quantized", "sign"], pilot=False, device="cpu",
+        budgets=16, indexers=[*INDEXERS, "quantized", "sign", "lightning"], pilot=False, device="cpu",
         budget=["bytes=0.12", {"bytes": 128}], dtype="float32",
     )  # fmt: skip
     assert isinstance(plan, StudyPlan)
     (part,) = plan.evaluations[0].request.parts
     names = [parse(cell.name) for cell in part.cells if cell.indexer is not None]
-    specs = ["exact", "quantized:dtype=int8", "quest:page_size=17", "quest:page_size=8",
+    specs = ["exact", "quantized:dtype=int2", "quantized:dtype=int8", "quest:page_size=17", "quest:page_size=8",
              "refine(quest(page_size=64), factor=1)", "refine(quest(page_size=64), factor=2)", "sign"]  # fmt: skip
     assert set(names) == {parse(spec) for spec in specs}
-    assert "left out: quantized(dtype=int4) reads 72 bytes a token, of 61.44" in plan.notes
+    assert "left out: lightning(weights=reference) reads 256 bytes a token, of 61.44" in plan.notes
+    assert "quantized(dtype=int2) reads 40 bytes a token, of 61.44" in plan.notes
     assert "sign() reads 16 bytes a token, of 61.44" in plan.notes

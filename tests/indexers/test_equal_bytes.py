@@ -138,3 +138,20 @@ class reads_nothing(Stateless):
 def test_what_reads_nothing_does_not_meet_a_budget():
     chosen = at_equal_bytes(reads_nothing(), ByteBudget(64), SHAPE)
     assert chosen.why == "reads 0 bytes a token, of 64" and not chosen.over
+
+
+@pytest.mark.parametrize(
+    ("spec", "share", "made"),
+    [
+        # int2 reads 5/32 of bfloat16's, int4 9/32: nearer to 1/4 in ratio, but above it.
+        ("quantized", 0.25, "quantized:dtype=int2"),
+        ("top_p(quantized())", 0.25, "top_p(quantized:dtype=int2)"),
+    ],
+)
+def test_what_cannot_meet_a_budget_reads_less_where_it_can(spec, share, made):
+    budget = ByteBudget(share, share=True)
+    chosen = at_equal_bytes(parse(spec), budget, SHAPE)
+    assert (
+        not chosen.over and chosen.read is not None and chosen.read <= (1 + NEAR) * budget.at(SHAPE)
+    )
+    assert (chosen.recipe, bool(chosen.why)) == (parse(made), True)

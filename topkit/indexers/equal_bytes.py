@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, cast
 
 from topkit.documents import quote
@@ -88,11 +89,13 @@ def _said(text: Any) -> str:
     return str(text)
 
 
+@lru_cache(maxsize=4096)
 def at_equal_bytes(recipe: Indexer, budget: ByteBudget, shape: Shape) -> Chosen:
     """The recipe with that parameter changed, of those it says are `tuned`, by which it reads the budget.
 
     From the outermost recipe inwards, the first whose values meet it; of these the nearest in ratio, and the
-    one that is written where several are as near. Only one parameter is changed.
+    one that is written where several are as near. Where none meets it, the nearest of those that read less.
+    Only one parameter is changed.
     """
     if recipe.family in COMPARED_WITH:
         what = COMPARED_WITH[recipe.family]
@@ -100,22 +103,31 @@ def at_equal_bytes(recipe: Indexer, budget: ByteBudget, shape: Shape) -> Chosen:
     if stated(recipe, shape) is None:
         return Chosen(recipe, None, "does not state what it reads, and stays as it is")
     wanted = budget.at(shape)
+
+    def order(one: Indexer) -> tuple[bool, float]:
+        read = _read(one, shape)
+        return _over(read, wanted), _apart(read, wanted)
+
     best = recipe
     for values in _variants(recipe):
-        nearest = min((recipe, *values), key=lambda one: _apart(_read(one, shape), wanted))
-        if _apart(_read(nearest, shape), wanted) < _apart(_read(best, shape), wanted):
-            best = nearest
+        best = min((best, *values), key=order)
         if _meets(_read(best, shape), wanted):
             break
     read = _read(best, shape)
     assert read is not None
     if _meets(read, wanted):
         return Chosen(best, read)
-    return Chosen(best, read, f"reads {read:.4g} bytes a token, of {wanted:.4g}", read > wanted)
+    return Chosen(
+        best, read, f"reads {read:.4g} bytes a token, of {wanted:.4g}", _over(read, wanted)
+    )
 
 
 def _meets(read: float | None, wanted: float) -> bool:
     return read is not None and abs(read - wanted) <= NEAR * wanted
+
+
+def _over(read: float | None, wanted: float) -> bool:
+    return read is not None and read > (1 + NEAR) * wanted
 
 
 def _apart(read: float | None, wanted: float) -> float:
