@@ -13,7 +13,7 @@ from topkit.contract import LAWS, check_indexer, parametrize_with_checks
 from topkit.contract.draw import PADDED, draw_of
 from topkit.errors import InputError
 from topkit.indexers import Scored, Step, exact, keep, random, sign, streaming_llm
-from topkit.indexers.base import Indexer
+from topkit.indexers.base import Indexer, Rest
 from topkit.indexers.scored import ScoredIndex, best
 from topkit.indexers.stateless import SlotCount, Stateless
 from topkit.kernels.compact import compact
@@ -365,6 +365,24 @@ class states_other_lists(exact):
         return replace(super().costs(shape), lists=shape.Hk)
 
 
+@dataclass(frozen=True)
+class hides_its_rest(exact):
+    def choose(self, queries, k, step, length):
+        chosen = super().choose(queries, k, step, length)
+        # Of the first key, which may be padding.
+        values = step.cache.keys[:, :1, :1, None].expand(*queries.shape[:3], 1, -1)
+        return replace(chosen, rest=Rest(values, share=torch.full(values.shape[:4], 0.5)))
+
+    def choose_many(self, queries, ks, step, length):
+        return {k: self.choose(queries, k, step, length) for k in ks}
+
+
+@dataclass(frozen=True)
+class rests_on_padding(hides_its_rest):
+    def traits(self):
+        return replace(super().traits(), fixed=False, rest=True)
+
+
 BROKEN: dict[type[Indexer], str] = {
     peeks: "queries_together",
     uses_torch_generator: "same_seed_same_answer",
@@ -398,6 +416,8 @@ BROKEN: dict[type[Indexer], str] = {
     states_too_little: "stated_costs",
     reads_more_than_it_states: "stated_costs",
     states_other_lists: "stated_costs",
+    hides_its_rest: "estimates_declared",
+    rests_on_padding: "row_alone",
 }
 
 

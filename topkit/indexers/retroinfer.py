@@ -62,7 +62,7 @@ class retroinfer(Clustered):
 
     def traits(self) -> Traits:
         # What is estimated no list may cut or add to.
-        return replace(super().traits(), weighted=self.estimate > 0, may_come_short=True)
+        return replace(super().traits(), rest=self.estimate > 0, may_come_short=True)
 
     @property
     def ratio(self) -> float:
