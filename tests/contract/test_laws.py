@@ -380,6 +380,24 @@ class states_other_lists(exact):
         return replace(super().costs(shape), lists=shape.Hk)
 
 
+@dataclass(frozen=True)
+class hides_its_rest(exact):
+    def choose(self, queries, k, step, length):
+        chosen = super().choose(queries, k, step, length)
+        # Of the first key, which may be padding.
+        values = step.cache.keys[:, :1, :1, None].expand(*queries.shape[:3], 1, -1)
+        return replace(chosen, rest=Rest(values, share=torch.full(values.shape[:4], 0.5)))
+
+    def choose_many(self, queries, ks, step, length):
+        return {k: self.choose(queries, k, step, length) for k in ks}
+
+
+@dataclass(frozen=True)
+class rests_on_padding(hides_its_rest):
+    def traits(self):
+        return replace(super().traits(), fixed=False, rest=True)
+
+
 BROKEN: dict[type[Indexer], str] = {
     peeks: "queries_together",
     uses_torch_generator: "same_seed_same_answer",
@@ -415,6 +433,8 @@ BROKEN: dict[type[Indexer], str] = {
     states_too_little: "stated_costs",
     reads_more_than_it_states: "stated_costs",
     states_other_lists: "stated_costs",
+    hides_its_rest: "estimates_declared",
+    rests_on_padding: "row_alone",
 }
 
 

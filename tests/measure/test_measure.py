@@ -169,6 +169,29 @@ def test_several_positions_are_asked_as_one_by_one(spec, piece, monkeypatch):
             assert ours.equal(single.indices[:, :, 0].sort().values)
 
 
+@pytest.mark.parametrize(
+    "spec", ["retroinfer(per_cluster=4, sink=1, window=2, update=8, segment=16)"]
+)
+def test_rests_that_grow_between_positions_are_judged_as_one_by_one(spec):
+    capture = made(samples=1, count=30)
+    tensors = capture.load(0, 0)
+    assert int(tensors.positions[-1] - tensors.positions[0]) > 20  # clusters are renewed in between
+    recipe = parse(spec)
+    chosen = Replay(tensors, 12, seed=0, device=torch.device("cpu")).select(recipe, [12])[0][12]
+    assert chosen.rest is not None and (chosen.rest.logits == -torch.inf).any()
+    errors = [row["output_error"] for row in rows(topkit.measure(capture, spec, 12), level="head")]
+    for i in (0, 10, 29):
+        until = replace(
+            tensors, positions=tensors.positions[: i + 1], queries=tensors.queries[:, :, : i + 1]
+        )
+        replay = Replay(until, 12, seed=0, device=torch.device("cpu"))
+        (one, *_) = replay.exact.judged(replay.select(recipe, [12])[0][12], 12)
+        for head in range(4):
+            assert errors[30 * head + i] == pytest.approx(
+                float(one.columns["output_error"][0, head, i]), rel=1e-4
+            )
+
+
 @dataclass(frozen=True)
 class offset(quantized):
     """Codes about the mean of the first keys: they hold nothing of later ones, and drift."""

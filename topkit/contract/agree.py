@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from topkit.contract.streams import Stream
-from topkit.indexers.base import Index, Indexer, Selection
+from topkit.indexers.base import Index, Indexer, Rest, Selection
 from topkit.kernels.score import score
 
 
@@ -25,6 +25,7 @@ def agree(
     if torch.equal(a, b):
         same = torch.allclose(weights_a, weights_b, atol=1e-5)
         assert same, f"{where}: the same slots have other log-weights"
+        require_same_rest(got.rest, want.rest, where)
         return
     scores = _scores(indexer, one, index)
     at_a, at_b = (
@@ -37,6 +38,52 @@ def agree(
             f"{where}: row {row}, head {head} chose {a[row, head, query].tolist()}; "
             f"expected {b[row, head, query].tolist()}"
         )
+
+
+def require_same_rest(got: Rest | None, want: Rest | None, where: str) -> None:
+    """Require pseudo-keys that add the same to the output, in any order, and however many weigh nothing."""
+    if got is None or want is None:
+        one = got or want
+        same = one is None or not _weighs(one).any()
+        assert same, f"{where}: the same slots have a rest, and have none"
+        return
+    for ours, other in zip(_added(got), _added(want), strict=True):
+        same = torch.allclose(ours, other, rtol=1e-4, atol=1e-5)
+        assert same, f"{where}: the same slots have another rest"
+
+
+def _added(rest: Rest) -> tuple[Tensor, Tensor]:
+    """The weight of all pseudo-keys [B, Hq, Tq], as a logit or a share, and their mean value [..., Dv]."""
+    if rest.share is not None:
+        return rest.share.sum(-1), (rest.share[..., None] * rest.values).sum(-2)
+    assert rest.logits is not None
+    shares = rest.logits.softmax(-1).nan_to_num(0.0)
+    return rest.logits.logsumexp(-1), (shares[..., None] * rest.values).sum(-2)
+
+
+def _weighs(rest: Rest) -> Tensor:
+    """Which pseudo-keys have a weight [B, Hq, Tq, r]."""
+    if rest.share is not None:
+        return rest.share > 0
+    assert rest.logits is not None
+    return rest.logits > -torch.inf
+
+
+def part_of(
+    selection: Selection, rows: slice = slice(None), queries: slice = slice(None)
+) -> Selection:
+    """What some rows and queries selected, on the host, without its cost."""
+
+    def part(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[rows, :, queries].cpu()
+
+    slots, rest = part(selection.indices), selection.rest
+    assert slots is not None
+    if rest is not None:
+        values = part(rest.values)
+        assert values is not None
+        rest = Rest(values, part(rest.logits), part(rest.share))
+    return Selection(slots, part(selection.log_weights), rest)
 
 
 def _ordered(selection: Selection, heads: int, width: int) -> tuple[Tensor, Tensor]:

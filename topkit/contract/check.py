@@ -29,6 +29,7 @@ LAWS: dict[str, Law] = {
         selections.visible_slots_only,
         selections.unique,
         selections.none_last,
+        selections.estimates_declared,
         selections.count,
         selections.exhaustive,
         selections.bounded_cost,

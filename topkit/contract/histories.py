@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from topkit.contract.agree import agree
+from topkit.contract.agree import agree, part_of
 from topkit.contract.draw import PADDED, RANDOM, Draw
 from topkit.contract.selections import BUDGETS
 from topkit.contract.streams import Stream
-from topkit.indexers.base import Indexer, Selection
+from topkit.indexers.base import Indexer
 
 
 def append(indexer: Indexer, draw: Draw = RANDOM) -> None:
@@ -45,9 +47,11 @@ def queries_together(indexer: Indexer, draw: Draw = RANDOM) -> None:
             for i, (token, index) in enumerate(zip(map(int, tokens), alone, strict=True)):
                 want = one.ask(indexer, index, k)
                 where = f"query {token} among several, k={k}"
-                agree(indexer, one, index, _query(spread, i), want, where)
+                agree(indexer, one, index, part_of(spread, queries=slice(i, i + 1)), want, where)
                 if i >= 2:
-                    agree(indexer, one, index, _query(last, i - 2), want, where)
+                    agree(
+                        indexer, one, index, part_of(last, queries=slice(i - 2, i - 1)), want, where
+                    )
 
 
 def row_alone(indexer: Indexer, draw: Draw = RANDOM) -> None:
@@ -59,11 +63,10 @@ def row_alone(indexer: Indexer, draw: Draw = RANDOM) -> None:
             index = alone.build(indexer)
             for k, got in together.items():
                 want = alone.ask(indexer, index, k)
-                slots = got.indices[row : row + 1]
-                slots = slots.where(slots < 0, slots - first)
-                weights = None if got.log_weights is None else got.log_weights[row : row + 1]
+                own = part_of(got, slice(row, row + 1))
+                own = replace(own, indices=own.indices.where(own.indices < 0, own.indices - first))
                 where = f"row {row} with {first} padded slots, k={k}"
-                agree(indexer, alone, index, Selection(slots, weights), want, where)
+                agree(indexer, alone, index, own, want, where)
 
 
 def padding_is_nothing(indexer: Indexer, draw: Draw = RANDOM) -> None:
@@ -221,18 +224,9 @@ def cuda_agrees(indexer: Indexer, draw: Draw = RANDOM) -> None:
         for k in BUDGETS:
             want, got = here.ask(indexer, index, k), there.ask(indexer, index2, k)
             assert got.indices.is_cuda, "indices of a query on a GPU are on the CPU"
-            weights = None if got.log_weights is None else got.log_weights.cpu()
-            moved = Selection(got.indices.cpu(), weights)
-            agree(indexer, here, index, moved, want, f"on a GPU, k={k}")
+            agree(indexer, here, index, part_of(got), want, f"on a GPU, k={k}")
 
 
 def _padded(indexer: Indexer, draw: Draw) -> tuple[Stream, Stream]:
     """Padded streams: one of any numbers, and one of whole numbers, where many keys score alike."""
     return draw(indexer, start=PADDED), draw(indexer, start=PADDED, whole=True)
-
-
-def _query(selection: Selection, i: int) -> Selection:
-    weights = selection.log_weights
-    return Selection(
-        selection.indices[:, :, i : i + 1], None if weights is None else weights[:, :, i : i + 1]
-    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from topkit.contract.agree import require_same_rest
 from topkit.contract.draw import PADDED, RANDOM, Draw
 from topkit.contract.streams import Stream, parts
 from topkit.indexers.base import Index, Indexer, Selection
@@ -115,6 +116,7 @@ def budgets_together(indexer: Indexer, draw: Draw = RANDOM) -> None:
                 if alone.log_weights is not None:
                     assert many.log_weights is not None
                     assert torch.allclose(many.log_weights, alone.log_weights)
+                require_same_rest(many.rest, alone.rest, f"together with others, k = {k}")
 
 
 def visible_slots_only(indexer: Indexer, draw: Draw = RANDOM) -> None:
@@ -145,6 +147,24 @@ def none_last(indexer: Indexer, draw: Draw = RANDOM) -> None:
             assert weights.shape == a.indices.shape, "log_weights are not shaped as indices"
             assert weights.isfinite().all(), "a log-weight is not finite"
             assert (weights[~real] == 0).all(), "a -1 has a log-weight other than 0"
+
+
+def estimates_declared(indexer: Indexer, draw: Draw = RANDOM) -> None:
+    """Log-weights come only of what is `weighted`, a rest of what has a `rest`: values, and a logit or a share each."""
+    traits = indexer.traits()
+    for a in answers(indexer, draw):
+        rest, (rows, heads) = a.selection.rest, a.stream.queries.shape[:2]
+        assert traits.weighted or a.selection.log_weights is None, (
+            "it gave log_weights, and its traits do not say weighted"
+        )
+        assert traits.rest or rest is None, "it gave a rest, and its traits do not say rest"
+        if rest is None:
+            continue
+        each = rest.logits if rest.share is None else rest.share
+        assert (rest.logits is None) != (rest.share is None), "a rest has logits or shares"
+        assert each is not None and each.shape[:3] == (rows, heads, a.count), "a rest of other rows"
+        assert rest.values.shape[:4] == each.shape, "a rest has other values than weights"
+        assert rest.values.isfinite().all() and (each < math.inf).all(), "a rest is not finite"
 
 
 def count(indexer: Indexer, draw: Draw = RANDOM) -> None:

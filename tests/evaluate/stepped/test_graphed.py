@@ -45,7 +45,7 @@ FIXED = (
     "sampled(quantized(dtype='int4'))",
 )
 HOSTED = ("reuse(sign(), every=2)", *(["faiss_ivf(nlist=8)"] if find_spec("faiss") else []))
-OTHERS = ("lightning(weights='given')",)
+OTHERS = ("lightning(weights='given')", "retroinfer()", "sparq()")
 
 
 def tokenizer() -> Any:

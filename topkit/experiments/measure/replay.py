@@ -152,22 +152,32 @@ def joined(parts: Sequence[Selection]) -> Selection:
         weights = torch.cat(
             [wide(p.log_weights, 0.0) for p in parts if p.log_weights is not None], 2
         )
-    rest = None
-    if first.rest is not None:
-        rests = [p.rest for p in parts if p.rest is not None]
-        both = {
-            name: None
-            if getattr(first.rest, name) is None
-            else torch.cat([getattr(r, name) for r in rests], 2)
-            for name in ("values", "logits", "share")
-        }
-        rest = Rest(**both)  # type: ignore[arg-type]
+    rests = [p.rest for p in parts if p.rest is not None]
     return Selection(
         torch.cat([wide(p.indices, -1) for p in parts], 2),
         weights,
-        rest,
+        joined_rests(rests) if rests else None,
         cost("keys_scored"),
         cost("bytes_read"),
+    )
+
+
+def joined_rests(rests: Sequence[Rest]) -> Rest:
+    """Rests of some queries each as one of all; where one has fewer pseudo-keys, the others weigh nothing."""
+    width = max(rest.values.shape[3] for rest in rests)
+    lacking = [width - rest.values.shape[3] for rest in rests]
+
+    def wide(each: Sequence[Tensor | None], fill: float) -> Tensor | None:
+        some = [
+            pad(x, (0, n), value=fill) for x, n in zip(each, lacking, strict=True) if x is not None
+        ]
+        return torch.cat(some, 2) if some else None
+
+    values = [pad(rest.values, (0, 0, 0, n)) for rest, n in zip(rests, lacking, strict=True)]
+    return Rest(
+        torch.cat(values, 2),
+        wide([rest.logits for rest in rests], -torch.inf),
+        wide([rest.share for rest in rests], 0.0),
     )
 
 
