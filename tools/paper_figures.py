@@ -58,7 +58,7 @@ def row(name: str, claim: dict[str, Any], ours: Ours) -> dict[str, Any]:
         "low": round(ours.low, 5),
         "high": round(ours.high, 5),
         "met": low <= ours.value <= high,
-        "on": claim["on"],
+        "data": claim["data"],
         "command": f"python tools/paper_figures.py {shlex.quote(name)}",
         **where,
         **{package: version(package) for package in PACKAGES},
@@ -93,7 +93,10 @@ def main(names: list[str]) -> None:
             begun = time.process_time()
             rows[name] = row(name, claimed[name], MEASURED[name](data))
             took = time.process_time() - begun
-            print(f"{name}: {rows[name]['value']} met={rows[name]['met']} ({took:.0f} s of CPU)")
+            print(
+                f"{name}: {rows[name]['value']} met={rows[name]['met']} ({took:.0f} s of CPU)",
+                flush=True,
+            )
             write(rows, list(claimed))
 
 
