@@ -152,23 +152,40 @@ def joined(parts: Sequence[Selection]) -> Selection:
         weights = torch.cat(
             [wide(p.log_weights, 0.0) for p in parts if p.log_weights is not None], 2
         )
-    rest = None
-    if first.rest is not None:
-        rests = [p.rest for p in parts if p.rest is not None]
-        both = {
-            name: None
-            if getattr(first.rest, name) is None
-            else torch.cat([getattr(r, name) for r in rests], 2)
-            for name in ("values", "logits", "share")
-        }
-        rest = Rest(**both)  # type: ignore[arg-type]
     return Selection(
         torch.cat([wide(p.indices, -1) for p in parts], 2),
         weights,
-        rest,
+        _joined_rest(parts),
         cost("keys_scored"),
         cost("bytes_read"),
     )
+
+
+def _joined_rest(parts: Sequence[Selection]) -> Rest | None:
+    """The pseudo-keys of some queries each, of all; those with fewer, or none, get some that weigh nothing."""
+    rests = [part.rest for part in parts if part.rest is not None]
+    if not rests:
+        return None
+    width = max(rest.values.shape[3] for rest in rests)
+    rows, heads, _, _, size = rests[0].values.shape
+
+    def wide(name: str, fill: float) -> Tensor | None:
+        if getattr(rests[0], name) is None:
+            return None
+        tail = (size,) if name == "values" else ()
+        filled = list[Tensor]()
+        for part in parts:
+            shape = (rows, heads, part.indices.shape[2], width, *tail)
+            room = rests[0].values.new_full(shape, fill)
+            if part.rest is not None:
+                own = getattr(part.rest, name)
+                room[:, :, :, : own.shape[3]] = own
+            filled.append(room)
+        return torch.cat(filled, 2)
+
+    values = wide("values", 0.0)
+    assert values is not None
+    return Rest(values, wide("logits", -torch.inf), wide("share", 0.0))
 
 
 def _at(x: Any, positions: Tensor) -> Any:
