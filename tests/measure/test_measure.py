@@ -20,10 +20,11 @@ from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.capture.from_model import capture_model
 from topkit.experiments.decode import driver as decode_driver
-from topkit.experiments.measure.replay import Replay
+from topkit.experiments.measure.replay import Replay, joined
 from topkit.experiments.measure.summary import interval
 from topkit.experiments.runs.jobs import serial
 from topkit.indexers import Cache, Step, quantized, sign
+from topkit.indexers.base import Rest, Selection
 from topkit.indexers.scored import ScoredIndex
 from topkit.indexers.spec import parse
 from topkit.indexers.traits import Traits
@@ -213,6 +214,30 @@ class _About(ScoredIndex):
     def append(self, keys, step):
         self.appends += 1
         super().append(keys - self.mean, step)
+
+
+def test_pseudo_keys_are_those_of_each_query_where_others_have_more_or_none():
+    values = torch.randn(1, 2, 1, 3, 4)
+    few = Rest(values[:, :, :, :1], logits=torch.tensor([[[[2.0]], [[3.0]]]]))
+    many = Rest(values, logits=torch.arange(6.0).view(1, 2, 1, 3))
+    slots = torch.zeros(1, 2, 1, 1, dtype=torch.int64)
+    rest = joined([Selection(slots), Selection(slots, rest=few), Selection(slots, rest=many)]).rest
+    assert rest is not None and rest.logits is not None and rest.share is None
+    none = -torch.inf
+    assert rest.logits[0, 0].tolist() == [[none] * 3, [2.0, none, none], [0.0, 1.0, 2.0]]
+    assert rest.logits[0, 1].tolist() == [[none] * 3, [3.0, none, none], [3.0, 4.0, 5.0]]
+    assert torch.equal(rest.values[:, :, 2:], values)
+    assert torch.equal(rest.values[:, :, 1:2, :1], values[:, :, :, :1])
+    assert not rest.values[:, :, 0].any() and not rest.values[:, :, 1, 1:].any()
+
+
+def test_clusters_that_come_while_decoding_are_measured():
+    capture = Capture.from_tensors(*(torch.randn(1, heads, 40, 8) for heads in (2, 1, 1)))
+    recipe = "retroinfer(per_cluster=2, sink=1, window=2, update=4, segment=8, estimate=1.0)"
+    rows = topkit.measure(capture, recipe, 6).table
+    assert set(rows["position"].to_pylist()) == set(range(40))
+    # A centroid's estimate is never above its cluster's weight, arXiv 2505.02922, equation 3.
+    assert max(rows["mass_estimate"].drop_null().to_pylist()) < 1 + 1e-5
 
 
 def test_a_recipe_that_drifts_is_built_before_the_first_query_and_asked_at_once():

@@ -152,33 +152,40 @@ def joined(parts: Sequence[Selection]) -> Selection:
         weights = torch.cat(
             [wide(p.log_weights, 0.0) for p in parts if p.log_weights is not None], 2
         )
-    rests = [p.rest for p in parts if p.rest is not None]
     return Selection(
         torch.cat([wide(p.indices, -1) for p in parts], 2),
         weights,
-        joined_rests(rests) if rests else None,
+        _joined_rest(parts),
         cost("keys_scored"),
         cost("bytes_read"),
     )
 
 
-def joined_rests(rests: Sequence[Rest]) -> Rest:
-    """Rests of some queries each as one of all; where one has fewer pseudo-keys, the others weigh nothing."""
+def _joined_rest(parts: Sequence[Selection]) -> Rest | None:
+    """The pseudo-keys of some queries each, of all; those with fewer, or none, get some that weigh nothing."""
+    rests = [part.rest for part in parts if part.rest is not None]
+    if not rests:
+        return None
     width = max(rest.values.shape[3] for rest in rests)
-    lacking = [width - rest.values.shape[3] for rest in rests]
+    rows, heads, _, _, size = rests[0].values.shape
 
-    def wide(each: Sequence[Tensor | None], fill: float) -> Tensor | None:
-        some = [
-            pad(x, (0, n), value=fill) for x, n in zip(each, lacking, strict=True) if x is not None
-        ]
-        return torch.cat(some, 2) if some else None
+    def wide(name: str, fill: float) -> Tensor | None:
+        if getattr(rests[0], name) is None:
+            return None
+        tail = (size,) if name == "values" else ()
+        filled = list[Tensor]()
+        for part in parts:
+            shape = (rows, heads, part.indices.shape[2], width, *tail)
+            room = rests[0].values.new_full(shape, fill)
+            if part.rest is not None:
+                own = getattr(part.rest, name)
+                room[:, :, :, : own.shape[3]] = own
+            filled.append(room)
+        return torch.cat(filled, 2)
 
-    values = [pad(rest.values, (0, 0, 0, n)) for rest, n in zip(rests, lacking, strict=True)]
-    return Rest(
-        torch.cat(values, 2),
-        wide([rest.logits for rest in rests], -torch.inf),
-        wide([rest.share for rest in rests], 0.0),
-    )
+    values = wide("values", 0.0)
+    assert values is not None
+    return Rest(values, wide("logits", -torch.inf), wide("share", 0.0))
 
 
 def _at(x: Any, positions: Tensor) -> Any:
