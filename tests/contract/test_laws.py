@@ -263,14 +263,6 @@ class weighs_unsaid(exact):
 
 
 @dataclass(frozen=True)
-class adds_a_rest_unsaid(exact):
-    def choose(self, queries, k, step, length):
-        chosen = super().choose(queries, k, step, length)
-        share = torch.zeros(*queries.shape[:3])
-        return replace(chosen, rest=Rest(queries[..., None, :], share=share))
-
-
-@dataclass(frozen=True)
 class mixes_heads(exact):
     """Reads KV head h % Hk where it ought to read h // (Hq / Hk)."""
 
@@ -419,8 +411,7 @@ BROKEN: dict[type[Indexer], str] = {
     drops_the_first: "exhaustive",
     too_wide: "shape",
     narrow_integers: "shape",
-    weighs_unsaid: "shape",
-    adds_a_rest_unsaid: "shape",
+    weighs_unsaid: "estimates_declared",
     mixes_heads: "repeated_kv_heads",
     hides_its_bytes: "honest_bytes",
     inflates_its_bytes: "honest_bytes",

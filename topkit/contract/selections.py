@@ -83,17 +83,13 @@ def answers_over(indexer: Indexer, some: Sequence[Stream]) -> Iterator[Answer]:
 
 
 def shape(indexer: Indexer, draw: Draw = RANDOM) -> None:
-    """indices is int64 [B, Hs, Tq, min(k, T)], with Hs in {Hq, Hk, 1}; what stands beside it the traits say."""
-    said = indexer.traits()
+    """indices is int64 [B, Hs, Tq, min(k, T)], with Hs in {Hq, Hk, 1}."""
     for a in answers(indexer, draw):
         rows, heads = a.stream.queries.shape[:2]
         shape = tuple(a.indices.shape)
         wanted = {(rows, h, a.count, min(a.k, a.length)) for h in (heads, a.stream.kv_heads, 1)}
         assert shape in wanted, f"indices are {shape}; expected one of {sorted(wanted)}"
         assert a.indices.dtype == torch.int64, f"indices are {a.indices.dtype}; expected int64"
-        for name, there in (("weighted", a.selection.log_weights), ("rest", a.selection.rest)):
-            estimates = f"a selection is an estimate, and its traits do not say {name}"
-            assert there is None or getattr(said, name), estimates
 
 
 def budgets_together(indexer: Indexer, draw: Draw = RANDOM) -> None:
