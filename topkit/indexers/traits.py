@@ -54,20 +54,26 @@ def as_written(recipe: object, kind: type[Any], *methods: str) -> bool:
 
 
 def hold_to_traits(recipe: type[Any]) -> None:
-    """Refuse, by the recipe's name, what its own `traits` returns that is no Traits."""
+    """Refuse, by the recipe's name, what its own `traits` returns that is no Traits; ask it once.
+
+    A frozen recipe says the same at every step of a decoding.
+    """
     own = vars(recipe).get("traits")
     if own is None:
         return
 
     @wraps(own)
     def traits(self: Any) -> Traits:
+        known = vars(self).setdefault("_traits", {})
+        if recipe in known:
+            return known[recipe]
         said = own(self)
         if not isinstance(said, Traits):
             raise InputError(
                 f"{recipe.__name__}.traits() must return a Traits, as "
                 f"replace(super().traits(), drifts=True); got {type(said).__name__}"
             )
-        return said
+        return known.setdefault(recipe, said)
 
     recipe.traits = traits
 

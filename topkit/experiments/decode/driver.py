@@ -68,8 +68,7 @@ class Driver:
         counted: bool = True,
     ) -> Step:
         """A step that shows the recipe those of the inputs that it declares."""
-        inputs = self._read(inputs)
-        step = Step(
+        return Step(
             self.layer,
             self.scaling,
             self.seed,
@@ -79,12 +78,12 @@ class Driver:
             self.kv_heads,
             self.backend,
             self.ordered,
-            inputs,
+            self._read(inputs),
+            self.indexer,
             memo=memo,
             room=room,
             counted=counted,
         )
-        return step.given_to(self.indexer)
 
     def _near(self, x: Any) -> Any:
         """Where the recipe's index lies."""
