@@ -21,13 +21,16 @@ from public.checkout import Checkout
 from safetensors.torch import load_file
 
 OUT = Path(__file__).parents[1] / "tests" / "indexers" / "public"
+# What a method's file may say: what stood in for a part, where the code departs from the paper, and the recipe's
+# share of each case's choices then.
+ABOUT = ("note", "departs", "agreement")
 DRAWN = 3  # numbers of the queries that are written down
 
 
 def record(method: str, checkout: Path, commit: str) -> dict[str, Any]:
     """The document of a method."""
     own: Any = importlib.import_module(f"public.{method}")
-    about = {"note": getattr(own, "NOTE", ""), "departs": getattr(own, "DEPARTS", "")}
+    about = {name: getattr(own, name.upper(), "") for name in ABOUT}
     return {
         "method": method,
         "repository": own.REPOSITORY,
@@ -35,7 +38,7 @@ def record(method: str, checkout: Path, commit: str) -> dict[str, Any]:
         "code": own.CODE,
         "torch": torch.__version__,
         "command": f"python tools/public_choices.py {method} CHECKOUT {commit}",
-        **{name: text for name, text in about.items() if text},
+        **{name: said for name, said in about.items() if said},
         "cases": [_case(own, Checkout(checkout), case) for case in own.CASES],
     }
 
