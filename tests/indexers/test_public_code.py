@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from topkit.contract.streams import Stream
-from topkit.indexers import INDEXERS
+from topkit.indexers import INDEXERS, Indexer, Selection
 from topkit.indexers.spec import parse
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,8 @@ def cases(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("public.case").Case
 
 
-def stream(case: Any, tensors: dict[str, Tensor]) -> Stream:
+def stream(case: Any) -> Stream:
+    tensors = case.tensors()
     queries, keys = tensors["queries"], tensors["keys"]
     tokens = {name: tensors[name] for name in ("hidden", "latent", "cos", "sin")}
     return Stream(
@@ -47,7 +49,9 @@ def stream(case: Any, tensors: dict[str, Tensor]) -> Stream:
 
 def answers(case: Any, spec: str, choices: list[list[int]]) -> tuple[list[set[int]], Tensor | None]:
     """What the newest token selects by each list, as many keys as public code chose; the scores, if all have one."""
-    recipe, one = parse(spec), stream(case, case.tensors())
+    recipe, one = parse(spec), stream(case)
+    if case.layers:
+        return by_layer(case, recipe, len(choices[0])), None
     prompt = case.prompt or case.length
     index = one.build(recipe, [prompt])
     for cut in range(prompt + 1, case.length + 1):
@@ -61,6 +65,19 @@ def answers(case: Any, spec: str, choices: list[list[int]]) -> tuple[list[set[in
         return got, None
     step = one.step(recipe, slice(case.length - 1, case.length), case.length)
     return got, index.score(one.queries[:, :, -1:], step)[0, :, 0]
+
+
+def by_layer(case: Any, recipe: Indexer, k: int) -> list[set[int]]:
+    """What the newest token selects in the last of several layers, each handed the list of its source."""
+    chosen: dict[int, Selection] = {}
+    for layer in case.layers:
+        one = replace(stream(case.of_layer(layer)), layer=layer)
+        step = one.step(recipe, slice(case.length - 1, case.length), case.length)
+        source = recipe.upstream_layer(layer)
+        if source is not None:
+            step = replace(step, inputs={**step.inputs, "upstream": chosen.get(source)})
+        chosen[layer] = one.build(recipe).select(one.queries[:, :, -1:], k, step)
+    return [set(slots) - {-1} for slots in chosen[layer].indices[0, :, 0].tolist()]
 
 
 def apart(want: list[int], got: set[int], scores: Tensor | None) -> set[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ class Case:
     """Tensors of a seed, the recipe that is to choose as public code does, and what public code is set to.
 
     The index is built on `prompt` tokens (None: all) and appended to token by token; the newest asks. k is the
-    budget (None: as many keys as public code chose). Where the recipe names {file}, that is one of public.files,
+    budget (None: as many keys as public code chose). `layers` are asked one after the other, and the last one's
+    choice is compared. Where the recipe names {file}, that is one of public.files,
     of the kind `file`. A `mutant` is the recipe with another parameter, which must choose otherwise.
     """
 
@@ -33,15 +34,21 @@ class Case:
     width: int = 16
     prompt: int | None = None
     k: int | None = None
+    layers: tuple[int, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     file: str = ""
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Case:
-        return cls(**{**document, "heads": tuple(document["heads"])})
+        lists = {name: tuple(x) for name, x in document.items() if isinstance(x, list)}
+        return cls(**{**document, **lists})
+
+    def of_layer(self, layer: int) -> Case:
+        """The same of other tensors."""
+        return replace(self, seed=self.seed + layer)
 
     def document(self) -> dict[str, Any]:
-        return {name: x for name, x in asdict(self).items() if x not in (None, "", {})}
+        return {name: x for name, x in asdict(self).items() if x not in (None, "", {}, ())}
 
     def tensors(self) -> dict[str, Tensor]:
         """Queries [1, Hq, T, D], keys and values [1, Hk, T, D], and what an indexer of its own reads [1, T, width].

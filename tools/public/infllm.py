@@ -15,9 +15,7 @@ from public.checkout import Checkout
 
 REPOSITORY = "thunlp/InfLLM"
 CODE = {"inf_llm/attention/context_manager.py": ["ContextManager.append"]}
-NOTE = (
-    "What it puts on a GPU is put on the CPU; RoPE is left out."
-)
+NOTE = "What it puts on a GPU is put on the CPU; RoPE is left out."
 DEPARTS = (
     "A key's local score is its summed softmax weight over its own query and those that follow in the window; "
     "equation 1 has the mean dot product with those that follow. The recipe is the paper's: handed these scores, "
