@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from public.case import Case, Choices
-from public.checkout import Checkout
+from public.checkout import Checkout, OnCPU
 
 REPOSITORY = "thunlp/InfLLM"
 CODE = {"inf_llm/attention/context_manager.py": ["ContextManager.append"]}
@@ -36,19 +35,6 @@ CASES = tuple(
 )
 # Of what was chosen, the recipe's share, by case.
 AGREEMENT = (0.67, 0.67, 0.67, 1.0, 1.0, 1.0)
-
-
-class _OnCPU(TorchFunctionMode):
-    """Tensors are where they can be, and say that they are where they should be."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        flag: Any = Tensor.is_cuda
-        if func == flag.__get__:
-            return True
-        how = dict(kwargs or {})
-        if "cuda" in str(how.get("device", "")):
-            how["device"] = "cpu"
-        return func(*args, **how)
 
 
 def choices(checkout: Checkout, case: Case, tensors: dict[str, Tensor]) -> Choices:
@@ -76,7 +62,7 @@ def choices(checkout: Checkout, case: Case, tensors: dict[str, Tensor]) -> Choic
     if paper:
         _by_equation_1(manager)
     queries, keys, values = (tensors[name] for name in ("queries", "keys", "values"))
-    with _OnCPU():
+    with OnCPU():
         for part in (slice(0, -1), slice(-1, None)):
             own = [x[:, :, part].contiguous() for x in (queries, keys, values)]
             blocks = getattr(manager, "num_global_block", 0)
