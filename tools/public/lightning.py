@@ -14,7 +14,7 @@ from public.checkout import Checkout
 
 REPOSITORY = "huggingface/transformers"
 CODE = {
-    "models/deepseek_v32/modeling_deepseek_v32.py": ["DeepseekV32Indexer.forward"],
+    "src/transformers/models/deepseek_v32/modeling_deepseek_v32.py": ["DeepseekV32Indexer.forward"],
 }
 NOTE = "The installed package, whose commit is a version."
 CASES = (

@@ -14,9 +14,9 @@ REPOSITORY = "mit-han-lab/Quest"
 CODE = {"evaluation/quest_attention.py": ["forward", "local_heavy_hitter_mask"]}
 NOTE = "RoPE is left out. Its least number of pages is 3."
 CASES = (
-    Case("quest(page_size=8)", "quest(page_size=4)", options={"token_budget": 24}),
-    Case("quest(page_size=8)", "moba(page_size=8)", seed=1, length=61, options={"token_budget": 32}),
-    Case("quest(page_size=16)", "quest(page_size=32)", seed=2, length=200, heads=(4, 4), options={"token_budget": 64}),
+    Case("quest(page_size=8)", "quest(page_size=4)", options={"token_budget": 24, "chunk_size": 8}),
+    Case("quest(page_size=8)", "moba(page_size=8)", seed=1, length=61, options={"token_budget": 32, "chunk_size": 8}),
+    Case("quest(page_size=16)", "quest(page_size=32)", seed=2, length=200, heads=(4, 4), options={"token_budget": 64, "chunk_size": 16}),
 )  # fmt: skip
 
 
@@ -33,8 +33,7 @@ def choices(checkout: Checkout, case: Case, tensors: dict[str, Tensor]) -> Choic
         layer_id=2, head_dim=width, hidden_size=case.heads[0] * width,
         num_heads=case.heads[0], num_key_value_heads=case.heads[0], num_key_value_groups=1,
         q_proj=as_is, k_proj=lambda _: keys[:, :, -1:].transpose(1, 2), v_proj=as_is, o_proj=as_is,
-        rotary_emb=lambda *_: (None, None), chunk_size=int(case.recipe.split("=")[1][:-1]),
-        token_budget=case.options["token_budget"],
+        rotary_emb=lambda *_: (None, None), **case.options,
     )  # fmt: skip
     newest = queries[:, :, -1:].transpose(1, 2).reshape(1, 1, -1)
     past = (keys[:, :, :-1], torch.zeros_like(keys[:, :, :-1]))
