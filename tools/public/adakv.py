@@ -15,7 +15,7 @@ REPOSITORY = "NVIDIA/kvpress"
 CODE = {"kvpress/presses/adakv_press.py": ["AdaKVPress.compress"]}
 NOTE = "The scores that it splits are softmax weights: those of adakv(exact()), of each query head."
 CASES = (
-    Case("adakv(part=0.25, safeguard=0.25)", "adakv(part=0.25, safeguard=0.75)", k=64, options={"ratio": 0.75, "alpha": 0.25}),
+    Case("adakv(part=0.25, safeguard=0.75)", "adakv(part=0.25, safeguard=0.25)", k=64, options={"ratio": 0.75, "alpha": 0.75}),
     Case("adakv(part=0.5, safeguard=0.0)", "adakv(part=0.5, safeguard=1.0)", seed=1, k=80, length=80, options={"ratio": 0.5, "alpha": 0.0}),
 )  # fmt: skip
 
