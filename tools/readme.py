@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from papers.table import figures, of_method
 
 from topkit.cli.listing import markdown, rows
 from topkit.errors import InputError
@@ -67,6 +68,7 @@ def proofs() -> str:
                 "source": recipe.source,
                 "slow rendering": f"`{own[0]}`" if own else "",
                 "public code": _public(name),
+                "paper's figure: ours": of_method(name),
                 "CUDA graph": "yes" if fixed else "",
             }
         )
@@ -216,7 +218,7 @@ def remedies() -> str:
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {"methods": methods, "findings": findings, "speed": speed, "gpu": gpu},
     REFERENCE / "README.md": {"scores": scores},
-    ROOT / "docs" / "methods.md": {"proofs": proofs},
+    ROOT / "docs" / "methods.md": {"proofs": proofs, "figures": figures},
     ROOT / "docs" / "survey.md": {"traits": traits, "remedies": remedies},
 }
 

@@ -232,7 +232,8 @@ def test_pseudo_keys_are_those_of_each_query_where_others_have_more_or_none():
 
 
 def test_clusters_that_come_while_decoding_are_measured():
-    capture = Capture.from_tensors(*(torch.randn(1, heads, 40, 8) for heads in (2, 1, 1)))
+    queries, keys, values = (torch.randn(1, heads, 40, 8) for heads in (2, 1, 1))
+    capture = Capture.from_tensors(queries, keys, values)
     recipe = "retroinfer(per_cluster=2, sink=1, window=2, update=4, segment=8, estimate=1.0)"
     rows = topkit.measure(capture, recipe, 6).table
     assert set(rows["position"].to_pylist()) == set(range(40))

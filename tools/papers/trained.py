@@ -25,8 +25,15 @@ def indexcache_overlap(data: Data) -> Ours:
     return mean_of(reused.by_layer(reused["recall"]))
 
 
+def hisa_indexer(data: Data) -> Ours:
+    recipe = "hisa(page_size=16, pages=64, weights='reference')"
+    found = rows(data.reference, recipe, 256, "lightning()")
+    return mean_of(found.by_layer(found["recall"] / (2 - found["recall"])))
+
+
 CLAIMS = {
     "lightning-precision": lightning_precision,
     "misa-overlap": misa_overlap,
     "indexcache-overlap": indexcache_overlap,
+    "hisa-indexer": hisa_indexer,
 }
