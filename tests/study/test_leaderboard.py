@@ -18,6 +18,8 @@ from topkit.experiments.study.board_figures import by_bytes, by_k, numbered, poi
 from topkit.experiments.study.board_tables import families, front_line, table
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.equal_recipes import KEY_BYTES, LEADERBOARD, RAN, ran
+from topkit.experiments.study.leaderboard import boards_of
+from topkit.experiments.study.reading import Reading
 from topkit.experiments.study.report import write_report
 from topkit.experiments.study.standings import Standings, standings
 from topkit.experiments.study.study import run_study
@@ -162,12 +164,46 @@ def test_surprises_are_what_tests_show():
     lines = surprises([*known("one", RECIPES), *known("two", turned, 1)])
     told = "\n".join(lines)
     assert "one, bytes=0.08, by accuracy: `streaming_llm(sink=4)` (window), which reads nothing, is better than `quest(page_size=16)`" in told  # fmt: skip
+    assert "`streaming_llm(sink=4)` reads" not in told
+    assert (
+        "one, bytes=0.08, by mass: `sign()` reads 0.030 of the keys' bytes" not in told
+    )  # two dearer alone
     assert "mass ranks otherwise than accuracy" in told and "`quest(page_size=16)` (5 by accuracy, 3 by mass)" in told  # fmt: skip
     (reverse,) = [line for line in lines if "families by accuracy" in line]
     assert "quantized above pages" in reverse and "with one, and the reverse with two" in reverse
     assert "above quantized" not in reverse
     plain = {"sign()": (0.5, 0.5, 0.03), "quest()": (0.5, 0.5, 0.08), "random()": (0.01, 0.01, 0.0)}
     assert surprises(known("one", plain)) == ["The haystacks show none: no recipe is told apart from what one would expect."]  # fmt: skip
+
+
+def test_what_reads_little_and_is_better_than_many_is_told():
+    dear = {spec: (0.2, 0.3, 0.08) for spec in ("quest()", "moba()", "infllm()")}
+    lines = surprises(known("one", {"sign()": (0.8, 0.5, 0.03), **dear}))
+    assert lines[0].startswith("one, bytes=0.08, by accuracy: `sign()` reads 0.030 of the keys' bytes and is better than 3 recipes")  # fmt: skip
+
+
+def test_a_study_of_two_models_has_the_boards_of_both(tmp_path: Path):
+    """By the folders that its runs stand in; of several seeds of one model it is one board."""
+    for names, seeds, wanted in ((["a", "b"], [0], ["a", "b"]), (["m"], [0, 1], ["m"])):
+        runs = [
+            {"model": n, "seed": s, "folder": (f"{n}/seed-{s}" if len(seeds) > 1 else n) if len(names) > 1 else f"seed-{s}"}
+            for n in names
+            for s in seeds
+        ]  # fmt: skip
+        cell = Cell(parse("sign()"), Budget(8))
+        about = ran([cell], (), {1024: SHAPE})
+        for one in runs:
+            folder = tmp_path / str(len(seeds)) / one["folder"]
+            folder.mkdir(parents=True)
+            (folder / "study.json").write_text(json.dumps(about))
+        ones = np.ones((1, 4))
+        curves = [
+            Curve("t", 1024, "question", "score", (cell,), (0, 1, 2, 3), np.ones(4), ones, ones, {},
+                  {"mass": ones, "bytes_read": ones}, 1.0, {}, model=n if len(names) > 1 else "")
+            for n in names
+        ]  # fmt: skip
+        boards = boards_of(Reading(curves, [], []), tmp_path / str(len(seeds)), {"runs": runs})
+        assert [board.model for (board,) in boards] == wanted
 
 
 def test_figures_have_a_panel_a_goal_and_a_column_a_k():
@@ -208,5 +244,8 @@ def test_a_leaderboard_runs_to_its_page_and_lets_another_join(tmp_path: Path):
     assert "<table>" in Path(report).read_text()
     after = {path.name for path in (out / "accuracy").glob("*.parquet")}
     assert before < after
+    run_study(file, out=out, device="cpu")
+    assert "sign()" in (out / "leaderboard.md").read_text()  # it stays
+    assert after == {path.name for path in (out / "accuracy").glob("*.parquet")}
     assert write_report(out, out=tmp_path / "other") == tmp_path / "other" / "report.html"
     assert (tmp_path / "other" / "leaderboard.md").read_text() == (out / "leaderboard.md").read_text()  # fmt: skip

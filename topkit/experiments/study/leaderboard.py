@@ -83,13 +83,16 @@ def boards_of(read: Reading, place: Path, study: Mapping[str, Any]) -> list[list
     """The standings of each model."""
     if RUNS not in study:
         return [standings(str(study.get("model", "a model")), read.curves, study)]
-    folders = {str(one["folder"]).partition("/")[0]: str(one["folder"]) for one in study[RUNS]}
-    several = len({one["model"] for one in study[RUNS]}) > 1
+    models: dict[str, str] = {}
+    for one in study[RUNS]:
+        models.setdefault(str(one["model"]), str(one["folder"]))
     made: list[list[Standings]] = []
-    for name, folder in folders.items():
-        curves = [curve for curve in read.curves if curve.model == (name if several else "")]
+    for model, folder in models.items():
+        # As `reading` names them: by their folder where there are several.
+        name = folder.partition("/")[0] if len(models) > 1 else ""
+        curves = [curve for curve in read.curves if curve.model == name]
         if curves:
-            made.append(standings(name, curves, study_of(place / folder / STUDY)))
+            made.append(standings(name or model, curves, study_of(place / folder / STUDY)))
     return made
 
 

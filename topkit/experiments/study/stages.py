@@ -16,9 +16,10 @@ from topkit.experiments.runs.equal_cells import shape_of
 from topkit.experiments.runs.shards import WHOLE
 from topkit.experiments.study.course import Course, Stage
 from topkit.experiments.study.design import Study
-from topkit.experiments.study.equal_recipes import ran
+from topkit.experiments.study.equal_recipes import RAN, ran
 from topkit.experiments.study.haystacks import curves_of_parts
 from topkit.experiments.study.pilot import Placed, asked, ladders, placed
+from topkit.experiments.study.reading import STUDY, study_of
 from topkit.grammar import short
 from topkit.indexers.base import Indexer
 
@@ -45,7 +46,10 @@ def _ran(course: Course, stage: Stage, reasons: Mapping[Indexer, str]) -> dict[s
     lengths = dict.fromkeys(n for _, n in (choice.settings if choice else study.settings))
     shapes = {n: shape_of(one.queries, one.keys, one.values, n) for n in lengths}
     cells = [cell for cell in study.cells if cell.indexer is not None and cell.indexer not in reasons]  # fmt: skip
-    return ran(cells, study.budget, shapes)
+    made = ran(cells, study.budget, shapes)
+    # What joined before stays, as its rows do.
+    before: list[Any] = [] if course.force else study_of(stage.out / STUDY).get(RAN, [])
+    return {**made, RAN: [*made[RAN], *(row for row in before if row not in made[RAN])]}
 
 
 def left_out(course: Course, stage: Stage) -> dict[Indexer, str]:

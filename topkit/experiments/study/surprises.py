@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
+import numpy as np
+
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.study.goals import ACCURACY, MASS, Goal
 from topkit.experiments.study.kinds import family_of
@@ -15,16 +17,38 @@ from topkit.indexers.base import Indexer
 
 # That a sentence names, of more.
 _MOST = 6
+# Recipes that are dearer and worse, below which there is no surprise.
+_FEW = 3
 BASELINES = ("control", "window")
 
 
 def surprises(boards: Sequence[Standings]) -> list[str]:
     """Of the boards of all models: only what tests show; one line where they show none."""
-    lines = [line for board in boards for line in (*_below_baselines(board), *_parted(board))]
+    lines = [
+        line
+        for board in boards
+        for line in (*_frugal(board), *_below_baselines(board), *_parted(board))
+    ]
     models = dict.fromkeys(board.model for board in boards)
     for pair in combinations(models, 2):
         lines += _moved(boards, *pair)
     return lines or ["The haystacks show none: no recipe is told apart from what one would expect."]
+
+
+def _frugal(board: Standings) -> Iterator[str]:
+    """Of each goal the recipe that is better than most that read twice as much."""
+    for goal, its in board.goals.items():
+        reads = board.reads[list(its.places)]
+        real = np.array([board.families[place] not in BASELINES for place in its.places])
+        dearer = its.ranks.above & (reads[None] >= 2 * reads[:, None]) & real[:, None]
+        best = int(dearer.sum(1).argmax())
+        if dearer[best].sum() >= _FEW:
+            share = reads[best] / board.key_bytes
+            names = _named([board.name(its.places[n]) for n in np.flatnonzero(dearer[best])])
+            yield (
+                f"{_where(board)}, by {goal}: `{board.name(its.places[best])}` reads {share:.3f} of the keys' bytes and "
+                f"is better than {dearer[best].sum()} recipes that read at least twice as much: {names}."
+            )
 
 
 def _below_baselines(board: Standings) -> Iterator[str]:
