@@ -70,11 +70,11 @@ def goal_of(
     if not places:
         return None
     kept = [(scores[places], questions) for scores, questions in strata]
-    names, halves = best_of_family(kept, [families[place] for place in places])
+    names, others = best_of_family(kept, [families[place] for place in places])
     return Goal(
         values(curves, every, goal),
         tuple(places),
         ranks(kept),
         tuple(names),
-        ranks(halves),
+        ranks(others),
     )

@@ -41,9 +41,9 @@ HOW = (
     "A recipe's score on a haystack is its mean over k; its score is the mean over haystacks. Ranks admit ties: of "
     "all pairs in a table the differences per haystack are tested (Student's paired test; never below 2^(1-m), m "
     "haystacks differing), with Holm's correction, so that of recipes alike in truth any two are said to differ in "
-    "at most 5 % of studies. `1 to 5` means: none is shown to be better than four others, and so on. A family stands "
-    "by its best recipe, chosen on one half of the haystacks and scored on the other, both ways round: a weak "
-    "relative takes nothing from it, and the best of many is not flattered by its own haystacks."
+    "at most 5 % of studies. `1 to 5` means: none is shown to be better than it, and it than all but four. A family "
+    "stands by its best recipe, chosen on a third of the haystacks and scored on the others: a weak relative takes "
+    "nothing from it, and the best of many is not flattered by its own haystacks."
 )
 
 
