@@ -53,6 +53,8 @@ def test_few_haystacks_that_differ_show_little():
     scores[1, :5] = 1
     (p,) = paired([(scores, np.ones(40))], *all_pairs(2))
     assert p == stats.binomtest(5, 5).pvalue > stats.ttest_rel(*scores).pvalue
+    (bare,) = paired([(scores, np.ones(40))], *all_pairs(2), counted=False)
+    assert bare == pytest.approx(stats.ttest_rel(*scores).pvalue)
     for alike in (np.zeros((2, 40)), np.ones((2, 1))):
         (p,) = paired([(alike, np.ones(alike.shape[1]))], *all_pairs(2))
         assert p == 1

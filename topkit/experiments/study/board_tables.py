@@ -68,12 +68,16 @@ def families(boards: Sequence[Standings]) -> Table:
     names = dict.fromkeys(name for _, _, its in heads for name in its.families)
     columns = ["family", "best recipe, by accuracy"]
     columns += [f"{goal}{f', {board.bytes}' if board.bytes else ''}" for board, goal, _ in heads]
-    rows: list[list[str]] = []
-    for name in names:
-        ranked = [_family(its, name, goal) for _, goal, its in heads]
-        rows.append([name, _best(boards[-1], name), *ranked])
-    rows.sort(key=lambda row: _last_rank(row[-2:]))
+    rows = [
+        [name, _best(boards[-1], name), *(_family(its, name, goal) for _, goal, its in heads)]
+        for name in sorted(names, key=lambda name: [-_score(its, name) for _, _, its in heads[-2:]])
+    ]  # fmt: skip
     return Table(columns, rows)
+
+
+def _score(goal: Goal, family: str) -> float:
+    there = family in goal.families
+    return float(goal.of_families.scores[goal.families.index(family)]) if there else -1.0
 
 
 def _family(goal: Goal, name: str, of: str) -> str:
@@ -82,11 +86,6 @@ def _family(goal: Goal, name: str, of: str) -> str:
     place = goal.families.index(name)
     score = _number(float(goal.of_families.scores[place]), 2 if of == ACCURACY else 3)
     return f"{goal.of_families.words(place)} ({score})"
-
-
-def _last_rank(texts: Sequence[str]) -> tuple[int, str]:
-    ranked = next((text for text in texts if text), "")
-    return (int(ranked.partition(" ")[0]) if ranked else 10**6, ranked)
 
 
 def _best(board: Standings, family: str) -> str:

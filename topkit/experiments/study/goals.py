@@ -74,7 +74,7 @@ def goal_of(
     return Goal(
         values(curves, every, goal),
         tuple(places),
-        ranks(kept),
+        ranks(kept, counted=goal == ACCURACY),
         tuple(names),
-        ranks(others),
+        ranks(others, counted=goal == ACCURACY),
     )

@@ -46,17 +46,17 @@ class Ranks:
         return str(first) if first == last else f"{first} to {last}"
 
 
-def ranks(strata: Strata, level: float = LEVEL) -> Ranks:
+def ranks(strata: Strata, level: float = LEVEL, counted: bool = True) -> Ranks:
     """The order of recipes by their mean over strata, and the ranks that the haystacks leave open.
 
-    A rank's interval counts who is shown to be better, and who is shown to be worse.
+    A rank's interval counts who is shown to be better, and who is shown to be worse. counted: as in `paired`.
     Source: rank intervals from all pairs, Mogstad, Romano, Shaikh and Wilhelm, Review of Economic Studies
     91 (2024); Holm, Scandinavian Journal of Statistics 6 (1979).
     """
     scores = np.mean([x @ q / q.sum() for x, q in strata], axis=0)
     count = len(scores)
     one, other = np.triu_indices(count, 1)
-    shown = holm(paired(strata, one, other), 1 - level)
+    shown = holm(paired(strata, one, other, counted), 1 - level)
     above = np.zeros((count, count), dtype=bool)
     better = np.where(scores[one] > scores[other], one, other)
     worse = one + other - better
@@ -64,12 +64,15 @@ def ranks(strata: Strata, level: float = LEVEL) -> Ranks:
     return Ranks(scores, 1 + above.sum(0), count - above.sum(1), above)
 
 
-def paired(strata: Strata, one: NDArray[np.int64], other: NDArray[np.int64]) -> Array:
+def paired(
+    strata: Strata, one: NDArray[np.int64], other: NDArray[np.int64], counted: bool = True
+) -> Array:
     """The two-sided p-value of each pair's difference, over the haystacks of all strata.
 
     Student's test of paired differences, the variances of strata added, with Satterthwaite's degrees of
-    freedom. No p-value lies below that of the sign-flip test where all m haystacks that differ do so in one
-    direction, 2^(1 - m): of few that differ, a small spread says nothing.
+    freedom. counted: scores are shares of few answers, whose differences have few values. Then no p-value lies
+    below that of the sign-flip test where all m haystacks that differ do so in one direction, 2^(1 - m): of few
+    that differ, a small spread says nothing.
     """
     gaps, variances, freedoms, apart = [], [], [], np.zeros(len(one))
     for scores, questions in strata:
@@ -91,7 +94,7 @@ def paired(strata: Strata, one: NDArray[np.int64], other: NDArray[np.int64]) -> 
     # One haystack has no spread, and shows nothing.
     few = min(len(questions) for _, questions in strata) < 2
     p = np.ones(len(one)) if few else 2 * scipy_stats.t.sf(t, freedom)
-    return np.minimum(np.maximum(p, 2.0 ** (1 - apart)), 1)
+    return np.minimum(np.maximum(p, 2.0 ** (1 - apart)), 1) if counted else p
 
 
 def holm(p: Array, alpha: float) -> NDArray[np.bool_]:
