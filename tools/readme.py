@@ -215,17 +215,19 @@ def remedies() -> str:
 
 def leaderboard() -> str:
     """Both models at three budgets and three k; nothing before it was run."""
-    return _leaderboard("leaderboard")
+    return _leaderboard("leaderboard", "Two models")
 
 
 def leaderboard_quick() -> str:
     """The bundled model at one k."""
-    return _leaderboard("leaderboard-quick")
+    return _leaderboard("leaderboard-quick", "The bundled model, at one k")
 
 
-def _leaderboard(name: str) -> str:
+def _leaderboard(name: str, title: str) -> str:
     run = RESULTS / name
-    return markdown_of(run, f"../results/{name}/figures", 3) if run.is_dir() else ""
+    if not run.is_dir():
+        return ""
+    return f"## {title}\n\n{markdown_of(run, f'../results/{name}/figures', 3)}"
 
 
 # Page -> the tables that stand in it, each between two marks.

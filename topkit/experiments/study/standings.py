@@ -93,7 +93,7 @@ def _of_budget(
         settings=tuple(curve.setting for curve in curves),
         haystacks=sum(len(curve.haystacks) for curve in curves),
         bytes=rows[0]["bytes"],
-        key_bytes=float(about[KEY_BYTES]),
+        key_bytes=float(about.get(KEY_BYTES) or np.nan),
         ks=ks,
         recipes=tuple(recipes),
         ran=tuple(
