@@ -21,6 +21,7 @@ from topkit.experiments.bench.table import table
 from topkit.experiments.study.curves import load
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.kinds import EXACT, kind_of, name_of
+from topkit.experiments.study.leaderboard import markdown_of
 from topkit.experiments.study.sentences import said
 from topkit.indexers import INDEXERS, Indexer
 from topkit.indexers.spec import parse
@@ -214,11 +215,32 @@ def remedies() -> str:
     return markdown(list(lines.values()))
 
 
+def leaderboard() -> str:
+    """Both models at three budgets and three k; nothing before it was run."""
+    return _leaderboard("leaderboard", "Two models")
+
+
+def leaderboard_quick() -> str:
+    """The bundled model at one k."""
+    return _leaderboard("leaderboard-quick", "The bundled model, at one k")
+
+
+def _leaderboard(name: str, title: str) -> str:
+    run = RESULTS / name
+    if not run.is_dir():
+        return ""
+    return f"## {title}\n\n{markdown_of(run, f'../results/{name}/figures', 3)}"
+
+
 # Page -> the tables that stand in it, each between two marks.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {"methods": methods, "findings": findings, "speed": speed, "gpu": gpu},
     REFERENCE / "README.md": {"scores": scores},
     ROOT / "docs" / "methods.md": {"proofs": proofs, "figures": figures},
+    ROOT / "docs" / "leaderboard.md": {
+        "leaderboard": leaderboard,
+        "leaderboard-quick": leaderboard_quick,
+    },
     ROOT / "docs" / "survey.md": {"traits": traits, "remedies": remedies},
 }
 

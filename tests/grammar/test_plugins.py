@@ -222,3 +222,20 @@ def test_an_object_of_a_function_is_evaluated_and_reported(tmp_path: Path) -> No
     page = write_report(tmp_path).read_text()
     assert "&lt;locals&gt;.local()" in page and "counts as a real indexer" in page
     assert name.endswith("local()")
+
+
+def test_a_recipe_of_ones_own_joins_a_leaderboard_by_one_command(
+    site: Path, tmp_path: Path
+) -> None:
+    keys = (
+        "leaderboard: true\ntasks: ['niah-single:wording=trained']\nlengths: [256]\nhaystacks: 2\n"
+        "budgets: [8]\nbudget: bytes=0.08\ndtype: float32\npilot: false\nindexers: [exact(), quest(), random()]\n"
+    )
+    (tmp_path / "small.yaml").write_text(keys)
+    command("study", tmp_path / "small.yaml", "--indexer", INDEXER, "--out", tmp_path / "run")
+    page = (tmp_path / "run" / "leaderboard.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{SELECTORS}:leading(dims=4)`")]  # fmt: skip
+    assert row.split(" | ")[1] == "projected" and "1 to 3" in row
+    # It is shown where its class is not at hand.
+    command("report", tmp_path / "run", without=True)
+    assert (tmp_path / "run" / "leaderboard.md").read_text().count("leading(dims=4)") >= 1

@@ -53,6 +53,8 @@ def test_few_haystacks_that_differ_show_little():
     scores[1, :5] = 1
     (p,) = paired([(scores, np.ones(40))], *all_pairs(2))
     assert p == stats.binomtest(5, 5).pvalue > stats.ttest_rel(*scores).pvalue
+    (bare,) = paired([(scores, np.ones(40))], *all_pairs(2), counted=False)
+    assert bare == pytest.approx(stats.ttest_rel(*scores).pvalue)
     for alike in (np.zeros((2, 40)), np.ones((2, 1))):
         (p,) = paired([(alike, np.ones(alike.shape[1]))], *all_pairs(2))
         assert p == 1
@@ -94,8 +96,8 @@ def test_families_that_are_alike_are_seldom_told_apart():
     wrong, flattered = 0, 0.0
     for _ in range(400):
         strata = [(answers(np.full(24, 0.5), 24, rng), np.ones(24))]
-        names, halves = best_of_family(strata, families)
-        found = ranks(halves)
+        names, others = best_of_family(strata, families)
+        found = ranks(others)
         wrong += found.above.any()
         flattered += found.scores[names.index("many")] - 0.5
     assert wrong / 400 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
@@ -122,8 +124,8 @@ def test_the_best_of_a_family_is_what_scores_it():
     rng = np.random.default_rng(5)
     means = np.array([0.1, 0.9, 0.5, 0.4])
     strata = [(answers(means, 40, rng, 4), np.ones(40))]
-    names, halves = best_of_family(strata, ["a", "a", "b", "b"])
-    found = ranks(halves)
+    names, others = best_of_family(strata, ["a", "a", "b", "b"])
+    found = ranks(others)
     assert names == ["a", "b"]
     assert found.scores == pytest.approx([0.9, 0.5], abs=0.1)
     assert found.above.tolist() == [[False, True], [False, False]]

@@ -30,7 +30,11 @@ class ByteBudget:
 
     def at(self, shape: Shape) -> float:
         """Bytes a token and layer."""
-        return self.amount * shape.key_bytes if self.share else self.amount
+        return self.of(shape.key_bytes)
+
+    def of(self, key_bytes: float) -> float:
+        """The same, where all heads of a key take so many bytes."""
+        return self.amount * key_bytes if self.share else self.amount
 
     def __str__(self) -> str:
         return f"bytes={self.amount:g}"

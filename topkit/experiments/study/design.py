@@ -40,7 +40,7 @@ class Study:
     """What a study runs; a task or an indexer may name lengths or budgets of its own.
 
     budget: of bytes, at which indexers read alike. reach: half the width of an interval on an accuracy, at most.
-    own: what a model has instead.
+    leaderboard: whether recipes are ranked. own: what a model has instead.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Study:
     batch_size: int = ROWS
     pilot: Pilot | None = field(default_factory=Pilot)
     reach: float | None = None
+    leaderboard: bool = False
     about: str = ""
     own: Mapping[str, Study] = field(default_factory=lambda: dict[str, Study]())
 

@@ -60,6 +60,13 @@ _FAMILIES = {
     "sampling": ("h", "#b08900"),
     "trained": ("*", "#4d2f8f"),
     "combinator": ("o", "#d0d0d0"),
+    "channels": ("<", "#2a9d8f"),
+    "clusters": (">", "#c44536"),
+    "codes": ("p", "#5b8ac7"),
+    "hashing": ("d", "#a0522d"),
+    "votes": ("8", "#708238"),
+    "layers": ("H", "#d08c60"),
+    "steps": ("o", "#9d4edd"),
 }
 
 
@@ -94,10 +101,12 @@ def entries(curves: Sequence[Curve]) -> Entries:
     kinds = ["real", "control", "oracle"]
     cells = sorted(in_order(cells), key=lambda cell: kinds.index(kind_of(cell)))
     recipes = dict.fromkeys(cell.indexer for cell in cells if cell.indexer is not None)
-    return {
-        recipe: Entry(number, recipe, *_FAMILIES.get(recipe.family, ("o", "#555555")))
-        for number, recipe in enumerate(recipes, 1)
-    }
+    return {recipe: entry_of(number, recipe) for number, recipe in enumerate(recipes, 1)}
+
+
+def entry_of(number: int, recipe: Indexer) -> Entry:
+    """A recipe of a number, in its family's mark."""
+    return Entry(number, recipe, *_FAMILIES.get(recipe.family, ("o", "#555555")))
 
 
 def shown(curve: Curve, budget: Budget, marks: Entries) -> dict[int, Entry]:

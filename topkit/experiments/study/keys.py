@@ -136,6 +136,13 @@ def between(value: Any) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
+def yes_or_no(value: Any) -> bool:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise InputError(f"expected true or false; got {quote(value)}")
+    return value
+
+
 def a_path(value: Any) -> Path:
     return path_of(value, "a text")
 
@@ -158,6 +165,7 @@ READERS: dict[str, Reader] = {
     "dtype": one_of({word: word for word in DTYPES}),
     "batch_size": number(Whole(1)),
     "reach": number(Number(0, 1)),
+    "leaderboard": yes_or_no,
 }
 PILOT: dict[str, Reader] = {
     "haystacks": number(Whole(1)),

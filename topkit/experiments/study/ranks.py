@@ -46,17 +46,17 @@ class Ranks:
         return str(first) if first == last else f"{first} to {last}"
 
 
-def ranks(strata: Strata, level: float = LEVEL) -> Ranks:
+def ranks(strata: Strata, level: float = LEVEL, counted: bool = True) -> Ranks:
     """The order of recipes by their mean over strata, and the ranks that the haystacks leave open.
 
-    A rank's interval counts who is shown to be better, and who is shown to be worse.
+    A rank's interval counts who is shown to be better, and who is shown to be worse. counted: as in `paired`.
     Source: rank intervals from all pairs, Mogstad, Romano, Shaikh and Wilhelm, Review of Economic Studies
     91 (2024); Holm, Scandinavian Journal of Statistics 6 (1979).
     """
     scores = np.mean([x @ q / q.sum() for x, q in strata], axis=0)
     count = len(scores)
     one, other = np.triu_indices(count, 1)
-    shown = holm(paired(strata, one, other), 1 - level)
+    shown = holm(paired(strata, one, other, counted), 1 - level)
     above = np.zeros((count, count), dtype=bool)
     better = np.where(scores[one] > scores[other], one, other)
     worse = one + other - better
@@ -64,12 +64,15 @@ def ranks(strata: Strata, level: float = LEVEL) -> Ranks:
     return Ranks(scores, 1 + above.sum(0), count - above.sum(1), above)
 
 
-def paired(strata: Strata, one: NDArray[np.int64], other: NDArray[np.int64]) -> Array:
+def paired(
+    strata: Strata, one: NDArray[np.int64], other: NDArray[np.int64], counted: bool = True
+) -> Array:
     """The two-sided p-value of each pair's difference, over the haystacks of all strata.
 
     Student's test of paired differences, the variances of strata added, with Satterthwaite's degrees of
-    freedom. No p-value lies below that of the sign-flip test where all m haystacks that differ do so in one
-    direction, 2^(1 - m): of few that differ, a small spread says nothing.
+    freedom. counted: scores are shares of few answers, whose differences have few values. Then no p-value lies
+    below that of the sign-flip test where all m haystacks that differ do so in one direction, 2^(1 - m): of few
+    that differ, a small spread says nothing.
     """
     gaps, variances, freedoms, apart = [], [], [], np.zeros(len(one))
     for scores, questions in strata:
@@ -91,7 +94,7 @@ def paired(strata: Strata, one: NDArray[np.int64], other: NDArray[np.int64]) -> 
     # One haystack has no spread, and shows nothing.
     few = min(len(questions) for _, questions in strata) < 2
     p = np.ones(len(one)) if few else 2 * scipy_stats.t.sf(t, freedom)
-    return np.minimum(np.maximum(p, 2.0 ** (1 - apart)), 1)
+    return np.minimum(np.maximum(p, 2.0 ** (1 - apart)), 1) if counted else p
 
 
 def holm(p: Array, alpha: float) -> NDArray[np.bool_]:
@@ -105,23 +108,22 @@ def holm(p: Array, alpha: float) -> NDArray[np.bool_]:
 
 
 def best_of_family(strata: Strata, families: Sequence[str]) -> tuple[list[str], Strata]:
-    """The families, and their scores: on each half of a stratum's haystacks, of the recipe that is best on the other.
+    """The families, and the scores of the best recipe of each: chosen on a third of the haystacks, scored on the others.
 
     The best of a family, since a weak relative takes nothing from it; chosen on haystacks that do not score it,
-    since the best of many would be flattered by its own. Halves are strata of their own. With one haystack there
-    are no halves: the scores are then those of its family's means.
+    since the best of many would be flattered by its own. Both ways round would use all haystacks twice, and finds a
+    difference too often: who is chosen on one part hangs on what scores on the other. With one haystack alone the
+    scores are those of its family's mean.
     """
     names = list(dict.fromkeys(families))
     members = [[c for c, family in enumerate(families) if family == name] for name in names]
     if min(len(questions) for _, questions in strata) < 2:
         return names, [(np.stack([x[its].mean(0) for its in members]), q) for x, q in strata]
-    halves: list[tuple[Array, Array]] = []
-    sides = [[(x[:, side::2], q[side::2]) for x, q in strata] for side in (0, 1)]
-    for scored, chosen_on in (sides, sides[::-1]):
-        means = np.mean([x @ q / q.sum() for x, q in chosen_on], axis=0)
-        best = [max(its, key=lambda c: means[c]) for its in members]
-        halves += [(x[best], q) for x, q in scored]
-    return names, halves
+    choosing = [np.arange(len(questions)) % 3 == 0 for _, questions in strata]
+    sides = zip(strata, choosing, strict=True)
+    means = np.mean([x[:, third] @ q[third] / q[third].sum() for (x, q), third in sides], axis=0)
+    best = [max(its, key=lambda c: means[c]) for its in members]
+    return names, [(x[best][:, ~third], q[~third]) for (x, q), third in zip(strata, choosing, strict=True)]  # fmt: skip
 
 
 def front(cost: Array, gain: Array) -> list[int]:

@@ -16,6 +16,7 @@ from topkit.experiments.runs import run_file
 from topkit.experiments.runs.folder import require_intact
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.curves import curves as curves_of
+from topkit.experiments.study.equal_recipes import SCHEMA
 from topkit.experiments.study.haystacks import joined
 from topkit.experiments.study.provenance import sentences
 
@@ -29,6 +30,7 @@ ABOUT = {
     "model?": str,
     "runs?": [{"model": str, "seed": Whole(), "folder": _FOLDER}],
     "aims?": {"reach?": Number(0, 1), "exact_between?": (Number(0, 1), Number(0, 1))},
+    **SCHEMA,
     str: object,
 }
 

@@ -20,8 +20,10 @@ from topkit.experiments.study.captions import CAPTIONS, METHOD, NOT_SHOWN, TWO_M
 from topkit.experiments.study.cells_table import cells_table
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import Entries, entries
+from topkit.experiments.study.equal_recipes import LEADERBOARD
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.intervals import MARGIN
+from topkit.experiments.study.leaderboard import write_leaderboard
 from topkit.experiments.study.models_compared import comparisons
 from topkit.experiments.study.models_compared import sentences as carried
 from topkit.experiments.study.page import PAGE, listed, save_figure
@@ -40,7 +42,7 @@ def write_report(
 
     run: the folder of a run, or of several of one identity, as shards leave them, whose rows are joined.
     out: where to write to; by default the first run's folder. k: the budgets that are shown; without it the
-    one that most real indexers were run at, and every cell in the table. The condensed tables of one run's
+    one that most real indexers were run at, and every cell in the table; a leaderboard shows all. The condensed tables of one run's
     rows are written as well, under RUN/curve.
     Raises: InputError when the run holds no rows, or none at a budget, naming a part that is not as the
     run wrote it, and for runs that cannot be joined.
@@ -61,11 +63,13 @@ def reported(
         raise InputError("no run to report; name the folders of one or more")
     study = study_of(runs[0] / STUDY)
     read = reading(runs, study)
+    folder = runs[0] if out is None else path_of(out, "a folder for the report")
+    folder.mkdir(parents=True, exist_ok=True)
+    if study.get(LEADERBOARD):
+        return write_leaderboard(folder, read, runs[0], study), read.absent
     budgets = None if k is None else _run_at(parse_budgets(k), read.curves)
     shown = [(curve, _at(curve, budgets)) for curve in read.curves]
     all_findings = [Findings(curve, margin, k) for curve, ks in shown for k in ks]
-    folder = runs[0] if out is None else path_of(out, "a folder for the report")
-    folder.mkdir(parents=True, exist_ok=True)
     page = PAGE.format(
         title="How good must an indexer be before the model notices?",
         body="\n".join(_body(all_findings, study, folder / "figures", read, budgets)),

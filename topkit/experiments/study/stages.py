@@ -3,6 +3,7 @@
 # pyright: strict, reportUnknownMemberType=false
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from topkit.errors import InputError
@@ -11,11 +12,14 @@ from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.model.compatibility import probe, unserved
 from topkit.experiments.model.load import load_once
 from topkit.experiments.runs import run_file
+from topkit.experiments.runs.equal_cells import shape_of
 from topkit.experiments.runs.shards import WHOLE
 from topkit.experiments.study.course import Course, Stage
 from topkit.experiments.study.design import Study
+from topkit.experiments.study.equal_recipes import RAN, ran
 from topkit.experiments.study.haystacks import curves_of_parts
 from topkit.experiments.study.pilot import Placed, asked, ladders, placed
+from topkit.experiments.study.reading import STUDY, study_of
 from topkit.grammar import short
 from topkit.indexers.base import Indexer
 
@@ -28,7 +32,24 @@ def about_of(course: Course, stage: Stage) -> dict[str, Any]:
         about["pilot"] = "; ".join(choice.lines)
     if reasons:
         about["left out"] = "; ".join(reasons.values())
+    if course.study.leaderboard:
+        about |= _ran(course, stage, reasons)
     return about
+
+
+def _ran(course: Course, stage: Stage, reasons: Mapping[Indexer, str]) -> dict[str, Any]:
+    """Each recipe as it runs at each budget, of those that a model can serve."""
+    study, choice = course.study.of(stage.model), chosen(course, stage)
+    model, _ = load_once(stage.model, course.study.device, course.study.dtype)
+    records = probe(model, purpose="evaluated")
+    one = records[min(records)]
+    lengths = dict.fromkeys(n for _, n in (choice.settings if choice else study.settings))
+    shapes = {n: shape_of(one.queries, one.keys, one.values, n) for n in lengths}
+    cells = [cell for cell in study.cells if cell.indexer is not None and cell.indexer not in reasons]  # fmt: skip
+    made = ran(cells, study.budget, shapes)
+    # What joined before stays, as its rows do.
+    before: list[Any] = [] if course.force else study_of(stage.out / STUDY).get(RAN, [])
+    return {**made, RAN: [*made[RAN], *(row for row in before if row not in made[RAN])]}
 
 
 def left_out(course: Course, stage: Stage) -> dict[Indexer, str]:

@@ -16,6 +16,7 @@ from topkit.experiments.runs.runners import crew
 from topkit.experiments.runs.shards import Shard, parse_shard
 from topkit.experiments.study.course import Course
 from topkit.experiments.study.design import Pilot, Study
+from topkit.experiments.study.equal_recipes import LEADERBOARD
 from topkit.experiments.study.keys import listed
 from topkit.experiments.study.study_file import read_study
 from topkit.experiments.study.study_plan import plan_of
@@ -112,4 +113,6 @@ def _about(study: Study) -> dict[str, Any]:
     aims: dict[str, Any] = {} if study.reach is None else {"reach": study.reach}
     terms = study.pilot or Pilot()
     aims["exact_between"] = list(terms.exact_between)
+    if study.leaderboard:
+        return {"model": ", ".join(study.model), LEADERBOARD: True, "about": study.about}
     return {"model": ", ".join(study.model), "aims": aims, **({"about": study.about} if study.about else {})}  # fmt: skip

@@ -70,7 +70,11 @@ def _made(path: Path, values: Mapping[str, Any], flags: dict[str, Any]) -> Study
     """The study of a file's keys, and of flags that stand over them."""
     if "pilot" in flags:
         flags = flags | {"pilot": _over(values.get("pilot"), flags["pilot"])}
-    keys = _read(values, str(path)) | _read(flags, "study")
+    written, said = _read(values, str(path)), _read(flags, "study")
+    if written.get("leaderboard") and "indexers" in said:
+        # Whoever joins stands beside those that are there, and runs at their budgets.
+        said["indexers"] = tuple(dict.fromkeys((*written.get("indexers", ()), *said["indexers"])))
+    keys = written | said
     if "budgets" in flags and "indexers" not in flags:
         keys["indexers"] = _without_own(keys.get("indexers", ()))
     if "lengths" in flags and "tasks" not in flags:

@@ -1,0 +1,150 @@
+"""The leaderboard of a study: ranks, families, Pareto fronts and surprises, as a page and as Markdown."""
+
+# pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from topkit.experiments.runs.parts import write_whole
+from topkit.experiments.study import board_figures as figures
+from topkit.experiments.study.blocks import (
+    Block,
+    Drawn,
+    Heading,
+    Items,
+    Paragraph,
+    as_html,
+    as_markdown,
+)
+from topkit.experiments.study.board_tables import (
+    MORE_NOTE,
+    beyond,
+    families,
+    front_line,
+    table,
+)
+from topkit.experiments.study.curve import Curve
+from topkit.experiments.study.goals import ACCURACY, MASS
+from topkit.experiments.study.page import PAGE, save_figure
+from topkit.experiments.study.reading import RUNS, STUDY, Reading, reading, study_of
+from topkit.experiments.study.standings import Standings, standings
+from topkit.experiments.study.surprises import surprises
+
+MARKDOWN = "leaderboard.md"
+TITLE = "Published selectors at equal bytes"
+HOW = (
+    "A recipe's score on a haystack is its mean over k; its score is the mean over haystacks. Ranks admit ties: of "
+    "all pairs in a table the differences per haystack are tested (Student's paired test; by accuracy never below "
+    "2^(1-m), m haystacks differing), with Holm's correction, so that of recipes alike in truth any two are said to differ in "
+    "at most 5 % of studies. `1 to 5` means: none is shown to be better than it, and it than all but four. A family "
+    "stands by its best recipe, chosen on a third of the haystacks and scored on the others: a weak relative takes "
+    "nothing from it, and the best of many is not flattered by its own haystacks."
+)
+
+
+def write_leaderboard(folder: Path, read: Reading, place: Path, study: Mapping[str, Any]) -> Path:
+    """Write report.html, leaderboard.md and figures into a folder; returns the report's path.
+
+    place: the study's folder, whose study.json, and those of its runs, say how each recipe ran.
+    """
+    made = list(blocks(read, place, study))
+    notes = [*read.origin, *(f"Not finished: {line}" for line in read.absent)]
+    figured = folder / "figures"
+    drawn = {
+        block: save_figure(figured, block.name, block.draw(), block.caption)
+        for block in made
+        if isinstance(block, Drawn)
+    }
+    body = [drawn[block] if isinstance(block, Drawn) else as_html(block) for block in made]
+    body += [as_html(Heading("The run")), as_html(Items(notes))]
+    page = PAGE.format(title=TITLE, body="\n".join(body))
+    markdown = f"# {TITLE}\n\n{as_markdown([*made, Heading('The run'), Items(notes)], 'figures')}\n"
+    for name, text in (("report.html", page), (MARKDOWN, markdown)):
+        write_whole(folder / name, partial(_write, text), parents=False)
+    return folder / "report.html"
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def markdown_of(run: Path, figures: str, level: int = 2) -> str:
+    """A run's leaderboard as Markdown; figures: the path from the page to the folder of its figures."""
+    study = study_of(run / STUDY)
+    return as_markdown(blocks(reading([run], study), run, study, level), figures)
+
+
+def boards_of(read: Reading, place: Path, study: Mapping[str, Any]) -> list[list[Standings]]:
+    """The standings of each model."""
+    if RUNS not in study:
+        return [standings(str(study.get("model", "a model")), read.curves, study)]
+    models: dict[str, str] = {}
+    for one in study[RUNS]:
+        models.setdefault(str(one["model"]), str(one["folder"]))
+    made: list[list[Standings]] = []
+    for model, folder in models.items():
+        # As `reading` names them: by their folder where there are several.
+        name = folder.partition("/")[0] if len(models) > 1 else ""
+        curves = [curve for curve in read.curves if curve.model == name]
+        if curves:
+            made.append(standings(name or model, curves, study_of(place / folder / STUDY)))
+    return made
+
+
+def blocks(read: Reading, place: Path, study: Mapping[str, Any], level: int = 2) -> Iterator[Block]:
+    """The page's blocks; headings begin at a level."""
+    models = [boards for boards in boards_of(read, place, study) if boards]
+    yield Heading("Surprises", level)
+    yield Items(surprises([board for boards in models for board in boards]))
+    yield Heading("How to read it", level)
+    yield Paragraph(HOW)
+    for boards in models:
+        curves = [curve for curve in read.curves if curve.setting in boards[0].settings]
+        yield from _of_model(boards, curves, level)
+
+
+def _of_model(boards: Sequence[Standings], curves: Sequence[Curve], level: int) -> Iterator[Block]:
+    first = boards[0]
+    yield Heading(first.model, level)
+    yield Paragraph(_lead(first, curves))
+    marks = figures.numbered(boards)
+    slug = "".join(c if c.isalnum() or c in ".-" else "-" for c in first.model)
+    drawn = [("by-bytes", figures.by_bytes, figures.CAPTION)] if first.goals else []
+    drawn += [("by-k", figures.by_k, figures.BY_K)] if first.goals and len(first.ks) > 1 else []
+    for name, draw, caption in drawn:
+        named = f"leaderboard-{name}-{slug}"
+        yield Drawn(named, partial(draw, boards, marks), f"{first.model}. {caption}")
+    yield Heading(f"Pareto fronts, {first.model}", level + 1)
+    yield Items([line for goal in (ACCURACY, MASS) if (line := front_line(boards, goal))])
+    for board in boards:
+        yield Heading(_title(board), level + 1)
+        yield table(board)
+        if beyond(board):
+            yield Paragraph(MORE_NOTE)
+        if board.left_out:
+            yield Paragraph(f"Not there: {'; '.join(board.left_out)}.")
+    yield Heading(f"Families, {first.model}", level + 1)
+    yield families(boards)
+
+
+def _lead(board: Standings, curves: Sequence[Curve]) -> str:
+    dense = [c.rates[p] @ c.questions / c.questions.sum() for c in curves if (p := c.place(None)) is not None]  # fmt: skip
+    exact = ", ".join(
+        f"{value:.2f} at k = {k}" for value, k in zip(board.exact[ACCURACY], board.ks, strict=True)
+    ) if board.exact else "not run"  # fmt: skip
+    full = f"{np.mean(dense):.2f}" if dense else "not run"
+    return (
+        f"{'; '.join(board.settings)}; {board.haystacks} haystacks; k = {', '.join(board.ks)}. Accuracy of full "
+        f"attention: {full}; of exact Top-k: {exact}."
+    )
+
+
+def _title(board: Standings) -> str:
+    if not board.bytes:
+        return f"{board.model}, as written"
+    return f"{board.model}, {board.bytes}: {board.budget:.4g} bytes a token and layer"
