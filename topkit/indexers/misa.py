@@ -12,7 +12,8 @@ from torch import Tensor
 
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.checks import whole
-from topkit.indexers.lightning import GIVEN, lightning, load
+from topkit.indexers.lightning import GIVEN, lightning
+from topkit.indexers.lightning_weights import load
 from topkit.indexers.scored import Codes, Scored, ScoredIndex, masked
 from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits

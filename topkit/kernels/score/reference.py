@@ -72,6 +72,9 @@ def score_lightning(
 ) -> Tensor:
     """As topkit.kernels.score.score_lightning, head by head."""
     scale = (queries.shape[1] * queries.shape[3]) ** -0.5
+    packed = fp4.kind_of(keys, key_scale)
+    if packed is not None and key_scale is not None:
+        keys, key_scale = fp4.dequantize(keys, key_scale, packed, queries.shape[3]), None
     hits = torch.relu(_decoded(queries, query_scale) @ _decoded(keys, key_scale).mT)
     return masked((gates.mT[..., None] * scale * hits).sum(1, keepdim=True), start, stop)
 
