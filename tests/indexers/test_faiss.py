@@ -86,3 +86,18 @@ def test_what_is_not_counted_chooses_the_same():
         assert torch.equal(counted.indices, plain.indices)
         assert torch.as_tensor(counted.bytes_read).min() > 0
         assert plain.bytes_read == plain.keys_scored == 0
+
+
+def test_one_head_may_have_ties_that_another_has_not():
+    """Ties are looked for in each head's own list, as far as they go."""
+    keys = torch.randn(1, 2, 400, 8)
+    keys[:, 1, 20:] = keys[:, 1, 20:21]
+    queries = torch.randn(1, 4, 1, 8)
+    for recipe in (faiss_ivf(nlist=1, nprobe=1), faiss_hnsw(M=4)):
+        chosen = recipe.build(keys, Step(kv_heads=2)).select(queries, 40, Step(kv_heads=2))
+        assert chosen.indices.shape == (1, 4, 1, 40)
+        if isinstance(recipe, faiss_ivf):
+            scores = (queries @ keys.repeat_interleave(2, 1).mT).sort(
+                -1, descending=True, stable=True
+            )
+            assert torch.equal(chosen.indices[:, 2:], scores.indices[:, 2:, :, :40])
