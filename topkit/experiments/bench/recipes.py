@@ -22,17 +22,20 @@ EXACT = "exact()"
 WITH = {
     "keep": "keep(sign())", "refine": "refine(sign())", "shared": "shared(sign())", "degraded": "degraded(0.8)",
     "sampled": "sampled(sign())", "top_p": "top_p(sign())", "twilight": "twilight(exact())",
-    "previous": "previous(sign())", "indexcache": "indexcache(lightning(weights='given'))", "vattention": "vattention(sign(), epsilon=0.1, delta=0.1)", "lightning": "lightning(weights='given')", "misa": "misa(weights='given')",
+    "previous": "previous(sign())", "vattention": "vattention(sign(), epsilon=0.1, delta=0.1)",
+    "lightning": "lightning(weights='given')", "misa": "misa(weights='given')",
+    "indexcache": "indexcache(lightning(weights='given'))",
 }  # fmt: skip
 # Read from files of weights or of calibration, or a choice of another's.
 OF_FILES = ("double_sparsity", "loki", "hashattention", "projected", "indices", "native", "reuse")
 # Times exact's, at most; and what the time of others goes to, by their profiles.
 MOST = 3.0
 EXCEPTIONS = {
-    "retrieval_attention()": "over half is scores of keys that its walk gathers, a tenth sorting them: rounds of many",
-    "twilight(exact())": "base's whole order and its own share: a third gathering scores, a third sorting them twice",
-    "magicpig()": "three quarters is counting collisions in 150 tables for each query and key",
-    "rabitq(rerank=True)": "most is exact scores of all keys within the bound, gathered one by one",
+    "retrieval_attention()": "half is scores of keys that each round of its walk gathers, a sixth is sorting them",
+    "twilight(exact())": "a quarter gathers codes of base's keys, two fifths are two selections and their order",
+    "magicpig()": "three quarters is counting in how many of its tables a query meets each key",
+    "refine(sign())": "half is the selection and order of 4 k candidates and then k of them, a fifth their true scores",
+    "rabitq(rerank=True)": "two thirds is three selections and their order, of estimates, bounds and true scores",
 }
 # At most so many KV heads, and query heads to each: a head's share of the work is the same.
 HEADS, GROUP = 2, 4
