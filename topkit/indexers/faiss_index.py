@@ -16,7 +16,7 @@ from topkit.indexers.faiss_best import Asked, Best, unfilled
 from topkit.indexers.faiss_gpu import on_this_stream, placed
 from topkit.indexers.faiss_search import Alike, Graphs, alike_of, searched
 from topkit.indexers.faiss_tail import Tail
-from topkit.indexers.faiss_threads import each
+from topkit.indexers.faiss_threads import each, one_thread
 from topkit.indexers.scored import cut_each
 
 
@@ -189,7 +189,9 @@ class FaissIndex(Index):
             if kept:
                 self._own(row)
                 graphs = self.graphs[row] or ()
-                graphs = tuple(self.recipe.remove(self.faiss, g, kept) for g in graphs)
+                # One thread links a graph anew: of several, the order would be chance.
+                with one_thread(self.faiss):
+                    graphs = tuple(self.recipe.remove(self.faiss, g, kept) for g in graphs)
             self.graphs[row] = graphs
         self.tail = None if self.tail is None else self.tail.until(length)
         self.slots = length
