@@ -110,7 +110,9 @@ def test_a_graph_is_the_same_whatever_the_number_of_threads():
     queries = torch.randn(3, 4, 1, 32, generator=draw)
 
     def life(_: int) -> list[torch.Tensor]:
-        index: Any = faiss_hnsw(M=8, center=True).build(keys, Step(kv_heads=2)).fork()
+        index: Any = (
+            faiss_hnsw(M=8, ef_construction=16, center=True).build(keys, Step(kv_heads=2)).fork()
+        )
         index.reorder(torch.zeros(3, dtype=torch.long))
         seen = []
         for token in range(4):
