@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -146,9 +147,9 @@ def test_index_keys_of_lightning_are_packed_blocks_of_the_rotated_key(dtype, ren
     keys[0, 0, 5] *= 30
     gates = torch.randn(1, 1, 3, generator=draw)
     given = {"index_keys": keys, "index_queries": queries, "index_weights": gates}
-    recipe = parse(f"lightning(weights='given', dtype='{dtype}')")
+    recipe: Any = parse(f"lightning(weights='given', dtype='{dtype}')")
     step = Step(inputs=given)
-    index = recipe.build(keys, step)
+    index: Any = recipe.build(keys, step)
     block = {"mxfp4": 32, "nvfp4": 16}[dtype]
     assert index.nbytes == 40 * (64 + 128 // block)
     turn = hadamard(128)
