@@ -37,7 +37,7 @@ from topkit.experiments.study.report import write_report
 from topkit.experiments.tasks import make_task
 from topkit.experiments.train.lightning import save_weights
 from topkit.indexers import Selection
-from topkit.indexers.lightning import load as load_weights
+from topkit.indexers.lightning_weights import load as load_weights
 from topkit.indexers.stateless import Stateless
 
 LENGTH = 640

@@ -14,6 +14,9 @@ SPECS = [
     "keep(shared(sign(center=True)), sink=1)",
     "quantized(dtype='int4')",
     "quantized(dtype='fp8_e4m3', scale='pow2')",
+    "quantized(dtype='mxfp4', center=True)",
+    "quantized(dtype='nvfp4', center=True, hadamard=True)",
+    "keep(pqcache(m=2, b=3), sink=1)",
     "shared(quantized(), how='max')",
     "shared(sign(), per='layer')",
     "keep(refine(sign(), factor=2), sink=2)",
@@ -78,10 +81,13 @@ def test_branches_select_as_copies(spec: str) -> None:
     same(40)
 
 
-@pytest.mark.parametrize("spec", ["sign()", "sign(center=True)"])
+@pytest.mark.parametrize(
+    "spec",
+    ["sign()", "sign(center=True)", "quantized(dtype='nvfp4', center=True)", "pqcache(m=2, b=3)"],
+)
 def test_the_trunk_is_held_once_and_counted_for_each_row(spec: str) -> None:
     built = topkit.indexer(spec).build(keys(1, 64, 0), Step())
     twin = branched(built, 5)
     assert isinstance(twin, BranchedIndex)
-    assert twin.trunk["bits"] is built.codes["bits"]  # type: ignore[attr-defined]
+    assert all(twin.trunk[name] is code for name, code in built.codes.items())  # type: ignore[attr-defined]
     assert twin.nbytes == 5 * built.nbytes

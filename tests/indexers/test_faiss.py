@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -86,3 +87,49 @@ def test_what_is_not_counted_chooses_the_same():
         assert torch.equal(counted.indices, plain.indices)
         assert torch.as_tensor(counted.bytes_read).min() > 0
         assert plain.bytes_read == plain.keys_scored == 0
+
+
+def test_one_head_may_have_ties_that_another_has_not():
+    """Ties are looked for in each head's own list, as far as they go."""
+    keys = torch.randn(1, 2, 400, 8)
+    keys[:, 1, 20:] = keys[:, 1, 20:21]
+    queries = torch.randn(1, 4, 1, 8)
+    for recipe in (faiss_ivf(nlist=1, nprobe=1), faiss_hnsw(M=4)):
+        chosen = recipe.build(keys, Step(kv_heads=2)).select(queries, 40, Step(kv_heads=2))
+        assert chosen.indices.shape == (1, 4, 1, 40)
+        if isinstance(recipe, faiss_ivf):
+            products = queries @ keys.repeat_interleave(2, 1).mT
+            best = torch.sort(products, descending=True, stable=True).indices[..., :40]
+            assert torch.equal(chosen.indices[:, 2:], best[:, 2:])
+
+
+def test_a_graph_is_the_same_whatever_the_number_of_threads():
+    """Torch's, FAISS's, and those of callers: each graph is linked by one."""
+    draw = torch.Generator().manual_seed(0)
+    keys, more = (torch.randn(n, 2, t, 32, generator=draw) for n, t in ((1, 4096), (3, 4)))
+    queries = torch.randn(3, 4, 1, 32, generator=draw)
+
+    def life(_: int) -> list[torch.Tensor]:
+        index: Any = (
+            faiss_hnsw(M=8, ef_construction=16, center=True).build(keys, Step(kv_heads=2)).fork()
+        )
+        index.reorder(torch.zeros(3, dtype=torch.long))
+        seen = []
+        for token in range(4):
+            index.append(more[:, :, token : token + 1], Step(kv_heads=2))
+            seen.append(index.select_many(queries, [16, 64], Step(kv_heads=2))[64].indices)
+        index.truncate(4098, Step(kv_heads=2))
+        return [*seen, index.select(queries, 64, Step(kv_heads=2)).indices]
+
+    before, own = torch.get_num_threads(), faiss.omp_get_max_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = life(0)
+        torch.set_num_threads(4)
+        faiss.omp_set_num_threads(4)
+        with ThreadPoolExecutor(2) as pool:
+            for other in pool.map(life, range(2)):
+                assert all(torch.equal(a, b) for a, b in zip(alone, other, strict=True))
+    finally:
+        torch.set_num_threads(before)
+        faiss.omp_set_num_threads(own)

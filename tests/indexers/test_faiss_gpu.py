@@ -111,6 +111,19 @@ def test_more_keys_than_faiss_chooses_are_refused_by_name(spec):
         index.select(drawn(1, 2, 1, 32), 2049, Step())
 
 
+def test_six_bits_are_refused_by_name_beyond_what_shared_memory_holds():
+    index = on("faiss_sq:bits=6", "cuda").build(drawn(1, 1, 5000, 32), Step())
+    host = on("faiss_sq:bits=6", "cpu").build(drawn(1, 1, 5000, 32).cpu(), Step())
+    queries = drawn(1, 2, 1, 32)
+    got, want = (
+        x.select(queries.to(d), 512, Step()).indices.cpu()
+        for x, d in ((index, "cuda"), (host, "cpu"))
+    )
+    assert alike(got, want) > 0.99
+    with pytest.raises(InputError, match="faiss-gpu chooses at most 512 keys; got k=513"):
+        index.select(queries, 513, Step())
+
+
 def test_pieces_that_faiss_has_no_kernel_for_are_refused_by_name():
     with pytest.raises(InputError, match=r"faiss-gpu takes 1, 2, .* pieces of a key; got 5"):
         on("faiss_ivfpq:nlist=4,nprobe=3,dims=4", "cuda").build(drawn(1, 1, 500, 20), Step())

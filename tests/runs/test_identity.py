@@ -21,7 +21,7 @@ from topkit.errors import InputError
 from topkit.experiments.runs.identity import contents, of_all
 from topkit.experiments.tasks import TASKS, make_task
 from topkit.indexers import INDEXERS
-from topkit.indexers.lightning import load
+from topkit.indexers.lightning_weights import load
 
 sign: Any = INDEXERS["sign"]
 lightning: Any = INDEXERS["lightning"]

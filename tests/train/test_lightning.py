@@ -16,7 +16,8 @@ from topkit.experiments.model.record import record
 from topkit.experiments.train.lightning import export_weights, save_weights, train_weights
 from topkit.experiments.train.teacher import Teacher
 from topkit.indexers import Step, keep
-from topkit.indexers.lightning import lightning, load
+from topkit.indexers.lightning import lightning
+from topkit.indexers.lightning_weights import load
 
 
 def spied(model):

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ WORKING = 1 << 28
 # FAISS's resources of a GPU serve one thread at a time.
 ALONE = RLock()
 
+Job = TypeVar("Job")
+Done = TypeVar("Done")
+
 
 def require_device(recipe: Indexer) -> None:
     """Require "cpu" or "cuda", and there no more lists than faiss-gpu probes."""
@@ -33,13 +37,24 @@ def require_device(recipe: Indexer) -> None:
         )
 
 
-def require_few(recipe: Indexer, k: int) -> None:
-    """Require no more keys than faiss-gpu chooses."""
-    if k > LARGEST:
+def require_few(recipe: Indexer, k: int, most: int = LARGEST) -> None:
+    """Require no more keys than faiss-gpu chooses; where it chooses more, it ends the process."""
+    if k > most:
         raise InputError(
-            f"{short(recipe)}: faiss-gpu chooses at most {LARGEST:,} keys; got k={k}; "
+            f"{short(recipe)}: faiss-gpu chooses at most {most:,} keys; got k={k}; "
             f"use device='cpu', or exact() for every key"
         )
+
+
+def on_this_stream(do: Callable[[Job], Done], device: torch.device) -> Callable[[Job], Done]:
+    """`do`, in whatever thread it runs, on the stream that is the caller's now."""
+    stream = torch.cuda.current_stream(device)
+
+    def run(job: Job) -> Done:
+        with torch.cuda.stream(stream):
+            return do(job)
+
+    return run
 
 
 def placed(x: Tensor, on_gpu: bool) -> Tensor:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from topkit.indexers.base import Indexer
 from topkit.indexers.faiss_base import Hits
-from topkit.indexers.faiss_gpu import ALONE, floats, longs, require_few, resources
+from topkit.indexers.faiss_gpu import ALONE, LARGEST, floats, longs, require_few, resources
 
 
 @dataclass(frozen=True)
 class GpuLists:
-    """A FAISS index on a GPU, which holds what it was built on and nothing else.
+    """A FAISS index on a GPU, which holds what it was built on and nothing else, and gives at most `most` keys.
 
     Shapes: centroids [nlist, D]; sizes [nlist], how many keys each list has; codebook, the recipe's own.
     """
@@ -27,6 +27,7 @@ class GpuLists:
     centroids: Tensor
     sizes: Tensor
     codebook: Tensor | None
+    most: int = LARGEST
 
     @classmethod
     def of(
@@ -36,6 +37,7 @@ class GpuLists:
         trained: Any,
         device: torch.device,
         codebook: Tensor | None,
+        most: int = LARGEST,
     ) -> GpuLists:
         """What is trained in the host's memory, with the keys that it has."""
         sizes = [trained.get_list_size(n) for n in range(trained.nlist)]
@@ -46,6 +48,7 @@ class GpuLists:
             torch.from_numpy(trained.quantizer.reconstruct_n(0, trained.nlist)).to(device),
             torch.tensor(sizes, device=device),
             None if codebook is None else codebook.to(device),
+            most,
         )
 
     @property
@@ -69,7 +72,7 @@ class GpuLists:
 
     def search(self, queries: Tensor, n: int) -> Hits:
         """The best n keys of the lists whose centroids score best; of equal scores any, as FAISS finds them."""
-        require_few(self.recipe, n)
+        require_few(self.recipe, n, self.most)
         queries = queries.contiguous()
         near, lists = (queries @ self.centroids.mT).topk(self.index.nprobe, 1)
         scores = queries.new_empty(len(queries), n)
@@ -101,6 +104,10 @@ def _on_gpu(faiss: Any, index: Any, device: torch.device) -> Any:
     if hasattr(config, "useFloat16LookupTables"):
         # FAISS has tables of so many pieces in half precision alone.
         config.useFloat16LookupTables = index.pq.M > 48
+    quantizer = faiss.ScalarQuantizer
+    if hasattr(index, "sq") and index.sq.qtype in (quantizer.QT_8bit, quantizer.QT_4bit):
+        # Beside their ranges, its faster layout has no room in shared memory for 2,048 keys.
+        config.interleavedLayout = False
     with ALONE:
         copied = getattr(faiss, name)(resources(device), index, config)
     copied.nprobe = index.nprobe

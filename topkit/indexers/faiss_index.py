@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,10 +13,10 @@ from topkit.errors import InputError
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.faiss_base import FaissRecipe, import_faiss
 from topkit.indexers.faiss_best import Asked, Best, unfilled
-from topkit.indexers.faiss_gpu import placed
+from topkit.indexers.faiss_gpu import on_this_stream, placed
 from topkit.indexers.faiss_search import Alike, Graphs, alike_of, searched
 from topkit.indexers.faiss_tail import Tail
-from topkit.indexers.faiss_threads import each
+from topkit.indexers.faiss_threads import each, one_thread
 from topkit.indexers.scored import cut_each
 
 
@@ -97,11 +97,11 @@ class FaissIndex(Index):
             return graph
 
         jobs = [(row, head) for row in parts for head in range(self.heads)]
-        if recipe.on_gpu:  # what is trained for it takes all of FAISS's threads
-            done = [add(job) for job in jobs]
-        else:
-            numbers = sum(keys.numel() for keys in parts.values())
-            done = each(faiss, add, jobs, numbers * recipe.placing)
+        numbers = sum(keys.numel() for keys in parts.values())
+        do: Callable[[tuple[int, int]], Any] = add
+        if recipe.on_gpu and parts:  # the host trains
+            do = on_this_stream(add, next(iter(parts.values())).device)
+        done = each(faiss, do, jobs, numbers * recipe.placing)
         for n, row in enumerate(parts):
             self.graphs[row] = tuple(done[n * self.heads : (n + 1) * self.heads])
             self.borrowed[row] = False
@@ -189,7 +189,9 @@ class FaissIndex(Index):
             if kept:
                 self._own(row)
                 graphs = self.graphs[row] or ()
-                graphs = tuple(self.recipe.remove(self.faiss, g, kept) for g in graphs)
+                # One thread links a graph anew: of several, the order would be chance.
+                with one_thread(self.faiss):
+                    graphs = tuple(self.recipe.remove(self.faiss, g, kept) for g in graphs)
             self.graphs[row] = graphs
         self.tail = None if self.tail is None else self.tail.until(length)
         self.slots = length

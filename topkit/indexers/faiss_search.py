@@ -75,7 +75,7 @@ def _together(
         if recipe.on_gpu:
             return recipe.search(faiss, graph, own, n)
         if recipe.counter(faiss) is not None:  # a second search would be counted
-            return ordered(recipe.search(faiss, graph, own, min(n + BEYOND, graph.ntotal)))
+            return ordered(recipe.search(faiss, graph, own, min(n + BEYOND, graph.ntotal)), n)
         return settled(lambda n: recipe.search(faiss, graph, own, n), n, graph.ntotal)
 
     jobs = [(alike, head) for alike in groups for head in range(heads)]

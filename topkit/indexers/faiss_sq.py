@@ -14,13 +14,15 @@ from torch import Tensor
 from topkit.grammar import later
 from topkit.indexers.checks import flag, one_of
 from topkit.indexers.faiss_base import Hits, plain
-from topkit.indexers.faiss_gpu import require_device
+from topkit.indexers.faiss_gpu import LARGEST, require_device
 from topkit.indexers.faiss_gpu_lists import GpuLists
 from topkit.indexers.faiss_indexer import FaissIndexer
 from topkit.indexers.stated_cost import Cost, Shape
 
 # FAISS's names of the codes, by bits a dimension.
 CODES = {4: "QT_4bit", 6: "QT_6bit", 8: "QT_8bit", 16: "QT_fp16"}
+# Keys of 6 bits that faiss-gpu chooses at most: shared memory holds no more of them beside their ranges.
+FEWER = 512
 # Lists that keys stand in on a GPU, all of which are searched.
 LISTS = 64
 
@@ -30,7 +32,7 @@ class faiss_sq(FaissIndexer):
     """Scores every key as rounded to 2^bits steps between the least and the greatest of each dimension.
 
     The range is that of the keys at build: what is appended beyond it is cut to it. bits=16 are halves.
-    device="cuda": keys stay on the GPU, but for 64 of them; at most 2,048 are chosen.
+    device="cuda": keys stay on the GPU, but for 64 of them; at most 2,048 are chosen, of 6 bits 512.
     Source: FAISS IndexScalarQuantizer, QT_4bit, QT_6bit, QT_8bit, QT_fp16 (arXiv 2401.08281, section 4.3).
     """
 
@@ -84,7 +86,8 @@ class faiss_sq(FaissIndexer):
         steps = torch.stack([low, high - low])
         if self.bits < 16:
             faiss.copy_array_to_vector(steps.flatten().cpu().numpy(), index.sq.trained)
-        lists = GpuLists.of(self, faiss, index, keys.device, steps)
+        most = FEWER if self.bits == 6 else LARGEST
+        lists = GpuLists.of(self, faiss, index, keys.device, steps, most)
         lists.add(keys)
         return lists
 

@@ -16,13 +16,13 @@ BEYOND = 16
 
 
 def settled(search: Callable[[int], Hits], n: int, most: int) -> Hits:
-    """The best n of `most` keys, or some more, by score and then by id: what `search` gives of so many."""
+    """The best n of `most` keys by score and then by id: what `search` gives of so many."""
     wide = n + BEYOND
     hits = search(min(wide, most))
     while wide < most and _is_open(hits, n):
         wide *= 2
         hits = search(min(wide, most))
-    return ordered(hits)
+    return ordered(hits, n)
 
 
 def _is_open(hits: Hits, n: int) -> bool:
@@ -31,12 +31,11 @@ def _is_open(hits: Hits, n: int) -> bool:
     return bool(((scores[:, -1] == scores[:, n - 1]) & (ids[:, -1] >= 0)).any())
 
 
-def ordered(hits: Hits) -> Hits:
-    """By score, and then by id."""
+def ordered(hits: Hits, n: int) -> Hits:
+    """The first n by score, and then by id."""
     scores = hits.scores.numpy()
-    if not (scores[:, 1:] == scores[:, :-1]).any():
-        return hits
-    # Ids of -1 have the least of all scores.
-    order = np.lexsort((hits.ids.numpy(), -scores))
-    by_score = torch.from_numpy(order)
-    return replace(hits, scores=hits.scores.gather(1, by_score), ids=hits.ids.gather(1, by_score))
+    if (scores[:, 1:] == scores[:, :-1]).any():
+        # Ids of -1 have the least of all scores.
+        order = torch.from_numpy(np.lexsort((hits.ids.numpy(), -scores))[:, :n])
+        return replace(hits, scores=hits.scores.gather(1, order), ids=hits.ids.gather(1, order))
+    return replace(hits, scores=hits.scores[:, :n], ids=hits.ids[:, :n])

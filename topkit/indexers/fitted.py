@@ -56,5 +56,10 @@ class FittedIndex(ScoredIndex):
         chosen = super().chosen(self.of_queries(queries), k, step, pool)
         if not step.counted:
             return chosen
-        each = self._bytes(self.read_by_queries) // max(len(queries), 1)
-        return replace(chosen, bytes_read=chosen.bytes_read + each)
+        return replace(chosen, bytes_read=chosen.bytes_read + self.read_bytes)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of what was fitted that the queries of a row read."""
+        parts = (getattr(self, name) for name in self.read_by_queries)
+        return sum(x[0].numel() * x.element_size() for x in parts if x is not None and len(x))

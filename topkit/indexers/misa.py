@@ -9,10 +9,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.checks import whole
-from topkit.indexers.lightning import GIVEN, lightning, load
+from topkit.indexers.lightning import GIVEN, lightning
+from topkit.indexers.lightning_weights import load
 from topkit.indexers.scored import Codes, Scored, ScoredIndex, masked
 from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits
@@ -134,12 +136,27 @@ def _block_means(keys: Tensor, size: int, count: int, step: Step) -> tuple[Tenso
     size = min(size, length)
     start, stop = step.starts(keys.device), step.stops(length, count, keys.device)
     first = torch.arange(0, length, size, device=keys.device)
-    at = (start[:, None] + torch.arange(len(first) * size, device=keys.device)).expand(rows, -1)
-    inside = (at < length)[..., None]
-    own = keys[:, 0].gather(1, at.clamp_max(length - 1)[..., None].expand(-1, -1, width))
-    sums = own.masked_fill(~inside, 0).view(rows, -1, size, width).cumsum(2)
+    blocks = _in_blocks(keys[:, 0], len(first) * size, step).view(rows, -1, size, width)
     seen = (stop - start[:, None])[..., None] - first
     seen = seen.clamp(0, size).expand(rows, count, -1)
-    last = (seen.mT - 1).clamp_min(0)[..., None].expand(-1, -1, -1, width)
-    means = sums.gather(2, last) / seen.mT[..., None].clamp_min(1)
+    if count == 1:  # what lies behind the query is left out of the only block that is cut
+        there = torch.arange(size, device=keys.device) < seen[:, 0, :, None]
+        sums = there[:, :, None].to(blocks.dtype) @ blocks
+    else:
+        last = (seen.mT - 1).clamp_min(0)[..., None].expand(-1, -1, -1, width)
+        sums = blocks.cumsum(2).gather(2, last)
+    means = sums / seen.mT[..., None].clamp_min(1)
     return means.movedim(2, 1), seen > 0
+
+
+def _in_blocks(keys: Tensor, count: int, step: Step) -> Tensor:
+    """The first `count` keys [B, count, d] from each row's first real one on, zeros behind the last of [B, T, d]."""
+    length, width = keys.shape[1:]
+    if step.start is None:
+        return pad(keys, (0, 0, 0, count - length)) if count > length else keys
+    at = step.starts(keys.device)[:, None] + torch.arange(count, device=keys.device)
+    inside = (at < length)[..., None]
+    own = keys.gather(
+        1, at.clamp_max(length - 1).expand(len(keys), -1)[..., None].expand(-1, -1, width)
+    )
+    return own.masked_fill(~inside, 0)

@@ -95,7 +95,7 @@ class pqcache(Scored):
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
         """Sums of entries of tables [B, Hq, Tq, m * C], which stand for the queries."""
-        cells = codes["cells"]
+        cells = codes["cells"].expand(len(queries), -1, -1, -1)  # of one row, where rows share them
         (rows, heads, length, m), count = cells.shape, queries.shape[3] // codes["cells"].shape[3]
         tables = queries.unflatten(1, (heads, -1)).flatten(2, 3).mT.flatten(0, 2)
         begin = torch.arange(rows * heads * m, device=cells.device) * count

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from topkit.errors import InputError
+
 # Elements of a block.
 BLOCK = {"mxfp4": 32, "nvfp4": 16}
 LARGEST = 6.0
@@ -34,6 +36,22 @@ _MIDDLES = tuple(
 def scale_type(dtype: str) -> torch.dtype:
     """How the scale of a block is stored: its e8m0 bits, or e4m3."""
     return torch.uint8 if dtype == "mxfp4" else torch.float8_e4m3fn
+
+
+def kind_of(codes: Tensor, scale: Tensor | None) -> str | None:
+    """Which of both codes are, by how the scales of their blocks are stored; None where they are not packed.
+
+    Raises: InputError where they are, and the scales are neither's.
+    """
+    if codes.dtype != torch.uint8:
+        return None
+    for dtype in BLOCK:
+        if scale is not None and scale.dtype == scale_type(dtype):
+            return dtype
+    got = "none" if scale is None else scale.dtype
+    raise InputError(
+        f"packed keys must have scales of blocks, uint8 (mxfp4) or float8_e4m3fn (nvfp4); got {got}"
+    )
 
 
 def quantize(vectors: Tensor, dtype: str) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import torch
 from topkit.errors import InputError
 from topkit.indexers import Step
 from topkit.indexers.spec import parse
+from topkit.kernels.score import score_lightning
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -133,3 +135,62 @@ def test_selections_are_those_of_the_decoded_keys(dtype):
     best = torch.sort(scores.view(4, 40), descending=True, stable=True).indices[:, :7]
     got = index.select(queries, 7, Step(kv_heads=2)).indices[0, :, 0]
     assert torch.equal(got, best)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rendered"), [("mxfp4", mxfp4), ("nvfp4", lambda x: nvfp4(x, 1.0))]
+)
+def test_index_keys_of_lightning_are_packed_blocks_of_the_rotated_key(dtype, rendered):
+    """68 bytes of 128 dimensions for mxfp4; scores are those of the rendering of keys and queries alike."""
+    draw = torch.Generator().manual_seed(4)
+    keys, queries = (torch.randn(1, h, t, 128, generator=draw) for h, t in ((1, 40), (3, 1)))
+    keys[0, 0, 5] *= 30
+    gates = torch.randn(1, 1, 3, generator=draw)
+    given = {"index_keys": keys, "index_queries": queries, "index_weights": gates}
+    recipe: Any = parse(f"lightning(weights='given', dtype='{dtype}')")
+    step = Step(inputs=given)
+    index: Any = recipe.build(keys, step)
+    block = {"mxfp4": 32, "nvfp4": 16}[dtype]
+    assert index.nbytes == 40 * (64 + 128 // block)
+    turn = hadamard(128)
+    plain = [[rendered(x @ turn) for x in part[0].flatten(0, 1)] for part in (keys, queries)]
+    own, asked = (torch.stack(rows) for rows in plain)
+    held = recipe.vectors_of(index.codes)[0, 0]
+    assert torch.equal(held, own)
+    want = (gates[0, 0][:, None] * (asked.double() @ own.double().T).clamp_min(0)).sum(0)
+    want = want * (3 * 128) ** -0.5
+    got = index.score(torch.zeros(1, 2, 1, 8), step)[0, 0, 0]
+    assert torch.allclose(got.double(), want, rtol=1e-5, atol=1e-5)
+    chosen = index.select(torch.zeros(1, 2, 1, 8), 7, step).indices[0, 0, 0]
+    assert chosen.tolist() == got.sort(descending=True, stable=True).indices[:7].tolist()
+
+
+def hadamard(width: int) -> torch.Tensor:
+    """Sylvester's, orthonormal."""
+    turn = torch.ones(1, 1)
+    while len(turn) < width:
+        turn = torch.cat([torch.cat([turn, turn], 1), torch.cat([turn, -turn], 1)])
+    return turn * width**-0.5
+
+
+def test_index_keys_that_nvfp4_cannot_hold_are_refused():
+    recipe = parse("lightning(weights='given', dtype='nvfp4')")
+    for times in (1e-3, 1e4):
+        keys = torch.randn(1, 1, 9, 32, generator=torch.Generator().manual_seed(0)) * times
+        with pytest.raises(InputError, match=r"nvfp4 holds index keys .* got .*; scale them"):
+            recipe.build(keys, Step(inputs={"index_keys": keys}))
+
+
+def test_packed_keys_without_the_scales_of_blocks_are_refused():
+    queries, keys, gates = (
+        torch.randn(1, 2, 1, 32),
+        torch.zeros(1, 1, 5, 16).byte(),
+        torch.ones(1, 1, 2),
+    )
+    for scale, said in (
+        (None, "packed keys must have scales of blocks"),
+        (torch.ones(1, 1, 5, 1), "packed keys must have scales of blocks"),
+        (torch.ones(1, 1, 5, 3).byte(), "key_scale must be"),
+    ):
+        with pytest.raises(InputError, match=said):
+            score_lightning(queries, keys, gates, key_scale=scale)

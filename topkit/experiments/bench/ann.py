@@ -36,7 +36,8 @@ def _searched(session: Session, what: str) -> Iterator[Row]:
     s, length = session.scale, session.scale.lengths[0]
     of_keys = 4 * s.batch * s.groups * length * s.dim
     session.require(4 * of_keys)
-    tensors = stretched(session, recorded(session), length)
+    samples = -(-length // s.sample_tokens)
+    tensors = stretched(session, recorded(session, samples), length)
     best = score(tensors.queries, tensors.keys).topk(s.k).indices
     package, rivals = ("faiss-gpu" if session.cuda else "faiss-cpu"), dict[str, float]()
     for name, spec in _specs(session).items():

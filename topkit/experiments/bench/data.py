@@ -20,7 +20,7 @@ from topkit.experiments.bench.session import Session
 from topkit.experiments.model.load import load
 from topkit.experiments.model.record import record
 from topkit.experiments.tasks import make_task
-from topkit.indexers.lightning import load as load_index
+from topkit.indexers.lightning_weights import load as load_index
 
 TASK = "niah-multikey"
 # Of what repeats, in standard deviations: keys must not tie.

@@ -15,7 +15,8 @@ from topkit.experiments.model.record import LayerRecord, record
 from topkit.indexers.base import Indexer
 from topkit.indexers.channels import Calibrated
 from topkit.indexers.combinator import leaf
-from topkit.indexers.lightning import GIVEN, lightning, load
+from topkit.indexers.lightning import GIVEN, lightning
+from topkit.indexers.lightning_weights import load
 from topkit.indexers.upstream import without_source
 from topkit.kernels.precision import full_precision
 

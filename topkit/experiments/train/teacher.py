@@ -11,7 +11,7 @@ from topkit.errors import InputError
 from topkit.experiments.model.attention import switched_attention
 from topkit.experiments.model.attention_call import AttentionCall
 from topkit.experiments.model.record import NOT_SWITCHED
-from topkit.indexers.lightning import LayerWeights
+from topkit.indexers.lightning_weights import LayerWeights
 from topkit.kernels.score import score, score_lightning
 
 

@@ -66,7 +66,8 @@ def score_lightning(
 
     Shapes: queries [B, H, Tq, d], keys [B or 1, 1, T, d]; gates [B, Tq, H]; query_scale [B, H, Tq, 1]
     and key_scale [B or 1, 1, T, 1], which they are multiplied by, positive, float32 or exponents in
-    int8; start [B], stop [B or 1, Tq] -> [B, 1, Tq, T]. The kernel takes float8_e4m3fn with scales.
+    int8; or keys [B or 1, 1, T, ceil(d / 2)] uint8 packed in fp4 (topkit.kernels.fp4), key_scale those of their
+    blocks; start [B], stop [B or 1, Tq] -> [B, 1, Tq, T]. The kernel takes float8_e4m3fn with scales.
     Raises: InputError where shapes, dtypes or devices do not belong together.
     Source: DeepSeek-V3.2-Exp report, equation 1.
     """

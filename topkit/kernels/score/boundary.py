@@ -62,12 +62,17 @@ def check_lightning(
         queries.device, keys=keys, gates=gates, query_scale=query_scale, key_scale=key_scale
     )
     rows, heads, count, dim = queries.shape
-    checks.shaped("keys", keys, (rows, 1, keys.shape[2], dim), one_row=True)
+    packed = fp4.kind_of(keys, key_scale)
+    width = dim if packed is None else -(-dim // 2)
+    checks.shaped("keys", keys, (rows, 1, keys.shape[2], width), one_row=True)
     checks.shaped("gates", gates, (rows, count, heads))
     if query_scale is not None:
         checks.typed("query_scale", query_scale, SCALES)
         checks.shaped("query_scale", query_scale, (rows, heads, count, 1))
-    if key_scale is not None:
+    if packed is not None and key_scale is not None:
+        _, blocks = scales_stored(packed, dim)
+        checks.shaped("key_scale", key_scale, (*keys.shape[:3], blocks))
+    elif key_scale is not None:
         checks.typed("key_scale", key_scale, SCALES)
         checks.shaped("key_scale", key_scale, (*keys.shape[:3], 1))
 
@@ -111,6 +116,8 @@ def lightning_unsupported(
     key_scale: Tensor | None,
 ) -> str | None:
     """What the lightning kernel does not take, as a sentence."""
+    if keys.dtype == torch.uint8:
+        return fp4.NO_KERNEL
     for name, tensor in {"queries": queries, "keys": keys}.items():
         if tensor.dtype != torch.float8_e4m3fn:
             return f"{name} must be float8_e4m3fn, with scales; got {tensor.dtype}"

@@ -72,7 +72,13 @@ def score_lightning(
 ) -> Tensor:
     """As topkit.kernels.score.score_lightning, head by head."""
     scale = (queries.shape[1] * queries.shape[3]) ** -0.5
-    hits = torch.relu(_decoded(queries, query_scale) @ _decoded(keys, key_scale).mT)
+    packed = fp4.kind_of(keys, key_scale)
+    if packed is not None and key_scale is not None:
+        keys, key_scale = fp4.dequantize(keys, key_scale, packed, queries.shape[3]), None
+    # All heads have one key: as queries of one head they read it once.
+    asked = _decoded(queries, query_scale).flatten(1, 2)[:, None]
+    products = asked @ _decoded(keys, key_scale).mT
+    hits = torch.relu(products).view(*queries.shape[:3], keys.shape[2])
     return masked((gates.mT[..., None] * scale * hits).sum(1, keepdim=True), start, stop)
 
 
