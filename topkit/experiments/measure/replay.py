@@ -53,6 +53,7 @@ class Replay:
             stop=self.stop,
             layer=t.layer,
             scores=scores,
+            softmax=t.softmax,
         )
 
     def select(self, recipe: Indexer, ks: Sequence[int]) -> tuple[dict[int, Selection], int]:
