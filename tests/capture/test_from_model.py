@@ -12,7 +12,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from tiny import DSA, EXPERTS
+from tiny import DSA
 from tiny import tiny as tiny_model
 from topkit.errors import InputError
 from topkit.experiments.capture import files
@@ -124,8 +124,6 @@ def test_sliding_layers_are_left_out_and_the_manifest_says_so(tmp_path):
 
 
 REFUSED = {
-    "sinks": ("gpt_oss", EXPERTS, "GptOssForCausalLM"),
-    "softcapped": ("gemma2", {"attn_logit_softcapping": 5.0}, "Gemma2ForCausalLM"),
     "AttentionInterface": ("gptj", {"rotary_dim": 4}, "GPTJForCausalLM"),
 }
 

@@ -193,6 +193,17 @@ def test_rests_that_grow_between_positions_are_judged_as_one_by_one(spec):
             )
 
 
+@pytest.mark.parametrize("spec", ["h2o()", "previous(sign())"])
+def test_an_index_that_keeps_a_state_a_budget_is_sized_at_each(spec):
+    capture = made(samples=1, count=4)
+    capture.tensors[0, 0] = replace(capture.load(0, 0), prefill_queries=torch.randn(1, 4, 40, 16))
+    together = topkit.measure(capture, spec, [3, 24])
+    for k in (3, 24):
+        (own,) = {row["index_bytes"] for row in rows(topkit.measure(capture, spec, k))}
+        assert {row["index_bytes"] for row in rows(together, k=k)} == {own}
+    assert len({row["index_bytes"] for row in rows(together)}) == 2
+
+
 @dataclass(frozen=True)
 class offset(quantized):
     """Codes about the mean of the first keys: they hold nothing of later ones, and drift."""

@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -144,3 +146,47 @@ def test_the_command_line_joins_a_ray_by_its_address(tmp_path: Path) -> None:
     finally:
         ray.shutdown()
     assert topkit.verify(tmp_path / "run").files == 6
+
+
+def _raylets(of: int) -> list[int]:
+    """The daemons of Ray that a process began."""
+    begun = list[int]()
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((place / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            words = (place / "cmdline").read_text().split("\0")
+        except OSError:  # it has ended
+            continue
+        if parent == of and words[0].endswith("raylet/raylet"):
+            begun.append(int(place.name))
+    return begun
+
+
+def test_a_daemon_of_ray_that_dies_ends_the_run_in_a_line_and_a_rerun_goes_on(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "run"
+    words = [
+        *("evaluate", "reference", "--task", "niah-single", "--length", "400"),
+        "--samples",
+        "8",
+    ]
+    words += ["--indexer", "exact", "-k", "8", "--out", str(out)]
+    command = [sys.executable, "-m", "topkit", *words]
+    on_ray = [*command, "--runner", "ray", "--jobs", "1"]
+    with subprocess.Popen(on_ray, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        while run.poll() is None and len(list(out.glob("accuracy/*.parquet"))) < 2:
+            time.sleep(0.05)
+        (raylet,) = _raylets(run.pid)
+        os.kill(raylet, signal.SIGKILL)
+        said = run.communicate(timeout=300)[1]
+    assert run.returncode == 2, said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("topkit: Ray itself ended on this machine"), said
+    assert "Traceback" not in said and "state-dump" not in said
+    kept = {part: part.read_bytes() for part in out.glob("accuracy/*.parquet")}
+    assert 2 <= len(kept) < 8
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0 and f"{len(kept)} of them done" in again.stderr, again.stderr
+    assert all(part.read_bytes() == content for part, content in kept.items())
+    assert pq.read_table(out / "accuracy").num_rows == 16

@@ -42,7 +42,8 @@ class Survey:
 
     def run(self, model: PreTrainedModel, ids: Sequence[int], at: Tensor) -> dict[int, LayerRecord]:
         """What these layers see of a token sequence."""
-        return record(model, torch.tensor([list(ids)]), at, sorted(self.modules), self.hidden)
+        wanted = torch.tensor([list(ids)]), at, sorted(self.modules), self.hidden
+        return record(model, *wanted, softmax=True)
 
     def layers(self) -> list[dict[str, Any]]:
         """What the manifest says of each layer."""
@@ -61,7 +62,7 @@ def survey_layers(
     """
     ids = list(passages[0].ids[:SURVEYED])
     at = torch.arange(len(ids))
-    records = record(model, torch.tensor([ids]), at)
+    records = record(model, torch.tensor([ids]), at, softmax=True)
     reasons = {
         layer: "it does not attend through AttentionInterface"
         for layer in range(model.config.get_text_config().num_hidden_layers)

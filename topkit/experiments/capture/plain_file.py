@@ -8,7 +8,7 @@ from typing import Any
 from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.capture.files import read_tensors
-from topkit.experiments.capture.tensors import SHAPES
+from topkit.experiments.capture.tensors import OF_MODELS, SHAPES
 
 
 def arguments_of(path: Path) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def arguments_of(path: Path) -> dict[str, Any]:
     Raises: InputError for a file that cannot be read, and names that are none of theirs.
     """
     tensors = read_tensors(path)
-    allowed = {*SHAPES, "lengths"}
+    allowed = {*SHAPES, "lengths"} - OF_MODELS
     if {"queries", "keys"} - set(tensors) or set(tensors) - allowed:
         raise InputError(
             f"it must hold `queries` and `keys`, and beside them only {', '.join(sorted(allowed))}; "

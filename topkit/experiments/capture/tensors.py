@@ -14,6 +14,7 @@ from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.capture import files
 from topkit.experiments.model.finite import require_finite
+from topkit.kernels.gather_attention import Softmax
 
 if TYPE_CHECKING:
     from topkit.experiments.model.record import LayerRecord
@@ -34,12 +35,17 @@ SHAPES = {
     "index_weights": "1 Tq Hi",
     "prefill_queries": "1 Hq Tp D",
     "native": "1 Tq K",
+    "sinks": "Hq",
+    "softcap": "",
 }
+# What only a model tells, and no call of attention takes.
+OF_MODELS = frozenset({"sinks", "softcap"})
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _DTYPES = {
     "positions": ((torch.int64,), "int64"),
     "scaling": (files.FLOATS, "a float"),
     "native": ((torch.int32,), "int32"),
+    "softcap": (files.FLOATS, "a float"),
 }
 
 
@@ -52,7 +58,8 @@ class LayerTensors:
     [1, T, R] (of MLA's queries) and rope (cos, sin) [1, T, P] of every token; index_queries
     [1, Hi, Tq, Di], index_keys [1, 1, T, Di] and index_weights [1, Tq, Hi] of a learned indexer;
     prefill_queries [1, Hq, Tp, D] of the last Tp tokens before the first position; native [1, Tq, K] the
-    slots that the model's own indexer let each query attend to, best first, then -1.
+    slots that the model's own indexer let each query attend to, best first, then -1;
+    sinks [Hq], the logit of no key that each query head has, and softcap, where the model's softmax has them.
     Raises: InputError when shapes do not fit each other.
     """
 
@@ -71,6 +78,8 @@ class LayerTensors:
     index_weights: Tensor | None = None
     prefill_queries: Tensor | None = None
     native: Tensor | None = None
+    sinks: Tensor | None = None
+    softcap: float | None = None
 
     def __post_init__(self) -> None:
         tensors = self.tensors()
@@ -94,6 +103,13 @@ class LayerTensors:
             )
         if not (math.isfinite(self.scaling) and self.scaling > 0):
             raise InputError(f"{self._where}: scaling must be positive; got {self.scaling}")
+        if self.softcap is not None and not (math.isfinite(self.softcap) and self.softcap > 0):
+            raise InputError(f"{self._where}: softcap must be positive; got {self.softcap}")
+
+    @property
+    def softmax(self) -> Softmax:
+        """What the model does between scaled scores and weights."""
+        return Softmax(self.sinks, self.softcap)
 
     @property
     def _where(self) -> str:
@@ -104,7 +120,9 @@ class LayerTensors:
         cos, sin = self.rope or (None, None)
         named = {name: getattr(self, name, None) for name in SHAPES}
         named |= {"rope_cos": cos, "rope_sin": sin}
-        named["scaling"] = torch.tensor(self.scaling, dtype=torch.float64)
+        for name in ("scaling", "softcap"):
+            number = getattr(self, name)
+            named[name] = None if number is None else torch.tensor(number, dtype=torch.float64)
         return {name: x for name, x in named.items() if x is not None}
 
     @classmethod
@@ -112,7 +130,7 @@ class LayerTensors:
         cls, record: LayerRecord, sample: int, layer: int, positions: Tensor, prefill: int = 0
     ) -> LayerTensors:
         """What is kept of a call of the attention function, on the CPU; its first `prefill` queries apart."""
-        queries, native = record.queries.cpu(), None
+        queries, native, sinks = record.queries.cpu(), None, record.softmax.sinks
         if record.chosen is not None:
             slots = record.chosen[:, prefill:].cpu().int()
             # An early query has more places than keys, and those behind them filled.
@@ -130,20 +148,23 @@ class LayerTensors:
             None if record.rope is None else (record.rope[0].cpu(), record.rope[1].cpu()),
             prefill_queries=queries[:, :, :prefill].contiguous() if prefill else None,
             native=native,
+            sinks=None if sinks is None else sinks.cpu(),
+            softcap=record.softmax.softcap,
         )
 
     @classmethod
     def from_tensors(cls, sample: int, layer: int, tensors: Mapping[str, Tensor]) -> LayerTensors:
         """The inverse of `tensors`. Raises: InputError also for names that lack or are unknown."""
         _check_names(set(tensors))
-        scaling = tensors["scaling"]
-        if scaling.ndim or not scaling.is_floating_point():
-            raise InputError(
-                f"scaling must be one number; got {scaling.dtype} of shape {list(scaling.shape)}"
-            )
+        numbers = {name: tensors[name] for name in ("scaling", "softcap") if name in tensors}
+        for name, x in numbers.items():
+            if x.ndim or not x.is_floating_point():
+                raise InputError(
+                    f"{name} must be one number; got {x.dtype} of shape {list(x.shape)}"
+                )
         fields: dict[str, Any] = {"values": None, **tensors}
         rope = (fields.pop("rope_cos", None), fields.pop("rope_sin", None))
-        fields["scaling"] = float(scaling)
+        fields |= {name: float(x) for name, x in numbers.items()}
         return cls(sample, layer, **fields, rope=None if rope[0] is None else rope)
 
     def require_finite(self) -> None:

@@ -90,7 +90,7 @@ def _judged(
             judged = replay.exact.judged(selections[k], k, repr(recipe))
             if reference is not None:
                 judged.append(replay.exact.overlap(selections[k], k, others[k], repr(reference)))
-            own = {**places, **cell.columns, "k": k, "index_bytes": index_bytes}
+            own = {**places, **cell.columns, "k": k, "index_bytes": index_bytes[k]}
             yield from (rows(one, own) for one in judged)
 
 

@@ -53,14 +53,20 @@ class Replay:
             stop=self.stop,
             layer=t.layer,
             scores=scores,
+            softmax=t.softmax,
         )
 
-    def select(self, recipe: Indexer, ks: Sequence[int]) -> tuple[dict[int, Selection], int]:
+    def select(
+        self, recipe: Indexer, ks: Sequence[int]
+    ) -> tuple[dict[int, Selection], dict[int, int]]:
         """One selection for all captured positions at each k, and the bytes the index held."""
-        if recipe.traits().remembers or "upstream" in recipe.needs:
-            each = [self._select(recipe, [k]) for k in ks]
-            return {k: chosen[k] for k, (chosen, _) in zip(ks, each, strict=True)}, each[0][1]
-        return self._select(recipe, ks)
+        alone = recipe.traits().remembers or "upstream" in recipe.needs
+        chosen, held = dict[int, Selection](), dict[int, int]()
+        for some in [[k] for k in ks] if alone else [ks]:
+            own, index_bytes = self._select(recipe, some)
+            chosen |= own
+            held |= dict.fromkeys(some, index_bytes)
+        return chosen, held
 
     def _select(self, recipe: Indexer, ks: Sequence[int]) -> tuple[dict[int, Selection], int]:
         upstream = self._upstream(recipe, ks, self.tensors.layer)

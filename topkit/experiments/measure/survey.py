@@ -124,12 +124,13 @@ def traits(tensors: LayerTensors, sink: int) -> list[Row]:
 def _of_weights(tensors: LayerTensors, group: int, shared: int, sink: int) -> Row:
     """Means over the rows of a group: a query position of one of its heads each."""
     keys = tensors.keys[0, group].float()
-    queries = tensors.queries[0, group * shared : (group + 1) * shared].float()
+    own = slice(group * shared, (group + 1) * shared)
+    queries, softmax = tensors.queries[0, own].float(), tensors.softmax.at(own)
     slots, sums = torch.arange(len(keys)), torch.zeros(4, dtype=torch.float64)
     step = max(1, _BLOCK // (shared * len(keys)))
     for block, at in zip(queries.split(step, 1), tensors.positions.split(step), strict=True):
-        scores = (block @ keys.mT * tensors.scaling).masked_fill(slots > at[:, None], -math.inf)
-        weights = scores.softmax(-1)
+        scores = softmax.capped(block @ keys.mT * tensors.scaling)
+        weights = softmax.weights(scores.masked_fill(slots > at[:, None], -math.inf)[None])[0]
         entropy = torch.special.entr(weights).sum(-1)
         each = (weights[..., 0], weights[..., :sink].sum(-1), entropy, entropy.exp())
         sums += torch.stack([x.double().sum() for x in each])

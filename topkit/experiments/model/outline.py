@@ -26,6 +26,7 @@ def outline(
         f"{_counted(groups, 'KV head')} of width {any_record.keys.shape[3]}",
         f"{ranges(sparse)} sparse" if sparse else "none sparse",
         *_dense(records, sparse, set(range(count)) - set(records)),
+        *_softmax(records),
         *_own(records, own_k(model)),
     ]
     return f"{type(model).__name__}: {'; '.join(parts)}"
@@ -49,6 +50,18 @@ def _dense(
     yield from (f"{ranges(layers)} dense {why}" for why, layers in sorted(reasons.items()))
     if without:
         yield f"{ranges(without)} without softmax attention"
+
+
+def _softmax(records: Mapping[int, LayerRecord]) -> Iterable[str]:
+    """A part each for sinks and for softcaps."""
+    sinks = [layer for layer, record in records.items() if record.softmax.sinks is not None]
+    if sinks:
+        yield f"a sink a query head in {ranges(sinks)}"
+    caps: dict[float, list[int]] = {}
+    for layer, record in records.items():
+        if record.softmax.softcap is not None:
+            caps.setdefault(record.softmax.softcap, []).append(layer)
+    yield from (f"scores capped at {cap:g} in {ranges(layers)}" for cap, layers in caps.items())
 
 
 def _own(records: Mapping[int, LayerRecord], keys: int | None) -> Iterable[str]:

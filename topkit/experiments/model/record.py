@@ -13,6 +13,7 @@ from topkit.errors import InputError
 from topkit.experiments.model.attention import switched_attention
 from topkit.experiments.model.attention_call import AttentionCall
 from topkit.experiments.model.own_indexer import undriven
+from topkit.kernels.gather_attention import PLAIN, Softmax
 
 # Rows that the check recomputes, at most: their scores are one row of T floats a head each.
 CHECKED = 32
@@ -23,7 +24,7 @@ NOT_SWITCHED = "it does not attend through transformers' AttentionInterface"
 class LayerRecord:
     """One layer's call of attention: queries at the positions that are wanted, all keys and values.
 
-    `output` [1, Tq, Hq, Dv] is what attention gave there; `window` the width of the sliding window;
+    `output` [1, Tq, Hq, Dv] is what attention gave there; `window` the width of the sliding window; `softmax` its sinks and softcap;
     `chosen` [1, Tq, k] the slots that the model's own indexer let through; `hidden`, `latent` and
     `rope` the layer's other inputs, where they are recorded.
     """
@@ -35,6 +36,7 @@ class LayerRecord:
     scaling: float
     output: Tensor
     window: int | None = None
+    softmax: Softmax = PLAIN
     chosen: Tensor | None = None
     hidden: Tensor | None = None
     latent: Tensor | None = None
@@ -73,6 +75,7 @@ class Recorder:
                 call.scaling,
                 output.index_select(1, at),
                 call.window,
+                call.softmax.detached(),
                 None if call.indices is None else call.indices.index_select(1, at),
                 **call.inputs,
             )
@@ -113,7 +116,7 @@ def record(
 
 
 def check(model: PreTrainedModel, layer: int, record: LayerRecord, positions: Tensor) -> float:
-    """How far softmax(q k) v of what was recorded is from what the model computed (relative L2).
+    """How far the softmax of what was recorded is from what the model computed (relative L2).
 
     The worst head counts, over at most CHECKED of the positions, in float32.
     Raises: InputError when it is more than rounding explains: 1e-5, or 4 epsilon of the dtype.
@@ -140,6 +143,8 @@ def _error(record: LayerRecord, head: int, rows: Tensor, visible: Tensor) -> flo
     group = head // (record.queries.shape[1] // record.keys.shape[1])
     keys, values = record.keys[0, group].float(), record.values[0, group].float()
     scores = record.queries[0, head, rows].float() @ keys.T * record.scaling
-    output = scores.masked_fill(~visible, -torch.inf).softmax(-1) @ values
+    softmax = record.softmax.at(slice(head, head + 1))
+    logits = softmax.capped(scores).masked_fill(~visible, -torch.inf)
+    output = softmax.weights(logits[None, None])[0, 0] @ values
     real = record.output[0, rows, head].float()
     return float((output - real).norm() / real.norm().clamp_min(1e-30))

@@ -71,6 +71,8 @@ class on_ray(Engine):
     def _connect(self, stack: ExitStack) -> None:
         """Join the cluster, or begin one that ends with the run; a Ray that is there already is used."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Of a daemon that ended Ray would print the log, beside the line that says so here.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         import ray
 
         if ray.is_initialized():

@@ -37,6 +37,14 @@ class Softmax:
             raise InputError(f"softcap must be above 0; got {self.softcap}")
         return self
 
+    def detached(self) -> Softmax:
+        """The same, whose sinks are no parameters."""
+        return self if self.sinks is None else Softmax(self.sinks.detach(), self.softcap)
+
+    def at(self, heads: slice) -> Softmax:
+        """That of some query heads."""
+        return self if self.sinks is None else Softmax(self.sinks[heads], self.softcap)
+
     def capped(self, logits: Tensor) -> Tensor:
         """Scaled scores as the softmax takes them; what is -inf stays so."""
         if self.softcap is None:
