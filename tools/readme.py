@@ -147,11 +147,23 @@ def _useless(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 def speed() -> str:
     """Ratios to plain torch, and where they were measured."""
-    rows = read_rows(ROOT / "benchmarks" / "results" / "cpu.csv")
+    rows = [row for row in _cpu() if row["bench"] != "recipes"]
     first = rows[0]
     machine = f"{first['device']}, {first['cores']} threads, torch {first['torch']}"
     lines = [f"({machine}; medians of {first['date']}.)", *_useless(rows)]
     return f"{markdown(table(rows))}\n\n{' '.join(lines)}"
+
+
+def recipes() -> str:
+    """How long each recipe chooses, and where that was measured."""
+    rows = [row for row in _cpu() if row["bench"] == "recipes"]
+    first = rows[0]
+    machine = f"{first['device']}, {first['cores']} threads, torch {first['torch']}"
+    return f"{markdown(table(rows))}\n\n({machine}; medians of {first['date']}.)"
+
+
+def _cpu() -> list[dict[str, str]]:
+    return read_rows(ROOT / "benchmarks" / "results" / "cpu.csv")
 
 
 def gpu() -> str:
@@ -234,13 +246,14 @@ def _leaderboard(name: str, title: str) -> str:
 
 # Page -> the tables that stand in it, each between two marks.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"methods": methods, "findings": findings, "speed": speed, "gpu": gpu},
+    ROOT / "README.md": {"methods": methods, "findings": findings},
     REFERENCE / "README.md": {"scores": scores},
     ROOT / "docs" / "methods.md": {"proofs": proofs, "figures": figures},
     ROOT / "docs" / "leaderboard.md": {
         "leaderboard": leaderboard,
         "leaderboard-quick": leaderboard_quick,
     },
+    ROOT / "docs" / "speed.md": {"speed": speed, "recipes": recipes, "gpu": gpu},
     ROOT / "docs" / "survey.md": {"traits": traits, "remedies": remedies},
 }
 
