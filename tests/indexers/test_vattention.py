@@ -99,7 +99,7 @@ def test_tables_of_committed_results_still_read():
     found = 0
     for path in ROOT.glob("results/*/curve/haystacks/rows.parquet"):
         for name in set(pq.read_table(path, columns=["indexer"])["indexer"].to_pylist()):
-            if name.startswith("vattention"):
+            if name.startswith("vattention") and "epsilon=" not in name:  # of 0.1
                 found += 1
                 assert recorded(name) == sampled(quantized(dtype="int4"))
     assert found
