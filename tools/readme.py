@@ -22,7 +22,11 @@ from topkit.experiments.study.curves import load
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.kinds import EXACT, kind_of, name_of
 from topkit.experiments.study.leaderboard import markdown_of
+from topkit.experiments.study.models_compared import comparisons
+from topkit.experiments.study.models_compared import sentences as carried
+from topkit.experiments.study.reading import load_study
 from topkit.experiments.study.sentences import said
+from topkit.grammar import short
 from topkit.indexers import INDEXERS, Indexer
 from topkit.indexers.spec import parse
 
@@ -132,6 +136,27 @@ def findings() -> str:
     return "\n\n".join(parts)
 
 
+def carry_over() -> str:
+    """Whether the order of indexers carries over from one model to another, and both models' cells."""
+    (one,) = comparisons(load_study(RESULTS / "carry-over-quick"))
+    lines = list[dict[str, str]]()
+    for indexer in (parse("exact()"), *one.indexers):
+        line = {"indexer": f"`{short(indexer)}`"}
+        for model, (curve,), (budget,) in zip(one.models, one.curves, one.budgets, strict=True):
+            place = curve.place(indexer, budget)
+            assert place is not None
+            line[f"{model}, k = {budget}"] = said(Findings(curve).accuracy[place])
+            line[f"mass, {model}"] = f"{curve.mean('mass')[place]:.2f}"
+        lines.append(line)
+    lines.sort(key=lambda line: -float(line[f"smollm2, k = {one.budgets[1][0]}"].split()[0]))
+    each = "; ".join(
+        f"{curve.title}: {len(curve.haystacks)} haystacks, {int(curve.questions.sum())} questions"
+        for (curve,) in one.curves
+    )
+    sentences = "\n".join(f"- {line}" for line in carried(one))
+    return f"({each}.)\n\n{sentences}\n\n{markdown(lines)}"
+
+
 def _told(found: Findings) -> str:
     prompts = int(found.curve.questions.sum())
     title = f"**{found.curve.title}** ({prompts} questions, {len(found.curve.haystacks)} haystacks)"
@@ -175,7 +200,9 @@ def gpu() -> str:
 def _gpu(path: Path) -> str:
     rows = read_rows(path)
     chosen = [
-        row for row in rows if row["limit"] or row["useless"] == "False" or row["bench"] == "kept"
+        row
+        for row in rows
+        if row["limit"] or row["useless"] == "False" or row["bench"] in ("kept", "ann")
     ]
     copies = (row for row in rows if row["bench"] == "bandwidth")
     reached = ", ".join(f"{row['what']} {float(row['median']):.0f} GB/s" for row in copies)
@@ -246,7 +273,7 @@ def _leaderboard(name: str, title: str) -> str:
 
 # Page -> the tables that stand in it, each between two marks.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"methods": methods, "findings": findings},
+    ROOT / "README.md": {"methods": methods, "findings": findings, "carry-over": carry_over},
     REFERENCE / "README.md": {"scores": scores},
     ROOT / "docs" / "methods.md": {"proofs": proofs, "figures": figures},
     ROOT / "docs" / "leaderboard.md": {
