@@ -12,6 +12,7 @@ from torch import Tensor
 from topkit.fidelity.ties import NEVER
 from topkit.kernels.blocks import blocks
 from topkit.kernels.score import score
+from topkit.kernels.select_topk.largest import largest
 
 # Gives the sums [b, Hq, Tq, Dv] of the values of slots, by weights [b, Hq, Tq, n] of those from a slot on, in some
 # of the rows.
@@ -33,10 +34,10 @@ class Best:
 def best_of(before: Best | None, chunk: Tensor, at: int, k: int) -> Best:
     """The k best of both, in no order: sorting each time would cost as much as finding them."""
     if before is None:
-        values, slots = chunk.topk(min(k, chunk.shape[-1]), dim=-1, sorted=False)
+        values, slots = largest(chunk, min(k, chunk.shape[-1]), sorted=False)
         return Best(values, slots + at)
     both, old = torch.cat([before.values, chunk], -1), before.values.shape[-1]
-    values, place = both.topk(min(k, both.shape[-1]), dim=-1, sorted=False)
+    values, place = largest(both, min(k, both.shape[-1]), sorted=False)
     kept = before.slots.gather(-1, place.clamp_max(old - 1))
     return Best(values, kept.where(place < old, place - old + at))
 

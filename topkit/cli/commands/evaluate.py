@@ -12,8 +12,6 @@ from topkit.cli.progress import carry_out
 from topkit.cli.screen import say_unfinished, show
 from topkit.cli.values import parse_lengths, parse_name, parse_task
 
-_OBSERVED: dict[str, bool | str] = {"mean": True, "rows": "rows", "no": False}
-
 
 def evaluate(
     model: o.Model,
@@ -35,8 +33,9 @@ def evaluate(
         str,
         typer.Option(
             "--observe",
-            metavar="mean|rows|no",
-            help="Fidelity: its mean over an answer, a row a position, or none.",
+            metavar="mean|answer|rows|no",
+            help="Fidelity: its mean over the question and over the answer, over the answer alone, a row a position, "
+            "or none.",
         ),
     ] = "mean",
     text: Annotated[Path | None, typer.Option("--text", help="A text to hide needles in.")] = None,
@@ -54,8 +53,9 @@ def evaluate(
 ) -> None:
     """Ask a model the questions of a task, with keys left out of its attention."""
     from topkit.experiments.evaluate.evaluate import evaluate as evaluation
+    from topkit.experiments.evaluate.setting import OBSERVED
 
-    parse_name(observe, list(_OBSERVED), "way to observe")
+    parse_name(observe, list(OBSERVED), "way to observe")
     plan = evaluation.plan(
         model,
         [parse_task(name) for name in task],
@@ -66,7 +66,7 @@ def evaluate(
         out=out,
         sparse_from=sparse_from,
         dense=dense,
-        observe=_OBSERVED[observe],
+        observe=OBSERVED[observe],
         text=text,
         seed=seed,
         device=device,

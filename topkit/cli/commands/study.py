@@ -14,8 +14,6 @@ from topkit.cli.progress import carry_out
 from topkit.cli.screen import say_unfinished
 from topkit.cli.values import parse_name
 
-_OBSERVED: dict[str, bool | str] = {"mean": True, "rows": "rows", "no": False}
-
 
 def study(
     name: Annotated[
@@ -74,7 +72,7 @@ def study(
     ] = None,
     observe: Annotated[
         str | None,
-        typer.Option("--observe", metavar="mean|rows|no", help="Fidelity, as in evaluate."),
+        typer.Option("--observe", metavar="mean|answer|rows|no", help="Fidelity, as in evaluate."),
     ] = None,
     text: Annotated[Path | None, typer.Option("--text", help="A text to hide needles in.")] = None,
     reach: Annotated[
@@ -99,6 +97,7 @@ def study(
 
     The other options stand over what the study's file says.
     """
+    from topkit.experiments.evaluate.setting import OBSERVED
     from topkit.experiments.study.study import run_study
 
     plan = run_study.plan(
@@ -115,7 +114,7 @@ def study(
         seed=seed or None,
         pilot=_pilot(pilot, pilot_haystacks, distractors),
         sparse_from=sparse_from,
-        observe=observe and _OBSERVED[parse_name(observe, list(_OBSERVED), "way to observe")],
+        observe=observe and OBSERVED[parse_name(observe, list(OBSERVED), "way to observe")],
         text=text,
         device=device,
         dtype=dtype,

@@ -171,7 +171,7 @@ class Haystack:
         self, streams: Sequence[Stream], batch: QuestionRows, real: Tensor, steps: str, first: int
     ) -> Iterator[Observer | None]:
         """Judge what the streams select meanwhile, at steps of the question or of the answer."""
-        if not self.observe:
+        if not self.observe or (self.observe, steps) == ("answer", "question"):
             yield None
             return
         observer = Observer.of(streams, real.shape[1])

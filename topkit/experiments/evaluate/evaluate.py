@@ -57,8 +57,8 @@ def evaluate(
     and the answer (sparse_from="question"), or, as in the paper's protocol, the answer alone
     (sparse_from="answer"): the question's last token is then the first to go through it, for that
     step gives the first token of the answer. A rerun computes what is missing, also when cells or
-    samples were added. observe: fidelity at the answer's positions, averaged over them; "rows" keeps
-    each; False none. k in per cent counts of the length. runner: serial, pool or ray, with jobs= at one
+    samples were added. observe: fidelity at the question's positions and at the answer's, averaged over
+    each; "answer" at the answer's alone, which is what reports read; "rows" keeps every position; False none. k in per cent counts of the length. runner: serial, pool or ray, with jobs= at one
     time; shard: "0/4" is the first of four shares, which may write to `out` at the same time. budget:
     "bytes=0.06" or "bytes=64", as `measure` has it, at each length.
     Files: out/accuracy, out/fidelity and, of their means, out/curve (Parquet), out/predictions.jsonl,

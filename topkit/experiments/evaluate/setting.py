@@ -8,6 +8,8 @@ from pathlib import Path
 from topkit.errors import InputError
 
 SPARSE_FROM = ("question", "answer")
+# What is judged, as the command line and study files name it.
+OBSERVED: dict[str, bool | str] = {"mean": True, "answer": "answer", "rows": "rows", "no": False}
 # Rows of one forward pass, by default: cells times questions of one haystack.
 ROWS = 128
 
@@ -38,5 +40,7 @@ class Setting:
             raise InputError(f"batch_size must be at least 1; got {self.rows}")
         if self.sparse_from not in SPARSE_FROM:
             raise InputError(f"sparse_from must be question or answer; got {self.sparse_from!r}")
-        if self.observe not in (True, False, "rows"):
-            raise InputError(f"observe must be True, False or 'rows'; got {self.observe!r}")
+        if self.observe not in OBSERVED.values():
+            raise InputError(
+                f"observe must be True, 'answer', 'rows' or False; got {self.observe!r}"
+            )

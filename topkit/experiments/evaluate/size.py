@@ -56,7 +56,7 @@ def size_of(
         rows += haystacks * questions * len(cells)
         if setting.observe:
             each = _answer(prompt) if setting.observe == "rows" else 1
-            if setting.sparse_from == "question":
+            if setting.sparse_from == "question" and setting.observe != "answer":
                 each += _asked(prompt) if setting.observe == "rows" else bool(_asked(prompt))
             judged += haystacks * questions * len(sparse) * heads * each
         memory = max(memory, memory_of(shape, asked_of(prompt), cells, setting.rows))

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from topkit.documents import Number, Whole, path_of, quote
 from topkit.errors import InputError
-from topkit.experiments.evaluate.setting import SPARSE_FROM
+from topkit.experiments.evaluate.setting import OBSERVED, SPARSE_FROM
 from topkit.experiments.tasks import Task, make_task
 from topkit.grammar import nearest
 from topkit.grammar.lengths import parse_length
@@ -18,7 +18,6 @@ from topkit.indexers.budget import Budget, parse_budgets
 from topkit.indexers.equal_bytes import parse_byte_budgets
 from topkit.indexers.spec import parse
 
-OBSERVED: dict[str, bool | str] = {"mean": True, "rows": "rows", "no": False}
 DTYPES = ("float32", "bfloat16", "float16")
 
 Reader = Callable[[Any], Any]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from topkit.errors import InputError
+from topkit.kernels.select_topk.largest import largest
 
 
 def select_topk(scores: Tensor, k: int, slots: Tensor | None = None) -> Tensor:
@@ -26,7 +27,7 @@ def select_topk(scores: Tensor, k: int, slots: Tensor | None = None) -> Tensor:
     length = scores.shape[-1]
     k = min(k, length)
     # One more than k shows whether the boundary is tied. Among equals torch's choice is arbitrary.
-    values, slots = scores.topk(min(k + 1, length), dim=-1)
+    values, slots = largest(scores, min(k + 1, length))
     if torch.isnan(values[..., :1]).any():
         raise InputError("scores hold NaN; check the queries and keys that made them")
     equal = (values[..., 1:] == values[..., :-1]) & (values[..., 1:] > float("-inf"))
