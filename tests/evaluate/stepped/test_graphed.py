@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,18 @@ import torch
 from transformers import AutoTokenizer
 
 import topkit
-from tiny import READS_REFERENCE, lightning_for, tiny
+from tiny import EXPERTS, READS_REFERENCE, lightning_for, tiny
 from topkit.errors import InputError
 from topkit.experiments.evaluate.haystack_means import _observed
 from topkit.experiments.evaluate.stepped import fixed_rows, groups, token_steps
+from topkit.experiments.evaluate.stepped.fixed_layer import Layer
 from topkit.experiments.model.load import REFERENCE
 from topkit.experiments.runs.cells import parse_cells
 from topkit.experiments.tasks import make_task
 from topkit.indexers import Selection
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.traits import Traits
+from topkit.kernels.gather_attention import PLAIN
 
 TASK = make_task("niah-multikey", questions=2, distractors=2)
 FIXED = (
@@ -135,6 +137,29 @@ def test_sliding_windows(tmp_path: Path, monkeypatch: Any, window: int) -> None:
     ours, theirs = (run(monkeypatch, tmp_path, *given, on, lengths=300) for on in (True, False))
     same(ours, theirs)
     assert bool(token_steps._kept.get(made)) == (window != 300)
+
+
+@pytest.mark.parametrize(
+    "kind", ["gpt_oss", pytest.param("gemma2", marks=pytest.mark.slow)], ids="sinks softcap".split()
+)
+def test_the_softmax_of_the_model(tmp_path: Path, monkeypatch: Any, kind: str) -> None:
+    """And the mutant: steps that leave its sinks or its softcap out are noticed."""
+    both = ["full_attention"] * 2
+    changes = {"gpt_oss": EXPERTS, "gemma2": {"attn_logit_softcapping": 3.0}}[kind]
+    how = {**READS_REFERENCE, "max_position_embeddings": 1024, "layer_types": both, **changes}
+    made = tiny(kind, **how)
+    for number, layer in enumerate(made.model.layers):
+        if kind == "gpt_oss":
+            layer.self_attn.sinks.data = torch.arange(4.0) - number
+    given = (made, ["sign()", "exact()", "sampled(exact())", HOSTED[0]], [4, 500])
+    theirs = run(monkeypatch, tmp_path, *given, False, lengths=300)
+    same(run(monkeypatch, tmp_path, *given, True, lengths=300), theirs)
+    assert token_steps._kept.pop(made)
+    own = Layer.of.__func__  # type: ignore[attr-defined]
+    monkeypatch.setattr(Layer, "of", lambda *some: replace(own(Layer, *some), softmax=PLAIN))
+    mutant = run(monkeypatch, tmp_path / "mutant", *given, True, lengths=300)
+    with pytest.raises(AssertionError):
+        same(mutant, theirs)
 
 
 def test_batches_of_other_sizes_keep_their_own_steps(tmp_path: Path, monkeypatch: Any) -> None:

@@ -19,6 +19,7 @@ from topkit.experiments.evaluate.shared_cache import SharedCache
 from topkit.experiments.runs.cells import Cell
 from topkit.indexers.base import Cache, Index, Indexer, Selection
 from topkit.indexers.budget import UNCAPPED
+from topkit.kernels.gather_attention import PLAIN, Softmax
 from topkit.kernels.rounding import norms
 
 
@@ -26,7 +27,8 @@ from topkit.kernels.rounding import norms
 class Prefix:
     """One layer's prefix: keys [1, Hk, P, D], values [1, Hk, P, Dv], and the inputs of its tokens [1, P, ...].
 
-    heads: of queries; listed: the model's own indexer chooses here; index_keys [1, P, d]: what it scores, in a layer where it does.
+    heads: of queries; listed: the model's own indexer chooses here; index_keys [1, P, d]: what it scores, in a layer where it does;
+    softmax: the layer's sinks and softcap.
     """
 
     cache: Cache
@@ -36,6 +38,7 @@ class Prefix:
     heads: int = 0
     listed: bool = False
     index_keys: Tensor | None = None
+    softmax: Softmax = PLAIN
 
     @property
     def length(self) -> int:

@@ -62,11 +62,7 @@ def gather_attention(
     _check(queries, keys, values, indices, log_weights)
     _check_rest(queries, values, **rest)
     lists = max(keys.shape[1], indices.shape[1])
-    if softmax.require_heads(queries.shape[1]).softcap is not None and rest_logits is not None:
-        raise InputError(
-            "rest_logits stand for several keys each, whose softcapped scores they do not tell; choose an "
-            "indexer without pseudo-keys"
-        )
+    softmax.require_heads(queries.shape[1]).require_keys(rest_logits)
     own = _unsupported_lists(indices, **rest) or _other_than_plain(softmax)
     own = own or _unsupported(queries, lists, keys=keys, values=values)
     if resolve(backend, queries, own) == "torch":
