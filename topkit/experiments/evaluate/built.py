@@ -32,8 +32,6 @@ class Built:
         rows = [cell for cell in cells for _ in range(questions)]
         indices, indexer = dict[int, Index](), cells[0].indexer
         if indexer is not None:
-            if indexer.traits().remembers:
-                self._indices.pop(indexer, None)
             for layer, index in self.of(indexer).items():
                 indices[layer] = self.rows(index, layer, len(rows))
         return Stream(rows, context, indices, self.seed)

@@ -61,7 +61,7 @@ class Stream:
     """One recipe's decoding of rows after the same prefix; an index and a tail per layer.
 
     `cells` has the cell of each row: those of one recipe at its budgets, each with its questions (at one
-    budget, if it reads what it selected in other layers), or full attention. context: the length that budgets in per cent are of.
+    budget, if it is `alone`), or full attention. context: the length that budgets in per cent are of.
     index_keys [b, t, d], by layer: what the model's own indexer scores of the tails, in rows that read its lists.
     """
 
