@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,10 +14,15 @@ from transformers import AutoTokenizer
 import topkit
 from tiny import EXPERTS, READS_REFERENCE, tiny
 from topkit.errors import InputError
+from topkit.experiments.capture.from_model import capture_passages
+from topkit.experiments.capture.prompts import Passage
 from topkit.experiments.evaluate import lists
 from topkit.experiments.evaluate.haystack_means import _observed
 from topkit.experiments.model.load import REFERENCE
 from topkit.experiments.tasks import make_task
+from topkit.indexers.base import Step
+from topkit.indexers.scored import Codes
+from topkit.indexers.sign import sign
 
 SHAPE = {**READS_REFERENCE, "max_position_embeddings": 1024}
 KINDS: dict[str, dict[str, Any]] = {
@@ -138,3 +144,42 @@ def test_pseudo_keys_have_no_softcapped_score(tmp_path: Path, tokenizer: Any) ->
     made = tiny("gemma2", **{**SHAPE, **KINDS["gemma2"]})
     with pytest.raises(InputError, match="choose an indexer without pseudo-keys"):
         evaluated(made, tmp_path, tokenizer, "retroinfer", 8)
+
+
+@dataclass(frozen=True)
+class looks(sign):
+    """Keeps what its steps say of the softmax, by layer."""
+
+    seen: ClassVar[dict[int, Any]] = {}
+
+    def encode(self, keys: torch.Tensor, step: Step) -> Codes:
+        self.seen[step.layer] = step.softmax
+        return super().encode(keys, step)
+
+    def score(self, queries: torch.Tensor, codes: Codes, step: Step) -> torch.Tensor:
+        self.seen[step.layer] = step.softmax
+        return super().score(queries, codes, step)
+
+
+@pytest.mark.parametrize("way", ["evaluate", "attach", "capture and measure"])
+def test_a_step_shows_the_softmax_of_its_layer(
+    model: Any, way: str, tmp_path: Path, tokenizer: Any
+) -> None:
+    looks.seen.clear()
+    if way == "evaluate":
+        evaluated(model, tmp_path, tokenizer, looks(), 4)
+    elif way == "attach":
+        with topkit.attach(model, looks(), k=4):
+            for _, ids, answer in asked(tokenizer):
+                nll(model, ids, answer)
+    else:
+        ids = next(asked(tokenizer))[1][0].tolist()
+        passage = Passage(tuple(ids), (len(ids) - 1,))
+        capture = capture_passages(model, [passage], out=tmp_path / "c", origin={"model": "tiny"})
+        topkit.measure(capture, looks(), 4)
+    assert looks.seen
+    for layer, softmax in looks.seen.items():
+        sinks = getattr(model.model.layers[layer].self_attn, "sinks", None)
+        assert softmax.softcap == getattr(model.config, "attn_logit_softcapping", None)
+        assert (softmax.sinks is None) == (sinks is None)
+        assert sinks is None or (softmax.sinks.equal(sinks) and not softmax.sinks.requires_grad)

@@ -115,7 +115,7 @@ class retroinfer(Clustered):
         """The softmax over clusters, summed over each KV group's heads [B, Hk, Tq, C], -inf for empty ones."""
         rows, heads, count, clusters = products.shape
         units = min(step.kv_heads, heads)
-        shares = (step.scaling * products).softmax(-1).nan_to_num(0)
+        shares = step.weights(products).nan_to_num(0)
         shares = shares.view(rows, units, heads // units, count, clusters).sum(2).float()
         empty = (products == -torch.inf)[:, :: heads // units]
         return shares.masked_fill(empty, -torch.inf)

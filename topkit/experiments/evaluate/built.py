@@ -58,7 +58,8 @@ class Built:
             return dict(zip(layers, made, strict=True))
 
     def _build(self, indexer: Indexer, layer: int, prefix: Prefix) -> Index:
-        driver = Driver(indexer, layer, prefix.scaling, prefix.cache.heads, self.seed)
+        heads, softmax = prefix.cache.heads, prefix.softmax
+        driver = Driver(indexer, layer, prefix.scaling, heads, self.seed, softmax=softmax)
         return driver.build(prefix.cache, prefix.inputs)
 
     def rows(self, index: Index, layer: int, rows: int) -> Index:

@@ -192,7 +192,8 @@ class Stream:
 
     def _driver(self, layer: int, prefix: Prefix) -> Driver:
         assert self.indexer is not None
-        return Driver(self.indexer, layer, prefix.scaling, prefix.cache.heads, self.seed)
+        heads, softmax = prefix.cache.heads, prefix.softmax
+        return Driver(self.indexer, layer, prefix.scaling, heads, self.seed, softmax=softmax)
 
 
 def _of_rows(chosen: Mapping[int, Selection], runs: Sequence[tuple[slice, int]]) -> Selection:

@@ -96,7 +96,7 @@ def selected(
 ) -> tuple[dict[int, Selection], int]:
     """What the queries of a layer select at each k, and the bytes the index held."""
     slots = t.positions.tolist()
-    driver = Driver(recipe, t.layer, t.scaling, t.keys.shape[1], seed)
+    driver = Driver(recipe, t.layer, t.scaling, t.keys.shape[1], seed, softmax=t.softmax)
     # What a later key may change, in codes or in how they are made, is built as decoding would.
     traits = recipe.traits()
     at_once = traits.causal_codes and not (traits.drifts or "prefill_queries" in recipe.needs)

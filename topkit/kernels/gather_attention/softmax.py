@@ -49,6 +49,10 @@ class Softmax:
         """The same, whose sinks are no parameters."""
         return self if self.sinks is None else Softmax(self.sinks.detach(), self.softcap)
 
+    def on(self, device: torch.device) -> Softmax:
+        """The same on a device."""
+        return self if self.sinks is None else Softmax(self.sinks.to(device), self.softcap)
+
     def at(self, heads: slice) -> Softmax:
         """That of some query heads."""
         return self if self.sinks is None else Softmax(self.sinks[heads], self.softcap)
@@ -59,6 +63,10 @@ class Softmax:
             return logits
         capped = self.softcap * torch.tanh(logits / self.softcap)
         return capped.masked_fill(logits == float("-inf"), float("-inf"))
+
+    def capped_scores(self, scores: Tensor, scaling: float) -> Tensor:
+        """Scores whose scaled ones are what the softmax takes: a cap brings them nearer, and keeps their order."""
+        return scores if self.softcap is None else self.capped(scaling * scores) / scaling
 
     def weights(self, logits: Tensor) -> Tensor:
         """The weights of capped logits [B, Hq, ..., n] of the keys; zeros where there is nothing to see."""
