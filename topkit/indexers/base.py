@@ -147,8 +147,7 @@ class Step:
 
         Where all are -inf they are NaN, or 0 beside a sink.
         """
-        logits = self.scaling * self.capped(scores)
-        return logits.softmax(-1) if self.softmax.sinks is None else self.softmax.weights(logits)
+        return self.softmax.weights_of_seen(self.scaling * self.capped(scores))
 
     def has(self, name: str) -> bool:
         return self.inputs.get(name) is not None

@@ -166,7 +166,8 @@ def _dense(asked: Asked, prefix: Prefix, lists: Tensor | None = None) -> Tensor:
         hidden = hidden | ~listed
         hidden = hidden[:, None]
     logits = asked.softmax.capped(asked.scaling * asked.scores)
-    return asked.cache.weigh(asked.softmax.weights(logits.masked_fill_(hidden, float("-inf"))))
+    logits = logits.masked_fill_(hidden, float("-inf"))
+    return asked.cache.weigh(asked.softmax.weights_of_seen(logits))
 
 
 def _repeated(x: Any, copies: int) -> Any:

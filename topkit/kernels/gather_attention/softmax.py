@@ -70,9 +70,15 @@ class Softmax:
 
     def weights(self, logits: Tensor) -> Tensor:
         """The weights of capped logits [B, Hq, ..., n] of the keys; zeros where there is nothing to see."""
+        if self.sinks is not None:
+            return self.weights_of_seen(logits)
+        nothing = (logits == float("-inf")).all(-1, keepdim=True)
+        return logits.softmax(-1).masked_fill(nothing, 0.0)
+
+    def weights_of_seen(self, logits: Tensor) -> Tensor:
+        """As `weights`, of queries that see some key: where there is none it is NaN, unless there is a sink."""
         if self.sinks is None:
-            nothing = (logits == float("-inf")).all(-1, keepdim=True)
-            return logits.softmax(-1).masked_fill(nothing, 0.0)
+            return logits.softmax(-1)
         sinks = self.of_heads(logits)
         return torch.cat([logits, sinks], -1).softmax(-1)[..., :-1]
 

@@ -95,7 +95,9 @@ class Layer:
             assert self.window is not None
             slots = torch.arange(self.room, device=scores.device)
             logits = logits.masked_fill(slots < stop - self.window, -torch.inf)
-        weights = self.softmax.weights(logits).unflatten(1, (values.shape[1], -1)).flatten(2, 3)
+        weights = (
+            self.softmax.weights_of_seen(logits).unflatten(1, (values.shape[1], -1)).flatten(2, 3)
+        )
         return (weights @ values.float()).view(*logits.shape[:3], values.shape[3])
 
     def attend_lists(self, scores: Tensor, first: int) -> Tensor:
