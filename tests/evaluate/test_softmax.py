@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 
 import topkit
 from tiny import EXPERTS, READS_REFERENCE, tiny
-from topkit.errors import InputError
 from topkit.experiments.capture.from_model import capture_passages
 from topkit.experiments.capture.prompts import Passage
 from topkit.experiments.evaluate import lists
@@ -138,12 +137,6 @@ def test_what_is_observed_counts_the_softmax_of_the_model(
             other = slow[row["position"], row["layer"], row["head"]]
             for name in ("recall", "mass", "mass_ratio", "output_error", "entropy"):
                 assert row[name] == pytest.approx(other[name], abs=1e-4), name
-
-
-def test_pseudo_keys_have_no_softcapped_score(tmp_path: Path, tokenizer: Any) -> None:
-    made = tiny("gemma2", **{**SHAPE, **KINDS["gemma2"]})
-    with pytest.raises(InputError, match="choose an indexer without pseudo-keys"):
-        evaluated(made, tmp_path, tokenizer, "retroinfer", 8)
 
 
 @dataclass(frozen=True)

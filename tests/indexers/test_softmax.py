@@ -13,7 +13,7 @@ from topkit.indexers.base import Cache, Step
 from topkit.indexers.clusters import centroid_scores
 from topkit.indexers.spec import parse
 from topkit.indexers.votes import prompt_votes
-from topkit.kernels.gather_attention import PLAIN, Softmax, gather_attention
+from topkit.kernels.gather_attention import PLAIN, Softmax, attend_all, gather_attention
 
 HEADS, LENGTH, WIDTH, CAP = 4, 24, 8, 1.5
 SCALING = 0.4
@@ -182,3 +182,19 @@ def test_clusters_are_weighed_as_the_keys_of_the_model(spec: str, softmax: Softm
     else:
         by_group = torch.tensor(wanted).view(2, 2, -1).sum(1)
         torch.testing.assert_close(scores, by_group, rtol=1e-4, atol=1e-6)
+
+
+def test_retroinfer_s_pseudo_keys_have_capped_logits(softmax: Softmax) -> None:
+    """Clusters of equal keys: what they stand for is then what attention gives, with all keys estimated or read."""
+    queries, keys, values = drawn(1)
+    keys = keys[:, :, :6].repeat_interleave(4, 2)
+    recipe = parse("retroinfer(per_cluster=4, sink=0, window=0, estimate=1.0)")
+    own = step(keys, values, softmax, prefill_queries=queries).given_to(recipe)
+    chosen = recipe.build(keys, own).select(queries, 8, own)
+    assert chosen.rest is not None and chosen.rest.logits is not None
+    rest: Any = {"rest_values": chosen.rest.values, "rest_logits": chosen.rest.logits}
+    given: Any = {"scaling": SCALING, "softmax": softmax}
+    out = gather_attention(queries, keys, values, chosen.indices, **given, **rest)
+    torch.testing.assert_close(
+        out, attend_all(queries, keys, values, **given), rtol=1e-4, atol=1e-5
+    )

@@ -257,8 +257,8 @@ def seen_of(length: int) -> str:
 class Rest:
     """Pseudo-keys that stand for the keys that were not selected.
 
-    Shapes: values [B, Hq, Tq, r, Dv]; either logits [B, Hq, Tq, r], already scaled, which join the
-    softmax (centroid estimates), or share [B, Hq, Tq, r], each one's part of the output
+    Shapes: values [B, Hq, Tq, r, Dv]; either logits [B, Hq, Tq, r], already scaled and capped, which
+    join the softmax (centroid estimates), or share [B, Hq, Tq, r], each one's part of the output
     (SparQ's mean value, arXiv 2312.04985 section 3).
     """
 

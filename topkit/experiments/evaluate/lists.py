@@ -62,7 +62,6 @@ class Lists:
     ) -> Tensor:
         """Attention's output [B, Hq, n, Dv] in float32, of the rows' scores [B, Hq, n, T]."""
         slots, rest = self.selection.indices, self.selection.rest
-        softmax.require_keys(None if rest is None else rest.logits)
         chosen = scores.gather(-1, slots.clamp_min(0)).masked_fill(slots < 0, -torch.inf)
         return attend(
             chosen,

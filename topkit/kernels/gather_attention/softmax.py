@@ -37,14 +37,6 @@ class Softmax:
             raise InputError(f"softcap must be above 0; got {self.softcap}")
         return self
 
-    def require_keys(self, rest_logits: Tensor | None) -> None:
-        """Require that no pseudo-key joins a softcapped softmax."""
-        if self.softcap is not None and rest_logits is not None:
-            raise InputError(
-                "rest_logits stand for several keys each, whose softcapped scores they do not tell; choose an "
-                "indexer without pseudo-keys"
-            )
-
     def detached(self) -> Softmax:
         """The same, whose sinks are no parameters."""
         return self if self.sinks is None else Softmax(self.sinks.detach(), self.softcap)
