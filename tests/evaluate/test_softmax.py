@@ -12,6 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 import topkit
+from own_indexers import OWN
 from tiny import EXPERTS, READS_REFERENCE, tiny
 from topkit.experiments.capture.from_model import capture_passages
 from topkit.experiments.capture.prompts import Passage
@@ -137,6 +138,17 @@ def test_what_is_observed_counts_the_softmax_of_the_model(
             other = slow[row["position"], row["layer"], row["head"]]
             for name in ("recall", "mass", "mass_ratio", "output_error", "entropy"):
                 assert row[name] == pytest.approx(other[name], abs=1e-4), name
+
+
+def test_sinks_beside_an_indexer_of_the_models_own(tmp_path: Path, tokenizer: Any) -> None:
+    reads = {name: x for name, x in READS_REFERENCE.items() if name != "head_dim"}
+    made = tiny("hy_v4", **{**OWN["glm_moe_dsa"][0], **reads})
+    for name, parameter in made.named_parameters():
+        if name.endswith("sinks"):
+            parameter.data = torch.linspace(-1, 3, parameter.numel())
+    rows = evaluated(made, tmp_path, tokenizer, "native", 8)
+    own = [sum(costs) / len(costs) for _, *some in asked(tokenizer) if (costs := nll(made, *some))]
+    assert [row["nll"] for row in rows if row["budget"]] == pytest.approx(own, abs=1e-4)
 
 
 @dataclass(frozen=True)
