@@ -191,15 +191,11 @@ def test_all_slots_chosen_are_all_slots() -> None:
     [
         (Softmax(torch.zeros(3)), {}, r"a logit for each of 4 query heads; got \[3\]"),
         (Softmax(softcap=0.0), {}, "softcap must be above 0; got 0"),
-        (Softmax(softcap=2.0), {"rest": True}, "rest_logits stand for several keys"),
         (Softmax(torch.zeros(4)), {"backend": "triton"}, "sinks or a softcap|GPU"),
     ],
 )
 def test_what_a_softmax_cannot_be_is_refused(softmax: Any, more: dict[str, Any], said: str) -> None:
     queries, keys, values = tensors()
-    how = dict(more)
-    if how.pop("rest", False):
-        how |= {"rest_values": torch.zeros(2, 4, 3, 1, 8), "rest_logits": torch.zeros(2, 4, 3, 1)}
     indices = torch.zeros(2, 4, 3, 1, dtype=torch.long)
     with pytest.raises(InputError, match=said):
-        gather_attention(queries, keys, values, indices, scaling=1.0, softmax=softmax, **how)
+        gather_attention(queries, keys, values, indices, scaling=1.0, softmax=softmax, **more)

@@ -50,6 +50,13 @@ def cells() -> list[Cell]:
     return every
 
 
+def test_a_softmax_without_a_kernel_writes_scores_of_some_queries() -> None:
+    cell, capped = parse_cells("exact()", 256), replace(EIGHT_B, plain=False, passing=1 << 20)
+    plain = replace(capped, plain=True)
+    apart = memory_of(capped, LONG, cell, 8) - memory_of(plain, LONG, cell, 8)
+    assert apart == 8 * (1 << 28)
+
+
 def test_a_model_s_own_indexer_scores_all_tokens_of_a_haystack_at_once() -> None:
     """64 heads over 4K tokens: 8.6 GB; and in rows that read its lists, every token of a question."""
     own, asked = replace(EIGHT_B, index_heads=64), replace(LONG, length=4096)

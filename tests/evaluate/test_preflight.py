@@ -21,8 +21,6 @@ def made(path: Path, kind: str, changes: dict[str, Any]) -> Path:
 
 
 REFUSED = [
-    ("gpt_oss", EXPERTS, "GptOssForCausalLM", "sinks"),
-    ("gemma2", dict(attn_logit_softcapping=5.0), "Gemma2ForCausalLM", "softcapped"),
     ("llama4_text", dict(LLAMA4, attention_chunk_size=96), "Llama4ForCausalLM", "another way"),
     (
         "llama4_text",
@@ -51,7 +49,8 @@ ACCEPTED = [
     ("qwen3", {}),
     ("mistral", dict(sliding_window=96)),
     ("gemma3_text", dict(sliding_window=96, layer_types=KINDS)),
-    ("gemma2", dict(attn_logit_softcapping=None, sliding_window=96)),
+    ("gemma2", dict(attn_logit_softcapping=5.0, sliding_window=96)),
+    ("gpt_oss", dict(EXPERTS, sliding_window=96)),
     ("phi", {}),
     ("llama4_text", dict(LLAMA4, attention_chunk_size=512)),
     ("deepseek_v32", DSA),

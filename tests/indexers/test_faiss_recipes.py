@@ -108,8 +108,8 @@ def test_streams_behind_one_prefix_share_it(name):
     rows.append(drawn(3, 2, 5, 16, seed=1), Step(kv_heads=2))
     assert all(row is trunk.graphs[0] for row in rows.graphs)
     assert trunk.graphs[0][0].ntotal == 400 and trunk.length == 400
-    # The prefix once, and what stands behind it: 5 keys, with room, a row and head.
-    behind = rows.nbytes - trunk.nbytes
+    # Of each row the prefix, as it would hold it alone, and 5 keys behind it, with room, a head.
+    behind = rows.nbytes - 3 * trunk.nbytes
     assert 0 < behind <= 3 * 2 * 64 * (4 * 16 + 8)
 
 

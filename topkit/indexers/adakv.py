@@ -61,7 +61,7 @@ class adakv(Combinator):
         inner = step.given_to(self.base)
         scores = masked(index.score(queries, inner).float(), step)
         chosen = best(scores, k, step, index.bytes_per_key(inner))
-        shares = (step.scaling * scores).softmax(-1).gather(-1, chosen.indices.clamp_min(0))
+        shares = step.weights(scores).gather(-1, chosen.indices.clamp_min(0))
         weights = shares.masked_fill(chosen.indices < 0, -torch.inf)
         kept = _split(weights, math.ceil(self.part * k), self.safeguard)
         place = torch.arange(weights.shape[-1], device=weights.device)

@@ -19,6 +19,7 @@ from topkit.grammar import Named, Registry
 from topkit.indexers.candidates import Candidates
 from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import FLAGS, Traits, adopt_class_flags, hold_to_traits
+from topkit.kernels.gather_attention import PLAIN, Softmax
 
 # What a driver may hand to a recipe that declares it in `needs`.
 INPUTS = frozenset(
@@ -89,7 +90,7 @@ class Step:
     attention itself does not need. `memo` keeps what was computed of these very queries and keys, by
     name, for every recipe, budget and judge that comes to the same place (None: nothing is kept). A seed [] on
     the device is read anew by each repetition of a step of fixed shapes, which says what it costs if that is
-    `counted`.
+    `counted`. `softmax`: the sinks and the softcap of the model's.
     Raises: InputError when an input is read that was not declared, or that the driver lacks.
     """
 
@@ -107,6 +108,7 @@ class Step:
     memo: dict[str, Tensor] | None = None
     room: int | None = None
     counted: bool = True
+    softmax: Softmax = PLAIN
 
     def __post_init__(self) -> None:
         unknown = set(self.inputs) - INPUTS
@@ -135,6 +137,17 @@ class Step:
     def checks(self) -> bool:
         """Whether numbers are looked at, which waits for the GPU; at a step of fixed shapes nothing may."""
         return self.backend != "triton" and self.at is None
+
+    def capped(self, scores: Tensor) -> Tensor:
+        """Scores whose scaled ones are the logits of the keys: what is computed of keys, unless a softcap changes it."""
+        return self.softmax.capped_scores(scores, self.scaling)
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """The attention weights of keys by their scores [B, Hq, ..., n], beside what a sink takes.
+
+        Where all are -inf they are NaN, or 0 beside a sink.
+        """
+        return self.softmax.weights_of_seen(self.scaling * self.capped(scores))
 
     def has(self, name: str) -> bool:
         return self.inputs.get(name) is not None
@@ -244,8 +257,8 @@ def seen_of(length: int) -> str:
 class Rest:
     """Pseudo-keys that stand for the keys that were not selected.
 
-    Shapes: values [B, Hq, Tq, r, Dv]; either logits [B, Hq, Tq, r], already scaled, which join the
-    softmax (centroid estimates), or share [B, Hq, Tq, r], each one's part of the output
+    Shapes: values [B, Hq, Tq, r, Dv]; either logits [B, Hq, Tq, r], already scaled and capped, which
+    join the softmax (centroid estimates), or share [B, Hq, Tq, r], each one's part of the output
     (SparQ's mean value, arXiv 2312.04985 section 3).
     """
 

@@ -75,7 +75,8 @@ class Curve:
         length, sizes = order.shape[-1], [p.shape[-1] for p in places]
         at = torch.cat([p.expand(*places[1].shape[:3], -1) for p in places], -1)
         at = (at.clamp_max(length) - 1).expand(*order.shape[:3], -1)
-        scores = step.scaling * chosen_scores(queries, order.gather(-1, at), step, length)
+        scores = chosen_scores(queries, order.gather(-1, at), step, length)
+        scores = step.scaling * step.capped(scores)
         return list(cast(Sequence[Tensor], scores.split(sizes, -1)))
 
     def _read(self, places: list[Tensor], there: list[Tensor], place: Tensor) -> Tensor:

@@ -44,10 +44,11 @@ class FaissIndex(Index):
 
     @property
     def nbytes(self) -> int:
-        graphs = {id(g): g for row in self.graphs for g in row or ()}
+        """What each row alone would hold: graphs that rows share count for each of them."""
+        graphs = [graph for row in self.graphs for graph in row or ()]
         own = 0 if self.offset is None else self.offset.untyped_storage().nbytes()
         own += 0 if self.tail is None else self.tail.nbytes
-        return own + sum(self.recipe.size(graph) for graph in graphs.values())
+        return own + sum(self.recipe.size(graph) for graph in graphs)
 
     def append(self, keys: Tensor, step: Step) -> None:
         if not self.graphs:

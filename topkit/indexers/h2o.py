@@ -158,8 +158,8 @@ class H2OIndex(Index):
         places = select_topk(rank.masked_fill(kept.slots < 0, -torch.inf), k, backend="torch")
         best = kept.among(places)
         slots = best.slots[:, :, None]
-        scores = step.scaling * chosen_scores(queries, slots, step, self.length_)
-        weights = scores.softmax(-1).nan_to_num(0.0)[:, :, 0]
+        scores = chosen_scores(queries, slots, step, self.length_)
+        weights = step.weights(scores).nan_to_num(0.0)[:, :, 0]
         # By slot again: equal votes go to the lower one.
         order = best.slots.masked_fill(best.slots < 0, MOST).argsort(-1)
         after = Kept(best.slots, best.votes + weights).among(order)

@@ -115,7 +115,7 @@ class retroinfer(Clustered):
         """The softmax over clusters, summed over each KV group's heads [B, Hk, Tq, C], -inf for empty ones."""
         rows, heads, count, clusters = products.shape
         units = min(step.kv_heads, heads)
-        shares = (step.scaling * products).softmax(-1).nan_to_num(0)
+        shares = step.weights(products).nan_to_num(0)
         shares = shares.view(rows, units, heads // units, count, clusters).sum(2).float()
         empty = (products == -torch.inf)[:, :: heads // units]
         return shares.masked_fill(empty, -torch.inf)
@@ -151,7 +151,7 @@ class retroinfer(Clustered):
         means = means.gather(2, at).view(*which.shape, -1)
         each = [x.repeat_interleave(times, 1) for x in (which, sizes.view_as(which), means, seen)]
         which, sizes, means, seen = each
-        logits = step.scaling * products.gather(-1, which) + sizes.log()
+        logits = step.scaling * step.capped(products.gather(-1, which)) + sizes.log()
         logits = logits.masked_fill(~seen, -torch.inf).float()
         read = lists * len(place) * values.shape[3] * values.element_size()
         cost = {"bytes_read": chosen.bytes_read + read} if step.counted else {}

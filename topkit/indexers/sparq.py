@@ -159,7 +159,7 @@ class SparqIndex(ScoredIndex):
             return {k: Selection(longest[..., :k], **cost) for k in ks}
         assert self.total is not None
         values = mean_of(self.total, queries, self.slots, step)
-        held = _held(scores, longest, step.scaling)
+        held = _held(scores, longest, step)
         chosen: dict[int, Selection] = {}
         for k in ks:
             share = (1 - held[..., min(k, held.shape[-1]) - 1, None]).clamp(0, 1)
@@ -183,10 +183,13 @@ class SparqIndex(ScoredIndex):
         return self.recipe
 
 
-def _held(scores: Tensor, slots: Tensor, scaling: float) -> Tensor:
-    """The softmax of scores [B, Hq, Tq, T] in the first 1, 2, ... of their lists, added up."""
+def _held(scores: Tensor, slots: Tensor, step: Step) -> Tensor:
+    """What a sink and the first 1, 2, ... of their lists take of the softmax of scores [B, Hq, Tq, T], added up."""
     slots = slots.repeat_interleave(scores.shape[1] // slots.shape[1], 1)
-    shares = (scaling * scores).softmax(-1).gather(-1, slots.clamp_min(0))
+    weights = step.weights(scores)
+    shares = weights.gather(-1, slots.clamp_min(0))
     held = shares.masked_fill(slots < 0, 0).cumsum(-1)
+    if step.softmax.sinks is not None:
+        held = held + (1 - weights.sum(-1, keepdim=True))
     # A row of padding alone has nothing to share out.
     return held.where(scores.amax(-1, keepdim=True) > -torch.inf, 1)

@@ -88,25 +88,27 @@ class squeezed(Clustered):
         queries = step.prefill_queries[:, :, -self.window :]
         slots = torch.arange(index.slots - queries.shape[2], index.slots, device=queries.device)
         real = (slots >= step.starts(queries.device)[:, None])[:, None, :, None]
-        shares = _shares(queries, index.clusters, step.scaling).exp()
+        shares = _shares(queries, index.clusters, step).exp()
         shares = shares.masked_fill(~real, 0).sum(2) / real.sum(2).clamp_min(1)
         sizes = index.clusters.by_list(index.clusters.sizes, queries.shape[1])
         threshold = quantile(shares.flatten(1), sizes.flatten(1), self.sparsity)
         return replace(index, extra={"threshold": threshold})
 
     def score(self, queries: Tensor, index: ClusteredIndex, step: Step) -> Tensor:
-        shares = _shares(queries, index.clusters, step.scaling)
+        shares = _shares(queries, index.clusters, step)
         if not index.clusters.count:
             return shares
         least = index.extra["threshold"].log()[:, None, None, None] - _MARGIN
         return shares.masked_fill(shares < least, -torch.inf).float()
 
 
-def _shares(queries: Tensor, clusters: Clusters, scaling: float) -> Tensor:
+def _shares(queries: Tensor, clusters: Clusters, step: Step) -> Tensor:
     """The log of the attention that each key of a cluster is estimated to get [B, Hq, Tq, C] float64."""
-    scores = scaling * centroid_scores(queries, clusters)
+    scores = step.scaling * step.capped(centroid_scores(queries, clusters))
     sizes = clusters.by_list(clusters.sizes, queries.shape[1])[:, :, None]
     whole = (scores + sizes.log()).logsumexp(-1, keepdim=True) if clusters.count else scores
+    if step.softmax.sinks is not None and clusters.count:
+        whole = whole.logaddexp(step.softmax.of_heads(scores))
     return (scores - whole).nan_to_num(-torch.inf, neginf=-torch.inf)
 
 

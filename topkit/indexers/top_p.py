@@ -58,7 +58,7 @@ class top_p(Combinator):
         inner = step.given_to(self.base)
         scores = masked(index.score(queries, inner).float(), step)
         chosen = best(scores, k, step, index.bytes_per_key(inner))
-        shares = (step.scaling * scores).softmax(-1)
+        shares = (step.scaling * step.capped(scores)).softmax(-1)
         weights = shares.gather(-1, chosen.indices.clamp_min(0))
         # A key stays if those before it fall short of the mass; the best one always stays.
         enough = weights.cumsum(-1) - weights >= self.mass
@@ -68,7 +68,7 @@ class top_p(Combinator):
     def _choose_at(self, index: Index, queries: Tensor, k: int, step: Step) -> Selection:
         scores = index.visible_scores(queries, step.given_to(self.base))
         how: dict[str, Any] = {"check": step.checks, "backend": step.backend}
-        slots = select_mass(scores, k, mass=self.mass, scaling=step.scaling, **how)
+        slots = select_mass(step.capped(scores), k, mass=self.mass, scaling=step.scaling, **how)
         return Selection(slots, **cost_at(index, step.given_to(self.base)))
 
     def choose_many(

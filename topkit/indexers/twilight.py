@@ -115,9 +115,8 @@ class TwilightIndex(Index):
         # Ascending, so that equal estimates go to the lower slot.
         slots = proposal.indices.repeat_interleave(times, 1).sort(-1).values
         scores = estimates(self.codes, queries, slots, step)
-        places = select_mass(
-            scores, k, mass=self.recipe.mass, scaling=step.scaling, backend="torch"
-        )
+        how: Any = {"mass": self.recipe.mass, "scaling": step.scaling, "backend": "torch"}
+        places = select_mass(step.capped(scores), k, **how)
         chosen = slots.gather(-1, places.clamp_min(0)).masked_fill(places < 0, -1)
         read = (slots >= 0).sum(-1).float()
         each = self.codes.bytes_per_key(step) / step.kv_heads

@@ -149,14 +149,20 @@ class vattention(Combinator):
         self, queries: Tensor, read: Tensor, kept: int, number: Tensor, step: Step, length: int
     ) -> Tensor:
         """The size of the sample [B, Hq, Tq, 1] by the true scores of the keys read, the first `kept` of them kept."""
-        scores = chosen_scores(queries, read, step, length).double() * step.scaling
-        weights = (scores - scores.amax(-1, keepdim=True).clamp_min(-1e30)).exp()
+        scores = chosen_scores(queries, read, step, length).double()
+        logits, sinks = step.capped(scores) * step.scaling, step.softmax.sinks
+        top = logits.amax(-1, keepdim=True).clamp_min(-1e30)
+        if sinks is not None:
+            top = top.maximum(step.softmax.of_heads(logits))
+        weights = (logits - top).exp()
         first = read[..., kept:] >= 0
         drawn, count = weights[..., kept:], first.sum(-1, keepdim=True)
         mean = drawn.sum(-1, keepdim=True) / count.clamp_min(1)
         apart = (drawn - mean).square().masked_fill(~first, 0).sum(-1, keepdim=True)
         deviation = (apart / (count - 1).clamp_min(1)).sqrt()
         total = weights[..., :kept].sum(-1, keepdim=True) + number * mean
+        if sinks is not None:  # it is of the sum that is kept within epsilon
+            total = total + (step.softmax.of_heads(logits) - top).exp()
         quantile = NormalDist().inv_cdf(1 - self.delta / 2)
         size = quantile * deviation * number / (self.epsilon * total.clamp_min(1e-300))
         return size.square().ceil().clamp_max(2.0**31).long()

@@ -36,5 +36,5 @@ def _weights(queries: Tensor, keys: Tensor, step: Step) -> Iterator[Tensor]:
     for first in range(0, count, width):
         some = slice(first, first + width)
         own = replace(step, stop=stops[:, some])
-        scores = step.scaling * score(queries[:, :, some].detach(), keys.detach())
-        yield masked(scores, own).softmax(-1).nan_to_num(0.0)
+        scores = masked(score(queries[:, :, some].detach(), keys.detach()), own)
+        yield step.weights(scores).nan_to_num(0.0)

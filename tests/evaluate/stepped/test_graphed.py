@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,18 @@ import torch
 from transformers import AutoTokenizer
 
 import topkit
-from tiny import READS_REFERENCE, lightning_for, tiny
+from tiny import EXPERTS, READS_REFERENCE, lightning_for, tiny
 from topkit.errors import InputError
 from topkit.experiments.evaluate.haystack_means import _observed
 from topkit.experiments.evaluate.stepped import fixed_rows, groups, token_steps
+from topkit.experiments.evaluate.stepped.fixed_layer import Layer
 from topkit.experiments.model.load import REFERENCE
 from topkit.experiments.runs.cells import parse_cells
 from topkit.experiments.tasks import make_task
 from topkit.indexers import Selection
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.traits import Traits
+from topkit.kernels.gather_attention import PLAIN
 
 TASK = make_task("niah-multikey", questions=2, distractors=2)
 FIXED = (
@@ -137,6 +139,35 @@ def test_sliding_windows(tmp_path: Path, monkeypatch: Any, window: int) -> None:
     assert bool(token_steps._kept.get(made)) == (window != 300)
 
 
+def softmaxed(kind: str, **more: Any) -> Any:
+    """A model whose softmax has sinks, or a softcap."""
+    changes = {"gpt_oss": EXPERTS, "gemma2": {"attn_logit_softcapping": 3.0}}[kind]
+    both = ["full_attention"] * 2
+    how = {**READS_REFERENCE, "max_position_embeddings": 1024, "layer_types": both, **changes}
+    made = tiny(kind, **{**how, **more})
+    for number, layer in enumerate(made.model.layers):
+        if kind == "gpt_oss":
+            layer.self_attn.sinks.data = torch.arange(4.0) - number
+    return made
+
+
+@pytest.mark.parametrize(
+    "kind", ["gpt_oss", pytest.param("gemma2", marks=pytest.mark.slow)], ids="sinks softcap".split()
+)
+def test_the_softmax_of_the_model(tmp_path: Path, monkeypatch: Any, kind: str) -> None:
+    """And the mutant: steps that leave its sinks or its softcap out are noticed."""
+    made = softmaxed(kind)
+    given = (made, ["sign()", "exact()", "top_p(exact(), mass=0.6)", HOSTED[0]], [4, 500])
+    theirs = run(monkeypatch, tmp_path, *given, False, lengths=300)
+    same(run(monkeypatch, tmp_path, *given, True, lengths=300), theirs)
+    assert token_steps._kept.pop(made)
+    own = Layer.of.__func__  # type: ignore[attr-defined]
+    monkeypatch.setattr(Layer, "of", lambda *some: replace(own(Layer, *some), softmax=PLAIN))
+    mutant = run(monkeypatch, tmp_path / "mutant", *given, True, lengths=300)
+    with pytest.raises(AssertionError):
+        same(mutant, theirs)
+
+
 def test_batches_of_other_sizes_keep_their_own_steps(tmp_path: Path, monkeypatch: Any) -> None:
     made, task = model(), make_task("kv-recall", questions=3, distractors=2)
     given = (made, ["sign()", "exact()"], 8)
@@ -226,3 +257,23 @@ def test_on_a_gpu_one_graph_serves_haystacks_of_two_lengths(
     assert max(apart.values()) <= most * ours[1].num_rows, apart
     for a, b in zip(ours[0], theirs[0], strict=True):
         assert a["nll"] == pytest.approx(b["nll"], abs=1e-3 if dtype == torch.float32 else 0.2), a
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["gpt_oss", "gemma2"], ids="sinks softcap".split())
+def test_on_a_gpu_the_softmax_of_the_model(tmp_path: Path, monkeypatch: Any, kind: str) -> None:
+    """Experts may be what no graph can hold: then steps run kernel by kernel, with a warning."""
+    made = softmaxed(kind, head_dim=64).to("cuda")
+    given = (made, ["sign()", "exact()", "top_p(sign(), mass=0.6)", HOSTED[0]], [4, 500])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if kind == "gpt_oss" else "error", UserWarning)
+        ours, theirs = (run(monkeypatch, tmp_path, *given, on, lengths=300) for on in (True, False))
+    graphs = [steps._graphs for steps in token_steps._kept.get(made, {}).values()]
+    print(kind, [set(one) for one in graphs])
+    assert kind == "gpt_oss" or graphs
+    for a, b in zip(ours[0], theirs[0], strict=True):
+        assert a["nll"] == pytest.approx(b["nll"], abs=1e-3), a
+    for name in ("recall", "mass", "output_error"):
+        near, far = (t[name].to_numpy() for t in (ours[1], theirs[1]))
+        assert (abs(near - far) > 1e-3).mean() <= 0.005, name

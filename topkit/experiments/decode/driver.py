@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from topkit.experiments.decode.host import moved
 from topkit.experiments.decode.recipe_code import recipe_code
 from topkit.fidelity.validity import require_valid
 from topkit.indexers.base import Cache, Index, Indexer, Selection, Step
+from topkit.kernels.gather_attention import PLAIN, Softmax
 
 # Floats of scores, or of gathered keys, that one call may make: more queries go in pieces.
 PIECE = 1 << 25
@@ -57,6 +59,7 @@ class Driver:
     start: Tensor | None = None
     backend: str = "auto"
     ordered: bool = True
+    softmax: Softmax = PLAIN
 
     def step(
         self,
@@ -83,7 +86,13 @@ class Driver:
             memo=memo,
             room=room,
             counted=counted,
+            softmax=self._softmax,
         )
+
+    @cached_property
+    def _softmax(self) -> Softmax:
+        own = self.softmax.detached()
+        return own.on(HOST) if self.indexer.traits().host else own
 
     def _near(self, x: Any) -> Any:
         """Where the recipe's index lies."""

@@ -197,4 +197,5 @@ class Reader:
             call.start,
             self.backend,
             ordered=False,
+            softmax=call.softmax,
         )

@@ -16,6 +16,7 @@ from topkit.experiments.evaluate.streams import Prefix, Stream, joined, rows_of
 from topkit.experiments.model.attention_call import AttentionCall
 from topkit.indexers.base import Cache
 from topkit.indexers.exact import norms_of, true_scores_of
+from topkit.kernels.gather_attention import PLAIN, Softmax
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Asked:
     norms: Tensor
     stops: Tensor
     cache: SharedCache
+    softmax: Softmax = PLAIN
 
     def of(self, rows: slice | Tensor, place: slice | None = None) -> Asked:
         """Those of some rows, and of some of the queries."""
@@ -82,7 +84,15 @@ class Batch:
             place = slice(first, min(first + width, count))
             part = queries[:, :, place]
             asked = Asked(
-                layer, prefix.scaling, first, part, cache.scores(part), norms, stops[place], cache
+                layer,
+                prefix.scaling,
+                first,
+                part,
+                cache.scores(part),
+                norms,
+                stops[place],
+                cache,
+                prefix.softmax,
             )
             dense = prefix.dense(length)
             outputs.append(_dense(asked, prefix) if dense else self._sparse(asked, prefix, inputs))
@@ -113,7 +123,7 @@ class Batch:
         require_choices(chosen, stacks, asked.stops)
         for lists in stacks:
             own = asked.of(lists.rows, lists.place)
-            sparse = lists.attend(own.scores, own.cache, own.scaling)
+            sparse = lists.attend(own.scores, own.cache, own.scaling, own.softmax)
             output[lists.rows, :, lists.place] = sparse
             if self.watch is not None:
                 self.watch(own, lists, sparse)
@@ -155,8 +165,9 @@ def _dense(asked: Asked, prefix: Prefix, lists: Tensor | None = None) -> Tensor:
         listed = listed.scatter_(-1, own.where(own >= 0, length), True)[..., :length]
         hidden = hidden | ~listed
         hidden = hidden[:, None]
-    logits = (asked.scaling * asked.scores).masked_fill_(hidden, float("-inf"))
-    return asked.cache.weigh(logits.softmax(-1))
+    logits = asked.softmax.capped(asked.scaling * asked.scores)
+    logits = logits.masked_fill_(hidden, float("-inf"))
+    return asked.cache.weigh(asked.softmax.weights_of_seen(logits))
 
 
 def _repeated(x: Any, copies: int) -> Any:

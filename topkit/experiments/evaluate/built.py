@@ -32,8 +32,6 @@ class Built:
         rows = [cell for cell in cells for _ in range(questions)]
         indices, indexer = dict[int, Index](), cells[0].indexer
         if indexer is not None:
-            if indexer.traits().remembers:
-                self._indices.pop(indexer, None)
             for layer, index in self.of(indexer).items():
                 indices[layer] = self.rows(index, layer, len(rows))
         return Stream(rows, context, indices, self.seed)
@@ -60,7 +58,8 @@ class Built:
             return dict(zip(layers, made, strict=True))
 
     def _build(self, indexer: Indexer, layer: int, prefix: Prefix) -> Index:
-        driver = Driver(indexer, layer, prefix.scaling, prefix.cache.heads, self.seed)
+        heads, softmax = prefix.cache.heads, prefix.softmax
+        driver = Driver(indexer, layer, prefix.scaling, heads, self.seed, softmax=softmax)
         return driver.build(prefix.cache, prefix.inputs)
 
     def rows(self, index: Index, layer: int, rows: int) -> Index:

@@ -13,7 +13,7 @@ from topkit.errors import InputError
 from topkit.experiments.evaluate.shared_cache import LONG, SharedCache
 from topkit.fidelity.validity import require_valid
 from topkit.indexers.base import Indexer, Rest, Selection
-from topkit.kernels.gather_attention import attend
+from topkit.kernels.gather_attention import PLAIN, Softmax, attend
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class Lists:
     def ks(self) -> Tensor:
         return torch.tensor(self.budgets, device=self.selection.indices.device)
 
-    def attend(self, scores: Tensor, cache: SharedCache, scaling: float) -> Tensor:
+    def attend(
+        self, scores: Tensor, cache: SharedCache, scaling: float, softmax: Softmax = PLAIN
+    ) -> Tensor:
         """Attention's output [B, Hq, n, Dv] in float32, of the rows' scores [B, Hq, n, T]."""
         slots, rest = self.selection.indices, self.selection.rest
         chosen = scores.gather(-1, slots.clamp_min(0)).masked_fill(slots < 0, -torch.inf)
@@ -70,6 +72,7 @@ class Lists:
             rest_values=None if rest is None else rest.values,
             rest_logits=None if rest is None else rest.logits,
             rest_share=None if rest is None else rest.share,
+            softmax=softmax,
         )
 
     def of(self, rows: Sequence[int], units: int | None = None) -> Selection:

@@ -13,6 +13,7 @@ from topkit.experiments.decode.driver import PIECE
 from topkit.experiments.evaluate.built import COPIED
 from topkit.experiments.evaluate.shape import Asked, Shape
 from topkit.experiments.evaluate.stepped import ROUND, STEPS, is_fixed
+from topkit.experiments.model.attention_call import LOGITS
 from topkit.experiments.runs.cells import Cell, chunks
 from topkit.indexers.base import Cache, Indexer, Step
 from topkit.indexers.combinator import Combinator
@@ -30,7 +31,7 @@ def memory_of(shape: Shape, asked: Asked, cells: Sequence[Cell], rows: int) -> i
     """Bytes at the peak, with so many rows in a pass: weights + prefix + the greater of prefill and questions.
 
     Prefill: what one layer passes on, where a window slides or the model's own indexer chooses, 8 T^2 for the
-    mask and its copy, and the scores of that indexer, of all tokens at once as in the model itself, and twice
+    mask and its copy, scores of some queries, where these are written out, and the scores of that indexer, of all tokens at once as in the model itself, and twice
     its lists. Questions,
     of as many cells as a pass has rows: the codes that recipes choose from, once, and twice a row with an
     eighth of room, but for codes of more than COPIED keys; scores, COPIES times; keys and values of one
@@ -40,6 +41,8 @@ def memory_of(shape: Shape, asked: Asked, cells: Sequence[Cell], rows: int) -> i
     masked = shape.windowed or shape.index_heads > 0
     prefill = t * shape.passing * shape.bytes + 8 * t**2 * masked + shape.listing(t, t)
     prefill += 16 * t * min(shape.index_k, t)
+    if not shape.plain:  # sinks and softcaps have no kernel: scores are written out
+        prefill += COPIES * min(LOGITS, 4 * shape.heads[0] * t**2)
     turns = _turns(asked, cells, rows)
     asking = max(_asking(shape, asked, some) for some in turns)
     held = shape.weights + shape.prefix(t)

@@ -120,6 +120,7 @@ def _judged(asked: Asked, lists: Lists, output: Tensor) -> Iterator[tuple[Sequen
             scores=some.scores,
             rounding=Rounding.of_norms(some.queries, some.norms),
             weigh=some.cache.weigh,
+            softmax=some.softmax,
         )
         judged = exact.heads(lists.of(places), lists.ks[part], output=output[part])
         if lists.selection.log_weights is not None:

@@ -221,7 +221,7 @@ def _require_served(model: PreTrainedModel, parts: Sequence[Part]) -> dict[int, 
     """Refuse what the model cannot serve; returns the records of a short pass."""
     longest = max(length for part in parts for length in part.lengths)
     require_positions(model, longest)
-    records = probe(model, purpose="evaluated")
+    records = probe(model, purpose="evaluated", softmax=True)
     recipes = dict.fromkeys(
         c.indexer for part in parts for c in part.cells if c.indexer is not None
     )

@@ -18,7 +18,7 @@ class Shape:
 
     width: of a key, and of a value; passing: numbers a token that a layer holds at once; bytes of a number;
     index_heads, index_width, index_k: of the model's own indexer, its key and its lists; device: bytes of the
-    GPU's memory, where graphs may hold some.
+    GPU's memory, where graphs may hold some; plain: the softmax has no sinks and no softcap.
     """
 
     weights: int
@@ -34,6 +34,7 @@ class Shape:
     index_width: int = 0
     index_k: int = 0
     device: int = 0
+    plain: bool = True
 
     @classmethod
     def of(cls, model: PreTrainedModel, records: Mapping[int, LayerRecord]) -> Shape:
@@ -56,6 +57,7 @@ class Shape:
             getattr(config, "index_head_dim", 0) if listed else 0,
             (own_k(model) or 0) if listed else 0,
             _memory_of_gpu(wide.keys.device),
+            all(one.softmax.plain for one in records.values()),
         )
 
     def listing(self, queries: int, keys: int) -> int:

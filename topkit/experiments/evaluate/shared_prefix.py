@@ -27,7 +27,7 @@ def _attending(model: PreTrainedModel, attend: Attend, needs: frozenset[str]) ->
     """The model attends through `attend`; each call is checked, and brings the inputs that are needed."""
 
     def checked(call: AttentionCall) -> Tensor:
-        call.require_plain(indices=True)
+        call.require_plain(indices=True, softmax=True)
         tensors = {"queries": call.queries, "keys": call.keys, "values": call.values}
         require_finite(f"layer {call.layer}", tensors)
         return attend(call)
@@ -48,7 +48,10 @@ class Prefill:
         inputs = {name: x for name, x in inputs.items() if name in self.needs}
         cache = Cache(call.keys.contiguous(), call.values.contiguous())
         listed, heads = call.indices is not None, call.queries.shape[1]
-        self.layers[call.layer] = Prefix(cache, call.scaling, call.window, inputs, heads, listed)
+        softmax = call.softmax.detached()
+        self.layers[call.layer] = Prefix(
+            cache, call.scaling, call.window, inputs, heads, listed, softmax=softmax
+        )
         return call.dense()
 
 

@@ -19,6 +19,7 @@ from topkit.experiments.evaluate.shared_cache import SharedCache
 from topkit.experiments.runs.cells import Cell
 from topkit.indexers.base import Cache, Index, Indexer, Selection
 from topkit.indexers.budget import UNCAPPED
+from topkit.kernels.gather_attention import PLAIN, Softmax
 from topkit.kernels.rounding import norms
 
 
@@ -26,7 +27,8 @@ from topkit.kernels.rounding import norms
 class Prefix:
     """One layer's prefix: keys [1, Hk, P, D], values [1, Hk, P, Dv], and the inputs of its tokens [1, P, ...].
 
-    heads: of queries; listed: the model's own indexer chooses here; index_keys [1, P, d]: what it scores, in a layer where it does.
+    heads: of queries; listed: the model's own indexer chooses here; index_keys [1, P, d]: what it scores, in a layer where it does;
+    softmax: the layer's sinks and softcap.
     """
 
     cache: Cache
@@ -36,6 +38,7 @@ class Prefix:
     heads: int = 0
     listed: bool = False
     index_keys: Tensor | None = None
+    softmax: Softmax = PLAIN
 
     @property
     def length(self) -> int:
@@ -58,7 +61,7 @@ class Stream:
     """One recipe's decoding of rows after the same prefix; an index and a tail per layer.
 
     `cells` has the cell of each row: those of one recipe at its budgets, each with its questions (at one
-    budget, if it reads what it selected in other layers), or full attention. context: the length that budgets in per cent are of.
+    budget, if it is `alone`), or full attention. context: the length that budgets in per cent are of.
     index_keys [b, t, d], by layer: what the model's own indexer scores of the tails, in rows that read its lists.
     """
 
@@ -189,7 +192,8 @@ class Stream:
 
     def _driver(self, layer: int, prefix: Prefix) -> Driver:
         assert self.indexer is not None
-        return Driver(self.indexer, layer, prefix.scaling, prefix.cache.heads, self.seed)
+        heads, softmax = prefix.cache.heads, prefix.softmax
+        return Driver(self.indexer, layer, prefix.scaling, heads, self.seed, softmax=softmax)
 
 
 def _of_rows(chosen: Mapping[int, Selection], runs: Sequence[tuple[slice, int]]) -> Selection:

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from topkit.errors import InputError
 from topkit.experiments.capture.tensors import LayerTensors
 from topkit.experiments.decode.driver import Driver, Memo, QuerySlots, piece, tokens
+from topkit.experiments.runs.cells import alone
 from topkit.experiments.runs.judged import Exact
 from topkit.indexers.base import Cache, Indexer, Rest, Selection
 from topkit.indexers.exact import true_scores_of
@@ -60,9 +61,8 @@ class Replay:
         self, recipe: Indexer, ks: Sequence[int]
     ) -> tuple[dict[int, Selection], dict[int, int]]:
         """One selection for all captured positions at each k, and the bytes the index held."""
-        alone = recipe.traits().remembers or "upstream" in recipe.needs
         chosen, held = dict[int, Selection](), dict[int, int]()
-        for some in [[k] for k in ks] if alone else [ks]:
+        for some in [[k] for k in ks] if alone(recipe) else [ks]:
             own, index_bytes = self._select(recipe, some)
             chosen |= own
             held |= dict.fromkeys(some, index_bytes)
@@ -96,7 +96,7 @@ def selected(
 ) -> tuple[dict[int, Selection], int]:
     """What the queries of a layer select at each k, and the bytes the index held."""
     slots = t.positions.tolist()
-    driver = Driver(recipe, t.layer, t.scaling, t.keys.shape[1], seed)
+    driver = Driver(recipe, t.layer, t.scaling, t.keys.shape[1], seed, softmax=t.softmax)
     # What a later key may change, in codes or in how they are made, is built as decoding would.
     traits = recipe.traits()
     at_once = traits.causal_codes and not (traits.drifts or "prefill_queries" in recipe.needs)

@@ -39,6 +39,11 @@ class Cell:
         return None if self.budget is None else self.budget.at(context)
 
 
+def alone(indexer: Indexer) -> bool:
+    """Whether an index serves one budget: it reads or remembers what was chosen at that one."""
+    return indexer.traits().remembers or "upstream" in indexer.needs
+
+
 def parse_cells(
     indexers: str | Indexer | Cell | Iterable[str | Indexer | Cell],
     k: Budgets,

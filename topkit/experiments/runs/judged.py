@@ -76,10 +76,8 @@ class Exact:
             known = queries[..., 0].numel() * keys.shape[2] <= KNOWN
             known = known or softmax.softcap is not None
             scores = dot_products(queries, keys) if known else None
-        if softmax.softcap is not None:
-            # Scores whose scaled ones are what the softmax takes: a cap brings them nearer, and keeps their order.
-            assert scores is not None
-            scores = softmax.capped(scaling * scores) / scaling
+        if scores is not None:
+            scores = softmax.capped_scores(scores, scaling)
         self.queries, self.keys, self.values, self.k = queries, keys, values, k
         self._scores = scores
         self.truth: Truth = truth(

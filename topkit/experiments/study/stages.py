@@ -41,7 +41,7 @@ def _ran(course: Course, stage: Stage, reasons: Mapping[Indexer, str]) -> dict[s
     """Each recipe as it runs at each budget, of those that a model can serve."""
     study, choice = course.study.of(stage.model), chosen(course, stage)
     model, _ = load_once(stage.model, course.study.device, course.study.dtype)
-    records = probe(model, purpose="evaluated")
+    records = probe(model, purpose="evaluated", softmax=True)
     one = records[min(records)]
     lengths = dict.fromkeys(n for _, n in (choice.settings if choice else study.settings))
     shapes = {n: shape_of(one.queries, one.keys, one.values, n) for n in lengths}
@@ -58,7 +58,7 @@ def left_out(course: Course, stage: Stage) -> dict[Indexer, str]:
     recipes = dict.fromkeys(
         cell.indexer for cell in course.study.of(stage.model).cells if cell.indexer is not None
     )
-    return unserved(model, recipes, probe(model, purpose="evaluated"))
+    return unserved(model, recipes, probe(model, purpose="evaluated", softmax=True))
 
 
 def chosen(course: Course, stage: Stage) -> Placed | None:

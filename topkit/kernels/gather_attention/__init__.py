@@ -53,7 +53,7 @@ def gather_attention(
     [B, Hs, Tq, k] with Hs in {Hq, Hk, 1} and -1 for none; log_weights as indices, added to the
     scaled scores; rest_values [B, Hq, Tq, r, Dv] with rest_logits [B, Hq, Tq, r], which join the
     softmax, or rest_share, the part of the output that each makes up -> [B, Hq, Tq, Dv] in queries'
-    dtype. A query that chose nothing gets zeros. A slot beyond T is refused on a CPU; on a GPU, which
+    dtype. A query that chose nothing gets zeros. rest_logits are capped already, if `softmax` caps. A slot beyond T is refused on a CPU; on a GPU, which
     nobody waits for, the answer is NaN. `softmax`: sinks and softcap, which the kernel does not take.
     Raises: InputError where shapes, dtypes or devices do not belong together.
     """
@@ -62,12 +62,8 @@ def gather_attention(
     _check(queries, keys, values, indices, log_weights)
     _check_rest(queries, values, **rest)
     lists = max(keys.shape[1], indices.shape[1])
-    if softmax.require_heads(queries.shape[1]).softcap is not None and rest_logits is not None:
-        raise InputError(
-            "rest_logits stand for several keys each, whose softcapped scores they do not tell; choose an "
-            "indexer without pseudo-keys"
-        )
-    own = _unsupported_lists(indices, **rest) or _other_than_plain(softmax)
+    own = _unsupported_lists(indices, **rest)
+    own = own or _other_than_plain(softmax.require_heads(queries.shape[1]))
     own = own or _unsupported(queries, lists, keys=keys, values=values)
     if resolve(backend, queries, own) == "torch":
         return reference.gather_attention(

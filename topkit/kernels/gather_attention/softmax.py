@@ -41,6 +41,10 @@ class Softmax:
         """The same, whose sinks are no parameters."""
         return self if self.sinks is None else Softmax(self.sinks.detach(), self.softcap)
 
+    def on(self, device: torch.device) -> Softmax:
+        """The same on a device."""
+        return self if self.sinks is None else Softmax(self.sinks.to(device), self.softcap)
+
     def at(self, heads: slice) -> Softmax:
         """That of some query heads."""
         return self if self.sinks is None else Softmax(self.sinks[heads], self.softcap)
@@ -52,11 +56,21 @@ class Softmax:
         capped = self.softcap * torch.tanh(logits / self.softcap)
         return capped.masked_fill(logits == float("-inf"), float("-inf"))
 
+    def capped_scores(self, scores: Tensor, scaling: float) -> Tensor:
+        """Scores whose scaled ones are what the softmax takes: a cap brings them nearer, and keeps their order."""
+        return scores if self.softcap is None else self.capped(scaling * scores) / scaling
+
     def weights(self, logits: Tensor) -> Tensor:
         """The weights of capped logits [B, Hq, ..., n] of the keys; zeros where there is nothing to see."""
+        if self.sinks is not None:
+            return self.weights_of_seen(logits)
+        nothing = (logits == float("-inf")).all(-1, keepdim=True)
+        return logits.softmax(-1).masked_fill(nothing, 0.0)
+
+    def weights_of_seen(self, logits: Tensor) -> Tensor:
+        """As `weights`, of queries that see some key: where there is none it is NaN, unless there is a sink."""
         if self.sinks is None:
-            nothing = (logits == float("-inf")).all(-1, keepdim=True)
-            return logits.softmax(-1).masked_fill(nothing, 0.0)
+            return logits.softmax(-1)
         sinks = self.of_heads(logits)
         return torch.cat([logits, sinks], -1).softmax(-1)[..., :-1]
 

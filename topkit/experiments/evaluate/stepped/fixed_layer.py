@@ -10,7 +10,7 @@ from torch import Tensor
 from topkit.experiments.evaluate.streams import Prefix
 from topkit.indexers.base import Cache, Index
 from topkit.kernels.cache_append import cache_append
-from topkit.kernels.gather_attention import attend, gathered
+from topkit.kernels.gather_attention import Softmax, attend, gathered
 from topkit.kernels.rounding import norms
 
 
@@ -31,6 +31,7 @@ class Layer:
     noted: dict[str, Tensor]
     scaling: float
     window: int | None
+    softmax: Softmax
     indices: dict[int, Index] = field(default_factory=dict)
     units: dict[int, int] = field(default_factory=dict)
     weighted: dict[int, bool] = field(default_factory=dict)
@@ -59,6 +60,7 @@ class Layer:
             },
             past.scaling,
             past.window,
+            past.softmax,
         )
 
     @property
@@ -88,12 +90,14 @@ class Layer:
 
     def attend_all(self, scores: Tensor, rows: slice, stop: Tensor) -> Tensor:
         """Attention [b, Hq, 1, Dv] of some rows over all that they see before `stop` [1, 1], in float32."""
-        logits, values = self.scaling * scores[rows], self.values[rows]
+        logits, values = self.softmax.capped(self.scaling * scores[rows]), self.values[rows]
         if self.dense:
             assert self.window is not None
             slots = torch.arange(self.room, device=scores.device)
             logits = logits.masked_fill(slots < stop - self.window, -torch.inf)
-        weights = logits.softmax(-1).unflatten(1, (values.shape[1], -1)).flatten(2, 3)
+        weights = (
+            self.softmax.weights_of_seen(logits).unflatten(1, (values.shape[1], -1)).flatten(2, 3)
+        )
         return (weights @ values.float()).view(*logits.shape[:3], values.shape[3])
 
     def attend_lists(self, scores: Tensor, first: int) -> Tensor:
@@ -105,7 +109,8 @@ class Layer:
         def weigh(weights: Tensor, picked: Tensor) -> Tensor:
             return weights @ gathered(values, picked)
 
-        return attend(chosen, weigh, slots, scaling=self.scaling, log_weights=logs)
+        how = {"scaling": self.scaling, "softmax": self.softmax}
+        return attend(chosen, weigh, slots, log_weights=logs, **how)  # type: ignore[arg-type]
 
     def put(self, rows: slice, slots: Tensor, logs: Tensor | None) -> None:
         """Write the lists [b, Hs, 1, n] of some rows, one for several heads, to those of each head."""

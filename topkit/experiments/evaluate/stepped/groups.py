@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from topkit.experiments.evaluate.streams import Prefix
 from topkit.experiments.model.attention_call import AttentionCall
-from topkit.experiments.runs.cells import Cell
+from topkit.experiments.runs.cells import Cell, alone
 from topkit.experiments.runs.identity import within
 from topkit.experiments.tasks import Prompt
 from topkit.indexers.base import Indexer
@@ -67,9 +67,9 @@ def is_hosted(cell: Cell, sparse_from: str) -> bool:
 
 
 def together(cell: Cell) -> tuple[Any, ...]:
-    """Cells of one recipe are rows of one stream; at each budget alone, if it reads what it selected."""
-    reads = cell.indexer is not None and "upstream" in cell.indexer.needs
-    return cell.indexer, cell.budget if reads else None
+    """Cells of one recipe are rows of one stream; at each budget alone, if it reads or remembers its choice."""
+    own = cell.indexer is not None and alone(cell.indexer)
+    return cell.indexer, cell.budget if own else None
 
 
 def in_turn(cells: list[Cell], sparse_from: str) -> None:

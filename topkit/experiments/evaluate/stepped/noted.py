@@ -48,10 +48,12 @@ def judge(
     alike: dict[Any, list[int]] = {}
     for at, layer in rows.layers.items():
         if layer.indices:
-            kind = layer.scaling, layer.noted["queries"].shape, layer.keys.shape
+            sinks = None if layer.softmax.sinks is None else at  # each layer has its own
+            how = layer.scaling, layer.softmax.softcap, sinks
+            kind = layer.noted["queries"].shape, layer.keys.shape, how
             alike.setdefault(kind, []).append(at)
     stop = int(stops[-1])
-    for (_, shape, _), layers in alike.items():
+    for (shape, *_), layers in alike.items():
         for numbers in _together(rows, stop):
             each = len(numbers) * shape[2] * len(stops) * stop
             width = max(1, MANY // each)
@@ -107,10 +109,9 @@ def _asked(
         outputs.append(layer.noted["output"][: len(stops), at].permute(1, 2, 0, 3))
     scores = torch.cat([cache.scores(own) for cache, own in zip(caches, queries, strict=True)])
     norms = torch.cat([cache.norms() for cache in caches])
-    scaling = rows.layers[layers[0]].scaling
-    asked = Asked(
-        layers[0], scaling, first, torch.cat(queries), scores, norms, stops, Caches(caches)
-    )
+    like, every = rows.layers[layers[0]], Caches(caches)
+    own = first, torch.cat(queries), scores, norms, stops, every, like.softmax
+    asked = Asked(layers[0], like.scaling, *own)
     return asked, torch.cat(outputs)
 
 

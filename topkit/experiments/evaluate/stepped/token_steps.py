@@ -67,7 +67,7 @@ class TokenSteps:
 
     def _call(self, model: PreTrainedModel, sparse: bool) -> Tensor:
         def attend(call: Any) -> Tensor:
-            call.require_plain()
+            call.require_plain(softmax=True)
             return self.rows.attend(call, sparse)
 
         with switched_attention(model, attend, inputs=self._read):
