@@ -4,9 +4,12 @@ import pytest
 import torch
 
 import topkit
+from topkit.contract.draw import RANDOM
 from topkit.contract.memory import tensors_in_reach
+from topkit.indexers import INDEXERS
 from topkit.indexers.base import Cache, Index, Selection, Step
-from topkit.indexers.branched import BranchedIndex, branched
+from topkit.indexers.branched import BranchedIndex, branched, held_once
+from topkit.indexers.scored import Scored
 
 SPECS = [
     "sign()",
@@ -170,6 +173,21 @@ def test_clusters_are_held_once_and_counted_for_each_row(spec: str) -> None:
     for index, rows in ((twin, 5), (some, 3)):
         assert index.nbytes == rows * built.nbytes > 0
         assert held(index) <= held(built) + 8 * rows
+
+
+# Beside them clusters, which any of their indexes hold once.
+@pytest.mark.parametrize(
+    "name", sorted(n for n, kind in INDEXERS.items() if issubclass(kind, Scored))
+)
+def test_it_is_known_of_a_recipe_whether_its_branches_share_codes(name: str) -> None:
+    if name == "hashattention":
+        pytest.skip("reads a file of weights")
+    for spec in INDEXERS[name].examples:
+        recipe = topkit.indexer(spec)
+        if recipe.requires:
+            pytest.importorskip(recipe.requires)
+        built = RANDOM(recipe, length=40, rows=1).build(recipe)
+        assert isinstance(branched(built, 3), BranchedIndex) == held_once(recipe)
 
 
 def held(index: Index) -> int:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from topkit.indexers.base import Index, Selection, Step
+from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.channels import ChannelIndex
 from topkit.indexers.combinator import Wrapped
 from topkit.indexers.fitted import FittedIndex
@@ -20,7 +20,8 @@ from topkit.indexers.magicpig import PigIndex
 from topkit.indexers.mean_key import MeanIndex
 from topkit.indexers.misa import Routed
 from topkit.indexers.rabitq import Reranked
-from topkit.indexers.scored import Codes, ScoredIndex, masked, pooled, scored
+from topkit.indexers.scored import Codes, Scored, ScoredIndex, masked, pooled, scored
+from topkit.indexers.snapkv import snapkv
 from topkit.indexers.sparq import SparqIndex
 from topkit.indexers.tactic import TacticIndex
 from topkit.indexers.traits import as_written
@@ -50,6 +51,12 @@ def branched(index: Index, rows: int) -> Index:
     return twin
 
 
+def held_once(recipe: Indexer) -> bool:
+    """Whether branches of what a recipe builds share its codes."""
+    own = type(recipe).build.__module__.startswith("topkit.") and recipe.requires != "faiss"
+    return own and isinstance(recipe, Scored) and not isinstance(recipe, snapkv)
+
+
 def _known(index: ScoredIndex) -> bool:
     fitted = isinstance(index, FittedIndex) and as_written(index, FittedIndex, *_OF_FITTED)
     return type(index) in KINDS or fitted
@@ -60,7 +67,8 @@ def _branch_of(kind: type[ScoredIndex]) -> type[BranchedIndex]:
     """A kind of index as a branch: what the kind does stands before what a branch does, and that before ScoredIndex."""
     if kind is ScoredIndex:
         return BranchedIndex
-    made: Any = type(f"Branched{kind.__name__}", (kind, BranchedIndex), {"__module__": __name__})
+    bases: tuple[Any, ...] = (kind, BranchedIndex)
+    made = type(f"Branched{kind.__name__}", bases, {"__module__": __name__})
     return cast(type[BranchedIndex], dataclass(made))
 
 
