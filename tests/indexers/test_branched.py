@@ -62,19 +62,19 @@ class Rows:
             prefix = drawn(1, heads, PREFIX, WIDTH, seed=seed).expand(rows, -1, -1, -1)
             tensors[name] = torch.cat([prefix, drawn(rows, heads, 8, WIDTH, seed=9 + seed)], 2)
         self.tensors = tensors | {
-            "asked": drawn(rows, HEADS, 1, WIDTH, seed=4),
-            "weights": drawn(rows, 1, HEADS, seed=5),
+            "asked": drawn(rows, HEADS, 2, WIDTH, seed=4),
+            "weights": drawn(rows, 2, HEADS, seed=5),
         }
 
     def __getattr__(self, name: str) -> torch.Tensor:
         return self.tensors[name][self.turned]
 
     def step(self, length: int, before: int | None = None, rows: int | None = None) -> Step:
-        """A step of the slots `before` <= s < length of the first `rows`, or of one query behind them."""
+        """A step of the slots `before` <= s < length of the first `rows`, or of the two newest queries."""
         inputs = {
             "cache": Cache(self.keys[:rows, :, :length], self.values[:rows, :, :length]),
             "prefill_queries": drawn(1, HEADS, 4, WIDTH, seed=6).expand(rows or 3, -1, -1, -1),
-            "index_keys": self.own[:rows, :, length - 1 if before is None else before : length],
+            "index_keys": self.own[:rows, :, length - 2 if before is None else before : length],
             "index_queries": self.asked,
             "index_weights": self.weights,
         }
@@ -110,7 +110,7 @@ def test_branches_select_as_copies(spec: str) -> None:
     def same(length: int) -> None:
         assert ours.length == theirs.length == length
         assert ours.nbytes == theirs.nbytes
-        queries = drawn(3, HEADS, 1, WIDTH, seed=7)[one.turned]
+        queries = drawn(3, HEADS, 2, WIDTH, seed=7)[one.turned]
         mine, other = (i.select_many(queries, [3, 6], one.step(length)) for i in (ours, theirs))
         for k in (3, 6):
             alike(mine[k], other[k])
