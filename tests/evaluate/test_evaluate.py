@@ -24,7 +24,7 @@ import topkit
 from tiny import like_reference
 from topkit.cli.summary import accuracy, left_out
 from topkit.errors import InputError
-from topkit.experiments.evaluate import answers
+from topkit.experiments.evaluate import answers, built
 from topkit.experiments.evaluate.evaluate import evaluate
 from topkit.experiments.evaluate.haystack_means import condensed
 from topkit.experiments.model.load import REFERENCE, load, load_once
@@ -356,6 +356,22 @@ def test_small_batches_give_the_same_rows(tmp_path):
     together = run(tmp_path / "a", ["sign", "quest", "exact"], k=8)
     apart = run(tmp_path / "b", ["sign", "quest", "exact"], k=8, batch_size=2)
     same(together, apart)
+
+
+@pytest.mark.slow
+def test_codes_held_once_for_all_rows_give_the_rows_of_copies(tmp_path, monkeypatch):
+    specs = [
+        "magicpig",
+        "misa",
+        "loki",
+        "rabitq:rerank=True",
+        "sparq",
+        "tactic",
+        "clusterkv:update=4",
+    ]
+    copied = run(tmp_path / "a", specs, k=16)
+    monkeypatch.setattr(built, "COPIED", 0)
+    same(copied, run(tmp_path / "b", specs, k=16))
 
 
 @pytest.mark.slow

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
+from torch import Tensor
 
 from topkit.errors import InputError
-from topkit.experiments.evaluate.memory import TRIED, bytes_a_key, memory_of, require_room
+from topkit.experiments.evaluate.memory import bytes_a_key, memory_of, require_room
 from topkit.experiments.evaluate.shape import Asked, Shape
 from topkit.experiments.runs.cells import Cell, parse_cells
+from topkit.indexers.base import Step
+from topkit.indexers.scored import Codes, Scored
 from topkit.indexers.spec import parse
 
 LAYERS, GROUPS, WIDTH, TOKENS = 32, 8, 128, 128 * 1024
@@ -27,6 +30,14 @@ EIGHT_B = Shape(
 )
 LONG = Asked(TOKENS, questions=4, tail=60, answer=8)
 KEYS = LAYERS * GROUPS * WIDTH * TOKENS  # elements of all keys
+
+
+@dataclass(frozen=True)
+class unstated(Scored):
+    """Codes of three channels, of which it states no bytes."""
+
+    def encode(self, keys: Tensor, step: Step) -> Codes:
+        return {"three": keys[..., :3].clone()}
 
 
 # The kinds that quick studies: oracles, codes, what chooses from codes, pages, a graph, a trained one.
@@ -109,8 +120,8 @@ def test_an_8b_model_at_128k_with_29_cells_holds_75_gb() -> None:
     """Weights 16 GB, the prefix 17 GB once for all cells and questions, codes of the prefix once."""
     assert EIGHT_B.prefix(TOKENS) == 4 * KEYS == 17_179_869_184
     assert memory_of(EIGHT_B, LONG, cells(), 29) <= 75e9
-    # By hand: int8, fp8 and lightning's a byte, int4 half, int2 a quarter, sign an eighth; scales beside.
-    codes = KEYS * (3 + 1 / 2 + 1 / 4 + 1 / 8)
+    # By hand: int8 and fp8 a byte, int4 half, int2 a quarter, sign an eighth; scales beside.
+    codes = KEYS * (2 + 1 / 2 + 1 / 4 + 1 / 8)
     assert memory_of(EIGHT_B, LONG, cells(), 29) > EIGHT_B.weights + 4 * KEYS + codes
 
 
@@ -140,12 +151,61 @@ def test_memory_grows_with_what_is_asked() -> None:
 )
 def test_bytes_a_key_are_those_of_the_codes(spec: str, bits: int) -> None:
     scales = 0 if spec in ("sign()", "exact()") else 4 * GROUPS
-    assert bytes_a_key(parse(spec), EIGHT_B) == GROUPS * WIDTH * bits / 8 + scales
+    assert bytes_a_key(parse(spec), EIGHT_B, TOKENS) == GROUPS * WIDTH * bits / 8 + scales
 
 
 def test_keys_that_stand_twice_and_those_of_few_channels_are_counted() -> None:
-    # What reads values is sized with values beside it.
     width = EIGHT_B.bytes * GROUPS * WIDTH
-    summed = 8 * GROUPS * WIDTH / TRIED
-    assert bytes_a_key(parse("sparq(mean_value=False)"), EIGHT_B) == width
-    assert bytes_a_key(parse("sparq()"), EIGHT_B) == width + summed
+    assert bytes_a_key(parse("sparq(mean_value=False)"), EIGHT_B, TOKENS) == width
+    summed = 8 * GROUPS * WIDTH
+    assert bytes_a_key(parse("sparq()"), EIGHT_B, 64) == width + summed / 64
+    table = 4 * GROUPS * WIDTH * WIDTH / 4
+    assert bytes_a_key(parse("loki()"), EIGHT_B, TOKENS) == width / 4 + table / TOKENS
+
+
+def test_what_states_no_costs_is_tried_on_a_few_keys() -> None:
+    assert bytes_a_key(unstated(), EIGHT_B, TOKENS) == EIGHT_B.bytes * GROUPS * 3
+
+
+def test_clusters_and_what_reads_hidden_states_hold_what_they_state() -> None:
+    """A centroid, its size and its place for 16 keys, the mean of their values, and 4 bytes a member."""
+    mean = EIGHT_B.bytes * WIDTH
+    held = bytes_a_key(parse("clusterkv(per_cluster=16)"), EIGHT_B, TOKENS)
+    assert held == pytest.approx(GROUPS * ((mean + 8) / 16 + 4), rel=0.01)
+    held = bytes_a_key(parse("retroinfer()"), EIGHT_B, TOKENS)
+    assert held == pytest.approx(GROUPS * ((2 * mean + 8) / 16 + 4), rel=0.01)
+    assert bytes_a_key(parse("misa(weights='given')"), EIGHT_B, TOKENS) == 4 * WIDTH
+
+
+# Nothing is held while a haystack is read: what is asked of it has the peak.
+ASKING = replace(EIGHT_B, passing=0)
+
+
+def codes_held(spec: str, asked: Asked) -> tuple[int, float]:
+    """What a recipe adds to the peak with four questions at once, and what its codes hold of one row."""
+    apart = [memory_of(ASKING, asked, parse_cells(one, 8), 8) for one in (spec, "exact()")]
+    whole = asked.length * LAYERS * bytes_a_key(parse(spec), ASKING, asked.length)
+    return apart[0] - apart[1], whole
+
+
+FOUR = 1 + 2 * 4 * 9 / 8
+
+
+@pytest.mark.parametrize("spec", ["magicpig()", "rabitq(rerank=True)", "sparq()", "loki()"])
+def test_codes_of_many_rows_are_counted_once(spec: str) -> None:
+    """Those of few keys are copied, so that they are appended to in place; pages and votes are in any case."""
+    few = replace(LONG, length=1024)
+    for one, asked, times in (
+        (spec, LONG, 1),
+        (spec, few, FOUR),
+        ("quest()", LONG, FOUR),
+        ("snapkv()", LONG, FOUR),
+    ):
+        held, whole = codes_held(one, asked)
+        assert held == pytest.approx(times * whole, abs=1)
+
+
+def test_clusters_are_counted_once_until_keys_that_came_behind_are_clustered() -> None:
+    for tail, times in ((99, 1), (100, FOUR)):
+        held, whole = codes_held("clusterkv(update=100)", replace(LONG, tail=tail))
+        assert held == pytest.approx(times * whole, abs=1)

@@ -13,6 +13,7 @@ from topkit.indexers import Step
 from topkit.indexers.exact import exact
 from topkit.indexers.faiss_gpu_lists import GpuLists
 from topkit.indexers.spec import parse
+from topkit.indexers.stated_cost import Shape
 
 faiss = pytest.importorskip("faiss")
 ALL = ("faiss_flat", "faiss_ivf", "faiss_pq", "faiss_ivfpq", "faiss_sq", "faiss_rabitq")
@@ -47,6 +48,18 @@ def test_distances_find_keys_that_products_lose_behind_what_they_have_in_common(
     keys = (keys + far)[None, None]
     assert recall("faiss_hnsw", keys, queries, 20) > 0.95
     assert recall("faiss_hnsw:metric=ip", keys, queries, 20) < 0.7
+
+
+@pytest.mark.parametrize("bits", range(1, 10))
+def test_rabitq_states_the_bytes_of_faiss_s_codes(bits: int):
+    """12 a key more where a dimension has several bits, whose first stand by themselves."""
+    recipe = parse(f"faiss_rabitq:bits={bits}")
+    for width in (24, 30, 64):
+        keys = drawn(1, 2, 50, width)
+        stated = recipe.costs(Shape(Hq=4, Hk=2, D=width, Dv=width, T=50, k=3, e=4))
+        assert stated.index * 50 == pytest.approx(recipe.build(keys, Step()).nbytes)
+        code = faiss.IndexRaBitQ(width, faiss.METRIC_INNER_PRODUCT, bits).code_size
+        assert stated.read == 4 * 50 * code
 
 
 def test_a_longer_key_that_comes_later_is_still_found():

@@ -3,21 +3,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from topkit.indexers.base import Index, Selection, Step
+from topkit.indexers.base import Index, Indexer, Selection, Step
+from topkit.indexers.channels import ChannelIndex
 from topkit.indexers.combinator import Wrapped
 from topkit.indexers.fitted import FittedIndex
 from topkit.indexers.growing import room_for
+from topkit.indexers.magicpig import PigIndex
 from topkit.indexers.mean_key import MeanIndex
-from topkit.indexers.scored import Codes, ScoredIndex, masked, pooled, scored
+from topkit.indexers.misa import Routed
+from topkit.indexers.rabitq import Reranked
+from topkit.indexers.scored import Codes, Scored, ScoredIndex, masked, pooled, scored
+from topkit.indexers.snapkv import snapkv
+from topkit.indexers.sparq import SparqIndex
+from topkit.indexers.tactic import TacticIndex
 from topkit.indexers.traits import as_written
 from topkit.kernels.select_topk import select_topk
 
-# What a branch does in the place of an index that was fitted.
+# Kinds that read codes by `of_codes`, `whole` and `earliest` alone. Others may hold what a branch does not know of.
+KINDS = (
+    ScoredIndex, MeanIndex, ChannelIndex, SparqIndex, Reranked, PigIndex, Routed, TacticIndex,
+)  # fmt: skip
+# What is cooperative in an index that was fitted.
 _OF_FITTED = ("append", "score", "chosen", "select", "select_many", "reorder", "fork")
 
 
@@ -28,35 +42,45 @@ def branched(index: Index, rows: int) -> Index:
     """
     if isinstance(index, Wrapped):
         return replace(index, base=branched(index.base, rows))
-    # Other kinds of one's own may hold what a branch does not know of.
-    fits = isinstance(index, FittedIndex) and as_written(index, FittedIndex, *_OF_FITTED)
-    known = type(index) in (ScoredIndex, MeanIndex) or fits
-    if known and isinstance(index, ScoredIndex) and index.codes:
-        mean = index.mean if isinstance(index, MeanIndex) else None
-        fit = None
-        if isinstance(index, FittedIndex):
-            fit = replace(index, codes={}, slots=0, growing={})
-            fit.reorder(torch.zeros(rows, dtype=torch.long))
-        return BranchedIndex(
-            index.recipe, slots=index.slots, trunk=index.codes, rows=rows, mean=mean, fit=fit
-        )
     twin = index.fork()
+    if isinstance(index, ScoredIndex) and index.codes and _known(index):
+        state = {part.name: getattr(index, part.name) for part in fields(index)}
+        state |= {"codes": {}, "growing": {}, "trunk": index.codes}
+        twin = _branch_of(type(index))(**state)
     twin.reorder(torch.zeros(rows, dtype=torch.long))
     return twin
 
 
+def held_once(recipe: Indexer) -> bool:
+    """Whether branches of what a recipe builds share its codes."""
+    own = type(recipe).build.__module__.startswith("topkit.") and recipe.requires != "faiss"
+    return own and isinstance(recipe, Scored) and not isinstance(recipe, snapkv)
+
+
+def _known(index: ScoredIndex) -> bool:
+    fitted = isinstance(index, FittedIndex) and as_written(index, FittedIndex, *_OF_FITTED)
+    return type(index) in KINDS or fitted
+
+
+@cache
+def _branch_of(kind: type[ScoredIndex]) -> type[BranchedIndex]:
+    """A kind of index as a branch: what the kind does stands before what a branch does, and that before ScoredIndex."""
+    if kind is ScoredIndex:
+        return BranchedIndex
+    bases: tuple[Any, ...] = (kind, BranchedIndex)
+    made = type(f"Branched{kind.__name__}", bases, {"__module__": __name__})
+    return cast(type[BranchedIndex], dataclass(made))
+
+
 @dataclass
 class BranchedIndex(ScoredIndex):
-    """Codes of the first slots in one row, `trunk`, and of what came behind them in rows of their own.
+    """Codes of the first slots in one row, `trunk`, and of what came behind them in rows of their own, `codes`.
 
-    mean [1, Hk, 1, D]: what is taken from all keys; `fit`: what was fitted to the trunk, and no codes.
     Nothing bounds what is scored at once: all scores of the trunk are written.
     """
 
     trunk: Codes = field(default_factory=Codes)
     rows: int = 1
-    mean: Tensor | None = None
-    fit: FittedIndex | None = None
     # The slots of the buffer that a stream alone would have, and whether it would move at an append.
     buffer: int = 0
     moves: bool = True
@@ -70,14 +94,28 @@ class BranchedIndex(ScoredIndex):
     def nbytes(self) -> int:
         """What each stream alone would hold: the trunk once a row, and the room behind all slots."""
         each = sum(x.numel() * x.element_size() for x in self.trunk.values()) // self.began
-        mean = 0 if self.mean is None else self.mean.numel() * self.mean.element_size()
-        fitted = 0 if self.fit is None else self.fit.nbytes
-        return self.rows * (each * max(self.buffer, self.slots) + mean) + fitted
+        return self.rows * each * max(self.buffer, self.slots)
+
+    @property
+    def earliest(self) -> Codes:
+        return self.trunk
+
+    def whole(self) -> Codes:
+        """Made anew at each call."""
+        trunk = self._spread()
+        if not self.codes:
+            return trunk
+        return {name: torch.cat([code, self.codes[name]], 2) for name, code in trunk.items()}
+
+    def of_codes(self, make: Callable[[Codes], Tensor]) -> Tensor:
+        # Others are promised codes of every row.
+        own = type(self.recipe).__module__.startswith("topkit.")
+        trunk = self.trunk if own else self._spread()
+        return torch.cat([make(codes) for codes in (trunk, self.codes) if codes], -1)
 
     def append(self, keys: Tensor, step: Step) -> None:
         own = ScoredIndex(self.recipe, self.codes, self.slots - self.began, self.growing)
-        keys = keys if self.mean is None else keys - self.mean
-        own.append(keys if self.fit is None else self.fit.of_keys(keys), step)
+        own.append(keys, step)
         self.codes, self.slots = own.codes, self.began + own.slots
         if self.moves or self.slots > self.buffer:
             self.buffer, self.moves = room_for(self.slots), False
@@ -91,9 +129,6 @@ class BranchedIndex(ScoredIndex):
 
     def reorder(self, rows: Tensor) -> None:
         super().reorder(rows)
-        if self.fit is not None:
-            self.fit = replace(self.fit)  # a fork may have it too
-            self.fit.reorder(rows)
         self.rows, self.buffer, self.moves = len(rows), 0, True
 
     def fork(self) -> Index:
@@ -104,23 +139,15 @@ class BranchedIndex(ScoredIndex):
         return None
 
     def score(self, queries: Tensor, step: Step) -> Tensor:
-        trunk = self.trunk
-        queries = queries if self.fit is None else self.fit.of_queries(queries)
-        if not type(self.recipe).__module__.startswith("topkit."):
-            # Others are promised codes of every row.
-            trunk = {n: code.expand(len(queries), *code.shape[1:]) for n, code in trunk.items()}
-        parts = [
-            scored(self.recipe, queries, codes, step) for codes in (trunk, self.codes) if codes
-        ]
-        return torch.cat(parts, -1)
+        return self.of_codes(lambda codes: scored(self.recipe, queries, codes, step))
 
     def chosen(self, queries: Tensor, k: int, step: Step, pool: str | None = None) -> Selection:
-        scores = pooled(self.score(queries, step), step.kv_heads, pool)
+        # A kind has changed its queries already: its own `score` would change them again.
+        scores = pooled(BranchedIndex.score(self, queries, step), step.kv_heads, pool)
         seen = step.seen(self.slots, queries.shape[2], queries.device)
         slots = select_topk(masked(scores, step), k)
-        fitted = 0 if self.fit is None else self.fit.read_bytes
-        read = seen * self.bytes_per_key(step) + fitted
-        return Selection(slots, keys_scored=seen, bytes_read=read)
+        return Selection(slots, keys_scored=seen, bytes_read=seen * self.bytes_per_key(step))
 
-    def bytes_per_key(self, step: Step) -> float:
-        return sum(code[0, :, 0].numel() * code.element_size() for code in self.trunk.values())
+    def _spread(self) -> Codes:
+        """The trunk in every row, as a view."""
+        return {n: code.expand(self.rows, *code.shape[1:]) for n, code in self.trunk.items()}

@@ -123,8 +123,9 @@ class ClusteredIndex(Index):
 
     @property
     def nbytes(self) -> int:
+        """What each row alone would hold."""
         held = [*self.clusters.tensors.values(), *self.extra.values()]
-        return sum(x.untyped_storage().nbytes() for x in held)
+        return sum(x.numel() * x.element_size() for x in held)
 
     def append(self, keys: Tensor, step: Step) -> None:
         self.slots += keys.shape[2]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from topkit.indexers.base import Cache, Step
+from topkit.indexers.fitted import of_rows
 from topkit.indexers.kmeans import means_of
 
 
@@ -41,8 +42,8 @@ class Clusters:
         return Clusters(**{name: change(name, x) for name, x in self.tensors.items()})
 
     def of(self, rows: Tensor) -> Clusters:
-        """Row i becomes what row rows[i] was."""
-        return self.map(lambda _, x: x[rows])
+        """Row i becomes what row rows[i] was; rows that are all one are held once."""
+        return self.map(lambda _, x: of_rows(x, rows))
 
     def until(self, count: int, held: int) -> Clusters:
         """The first `count` clusters, whose members are the first `held`; a copy, so that no more is kept."""

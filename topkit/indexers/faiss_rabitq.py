@@ -15,7 +15,7 @@ from torch import Tensor
 from topkit.indexers.checks import whole
 from topkit.indexers.faiss_base import plain
 from topkit.indexers.faiss_indexer import FaissIndexer
-from topkit.indexers.stated_cost import Cost, Shape
+from topkit.indexers.stated_cost import Cost, Shape, least
 
 # Seed of the rotation.
 SEED = 0
@@ -48,7 +48,10 @@ class faiss_rabitq(FaissIndexer):
         return x.float() @ rotation(x.shape[-1]).to(x.device)
 
     def costs(self, shape: Shape) -> Cost:
-        key = math.ceil(shape.D * self.bits / 8) + 8
+        # The bits behind the first stand apart, with two numbers of their own and a third for the bound.
+        later = self.bits - 1
+        numbers = 8 + 12 * least(later, 1)
+        key = math.ceil(shape.D / 8) + math.ceil(shape.D * later / 8) + numbers
         return self.scanned(shape, key, 4 * shape.D, shape.D * shape.D)
 
     def make(self, faiss: Any, keys: Tensor) -> Any:

@@ -47,7 +47,7 @@ class FittedIndex(ScoredIndex):
         super().reorder(rows)
         for name in self.fitted:
             x: Tensor | None = getattr(self, name)
-            setattr(self, name, None if x is None else x[rows])
+            setattr(self, name, None if x is None else of_rows(x, rows))
 
     def score(self, queries: Tensor, step: Step) -> Tensor:
         return super().score(self.of_queries(queries), step)
@@ -63,3 +63,9 @@ class FittedIndex(ScoredIndex):
         """Bytes of what was fitted that the queries of a row read."""
         parts = (getattr(self, name) for name in self.read_by_queries)
         return sum(x[0].numel() * x.element_size() for x in parts if x is not None and len(x))
+
+
+def of_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Of a tensor [B, ...] that nobody writes to: row i becomes what row rows[i] was; rows that are all one are held once."""
+    once = len(x) == 1 or x.stride(0) == 0
+    return x[:1].expand(len(rows), *x.shape[1:]) if once else x[rows]

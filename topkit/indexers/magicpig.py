@@ -112,7 +112,7 @@ class PigIndex(MeanIndex):
     def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
         recipe, count = self._recipe, queries.shape[2]
         asked = buckets(queries, recipe.bits, recipe.tables, step)
-        hit = collisions(asked, self.codes["buckets"]) >= 2
+        hit = self.of_codes(lambda codes: collisions(asked, codes["buckets"])) >= 2
         slots = torch.arange(self.slots, device=hit.device)
         first = step.starts(hit.device)[:, None, None, None] + recipe.sink
         stop = step.stops(self.slots, count, hit.device)[:, None, :, None] - recipe.window
@@ -125,10 +125,10 @@ class PigIndex(MeanIndex):
 
     def _weights(self, queries: Tensor, slots: Tensor, step: Step) -> Tensor:
         """The log-weights -ln u of sampled keys [B, Hq, Tq, n], 0 for none."""
-        groups = self.mean.shape[1]
+        rows, groups = len(slots), self.mean.shape[1]
         products = chosen_scores(queries, slots, step, self.slots) - score(queries, self.mean)
-        norms = self.codes["norms"][..., 0]
-        norms = norms.gather(2, slots.clamp_min(0).view(len(slots), groups, -1)).view_as(slots)
+        norms = self.of_codes(lambda codes: codes["norms"][..., 0].expand(rows, -1, -1))
+        norms = norms.gather(2, slots.clamp_min(0).view(rows, groups, -1)).view_as(slots)
         lengths = norms.double() * queries.double().square().sum(-1, keepdim=True).sqrt()
         cosine = (products / lengths.clamp_min(1e-300)).masked_fill((slots < 0) | (lengths == 0), 0)
         chances = chance(cosine, self._recipe.bits, self._recipe.tables).clamp_min(1e-12)
@@ -156,8 +156,8 @@ class PigIndex(MeanIndex):
         if not step.counted:
             return {}
         seen = step.seen(self.slots, count, number.device)
-        keys, cache = self.codes["buckets"], step.cache
+        groups, cache = self.mean.shape[1], step.cache
         own = number.squeeze(-1).float()
         each = cache.key_bytes // cache.heads + 4
-        read = seen * (2.0 * self._recipe.tables * keys.shape[1]) + own.sum(1) * each
+        read = seen * (2.0 * self._recipe.tables * groups) + own.sum(1) * each
         return {"keys_scored": seen + own.mean(1), "bytes_read": read}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -97,6 +98,9 @@ class misa(lightning):
 
 class Routed(ScoredIndex):
     """Index keys, of which no part alone could tell which heads are asked."""
+
+    def of_codes(self, make: Callable[[Codes], Tensor]) -> Tensor:
+        return make(self.whole())
 
     def chosen(self, queries: Tensor, k: int, step: Step, pool: str | None = None) -> Selection:
         recipe = self.recipe

@@ -78,7 +78,7 @@ class rabitq(Scored):
     def build(self, keys: Tensor, step: Step) -> Index:
         if not self.rerank:
             return about_mean(self, keys, step)
-        index = _Reranked(self, mean=mean_key(keys, step))
+        index = Reranked(self, mean=mean_key(keys, step))
         index.append(keys, step)
         return index
 
@@ -118,7 +118,7 @@ def rotation(width: int, seed: int, device: torch.device) -> Tensor:
     return (q * r.diagonal().sign()).to(device)
 
 
-class _Reranked(MeanIndex):
+class Reranked(MeanIndex):
     """Codes whose bounds say which keys to score exactly."""
 
     def score(self, queries: Tensor, step: Step) -> Tensor:
@@ -128,9 +128,10 @@ class _Reranked(MeanIndex):
         return Index.select_many(self, queries, ks, step)
 
     def chosen(self, queries: Tensor, k: int, step: Step, pool: str | None = None) -> Selection:
-        assert isinstance(self.recipe, rabitq)
-        estimate = scored(self.recipe, queries, self.codes, step)
-        bound = self.recipe.bound(queries, self.codes)
+        recipe = self.recipe
+        assert isinstance(recipe, rabitq)
+        estimate = self.of_codes(lambda codes: scored(recipe, queries, codes, step))
+        bound = self.of_codes(lambda codes: recipe.bound(queries, codes))
         least, most = (masked(x, step) for x in (estimate - bound, estimate + bound))
         kth = least.topk(min(k, self.slots)).values[..., -1:]
         near = most.masked_fill(most < kth, -torch.inf)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -230,6 +230,19 @@ class ScoredIndex(Index):
         stored = {code.untyped_storage().data_ptr(): code for code in self.codes.values()}
         return sum(code.untyped_storage().nbytes() for code in stored.values())
 
+    @property
+    def earliest(self) -> Codes:
+        """The codes of the first slots, of some rows; there are any."""
+        return self.codes
+
+    def whole(self) -> Codes:
+        """The codes of all slots and rows."""
+        return self.codes
+
+    def of_codes(self, make: Callable[[Codes], Tensor]) -> Tensor:
+        """What `make` makes of codes, of each slot for itself, slots along the last dimension."""
+        return make(self.codes)
+
     def append(self, keys: Tensor, step: Step) -> None:
         if step.at is not None:
             self.recipe.write(keys, self._roomy(), step.at, step)
@@ -275,7 +288,7 @@ class ScoredIndex(Index):
         return codes
 
     def score(self, queries: Tensor, step: Step) -> Tensor:
-        return scored(self.recipe, queries, self.codes, step)
+        return self.of_codes(lambda codes: scored(self.recipe, queries, codes, step))
 
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
         return self.chosen(queries, k, step)
@@ -303,4 +316,4 @@ class ScoredIndex(Index):
         return Selection(slots, keys_scored=seen, bytes_read=seen * cost)
 
     def bytes_per_key(self, step: Step) -> float:
-        return sum(code[0, :, 0].numel() * code.element_size() for code in self.codes.values())
+        return sum(code[0, :, 0].numel() * code.element_size() for code in self.earliest.values())

@@ -125,7 +125,7 @@ class SparqIndex(ScoredIndex):
         self.total = None if self.total is None else self.total[rows]
 
     def bytes_per_key(self, step: Step) -> float:
-        columns = self.codes["columns"]
+        columns = self.earliest["columns"]
         heads = columns.shape[1] // self._width(step)
         each = self._recipe.count(self._width(step)) * columns.element_size()
         return each * max(self.heads, heads)
@@ -175,7 +175,7 @@ class SparqIndex(ScoredIndex):
         return scores.masked_fill(newest & (scores > -torch.inf), torch.inf)
 
     def _width(self, step: Step) -> int:
-        return self.codes["columns"].shape[1] // step.kv_heads
+        return self.earliest["columns"].shape[1] // step.kv_heads
 
     @property
     def _recipe(self) -> sparq:

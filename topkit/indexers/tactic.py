@@ -15,6 +15,7 @@ from topkit.errors import InputError
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.checks import share, whole
 from topkit.indexers.curve import Curve
+from topkit.indexers.fitted import of_rows
 from topkit.indexers.kmeans import kmeans, means_of, spread
 from topkit.indexers.scored import Codes, Scored, ScoredIndex, cut_each
 from topkit.indexers.stated_cost import Cost, Shape, least, log2
@@ -103,7 +104,7 @@ class TacticIndex(ScoredIndex):
     @property
     def nbytes(self) -> int:
         own = (self.centroids, self.usable)
-        return super().nbytes + sum(x.untyped_storage().nbytes() for x in own)
+        return super().nbytes + sum(x.numel() * x.element_size() for x in own)
 
     def append(self, keys: Tensor, step: Step) -> None:
         # The nearest by distance: |key|^2, which is the same for all centroids, is left out.
@@ -114,7 +115,7 @@ class TacticIndex(ScoredIndex):
 
     def reorder(self, rows: Tensor) -> None:
         super().reorder(rows)
-        self.centroids, self.usable = self.centroids[rows], self.usable[rows]
+        self.centroids, self.usable = (of_rows(x, rows) for x in (self.centroids, self.usable))
 
     def score(self, queries: Tensor, step: Step) -> Tensor:
         raise InputError(f"{self.recipe} scores clusters of keys, which says too little of each")
@@ -139,7 +140,8 @@ class TacticIndex(ScoredIndex):
 
         Those that a query does not see come last.
         """
-        labels = self.codes["labels"][..., 0].long()
+        rows = len(queries)
+        labels = self.of_codes(lambda codes: codes["labels"][..., 0].expand(rows, -1, -1)).long()
         labels = labels.repeat_interleave(queries.shape[1] // labels.shape[1], 1)[:, :, None]
         scores = score(queries, self.centroids)
         # How many clusters score higher: whole numbers are quicker to sort.

@@ -16,14 +16,18 @@ from topkit.experiments.evaluate.stepped import ROUND, STEPS, is_fixed
 from topkit.experiments.model.attention_call import LOGITS
 from topkit.experiments.runs.cells import Cell, chunks
 from topkit.indexers.base import Cache, Indexer, Step
+from topkit.indexers.branched import held_once
+from topkit.indexers.clustered import Clustered
 from topkit.indexers.combinator import Combinator
 from topkit.indexers.paged import Paged
 from topkit.indexers.scored import Scored
+from topkit.indexers.stated_cost import Shape as CostShape
+from topkit.indexers.stated_cost import stated
 from topkit.indexers.stateless import Stateless
 
 # Copies of one layer's scores, or of rows of them, that attention and the judge make on their way.
 COPIES = 8
-# Keys of which a recipe's codes are made, to see how many bytes it holds for one.
+# Keys of which the codes of a recipe that states no costs are made, to see how many bytes it holds for one.
 TRIED = 64
 
 
@@ -33,9 +37,9 @@ def memory_of(shape: Shape, asked: Asked, cells: Sequence[Cell], rows: int) -> i
     Prefill: what one layer passes on, where a window slides or the model's own indexer chooses, 8 T^2 for the
     mask and its copy, scores of some queries, where these are written out, and the scores of that indexer, of all tokens at once as in the model itself, and twice
     its lists. Questions,
-    of as many cells as a pass has rows: the codes that recipes choose from, once, and twice a row with an
-    eighth of room, but for codes of more than COPIED keys; scores, COPIES times; keys and values of one
-    layer, and all logits, twice, in float32. What graphs hold on a GPU, from haystack to haystack, comes on top.
+    of as many cells as a pass has rows: the codes that recipes choose from, once, and where rows do not share them
+    twice a row with an eighth of room; scores, COPIES times; keys and values of one layer, and all logits, twice,
+    in float32. What graphs hold on a GPU, from haystack to haystack, comes on top.
     """
     t = asked.length
     masked = shape.windowed or shape.index_heads > 0
@@ -86,7 +90,7 @@ def _asking(shape: Shape, asked: Asked, turn: tuple[Sequence[Cell], int]) -> int
     # Of rows that read the model's own lists: their keys of a layer, joined and joined again; all rows' lists.
     own = 3 * listed * (asked.length + asked.tail) * shape.index_width * shape.bytes
     own += 16 * count * asked.tail * shape.index_k if listed else 0
-    return _codes(shape, asked.length, cells, together) + scores + layer + logits + tails + own
+    return _codes(shape, asked, cells, together) + scores + layer + logits + tails + own
 
 
 def _graphed(
@@ -117,24 +121,32 @@ def _rows(shape: Shape, asked: Asked, cells: Sequence[Cell], together: int) -> i
     wide = max((cell.k(asked.length) or 0 for cell in cells), default=0)
     noted = 8 * STEPS * shape.layers * shape.heads[0] * (wide + shape.width[0])
     leaves = [_leaf(cell.indexer) for cell in cells if cell.indexer is not None]
-    codes = room * shape.layers * sum(bytes_a_key(leaf, shape) for leaf in leaves)
+    codes = room * shape.layers * sum(bytes_a_key(leaf, shape, asked.length) for leaf in leaves)
     return together * (len(cells) * (cache + noted) + int(codes))
 
 
-def _codes(shape: Shape, length: int, cells: Sequence[Cell], together: int) -> int:
+def _codes(shape: Shape, asked: Asked, cells: Sequence[Cell], together: int) -> int:
     """Bytes of the codes of all recipes."""
-    keys, total = length * shape.heads[1] * shape.width[0], 0.0
+    total = 0.0
     leaves = set[Indexer]()
     for indexer, some in groupby(cells, lambda cell: cell.indexer):
         if indexer is None:
             continue
         leaf, rows = _leaf(indexer), len(list(some)) * together
-        whole = length * shape.layers * bytes_a_key(leaf, shape)
+        whole = asked.length * shape.layers * bytes_a_key(leaf, shape, asked.length)
         total += whole if leaf not in leaves else 0
         leaves.add(leaf)
-        if not (isinstance(leaf, Scored) and keys * rows > COPIED):
+        if not _shared(leaf, shape, asked, rows):
             total += 2 * rows * whole * 9 / 8
     return int(total)
+
+
+def _shared(leaf: Indexer, shape: Shape, asked: Asked, rows: int) -> bool:
+    """Whether rows of a recipe share the codes of their prefix to the end of what is asked."""
+    if isinstance(leaf, Clustered):  # until keys of their own are clustered
+        return not leaf.update or asked.tail < leaf.update
+    keys = asked.length * shape.heads[1] * shape.width[0]
+    return keys * rows > COPIED and held_once(leaf)
 
 
 def _leaf(indexer: Indexer) -> Indexer:
@@ -145,10 +157,11 @@ def _leaf(indexer: Indexer) -> Indexer:
 
 
 @cache
-def bytes_a_key(recipe: Indexer, shape: Shape) -> float:
-    """What a recipe holds for one key of all heads of a layer: as it does for a few.
+def bytes_a_key(recipe: Indexer, shape: Shape, length: int) -> float:
+    """What a recipe holds for one of so many keys of all heads of a layer: what it states, or as it does for a few.
 
-    Of those that read more than keys, a byte a dimension; graphs in float32 stand in the host's memory.
+    Of those that state nothing and read more than keys, a byte a dimension; graphs in float32 stand in the host's
+    memory.
     """
     groups, width = shape.heads[1], shape.width[0]
     if isinstance(recipe, Stateless):
@@ -156,6 +169,10 @@ def bytes_a_key(recipe: Indexer, shape: Shape) -> float:
     if recipe.requires == "faiss":
         elsewhere = shape.on_device and recipe.traits().host
         return 0 if elsewhere else 4 * groups * width
+    layer = CostShape(shape.heads[0], groups, *shape.width, T=length, e=shape.bytes)
+    cost = stated(recipe, layer)
+    if cost is not None:
+        return cost.index
     if not isinstance(recipe, Scored | Paged) or recipe.needs - {"cache"}:
         return groups * width
     dtype = {2: torch.bfloat16, 4: torch.float32}.get(shape.bytes, torch.float32)
