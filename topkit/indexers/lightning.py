@@ -12,10 +12,11 @@ from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.indexers.base import Step
-from topkit.indexers.lightning_weights import load, path_of
+from topkit.indexers.lightning_weights import load
 from topkit.indexers.scored import Codes, Scored
 from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
+from topkit.indexers.weights_file import path_of
 from topkit.kernels import fp4
 from topkit.kernels.codes import factors, scales_stored, stored
 from topkit.kernels.quantize_append import quantize_append
@@ -75,7 +76,7 @@ class lightning(Scored):
         return frozenset() if self.weights == GIVEN else load(self.weights).models
 
     def files(self) -> tuple[Path, ...]:
-        return () if self.weights == GIVEN else (path_of(self.weights),)
+        return () if self.weights == GIVEN else (path_of("lightning", self.weights),)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
