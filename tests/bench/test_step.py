@@ -18,8 +18,6 @@ from topkit.kernels.gather_attention import gather_attention
 
 CPU = torch.device("cpu")
 LENGTH = 300
-# Triton's interpreter says so of every infinity.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 def session() -> Session:
