@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from plainly import best
 from topkit.errors import InputError
 from topkit.indexers import Cache, Paged, Step, moba, quest, shared, top_p
-from topkit.indexers.paged import PagedIndex
+from topkit.indexers.paged_index import PagedIndex
 
 HEADS, GROUPS, WIDTH = 4, 2, 3
 

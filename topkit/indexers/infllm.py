@@ -15,7 +15,9 @@ from topkit.errors import InputError
 from topkit.indexers.base import Index, Step
 from topkit.indexers.checks import whole
 from topkit.indexers.local_queries import local_weights, mean_query
-from topkit.indexers.paged import Paged, PagedIndex, Pages, by_page
+from topkit.indexers.paged import Paged, Pages
+from topkit.indexers.paged_index import PagedIndex
+from topkit.indexers.pages import by_page
 from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
 from topkit.kernels.score import score

@@ -12,7 +12,7 @@ from topkit.indexers.channels import ChannelIndex
 from topkit.indexers.combinator import Wrapped
 from topkit.indexers.growing import Growing
 from topkit.indexers.mean_key import MeanIndex
-from topkit.indexers.paged import PagedIndex
+from topkit.indexers.paged_index import PagedIndex
 from topkit.indexers.scored import ScoredIndex
 from topkit.indexers.stateless import SlotCount
 

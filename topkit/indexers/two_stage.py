@@ -13,7 +13,7 @@ from torch import Tensor
 
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.exact import chosen_scores
-from topkit.indexers.paged import PagedIndex
+from topkit.indexers.paged_index import PagedIndex
 from topkit.indexers.scored import waiting
 from topkit.kernels.select_topk import select_topk
 
