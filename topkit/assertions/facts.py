@@ -1,5 +1,5 @@
 # pyright: strict
-"""What there is to know of one row that fails."""
+"""The facts of a row that fails, for the error."""
 
 from __future__ import annotations
 

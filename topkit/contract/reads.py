@@ -17,8 +17,8 @@ _GATHERS = {"gather", "index_select", "index", "embedding", "take", "_unsafe_ind
 class Reads(TorchDispatchMode):
     """Counts what operations read of some tensors: `with Reads(tensors) as reads: ...; reads.total`.
 
-    A gather reads what it gives, each time. What any other operation goes over is read once, however
-    many go over it: a loop of a kernel reads it for all of them. A view reads nothing.
+    A gather reads the elements that it returns, each time. Elements that other operations read count once,
+    however many operations read them, as one kernel would. A view reads nothing.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:

@@ -84,7 +84,7 @@ class GpuLists:
         return Hits(scores, ids, self.sizes[lists].sum(1), lists)
 
     def until(self, faiss: Any, length: int) -> GpuLists:
-        """The first keys alone, as an index of its own: faiss-gpu forgets nothing, and so the host does."""
+        """An index of the first keys alone, cut on the host: faiss-gpu cannot remove keys."""
         with ALONE:
             kept = faiss.index_gpu_to_cpu(self.index)
         kept.remove_ids(faiss.IDSelectorRange(length, kept.ntotal))

@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false
-"""Inverted lists of FAISS, which say how many keys a search compared."""
+"""Inverted lists of FAISS, whose sizes give how many keys a search compared."""
 
 from __future__ import annotations
 

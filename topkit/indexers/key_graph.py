@@ -122,7 +122,7 @@ class Search:
         return found.masked_fill(at[..., None] < 0, -1).flatten(-2)
 
     def _fresh(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Slots that are seen and were not met, ascending, each once, -1 for the others; and their scores."""
+        """The visible slots that the walk has not met, ascending, each once, -1 for the others; and their scores."""
         length = self.keys.shape[2]
         slots = slots.sort(-1).values
         out = self.met.gather(-1, slots.clamp_min(0))

@@ -16,7 +16,7 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.indexers.base import Cache, Indexer, Rest, Selection
 
-# What shares may exceed one by, summed in float32.
+# By how much a sum of shares in float32 may exceed one.
 ROUNDED = 1e-4
 
 
@@ -39,7 +39,7 @@ def require_formed(
 
 
 def _wrong(one: Any, queries: Tensor, cache: Cache) -> str:
-    """What is not as the contract has it, and what was expected; "" where all is."""
+    """The first fault of a selection, with what was expected; "" where there is none."""
     if not isinstance(one, Selection):
         return f"{_kind(one)}; expected a Selection"
     rows, heads, count = queries.shape[:3]

@@ -1,4 +1,4 @@
-"""What a recipe or a task holds beside its text: files, values, and code of its own.
+"""What a recipe or a task depends on beside its text: files, values, and code of its own.
 
 A text names a thing in every table, but does not tell one content of a file from the next, nor a big
 tensor from another, nor last week's code of one's own class from today's.
@@ -97,7 +97,7 @@ def within(thing: Named) -> Iterator[Named]:
 
 
 def _values(thing: Named) -> dict[str, Any]:
-    """A thing's attributes, as it has them when it is made; what it works out later says no more."""
+    """A thing's attributes but for cached properties, which follow from the others."""
     fresh: Any = thing
     if is_dataclass(thing):
         with suppress(TypeError, ValueError):  # one that is not made of its fields alone
@@ -111,7 +111,7 @@ def _values(thing: Named) -> dict[str, Any]:
 
 
 def _held(thing: Named) -> Iterator[str]:
-    """A line an attribute whose value the thing's repr does not tell."""
+    """A line for each attribute whose value the thing's repr does not show."""
     told, silent = repr(thing), unprinted(thing)
     for name, value in _values(thing).items():
         if name in silent:
@@ -122,7 +122,7 @@ def _held(thing: Named) -> Iterator[str]:
 
 
 def _text(value: Any) -> str:
-    """A text that tells a value from others; where there is none, the name of its class."""
+    """A text that differs for different values; where there is none, the name of the class."""
     if isinstance(value, Real) and not isinstance(value, bool):
         return repr(int(value) if isinstance(value, Integral) else float(value))
     if isinstance(value, Path):

@@ -1,4 +1,4 @@
-"""Several runs of one identity as one: which rows of each count, once."""
+"""Several runs of one identity as one, each row once."""
 
 # pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
