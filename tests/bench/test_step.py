@@ -12,7 +12,7 @@ from topkit.experiments.bench import data, kinds
 from topkit.experiments.bench.decoding import Decoding
 from topkit.experiments.bench.scale import Scale
 from topkit.experiments.bench.session import Session
-from topkit.experiments.decode.cache import LayerIndex
+from topkit.experiments.decode.layer_index import LayerIndex
 from topkit.experiments.decode.reader import Call
 from topkit.kernels.gather_attention import gather_attention
 

@@ -19,9 +19,10 @@ from transformers import DynamicCache
 from transformers.utils.generic import ModelOutput
 
 from topkit.errors import InputError
-from topkit.experiments.decode.cache import CacheOwner, rooms
+from topkit.experiments.decode.cache import rooms
 from topkit.experiments.decode.captured_step import CapturedStep
 from topkit.experiments.decode.graph_capture import capture
+from topkit.experiments.decode.layer_index import CacheOwner
 from topkit.experiments.decode.reader import Call, Reader
 from topkit.experiments.decode.token_step import TokenStep
 from topkit.experiments.model.attention_call import AttentionCall

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from topkit.experiments.decode.cache import LayerIndex
+from topkit.experiments.decode.layer_index import LayerIndex
 from topkit.experiments.decode.reader import Call, Reader
 from topkit.indexers.base import Index, Step
 from topkit.kernels.gather_attention import attend_all

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from topkit.errors import InputError
-from topkit.experiments.decode.cache import CacheOwner, LayerIndex, index_over
+from topkit.experiments.decode.cache import index_over
+from topkit.experiments.decode.layer_index import CacheOwner, LayerIndex
 from topkit.experiments.decode.padding import Padding
 from topkit.experiments.decode.prompt import Prompt
 from topkit.experiments.decode.reader import Call, Reader
