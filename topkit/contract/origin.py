@@ -15,7 +15,7 @@ from topkit.indexers.base import Indexer
 OURS = ("topkit", "torch", "numpy", "faiss")
 
 
-def told(error: BaseException, indexer: Indexer) -> str:
+def message_of(error: BaseException, indexer: Indexer) -> str:
     """The message of an error in a law, in one line with the place that raised it."""
     first = error
     while first.__cause__ is not None:

@@ -45,14 +45,14 @@ class Reads(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         out = cast(Callable[..., Any], func)(*args, **(kwargs or {}))
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         name = str(func.__name__).partition(".")[0]
-        if name == "embedding" or (name in _GATHERS and given):
-            self._gather(given[0], out)
-            given = given[1:]
+        if name == "embedding" or (name in _GATHERS and tensors):
+            self._gather(tensors[0], out)
+            tensors = tensors[1:]
         elif getattr(func, "is_view", False) or name == "detach":
             return out
-        for x in given:
+        for x in tensors:
             self._go_over(x)
         return out
 

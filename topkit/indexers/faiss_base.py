@@ -143,14 +143,14 @@ class FaissRecipe(Indexer):
         """Bytes a token of the mean key that is taken off, where it is."""
         return 4 * shape.Hk * shape.D / shape.T if self.center else 0
 
-    def scanned(self, shape: Shape, key: float, held: float, build: float) -> Cost:
+    def scanned(self, shape: Shape, key: float, fixed: float, build: float) -> Cost:
         """The cost of reading every key of a head for each of its queries.
 
-        key: bytes of one key of one head; held: bytes of one head besides; build: multiplications a key.
+        key: bytes of one key of one head; fixed: bytes of one head besides; build: multiplications a key.
         """
         s = shape
         return Cost(
-            index=s.Hk * (key + held / s.T) + self.offset_bytes(s),
+            index=s.Hk * (key + fixed / s.T) + self.offset_bytes(s),
             read=s.Hq * s.T * key,
             operations=s.Hq * s.T * s.D,
             build=s.Hk * s.T * build,

@@ -85,11 +85,11 @@ def summarised(recipe: PageRecipe, keys: Tensor, real: Tensor) -> Pages:
 def scored(recipe: PageRecipe, queries: Tensor, pages: Pages, step: Step) -> Tensor:
     """The scores [B, Hs, Tq, P] of a recipe. Raises: InputError where they are not one a page."""
     scores = recipe.score(queries, pages, step)
-    rows, asked, count = queries.shape[0], queries.shape[2], next(iter(pages.values())).shape[2]
-    if scores.dim() != 4 or (scores.shape[0], *scores.shape[2:]) != (rows, asked, count):
+    rows, tokens, count = queries.shape[0], queries.shape[2], next(iter(pages.values())).shape[2]
+    if scores.dim() != 4 or (scores.shape[0], *scores.shape[2:]) != (rows, tokens, count):
         raise InputError(
-            f"{type(recipe).__name__}: score gave {list(scores.shape)} for {asked} queries and {count} "
-            f"pages in {rows} rows; expected one score a page, [{rows}, H, {asked}, {count}]"
+            f"{type(recipe).__name__}: score gave {list(scores.shape)} for {tokens} queries and {count} "
+            f"pages in {rows} rows; expected one score a page, [{rows}, H, {tokens}, {count}]"
         )
     return scores
 

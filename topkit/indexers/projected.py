@@ -67,8 +67,8 @@ class projected(Scored):
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
         # From float64, so that a number is rounded alike whatever stands beside it.
-        told = load(self.weights, keys.device).of("keys", step.layer, keys.detach())
-        return {"projected": told.to(torch.bfloat16)}
+        mapped = load(self.weights, keys.device).of("keys", step.layer, keys.detach())
+        return {"projected": mapped.to(torch.bfloat16)}
 
     def write(self, keys: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
         if isinstance(at, Tensor):

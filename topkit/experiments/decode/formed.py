@@ -79,12 +79,12 @@ def _wrong_rest(rest: Rest, place: tuple[int, int, int], width: int | None) -> s
     if not right:
         expected = [*place, "r", "Dv" if width is None else width]
         return f"rest.values that are {_kind(values)}; expected [{', '.join(map(str, expected))}]"
-    given = [x for x in (rest.logits, rest.share) if x is not None]
-    if len(given) != 1 or _shape(given[0]) != shape[:4]:
+    ways = [x for x in (rest.logits, rest.share) if x is not None]
+    if len(ways) != 1 or _shape(ways[0]) != shape[:4]:
         return (
-            f"a rest with {len(given)} of logits and share; expected one of them, {list(shape[:4])}"
+            f"a rest with {len(ways)} of logits and share; expected one of them, {list(shape[:4])}"
         )
-    if not bool(values.isfinite().all() & (given[0] < math.inf).all()):
+    if not bool(values.isfinite().all() & (ways[0] < math.inf).all()):
         return "a rest that holds NaN or infinity; expected numbers"
     share = rest.share
     if share is not None and not bool(

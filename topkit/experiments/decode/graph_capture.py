@@ -122,15 +122,15 @@ def side_by_side(calls: Sequence[Callable[[], Any]], device: torch.device) -> li
     if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
         return [call() for call in calls]
     current, branches = torch.cuda.current_stream(), _branches(torch.cuda.current_device())
-    begun, given = current.record_event(), []
+    begun, outputs = current.record_event(), []
     for n, call in enumerate(calls):
         branch = branches[n % len(branches)]
         branch.wait_event(begun)
         with torch.cuda.stream(branch):
-            given.append(call())
+            outputs.append(call())
     for branch in branches[: len(calls)]:
         current.wait_stream(branch)
-    return given
+    return outputs
 
 
 @cache

@@ -48,8 +48,8 @@ def claim(
     require_no_capture(out)
     who = who or Who()
     name = str(who.shard).replace("/", "-of-")
-    held = locked(out, who.waits) if who.shard.whole else shared(out, name, who.of)
-    with held as hold:
+    lock = locked(out, who.waits) if who.shard.whole else shared(out, name, who.of)
+    with lock as hold:
         require_same(out, identity, contents, force=force)
         if hold.alone:
             clear(out, force)

@@ -45,7 +45,7 @@ def contents(thing: Named) -> Contents:
     files, values, code = list[str](), list[str](), list[str]()
     for one in within(thing):
         files += [_of_file(path) for path in one.files()]
-        values += _held(one)
+        values += _unshown(one)
         code += [text for cls in type(one).__mro__ if (text := code_of(cls))]
     kinds = {"files": files, "values": values, "code": list(dict.fromkeys(code))}
     return {kind: _digest(texts) for kind, texts in kinds.items() if texts}
@@ -102,22 +102,24 @@ def _values(thing: Named) -> dict[str, Any]:
     if is_dataclass(thing):
         with suppress(TypeError, ValueError):  # one that is not made of its fields alone
             fresh = replace(thing)
-    held = {**getattr(fresh, "__dict__", {})}
-    held |= {f.name: getattr(fresh, f.name) for f in fields(fresh)} if is_dataclass(fresh) else {}
+    attributes = {**getattr(fresh, "__dict__", {})}
+    attributes |= (
+        {f.name: getattr(fresh, f.name) for f in fields(fresh)} if is_dataclass(fresh) else {}
+    )
     lazy = {
         n for c in type(thing).__mro__ for n, x in vars(c).items() if isinstance(x, cached_property)
     }
-    return {name: x for name, x in sorted(held.items()) if name not in lazy}
+    return {name: x for name, x in sorted(attributes.items()) if name not in lazy}
 
 
-def _held(thing: Named) -> Iterator[str]:
+def _unshown(thing: Named) -> Iterator[str]:
     """A line for each attribute whose value the thing's repr does not show."""
-    told, silent = repr(thing), unprinted(thing)
+    shown, silent = repr(thing), unprinted(thing)
     for name, value in _values(thing).items():
         if name in silent:
             continue
         plain = isinstance(value, Path | str | Real | tuple | None)
-        if not isinstance(value, Named) and not (plain and f"{name}={_text(value)}" in told):
+        if not isinstance(value, Named) and not (plain and f"{name}={_text(value)}" in shown):
             yield f"{name}={_text(value)}"
 
 

@@ -52,10 +52,10 @@ def sources(runs: Sequence[Path]) -> list[Source]:
     described = {run: require_intact(run) for run in runs}
     require_alike(described)
     first: dict[Triple, Path] = {}
-    found = list[Source]()
+    every = list[Source]()
     for run in described:
-        found += _of_run(run, first)
-    return found
+        every += _of_run(run, first)
+    return every
 
 
 def require_alike(described: Mapping[Path, Mapping[str, Any]]) -> None:
