@@ -1,4 +1,4 @@
-"""Rows of a task file: JSON lines, gzipped or not, or one JSON list; each read when it is wanted."""
+"""Rows of a task file: JSON lines, gzipped or not, or one JSON list; a plain file's are read one at a time."""
 
 # pyright: strict
 from __future__ import annotations
