@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from topkit.documents.digest import State, state_of
 from topkit.errors import InputError
-from topkit.indexers.weights_file import read_tensors, state_of
+from topkit.indexers.weights_file import read_tensors
 
 REMEDY = "give a file that `topkit calibrate` wrote"
 
@@ -61,7 +62,7 @@ def read(path: str, method: str, table: str) -> Calibration:
 
 
 @lru_cache(maxsize=16)
-def _read(path: Path, method: str, table: str, _state: tuple[int, int, int]) -> Calibration:
+def _read(path: Path, method: str, table: str, _state: State) -> Calibration:
     metadata, tensors = read_tensors(path, method, REMEDY)
     said = metadata.get("method")
     if said != method:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from topkit.documents.digest import State, state_of
 from topkit.errors import InputError
-from topkit.indexers.weights_file import read_tensors, state_of
+from topkit.indexers.weights_file import read_tensors
 
 ACTIVATIONS = ("silu", "relu", "gelu", "tanh")
 _NAME = re.compile(r"([0-9]{1,6})\.(query|key)\.([0-9]{1,3})\.(weight|bias)")
@@ -88,7 +89,7 @@ def load(path: str, device: torch.device | str = "cpu") -> HashFile:
 
 
 @lru_cache(maxsize=16)
-def _read(path: Path, _state: tuple[int, int, int], device: str) -> HashFile:
+def _read(path: Path, _state: State, device: str) -> HashFile:
     metadata, tensors = read_tensors(path, "hashattention", _REMEDY, device)
     tensors = {name: x.float() for name, x in tensors.items()}
     activation = metadata.get("activation", "silu")

@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from topkit.documents.digest import State, state_of
 from topkit.errors import InputError
-from topkit.indexers.weights_file import state_of
 
 WHOLE = (torch.int32, torch.int64, torch.int16)
 REMEDY = "give what docs/indices.md describes"
@@ -63,7 +63,7 @@ def read(path: str) -> IndicesFile:
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path, _state: tuple[int, int, int]) -> IndicesFile:
+def _read(path: Path, _state: State) -> IndicesFile:
     tensors = _tensors(path)
     positions = tensors.pop("positions", None)
     layers = {}

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
+from topkit.documents.digest import State, state_of
 from topkit.errors import InputError
 from topkit.indexers.lightning_file import REMEDY, require
-from topkit.indexers.weights_file import path_of, read_tensors, state_of
+from topkit.indexers.weights_file import path_of, read_tensors
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def load(weights: str, device: torch.device | str = "cpu") -> Weights:
 
 
 @lru_cache(maxsize=16)
-def _read(path: Path, _state: tuple[int, int, int], device: str) -> Weights:
+def _read(path: Path, _state: State, device: str) -> Weights:
     metadata, tensors = read_tensors(path, "lightning", REMEDY, device)
     tensors = {name: x.float() for name, x in tensors.items()}
     require(path, metadata, tensors)

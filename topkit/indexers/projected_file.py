@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from topkit.documents.digest import State, state_of
 from topkit.errors import InputError
-from topkit.indexers.weights_file import path_of, read_tensors, state_of
+from topkit.indexers.weights_file import path_of, read_tensors
 
 KIND = "projected"
 PARTS = ("queries", "keys")
@@ -72,7 +73,7 @@ def load(weights: str, device: torch.device | str = "cpu") -> Maps:
 
 
 @lru_cache(maxsize=16)
-def _read(path: Path, _state: tuple[int, int, int], device: str) -> Maps:
+def _read(path: Path, _state: State, device: str) -> Maps:
     metadata, tensors = read_tensors(path, KIND, _REMEDY, device)
     if metadata.get("kind") != KIND:
         raise _refused(path, "its metadata do not say so")

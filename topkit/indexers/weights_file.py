@@ -34,13 +34,6 @@ def path_of(method: str, weights: str) -> Path:
     raise InputError(f"{method}: no weights at {shown!r}; give a file or a bundled name")
 
 
-def state_of(path: Path) -> tuple[int, int, int]:
-    """What changes when a file does, for caches of its contents. Raises: OSError, ValueError."""
-    stat = path.stat()
-    # A file that another took the place of has another inode, however soon that was.
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
-
-
 def read_tensors(
     path: Path, method: str, remedy: str, device: torch.device | str = "cpu"
 ) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from topkit.documents.digest import file_digest
 from topkit.errors import InputError, extras_named
-from topkit.experiments.model.digests import file_digest
 from topkit.experiments.model.gguf_file import load_gguf
 from topkit.experiments.model.source import REFERENCE, Source, named, resolve, source_of
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from topkit.documents.digest import file_digest
 from topkit.errors import InputError
 from topkit.experiments.runs.source import code_of
 from topkit.grammar import Named, unprinted
@@ -155,16 +156,9 @@ def _of_file(path: Path) -> str:
             for name in sorted(names)
         )
     try:
-        stat = path.stat()
-        return _read(path.resolve(), stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        return file_digest(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-
-
-@lru_cache(maxsize=256)
-def _read(path: Path, *_stat: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(texts: Iterable[str]) -> str:
