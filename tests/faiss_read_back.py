@@ -90,11 +90,6 @@ def cut(vector: Array, pieces: int, width: int) -> Array:
     return padded.reshape(pieces, width)
 
 
-def best(scores: dict[int, float], k: int) -> list[int]:
-    """The slots of the k best scores, equal ones by the lowest slot."""
-    return sorted(scores, key=lambda slot: (-scores[slot], slot))[:k]
-
-
 def hold(chosen: list[int], scores: dict[int, float], k: int, slack: float = 1e-4) -> None:
     """Require k keys of these scores, each once, best first, none of those left out better by `slack`."""
     there = [slot for slot in chosen if slot >= 0]

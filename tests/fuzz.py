@@ -6,9 +6,11 @@ import copy
 import os
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from topkit.errors import InputError
+from topkit.experiments.capture.capture import Capture
 
 # 1 in every test run; TOPKIT_FUZZ=100 for all of it.
 TIMES = int(os.environ.get("TOPKIT_FUZZ", "1"))
@@ -102,3 +104,12 @@ def changed_bytes(draw: random.Random, raw: bytes) -> bytes:
         fill = draw.choice((b"", bytes(size), b"\xff" * size, draw.randbytes(size), raw[at:] * 2))
         raw = raw[:at] + fill + (raw[at + size :] if draw.random() < 0.8 else b"")
     return raw
+
+
+def load_all(path: Path) -> None:
+    """Open a capture and load all that it has."""
+    capture = Capture.open(path)
+    for sample in capture.samples:
+        for layer in capture.layers:
+            capture.load(sample, layer)
+    assert capture.fingerprint

@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from plainly import best
+
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampling": {"do_sample": True, "temperature": 1.5},
@@ -39,7 +41,7 @@ def assert_same(ours: tuple[Tensor, Any], theirs: tuple[Tensor, Any]) -> None:
 
 def by_score(query: Tensor, keys: Tensor, k: int, key_of: Callable[[Tensor], Tensor]) -> list[int]:
     scores = [float(query.double() @ key_of(key).double()) for key in keys]
-    return sorted(range(len(scores)), key=lambda slot: (-scores[slot], slot))[:k]
+    return best(scores, k)
 
 
 def choose_sign(query: Tensor, keys: Tensor, k: int) -> list[int]:
@@ -62,7 +64,7 @@ def choose_quest(query: Tensor, keys: Tensor, k: int) -> list[int]:
             )
         )
     chosen: list[int] = []
-    for page in sorted(range(len(bounds)), key=lambda page: (-bounds[page], page)):
+    for page in best(bounds):
         last = min(4 * page + 4, len(keys))
         chosen += range(last - 1, 4 * page - 1, -1)
     return chosen[:k]

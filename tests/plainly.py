@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from topkit.indexers import Index, Indexer, Selection
 LENGTH, HEADS, WIDTH = 40, (4, 2), 16
 
 Arrays = np.ndarray[Any, Any]
+Scores = Arrays | Sequence[float] | Mapping[int, float]
 
 
 def stream(recipe: Indexer, seed: int, length: int = LENGTH) -> Stream:
@@ -46,16 +47,17 @@ def chosen(one: Stream, recipe: Indexer, index: Index, k: int) -> list[list[int]
     return lists(one.ask(recipe, index, k))
 
 
-def best(scores: Arrays | Sequence[float], k: int, slots: Sequence[int] | None = None) -> list[int]:
+def best(scores: Scores, k: int | None = None, slots: Iterable[int] | None = None) -> list[int]:
     """The k slots of the greatest scores, of `slots` or of all: best first, equal ones by the lowest slot."""
-    slots = range(len(scores)) if slots is None else slots
+    if slots is None:
+        slots = scores if isinstance(scores, Mapping) else range(len(scores))
     return sorted(slots, key=lambda slot: (-scores[slot], slot))[:k]
 
 
 def of_pages(scores: Sequence[float], size: int, length: int, k: int) -> list[int]:
     """The keys of the best pages, ascending; the last page that k reaches is cut to its newest keys."""
     kept: list[int] = []
-    for page in best(scores, len(scores)):
+    for page in best(scores):
         keys = range(page * size, min((page + 1) * size, length))
         kept += list(keys)[-max(k - len(kept), 0) :] if k > len(kept) else []
     return sorted(kept)

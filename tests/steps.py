@@ -19,11 +19,9 @@ from transformers import (
 )
 
 import tiny
+from device import CUDA, DEVICE
 from topkit.experiments.decode.attach import attach
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
-gpu = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 to_the_bit = pytest.mark.skipif(CUDA, reason="a GPU adds in another order each time")
 # The step after a prompt of 24 gives the cache room for 32 slots, which 7 more fill; the next moves it.
 LENGTH = 24

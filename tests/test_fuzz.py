@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from fuzz import TIMES, VALUES, WORDS, changed_bytes, changed_json, changed_text, line_of
+from fuzz import TIMES, VALUES, WORDS, changed_bytes, changed_json, changed_text, line_of, load_all
 from topkit.experiments.capture import files
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.capture.manifest import MANIFEST, seal
@@ -101,14 +101,6 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keys, values = torch.randn(2, 2, 2, 1, 9, 4, generator=make)
     Capture.from_tensors(queries, keys, values).save(folder)
     return folder
-
-
-def load_all(path: Path) -> None:
-    capture = Capture.open(path)
-    for sample in capture.samples:
-        for layer in capture.layers:
-            capture.load(sample, layer)
-    assert capture.fingerprint
 
 
 def test_manifests(capture: Path):

@@ -1,4 +1,4 @@
-"""Whether what a remedy adds goes with a trait of the keys: joins a survey's CSV with runs of `topkit measure`.
+"""Whether the gain of a remedy correlates with a trait of the keys: joins a survey's CSV with runs of `topkit measure`.
 
     python tools/traits.py FOLDER CAPTURE=RUN [CAPTURE=RUN ...]
 

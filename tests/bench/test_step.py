@@ -12,14 +12,12 @@ from topkit.experiments.bench import data, kinds
 from topkit.experiments.bench.decoding import Decoding
 from topkit.experiments.bench.scale import Scale
 from topkit.experiments.bench.session import Session
-from topkit.experiments.decode.cache import LayerIndex
+from topkit.experiments.decode.layer_index import LayerIndex
 from topkit.experiments.decode.reader import Call
 from topkit.kernels.gather_attention import gather_attention
 
 CPU = torch.device("cpu")
 LENGTH = 300
-# Triton's interpreter says so of every infinity.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 def session() -> Session:

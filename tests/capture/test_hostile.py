@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fuzz import load_all
 from topkit.errors import InputError
 from topkit.experiments.capture import files
 from topkit.experiments.capture.capture import Capture
@@ -33,13 +34,6 @@ def content(folder: Path) -> dict[str, Any]:
     held = json.loads((folder / MANIFEST).read_text())
     del held["sha256"]
     return held
-
-
-def load_all(path: Path) -> None:
-    capture = Capture.open(path)
-    for sample in capture.samples:
-        for layer in capture.layers:
-            capture.load(sample, layer)
 
 
 def refused(path: Path, name: str = MANIFEST) -> str:

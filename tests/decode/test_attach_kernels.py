@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from device import DEVICE
 from generation import generated
 from tiny import lightning_for, prompt, tiny
 from topkit.errors import InputError
 from topkit.experiments.decode.attach import attach
 
 pytest.importorskip("triton")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.mark.parametrize(

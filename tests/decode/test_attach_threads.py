@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from device import gpu
 from generation import generated
-from steps import attached, close, forced, gpu, half
+from steps import attached, close, forced, half
 from steps import prompt as gpu_prompt
 from tiny import prompt, tiny
 from topkit.errors import InputError

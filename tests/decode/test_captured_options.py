@@ -13,8 +13,6 @@ from topkit.indexers import sign
 from topkit.indexers.traits import Traits
 
 pytest.importorskip("triton")
-# Triton's interpreter says so of every infinity and NaN.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 @pytest.fixture(scope="module")

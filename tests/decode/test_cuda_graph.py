@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache
 
+from device import gpu
 from steps import (
     LENGTH,
     Forced,
@@ -21,7 +22,6 @@ from steps import (
     chosen,
     close,
     forced,
-    gpu,
     half,
     prompt,
     to_the_bit,
@@ -31,8 +31,6 @@ from tiny import lightning_for
 from topkit.indexers import growing
 
 pytest.importorskip("triton")
-# Triton's interpreter says so of every infinity and NaN.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 SMALL = (

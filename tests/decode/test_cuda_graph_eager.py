@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from device import CUDA, gpu
 from steps import (
-    CUDA,
     attached,
     both,
     chosen,
     close,
     forced,
-    gpu,
     half,
     prompt,
     to_the_bit,
@@ -26,8 +25,7 @@ from topkit.errors import InputError
 from topkit.experiments.decode.attach import attach
 
 pytest.importorskip("triton")
-# Triton's interpreter says so of every infinity and NaN.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

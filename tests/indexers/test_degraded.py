@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from plainly import best
 from topkit.indexers import Cache, Step, degraded
 
 MISSES = ("uniform", "boundary", "heavy", "recent", "page")
@@ -37,10 +38,6 @@ def rows(recipe, queries, keys, k=K, seed=0, layer=0):
             scores.tolist(),
             [s for s in selection.indices[0, head, query].tolist() if s >= 0],
         )
-
-
-def top(scores, k=K):
-    return sorted(range(len(scores)), key=lambda s: (-scores[s], s))[:k]
 
 
 def recall(scores, slots, k=K):
@@ -89,9 +86,10 @@ def test_mean_achieved_recall_is_the_precision(miss, persist, per, fill):
 def test_which_keys_go_first(miss):
     queries, keys = tensors()
     for _, _, scores, slots in rows(degraded(0.5, miss, "none"), queries, keys):
-        best = top(scores)
-        want = {"boundary": best[:10], "heavy": best[10:], "recent": sorted(best)[:10]}[miss]
-        assert slots == [s for s in best if s in want]
+        heaviest = best(scores, K)
+        first, last, earliest = heaviest[:10], heaviest[10:], sorted(heaviest)[:10]
+        want = {"boundary": first, "heavy": last, "recent": earliest}[miss]
+        assert slots == [s for s in heaviest if s in want]
 
 
 def test_uniform_loses_every_rank_equally_often():
@@ -99,7 +97,7 @@ def test_uniform_loses_every_rank_equally_often():
     for seed in range(60):
         queries, keys = tensors(seed)
         for _, _, scores, slots in rows(degraded(0.5, "uniform", "none"), queries, keys, seed=seed):
-            counts += torch.tensor([s in slots for s in top(scores)])
+            counts += torch.tensor([s in slots for s in best(scores, K)])
     trials = 60 * HEADS * STEPS
     assert ((counts - trials / 2).abs() < 4.5 * math.sqrt(trials / 4)).all()
 
@@ -110,7 +108,7 @@ def test_page_loses_neighbours_together():
         for seed in range(30):
             queries, keys = tensors(seed)
             for _, _, scores, slots in rows(degraded(0.5, miss, "none"), queries, keys, seed=seed):
-                lost = {s: s not in slots for s in top(scores)}
+                lost = {s: s not in slots for s in best(scores, K)}
                 seen += [
                     lost[a] == lost[b]
                     for a, b in itertools.combinations(lost, 2)
@@ -125,10 +123,10 @@ def test_what_takes_the_place_of_the_lost(fill):
     queries, keys = tensors()
     fillers = []
     for _, _, scores, slots in rows(degraded(0.6, "uniform", fill), queries, keys):
-        best = top(scores)
-        others = [s for s in slots if s not in best]
-        below = sorted(set(range(len(scores))) - set(best), key=lambda s: -scores[s])
-        assert slots[: K - 8] == [s for s in best if s in slots]  # best first, fillers last
+        heaviest = best(scores, K)
+        others = [s for s in slots if s not in heaviest]
+        below = sorted(set(range(len(scores))) - set(heaviest), key=lambda s: -scores[s])
+        assert slots[: K - 8] == [s for s in heaviest if s in slots]  # best first, fillers last
         if fill == "next":
             assert others == below[:8]
         elif fill == "recent":
@@ -160,7 +158,7 @@ def test_how_far_one_loss_reaches(persist, per, miss):
         for head, query, scores, slots in found:
             who = {"head": head, "group": head // 2, "layer": 0}[per]
             when = query if persist == "step" else 0
-            for s in top(scores):
+            for s in best(scores, K):
                 fate.setdefault((layer, seed, s, who, when), set()).add(s in slots)
     assert all(len(fates) == 1 for fates in fate.values())
     # Two units, times, layers or seeds decide apart: about half of the keys end otherwise.
@@ -187,7 +185,7 @@ def test_ties_at_the_boundary_neither_add_nor_cost_recall(miss, persist):
 def test_rows_of_equal_keys_have_nothing_to_fill_with():
     queries, keys = torch.ones(1, HEADS, STEPS, 16), torch.ones(1, GROUPS, LENGTH, 16)
     for _, _, scores, slots in rows(degraded(0.5, "boundary", "next"), queries, keys):
-        assert slots == top(scores)[:10]
+        assert slots == best(scores, K)[:10]
 
 
 @pytest.mark.parametrize("precision", [0.0, 0.3, 1.0])
@@ -205,7 +203,7 @@ def test_the_ends_of_the_scale():
     queries, keys = tensors()
     for persist in ("step", "stream"):
         for _, _, scores, slots in rows(degraded(1, persist=persist), queries, keys):
-            assert slots == top(scores)
+            assert slots == best(scores, K)
         for _, _, scores, slots in rows(degraded(0.0, persist=persist), queries, keys):
             assert recall(scores, slots) == 0 and len(slots) == K
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plainly import best
 from topkit.errors import InputError
 from topkit.indexers import Cache, Step, keep, quantized, refine, sampled, shared, sign
 from topkit.indexers.spec import parse
@@ -48,17 +49,13 @@ def dots(queries, keys):
     ]
 
 
-def ranked(scores):
-    return sorted(range(len(scores)), key=lambda s: (-scores[s], s))
-
-
 @pytest.mark.parametrize("k", [1, 7, 50, 60])
 def test_exact_is_the_k_largest_dot_products(k):
     queries, keys = tensors()
     for found, scores in zip(
         lists(chosen("exact", queries, keys, k)), dots(queries, keys), strict=True
     ):
-        assert found == ranked(scores)[:k]
+        assert found == best(scores, k)
 
 
 def test_exact_costs_one_reading_of_every_key():
@@ -157,7 +154,7 @@ def test_quantized_ranks_by_the_rounded_keys(spec):
     rounded = levels(codes, recipe.dtype, 16) * scales
     found = lists(chosen(spec, queries, keys, 9))
     for got, scores in zip(found, dots(rotate(queries), rounded), strict=True):
-        assert got == ranked(scores)[:9]
+        assert got == best(scores, 9)
 
 
 def test_finer_codes_find_more():
@@ -221,10 +218,8 @@ def test_sign_scores_the_query_against_plus_and_minus_one(dim):
     for got, scores in zip(
         lists(chosen("sign", queries, keys, 9)), dots(queries, (keys >= 0) * 2 - 1), strict=True
     ):
-        assert sum(scores[s] for s in got) == pytest.approx(
-            sum(scores[s] for s in ranked(scores)[:9])
-        )
-        assert [scores[s] for s in got] == pytest.approx([scores[s] for s in ranked(scores)[:9]])
+        assert sum(scores[s] for s in got) == pytest.approx(sum(scores[s] for s in best(scores, 9)))
+        assert [scores[s] for s in got] == pytest.approx([scores[s] for s in best(scores, 9)])
 
 
 @settings(deadline=None, max_examples=60)
@@ -245,7 +240,7 @@ def test_streaming_llm_is_sinks_then_the_newest(length, sink, window, k):
 def slow_quest(scores_of_page, size, length, k):
     """Whole pages by bound, then lowest page; the last one cut to its newest keys."""
     found = []
-    for page in ranked(scores_of_page):
+    for page in best(scores_of_page):
         inside = [s for s in range(page * size, min((page + 1) * size, length))]
         found += inside[::-1][: k - len(found)]
     return found
@@ -299,7 +294,7 @@ def test_keep_forces_its_keys_and_fills_up_with_the_best_of_the_others(
     newest = [s for s in range(length - 1, max(length - 1 - window, -1), -1) if s not in first]
     for got, scores in zip(found, dots(queries, keys), strict=True):
         forced = (first + newest)[:k]
-        others = [s for s in ranked(scores) if s not in forced]
+        others = [s for s in best(scores) if s not in forced]
         assert got == forced + others[: k - len(forced)]
 
 
@@ -308,7 +303,7 @@ def test_refine_ranks_the_candidates_by_their_true_scores():
     candidates = lists(chosen("sign", queries, keys, 21))
     found = chosen("refine(sign(), factor=3)", queries, keys, 7)
     for got, proposed, scores in zip(lists(found), candidates, dots(queries, keys), strict=True):
-        assert got == [s for s in ranked(scores) if s in proposed][:7]
+        assert got == [s for s in best(scores) if s in proposed][:7]
     assert float(found.keys_scored) == 200 + 21
     assert float(found.bytes_read) == 200 * 2 * 2 + 4 * 21 * 16 * 4
 
@@ -318,7 +313,7 @@ def test_refine_gives_each_head_its_own_of_a_shared_proposal():
     (proposed,) = lists(chosen("shared(exact(), per=layer)", queries, keys, 14))
     found = lists(chosen("refine(shared(exact(), per=layer), factor=2)", queries, keys, 7))
     for got, scores in zip(found, dots(queries, keys), strict=True):
-        assert got == [s for s in ranked(scores) if s in proposed][:7]
+        assert got == [s for s in best(scores) if s in proposed][:7]
 
 
 def test_refine_of_everything_is_exact_with_ties_to_the_lowest_slot():
@@ -338,7 +333,7 @@ def test_shared_pools_the_scores_of_its_heads(how, pool, per):
     scores = dots(queries, keys)
     units = [scores] if per == "layer" else [scores[:3], scores[3:]]
     found = lists(chosen(f"shared(exact(), per={per}, how={how})", queries, keys, 9))
-    assert found == [ranked([pool(x) for x in zip(*unit, strict=True)])[:9] for unit in units]
+    assert found == [best([pool(x) for x in zip(*unit, strict=True)])[:9] for unit in units]
 
 
 @pytest.mark.parametrize("mass", [0.0, 0.3, 0.8, 0.99])
@@ -349,7 +344,7 @@ def test_top_p_is_the_smallest_set_that_holds_the_mass(mass):
     assert mass < 0.5 or len({len(x) for x in found}) > 1  # it adapts
     for got, cut, scores in zip(found, capped, dots(queries, keys), strict=True):
         weights = [math.exp(0.25 * s) for s in scores]
-        order, total = ranked(scores), 0.0
+        order, total = best(scores), 0.0
         want = []
         while not want or total < mass * sum(weights):
             want.append(order[len(want)])

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plainly import best
 from topkit.errors import InputError
 from topkit.indexers import Cache, Paged, Step, moba, quest, shared, top_p
-from topkit.indexers.paged import PagedIndex
+from topkit.indexers.paged_index import PagedIndex
 
 HEADS, GROUPS, WIDTH = 4, 2, 3
 
@@ -35,8 +36,7 @@ def slow(recipe, query, keys, k):
     scores: list[float] = [SLOW[type(recipe)](query, [keys[i] for i in page]) for page in pages]
     if type(recipe) is moba and scores:
         scores[-1] = float("inf")
-    order = sorted(range(len(pages)), key=lambda p: (-scores[p], p))
-    return [i for p in order for i in reversed(pages[p])][:k]
+    return [i for p in best(scores) for i in reversed(pages[p])][:k]
 
 
 class History:

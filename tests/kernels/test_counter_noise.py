@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from device import DEVICE
 from topkit.kernels.counter_noise import counter_noise, reference
 
 pytest.importorskip("triton")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.mark.parametrize("named", [False, True])

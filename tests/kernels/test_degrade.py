@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from device import DEVICE
 from topkit.kernels.degrade import MISSES, Loss, reference
 from topkit.kernels.select_topk import select_topk
 
 pytest.importorskip("triton")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Triton's interpreter says so of every infinity and NaN.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 def lists(rows: int, heads: int, count: int, length: int, k: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from device import CUDA, DEVICE, gpu
 from topkit.errors import InputError
 from topkit.kernels.codes import (
     exponents,
@@ -22,11 +23,6 @@ from topkit.kernels.quantize_append import quantize_append
 
 impl = pytest.importorskip("topkit.kernels.quantize_append.triton_impl")
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
-# Triton's interpreter says so of every infinity and NaN.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-gpu = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 
 DTYPES = ("sign", "int2", "int4", "int8", "fp8_e4m3")
 KINDS = (torch.bfloat16, torch.float16, torch.float32)

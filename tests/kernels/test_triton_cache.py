@@ -8,13 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from device import CUDA, DEVICE
 from topkit.errors import InputError
 from topkit.kernels.cache_append import cache_append
 
 pytest.importorskip("triton")
-
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 
 
 def case(dim=64, wide=48, dtype=torch.float16, room=9, at=4) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from device import DEVICE
 from topkit.errors import InputError
 from topkit.kernels.codes import hadamard_rotate
 from topkit.kernels.force_ends import ends_first, force_ends
@@ -20,10 +21,7 @@ from topkit.kernels.select_pages import select_pages
 from topkit.kernels.select_topk import select_topk
 
 pytest.importorskip("triton")
-# Triton's interpreter says so of every infinity.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROWS, HEADS, GROUPS, LENGTH, STOP = 2, 6, 2, 70, 61
 STARTS = [None, (0, 17)]
 BACKENDS = ["torch", "triton"]

@@ -8,16 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from device import CUDA, DEVICE, gpu
 from topkit.errors import InputError
 from topkit.kernels.gather_attention import gather_attention, reference
 
 impl = pytest.importorskip("topkit.kernels.gather_attention.triton_impl")
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
-# Triton's interpreter says so of every infinity and NaN.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-gpu = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 
 # Relative L2 errors: weights and output are rounded to 11 and 8 bits, each about 3e-4 and 2e-3 in L2;
 # the interpreter truncates where a GPU rounds, which doubles them.
@@ -94,18 +92,6 @@ def case(
 
 def launched(given: dict, config=None) -> Tensor:
     return impl._launch(**given, config=config)
-
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    """What is allocated for the kernel begins as NaN."""
-    empty = torch.Tensor.new_empty
-
-    def poisoned(self, *size, **options):
-        new = empty(self, *size, **options)
-        return new.fill_(math.nan) if new.is_floating_point() else new
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
 
 
 @pytest.mark.parametrize(

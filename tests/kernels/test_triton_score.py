@@ -9,17 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from device import CUDA, DEVICE, gpu
 from topkit.errors import InputError
 from topkit.kernels.codes import exponents, factors, levels, quantize, signs, unpack
 from topkit.kernels.score import reference, score_codes, score_lightning
 
 impl = pytest.importorskip("topkit.kernels.score.triton_impl")
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
-# Triton's interpreter says so of every infinity and NaN.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-gpu = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 
 # Relative L2 errors. Against integers a query has 15 bits: half a unit of largest / 32639, about 3e-5
 # of a normal query, and of a turned one (signs) at most 16 times that. Against fp8 it has 22 (bf16 is
@@ -149,18 +147,6 @@ def slow_lightning(queries, keys, gates, *, query_scale, key_scale, start, stop)
         asked = queries[b, j, t].double() * query_scale[b, j, t].double()
         out[b, 0, t] += gates[b, t, j].double() * (key @ asked).relu()
     return hidden(out / math.sqrt(heads * dim), start, stop)
-
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    """What is allocated for the kernels begins as NaN."""
-    empty = torch.Tensor.new_empty
-
-    def poisoned(self, *size, **options):
-        new = empty(self, *size, **options)
-        return new.fill_(math.nan) if new.is_floating_point() else new
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
 
 
 @pytest.mark.parametrize(

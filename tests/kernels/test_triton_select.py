@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from device import CUDA, DEVICE, gpu
 from topkit.errors import InputError
 from topkit.kernels.codes import quantize, signs
 from topkit.kernels.score import score_codes, score_lightning
@@ -21,11 +22,6 @@ impl = pytest.importorskip("topkit.kernels.select_topk.triton_impl")
 fused = pytest.importorskip("topkit.kernels.score_select.triton_impl")
 CONFIGS, Config = fused.CONFIGS, fused.Config
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
-# Triton's interpreter says so of every infinity, NaN and integer that wraps.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-gpu = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 
 # Few distinct values, so that most rows tie; infinities of both signs.
 VALUES = st.sampled_from([-math.inf, -2.0, -1.0, -0.0, 0.0, 0.5, 0.5000001, 3.0, 1e-40, math.inf])

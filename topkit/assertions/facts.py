@@ -1,5 +1,5 @@
 # pyright: strict
-"""What there is to know of one row that fails."""
+"""The facts of a row that fails, for the error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def facts(
     inside = listed[(listed >= 0) & (listed < length)]
     different, repeated = _distinct(inside)
     own = different[known[different] > NEVER]
-    told = {
+    lines = {
         "due": f"{wanted} different slots of {visible} visible (k {demand.k}, T {length})",
         "chosen": f"{len(listed)} slots, {len(own)} of them different and visible",
         "short": f"{len(own)} of {wanted} due slots chosen" if len(own) < wanted else "none",
@@ -34,8 +34,8 @@ def facts(
         "NaN scores": _few(row.scores.isnan().nonzero()[:, 0]),
     }
     if wanted > 0:
-        told |= _choice(own, Rows(known, row.doubt), wanted, weights)
-    return [f"{name}: {fact}" for name, fact in told.items()]
+        lines |= _choice(own, Rows(known, row.doubt), wanted, weights)
+    return [f"{name}: {fact}" for name, fact in lines.items()]
 
 
 def _choice(
@@ -69,9 +69,9 @@ def _choice(
 
 def _swapped(own: Tensor, row: Rows) -> str:
     """The best slot left out and the worst one chosen, where they change places."""
-    taken = torch.zeros_like(row.scores, dtype=torch.bool).index_fill(0, own, True)
-    left = (row.scores - row.doubt).masked_fill(taken, NEVER)
-    kept = (row.scores + row.doubt).masked_fill(~taken, float("inf"))
+    picked = torch.zeros_like(row.scores, dtype=torch.bool).index_fill(0, own, True)
+    left = (row.scores - row.doubt).masked_fill(picked, NEVER)
+    kept = (row.scores + row.doubt).masked_fill(~picked, float("inf"))
     a, b = int(left.argmax()), int(kept.argmin())
     if not left[a] > kept[b]:
         return "none"

@@ -34,10 +34,10 @@ def require(indices: Tensor, exact: Exact, demand: Demand) -> None:
     if worst is not None:
         place = tuple(int(i) for i in np.unravel_index(worst[1], exact.shape))
         listed = indices[worst[1]].to(worst[2].scores.device)
-        told = facts(listed, worst[2], exact.weights, demand)
+        lines = facts(listed, worst[2], exact.weights, demand)
         raise AssertionError(
             f"{demand} was asked of every row; {failing} of {len(indices)} fail, "
-            f"the worst is row {place}:\n  " + "\n  ".join(told)
+            f"the worst is row {place}:\n  " + "\n  ".join(lines)
         )
 
 
@@ -75,10 +75,10 @@ def _inverted(places: Tensor, rows: Rows) -> Tensor:
     Shapes: places [n, w], T for none.
     """
     scores, doubt = rows.scores, rows.doubt
-    taken = torch.zeros(len(scores), scores.shape[1] + 1, dtype=torch.bool, device=scores.device)
-    taken = taken.scatter(-1, places, True)[:, :-1]
-    left = (scores - doubt).masked_fill(taken, NEVER).amax(-1).double()
-    seen = taken & (scores > NEVER)
+    picked = torch.zeros(len(scores), scores.shape[1] + 1, dtype=torch.bool, device=scores.device)
+    picked = picked.scatter(-1, places, True)[:, :-1]
+    left = (scores - doubt).masked_fill(picked, NEVER).amax(-1).double()
+    seen = picked & (scores > NEVER)
     worst = (scores + doubt).masked_fill(~seen, float("inf")).amin(-1).double()
     share = (left - worst) / (left.abs() + worst.abs()).clamp_min(1e-300)
     return share.nan_to_num(0.5).masked_fill(~(left > worst), 0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from topkit.contract import costs, histories, recipes, selections
 from topkit.contract.draw import Draw, Inputs, draw_of
-from topkit.contract.origin import told
+from topkit.contract.origin import message_of
 from topkit.contract.streams import parts
 from topkit.errors import InputError
 from topkit.grammar import nearest, short
@@ -121,7 +121,7 @@ def _hold(indexer: Indexer, draw: Draw, name: str) -> None:
             LAWS[name](indexer, draw)
     except Exception as error:
         broken = f"{short(indexer)} breaks the law {name!r}"
-        raise AssertionError(f"{broken}: {told(error, indexer)}") from error
+        raise AssertionError(f"{broken}: {message_of(error, indexer)}") from error
 
 
 def _failing(indexer: Indexer, expected: Expected) -> Mapping[str, str]:

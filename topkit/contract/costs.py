@@ -14,12 +14,12 @@ from topkit.contract.streams import Stream
 from topkit.indexers.base import Index, Indexer, Selection
 from topkit.indexers.stated_cost import Cost, Shape, stated
 
-# How far what depends on the keys may be from what is stated of keys that are spread evenly.
+# Where costs depend on the keys: the most that one may differ, as a factor, from that of evenly spread keys.
 _FAR = 4
 
 
 def stated_costs(indexer: Indexer, draw: Draw = RANDOM) -> None:
-    """It holds, reads, reports and lists what it states; nothing is compared where it states nothing.
+    """The index's bytes, the bytes read and the lists are those that the recipe states, if it states any.
 
     Reads are counted operation by operation, unless the index is a library's own.
     """
@@ -51,7 +51,7 @@ def _compare(
     _require("reports that it reads", float(reported), cost.read, near)
     _, opaque = bytes_in_reach(index, set())
     if not opaque:
-        # Long lists are gone over by a product, which reads each key once.
+        # Long lists are read by a product over all keys, each key once.
         real = cost.read if cost.read / _FAR <= read / rows < cost.read else read / rows
         _require("reads", real, cost.read, near)
     lists = max(chosen.indices.shape[1], one.keys.shape[1])

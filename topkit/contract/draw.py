@@ -1,5 +1,5 @@
 # pyright: strict
-"""What the laws are tried on: random streams, or tokens of the user's own, in the user's shapes."""
+"""The streams that laws are tried on: random ones, or the user's own tokens, in the user's shapes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Inputs = Mapping[str, Tensor | tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Draw:
-    """A way to draw streams: of any heads or of these, of these widths, of these tokens.
+    """A way to draw streams: with given heads, widths and tokens, or any.
 
     Shapes: own, by name, [N, width] or [N, heads, width], a token of the user's own each.
     """
@@ -91,7 +91,7 @@ class Draw:
         )
 
     def _own(self, count: int, generator: torch.Generator, whole: bool) -> dict[str, Tensor]:
-        """So many of the user's own tokens, of each the same; rounded, for ties, on request."""
+        """Random tokens of the user's own, the same ones of every tensor; rounded, for ties, on request."""
         if not self.own:
             return {}
         there = len(next(iter(self.own.values())))

@@ -1,5 +1,5 @@
 # pyright: strict
-"""What a broken law says: its own words, or what the recipe raised and at which line."""
+"""The message of a broken law: its own, or what the recipe raised, with file and line."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from types import FrameType
 from topkit.contract.streams import parts
 from topkit.indexers.base import Indexer
 
-# Packages whose lines say nothing of a recipe that is not in them.
+# Packages whose lines are no place to look at, unless the recipe is in them.
 OURS = ("topkit", "torch", "numpy", "faiss")
 
 
-def told(error: BaseException, indexer: Indexer) -> str:
-    """What came of a law, in one line: who raised what where."""
+def message_of(error: BaseException, indexer: Indexer) -> str:
+    """The message of an error in a law, in one line with the place that raised it."""
     first = error
     while first.__cause__ is not None:
         first = first.__cause__
@@ -33,7 +33,7 @@ def _is_law(frame: FrameType) -> bool:
 
 
 def _at(frames: list[tuple[FrameType, int]], indexer: Indexer) -> str:
-    """The line of the recipe, or else the last one that is no library's."""
+    """The last line in the recipe's own modules, else the last one outside of libraries."""
     modules = {type(part).__module__ for part in parts(indexer)}
     roots = {name.partition(".")[0] for name in modules if not name.startswith("topkit.")}
     own = [x for x in frames if _module(x[0]) in modules or _root(x[0]) in roots]

@@ -17,8 +17,8 @@ _GATHERS = {"gather", "index_select", "index", "embedding", "take", "_unsafe_ind
 class Reads(TorchDispatchMode):
     """Counts what operations read of some tensors: `with Reads(tensors) as reads: ...; reads.total`.
 
-    A gather reads what it gives, each time. What any other operation goes over is read once, however
-    many go over it: a loop of a kernel reads it for all of them. A view reads nothing.
+    A gather reads the elements that it returns, each time. Elements that other operations read count once,
+    however many operations read them, as one kernel would. A view reads nothing.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
@@ -45,14 +45,14 @@ class Reads(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         out = cast(Callable[..., Any], func)(*args, **(kwargs or {}))
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         name = str(func.__name__).partition(".")[0]
-        if name == "embedding" or (name in _GATHERS and given):
-            self._gather(given[0], out)
-            given = given[1:]
+        if name == "embedding" or (name in _GATHERS and tensors):
+            self._gather(tensors[0], out)
+            tensors = tensors[1:]
         elif getattr(func, "is_view", False) or name == "detach":
             return out
-        for x in given:
+        for x in tensors:
             self._go_over(x)
         return out
 

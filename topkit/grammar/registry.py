@@ -156,7 +156,7 @@ def package_of(point: EntryPoint) -> str:
 
 
 def said(error: BaseException) -> str:
-    """An error of somebody else's code in one line."""
+    """An error of code outside topkit in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

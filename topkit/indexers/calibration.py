@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from topkit.documents.digest import State, state_of
 from topkit.errors import InputError
+from topkit.indexers.weights_file import read_tensors
 
 REMEDY = "give a file that `topkit calibrate` wrote"
 
@@ -54,26 +54,16 @@ class Calibration:
 def read(path: str, method: str, table: str) -> Calibration:
     """Read a file once. Raises: InputError naming the file, and what about it is wrong."""
     try:
-        stat = Path(path).stat()
+        state = state_of(Path(path))
     except (OSError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(f"{method}: no calibration at {path[:200]!r}: {why}; {REMEDY}") from None
-    # A file that another took the place of has another inode, however soon that was.
-    return _read(Path(path), method, table, (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    return _read(Path(path), method, table, state)
 
 
 @lru_cache(maxsize=16)
-def _read(path: Path, method: str, table: str, _changed: tuple[int, int, int]) -> Calibration:
-    promised = re.search(r"-([0-9a-f]{12})\.safetensors$", path.name)
-    if promised and hashlib.sha256(path.read_bytes()).hexdigest()[:12] != promised[1]:
-        raise InputError(f"{path} is altered: its contents do not hash to {promised[1]}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, RuntimeError, LookupError, TypeError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"{method}: cannot read {path} as safetensors: {why}; {REMEDY}") from error
+def _read(path: Path, method: str, table: str, _state: State) -> Calibration:
+    metadata, tensors = read_tensors(path, method, REMEDY)
     said = metadata.get("method")
     if said != method:
         raise _refused(path, method, f"it is of {said!r}" if said else "it names no method")

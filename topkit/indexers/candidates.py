@@ -1,5 +1,5 @@
 # pyright: strict
-"""What a step of fixed shapes chooses among, where it chooses by score alone."""
+"""The slots and scores that a step of fixed shapes takes its best keys from."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false
-"""How much attention an order of keys holds up to each place, by a curve through samples."""
+"""The attention mass of the first n keys of an order, estimated by a curve through samples."""
 
 from __future__ import annotations
 

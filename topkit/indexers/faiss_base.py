@@ -60,7 +60,7 @@ class Hits:
     def of(
         cls, scores: Vectors, ids: Vectors, compared: Vectors | float, probes: Vectors | None = None
     ) -> Hits:
-        """The same of arrays."""
+        """Hits of the arrays that FAISS gives."""
         many = torch.from_numpy(compared) if isinstance(compared, np.ndarray) else compared
         lists = None if probes is None else torch.from_numpy(probes)
         return cls(torch.from_numpy(scores), torch.from_numpy(ids), many, lists)
@@ -93,8 +93,10 @@ class FaissRecipe(Indexer):
         return Traits(exhaustive=False, may_come_short=True, drifts=True, host=not self.on_gpu)
 
     def foresee(self, keys: int, length: int, width: int, rows: int, heads: int) -> None:
-        """Refuse what would take too long: so many keys, of all rows, that join those of each head, which has
-        `length` then."""
+        """Refuse an append that would take too long.
+
+        keys: new ones of one head, of all rows together; length: slots of a row once they are in.
+        """
 
     @abstractmethod
     def make(self, faiss: Any, keys: Tensor) -> Any:
@@ -114,7 +116,7 @@ class FaissRecipe(Indexer):
         return Hits.of(scores, ids, graph.ntotal)
 
     def remove(self, faiss: Any, graph: Any, adds: list[int]) -> Any:
-        """The index of the first adds[-1] keys; `adds` is how many there were after each add."""
+        """The index cut to its first adds[-1] keys; `adds` are its lengths after each add that stays."""
         graph.remove_ids(faiss.IDSelectorRange(adds[-1], graph.ntotal))
         return graph
 
@@ -123,7 +125,7 @@ class FaissRecipe(Indexer):
         return faiss.clone_index(graph)
 
     def rounded(self, faiss: Any, graph: Any, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys [n, D] as the index scores them, and the list that each stands in [n]; where it is `apart`."""
+        """Keys [n, D] as the index would score them, and the list of each [n]; for recipes that are `apart`."""
         vectors = plain(keys)
         return torch.from_numpy(graph.sa_decode(graph.sa_encode(vectors))), keys.new_zeros(
             len(keys), dtype=torch.int64
@@ -141,14 +143,14 @@ class FaissRecipe(Indexer):
         """Bytes a token of the mean key that is taken off, where it is."""
         return 4 * shape.Hk * shape.D / shape.T if self.center else 0
 
-    def scanned(self, shape: Shape, key: float, held: float, build: float) -> Cost:
+    def scanned(self, shape: Shape, key: float, fixed: float, build: float) -> Cost:
         """The cost of reading every key of a head for each of its queries.
 
-        key: bytes of one key of one head; held: bytes of one head besides; build: multiplications a key.
+        key: bytes of one key of one head; fixed: bytes of one head besides; build: multiplications a key.
         """
         s = shape
         return Cost(
-            index=s.Hk * (key + held / s.T) + self.offset_bytes(s),
+            index=s.Hk * (key + fixed / s.T) + self.offset_bytes(s),
             read=s.Hq * s.T * key,
             operations=s.Hq * s.T * s.D,
             build=s.Hk * s.T * build,
@@ -164,7 +166,7 @@ class FaissRecipe(Indexer):
 
     @property
     def placing(self) -> float:
-        """About how many keys one is compared with when it is put into its place."""
+        """About how many keys or centroids a new key is compared with."""
         return 64
 
     def counter(self, faiss: Any) -> float | None:
@@ -177,5 +179,5 @@ class FaissRecipe(Indexer):
 
 
 def plain(tensor: Tensor) -> Vectors:
-    """A tensor's own memory, in rows as FAISS takes them."""
+    """A tensor of the host as a NumPy array whose rows are contiguous; a copy where they are not."""
     return np.ascontiguousarray(tensor.numpy())

@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false
-"""The best keys of some rows, of what FAISS says of each head and of the keys that stand behind."""
+"""The best keys of some rows: of the hits of FAISS and of the keys in the tail."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Asked:
         return cls(vectors.reshape(rows, heads, -1, width), tokens, stop, start)
 
     def at(self, rows: slice | list[int]) -> Asked:
-        """Those of some rows."""
+        """The queries of some rows."""
         if rows == slice(None):
             return self
         stop = None if self.stop is None else self.stop[rows]
@@ -52,12 +52,12 @@ class Asked:
         )
 
     def each(self, by_query: Tensor) -> Tensor:
-        """Sums over heads of numbers of every query [b, Hk, q], a number a token [b, tokens]."""
+        """Numbers a query [b, Hk, q] summed over heads: a number a token [b, tokens]."""
         parts = by_query.reshape(*by_query.shape[:2], -1, self.tokens)
         return parts.sum((1, 2)).double()
 
     def unseen(self, stop: int) -> int:
-        """How many of the slots before `stop` the query that sees the fewest does not see, at most."""
+        """The most slots before `stop` that a query does not see."""
         return 0 if self.stop is None else max(0, stop - int(self.stop.min()))
 
     def hidden(self, slots: Tensor) -> Tensor | None:
@@ -77,7 +77,10 @@ class Best:
 
     @classmethod
     def of(cls, asked: Asked, hits: Sequence[Hits], k: int, tail: Tail | None) -> Best:
-        """Of the hits of each KV head, more than k where FAISS has keys that are not seen."""
+        """The best of the hits of each KV head and of the tail.
+
+        hits: more than k a query where the FAISS index has keys that the query does not see.
+        """
         count = asked.vectors.shape[2]
         slots = _by_row([one.ids for one in hits], count)
         if asked.start is not None:
@@ -103,13 +106,13 @@ class Best:
 
 
 def _by_row(parts: Sequence[Tensor], count: int) -> Tensor:
-    """[b * q, ...] of each KV head as [b, Hk, q, ...]."""
+    """Tensors [b * q, ...], one of each KV head, as one [b, Hk, q, ...]."""
     every = torch.stack(list(parts))
     return every.view(len(parts), -1, count, *every.shape[2:]).transpose(0, 1)
 
 
 def _compared(hits: Sequence[Hits], asked: Asked) -> Tensor:
-    """What FAISS compared for each token, but for what it does not see [b, tokens]."""
+    """Keys that FAISS compared for each token, at most those that it sees [b, tokens]."""
     rows, _, count, _ = asked.vectors.shape
     counts = [one.compared for one in hits if isinstance(one.compared, Tensor)]
     if counts:

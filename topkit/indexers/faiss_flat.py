@@ -61,10 +61,10 @@ class faiss_flat(Scored):
     ) -> Tensor:
         if pool is not None:  # of scores that FAISS does not pool
             return super().pick(queries, codes, k, step, pool)
-        keys, asked = codes["keys"], placed(queries, self.device == "cuda")
+        keys, vectors = codes["keys"], placed(queries, self.device == "cuda")
         rows, heads, length = keys.shape[:3]
-        grouped = asked.view(rows, heads, -1, *asked.shape[2:])
-        chosen = torch.full((*grouped.shape[:4], min(k, length)), -1, device=asked.device)
+        grouped = vectors.view(rows, heads, -1, *vectors.shape[2:])
+        chosen = torch.full((*grouped.shape[:4], min(k, length)), -1, device=vectors.device)
         starts: list[int] = [0] * rows
         if step.start is not None:
             starts = cast(list[int], step.start.expand(rows).tolist())
@@ -88,20 +88,20 @@ class faiss_flat(Scored):
             for head in range(heads)
             for query in range(queries.shape[2])
         ]
-        each(faiss, search, jobs, 0 if asked.is_cuda else asked.numel() * length)
+        each(faiss, search, jobs, 0 if vectors.is_cuda else vectors.numel() * length)
         return chosen.flatten(1, 2).to(queries.device)
 
     def _best(self, faiss: Any, queries: Tensor, keys: Tensor, k: int) -> Tensor:
         """The best k of keys [n, D] for queries [q, D]."""
         if queries.is_cuda:
             return best_on_gpu(self, faiss, queries, keys, k)
-        asked, held = plain(queries), plain(keys)
+        vectors, stored = plain(queries), plain(keys)
 
         def search(n: int) -> Hits:
-            scores, ids = faiss.knn(asked, held, n, faiss.METRIC_INNER_PRODUCT)
-            return Hits.of(scores, ids, len(held))
+            scores, ids = faiss.knn(vectors, stored, n, faiss.METRIC_INNER_PRODUCT)
+            return Hits.of(scores, ids, len(stored))
 
-        return settled(search, k, len(held)).ids[:, :k]
+        return settled(search, k, len(stored)).ids[:, :k]
 
 
 @dataclass

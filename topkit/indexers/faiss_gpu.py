@@ -81,7 +81,7 @@ def best_on_gpu(recipe: Indexer, faiss: Any, queries: Tensor, keys: Tensor, k: i
     keys = keys.contiguous()
     scores = queries.new_empty(len(queries), k)
     ids = torch.empty_like(scores, dtype=torch.int64)
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "metric": faiss.METRIC_INNER_PRODUCT, "k": k, "dims": keys.shape[1], "device": keys.device.index,
         "vectors": floats(keys), "vectorsRowMajor": True, "numVectors": len(keys),
         "vectorType": faiss.DistanceDataType_F32,
@@ -91,7 +91,7 @@ def best_on_gpu(recipe: Indexer, faiss: Any, queries: Tensor, keys: Tensor, k: i
         "outIndicesType": faiss.IndicesDataType_I64,
     }  # fmt: skip
     parameters = faiss.GpuDistanceParams()
-    for name, value in given.items():
+    for name, value in options.items():
         setattr(parameters, name, value)
     with ALONE:
         faiss.bfKnn(resources(keys.device), parameters)

@@ -77,14 +77,14 @@ class GpuLists:
         near, lists = (queries @ self.centroids.mT).topk(self.index.nprobe, 1)
         scores = queries.new_empty(len(queries), n)
         ids = torch.empty_like(scores, dtype=torch.int64)
-        given = (len(queries), floats(queries), n, longs(lists), floats(near))
+        arguments = (len(queries), floats(queries), n, longs(lists), floats(near))
         with ALONE:
             resources(queries.device)
-            self.index.search_preassigned_c(*given, floats(scores), longs(ids), False)
+            self.index.search_preassigned_c(*arguments, floats(scores), longs(ids), False)
         return Hits(scores, ids, self.sizes[lists].sum(1), lists)
 
     def until(self, faiss: Any, length: int) -> GpuLists:
-        """The first keys alone, as an index of its own: faiss-gpu forgets nothing, and so the host does."""
+        """An index of the first keys alone, cut on the host: faiss-gpu cannot remove keys."""
         with ALONE:
             kept = faiss.index_gpu_to_cpu(self.index)
         kept.remove_ids(faiss.IDSelectorRange(length, kept.ntotal))

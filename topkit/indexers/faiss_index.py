@@ -21,10 +21,11 @@ from topkit.indexers.scored import cut_each
 
 
 class FaissIndex(Index):
-    """graphs[row], None until the row's first real key has come; offset [B, Hk, 1, D] is taken off.
+    """FAISS's indexes of all rows and KV heads.
 
-    A graph is appended to, or copied before where another stream has it too; keys of a recipe that is
-    `apart` stand behind such a one in the `tail` instead.
+    graphs: of each row a FAISS index a head, None until the row's first real key; offset [B, Hk, 1, D]:
+    what is subtracted from keys. A graph that another stream has too is copied before it is appended to;
+    new keys of a recipe that is `apart` go into the `tail` instead, and no graph is copied.
     """
 
     def __init__(self, recipe: FaissRecipe, heads: int, offset: Tensor | None) -> None:
@@ -32,10 +33,10 @@ class FaissIndex(Index):
         self.recipe, self.faiss, self.offset = recipe, import_faiss(device), offset
         self.heads, self.slots = heads, 0
         self.graphs: list[Graphs | None] = []
-        self.adds: list[
-            list[int]
-        ] = []  # the length after each add to a row's graphs, which depend on them
-        self.borrowed: list[bool] = []  # a row whose graphs another index may have too
+        # Of each row: the lengths after each add, on which a graph depends; and whether another index
+        # may have the same graphs.
+        self.adds: list[list[int]] = []
+        self.borrowed: list[bool] = []
         self.tail: Tail | None = None
 
     @property
@@ -61,7 +62,7 @@ class FaissIndex(Index):
         if apart or self.tail is not None:
             self._add_behind(new, apart)
         starts = [0] * len(new) if len(apart) == len(new) else self._starts(step)
-        # FAISS never sees padding: ids count from the row's first real key.
+        # FAISS gets no padding: its ids count from the row's first real key.
         real = {
             row: new[row, :, max(starts[row] - self.slots, 0) :]
             for row in range(len(new))
@@ -85,7 +86,7 @@ class FaissIndex(Index):
         return self.recipe.apart and (self.borrowed[row] or self.recipe.on_gpu)
 
     def _add(self, parts: Mapping[int, Tensor]) -> None:
-        """Let keys [Hk, t, D] of some rows join their graphs: copies, where another stream has these too."""
+        """Add keys [Hk, t, D] of some rows to their graphs; what another stream has too is copied first."""
         recipe, faiss = self.recipe, self.faiss
 
         def add(job: tuple[int, int]) -> Any:
@@ -108,7 +109,7 @@ class FaissIndex(Index):
             self.borrowed[row] = False
 
     def _add_behind(self, new: Tensor, rows: Sequence[int]) -> None:
-        """Let keys [B, Hk, t, D] stand behind the graphs of some rows; those of the others have theirs."""
+        """Put keys [B, Hk, t, D] of some rows into the tail; those of the other rows are in their graphs."""
         keys, lists = new.clone(), new.new_full((*new.shape[:3], 1), -1, dtype=torch.int64)
         for alike in self._alike(rows):
             place = alike.place(len(new))
@@ -156,7 +157,7 @@ class FaissIndex(Index):
         lists = slots.reshape(rows, heads, tokens, k)
         if not step.counted:
             return Selection(lists.to(queries.device))
-        # On the queries' device, costs too: combinators add their own to them.
+        # Costs too are on the queries' device, since combinators add their own to them.
         here = [x.to(queries.device) for x in (lists, compared / heads, read)]
         return Selection(here[0], keys_scored=here[1], bytes_read=here[2])
 
@@ -175,7 +176,7 @@ class FaissIndex(Index):
         return asked
 
     def _vectors(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
-        """Keys or queries as FAISS takes them: moved, turned, in float32, where it works."""
+        """Keys or queries as FAISS takes them: offset subtracted, rotated, float32, on the device where it works."""
         x = x.detach() if offset is None else x.detach() - offset
         return placed(self.recipe.turned(x), self.recipe.on_gpu).contiguous()
 
@@ -190,7 +191,7 @@ class FaissIndex(Index):
             if kept:
                 self._own(row)
                 graphs = self.graphs[row] or ()
-                # One thread links a graph anew: of several, the order would be chance.
+                # One thread, since the links of a graph depend on the order of its keys.
                 with one_thread(self.faiss):
                     graphs = tuple(self.recipe.remove(self.faiss, g, kept) for g in graphs)
             self.graphs[row] = graphs

@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false
-"""Inverted lists of FAISS, which say how many keys a search compared."""
+"""Inverted lists of FAISS, whose sizes give how many keys a search compared."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class Lists:
 
 def sizes_of(index: Any) -> Vectors:
     """How many keys each list of an index in the host's memory has."""
-    held = (index.get_list_size(n) for n in range(index.nlist))
-    return np.fromiter(held, dtype=np.int64, count=index.nlist)
+    fixed = (index.get_list_size(n) for n in range(index.nlist))
+    return np.fromiter(fixed, dtype=np.int64, count=index.nlist)
 
 
 class ListsIndexer(FaissIndexer):
@@ -103,15 +103,15 @@ class ListsIndexer(FaissIndexer):
         flag(self, "hadamard")
         require_device(self)
 
-    def listed(self, shape: Shape, key: float, held: float = 0) -> Cost:
-        """The cost of lists of one length, of keys of `key` bytes; held: bytes of one head besides."""
+    def listed(self, shape: Shape, key: float, fixed: float = 0) -> Cost:
+        """The cost of lists of one length, of keys of `key` bytes; fixed: bytes of one head besides."""
         s = shape
         lists = least(self.nlist, s.T)
         keys = s.T * least(self.nprobe, lists) / lists
         # FAISS's rounds over its sample, and where each key belongs.
         train = 10 * least(s.T, 256 * lists) + s.T
         return Cost(
-            index=s.Hk * (key + 8 + (held + 4 * lists * s.D) / s.T) + self.offset_bytes(s),
+            index=s.Hk * (key + 8 + (fixed + 4 * lists * s.D) / s.T) + self.offset_bytes(s),
             read=s.Hq * (4 * lists * s.D + keys * key),
             operations=s.Hq * (lists + keys) * s.D,
             build=s.Hk * lists * s.D * train,

@@ -13,7 +13,7 @@ from topkit.indexers.faiss_best import Asked
 from topkit.indexers.faiss_threads import each
 from topkit.indexers.faiss_ties import BEYOND, ordered, settled
 
-# Held while FAISS's own counter tells what one row's searches compared.
+# The lock of FAISS's counter of distances, which is one for the whole process.
 COUNTING = Lock()
 # A FAISS index for each KV head of a row.
 Graphs = tuple[Any, ...]
@@ -21,21 +21,21 @@ Graphs = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Alike:
-    """Rows that share their graphs, which hold the slots before `stop`."""
+    """Rows with the same graphs, which index the slots before `stop`."""
 
     graphs: Graphs
     rows: list[int]
     stop: int
 
     def place(self, count: int) -> Any:
-        """The rows as an index of so many."""
+        """What picks these rows out of a tensor of `count` rows."""
         return slice(None) if len(self.rows) == count else self.rows
 
 
 def alike_of(
     graphs: Sequence[Graphs | None], stops: Sequence[int], rows: Sequence[int]
 ) -> list[Alike]:
-    """Some rows, those that share their graphs together; none that has none."""
+    """Rows grouped by the graphs that they share; rows without graphs are left out."""
     groups: dict[int, Alike] = {}
     for row in rows:
         own = graphs[row]
@@ -47,7 +47,7 @@ def alike_of(
 def searched(
     recipe: FaissRecipe, faiss: Any, groups: Sequence[Alike], asked: Asked, k: int, counted: bool
 ) -> Iterator[tuple[Alike, list[Hits]]]:
-    """What the graphs of each head say, of all rows together where FAISS need not count for each."""
+    """The hits of each head: all rows in one search, or a search a row where distances must be counted."""
     if recipe.counter(faiss) is None or not counted:
         yield from _together(recipe, faiss, groups, asked, k)
         return
@@ -70,7 +70,7 @@ def _together(
         alike, head = job
         graph = alike.graphs[head]
         own = vectors[alike.place(len(vectors)), head].flatten(0, 1)
-        # As many more as there are that some query does not see yet.
+        # Hits that a query does not see are dropped afterwards: so many more are searched for.
         n = min(k + asked.unseen(alike.stop), graph.ntotal)
         if recipe.on_gpu:
             return recipe.search(faiss, graph, own, n)

@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false
-"""Keys that came behind FAISS indexes which other streams share."""
+"""Keys appended behind FAISS indexes that other streams share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Tail:
         return replace(self, keys=self.keys[:, :, :kept], lists=self.lists[:, :, :kept])
 
     def at(self, rows: Any) -> Tail:
-        """Some of its rows, to read."""
+        """Some of its rows, for reading alone."""
         return self if rows == slice(None) else Tail(self.first, self.keys[rows], self.lists[rows])
 
     def gathered(self, rows: Tensor) -> Tail:
@@ -49,7 +49,7 @@ class Tail:
         return Tail(self.first, self.keys[rows], self.lists[rows])
 
     def fork(self) -> Tail:
-        """A twin; each of both moves to a buffer of its own before it next writes."""
+        """A copy that shares its tensors; whichever writes next moves to a buffer of its own."""
         self._growing = (Growing(), Growing())
         return Tail(self.first, self.keys, self.lists)
 

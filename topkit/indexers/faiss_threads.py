@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false
-"""FAISS's threads: one for each of a pool's, over heads, and the process's own given back."""
+"""FAISS in the threads of a pool, one head a thread; the process's own setting stays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-# Multiplications from which a search, or an add, is worth a thread's hand-over.
+# Multiplications a thread from which a search, or an add, is worth handing over.
 WORTH = 1 << 21
 
 Job = TypeVar("Job")
@@ -21,7 +21,7 @@ Done = TypeVar("Done")
 
 @contextmanager
 def one_thread(faiss: Any) -> Generator[None]:
-    """Let FAISS use one thread, as one head's search is too small to share out, and then what it used before."""
+    """FAISS uses one thread in here: the search of one head is too small to be split."""
     before = faiss.omp_get_max_threads()
     if before == 1:
         yield
@@ -36,9 +36,9 @@ def one_thread(faiss: Any) -> Generator[None]:
 def each(
     faiss: Any, do: Callable[[Job], Done], jobs: Sequence[Job], multiplications: float
 ) -> list[Done]:
-    """What `do` gives for each job, in as many threads as torch uses where there is enough to do.
+    """The results of `do` for all jobs, in as many threads as torch uses where the work is worth it.
 
-    FAISS's number of threads is a thread's own: that of the caller stays what it was.
+    FAISS keeps its number of threads per thread, so that the caller's does not change.
     """
     threads = min(torch.get_num_threads(), len(jobs))
     if threads < 2 or multiplications < WORTH * threads:
@@ -58,7 +58,7 @@ def each(
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads of this process: those of a forked one are not its own."""
+    """The pool of a process: a forked one does not inherit its parent's threads."""
     from topkit.indexers.faiss_base import import_faiss
 
     alone = import_faiss().omp_set_num_threads

@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false
-"""Equal scores by the lowest slot: FAISS keeps any of them."""
+"""The tie rule on FAISS's hits: equal scores by the lowest slot, where FAISS keeps any of them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 
 from topkit.indexers.faiss_base import Hits
 
-# Keys that are searched for beyond those that are wanted, to see whether the last of these is tied.
+# Hits beyond those that are wanted, which show whether the last of these is tied.
 BEYOND = 16
 
 
 def settled(search: Callable[[int], Hits], n: int, most: int) -> Hits:
-    """The best n of `most` keys by score and then by id: what `search` gives of so many."""
+    """The best n of an index of `most` keys, by score and then by id; `search` gives a number of hits."""
     wide = n + BEYOND
     hits = search(min(wide, most))
     while wide < most and _is_open(hits, n):
@@ -26,7 +26,7 @@ def settled(search: Callable[[int], Hits], n: int, most: int) -> Hits:
 
 
 def _is_open(hits: Hits, n: int) -> bool:
-    """Whether keys that were not given may score as the n-th does."""
+    """Whether keys beyond these hits may score as the n-th does."""
     scores, ids = hits.scores.numpy(), hits.ids.numpy()
     return bool(((scores[:, -1] == scores[:, n - 1]) & (ids[:, -1] >= 0)).any())
 
@@ -35,7 +35,7 @@ def ordered(hits: Hits, n: int) -> Hits:
     """The first n by score, and then by id."""
     scores = hits.scores.numpy()
     if (scores[:, 1:] == scores[:, :-1]).any():
-        # Ids of -1 have the least of all scores.
+        # Ids of -1 have the lowest score of all, and stay last.
         order = torch.from_numpy(np.lexsort((hits.ids.numpy(), -scores))[:, :n])
         return replace(hits, scores=hits.scores.gather(1, order), ids=hits.ids.gather(1, order))
     return replace(hits, scores=hits.scores[:, :n], ids=hits.ids[:, :n])

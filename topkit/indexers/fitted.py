@@ -1,5 +1,5 @@
 # pyright: strict
-"""Codes of keys that what was fitted at the build has changed, and queries that it changes alike."""
+"""Codes of keys that are transformed by what was fitted at the build, and queries transformed to match."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from topkit.indexers.scored import ScoredIndex
 
 @dataclass
 class FittedIndex(ScoredIndex):
-    """Codes of what `of_keys` makes of keys, scored for what `of_queries` makes of queries.
+    """Codes of keys transformed by `of_keys`, scored for queries transformed by `of_queries`.
 
-    What was fitted, tensors [B, ...] or None of the names `fitted`, is counted and follows the rows; it never
-    changes. Queries read those of `read_by_queries`.
+    The attributes named in `fitted`, tensors [B, ...] or None, are fitted at the build and never change;
+    they count as bytes of the index and are gathered with its rows. A query reads those named in
+    `read_by_queries`.
     """
 
     fitted: ClassVar[tuple[str, ...]] = ()

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional
 
+from topkit.documents.digest import State, state_of
 from topkit.errors import InputError
+from topkit.indexers.weights_file import read_tensors
 
 ACTIVATIONS = ("silu", "relu", "gelu", "tanh")
 _NAME = re.compile(r"([0-9]{1,6})\.(query|key)\.([0-9]{1,3})\.(weight|bias)")
@@ -82,23 +82,16 @@ class HashFile:
 def load(path: str, device: torch.device | str = "cpu") -> HashFile:
     """Read a file once a device. Raises: InputError naming the file, and what about it is wrong."""
     try:
-        stat = Path(path).stat()
+        state = state_of(Path(path))
     except (OSError, ValueError) as error:
         raise InputError(f"hashattention: no weights at {path[:200]!r}: {error}") from None
-    return _read(Path(path), (stat.st_mtime_ns, stat.st_size, stat.st_ino), str(device))
+    return _read(Path(path), state, str(device))
 
 
 @lru_cache(maxsize=16)
-def _read(path: Path, _changed: tuple[int, int, int], device: str) -> HashFile:
-    try:
-        opened: Any = safe_open(path, "pt", device=device)
-        with opened as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            tensors: dict[str, Tensor] = {
-                name: file.get_tensor(name).float() for name in file.keys()
-            }
-    except (SafetensorError, OSError, RuntimeError, LookupError, TypeError) as error:
-        raise InputError(f"cannot read {path} as safetensors: {error}; give another") from error
+def _read(path: Path, _state: State, device: str) -> HashFile:
+    metadata, tensors = read_tensors(path, "hashattention", _REMEDY, device)
+    tensors = {name: x.float() for name, x in tensors.items()}
     activation = metadata.get("activation", "silu")
     if activation not in ACTIVATIONS:
         raise _refused(path, f"activation is {activation!r}; known: {', '.join(ACTIVATIONS)}")

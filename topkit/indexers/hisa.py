@@ -18,7 +18,7 @@ from topkit.indexers.checks import whole
 from topkit.indexers.index_blocks import IndexBlocks
 from topkit.indexers.lightning import lightning
 from topkit.indexers.moba import moba
-from topkit.indexers.paged import Pages
+from topkit.indexers.pages import Pages
 from topkit.indexers.scored import ScoredIndex
 from topkit.indexers.stated_cost import Cost, Shape, least
 from topkit.indexers.traits import Traits

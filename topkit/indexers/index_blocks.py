@@ -10,7 +10,7 @@ from torch import Tensor
 
 from topkit.indexers.base import Index, Step
 from topkit.indexers.lightning import lightning
-from topkit.indexers.paged import PagedIndex
+from topkit.indexers.paged_index import PagedIndex
 from topkit.indexers.scored import ScoredIndex
 from topkit.indexers.two_stage import TwoStageIndex
 from topkit.kernels.score import score_lightning

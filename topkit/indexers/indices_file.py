@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from topkit.documents.digest import State, state_of
 from topkit.errors import InputError
 
 WHOLE = (torch.int32, torch.int64, torch.int16)
@@ -55,14 +56,14 @@ class IndicesFile:
 def read(path: str) -> IndicesFile:
     """Read a file once. Raises: InputError naming the file, and what about it is wrong."""
     try:
-        stat = Path(path).stat()
+        state = state_of(Path(path))
     except (OSError, ValueError) as error:
         raise InputError(f"indices: no file at {path[:200]!r}: {error}; {REMEDY}") from None
-    return _read(Path(path), stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    return _read(Path(path), state)
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path, *_changed: int) -> IndicesFile:
+def _read(path: Path, _state: State) -> IndicesFile:
     tensors = _tensors(path)
     positions = tensors.pop("positions", None)
     layers = {}

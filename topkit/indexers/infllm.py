@@ -15,7 +15,9 @@ from topkit.errors import InputError
 from topkit.indexers.base import Index, Step
 from topkit.indexers.checks import whole
 from topkit.indexers.local_queries import local_weights, mean_query
-from topkit.indexers.paged import Paged, PagedIndex, Pages, by_page
+from topkit.indexers.paged import Paged, Pages
+from topkit.indexers.paged_index import PagedIndex
+from topkit.indexers.pages import by_page
 from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
 from topkit.kernels.score import score
@@ -26,9 +28,9 @@ class infllm(Paged):
     """Keeps whole blocks by their representative keys, and gives up telling keys of a block apart.
 
     A block's score is the mean dot product with its representatives: the keys that the queries of the next
-    `local` tokens score highest on average, for each query head. Only the queries handed over at build are known: keys that none of them
-    follows within `local`, and keys that come later, are scored by the mean of them all. The paper's sinks
-    and window are keep(infllm(), sink=128, window=4096), its one choice a layer
+    `local` tokens score highest on average, for each query head. Only the queries handed over at build are
+    known: keys that none of them follows within `local`, and keys that come later, are scored by the mean of
+    them all. The paper's sinks and window are keep(infllm(), sink=128, window=4096), its one choice a layer
     shared(infllm(), per=layer, how=sum). Source: arXiv 2402.04617, section 3.2, equation 1.
     """
 

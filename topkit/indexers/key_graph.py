@@ -118,11 +118,11 @@ class Search:
         rows, heads, count, number = at.shape
         groups, degree = self.table.shape[1], self.table.shape[3]
         flat = at.clamp_min(0).view(rows, groups, -1, 1).expand(-1, -1, -1, degree)
-        found = self.table.gather(2, flat).view(rows, heads, count, number, degree).long()
-        return found.masked_fill(at[..., None] < 0, -1).flatten(-2)
+        neighbours = self.table.gather(2, flat).view(rows, heads, count, number, degree).long()
+        return neighbours.masked_fill(at[..., None] < 0, -1).flatten(-2)
 
     def _fresh(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Slots that are seen and were not met, ascending, each once, -1 for the others; and their scores."""
+        """The visible slots that the walk has not met, ascending, each once, -1 for the others; and their scores."""
         length = self.keys.shape[2]
         slots = slots.sort(-1).values
         out = self.met.gather(-1, slots.clamp_min(0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,21 +10,18 @@ import torch
 from torch import Tensor
 
 from topkit.errors import InputError
+from topkit.indexers import index_keys
 from topkit.indexers.base import Step
-from topkit.indexers.lightning_weights import load, path_of
+from topkit.indexers.lightning_weights import load
 from topkit.indexers.scored import Codes, Scored
 from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
+from topkit.indexers.weights_file import path_of
 from topkit.kernels import fp4
-from topkit.kernels.codes import factors, scales_stored, stored
-from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_lightning
 from topkit.kernels.score_select import score_select_lightning
 
 GIVEN = "given"
-DTYPES = ("fp32", "fp8", *fp4.BLOCK)
-# Magnitudes that nvfp4 holds whose tensor scale is one: what is larger is cut, what is smaller lost.
-NVFP4 = (2.0**-4, fp4.LARGEST_SCALED)
 
 
 @dataclass(frozen=True)
@@ -75,11 +71,11 @@ class lightning(Scored):
         return frozenset() if self.weights == GIVEN else load(self.weights).models
 
     def files(self) -> tuple[Path, ...]:
-        return () if self.weights == GIVEN else (path_of(self.weights),)
+        return () if self.weights == GIVEN else (path_of("lightning", self.weights),)
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            known = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
+        if self.dtype not in index_keys.DTYPES:
+            known = f"{', '.join(index_keys.DTYPES[:-1])} or {index_keys.DTYPES[-1]}"
             raise InputError(f"{type(self).__name__}: dtype must be {known}; got {self.dtype!r}")
         if self.weights != GIVEN:
             load(self.weights)
@@ -93,10 +89,7 @@ class lightning(Scored):
         return shape.Hq if self.weights == GIVEN else load(self.weights).heads
 
     def code_bytes(self, shape: Shape) -> float:
-        width = self.key_width(shape)
-        if self.dtype in fp4.BLOCK:
-            return math.ceil(width / 2) + math.ceil(width / fp4.BLOCK[self.dtype])
-        return width + 4 if self.dtype == "fp8" else 4 * width
+        return index_keys.bytes_of(self.dtype, self.key_width(shape))
 
     def costs(self, shape: Shape) -> Cost:
         s, cost = shape, replace(super().costs(shape), lists=shape.Hk)
@@ -113,14 +106,15 @@ class lightning(Scored):
     def encode(self, keys: Tensor, step: Step) -> Codes:
         own = self._keys(keys, step)
         if self.dtype == "nvfp4":
-            _require_normed(own)
-        return self._stored(own, step)
+            index_keys.require_normed(own)
+        return index_keys.encoded(own, self.dtype, step.backend)
 
     def write(self, keys: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
         if self.dtype == "fp32":
             super().write(keys, codes, at, step)
         else:
-            self._put(self._keys(keys, step), codes, at, step)
+            own = self._keys(keys, step)
+            index_keys.write(own, codes, at, self.dtype, step.backend)
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
         vectors, gates, scales = self._queries(queries, codes, step)
@@ -164,7 +158,7 @@ class lightning(Scored):
             w = load(self.weights, queries.device).layer(step.layer)
             vectors = w.queries(step.latent if w.reads_latent else step.hidden, step.rope)
             gates = w.gates(step.hidden)
-        asked = self._stored(vectors, step)
+        asked = index_keys.encoded(vectors, self.dtype, step.backend)
         scales = {"query_scale": asked.get("scale"), "key_scale": codes.get("scale")}
         if self.dtype in fp4.BLOCK:
             return self.vectors_of(asked), gates, scales | {"query_scale": None}
@@ -173,50 +167,8 @@ class lightning(Scored):
     def asked(self, queries: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Index queries [B, H, t, d] of the tokens of a call, as they are stored, and gates [B, t, H]."""
         vectors, gates, scales = self._queries(queries, {}, step)
-        return _decoded(vectors, scales["query_scale"]), gates
+        return index_keys.decoded(vectors, scales["query_scale"], self.dtype), gates
 
     def vectors_of(self, codes: Codes) -> Tensor:
         """The index keys that codes stand for, in float32; all but those of "fp32" rotated, as queries are."""
-        if self.dtype in fp4.BLOCK:
-            packed, scale = codes["vectors"], codes["scale"]
-            return fp4.dequantize(packed, scale, self.dtype, 2 * packed.shape[-1])
-        return _decoded(codes["vectors"], codes.get("scale"))
-
-    def _stored(self, vectors: Tensor, step: Step) -> Codes:
-        if self.dtype == "fp32":
-            return {"vectors": vectors}
-        kind, width = stored(self._code, vectors.shape[-1])
-        (scale, *_), count = scales_stored(self._code, vectors.shape[-1])
-        codes = {
-            "vectors": vectors.new_empty(*vectors.shape[:-1], width, dtype=kind),
-            "scale": vectors.new_empty(*vectors.shape[:-1], count, dtype=scale),
-        }
-        self._put(vectors, codes, 0, step)
-        return codes
-
-    @property
-    def _code(self) -> str:
-        """The code of topkit.kernels.codes."""
-        return "fp8_e4m3" if self.dtype == "fp8" else self.dtype
-
-    def _put(self, vectors: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
-        """Write float32 vectors, rotated, at the slots from `at` on."""
-        quantize_append(
-            vectors.detach(), codes["vectors"], codes["scale"], at,
-            dtype=self._code, hadamard=True, pow2=self.dtype == "fp8", backend=step.backend,
-        )  # fmt: skip
-
-
-def _require_normed(keys: Tensor) -> None:
-    """Require index keys [B, 1, t, d] of magnitudes that blocks of nvfp4 hold without a scale of their own."""
-    largest = float(keys.abs().amax()) if keys.numel() else 1.0
-    if largest == 0 or NVFP4[0] <= largest <= NVFP4[1] or largest != largest:
-        return
-    raise InputError(
-        f"lightning: nvfp4 holds index keys whose largest magnitude is {NVFP4[0]:g} to {NVFP4[1]:g}; got "
-        f"{largest:g}; scale them and the queries, or take dtype='mxfp4'"
-    )
-
-
-def _decoded(vectors: Tensor, scale: Tensor | None) -> Tensor:
-    return vectors.float() if scale is None else vectors.float() * factors(scale)
+        return index_keys.decoded(codes["vectors"], codes.get("scale"), self.dtype)

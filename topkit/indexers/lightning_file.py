@@ -23,12 +23,12 @@ METADATA = {
     "model?": Text("[^\0]*", "digests"),
 }
 TENSORS = ("wq", "wk", "norm", "norm_bias", "gates")
-_REMEDY = "give a file that topkit.experiments.train.lightning wrote"
+REMEDY = "give a file that topkit.experiments.train.lightning wrote"
 
 
 def require(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
     """Raises: InputError naming the file, for metadata and tensors that are no index weights."""
-    check(dict(metadata), METADATA, f"{path} holds no lightning weights: its metadata", _REMEDY)
+    check(dict(metadata), METADATA, f"{path} holds no lightning weights: its metadata", REMEDY)
     layers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         match = re.fullmatch(rf"([0-9]{{1,6}})\.({'|'.join(TENSORS)})", name)
@@ -63,4 +63,4 @@ def _require_shapes(path: Path, layer: str, of: Mapping[str, Tensor], heads: int
 
 
 def _refused(path: Path, fault: str) -> InputError:
-    return InputError(f"{path} holds no lightning weights: {fault}; {_REMEDY}")
+    return InputError(f"{path} holds no lightning weights: {fault}; {REMEDY}")

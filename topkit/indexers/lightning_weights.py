@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
+from topkit.documents.digest import State, state_of
 from topkit.errors import InputError
-from topkit.indexers.lightning_file import require
-
-_BUNDLED = Path(__file__).parents[1] / "data" / "lightning"
+from topkit.indexers.lightning_file import REMEDY, require
+from topkit.indexers.weights_file import path_of, read_tensors
 
 
 @dataclass(frozen=True)
@@ -122,44 +119,18 @@ class Weights:
 
 
 def load(weights: str, device: torch.device | str = "cpu") -> Weights:
-    """Read a weights file once a device.
+    """Read the file at a path, or a bundled one of that name, once a device.
 
     Raises: InputError when there is none, when it is no such file, or when its contents are not
     those that the hash in its name promises.
     """
-    path = path_of(weights)
-    stat = path.stat()
-    # A file that another took the place of has another inode, however soon that was.
-    return _read_file(path.resolve(), (stat.st_mtime_ns, stat.st_size, stat.st_ino), str(device))
-
-
-def path_of(weights: str) -> Path:
-    """The bundled file of a name, else the file at a path; a file called `reference` is `./reference`.
-
-    Raises: InputError when there is neither.
-    """
-    named = re.fullmatch(r"[\w.-]+", weights)  # a path is no pattern
-    bundled = sorted(_BUNDLED.glob(f"{weights}-*.safetensors")) if named else []
-    path = bundled[0] if bundled else Path(weights)
-    try:
-        if path.is_file():
-            return path
-    except (OSError, ValueError):  # longer than a path may be, or with a NUL
-        pass
-    shown = weights if len(weights) <= 200 else f"{weights[:40]}..."
-    raise InputError(f"lightning: no weights at {shown!r}; give a file or a bundled name")
+    path = path_of("lightning", weights)
+    return _read(path.resolve(), state_of(path), str(device))
 
 
 @lru_cache(maxsize=16)
-def _read_file(path: Path, _changed: tuple[int, int, int], device: str) -> Weights:
-    promised = re.search(r"-([0-9a-f]{12})\.safetensors$", path.name)
-    if promised and hashlib.sha256(path.read_bytes()).hexdigest()[:12] != promised[1]:
-        raise InputError(f"{path} is altered: its contents do not hash to {promised[1]}")
-    try:
-        with safe_open(path, "pt", device=device) as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
-    except (SafetensorError, OSError, RuntimeError, LookupError, TypeError) as error:
-        raise InputError(f"cannot read {path} as safetensors: {error}; give another") from error
+def _read(path: Path, _state: State, device: str) -> Weights:
+    metadata, tensors = read_tensors(path, "lightning", REMEDY, device)
+    tensors = {name: x.float() for name, x in tensors.items()}
     require(path, metadata, tensors)
     return Weights(path, metadata, tensors)

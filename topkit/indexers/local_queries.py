@@ -1,5 +1,5 @@
 # pyright: strict
-"""How much the queries behind a key look at it, of those that are handed over at build."""
+"""How high the queries that follow a key score it, of the queries known at build."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from topkit.indexers.mean_key import CHUNK
 
 
 def mean_query(queries: Tensor, length: int, step: Step) -> Tensor:
-    """The mean of the real ones of the last queries [B, Hq, n, D] of so many slots: [B, Hq, D] float64.
+    """The mean of the queries [B, Hq, n, D] of the last n slots, padding left out: [B, Hq, D] float64.
 
     A row of nothing but padding has zeros.
     """

@@ -44,11 +44,11 @@ def collisions(queries: Tensor, keys: Tensor) -> Tensor:
     """
     rows, heads, count, tables = queries.shape
     groups, length = keys.shape[1:3]
-    asked = queries.view(rows, groups, -1, 1, tables)
-    counted = torch.empty(*asked.shape[:3], length, dtype=torch.uint8, device=keys.device)
+    grouped = queries.view(rows, groups, -1, 1, tables)
+    counted = torch.empty(*grouped.shape[:3], length, dtype=torch.uint8, device=keys.device)
     width = max(1, _room(keys) // max(1, rows * heads * count * tables))
     for first in range(0, length, width):
-        same = keys[:, :, None, first : first + width] == asked
+        same = keys[:, :, None, first : first + width] == grouped
         kind = torch.uint8 if tables < 256 else torch.int32
         counted[..., first : first + width] = same.sum(-1, dtype=kind).clamp_max(255)
     return counted.view(rows, heads, count, length)

@@ -1,5 +1,5 @@
 # pyright: strict
-"""The mean of the keys that an index is built on: what real keys have in common tells none from another."""
+"""The mean of the keys at build, subtracted from all keys: it adds the same to every score of a query."""
 
 from __future__ import annotations
 

@@ -14,19 +14,19 @@ from topkit.kernels.codes import LARGEST, PACKED_BITS, pack
 from topkit.kernels.score import score_codes
 
 _LAST = (1 << PACKED_BITS["int4"]) - 1
-_MIDDLE = LARGEST["int4"] - 0.5  # the field that stands for the middle
+_MIDDLE = LARGEST["int4"] - 0.5  # the code that stands for the middle
 
 
 class MinMax(Scored):
-    """Four bits a dimension: field f of a key stands for low + f (high - low) / 15."""
+    """Four bits a dimension: code f stands for low + f (high - low) / 15."""
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
         keys = keys.detach().float()
         low, high = keys.amin(-1, keepdim=True), keys.amax(-1, keepdim=True)
         # A key of equal numbers still has a scale.
         scale = ((high - low) / torch.full_like(low, _LAST)).clamp_min(2.0**-126)
-        fields = ((keys - low) / scale).round_().clamp_(0, _LAST).to(torch.uint8)
-        return {"codes": pack(fields, 4), "scale": scale, "middle": low + _MIDDLE * scale}
+        codes = ((keys - low) / scale).round_().clamp_(0, _LAST).to(torch.uint8)
+        return {"codes": pack(codes, 4), "scale": scale, "middle": low + _MIDDLE * scale}
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
         how: dict[str, Any] = {"dtype": "int4", "scale": codes["scale"], "backend": "torch"}

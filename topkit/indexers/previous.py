@@ -1,5 +1,5 @@
 # pyright: strict
-"""A step's list, as the candidates of the next."""
+"""One step's list as the candidates of the next step."""
 
 from __future__ import annotations
 

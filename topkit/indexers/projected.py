@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from topkit.indexers.base import Step
-from topkit.indexers.projected_file import load, path_of
+from topkit.indexers.projected_file import KIND, load
 from topkit.indexers.scored import Codes, Scored, encoded
 from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
+from topkit.indexers.weights_file import path_of
 from topkit.kernels.score import score
 
 
@@ -53,7 +54,7 @@ class projected(Scored):
         return load(self.weights).models
 
     def files(self) -> tuple[Path, ...]:
-        return (path_of(self.weights),)
+        return (path_of(KIND, self.weights),)
 
     def code_bytes(self, shape: Shape) -> float:
         return shape.Hk * 2 * load(self.weights).rank
@@ -66,8 +67,8 @@ class projected(Scored):
 
     def encode(self, keys: Tensor, step: Step) -> Codes:
         # From float64, so that a number is rounded alike whatever stands beside it.
-        told = load(self.weights, keys.device).of("keys", step.layer, keys.detach())
-        return {"projected": told.to(torch.bfloat16)}
+        mapped = load(self.weights, keys.device).of("keys", step.layer, keys.detach())
+        return {"projected": mapped.to(torch.bfloat16)}
 
     def write(self, keys: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
         if isinstance(at, Tensor):

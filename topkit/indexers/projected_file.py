@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from topkit.documents.digest import State, state_of
 from topkit.errors import InputError
+from topkit.indexers.weights_file import path_of, read_tensors
 
 KIND = "projected"
 PARTS = ("queries", "keys")
-_BUNDLED = Path(__file__).parents[1] / "data" / "projected"
 _REMEDY = "give a file that `topkit train projected` wrote"
 
 
@@ -65,41 +64,17 @@ class Maps:
 
 
 def load(weights: str, device: torch.device | str = "cpu") -> Maps:
-    """Read a file once a device. Raises: InputError naming the file, and what about it is wrong."""
-    path = path_of(weights)
-    stat = path.stat()
-    # A file that another took the place of has another inode, however soon that was.
-    return _read(path.resolve(), (stat.st_mtime_ns, stat.st_size, stat.st_ino), str(device))
+    """Read the file at a path, or a bundled one of that name, once a device.
 
-
-def path_of(weights: str) -> Path:
-    """The bundled file of a name, else the file at a path. Raises: InputError when there is neither."""
-    named = re.fullmatch(r"[\w.-]+", weights)  # a path is no pattern
-    bundled = sorted(_BUNDLED.glob(f"{weights}-*.safetensors")) if named else []
-    path = bundled[0] if bundled else Path(weights)
-    try:
-        if path.is_file():
-            return path
-    except (OSError, ValueError):  # longer than a path may be, or with a NUL
-        pass
-    shown = weights if len(weights) <= 200 else f"{weights[:40]}..."
-    raise InputError(f"projected: no weights at {shown!r}; give a file or a bundled name")
+    Raises: InputError naming the file, and what about it is wrong.
+    """
+    path = path_of(KIND, weights)
+    return _read(path.resolve(), state_of(path), str(device))
 
 
 @lru_cache(maxsize=16)
-def _read(path: Path, _changed: tuple[int, int, int], device: str) -> Maps:
-    promised = re.search(r"-([0-9a-f]{12})\.safetensors$", path.name)
-    if promised and hashlib.sha256(path.read_bytes()).hexdigest()[:12] != promised[1]:
-        raise InputError(f"{path} is altered: its contents do not hash to {promised[1]}")
-    try:
-        with safe_open(path, "pt", device=device) as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, RuntimeError, LookupError, TypeError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"projected: cannot read {path} as safetensors: {why}; {_REMEDY}"
-        ) from error
+def _read(path: Path, _state: State, device: str) -> Maps:
+    metadata, tensors = read_tensors(path, KIND, _REMEDY, device)
     if metadata.get("kind") != KIND:
         raise _refused(path, "its metadata do not say so")
     _require(path, tensors)

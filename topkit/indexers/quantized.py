@@ -134,9 +134,9 @@ class quantized(Scored):
 
     def _scaled(self, keys: Tensor, step: Step) -> Index:
         mean = mean_key(keys, step) if self.center else None
-        told = keys if mean is None else keys - mean
-        told = rotated(told.detach(), step.backend) if self.hadamard else told
-        scale = tensor_scale(told, step, fp4.LARGEST_SCALED)
+        own = keys if mean is None else keys - mean
+        own = rotated(own.detach(), step.backend) if self.hadamard else own
+        scale = tensor_scale(own, step, fp4.LARGEST_SCALED)
         index = ScaledIndex(self, scale=scale, mean=mean)
         index.append(keys, step)
         return index

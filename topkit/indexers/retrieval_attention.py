@@ -72,8 +72,8 @@ class retrieval_attention(Indexer):
         )
 
     def build(self, keys: Tensor, step: Step) -> Index:
-        asked = step.prefill_queries[:, :, -self.queries :].detach()
-        table = linked(asked, keys.detach(), self.nearest, self.degree, step)
+        newest = step.prefill_queries[:, :, -self.queries :].detach()
+        table = linked(newest, keys.detach(), self.nearest, self.degree, step)
         return KeyGraph(self, keys.shape[2], table, _entries(table, step))
 
 

@@ -29,7 +29,8 @@ class retroinfer(Clustered):
     ln(size), its value the mean of the members'. One cluster for `per_cluster` keys, by cosine of keys about
     their mean, in segments of `segment` keys, from keys spread evenly (first by dot product, as in its code).
     The first `sink` and the newest `window` keys are always kept; of appended keys the oldest `update` are
-    clustered once there are so many behind the window (0: never). k, which the paper sets to 1.8 % and the steady zone, counts all keys that are kept.
+    clustered once there are so many behind the window (0: never). k counts all keys that are kept; the paper
+    sets it to 1.8 % of the context and the steady zone.
     Source: arXiv 2505.02922, section 4.
     """
 

@@ -1,5 +1,5 @@
 # pyright: strict
-"""Indexes with room for all slots to come, whose buffers stay where they are and are filled anew."""
+"""Indexes whose buffers have room for all slots to come: they keep their addresses and are filled anew."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from topkit.indexers.channels import ChannelIndex
 from topkit.indexers.combinator import Wrapped
 from topkit.indexers.growing import Growing
 from topkit.indexers.mean_key import MeanIndex
-from topkit.indexers.paged import PagedIndex
+from topkit.indexers.paged_index import PagedIndex
 from topkit.indexers.scored import ScoredIndex
 from topkit.indexers.stateless import SlotCount
 
 
 def roomy(index: Index, rows: int, room: int) -> Index | None:
-    """`rows` streams like the one of an index, with buffers of `room` slots; None for a kind not known here."""
+    """An index of `rows` copies of another's one row, with buffers of `room` slots; None for other kinds of index."""
     if isinstance(index, Wrapped):
         base = roomy(index.base, rows, room)
         return None if base is None else replace(index, base=base)
-    # Other kinds of one's own may hold what is not known of here.
+    # Subclasses from elsewhere may have tensors that are not known here.
     if isinstance(index, SlotCount) and type(index).__module__.startswith("topkit."):
         return index.fork()
     if type(index) not in (ScoredIndex, MeanIndex, ChannelIndex, PagedIndex):
@@ -37,7 +37,7 @@ def roomy(index: Index, rows: int, room: int) -> Index | None:
 
 
 def refill(index: Index, other: Index) -> None:
-    """Write what another index of one row holds to every row of one that is `roomy`, where it stands."""
+    """Copy the tensors of an index of one row into every row of one that is `roomy`."""
     if isinstance(index, Wrapped) and isinstance(other, Wrapped):
         refill(index.base, other.base)
     if isinstance(index, PagedIndex) and isinstance(other, PagedIndex):
@@ -53,7 +53,7 @@ def refill(index: Index, other: Index) -> None:
 def _grown(
     tensors: dict[str, torch.Tensor], room: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, Growing]]:
-    """Tensors as the beginnings of buffers of `room` slots, and what holds these."""
+    """Tensors as the beginnings of buffers of `room` slots, and these buffers."""
     shown, growing = dict[str, torch.Tensor](), dict[str, Growing]()
     for name, tensor in tensors.items():
         growing[name] = Growing(share=0.0, multiple=1)

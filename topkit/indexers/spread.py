@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from topkit.indexers.base import Index, Selection, Step
-from topkit.indexers.paged import PagedIndex
+from topkit.indexers.paged_index import PagedIndex
 from topkit.indexers.scored import waiting
 from topkit.kernels.select_topk import select_topk
 
 
 @dataclass
 class SpreadIndex(PagedIndex):
-    """Chooses from `least` pages at least, where k is not that many pages.
+    """Spreads a k of fewer than `least` whole pages over the best `least` pages.
 
-    The newest key of each, the best page first, then the next to newest, and so on.
+    First the newest key of each page, the best page first, then the second newest of each, and so on.
     """
 
     least: int = field(default=1, kw_only=True)
@@ -34,7 +34,7 @@ class SpreadIndex(PagedIndex):
             return super().select(queries, k, step)
         scores = self._scores(queries, self.pages, step)
         width = min(k, self.slots)
-        # One of the pages may be part full; the one behind them then gives what it lacks.
+        # One of the pages may be part full; one page more then fills the list up.
         slots = self._newest_first(select_topk(scores, self.least + 1, **waiting(step)), step)
         first, behind = slots[..., : self.least, :], slots[..., self.least :, :]
         slots = torch.cat([first.mT.flatten(-2), behind.flatten(-2)], -1)

@@ -106,7 +106,7 @@ def stated(recipe: Recipe, shape: Shape) -> Cost | None:
 
 
 def _of_names(recipe: Recipe) -> Recipe:
-    """A recipe of symbols in place of its numbers, for its formulas alone."""
+    """A copy of a recipe with symbols in place of its numbers, for its formulas alone."""
     twin = copy.copy(recipe)
     for f in fields(cast(Any, recipe)):
         value = getattr(recipe, f.name)
@@ -119,7 +119,7 @@ def _of_names(recipe: Recipe) -> Recipe:
 
 @dataclass(frozen=True)
 class _Part:
-    """Any recipe inside another, whose costs have names alone."""
+    """Stands for a recipe inside another; its costs are symbols."""
 
     name: str
 

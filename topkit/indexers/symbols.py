@@ -1,5 +1,5 @@
 # pyright: strict
-"""Numbers that have names, so that the code of a formula prints it."""
+"""Symbols in place of numbers: the code of a cost's formula then prints the formula."""
 
 from __future__ import annotations
 

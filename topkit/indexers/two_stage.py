@@ -13,7 +13,7 @@ from torch import Tensor
 
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.exact import chosen_scores
-from topkit.indexers.paged import PagedIndex
+from topkit.indexers.paged_index import PagedIndex
 from topkit.indexers.scored import waiting
 from topkit.kernels.select_topk import select_topk
 
@@ -63,8 +63,8 @@ class TwoStageIndex(PagedIndex):
         slots = best * size + torch.arange(size, device=device) + start
         stop = step.stops(self.slots, scores.shape[2], device).clamp_max(self.slots)
         there = (best >= 0) & (slots < stop[:, None, :, None, None])
-        held = there.sum(-1, keepdim=True)
-        before = held.cumsum(-2) - held
+        counts = there.sum(-1, keepdim=True)
+        before = counts.cumsum(-2) - counts
         rank = torch.arange(best.shape[-2], device=device)[:, None]
         read = there & ((rank < self.blocks) | (before < k))
         return slots.masked_fill(~read, -1).flatten(3)

@@ -29,7 +29,7 @@ def prompt_votes(queries: Tensor, keys: Tensor, step: Step) -> Tensor:
 
 
 def _weights(queries: Tensor, keys: Tensor, step: Step) -> Iterator[Tensor]:
-    """The attention weights [B, Hq, c, T] of some queries after the other; each sees the keys up to its own."""
+    """The causal attention weights [B, Hq, c, T] of the queries, a piece of them at a time."""
     count, length = queries.shape[2], keys.shape[2]
     stops = step.stops(length, count, keys.device)
     width = max(1, PIECE // (queries.shape[0] * queries.shape[1] * length))

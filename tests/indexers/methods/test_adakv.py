@@ -1,10 +1,13 @@
 """Ada-KV against loops over heads and keys."""
 
+from __future__ import annotations
+
 import itertools
 import math
 
 import pytest
 
+from plainly import best
 from topkit.contract.draw import RANDOM
 from topkit.errors import InputError
 from topkit.indexers.spec import parse
@@ -17,8 +20,7 @@ def slowly(queries, keys, scaling, k, part, safeguard):
     for head in range(heads):
         scores = (keys[head // group] @ queries[head]).tolist()
         total = sum(math.exp(scaling * s) for s in scores)
-        order = sorted(range(len(scores)), key=lambda slot: (-scores[slot], slot))[:k]
-        lists.append([(math.exp(scaling * scores[slot]) / total, slot) for slot in order])
+        lists.append([(math.exp(scaling * scores[slot]) / total, slot) for slot in best(scores, k)])
     mean = math.ceil(part * k)
     safe = math.ceil(safeguard * mean)
     kept = [one[:safe] for one in lists]

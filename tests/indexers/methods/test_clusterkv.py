@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from plainly import best
 from topkit.contract.draw import RANDOM
 from topkit.indexers.spec import parse
 
@@ -29,7 +30,7 @@ def chosen(query: Tensor, keys: Tensor, clusters: list[list[int]], k: int, lengt
     selected = list(range(min(SINK, length)))
     selected += [s for s in range(length) if s not in inside and s not in selected]
     score = [float(query.double() @ keys[c].double().mean(0)) for c in clusters]
-    for c in sorted(range(len(clusters)), key=lambda c: (-score[c], c)):
+    for c in best(score):
         selected += clusters[c]
     return set(selected[:k])
 

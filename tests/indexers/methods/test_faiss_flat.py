@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from faiss_read_back import Asked, best, drawn, hold
+from faiss_read_back import Asked, drawn, hold
+from plainly import best
 
 
 def products(asked: Asked, head: int) -> dict[int, float]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from faiss_read_back import Asked, best, drawn, faiss, hold
+from faiss_read_back import Asked, drawn, faiss, hold
+from plainly import best
 
 
 def probed(asked: Asked, index, head: int, nprobe: int) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""The best lists of a cache, and what a step's selection is worth beside them."""
+"""The exact lists of a cache, and the fidelity of a step's selection to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one would write without topkit: its columns for codes of one layer, in plain torch.
+"""The hand-written baseline: topkit's columns for codes of one layer, in plain torch.
 
 The baseline of `topkit bench measure`: no padding, no checks, no tolerance for ties, every score in
 memory at once. The queries are of the newest tokens.

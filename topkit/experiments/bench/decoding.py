@@ -13,9 +13,10 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
-from topkit.experiments.decode.cache import CacheOwner, index_over
+from topkit.experiments.decode.cache import index_over
 from topkit.experiments.decode.cuda_graph import CapturedDecoding
 from topkit.experiments.decode.driver import Driver
+from topkit.experiments.decode.layer_index import CacheOwner
 from topkit.experiments.decode.reader import Reader
 from topkit.experiments.model.attention import AttentionCall
 from topkit.indexers.base import Cache, Index, Selection

@@ -88,17 +88,17 @@ def kept_at(
 
 def fidelity(session: Session, seen: Seen, length: int, k: int) -> Fidelity:
     """What each recipe's selection is worth in each layer, one layer at a time: they are long."""
-    found: Fidelity = {name: [] for name in SPECS}
+    worth: Fidelity = {name: [] for name in SPECS}
     for layer in range(len(seen.keys)):
         one = slice(layer, layer + 1)
         queries, keys, _ = widened(session, seen.queries[one], seen.keys[one], length)
         best = Best.of(queries, keys, k, seen.scaling)
         for name, spec in SPECS.items():
             slots = chosen(session, spec, queries, keys, k, seen.scaling)
-            found[name].append(best.fidelity(queries, keys, slots, k))
+            worth[name].append(best.fidelity(queries, keys, slots, k))
         del best, keys
         session.release()
-    return found
+    return worth
 
 
 def chosen(

@@ -90,8 +90,8 @@ def _select(session: Session, recipe: Indexer) -> Callable[[], Selection]:
     newest = {"index_queries": queries, "index_weights": gates}
 
     def step(inputs: dict[str, Any]) -> Step:
-        given = Step(scaling=width**-0.5, kv_heads=HEADS, inputs=inputs)
-        return given.given_to(recipe)
+        one = Step(scaling=width**-0.5, kv_heads=HEADS, inputs=inputs)
+        return one.given_to(recipe)
 
     index = recipe.build(keys, step(of_keys | prompt))
     return lambda: index.select(queries, s.k, step(of_keys | newest))

@@ -20,7 +20,7 @@ def beside(
     moved: Bytes,
     shape: Row,
 ) -> Iterator[Row]:
-    """Rows of rivals and of ours on the same inputs; ours is compared with the fastest of them."""
+    """Rows of several implementations on the same inputs; topkit's is compared with the fastest of the others."""
     times: dict[str, float] = {}
     for name, rival in rivals.items():
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from topkit.errors import InputError
-from topkit.experiments.decode.cache import CacheOwner
 from topkit.experiments.decode.cuda_graph import CapturedDecoding
 from topkit.experiments.decode.layer_attention import LayerAttention
+from topkit.experiments.decode.layer_index import CacheOwner
 from topkit.experiments.decode.prompt import Prompt, Slot, length_of, parse_slot
 from topkit.experiments.decode.reader import Reader
 from topkit.experiments.decode.running import Running

@@ -1,4 +1,4 @@
-"""The output of attention: over selected keys, or over all that a query sees."""
+"""The output of attention over selected keys."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from topkit.experiments.decode.driver import piece
-from topkit.indexers.base import Cache, Selection, Step
+from topkit.indexers.base import Cache, Selection
 from topkit.kernels.gather_attention import PLAIN, Softmax, gather_attention
-from topkit.kernels.score import score
 
 
 def sparse_attention(
@@ -46,29 +45,3 @@ def sparse_attention(
         )
         outputs.append(output)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
-
-
-def dense_attention(
-    queries: Tensor, cache: Cache, scaling: float, window: int | None = None
-) -> Tensor:
-    """The attention output [B, Hq, Tq, Dv] of the queries of the newest slots over all that they see.
-
-    A window leaves each query the newest so many slots.
-    """
-    assert cache.values is not None
-    length, count = cache.keys.shape[2], queries.shape[2]
-    slots = torch.arange(length, device=queries.device)
-    stops = Step().stops(length, count, queries.device)[0]
-    hidden = slots >= stops[:, None]
-    if window is not None:
-        hidden |= slots < stops[:, None] - window
-    width = piece(queries, length)
-    outputs = []
-    for first in range(0, count, width):
-        part = slice(first, first + width)
-        logits = scaling * score(queries[:, :, part], cache.keys)
-        weights = logits.masked_fill_(hidden[part], float("-inf")).softmax(-1)
-        by_group = weights.unflatten(1, (cache.values.shape[1], -1)).flatten(2, 3)
-        summed = by_group @ cache.values.float()
-        outputs.append(summed.unflatten(2, (-1, weights.shape[2])).flatten(1, 2))
-    return torch.cat(outputs, 2).to(queries.dtype)

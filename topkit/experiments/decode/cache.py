@@ -1,84 +1,20 @@
-"""Cache layers of transformers that grow in place and tell the index over them what becomes of them."""
+"""Cache layers of transformers that grow in place and keep the index over them up to date."""
 
 from __future__ import annotations
 
 import copy
 import copyreg
-import threading
 from functools import cache
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from topkit.errors import InputError
-from topkit.indexers.base import Index
+from topkit.experiments.decode.layer_index import CacheOwner, LayerIndex
 from topkit.indexers.growing import Growing
 from topkit.kernels.cache_append import cache_append
-
-
-class CacheOwner:
-    """What an attachment shares with the cache layers that it indexes, of whatever cache."""
-
-    def __init__(self) -> None:
-        self._layers: WeakSet[IndexedLayer] = WeakSet()
-        self._thread = threading.local()
-
-    @property
-    def slot(self) -> Tensor | None:
-        """The slot [1] that a step of fixed shapes is writing, on the device; None at any other step.
-
-        Each thread has a step of its own.
-        """
-        return getattr(self._thread, "slot", None)
-
-    @slot.setter
-    def slot(self, slot: Tensor | None) -> None:
-        self._thread.slot = slot
-
-    def add(self, layer: IndexedLayer) -> None:
-        """Count a layer, or a copy of one, among those to be restored."""
-        self._layers.add(layer)
-
-    def release(self) -> None:
-        """Give all layers their own class back."""
-        for layer in self._layers:
-            if isinstance(layer, IndexedLayer):
-                layer.restore()
-
-
-class LayerIndex:
-    """The index over one cache layer; the layer still holds its first `valid` slots as they were.
-
-    start [B] is where each row's tokens begin, as last read (None: 0); new [B, Hk, 1, D] are the keys
-    of a step of fixed shapes that the index has still to take in.
-    """
-
-    def __init__(self, owner: CacheOwner) -> None:
-        self.owner = owner
-        self.index: Index | None = None
-        self.valid = 0
-        self.start: Tensor | None = None
-        self.new: Tensor | None = None
-
-    def crop(self, length: int) -> None:
-        # The index itself is cut when the driver next knows what that takes: padding, keys.
-        self.valid = min(self.valid, length)
-
-    def reorder(self, rows: Tensor) -> None:
-        if self.index is not None:
-            self.index.reorder(rows)
-
-    def forget(self) -> None:
-        self.index, self.valid = None, 0
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LayerIndex:
-        twin = LayerIndex(self.owner)
-        twin.index = None if self.index is None else self.index.fork()
-        twin.valid, twin.start = self.valid, self.start
-        return twin
 
 
 def index_over(layer: Any, owner: CacheOwner) -> LayerIndex:

@@ -1,4 +1,4 @@
-"""Attention over all keys, in the place of an indexer: what steps that read few keys are compared with."""
+"""Dense attention in the place of an indexer: the baseline of steps that read few keys."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from topkit.experiments.decode.cache import LayerIndex
+from topkit.experiments.decode.layer_index import LayerIndex
 from topkit.experiments.decode.reader import Call, Reader
 from topkit.indexers.base import Index, Step
 from topkit.kernels.gather_attention import attend_all
 from topkit.kernels.precision import full_precision
 
-# What it is called where an indexer is named.
+# Its name where an indexer's is expected.
 DENSE = "dense"
 
 
 @dataclass(frozen=True)
 class DenseReader(Reader):
-    """Reads every key, by the cache, the room and the graph that an indexer's steps have.
+    """Reads every key by the same cache, room and graph as an indexer's steps.
 
-    Its indexer holds nothing and is not asked.
+    Its indexer has no state and never selects.
     """
 
     @full_precision()

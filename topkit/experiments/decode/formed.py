@@ -16,7 +16,7 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.indexers.base import Cache, Indexer, Rest, Selection
 
-# What shares may exceed one by, summed in float32.
+# By how much a sum of shares in float32 may exceed one.
 ROUNDED = 1e-4
 
 
@@ -39,7 +39,7 @@ def require_formed(
 
 
 def _wrong(one: Any, queries: Tensor, cache: Cache) -> str:
-    """What is not as the contract has it, and what was expected; "" where all is."""
+    """The first fault of a selection, with what was expected; "" where there is none."""
     if not isinstance(one, Selection):
         return f"{_kind(one)}; expected a Selection"
     rows, heads, count = queries.shape[:3]
@@ -79,12 +79,12 @@ def _wrong_rest(rest: Rest, place: tuple[int, int, int], width: int | None) -> s
     if not right:
         expected = [*place, "r", "Dv" if width is None else width]
         return f"rest.values that are {_kind(values)}; expected [{', '.join(map(str, expected))}]"
-    given = [x for x in (rest.logits, rest.share) if x is not None]
-    if len(given) != 1 or _shape(given[0]) != shape[:4]:
+    ways = [x for x in (rest.logits, rest.share) if x is not None]
+    if len(ways) != 1 or _shape(ways[0]) != shape[:4]:
         return (
-            f"a rest with {len(given)} of logits and share; expected one of them, {list(shape[:4])}"
+            f"a rest with {len(ways)} of logits and share; expected one of them, {list(shape[:4])}"
         )
-    if not bool(values.isfinite().all() & (given[0] < math.inf).all()):
+    if not bool(values.isfinite().all() & (ways[0] < math.inf).all()):
         return "a rest that holds NaN or infinity; expected numbers"
     share = rest.share
     if share is not None and not bool(

@@ -40,7 +40,7 @@ def capture(call: Callable[[], Any], device: torch.device) -> tuple[torch.cuda.C
 
 
 class CannotCapture(InputError):
-    """Something that no graph can hold was met in a capture."""
+    """A capture met an operation that no CUDA graph can contain."""
 
 
 class Parts:
@@ -103,7 +103,7 @@ _here = _Here()
 
 
 def on_the_host(call: Callable[[], object]) -> None:
-    """Call it; in a capture of parts, at each replay in this place."""
+    """Call a function on the host; in a capture of parts, at this place of each replay."""
     if _here.parts is None:
         call()
     else:
@@ -122,15 +122,15 @@ def side_by_side(calls: Sequence[Callable[[], Any]], device: torch.device) -> li
     if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
         return [call() for call in calls]
     current, branches = torch.cuda.current_stream(), _branches(torch.cuda.current_device())
-    begun, given = current.record_event(), []
+    begun, outputs = current.record_event(), []
     for n, call in enumerate(calls):
         branch = branches[n % len(branches)]
         branch.wait_event(begun)
         with torch.cuda.stream(branch):
-            given.append(call())
+            outputs.append(call())
     for branch in branches[: len(calls)]:
         current.wait_stream(branch)
-    return given
+    return outputs
 
 
 @cache
@@ -139,7 +139,7 @@ def _branches(device: int) -> list[torch.cuda.Stream]:
 
 
 def _warmed(call: Callable[[], Any]) -> torch.cuda.Stream:
-    """The stream that graphs are captured on, where `call` has run once."""
+    """The stream that graphs are captured on, after one run of `call` on it."""
     side, current = _side(torch.cuda.current_device()), torch.cuda.current_stream()
     side.wait_stream(current)
     try:
@@ -157,7 +157,7 @@ def _side(device: int) -> torch.cuda.Stream:
 
 
 def _recover(pool: Any) -> None:
-    """Undo what a capture that failed leaves: a pool that is allocated from, a generator that records."""
+    """Undo what a failed capture leaves behind: its memory pool in use, a generator that records."""
     with suppress(Exception):
         torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)  # type: ignore[attr-defined]
     # The end of a capture that succeeds sets the generator free.

@@ -1,6 +1,6 @@
 """Tensors in the host's memory, for a recipe that chooses there, and its selections back on the GPU.
 
-A recipe asks for what it needs tensor by tensor, and each time waits for the GPU.
+Each tensor that is moved waits for the GPU, so that only those a recipe needs are.
 """
 
 # pyright: strict
@@ -16,7 +16,7 @@ from topkit.indexers.base import Cache, Rest, Selection
 
 
 def moved(x: Any, device: torch.device) -> Any:
-    """An input of a step, or what is made of such: caches, selections, pairs of angles, tensors."""
+    """An input of a step on another device: a tensor, a cache, a selection, or a pair of angles."""
     if isinstance(x, Tensor):
         return x.to(device)
     if isinstance(x, tuple):

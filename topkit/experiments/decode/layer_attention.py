@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from topkit.errors import InputError
-from topkit.experiments.decode.cache import CacheOwner, LayerIndex, index_over
+from topkit.experiments.decode.cache import index_over
+from topkit.experiments.decode.layer_index import CacheOwner, LayerIndex
 from topkit.experiments.decode.padding import Padding
 from topkit.experiments.decode.prompt import Prompt
 from topkit.experiments.decode.reader import Call, Reader
@@ -17,7 +18,7 @@ from topkit.experiments.model.finite import require_finite
 
 
 class LayerAttention:
-    """Reads layers through an indexer; `selected` says whether it ever did behind a prompt."""
+    """Attention of layers through an indexer; `selected`: whether any query behind a prompt has come."""
 
     def __init__(self, reader: Reader, owner: CacheOwner, prompt: Prompt, shadow: bool) -> None:
         self.reader, self.owner, self.prompt, self.shadow = reader, owner, prompt, shadow
@@ -47,7 +48,7 @@ class LayerAttention:
         return output.contiguous()
 
     def _call(self, call: AttentionCall, before: int, inputs: dict[str, Any]) -> Call:
-        """What is read of a call behind `before` slots; what is not finite is refused."""
+        """The call as a `Reader` takes it, behind `before` slots. Raises: InputError for NaN or infinity."""
         count, length = call.queries.shape[2], call.keys.shape[2]
         positions = call.options.get("position_ids")
         start = self.padding.start(call.mask, positions, count, length)

@@ -27,7 +27,7 @@ class Prompt(threading.local):
 
     @contextmanager
     def of(self, length: int) -> Iterator[None]:
-        """The prompt is of so many slots in here, as that of a call of `generate`."""
+        """In here the prompt has `length` slots, as in a call of `generate`."""
         outer, self.length = self.length, length
         try:
             yield
@@ -36,7 +36,7 @@ class Prompt(threading.local):
 
     @contextmanager
     def until(self, slot: Slot) -> Iterator[None]:
-        """The prompt ends at a slot in here."""
+        """In here the prompt ends at a slot."""
         outer, self.slot = self.slot, slot
         try:
             yield
@@ -101,7 +101,7 @@ def _plain(x: Any) -> Any:
 
 
 def length_of(inputs: Any, kwargs: Mapping[str, Any]) -> int:
-    """Slots that a call of generate starts from: its mask spans them where its tokens do not."""
+    """The slots of the prompt of a call of generate; its mask is longer than its tokens behind a cache."""
     names = ("inputs", "input_ids", "inputs_embeds", "attention_mask")
     prompts = (inputs, *(kwargs.get(name) for name in names))
     return max((x.shape[1] for x in prompts if isinstance(x, Tensor)), default=1)

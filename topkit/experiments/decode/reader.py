@@ -12,8 +12,8 @@ from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.experiments.decode.attention import sparse_attention
-from topkit.experiments.decode.cache import LayerIndex
 from topkit.experiments.decode.driver import Choice, Driver, require_choice, tokens
+from topkit.experiments.decode.layer_index import LayerIndex
 from topkit.experiments.decode.observer import Observer
 from topkit.experiments.decode.upstream import Upstream
 from topkit.experiments.model.compatibility import OFFERED

@@ -11,7 +11,7 @@ import torch
 from topkit.errors import GateFailed, InputError, Undecided
 from topkit.indexers.base import Indexer
 
-# Raised for reasons of their own, which callers look for.
+# Errors that callers catch by type: they pass unchanged.
 OTHERS = (InputError, GateFailed, Undecided, MemoryError, torch.OutOfMemoryError, ImportError)
 
 

@@ -14,7 +14,7 @@ from topkit.indexers.base import Indexer, Selection
 
 
 class Upstream(threading.local):
-    """The selections of the pass that this thread is in, by layer; none of recipes that read none."""
+    """The selections of this thread's pass by layer, for recipes that read them; for others it is empty."""
 
     def __init__(self, recipe: Indexer) -> None:
         self._recipe, self._read = recipe, "upstream" in recipe.needs
@@ -33,7 +33,7 @@ class Upstream(threading.local):
         return self._by_layer[source]
 
     def keep(self, layer: int, parts: Sequence[Selection]) -> None:
-        """Remember what all queries of a call selected, a piece after the other."""
+        """Keep the selections of all queries of a call, which come in pieces."""
         if self._read:
             self._by_layer[layer] = _joined(parts)
 

@@ -122,5 +122,5 @@ class Request:
         tensors = max(file["bytes"] for file in files if file["layer"] in self.layers)
         kept = rows * IN_MEMORY if self.setting.out is None else 0
         above = max(len(self.sources(layer, self.cells)) - 1 for layer in self.layers)
-        held = (3 + 2 * min(above, 1)) * tensors // 2
-        return workers * (PROCESS + held + min(MEMORY, 2 * tensors)) + kept
+        loaded = (3 + 2 * min(above, 1)) * tensors // 2
+        return workers * (PROCESS + loaded + min(MEMORY, 2 * tensors)) + kept

@@ -44,7 +44,7 @@ Row = dict[str, Any]
 class Survey:
     """The traits, a row a layer and group: the mean over samples, None where there is none.
 
-    sink: how many first slots `sink_weight` is of.
+    sink: the number of first slots whose weight `sink_weight` is.
     """
 
     rows: tuple[Row, ...]

@@ -1,4 +1,4 @@
-"""One call of attention, as a model makes it, and whether it is softmax(q k) v."""
+"""A model's call of its attention, and whether that is softmax(q k) v."""
 
 from __future__ import annotations
 

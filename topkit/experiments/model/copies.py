@@ -1,4 +1,4 @@
-"""What is added to a module for a while stays with it: copies and pickles are of the plain module."""
+"""Hooks and methods added to a module for a while: its copies and pickles are without them."""
 
 from __future__ import annotations
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,18 +52,6 @@ def _said(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _said(x) for key, x in value.items() if key not in SILENT}
     return [_said(x) for x in value] if isinstance(value, list | tuple) else value
-
-
-def file_digest(path: Path) -> str:
-    """The sha256 of a file's bytes; read once while the file is as it was."""
-    stat = path.stat()
-    return _of_file(path.resolve(), stat.st_mtime_ns, stat.st_size, stat.st_ino)
-
-
-@lru_cache(maxsize=8)
-def _of_file(path: Path, *_stat: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

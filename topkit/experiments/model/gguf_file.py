@@ -80,14 +80,14 @@ def _architecture_named(path: Path, header: Header) -> Iterator[None]:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[str]:
-    """A folder with a link to the file alone: a tokenizer.json beside it would be read in its place."""
+    """A folder with a link to the file alone: else a tokenizer.json beside it would be read instead."""
     with TemporaryDirectory() as folder:
         (Path(folder) / path.name).symlink_to(path.resolve())
         yield folder
 
 
 def _unread(header: Header, config: Any) -> Iterator[str]:
-    """What the file says of its attention, and the model that came of it does not know."""
+    """What the file says of its attention that the loaded model ignores."""
     factors = [one.name for one in header.tensors if one.name.startswith("rope_f")]
     if factors:
         yield f"the frequencies of its RoPE ({factors[0]})"
@@ -111,7 +111,7 @@ def _is_known(cut: str) -> bool:
 
 
 def _plain(model: Any) -> None:
-    """Its weights are floats: nothing is left of the blocks that they came from, so that it can be saved."""
+    """Forget that the weights came from blocks, so that the model can be saved."""
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -119,7 +119,7 @@ def _plain(model: Any) -> None:
 
 
 def _cut_digits(header: Header, tokenizer: Any) -> None:
-    """Cut texts as the vocabulary was learnt."""
+    """Split texts into digits first, as the vocabulary was learnt."""
     if header.get("tokenizer.ggml.pre") in SINGLE_DIGITS:
         from tokenizers import pre_tokenizers
 

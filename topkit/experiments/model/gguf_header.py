@@ -76,10 +76,10 @@ def read_header(path: Path) -> Header:
             raise InputError(f"{path} is truncated: {len(begin)} bytes in all; fetch it again")
         if begin != MAGIC:
             raise InputError(f"{path} is no GGUF file: it begins with {begin!r}, not {MAGIC!r}")
-        told = file.read(4)
-        version = int.from_bytes(told, "little")
+        raw = file.read(4)
+        version = int.from_bytes(raw, "little")
         try:
-            if len(told) == 4 and version not in VERSIONS:
+            if len(raw) == 4 and version not in VERSIONS:
                 raise InputError(
                     f"{path} is a GGUF file of version {version}; expected 2 or 3, little-endian"
                 )

@@ -110,7 +110,7 @@ def _fetched(model: HubModel) -> Path:
             f"there is no model {model.id} here or on the hub, or it is private; "
             f"{near(model.id)}expected `reference`, `smollm2`, a folder, a .gguf file or OWNER/NAME"
         ) from None
-    except Exception as error:  # what a network can be wrong in has no end
+    except Exception as error:  # a network may fail in any way
         raise InputError(
             f"the model {model} is not in the cache, and cannot be fetched; {_hint(model)}"
             f"{type(error).__name__}: {error}"
@@ -124,7 +124,7 @@ def _fetched(model: HubModel) -> Path:
 
 @contextmanager
 def _bars() -> Iterator[None]:
-    """Bars of what is fetched are for a terminal alone."""
+    """In here progress bars of downloads show on a terminal alone."""
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,

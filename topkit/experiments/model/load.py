@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from topkit.documents.digest import file_digest
 from topkit.errors import InputError, extras_named
-from topkit.experiments.model.digests import file_digest
 from topkit.experiments.model.gguf_file import load_gguf
 from topkit.experiments.model.source import REFERENCE, Source, named, resolve, source_of
 
@@ -102,7 +102,8 @@ def _from_folder(path: Path, dtype: str | torch.dtype) -> tuple[Any, Any, Any]:
     indexed = getattr(config.get_text_config(), "index_n_heads", None) is not None
     whole = indexed and type(config) not in AutoModelForCausalLM._model_mapping
     auto = AutoModelForImageTextToText if whole else AutoModelForCausalLM
-    # Never a pickle, and never the folder's own code. What mismatches is refused by the caller, as what is missing: by name.
+    # Never a pickle, and never the folder's own code. The caller refuses tensors that mismatch, as those that
+    # are missing, by name.
     loading: Any = auto.from_pretrained(
         path,
         dtype=dtype,

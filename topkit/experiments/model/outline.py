@@ -40,7 +40,7 @@ def attending_to_all(records: Mapping[int, LayerRecord], length: int) -> set[int
 def _dense(
     records: Mapping[int, LayerRecord], sparse: Collection[int], without: Collection[int]
 ) -> Iterable[str]:
-    """A part a reason why layers stay dense."""
+    """For each reason why layers stay dense, a part of the line."""
     reasons: dict[str, list[int]] = {}
     for layer, record in records.items():
         if layer not in sparse:
@@ -53,7 +53,7 @@ def _dense(
 
 
 def _softmax(records: Mapping[int, LayerRecord]) -> Iterable[str]:
-    """A part each for sinks and for softcaps."""
+    """The parts of the line about sinks and softcaps."""
     sinks = [layer for layer, record in records.items() if record.softmax.sinks is not None]
     if sinks:
         yield f"a sink a query head in {ranges(sinks)}"

@@ -1,4 +1,4 @@
-"""A model's own indexer: which keys its attention is let to see, and whether it can be driven here."""
+"""A model's own indexer: its modules, its k, and whether topkit can replace its lists."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def indexers(model: nn.Module) -> list[nn.Module]:
 
 
 def own_k(model: PreTrainedModel) -> int | None:
-    """How many keys the model's own indexer lets through; None where it has none."""
+    """The k of the model's own indexer; None where it has none."""
     return getattr(model.config.get_text_config(), "index_topk", None)
 
 

@@ -24,8 +24,8 @@ NOT_SWITCHED = "it does not attend through transformers' AttentionInterface"
 class LayerRecord:
     """One layer's call of attention: queries at the positions that are wanted, all keys and values.
 
-    `output` [1, Tq, Hq, Dv] is what attention gave there; `window` the width of the sliding window; `softmax` its sinks and softcap;
-    `chosen` [1, Tq, k] the slots that the model's own indexer let through; `hidden`, `latent` and
+    `output` [1, Tq, Hq, Dv] is what attention gave there; `window` the width of the sliding window;
+    `softmax` its sinks and softcap; `chosen` [1, Tq, k] the slots that the model's own indexer let through; `hidden`, `latent` and
     `rope` the layer's other inputs, where they are recorded.
     """
 

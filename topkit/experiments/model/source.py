@@ -71,7 +71,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _smollm2() -> Path:
-    """The file of `smollm2`; its wheel is looked into, and never imported: it wants a chat program."""
+    """The file of `smollm2` in its wheel, which is never imported: that would need a chat program."""
     package, file = SMOLLM2
     spec = find_spec(package)
     for folder in (spec.submodule_search_locations if spec else None) or ():

@@ -3,8 +3,8 @@
 # pyright: strict
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,10 @@ from topkit.errors import InputError
 from topkit.experiments.runs import identity as things
 from topkit.experiments.runs import manifest, run_file
 from topkit.experiments.runs.cell_parts import doubled
+from topkit.experiments.runs.folder_files import TABLES, Before, clear, parts
 from topkit.experiments.runs.identity import Contents
 from topkit.experiments.runs.lock import Hold, locked, shared
 from topkit.experiments.runs.shards import WHOLE, Shard
-
-# The tables that a run may hold, each a folder of parts.
-TABLES = ("accuracy", "fidelity", "curve/haystacks", "curve/heads")
-# Files in a run's own folder; temporary files that a killed run left bear these names. run.json goes
-# last where they are deleted: rows without it would belong to nobody.
-FILES = ("predictions.jsonl", "study.json", "report.html", run_file.NAME)
 
 
 @dataclass(frozen=True)
@@ -53,66 +48,18 @@ def claim(
     require_no_capture(out)
     who = who or Who()
     name = str(who.shard).replace("/", "-of-")
-    held = locked(out, who.waits) if who.shard.whole else shared(out, name, who.of)
-    with held as hold:
+    lock = locked(out, who.waits) if who.shard.whole else shared(out, name, who.of)
+    with lock as hold:
         require_same(out, identity, contents, force=force)
         if hold.alone:
-            _clear(out, force)
-        before = _written(out)
+            clear(out, force)
+        before = Before.of(out)
         try:
             yield hold
         except BaseException:
             if hold.last() and not set(parts(out)) - before.parts:
-                _undo(out, before)
+                before.restore(out)
             raise
-
-
-def _clear(out: Path, everything: bool) -> None:
-    """Delete what a killed run left half-written; or `everything` that a run wrote."""
-    halves = [half for name in TABLES for half in (out / name).glob(".*.tmp")]
-    for half in [*halves, *(half for name in FILES for half in out.glob(f".{name}.*.tmp"))]:
-        half.unlink(missing_ok=True)
-    if not everything:
-        return
-    # The parts before the manifests: without these they would be another's.
-    for pattern in ("*.parquet", manifest.FILES):
-        for old in [path for name in TABLES for path in (out / name).glob(pattern)]:
-            old.unlink(missing_ok=True)
-    for kind in ("png", "svg"):
-        for old in (out / "figures").glob(f"*.{kind}"):
-            old.unlink(missing_ok=True)
-    for name in FILES:
-        (out / name).unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class _Before:
-    """What stood in a folder before a run wrote to it."""
-
-    run: bytes | None
-    files: set[str]
-    parts: set[Path]
-
-
-def _written(out: Path) -> _Before:
-    files = {name for name in FILES if (out / name).exists()}
-    run = (out / run_file.NAME).read_bytes() if run_file.NAME in files else None
-    return _Before(run, files, set(parts(out)))
-
-
-def _undo(out: Path, before: _Before) -> None:
-    """Leave nothing of a run that was refused before it wrote a part."""
-    with suppress(OSError):
-        if before.run is not None:
-            (out / run_file.NAME).write_bytes(before.run)
-            return
-        for path in (path for name in TABLES for path in (out / name).glob(manifest.FILES)):
-            path.unlink()
-        for name in set(FILES) - before.files:
-            (out / name).unlink(missing_ok=True)
-    for name in (*TABLES, "curve"):
-        with suppress(OSError):
-            (out / name).rmdir()
 
 
 def require_same(
@@ -178,11 +125,6 @@ def require_nobodys(out: Path) -> None:
         raise InputError(
             f"{stray} belongs to no run: {out / run_file.NAME} is missing; use another folder, or --force"
         )
-
-
-def parts(out: Path) -> Iterator[Path]:
-    """The parts of all tables of a folder."""
-    return (path for name in TABLES for path in sorted((out / name).glob("*.parquet")))
 
 
 def require_intact(out: Path) -> dict[str, Any]:

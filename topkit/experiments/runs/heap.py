@@ -1,4 +1,4 @@
-"""Memory of a CPU that is freed and wanted again at once, as by every operation on large tensors."""
+"""Memory of the host that every operation on large tensors frees and soon needs again."""
 
 # pyright: strict
 from __future__ import annotations
@@ -18,7 +18,7 @@ _USUAL = {_TRIM: 1 << 26, _OWN_PAGES: 1 << 25}
 
 @contextmanager
 def freed_memory_kept() -> Generator[None]:
-    """Keep what is freed for what comes next, and give it back to the system at the end.
+    """In here freed memory is kept for the next allocation; at the end the system gets it back.
 
     The system would clear each page anew, which costs more than most of what is then written there. Nothing
     where the C library is not glibc.

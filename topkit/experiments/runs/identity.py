@@ -1,4 +1,4 @@
-"""What a recipe or a task holds beside its text: files, values, and code of its own.
+"""What a recipe or a task depends on beside its text: files, values, and code of its own.
 
 A text names a thing in every table, but does not tell one content of a file from the next, nor a big
 tensor from another, nor last week's code of one's own class from today's.
@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from topkit.documents.digest import file_digest
 from topkit.errors import InputError
 from topkit.experiments.runs.source import code_of
 from topkit.grammar import Named, unprinted
@@ -45,7 +46,7 @@ def contents(thing: Named) -> Contents:
     files, values, code = list[str](), list[str](), list[str]()
     for one in within(thing):
         files += [_of_file(path) for path in one.files()]
-        values += _held(one)
+        values += _unshown(one)
         code += [text for cls in type(one).__mro__ if (text := code_of(cls))]
     kinds = {"files": files, "values": values, "code": list(dict.fromkeys(code))}
     return {kind: _digest(texts) for kind, texts in kinds.items() if texts}
@@ -97,32 +98,34 @@ def within(thing: Named) -> Iterator[Named]:
 
 
 def _values(thing: Named) -> dict[str, Any]:
-    """A thing's attributes, as it has them when it is made; what it works out later says no more."""
+    """A thing's attributes but for cached properties, which follow from the others."""
     fresh: Any = thing
     if is_dataclass(thing):
         with suppress(TypeError, ValueError):  # one that is not made of its fields alone
             fresh = replace(thing)
-    held = {**getattr(fresh, "__dict__", {})}
-    held |= {f.name: getattr(fresh, f.name) for f in fields(fresh)} if is_dataclass(fresh) else {}
+    attributes = {**getattr(fresh, "__dict__", {})}
+    attributes |= (
+        {f.name: getattr(fresh, f.name) for f in fields(fresh)} if is_dataclass(fresh) else {}
+    )
     lazy = {
         n for c in type(thing).__mro__ for n, x in vars(c).items() if isinstance(x, cached_property)
     }
-    return {name: x for name, x in sorted(held.items()) if name not in lazy}
+    return {name: x for name, x in sorted(attributes.items()) if name not in lazy}
 
 
-def _held(thing: Named) -> Iterator[str]:
-    """A line an attribute whose value the thing's repr does not tell."""
-    told, silent = repr(thing), unprinted(thing)
+def _unshown(thing: Named) -> Iterator[str]:
+    """A line for each attribute whose value the thing's repr does not show."""
+    shown, silent = repr(thing), unprinted(thing)
     for name, value in _values(thing).items():
         if name in silent:
             continue
         plain = isinstance(value, Path | str | Real | tuple | None)
-        if not isinstance(value, Named) and not (plain and f"{name}={_text(value)}" in told):
+        if not isinstance(value, Named) and not (plain and f"{name}={_text(value)}" in shown):
             yield f"{name}={_text(value)}"
 
 
 def _text(value: Any) -> str:
-    """A text that tells a value from others; where there is none, the name of its class."""
+    """A text that differs for different values; where there is none, the name of the class."""
     if isinstance(value, Real) and not isinstance(value, bool):
         return repr(int(value) if isinstance(value, Integral) else float(value))
     if isinstance(value, Path):
@@ -153,16 +156,9 @@ def _of_file(path: Path) -> str:
             for name in sorted(names)
         )
     try:
-        stat = path.stat()
-        return _read(path.resolve(), stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        return file_digest(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-
-
-@lru_cache(maxsize=256)
-def _read(path: Path, *_stat: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(texts: Iterable[str]) -> str:

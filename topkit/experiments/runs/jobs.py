@@ -44,13 +44,13 @@ def serial(function: Callable[..., Any], jobs: Sequence[Job]) -> Iterable[Any]:
 
 
 class _Process:
-    """What this process knows of itself."""
+    """Whether this process is a worker."""
 
     is_worker = False
 
 
 def become_worker() -> None:
-    """Say that this process works for another one, which is not its parent."""
+    """Mark this process as a worker of another one that is not its parent."""
     _Process.is_worker = True
 
 

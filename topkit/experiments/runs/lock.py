@@ -24,7 +24,7 @@ class Hold:
     alone = True
 
     def begun(self) -> None:
-        """Let others that may write there begin."""
+        """Let other writers of the same run begin."""
 
     def last(self) -> bool:
         """Whether nobody else writes there any more; nobody begins after it."""
@@ -68,12 +68,13 @@ class _Shared(Hold):
 def locked(out: Path, waits: bool = False) -> Generator[Hold]:
     """Keep a folder to this process, and make it where there is none; one left empty goes again.
 
-    waits: for the end of another process that has the lock. The kernel releases the lock however this process ends; the file that stays means nothing.
+    waits: for the end of another process that has the lock. The kernel releases the lock however this
+    process ends; the file that stays means nothing.
     Raises: InputError when another process has the lock, or the folder cannot be made.
     """
     made, new = _made(out), not (out / LOCK).exists()
     with _opened(out, LOCK) as lock:
-        # One that no longer stands was just left, and taken along by its owner.
+        # A file that is no longer at its path was just removed by the writer that left.
         if waits:
             _flock(lock, fcntl.LOCK_EX)
         if not _taken(lock, fcntl.LOCK_EX) or not _stands(out / LOCK, lock):
@@ -137,7 +138,7 @@ def _waited(out: Path) -> Generator[IO[str]]:
 
 
 def _made(out: Path) -> list[Path]:
-    """The folder is there; those that were made for it."""
+    """Make a folder where there is none; returns the folders that were made."""
     absent = [path for path in (out, *out.parents) if not path.exists()]
     with _written(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,7 @@ def _add(
         "later": [],
     }
     content["asked"] += [request for request in requests if request not in content["asked"]]
-    content["contents"] |= {name: dict(held) for name, held in contents.items()}
+    content["contents"] |= {name: dict(digests) for name, digests in contents.items()}
     for session in sessions:
         if not any(_same(one, session) for one in (content, *content["later"])):
             content["later"].append(session)

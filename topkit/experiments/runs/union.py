@@ -1,4 +1,4 @@
-"""Several runs of one identity as one: which rows of each count, once."""
+"""Several runs of one identity as one, each row once."""
 
 # pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
@@ -52,10 +52,10 @@ def sources(runs: Sequence[Path]) -> list[Source]:
     described = {run: require_intact(run) for run in runs}
     require_alike(described)
     first: dict[Triple, Path] = {}
-    found = list[Source]()
+    every = list[Source]()
     for run in described:
-        found += _of_run(run, first)
-    return found
+        every += _of_run(run, first)
+    return every
 
 
 def require_alike(described: Mapping[Path, Mapping[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from topkit.documents import path_of, quote
 from topkit.errors import InputError
 from topkit.experiments.capture import files, manifest
 from topkit.experiments.runs import folder, run_file
+from topkit.experiments.runs.folder_files import parts
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def _inspected(path: Path) -> Verified:
             f"{path} was written by {folder.writer(run)} before rows had digests: there is nothing to "
             "hold them to; run it again into another folder"
         )
-    count = sum(1 for _ in folder.parts(path))
+    count = sum(1 for _ in parts(path))
     return Verified(path, "run", count, tuple(folder.faults(path, run)))
 
 

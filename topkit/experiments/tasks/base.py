@@ -22,22 +22,6 @@ TRAINED, HELD_OUT, OWN = "trained", "held-out", "own"
 RULER = "RULER, arXiv 2404.06654"
 
 
-def require_depth(task: str, depth: float) -> None:
-    """Raises: InputError for what is neither a depth, 0 the start and 1 the end, nor -1."""
-    if depth != -1 and not 0 <= depth <= 1:
-        raise InputError(f"{task}: depth must lie in 0..1, or be -1; got {depth}")
-
-
-# More would not fit into any prompt, and be drawn for ever.
-MOST_DIGITS = 1000
-
-
-def require_digits(task: str, digits: int) -> None:
-    """Raises: InputError for a number of digits that no value can have."""
-    if not 0 <= digits <= MOST_DIGITS:
-        raise InputError(f"{task}: digits must lie in 0..{MOST_DIGITS:,}; got {digits}")
-
-
 @dataclass(frozen=True)
 class Task(Named):
     """A recipe for prompts; its fields are the parameters that a run may set."""

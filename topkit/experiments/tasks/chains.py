@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from topkit.errors import InputError
-from topkit.experiments.tasks.base import RULER, TRAINED, Planted, Question, Task, require_digits
+from topkit.experiments.tasks.base import RULER, TRAINED, Planted, Question, Task
+from topkit.experiments.tasks.checks import require_digits
 from topkit.experiments.tasks.words import names, values
 
 

@@ -28,7 +28,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def begun(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The tokens of a text that goes on: what the tokenizer puts before it is there, what behind is not."""
+    """The tokens of a text that will go on: with the tokens that open a text, without those that end one."""
     ids = list(tokenizer(text, add_special_tokens=True)["input_ids"])
     return ids[: len(ids) - _behind(tokenizer, text[:64])]
 
@@ -86,13 +86,13 @@ def _laid(
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many first tokens are the same."""
+    """The length of the common prefix of two lists of tokens."""
     apart = (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     return next(apart, min(len(a), len(b)))
 
 
 def _behind(tokenizer: Tokenizer, text: str) -> int:
-    """How many tokens the tokenizer puts behind a text."""
+    """The number of tokens that the tokenizer adds at the end of a text."""
     bare = encode(tokenizer, text)
     framed = list(tokenizer(text, add_special_tokens=True)["input_ids"])
     behind = (

@@ -10,7 +10,7 @@ from topkit.errors import InputError
 from topkit.experiments.tasks.prompt import Question
 from topkit.grammar import nearest
 
-# As running text; as a user's turn in the tokenizer's own template; with worked examples before it.
+# Running text; a user's turn in the tokenizer's chat template; running text behind worked examples.
 PLAIN, CHAT, FEWSHOT = FORMS = ("plain", "chat", "fewshot")
 # Tokens that a turn of chat may take beside the answer: a sentence that leads to it.
 IN_CHAT = 64

@@ -1,4 +1,4 @@
-"""Multi-query associative recall: pairs of symbols, each asked for once among noise."""
+"""Multi-query associative recall: pairs of symbols, each queried once among noise."""
 
 from __future__ import annotations
 

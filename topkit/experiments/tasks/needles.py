@@ -16,9 +16,8 @@ from topkit.experiments.tasks.base import (
     Planted,
     Question,
     Task,
-    require_depth,
-    require_digits,
 )
+from topkit.experiments.tasks.checks import require_facts
 from topkit.experiments.tasks.wordings import WORDINGS
 from topkit.experiments.tasks.words import NOUNS, things, values
 
@@ -41,10 +40,7 @@ class Needles(Task):
     depth: float = -1
 
     def __post_init__(self) -> None:
-        if self.questions < 1 or self.distractors < 0:
-            raise InputError(f"{self.name}: expected questions >= 1, distractors >= 0; got {self}")
-        require_digits(self.name, self.digits)
-        require_depth(self.name, self.depth)
+        require_facts(self.name, self)
 
     def wordings(self) -> dict[str, str]:
         return {name: wording.kind for name, wording in WORDINGS.items()}

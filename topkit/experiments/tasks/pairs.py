@@ -7,15 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from topkit.errors import InputError
 from topkit.experiments.tasks.base import (
     TRAINED,
     Planted,
     Question,
     Task,
-    require_depth,
-    require_digits,
 )
+from topkit.experiments.tasks.checks import require_facts
 from topkit.experiments.tasks.words import names, values
 
 
@@ -33,10 +31,7 @@ class KeyValueRecall(Task):
     depth: float = -1
 
     def __post_init__(self) -> None:
-        if self.questions < 1 or self.distractors < 0:
-            raise InputError(f"{self.name}: expected questions >= 1, distractors >= 0; got {self}")
-        require_digits(self.name, self.digits)
-        require_depth(self.name, self.depth)
+        require_facts(self.name, self)
 
     def plant(self, rng: np.random.Generator, wording: str) -> Planted:
         count = self.questions + self.distractors

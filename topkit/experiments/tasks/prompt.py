@@ -73,16 +73,16 @@ class Prompt:
 
     def tokens(self, question: int) -> int:
         """How many tokens the model reads before it answers a question, whatever `length` says."""
-        asked = self.questions[question]
-        return len(self.ids) + len(asked.ids) + len(asked.seam_ids)
+        one = self.questions[question]
+        return len(self.ids) + len(one.ids) + len(one.seam_ids)
 
     def most(self, question: int) -> int:
         """How many tokens may be said to a question: none where there is no right answer."""
-        asked = self.questions[question]
-        if not asked.references:
+        one = self.questions[question]
+        if not one.references:
             return 0
         if self.tokens_to_generate is None:
-            return len(asked.answer_ids) + MORE
+            return len(one.answer_ids) + MORE
         return self.tokens_to_generate
 
 

@@ -1,4 +1,4 @@
-"""Which prompt of a task is wanted: its number and seed, how long, for what tokenizer, and in what text."""
+"""A request for a prompt of a task: number, seed, length, tokenizer, and the text around the needles."""
 
 # pyright: strict
 from __future__ import annotations
@@ -35,6 +35,6 @@ class PromptRequest:
 
 
 def random_for(*place: Any) -> np.random.Generator:
-    """The generator of one place, named by words and numbers: the same on every machine."""
+    """A random generator seeded by words and numbers: the same on every machine."""
     name = hashlib.sha256(repr(place).encode()).digest()
     return np.random.default_rng(int.from_bytes(name[:16], "little"))

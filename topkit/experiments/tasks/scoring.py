@@ -46,7 +46,7 @@ def choice(prediction: str, references: Sequence[str]) -> float:
     Source: LongBench v2 (arXiv 2412.15204): the letter in brackets first, then the bare one.
     """
     plain = prediction.replace("*", "")
-    chosen = next((found[1] for rule in _CHOSEN if (found := re.search(rule, plain))), None)
+    chosen = next((match[1] for rule in _CHOSEN if (match := re.search(rule, plain))), None)
     return float(chosen in references)
 
 

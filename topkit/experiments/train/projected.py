@@ -25,7 +25,7 @@ from topkit.kernels.score import score
 
 # Steps between two checkpoints, and two reports.
 _EVERY = 25
-# So few steps read no more of a corpus.
+# Books of the corpus that are read: enough for these steps.
 _BOOKS = 40
 
 
@@ -185,7 +185,7 @@ def train_projected_for(
 
 
 def _share(number: int, steps: int) -> float:
-    """The part of the learning rate that a step has: it rises over a twentieth, and falls as a cosine."""
+    """A step's share of the learning rate: a linear rise over a twentieth of the steps, then a cosine."""
     rise = max(1, steps // 20)
     return min((number + 1) / rise, 0.5 + 0.5 * math.cos(math.pi * number / steps))
 
@@ -216,7 +216,7 @@ def _resumed(path: Path, begun: str, student: Student) -> tuple[int, dict[str, A
     try:
         state = torch.load(path, map_location=student.model.device, weights_only=True)
         same = state["begun"] == begun
-    except Exception as error:  # what a file can be wrong in has no end
+    except Exception as error:  # a file may be wrong in any way
         raise InputError(f"cannot go on from {path}: {error}; delete it to begin anew") from error
     if not same:
         raise InputError(

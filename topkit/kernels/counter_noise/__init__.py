@@ -29,8 +29,8 @@ def counter_noise(
 
     Shapes: stop [B or 1, Tq], one past each query's last slot; start [B or 1], the first real slot of each
     row, from which both count (None: 0). The lower 32 bits of seed * 0x165667B1 + salt, the seed a number or
-    [] int64, are hashed with slot, head and query. `per_query=False` gives every query the same numbers; runs of `heads_together`
-    heads, or of `slots_together` slots, share one.
+    [] int64, are hashed with slot, head and query. `per_query=False` gives every query the same numbers; runs of
+    `heads_together` heads, or of `slots_together` slots, share one.
     """
     some = {"per_query": per_query, "heads": heads_together, "slots": slots_together}
     if resolve("torch" if backend == "torch" else "auto", stop) == "torch":

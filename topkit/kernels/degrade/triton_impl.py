@@ -138,9 +138,9 @@ def _degrade(
             its = tl.load(orders + other, mask=other >= 0, other=-float("inf"))
             sooner = (its > value) | ((its == value) & (other < filler))
             turn += (sooner & (other >= 0)).to(tl.int32)
-        taken = there & (turn < gone) & (stays + turn < k)
-        tl.store(into + stays + turn, filler, mask=taken)
-        used = tl.sum(taken.to(tl.int32))
+        filled = there & (turn < gone) & (stays + turn < k)
+        tl.store(into + stays + turn, filler, mask=filled)
+        used = tl.sum(filled.to(tl.int32))
     tl.store(into + i, tl.full((K,), -1, tl.int64), mask=(i >= stays + used) & (i < k))
 
 

@@ -40,7 +40,8 @@ def quantize_append(
     None for sign, of blocks [B, Hk, C, ceil(D / block)] for fp4 (topkit.kernels.fp4), rounded up to powers of
     two where `pow2` asks for it, and where it holds exponents;
     at a number, or a tensor [1] or [B], which on a GPU is not looked at: slots beyond C are left out.
-    There is no kernel of fp4 yet; the others' writes the bits that the definition does, of keys that are finite, also once rotated.
+    There is no kernel for fp4 yet. The kernel for the others writes the same bits as the definition, of keys
+    that are finite, also after rotation.
     Raises: InputError where shapes, dtypes or devices do not belong together, or there is no room.
     """
     checks.tensors(keys=keys, codes=codes)

@@ -76,8 +76,8 @@ def score_lightning(
     if packed is not None and key_scale is not None:
         keys, key_scale = fp4.dequantize(keys, key_scale, packed, queries.shape[3]), None
     # All heads have one key: as queries of one head they read it once.
-    asked = _decoded(queries, query_scale).flatten(1, 2)[:, None]
-    products = asked @ _decoded(keys, key_scale).mT
+    vectors = _decoded(queries, query_scale).flatten(1, 2)[:, None]
+    products = vectors @ _decoded(keys, key_scale).mT
     hits = torch.relu(products).view(*queries.shape[:3], keys.shape[2])
     return masked((gates.mT[..., None] * scale * hits).sum(1, keepdim=True), start, stop)
 

@@ -1,10 +1,9 @@
-"""Rows of a task file: JSON lines, gzipped or not, or one JSON list; each read when it is wanted."""
+"""Rows of a task file: JSON lines, gzipped or not, or one JSON list; a plain file's are read one at a time."""
 
 # pyright: strict
 from __future__ import annotations
 
 import gzip
-import hashlib
 import os
 import stat
 import zlib
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from topkit.documents import Schema, check, parse_json, read_bytes
+from topkit.documents.digest import file_digest
 from topkit.errors import InputError
 
 # A longer line, or more of a gzipped file, is no task's, and would fill the machine's memory.
@@ -71,8 +71,8 @@ def digest_of(path: str | Path, remedy: str) -> str:
 
     Raises: InputError for what cannot be read.
     """
-    about = _about(Path(path), remedy)
-    return _digest(Path(path).absolute(), about.st_mtime_ns, about.st_size, about.st_ino)[:6]
+    _about(Path(path), remedy)
+    return file_digest(Path(path))[:6]
 
 
 def _shown(path: Path) -> str:
@@ -90,12 +90,6 @@ def _about(path: Path, remedy: str) -> os.stat_result:
     if not stat.S_ISREG(about.st_mode):
         raise InputError(f"{path} is no plain file; {remedy}")
     return about
-
-
-@lru_cache(maxsize=64)
-def _digest(path: Path, *_stat: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @lru_cache(maxsize=16)

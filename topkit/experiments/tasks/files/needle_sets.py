@@ -82,7 +82,7 @@ def needles_of(rows: Rows, at: int, remedy: str) -> list[Needle]:
 
 
 def named(needle: Needle, rng: np.random.Generator) -> Needle:
-    """With a name in the gap, which is then the answer."""
+    """The test with a name in its gap, which is then the answer."""
     if CHARACTER not in needle.fact:
         return needle
     name = str(rng.choice(needle.characters))

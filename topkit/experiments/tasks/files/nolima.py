@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from topkit.errors import InputError
-from topkit.experiments.tasks.base import require_depth
+from topkit.experiments.tasks.checks import require_depth
 from topkit.experiments.tasks.encoding import encode
 from topkit.experiments.tasks.files.needle_sets import Needle, named, needles_of, row_of
 from topkit.experiments.tasks.files.row import Row, encoded

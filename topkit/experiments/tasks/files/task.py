@@ -84,7 +84,7 @@ class FileTask(Task):
 
     @property
     def examples(self) -> range:
-        """How far behind a row those stand that are its worked examples."""
+        """Offsets of the rows that are a row's worked examples."""
         return range(1, 1 + self.shots if self.form == FEWSHOT and not self.shots_of_its_own else 1)
 
     def asked(self, row: Row, request: PromptRequest, examples: Sequence[Row] = ()) -> Prompt:

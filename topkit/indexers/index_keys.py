@@ -1,0 +1,71 @@
+# pyright: strict
+"""Index keys and queries of lightning as they are stored: fp32, or rotated in fp8 or fp4."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from topkit.errors import InputError
+from topkit.kernels import fp4
+from topkit.kernels.codes import factors, scales_stored, stored
+from topkit.kernels.quantize_append import quantize_append
+
+DTYPES = ("fp32", "fp8", *fp4.BLOCK)
+# Magnitudes that nvfp4 holds whose tensor scale is one: what is larger is cut, what is smaller lost.
+NVFP4 = (2.0**-4, fp4.LARGEST_SCALED)
+
+
+def bytes_of(dtype: str, width: float) -> float:
+    """Bytes of one stored key of `width` numbers, with its scales."""
+    if dtype in fp4.BLOCK:
+        return math.ceil(width / 2) + math.ceil(width / fp4.BLOCK[dtype])
+    return width + 4 if dtype == "fp8" else 4 * width
+
+
+def encoded(vectors: Tensor, dtype: str, backend: str) -> dict[str, Tensor]:
+    """Float32 vectors [B, H, t, d] as they are stored: `vectors`, and their `scale` if they have one."""
+    if dtype == "fp32":
+        return {"vectors": vectors}
+    kind, width = stored(_code(dtype), vectors.shape[-1])
+    (scale, *_), count = scales_stored(_code(dtype), vectors.shape[-1])
+    codes = {
+        "vectors": vectors.new_empty(*vectors.shape[:-1], width, dtype=kind),
+        "scale": vectors.new_empty(*vectors.shape[:-1], count, dtype=scale),
+    }
+    write(vectors, codes, 0, dtype, backend)
+    return codes
+
+
+def write(
+    vectors: Tensor, codes: dict[str, Tensor], at: int | Tensor, dtype: str, backend: str
+) -> None:
+    """Rotate float32 vectors and store them, other than as fp32, at the slots from `at` on."""
+    quantize_append(
+        vectors.detach(), codes["vectors"], codes["scale"], at,
+        dtype=_code(dtype), hadamard=True, pow2=dtype == "fp8", backend=backend,
+    )  # fmt: skip
+
+
+def decoded(vectors: Tensor, scale: Tensor | None, dtype: str) -> Tensor:
+    """Stored vectors in float32, still rotated where they were."""
+    if dtype in fp4.BLOCK and scale is not None:
+        return fp4.dequantize(vectors, scale, dtype, 2 * vectors.shape[-1])
+    return vectors.float() if scale is None else vectors.float() * factors(scale)
+
+
+def require_normed(keys: Tensor) -> None:
+    """Require index keys [B, 1, t, d] of magnitudes that blocks of nvfp4 hold without a scale of their own."""
+    largest = float(keys.abs().amax()) if keys.numel() else 1.0
+    if largest == 0 or NVFP4[0] <= largest <= NVFP4[1] or largest != largest:
+        return
+    raise InputError(
+        f"lightning: nvfp4 holds index keys whose largest magnitude is {NVFP4[0]:g} to {NVFP4[1]:g}; got "
+        f"{largest:g}; scale them and the queries, or take dtype='mxfp4'"
+    )
+
+
+def _code(dtype: str) -> str:
+    """The code of topkit.kernels.codes."""
+    return "fp8_e4m3" if dtype == "fp8" else dtype

@@ -1,0 +1,55 @@
+# pyright: strict
+"""Safetensors files that recipes read: where one is, whether it has changed, what it contains."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from topkit.errors import InputError
+
+_DATA = Path(__file__).parents[1] / "data"
+
+
+def path_of(method: str, weights: str) -> Path:
+    """A method's bundled file of a name, else the file at a path; a file called `reference` is `./reference`.
+
+    Raises: InputError when there is neither.
+    """
+    named = re.fullmatch(r"[\w.-]+", weights)  # a path is no pattern
+    bundled = sorted((_DATA / method).glob(f"{weights}-*.safetensors")) if named else []
+    path = bundled[0] if bundled else Path(weights)
+    try:
+        if path.is_file():
+            return path
+    except (OSError, ValueError):  # longer than a path may be, or with a NUL
+        pass
+    shown = weights if len(weights) <= 200 else f"{weights[:40]}..."
+    raise InputError(f"{method}: no weights at {shown!r}; give a file or a bundled name")
+
+
+def read_tensors(
+    path: Path, method: str, remedy: str, device: torch.device | str = "cpu"
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """A file's metadata and tensors.
+
+    Raises: InputError when its contents are not those that the hash in its name promises, or are no
+    safetensors.
+    """
+    promised = re.search(r"-([0-9a-f]{12})\.safetensors$", path.name)
+    if promised and hashlib.sha256(path.read_bytes()).hexdigest()[:12] != promised[1]:
+        raise InputError(f"{path} is altered: its contents do not hash to {promised[1]}")
+    try:
+        opened: Any = safe_open(path, "pt", device=str(device))
+        with opened as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, RuntimeError, LookupError, TypeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{method}: cannot read {path} as safetensors: {why}; {remedy}") from error
