@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -562,6 +563,18 @@ def test_haystacks_that_a_cell_lacks_are_said_to_be_left_out(tmp_path):
     ]
     counts = ("haystacks", "haystacks_left_out", "questions")
     assert [[row[n] for n in counts] for row in accuracy(curves, True)] == [[1, 1, 2]] * 2
+
+
+def test_the_answer_alone_is_observed_as_beside_the_question(tmp_path):
+    for observe in (True, "answer"):
+        run(tmp_path / str(observe), ["sign", "exact"], k=8, samples=1, observe=observe)
+    whole, alone = (pq.read_table(tmp_path / n / "fidelity") for n in ("True", "answer"))
+    assert set(whole["steps"].to_pylist()) == {"question", "answer"}
+    of_answer = whole.filter(pc.field("steps") == "answer")
+    by = [(name, "ascending") for name in ("indexer", "question", "layer", "head")]
+    assert alone.sort_by(by).equals(of_answer.sort_by(by))
+    accuracy = (pq.read_table(tmp_path / n / "accuracy").to_pylist() for n in ("True", "answer"))
+    same(*accuracy)
 
 
 def test_steps_of_the_question_are_observed_as_the_answers_are(tmp_path):

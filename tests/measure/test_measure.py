@@ -195,8 +195,9 @@ def test_rests_that_grow_between_positions_are_judged_as_one_by_one(spec):
 
 @pytest.mark.parametrize("spec", ["h2o()", "previous(sign())"])
 def test_an_index_that_keeps_a_state_a_budget_is_sized_at_each(spec):
-    capture = made(samples=1, count=4)
-    capture.tensors[0, 0] = replace(capture.load(0, 0), prefill_queries=torch.randn(1, 4, 40, 16))
+    made_of = made(samples=1, count=4)
+    seen = replace(made_of.load(0, 0), prefill_queries=torch.randn(1, 4, 40, 16))
+    capture = replace(made_of, tensors={**dict(made_of.tensors or {}), (0, 0): seen})
     together = topkit.measure(capture, spec, [3, 24])
     for k in (3, 24):
         (own,) = {row["index_bytes"] for row in rows(topkit.measure(capture, spec, k))}

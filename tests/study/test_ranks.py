@@ -44,7 +44,7 @@ def test_of_two_strata_differences_are_of_the_means_of_strata():
     one, other = rng.normal(0.2, 1, (2, 12)), rng.normal(0, 3, (2, 20))
     (p,) = paired([(one, np.full(12, 3.0)), (other, np.ones(20))], *all_pairs(2))
     a, b = one[0] - one[1], other[0] - other[1]
-    assert p == pytest.approx(stats.ttest_ind(a, -b, equal_var=False).pvalue)
+    assert p == pytest.approx(stats.ttest_ind(a, -b, equal_var=False)[1])
 
 
 def test_few_haystacks_that_differ_show_little():
@@ -52,9 +52,9 @@ def test_few_haystacks_that_differ_show_little():
     scores = np.zeros((2, 40))
     scores[1, :5] = 1
     (p,) = paired([(scores, np.ones(40))], *all_pairs(2))
-    assert p == stats.binomtest(5, 5).pvalue > stats.ttest_rel(*scores).pvalue
+    assert p == stats.binomtest(5, 5).pvalue > stats.ttest_rel(scores[0], scores[1])[1]
     (bare,) = paired([(scores, np.ones(40))], *all_pairs(2), counted=False)
-    assert bare == pytest.approx(stats.ttest_rel(*scores).pvalue)
+    assert bare == pytest.approx(stats.ttest_rel(scores[0], scores[1])[1])
     for alike in (np.zeros((2, 40)), np.ones((2, 1))):
         (p,) = paired([(alike, np.ones(alike.shape[1]))], *all_pairs(2))
         assert p == 1

@@ -64,7 +64,7 @@ def hold_to_traits(recipe: type[Any]) -> None:
 
     @wraps(own)
     def traits(self: Any) -> Traits:
-        known = vars(self).setdefault("_traits", {})
+        known: dict[type[Any], Traits] = vars(self).setdefault("_traits", dict[type[Any], Traits]())
         if recipe in known:
             return known[recipe]
         said = own(self)

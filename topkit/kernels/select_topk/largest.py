@@ -26,7 +26,8 @@ def largest(scores: Tensor, k: int, *, sorted: bool = True) -> tuple[Tensor, Ten
     length = scores.shape[-1]
     groups = length // width
     # A group's members stand `groups` apart: maxima of whole rows of memory, not of neighbours in one.
-    maxima = scores[..., : groups * width].unflatten(-1, (width, groups)).amax(-2)
+    by_member = torch.unflatten(scores[..., : groups * width], -1, (width, groups))
+    maxima = by_member.amax(-2)
     group = maxima.topk(k, dim=-1, sorted=False).indices
     member = groups * torch.arange(width, device=scores.device)[:, None]
     places = (group[..., None, :] + member).flatten(-2)
