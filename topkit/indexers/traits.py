@@ -6,7 +6,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, fields, replace
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 from topkit.errors import InputError
 
@@ -64,7 +64,8 @@ def hold_to_traits(recipe: type[Any]) -> None:
 
     @wraps(own)
     def traits(self: Any) -> Traits:
-        known: dict[type[Any], Traits] = vars(self).setdefault("_traits", dict[type[Any], Traits]())
+        state = cast("dict[str, dict[type[Any], Traits]]", self.__dict__)
+        known = state.setdefault("_traits", {})
         if recipe in known:
             return known[recipe]
         said = own(self)
