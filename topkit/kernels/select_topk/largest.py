@@ -17,8 +17,8 @@ def largest(scores: Tensor, k: int, *, sorted: bool = True) -> tuple[Tensor, Ten
     """The k largest numbers [..., k] of rows [..., T], and their places: what `Tensor.topk` gives.
 
     A row's k largest stand in the k groups whose maxima are largest, since each of those has one that is no
-    less than all of any other group. A maximum of groups costs a twentieth of a search. Among equals the
-    choice is arbitrary, and NaN is largest, as there.
+    less than all of any other group, and maxima cost little beside a search. Among equals the choice is
+    arbitrary, and NaN is largest, as there.
     """
     width = _width(scores, k)
     if width < NARROWEST:

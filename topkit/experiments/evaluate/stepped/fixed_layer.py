@@ -109,8 +109,14 @@ class Layer:
         def weigh(weights: Tensor, picked: Tensor) -> Tensor:
             return weights @ gathered(values, picked)
 
-        how = {"scaling": self.scaling, "softmax": self.softmax}
-        return attend(chosen, weigh, slots, log_weights=logs, **how)  # type: ignore[arg-type]
+        return attend(
+            chosen,
+            weigh,
+            slots,
+            scaling=self.scaling,
+            log_weights=logs,
+            softmax=self.softmax,
+        )
 
     def put(self, rows: slice, slots: Tensor, logs: Tensor | None) -> None:
         """Write the lists [b, Hs, 1, n] of some rows, one for several heads, to those of each head."""

@@ -175,8 +175,15 @@ class FixedRows:
         cache = Cache(layer.keys[rows], layer.values[rows])
         inputs = {name: rows_of(x, rows) for name, x in call.inputs.items()}
         ordered, heads = len(group.ks) > 1, call.keys.shape[1]
-        how: Any = {"ordered": ordered, "softmax": layer.softmax}
-        driver = Driver(indexer, call.layer, layer.scaling, heads, self.seed, **how)
+        driver = Driver(
+            indexer,
+            call.layer,
+            layer.scaling,
+            heads,
+            self.seed,
+            ordered=ordered,
+            softmax=layer.softmax,
+        )
         if not sparse:
             step = driver.step({"cache": cache, **inputs}, stop, self.at, room=self.room)
             index.append(call.keys[rows], step)

@@ -72,8 +72,14 @@ def grow(rows: FixedRows, stream: FixedStream, prefix: Mapping[int, Prefix], at_
         assert stream.indexer is not None
         past, layer = prefix[number], rows.layers[number]
         places = slice(stream.numbers[0], stream.numbers[-1] + 1)
-        how: Any = {"softmax": past.softmax}
-        driver = Driver(stream.indexer, number, past.scaling, past.cache.heads, stream.seed, **how)
+        driver = Driver(
+            stream.indexer,
+            number,
+            past.scaling,
+            past.cache.heads,
+            stream.seed,
+            softmax=past.softmax,
+        )
         whole = at_once or stream.indexer.traits().causal_codes
         while index.length < stream.length:
             stop = stream.length if whole else index.length + 1
