@@ -10,6 +10,8 @@ import torch
 from topkit.indexers.base import Index
 from topkit.indexers.channels import ChannelIndex
 from topkit.indexers.combinator import Wrapped
+from topkit.indexers.faiss_index import FaissIndex
+from topkit.indexers.faiss_probed import ProbedIndex
 from topkit.indexers.growing import Growing
 from topkit.indexers.mean_key import MeanIndex
 from topkit.indexers.paged_index import PagedIndex
@@ -17,11 +19,16 @@ from topkit.indexers.scored import ScoredIndex
 from topkit.indexers.stateless import SlotCount
 
 
-def roomy(index: Index, rows: int, room: int) -> Index | None:
-    """An index of `rows` copies of another's one row, with buffers of `room` slots; None for other kinds of index."""
+def roomy(index: Index, rows: int, room: int, device: torch.device) -> Index | None:
+    """An index of `rows` copies of another's one row, with buffers of `room` slots; None for other kinds of index.
+
+    device: where its steps are.
+    """
     if isinstance(index, Wrapped):
-        base = roomy(index.base, rows, room)
+        base = roomy(index.base, rows, room, device)
         return None if base is None else replace(index, base=base)
+    if isinstance(index, FaissIndex):
+        return ProbedIndex.of(index, rows, room, device)
     # Subclasses from elsewhere may have tensors that are not known here.
     if isinstance(index, SlotCount) and type(index).__module__.startswith("topkit."):
         return index.fork()
@@ -40,6 +47,8 @@ def refill(index: Index, other: Index) -> None:
     """Copy the tensors of an index of one row into every row of one that is `roomy`."""
     if isinstance(index, Wrapped) and isinstance(other, Wrapped):
         refill(index.base, other.base)
+    if isinstance(index, ProbedIndex) and isinstance(other, FaissIndex):
+        index.refill(other)
     if isinstance(index, PagedIndex) and isinstance(other, PagedIndex):
         _put(index.room(), other.pages)
     if isinstance(index, ScoredIndex) and isinstance(other, ScoredIndex):

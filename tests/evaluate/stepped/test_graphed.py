@@ -29,6 +29,12 @@ from topkit.indexers.traits import Traits
 from topkit.kernels.gather_attention import PLAIN
 
 TASK = make_task("niah-multikey", questions=2, distractors=2)
+# FAISS makes these lists; steps probe them.
+LISTS = (
+    "faiss_ivf(nlist=16, nprobe=3)",
+    "faiss_ivf(nlist=12, nprobe=2, center=True, hadamard=True)",
+    "keep(faiss_ivf(nlist=16, nprobe=2, center=True), sink=2, window=1)",
+)
 FIXED = (
     "degraded(0.6)",
     "degraded(0.8, miss='boundary', fill='next')",
@@ -45,8 +51,9 @@ FIXED = (
     "streaming_llm(sink=4, window=16)",
     "top_p(quantized(dtype='int4'), mass=0.9)",
     "sampled(quantized(dtype='int4'))",
+    *(LISTS if find_spec("faiss") else ()),
 )
-HOSTED = ("reuse(sign(), every=2)", *(["faiss_ivf(nlist=8)"] if find_spec("faiss") else []))
+HOSTED = ("reuse(sign(), every=2)", *(["faiss_sq(bits=8)"] if find_spec("faiss") else []))
 OTHERS = ("lightning(weights='given')", "retroinfer()", "sparq()")
 
 
@@ -148,6 +155,7 @@ def softmaxed(kind: str, **more: Any) -> Any:
     for number, layer in enumerate(made.model.layers):
         if kind == "gpt_oss":
             layer.self_attn.sinks.data = torch.arange(4.0) - number
+    made.set_attn_implementation("eager")  # others may leave a softcap out
     return made
 
 

@@ -19,6 +19,7 @@ from topkit.indexers.base import Cache, Indexer, Step
 from topkit.indexers.branched import held_once
 from topkit.indexers.clustered import Clustered
 from topkit.indexers.combinator import Combinator
+from topkit.indexers.faiss_probed import replayed
 from topkit.indexers.paged import Paged
 from topkit.indexers.scored import Scored
 from topkit.indexers.stated_cost import Shape as CostShape
@@ -120,7 +121,7 @@ def _rows(shape: Shape, asked: Asked, cells: Sequence[Cell], together: int) -> i
     cache = shape.prefix(room) + 4 * room * shape.layers * shape.heads[1]
     wide = max((cell.k(asked.length) or 0 for cell in cells), default=0)
     noted = 8 * STEPS * shape.layers * shape.heads[0] * (wide + shape.width[0])
-    leaves = [_leaf(cell.indexer) for cell in cells if cell.indexer is not None]
+    leaves = [_leaf(replayed(cell.indexer)) for cell in cells if cell.indexer is not None]
     codes = room * shape.layers * sum(bytes_a_key(leaf, shape, asked.length) for leaf in leaves)
     return together * (len(cells) * (cache + noted) + int(codes))
 

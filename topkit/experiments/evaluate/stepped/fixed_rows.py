@@ -77,7 +77,7 @@ class FixedRows:
         indices = dict[int, Index]()
         for n, group in enumerate(self.groups):
             if group.indexer is not None:
-                index = roomy(built.of(group.indexer)[number], group.count, self.room)
+                index = roomy(built.of(group.indexer)[number], group.count, self.room, self.device)
                 if index is None:
                     raise InputError(f"{group.indexer} has an index of a kind of its own")
                 indices[n] = index
@@ -170,7 +170,7 @@ class FixedRows:
     ) -> list[Costs]:
         """Append a group's key, put what it selects in its rows' lists, and say what that costs."""
         group, layer = self.groups[n], self.layers[call.layer]
-        rows, index, indexer = group.rows, layer.indices[n], group.indexer
+        rows, index, indexer = group.rows, layer.indices[n], group.replayed
         assert indexer is not None
         cache = Cache(layer.keys[rows], layer.values[rows])
         inputs = {name: rows_of(x, rows) for name, x in call.inputs.items()}

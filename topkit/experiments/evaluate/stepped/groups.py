@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 from weakref import WeakSet
 
@@ -17,6 +18,7 @@ from topkit.experiments.runs.identity import within
 from topkit.experiments.tasks import Prompt
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import UNCAPPED
+from topkit.indexers.faiss_probed import replayed
 from topkit.kernels.backend import resolve
 
 # The inputs that a step of fixed shapes has.
@@ -31,7 +33,7 @@ def is_fixed(cell: Cell) -> bool:
     """Whether a cell's steps have shapes that stay; full attention's have."""
     if cell.indexer is None:
         return True
-    traits = cell.indexer.traits()
+    traits = replayed(cell.indexer).traits()
     # What others choose is looked at when it is chosen, which only a host can do.
     if not all(type(one).__module__.startswith("topkit.") for one in within(cell.indexer)):
         return False
@@ -46,6 +48,11 @@ class Group:
     indexer: Indexer | None
     rows: slice
     runs: tuple[tuple[slice, int], ...] = ()
+
+    @cached_property
+    def replayed(self) -> Indexer | None:
+        """The recipe that chooses at steps of fixed shapes."""
+        return None if self.indexer is None else replayed(self.indexer)
 
     @property
     def ks(self) -> list[int]:
