@@ -12,7 +12,7 @@ from topkit.errors import InputError
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.combinator import Combinator, Wrapped
 from topkit.indexers.stateless import SlotCount, Stateless
-from topkit.indexers.traits import Traits
+from topkit.indexers.traits import Traits, as_written
 from topkit.kernels.compact import compact
 
 
@@ -35,7 +35,9 @@ class Layered(Combinator):
             raise InputError(f"{type(self).__name__}: {self.base} reuses already")
 
     def traits(self) -> Traits:
-        return replace(super().traits(), exhaustive=False, may_come_short=True)
+        own = as_written(self, Layered, "choose", "choose_many", "build")
+        fixed = own and self.base.traits().fixed
+        return replace(super().traits(), exhaustive=False, may_come_short=True, fixed=fixed)
 
     def upstream_layer(self, layer: int) -> int | None:
         # Layers before the first that selects have nothing to read, and select too.
@@ -56,4 +58,4 @@ class Layered(Combinator):
         if heads % lists:
             what = f"layer {step.layer} has {heads} query heads, and the layer that it reuses {lists} lists"
             raise InputError(f"{self}: {what}; have one list a layer, by shared(..., per=layer)")
-        return Selection(compact(slots, min(k, index.length)))
+        return Selection(compact(slots, min(k, step.slots(index.length))))

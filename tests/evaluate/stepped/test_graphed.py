@@ -45,6 +45,8 @@ FIXED = (
     "quantized(dtype='int4', center=True)",
     "quest(page_size=4)",
     "random()",
+    "reuse(sign(), every=2)",
+    "keep(reuse(shared(quantized(dtype='int4')), every=2), sink=1)",
     "refine(sign(), factor=4)",
     "shared(quantized(dtype='int8'), per='layer')",
     "sign(hadamard=True)",
@@ -53,7 +55,7 @@ FIXED = (
     "sampled(quantized(dtype='int4'))",
     *(LISTS if find_spec("faiss") else ()),
 )
-HOSTED = ("reuse(sign(), every=2)", *(["faiss_sq(bits=8)"] if find_spec("faiss") else []))
+HOSTED = ("pqcache(m=2, b=3)", *(["faiss_sq(bits=8)"] if find_spec("faiss") else []))
 OTHERS = ("lightning(weights='given')", "retroinfer()", "sparq()")
 
 

@@ -57,7 +57,8 @@ class CapturedDecoding(threading.local):
     def can_serve(reader: Reader) -> bool:
         """Whether what is read through is chosen by the device alone, and looked at by nobody."""
         plain = reader.judged is None and not reader.budget.percent
-        return plain and reader.backend == "triton" and reader.indexer.traits().fixed
+        own = reader.indexer.traits().fixed and "upstream" not in reader.indexer.needs
+        return plain and reader.backend == "triton" and own
 
     def forget(self) -> None:
         """Let go of the graph, and of the memory that it holds."""

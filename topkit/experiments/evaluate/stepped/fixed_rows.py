@@ -69,6 +69,8 @@ class FixedRows:
         self.sums = torch.zeros(len(prefix), device=self.device)
         self.numbers = {number: n for n, number in enumerate(prefix)}
         self.layers = {n: Layer.of(x, self.count, room, wide, steps) for n, x in prefix.items()}
+        # What each group selected in each layer of the step that is made, at each k.
+        self.chosen = dict[tuple[int, int], dict[int, Selection]]()
         for number, layer in self.layers.items():
             layer.indices = {} if layer.dense else self._indices(number, built)
 
@@ -189,8 +191,11 @@ class FixedRows:
             index.append(call.keys[rows], step)
             return []
         own = {name: x if len(x) < self.count else x[rows] for name, x in memo.items()}
-        given = (call.queries[rows], cache, call.keys[rows], self.at, stop, inputs, own)
-        chosen, costs = driver.select_at(index, group.ks, *given, counted=True), list[Costs]()
+        given = (call.queries[rows], cache, call.keys[rows], self.at, stop)
+        chosen, costs = dict[int, Selection](), list[Costs]()
+        for ks, above in self._upstream(n, call.layer):
+            chosen |= driver.select_at(index, ks, *given, {**inputs, **above}, own, counted=True)
+        self.chosen[n, call.layer] = chosen
         for among, k in group.runs:
             one = chosen[k]
             if one.rest is not None:
@@ -201,6 +206,19 @@ class FixedRows:
             layer.put(place, one.indices[among], logs)
             costs.append(self._costs(one, among))
         return costs
+
+    def _upstream(self, n: int, layer: int) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """The budgets that a group selects at together, and what it reads of an earlier layer at these."""
+        group = self.groups[n]
+        assert group.replayed is not None
+        reads = "upstream" in group.replayed.needs
+        source = group.replayed.upstream_layer(layer) if reads else None
+        if source is None:
+            yield group.ks, {}
+            return
+        for k in group.ks:
+            above = self.chosen[n, source][k]
+            yield [k], {"upstream": Selection(above.indices, above.log_weights)}
 
     def _costs(self, chosen: Selection, among: slice) -> Costs:
         """Keys scored and bytes read [b] by some rows of a group."""

@@ -22,7 +22,7 @@ from topkit.indexers.faiss_probed import replayed
 from topkit.kernels.backend import resolve
 
 # The inputs that a step of fixed shapes has.
-OFFERED = frozenset({"cache", "hidden", "latent", "rope"})
+OFFERED = frozenset({"cache", "hidden", "latent", "rope", "upstream"})
 # The inputs of a step that a graph of it keeps, and those of build alone.
 _SEEN = OFFERED | {"values", "upstream", "prefill_queries"}
 # Tokens of a question and its answer from which on whole passes cost less than their steps.

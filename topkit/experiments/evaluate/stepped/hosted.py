@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -37,6 +37,12 @@ class HostedRows(FixedRows):
     streams: Sequence[HostedStream] = ()
     stop: int
 
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        # The rows whose step it is. The others wait at later places, and choose nothing here: what they
+        # have at this one stays.
+        self.standing = torch.zeros(self.count, 1, 1, 1, dtype=torch.bool, device=self.device)
+
     def _indices(self, number: int, built: Built) -> dict[int, Index]:
         every = ((n, group.indexer) for n, group in enumerate(self.groups))
         return {n: built.of(indexer)[number] for n, indexer in every if indexer is not None}
@@ -62,10 +68,20 @@ class HostedRows(FixedRows):
     def stand(self, streams: Sequence[FixedStream], slot: int) -> None:
         """Tell whose step comes, and at which slot."""
         self.streams, self.stop = cast("Sequence[HostedStream]", streams), slot + 1
+        self.standing.zero_()
+        for stream in self.streams:
+            self.standing[stream.among] = True
+
+    def _standing(self, call: AttentionCall) -> AttentionCall:
+        """A call whose keys and values are new in the rows whose step it is alone."""
+        layer = self.layers[call.layer]
+        new = ((call.keys, layer.keys), (call.values, layer.values))
+        keys, values = (x.where(self.standing, old.index_select(2, self.at)) for x, old in new)
+        return replace(call, keys=keys, values=values)
 
     @full_precision()
     def attend(self, call: AttentionCall, sparse: bool) -> Tensor:
-        call, stop = packed(call), self.at[None] + 1
+        call, stop = self._standing(packed(call)), self.at[None] + 1
         layer, queries = self.layers[call.layer], call.queries
         scores = self.scores(call, stop)
         if layer.dense:
