@@ -3,7 +3,7 @@
 # pyright: strict
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ from topkit.experiments.study.keys import PILOT, READERS, listed, read_keys
 from topkit.experiments.study.preset_files import FOLDER, REMEDY, names
 from topkit.grammar import nearest
 
-# A file begins from another one, whose keys it may set anew.
+# A file begins from another one, whose keys it may set anew; among its indexers the word stands for the other's.
 LIKE, DEEPEST = "like", 8
 # What a model of several may have of its own.
 OWN = ("tasks", "lengths", "haystacks", "budgets", "budget", "indexers", "pilot")
@@ -114,7 +114,15 @@ def _written(path: Path, depth: int = 0) -> dict[str, Any]:
             f"{path}: {LIKE}: there is no study {quote(like)}, by name or from the folder of this file; "
             f"{nearest(like, names())}"
         )
-    return _written(_path(like) if like in names() else beside, depth + 1) | values
+    first = _written(_path(like) if like in names() else beside, depth + 1)
+    if isinstance(values.get("indexers"), list):
+        values["indexers"] = _joined(values["indexers"], listed(first.get("indexers", ())))
+    return first | values
+
+
+def _joined(indexers: list[Any], theirs: Sequence[Any]) -> list[Any]:
+    """Indexers of a file, in which `like` stands for those of the file that it begins from."""
+    return [x for one in indexers for x in (theirs if one == LIKE else [one])]
 
 
 def _read(values: Mapping[str, Any], where: str) -> dict[str, Any]:
