@@ -138,6 +138,24 @@ def findings() -> str:
     return "\n\n".join(parts)
 
 
+def smollm2() -> str:
+    """What SmolLM2 answers at each length with each indexer, and what it says of recall and mass."""
+    found = [Findings(curve) for curve in load(RESULTS / "smollm2")]
+    lines = list[dict[str, str]]()
+    for cell in found[-1].curve.cells:
+        if cell.indexer is None or kind_of(cell) == "oracle" and name_of(cell) != "exact()":
+            continue
+        line = {"indexer": f"`{name_of(cell)}`", "k": str(cell.budget)}
+        for one in found:
+            length, place = one.curve.length, one.curve.cells.index(cell)
+            line[f"{length:,} tokens"] = said(one.accuracy[place])
+        for name in ("recall", "mass"):
+            line[f"{name}, {length:,}"] = f"{found[-1].curve.mean(name)[place]:.2f}"
+        lines.append(line)
+    lines.sort(key=lambda line: -float(line["2,048 tokens"].split()[0]))
+    return "\n\n".join([*(_told(one) for one in found), markdown(lines)])
+
+
 def carry_over() -> str:
     """Whether the order of indexers carries over from one model to another, and both models' cells."""
     (one,) = comparisons(load_study(RESULTS / "carry-over-quick"))
@@ -275,9 +293,17 @@ def _leaderboard(name: str, title: str) -> str:
 
 # Page -> the tables that stand in it, each between two marks.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"methods": methods, "findings": findings, "carry-over": carry_over},
+    ROOT / "docs" / "findings.md": {
+        "smollm2": smollm2,
+        "carry-over": carry_over,
+        "findings": findings,
+    },
     REFERENCE / "README.md": {"scores": scores},
-    ROOT / "docs" / "methods.md": {"proofs": proofs, "figures": figures},
+    ROOT / "docs" / "methods.md": {
+        "proofs": proofs,
+        "figures": figures,
+        "methods": methods,
+    },
     ROOT / "docs" / "leaderboard.md": {
         "leaderboard": leaderboard,
         "leaderboard-quick": leaderboard_quick,
