@@ -143,7 +143,7 @@ def smollm2() -> str:
     found = [Findings(curve) for curve in load(RESULTS / "smollm2")]
     lines = list[dict[str, str]]()
     for cell in found[-1].curve.cells:
-        if cell.indexer is None or kind_of(cell) == "oracle" and name_of(cell) != "exact()":
+        if cell.indexer is None or (kind_of(cell) == "oracle" and name_of(cell) != "exact()"):
             continue
         line = {"indexer": f"`{name_of(cell)}`", "k": str(cell.budget)}
         for one in found:
