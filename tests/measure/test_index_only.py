@@ -118,7 +118,7 @@ def test_surveys_and_halves_are_refused() -> None:
     with pytest.raises(InputError, match="reads the queries and keys of attention"):
         survey(Capture.from_tensors(**x))
     for name in x:
-        with pytest.raises(InputError, match="index_queries, index_keys .* and index_weights"):
+        with pytest.raises(InputError, match=r"index_queries, index_keys .* and index_weights"):
             Capture.from_tensors(**{n: y for n, y in x.items() if n != name})
 
 

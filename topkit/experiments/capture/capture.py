@@ -9,12 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from topkit.documents import path_of, quote
+from topkit.documents import path_of
 from topkit.errors import InputError
 from topkit.experiments.capture import files
 from topkit.experiments.capture.arrays import Array, ByLayer, Positions, samples_by_layer
+from topkit.experiments.capture.described import described, require_record
 from topkit.experiments.capture.dump import Dump, places
-from topkit.experiments.capture.manifest import FORMAT, open_manifest
+from topkit.experiments.capture.manifest import open_manifest
 from topkit.experiments.capture.outline import outline
 from topkit.experiments.capture.rows import Said, Sample
 from topkit.experiments.capture.tensors import LayerTensors, estimate_bytes
@@ -60,7 +61,7 @@ class Capture:
             if path.is_file():
                 with _named(path):
                     dump = Dump.of(path, layout=layout, scaling=scaling)
-                    return cls(_manifest(dump.shapes()), dump=dump)
+                    return cls(described(dump.shapes()), dump=dump)
             manifest = open_manifest(path)
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}; give a capture") from error
@@ -152,7 +153,7 @@ class Capture:
             row = sample.tensors_of()
             row.require_finite()
             tensors[row.sample, row.layer] = row
-        return cls(_manifest(tensors), tensors=tensors)
+        return cls(described(tensors), tensors=tensors)
 
     def __repr__(self) -> str:
         source = self.folder or (self.dump and self.dump.path)
@@ -214,7 +215,7 @@ class Capture:
         with _named(path):
             loaded = LayerTensors.from_tensors(sample, layer, files.read_tensors(path))
             loaded.require_finite()
-            _require_record(loaded, self._records[sample])
+            require_record(loaded, self._records[sample])
         return loaded
 
     def only(self, sample: int, *layers: int) -> Capture:
@@ -262,38 +263,3 @@ def _named(path: Path) -> Iterator[None]:
     except InputError as error:
         name = str(path)
         raise InputError(str(error) if name in str(error) else f"{name}: {error}") from error
-
-
-def _require_record(loaded: LayerTensors, record: Mapping[str, Any]) -> None:
-    """A manifest and its files must say the same of a sample."""
-    tokens, positions = loaded.keys.shape[2], loaded.positions.tolist()
-    if (tokens, positions) != (record["tokens"], record["positions"]):
-        raise InputError(
-            f"{tokens} keys, and queries at {quote(positions)}, where the manifest says "
-            f"{record['tokens']} and {quote(record['positions'])}; capture again with --force"
-        )
-
-
-def _manifest(tensors: Mapping[tuple[int, int], LayerTensors]) -> dict[str, Any]:
-    of_layer = {layer: x for (_, layer), x in tensors.items()}
-    of_sample = {sample: x for (sample, _), x in tensors.items()}
-    listed = [x.native.shape[-1] for x in tensors.values() if x.native is not None]
-    return {
-        **FORMAT,
-        "origin": {"source": "tensors"},
-        **({"own_k": max(listed)} if listed else {}),
-        "layers": [{"layer": n, "scaling": x.scaling} for n, x in sorted(of_layer.items())],
-        "samples": [
-            {"sample": n, "tokens": x.keys.shape[2], "positions": x.positions.tolist()}
-            for n, x in sorted(of_sample.items())
-        ],
-        "files": [
-            {
-                "sample": sample,
-                "layer": layer,
-                "bytes": files.file_bytes(x.tensors()),
-                "tensors": files.in_words(x.tensors()),
-            }
-            for (sample, layer), x in sorted(tensors.items())
-        ],
-    }

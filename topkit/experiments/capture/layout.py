@@ -43,6 +43,8 @@ def arranged(name: str, x: Tensor, layout: str, batched: bool) -> Tensor:
         form = form[1:]
     if name == "index_keys" and x.ndim == len(form) - 1:
         x = x.unsqueeze(form.index("1", 1 if batched and layout != "thd" else 0))
+    elif name in ("keys", "values") and layout == "thd" and x.ndim == len(form) - 1:
+        x = x.unsqueeze(1)  # MLA's latent has no heads
     elif name == "native" and x.ndim == len(form) + 1 and x.shape[-2] == 1:
         x = x.squeeze(-2)
     elif name == "index_weights" and x.ndim == len(form) + 1 and x.shape[-1] == 1:
@@ -57,10 +59,13 @@ def arranged(name: str, x: Tensor, layout: str, batched: bool) -> Tensor:
     return x.transpose(1, 2) if layout != "bhtd" and x.ndim == 4 else x
 
 
-def require_likely(named: Mapping[str, Tensor], layout: str, said: bool) -> None:
+def require_likely(
+    named: Mapping[str, Tensor], layout: str, said: bool, batched: bool = True
+) -> None:
     """Refuse shapes that another layout explains, and this one only with heads that no model has.
 
-    named: tensors arranged as SHAPES says, by `layout`; said: the caller named it, and is believed more.
+    named: tensors arranged as SHAPES says, by `layout`; said: the caller named it, and is believed more;
+    batched: the tensors came with a batch.
     Raises: InputError that names the likely layout.
     """
     for asks, keeps in (("queries", "keys"), ("index_queries", "index_keys")):
@@ -74,17 +79,17 @@ def require_likely(named: Mapping[str, Tensor], layout: str, said: bool) -> None
         if not said and max(heads, kv_heads) >= FEWEST:
             strange |= kv_heads > length or (count == length and heads > count)
         if strange and fits:
-            raise _unlikely(asks, q, keeps, k, layout)
+            raise _unlikely(asks, q, keeps, k, layout, batched)
     weights, q = named.get("index_weights"), named.get("index_queries")
     if weights is None or q is None or q.shape[1] == q.shape[2]:
         return
     if weights.shape[1:] == (q.shape[1], q.shape[2]):
-        raise _unlikely("index_queries", q, "index_weights", weights, layout)
+        raise _unlikely("index_queries", q, "index_weights", weights, layout, batched)
 
 
-def _unlikely(one: str, x: Tensor, other: str, y: Tensor, layout: str) -> InputError:
-    remedy = "bhtd" if layout != "bhtd" else "thd (without a batch) or bthd"
+def _unlikely(one: str, x: Tensor, other: str, y: Tensor, layout: str, batched: bool) -> InputError:
+    likely = "bhtd" if layout != "bhtd" else "bthd" if batched else "thd"
     return InputError(
-        f"layout {layout} makes {x.shape[1]} heads of {x.shape[2]} tokens of {one}, and {other} "
-        f"{list(y.shape)}: the dimensions stand in another order; give layout={remedy}"
+        f"layout {layout} makes {x.shape[1]} heads of {x.shape[2]} tokens of {one}, beside {other} "
+        f"{list(y.shape)}: the dimensions seem to stand in another order; say layout={likely} (--layout {likely})"
     )

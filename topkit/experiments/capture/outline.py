@@ -23,7 +23,7 @@ def outline(manifest: Mapping[str, Any]) -> str:
     asked = [len(record["positions"]) for record in records]
     said = [
         f"{len(records)} sample{'s'[: len(records) != 1]} of {_ranged(tokens)} tokens",
-        f"{_ranged(asked)} queries",
+        f"{_ranged(asked)} quer{'y' if max(asked) == 1 else 'ies'}",
         f"layer{'s'[: len(layers) != 1]} {_listed(layers)}",
     ]
     return ", ".join([*said, *_tensors(entries[0].get("tensors", {}))])

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.experiments.capture.layout import arranged, form_of, require_layout, require_likely
 from topkit.experiments.capture.lengths import Bounds, packed, padded, positions_of, whole_numbers
-from topkit.experiments.capture.paged_cache import FORMATS, pages_of, require_table, unpacked
-from topkit.experiments.capture.scaling import scaling_of
-from topkit.experiments.capture.stored import FP8, floats, scales_like
-from topkit.experiments.capture.tensors import SHAPES, LayerTensors
+from topkit.experiments.capture.one_step import by_sequence, one_token
+from topkit.experiments.capture.paged_cache import pages_of, require_table
+from topkit.experiments.capture.sample import Sample
+from topkit.experiments.capture.stored import scales_like
+from topkit.experiments.capture.tensors import SHAPES
 
 
 @dataclass(frozen=True)
@@ -31,50 +31,6 @@ class Said:
     block_table: Any = None
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One sample of a layer as it lies in the dump: views of tensors and of scales, pages of a cache."""
-
-    number: int
-    layer: int
-    tensors: Mapping[str, Tensor]
-    scales: Mapping[str, Tensor]
-    positions: Tensor
-    length: int
-    scaling: Any = None
-    cache: Tensor | None = None
-    pages: Tensor | None = None
-
-    def tensors_of(self, meta: bool = False) -> LayerTensors:
-        """What attention saw; with meta, its shapes alone.
-
-        Raises: InputError for shapes that do not fit each other, and for scales that are none.
-        """
-        device = torch.device("meta") if meta else None
-        made: dict[str, Tensor] = {}
-        for name, x in self.tensors.items():
-            scale = self.scales.get(name)
-            codes = x.to(device) if meta else x
-            scale = scale.to(device) if meta and scale is not None else scale
-            if scale is None and name == "index_queries" and x.dtype in (*FP8, torch.uint8):
-                # Engines multiply the weights by it: DeepGEMM's kernels take no scale of queries in fp8.
-                scale = codes.new_ones(*x.shape[:-1], 1, dtype=torch.float32)
-            made[name] = _plain(name, floats(name, codes, scale))
-        if self.cache is not None:
-            made["index_keys"] = self._from_pages(meta)
-        made["positions"] = self.positions
-        if "queries" in made:
-            made["scaling"] = torch.tensor(scaling_of(self.scaling, made), dtype=torch.float64)
-        return LayerTensors.from_tensors(self.number, self.layer, made)
-
-    def _from_pages(self, meta: bool) -> Tensor:
-        assert self.cache is not None and self.pages is not None
-        if meta:
-            width = FORMATS[self.cache.shape[2]]
-            return torch.empty(1, 1, self.length, 128 if width == 64 else width, device="meta")
-        return unpacked(self.cache, self.pages, self.length)
-
-
 def samples_of(
     layer: int, named: Mapping[str, Tensor], scales: Mapping[str, Tensor], said: Said
 ) -> Iterator[Sample]:
@@ -82,6 +38,7 @@ def samples_of(
     layout = require_layout(said.layout)
     tensors, scales = dict(named), _of_vectors(named, scales)
     cache = tensors.pop("index_cache", None)
+    asked = named["queries" if "queries" in named else "index_queries"]
     if (cache is None) != (said.block_table is None):
         one, other = (
             ("block_table", "index_cache") if cache is None else ("index_cache", "block_table")
@@ -90,10 +47,10 @@ def samples_of(
     table = None
     if cache is not None:
         cache, table, layout = pages_of(cache), _table(said), said.layout or "bthd"
-        tensors, scales = (_by_sequence(group, len(table), layout) for group in (tensors, scales))
-    tensors, scales = (_one_token(group, tensors, layout) for group in (tensors, scales))
+        tensors, scales = (by_sequence(group, len(asked), layout) for group in (tensors, scales))
+    tensors, scales = (one_token(group, tensors, layout) for group in (tensors, scales))
     tensors, scales = _arranged(layer, tensors, scales, layout)
-    require_likely(tensors, layout, said.layout is not None)
+    require_likely(tensors, layout, said.layout is not None, asked.ndim == 4)
     bounds = _bounds(tensors, said, layout, table)
     if cache is not None and table is not None:
         require_table(table, [one.length for one in bounds], *cache.shape[:2])
@@ -130,33 +87,6 @@ def _table(said: Said) -> Tensor:
         )
     table = whole_numbers("block_table", said.block_table)
     return table[None] if table.ndim == 1 else table
-
-
-def _by_sequence(group: dict[str, Tensor], rows: int, layout: str) -> dict[str, Tensor]:
-    """Queries [B, H, D] of one decoding step as [B, 1, H, D], weights [B n, H] of some as [B, n, H]."""
-    made = dict(group)
-    if layout == "bthd":
-        for name, x in group.items():
-            if name in ("queries", "index_queries") and x.ndim == 3 and len(x) == rows:
-                made[name] = x[:, None]
-            if name in ("index_weights", "native") and x.ndim == 2 and len(x) % rows == 0:
-                made[name] = x.unflatten(0, (rows, -1))
-    return made
-
-
-def _one_token(
-    group: dict[str, Tensor], tensors: Mapping[str, Tensor], layout: str
-) -> dict[str, Tensor]:
-    """Queries [B, H, D] beside keys [B, ...] of a batch, of one decoding step: with a dimension of one token."""
-    made = dict(group)
-    for asks, keeps in (("queries", "keys"), ("index_queries", "index_keys")):
-        x, y = made.get(asks), tensors.get(keeps)
-        if x is None or y is None or (x.ndim, y.ndim) != (3, 4) or len(x) != len(y):
-            continue
-        made[asks] = x.unsqueeze(2 if layout == "bhtd" else 1)
-        if asks == "index_queries" and made.get("index_weights", x).ndim == 2:
-            made["index_weights"] = made["index_weights"].unsqueeze(1)
-    return made
 
 
 def _arranged(
@@ -201,9 +131,3 @@ def _bounds(
 def _count(tensors: Mapping[str, Tensor]) -> int:
     name = "queries" if "queries" in tensors else "index_queries"
     return tensors[name].shape[SHAPES[name].split().index("Tq")]
-
-
-def _plain(name: str, x: Tensor) -> Tensor:
-    if name == "native":
-        return x.int()
-    return x.float() if x.dtype == torch.float64 else x
