@@ -29,7 +29,7 @@ SHORT = {
 }
 
 
-def made(rows: int = 2, tokens: int = 21, heads: int = 4, kv_heads: int = 2) -> dict[str, Tensor]:
+def made(rows: int = 2, tokens: int = 21, heads: int = 4, kv_heads: int = 2) -> dict[str, Any]:
     """A batch [B, H, T, D], its queries those of every token."""
     make = torch.Generator().manual_seed(tokens)
     sizes = {"queries": heads, "keys": kv_heads, "values": kv_heads}
@@ -43,11 +43,11 @@ def same(a: LayerTensors, b: LayerTensors) -> bool:
     return x.keys() == y.keys() and all(torch.equal(x[n].double(), y[n].double()) for n in x)
 
 
-def bthd(x: dict[str, Tensor]) -> dict[str, Tensor]:
+def bthd(x: dict[str, Tensor]) -> dict[str, Any]:
     return {n: y.transpose(1, 2) if y.ndim == 4 else y for n, y in x.items()}
 
 
-def end_to_end(x: dict[str, Tensor], lengths: list[int]) -> dict[str, Tensor]:
+def end_to_end(x: dict[str, Tensor], lengths: list[int]) -> dict[str, Any]:
     """Each row's first tokens, one row after the other, [tokens, heads, D]."""
     return {
         n: torch.cat([row[:length] for row, length in zip(y, lengths, strict=True)])
@@ -55,9 +55,13 @@ def end_to_end(x: dict[str, Tensor], lengths: list[int]) -> dict[str, Tensor]:
     }
 
 
+def numpy(x: dict[str, Any]) -> dict[str, Any]:
+    return {name: y.numpy() for name, y in x.items()}
+
+
 WRITERS: dict[str, Callable[[Path, dict[str, Tensor]], object]] = {
-    "a.npz": lambda path, x: np.savez(path, **{n: y.numpy() for n, y in x.items()}),
-    "b.npz": lambda path, x: np.savez_compressed(path, **{n: y.numpy() for n, y in x.items()}),
+    "a.npz": lambda path, x: np.savez(path, **numpy(x)),
+    "b.npz": lambda path, x: np.savez_compressed(path, **numpy(x)),
     "a.pt": lambda path, x: torch.save(x, path),
     "b.pth": lambda path, x: torch.save(x, path, _use_new_zipfile_serialization=False),
     "a.safetensors": lambda path, x: save_file({n: y.contiguous() for n, y in x.items()}, path),
@@ -237,10 +241,10 @@ def test_another_order_of_dimensions_is_refused_with_its_remedy(tensors: Any, re
 
 def test_what_looks_right_is_taken() -> None:
     for heads, kv_heads, asked, tokens in ((32, 8, 1, 4096), (128, 1, 4, 33), (64, 8, 64, 64)):
-        shape = {"queries": (heads, asked), "keys": (kv_heads, tokens)}
-        Capture.from_tensors(**{n: torch.randn(*hs, 4) for n, hs in shape.items()})
+        Capture.from_tensors(torch.randn(heads, asked, 4), torch.randn(kv_heads, tokens, 4))
     # Said, it is believed.
-    Capture.from_tensors(*[torch.randn(16, 12, 8)] * 2, layout="bhtd")
+    x = torch.randn(16, 12, 8)
+    Capture.from_tensors(x, x, layout="bhtd")
 
 
 @pytest.mark.parametrize(

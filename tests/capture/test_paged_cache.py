@@ -73,7 +73,7 @@ def packed(
     return flat.view(len(raw), page, 1, width), table, keys
 
 
-def asked(rows: int, count: int = 1, heads: int = 3) -> dict[str, Tensor]:
+def asked(rows: int, count: int = 1, heads: int = 3) -> dict[str, Any]:
     make = torch.Generator().manual_seed(rows)
     return {
         "index_queries": torch.randn(rows, count, heads, 128, generator=make),

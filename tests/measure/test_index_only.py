@@ -17,7 +17,7 @@ from topkit.experiments.measure.survey import survey
 FP32, FP8 = "lightning:weights=given,dtype=fp32", "lightning:weights=given,dtype=fp8"
 
 
-def made(tokens: int = 90, heads: int = 3, count: int = 7, dim: int = 16) -> dict[str, Tensor]:
+def made(tokens: int = 90, heads: int = 3, count: int = 7, dim: int = 16) -> dict[str, Any]:
     make = torch.Generator().manual_seed(tokens + heads)
     return {
         "index_queries": torch.randn(2, heads, count, dim, generator=make),

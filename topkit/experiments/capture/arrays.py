@@ -25,7 +25,7 @@ Layers = dict[int, dict[str, Tensor]]
 
 
 def samples_by_layer(
-    named: Mapping[str, ByLayer], scales: Mapping[str, ByLayer], said: Said, layer: int
+    named: Mapping[str, Any], scales: Mapping[str, Any], said: Said, layer: int
 ) -> Iterator[Sample]:
     """The samples of every layer of tensors by name, None left out by the caller.
 

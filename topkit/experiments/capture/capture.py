@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from topkit.documents import path_of
 from topkit.errors import InputError
@@ -125,7 +125,8 @@ class Capture:
                 "lengths": lengths,
                 "cu_seqlens": cu_seqlens,
             }
-            dumped = places(queries, {name: x for name, x in own.items() if x is not None})
+            named_so = cast("Mapping[str, ByLayer]", queries)
+            dumped = places(named_so, {name: x for name, x in own.items() if x is not None})
             return cls._of(dumped.values())
         named = {
             "queries": queries,

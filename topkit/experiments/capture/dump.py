@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from topkit.documents import quote
 from topkit.documents.digest import State, file_digest, state_of
@@ -17,7 +19,10 @@ from topkit.experiments.capture.names import OF_ALL, arguments
 from topkit.experiments.capture.plain_file import read_file
 from topkit.experiments.capture.rows import Said, Sample
 from topkit.experiments.capture.tensors import LayerTensors
+from topkit.experiments.capture.traces import blobs, workloads
 
+# flashinfer-bench's workloads; other files hold tensors.
+TRACE = ".jsonl"
 Places = dict[tuple[int, int], Sample]
 
 
@@ -56,14 +61,23 @@ class Dump:
     @property
     def fingerprint(self) -> str:
         """A digest of the file's bytes and of how they are read."""
-        said = repr((file_digest(self.path), self.layout, self.scaling))
+        parts = [self.path, *(blobs(self.path) if self.path.suffix == TRACE else ())]
+        said = repr(([file_digest(path) for path in parts], self.layout, self.scaling))
         return digest_blocks([said.encode()])
 
 
 @lru_cache(maxsize=4)
 def _places(dump: Dump) -> Places:
     said: dict[str, Any] = {"layout": dump.layout, "scaling": dump.scaling}
-    return places(read_file(dump.path), {n: x for n, x in said.items() if x is not None})
+    known = {name: x for name, x in said.items() if x is not None}
+    if dump.path.suffix != TRACE:
+        return places(read_file(dump.path), known)
+    samples: Places = {}
+    for workload in workloads(dump.path):
+        own = places(workload, {"layout": workload.pop("layout", None), **known})
+        first = len({sample for sample, _ in samples})
+        samples |= {(first + n, at): replace(x, number=first + n) for (n, at), x in own.items()}
+    return samples
 
 
 def places(tensors: Mapping[str, Any], said: Mapping[str, Any]) -> Places:
@@ -72,12 +86,12 @@ def places(tensors: Mapping[str, Any], said: Mapping[str, Any]) -> Places:
     Raises: InputError as `Capture.from_tensors`.
     """
     named = arguments(tensors)
-    of_all = {name: named.pop(name) for name in OF_ALL if name in named} | said
+    of_all = {name: named.pop(name) for name in OF_ALL if name in named} | dict(said)
     scales = named.pop("scales", {})
     if len({"rope_cos", "rope_sin"} & set(named)) == 1:
         raise InputError("rope_cos and rope_sin come together; it holds one of them")
     scaling = of_all.get("scaling")
-    if getattr(scaling, "ndim", 0) and scaling.numel() != 1:
+    if isinstance(scaling, Tensor) and scaling.numel() != 1:
         raise InputError(f"scaling must be one number; got {quote(list(scaling.shape))}")
     samples = samples_by_layer(named, scales, Said(**of_all), layer=0)
     return {(sample.number, sample.layer): sample for sample in samples}

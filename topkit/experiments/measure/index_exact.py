@@ -41,7 +41,7 @@ class IndexExact:
 
     def __init__(self, tensors: LayerTensors, k: int, stop: Tensor) -> None:
         self.tensors, self.k, self.stop = tensors, k, stop
-        heads, length = tensors.index_queries.shape[1], tensors.keys.shape[2]
+        heads, length = _index(tensors)[0].shape[1], tensors.keys.shape[2]
         step = piece(tensors.queries, (heads + 2) * length)
         count = tensors.queries.shape[2]
         self._blocks = [slice(at, min(at + step, count)) for at in range(0, count, step)]
@@ -69,8 +69,9 @@ class IndexExact:
 
     def _exact(self, at: slice) -> Exact:
         t = self.tensors
-        queries, gates = t.index_queries[:, :, at].float(), t.index_weights[:, at].float()
-        scores = score_lightning(queries, t.index_keys.float(), gates, backend="torch")
+        queries, keys, gates = _index(t)
+        queries, gates = queries[:, :, at].float(), gates[:, at].float()
+        scores = score_lightning(queries, keys.float(), gates, backend="torch")
         each = norms(queries) * gates.mT.abs()
         bound = (
             TOLERANCE * each.sum(1, keepdim=True) * (queries.shape[1] * queries.shape[3]) ** -0.5
@@ -86,6 +87,12 @@ class IndexExact:
             scores=scores,
             rounding=Rounding(bound, self._key_norms),
         )
+
+
+def _index(t: LayerTensors) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [1, H, Tq, d], keys [1, 1, T, d] and weights [1, Tq, H] of the indexer."""
+    assert t.index_queries is not None and t.index_keys is not None and t.index_weights is not None
+    return t.index_queries, t.index_keys, t.index_weights
 
 
 def require_index(recipe: Indexer) -> None:
