@@ -54,5 +54,7 @@ def test_a_capture_in_a_folder(tmp_path):
         with surroundings():
             measured = topkit.measure(tmp_path, "sign", 16, device="cpu")
         assert measured.summary()[0]["recall"] == next(
-            row["recall"] for row in summary if (row["indexer"], row["budget"]) == ("sign()", "16")
+            row["exact_recall"]
+            for row in summary
+            if (row["indexer"], row["budget"]) == ("sign()", "16")
         )

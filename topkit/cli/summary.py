@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from topkit.experiments.measure.summary import EXACT
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.kinds import name_of
@@ -41,15 +42,18 @@ def left_out(curves: Sequence[Curve]) -> list[str]:
 def fidelity(summary: list[dict[str, Any]], metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
     """What was measured, an indexer and budget a row; `note` says where k covers all that is visible."""
     shared = any(row["unit"] != "head" for row in summary)
+    named = any(row["against"] != EXACT for row in summary)
     return [
         {
             "indexer": short(recorded(row["indexer"])),
             "k": row["budget"],
             "rows": f"{row['rows'] or 0:,}",
+            **({"against": short(recorded(row["against"]))} if named else {}),
             "recall [95 %]": _ranged(row["recall"], row["low"], row["high"]),
             "1st percentile": _short(row["recall_p1"]),
             "worst": _short(row["worst"]),
             "worst at": _place(row["worst_row"]),
+            **({"recall of exact": _short(row["exact_recall"])} if named else {}),
             "own recall": _short(row["own_recall"]),
             "kept": _short(row["kept"], 1),
             "mass": _short(row["mass"]),

@@ -1,4 +1,4 @@
-"""A file of ready lists: safetensors or npz, a tensor `LAYER.indices` for each layer."""
+"""A file of ready lists: safetensors or npz, a tensor `LAYER.indices` for each layer, or an engine's response."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from topkit.documents.digest import State, state_of
 from topkit.errors import InputError
+from topkit.indexers.engine_lists import REMEDY, read_array, read_response
 
 WHOLE = (torch.int32, torch.int64, torch.int16)
-REMEDY = "give what docs/indices.md describes"
+ENGINES = {".json": read_response, ".npy": read_array}
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def read(path: str) -> IndicesFile:
 
 @lru_cache(maxsize=4)
 def _read(path: Path, _state: State) -> IndicesFile:
+    if path.suffix in ENGINES:
+        return _of_engine(path)
     tensors = _tensors(path)
     positions = tensors.pop("positions", None)
     layers = {}
@@ -78,6 +81,14 @@ def _read(path: Path, _state: State) -> IndicesFile:
     if len(shapes) > 1:
         raise _refused(path, f"its layers have several numbers of samples and positions: {shapes}")
     return IndicesFile(path, layers, _placed(path, positions, *next(iter(shapes))))
+
+
+def _of_engine(path: Path) -> IndicesFile:
+    """What an engine answered. Raises: InputError naming the file."""
+    try:
+        return IndicesFile(path, *ENGINES[path.suffix](path))
+    except (OSError, EOFError, ValueError) as error:
+        raise _refused(path, " ".join(str(error).split())[:300]) from error
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

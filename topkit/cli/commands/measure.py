@@ -15,7 +15,10 @@ from topkit.cli.values import parse_name, parse_numbers
 
 def measure(
     capture: Annotated[
-        Path, typer.Argument(metavar="CAPTURE", help="A capture's folder, or a safetensors file.")
+        Path,
+        typer.Argument(
+            metavar="CAPTURE", help="A capture's folder, or a file: .safetensors, .npz, .pt."
+        ),
     ],
     indexer: o.Indexers,
     budgets: o.Budgets,
@@ -23,7 +26,11 @@ def measure(
     layers: Annotated[str, typer.Option("--layers", help="all, or numbers: 0,3,5.")] = "all",
     reference: Annotated[
         str | None,
-        typer.Option("--reference", metavar="SPEC", help="Overlap with this indexer's as well."),
+        typer.Option(
+            "--reference",
+            metavar="SPEC",
+            help="Recall against what this indexer chooses, not exact Top-k.",
+        ),
     ] = None,
     metric: Annotated[
         list[str] | None,
@@ -33,6 +40,16 @@ def measure(
         bool, typer.Option("--reduce", help="One row a head, not one a head and position.")
     ] = False,
     budget: o.ByteBudget = None,
+    layout: Annotated[
+        str | None,
+        typer.Option("--layout", metavar="bhtd|bthd|thd", help="The order of a file's dimensions."),
+    ] = None,
+    scaling: Annotated[
+        float | None,
+        typer.Option(
+            "--scaling", help="What dot products are multiplied by; by default D ** -0.5."
+        ),
+    ] = None,
     seed: o.Seed = 0,
     device: o.Device = None,
     jobs: o.MaybeJobs = None,
@@ -63,6 +80,8 @@ def measure(
         shard=shard,
         force=force,
         budget=budget,
+        layout=layout,
+        scaling=scaling,
     )
     measured = carry_out(plan, dry_run, as_json)
     if measured is not None and not measured.table.num_rows:

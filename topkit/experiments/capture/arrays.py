@@ -1,4 +1,4 @@
-"""Tensors of one's own, torch or numpy, as the layers and rows of a capture."""
+"""Tensors of one's own, torch or numpy, as the layers of a capture."""
 
 from __future__ import annotations
 
@@ -9,127 +9,123 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.capture import files
-from topkit.experiments.capture.tensors import SHAPES, LayerTensors
+from topkit.experiments.capture.lengths import whole_numbers
+from topkit.experiments.capture.names import SCALED
+from topkit.experiments.capture.rows import Said, Sample, samples_of
+from topkit.experiments.capture.stored import STORED
+from topkit.experiments.capture.tensors import OF_INDEX
 
 Array = Tensor | np.ndarray
 ByLayer = Array | Mapping[int, Array] | Sequence[Array]
 Positions = Sequence[int] | Sequence[Sequence[int]] | Array
 
+Layers = dict[int, dict[str, Tensor]]
 
-def by_layer(named: Mapping[str, ByLayer], layer: int) -> dict[int, dict[str, Tensor]]:
-    """The tensors of each layer, by name. Raises: InputError where layers differ, and for other numbers."""
+
+def samples_by_layer(
+    named: Mapping[str, Any], scales: Mapping[str, Any], said: Said, layer: int
+) -> Iterator[Sample]:
+    """The samples of every layer of tensors by name, None left out by the caller.
+
+    Raises: InputError where layers or shapes differ, and for what holds no numbers.
+    """
+    _require_enough(named)
+    layers = _by_layer(named, layer, said.layout)
+    of_scales = _by_layer(scales, layer, None, named) if scales else {}
+    if not set(of_scales) <= set(layers):
+        raise InputError(f"scales are of layers {sorted(of_scales)}, tensors of {sorted(layers)}")
+    counts: dict[int, int] = {}
+    for number, tensors in sorted(layers.items()):
+        own = list(samples_of(number, tensors, of_scales.get(number, {}), said))
+        counts[number] = len(own)
+        yield from own
+    if len(set(counts.values())) > 1:
+        raise InputError(f"layers have several numbers of samples: {counts}; give one file each")
+
+
+def _require_enough(named: Mapping[str, ByLayer]) -> None:
+    """Queries and keys, or a learned indexer's queries, keys and weights."""
+    index = {"index_keys" if name == "index_cache" else name for name in named}
+    if not {"queries", "keys"} & set(named):
+        if index >= OF_INDEX:
+            return
+        if not index & OF_INDEX:
+            raise InputError(
+                "queries must be a tensor or array, or several by layer; got None (index_queries, index_keys "
+                "and index_weights are enough too)"
+            )
+        raise InputError(
+            f"a learned indexer alone wants index_queries, index_keys (or index_cache) and index_weights; got "
+            f"{', '.join(sorted(named))}"
+        )
     for name in ("queries", "keys"):
         if name not in named:
             raise InputError(f"{name} must be a tensor or array, or several by layer; got None")
-    split = {name: dict(_layers(name, x, named["queries"], layer)) for name, x in named.items()}
-    layers = sorted(split["queries"])
-    for name, by_layer in split.items():
-        if sorted(by_layer) != layers:
-            raise InputError(f"queries are of layers {layers}, {name} of layers {sorted(by_layer)}")
+
+
+def _by_layer(
+    named: Mapping[str, ByLayer],
+    layer: int,
+    layout: str | None,
+    beside: Mapping[str, ByLayer] | None = None,
+) -> Layers:
+    """The tensors of each layer, by name; scales `beside` tensors are split as these are."""
+    first = "queries" if "queries" in (beside or named) else "index_queries"
+    asked = (beside or named)[first]
+    stacked = getattr(asked, "ndim", 0) == (4 if layout == "thd" else 5)
+    if beside is not None:
+        read = {name: dict(_layers(name, x, stacked, layer, _scale)) for name, x in named.items()}
+        numbers = sorted({number for own in read.values() for number in own})
+        return {n: {name: own[n] for name, own in read.items() if n in own} for n in numbers}
+    split = {name: dict(_layers(name, x, stacked, layer, _tensor)) for name, x in named.items()}
+    layers = sorted(split[first])
+    for name, own in split.items():
+        if sorted(own) != layers:
+            raise InputError(f"{first} are of layers {layers}, {name} of layers {sorted(own)}")
     return {number: {name: split[name][number] for name in split} for number in layers}
 
 
-def _layers(name: str, x: ByLayer, queries: ByLayer, layer: int) -> Iterator[tuple[int, Tensor]]:
+def _layers(
+    name: str, x: Any, stacked: bool, layer: int, read: Any
+) -> Iterator[tuple[int, Tensor]]:
     if isinstance(x, Mapping):
-        yield from ((int(number), _tensor(name, part)) for number, part in x.items())
+        yield from ((int(number), read(name, part)) for number, part in x.items())
     elif isinstance(x, (list, tuple)):
-        yield from ((number, _tensor(name, part)) for number, part in enumerate(x))
-    elif getattr(queries, "ndim", 0) == 5:
-        yield from enumerate(_tensor(name, x))
+        yield from ((number, read(name, part)) for number, part in enumerate(x))
+    elif stacked and getattr(x, "ndim", 0):
+        yield from enumerate(read(name, x))
     else:
-        yield layer, _tensor(name, x)
+        yield layer, read(name, x)
 
 
 def _tensor(name: str, x: Any) -> Tensor:
     if name == "native":
-        return _whole_numbers(name, x).int()
-    if isinstance(x, np.ndarray) and x.dtype in (np.float16, np.float32, np.float64):
-        x = torch.from_numpy(np.require(x, requirements=["C", "W"]))
-    if not isinstance(x, Tensor) or x.dtype not in files.FLOATS:
+        return whole_numbers(name, x).int()
+    x = _torch(x)
+    codes = name in SCALED or name == "index_cache"
+    if not isinstance(x, Tensor) or x.dtype not in (*files.FLOATS, *(STORED if codes else ())):
         kind = x.dtype if isinstance(x, Array) else type(x).__name__
         raise InputError(
-            f"{name} must be a floating-point torch tensor or numpy array of 16, 32 or 64 bits; "
-            f"got {kind}"
+            f"{name} must be a floating-point torch tensor or numpy array of 16, 32 or 64 bits"
+            f"{', or codes with scales' if codes else ''}; got {kind}"
         )
-    return x.detach().float() if x.dtype == torch.float64 else x.detach()
+    return x.detach()
 
 
-def _whole_numbers(name: str, x: Any) -> Tensor:
-    try:
-        numbers = torch.as_tensor(x).cpu()
-        whole = numbers.long()
-        same = numbers.dtype != torch.bool and bool((numbers.double() == whole.double()).all())
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} must be whole numbers; got {quote(x)}") from error
-    if not same:
-        raise InputError(f"{name} must be whole numbers; got {quote(numbers.tolist())}")
-    return whole
+def _scale(name: str, x: Any) -> Tensor:
+    x = _torch(torch.tensor(float(x)) if isinstance(x, (int, float)) else x)
+    if not isinstance(x, Tensor):
+        raise InputError(
+            f"scales of {name} must be a tensor, array or number; got {type(x).__name__}"
+        )
+    return x.detach()
 
 
-def _number(name: str, x: Any) -> float:
-    try:
-        return float(x)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} must be a number; got {quote(x)}") from error
-
-
-def rows_of(
-    layer: int,
-    named: dict[str, Tensor],
-    scaling: float | None,
-    lengths: Sequence[int] | Array | None,
-    positions: Positions | None,
-) -> Iterator[LayerTensors]:
-    """The rows of one layer's batch, padding cut off. Raises: InputError for what does not fit."""
-    batched = _batched(layer, named)
-    rows, _, count, dim = batched["queries"].shape
-    width = batched["keys"].shape[2]
-    real = [width] * rows
-    if lengths is not None:
-        real = _whole_numbers("lengths", lengths).reshape(-1).tolist()
-    if len(real) != rows or not all(1 <= n <= width for n in real):
-        raise InputError(f"lengths must be {rows} numbers from 1 to {width}, one a row; got {real}")
-    for row, length in enumerate(real):
-        at = _positions(positions, rows, row, count, length)
-        tensors = {name: _cut(name, x[row : row + 1], length) for name, x in batched.items()}
-        tensors["positions"] = at
-        scale = dim**-0.5 if scaling is None else _number("scaling", scaling)
-        tensors["scaling"] = torch.tensor(scale, dtype=torch.float64)
-        yield LayerTensors.from_tensors(row, layer, tensors)
-
-
-def _batched(layer: int, named: dict[str, Tensor]) -> dict[str, Tensor]:
-    if named["queries"].ndim == 3:
-        named = {name: x[None] for name, x in named.items()}
-    if "index_keys" in named and named["index_keys"].ndim == 3:
-        named["index_keys"] = named["index_keys"][:, None]
-    for name, x in named.items():
-        form = SHAPES[name].replace("1", "B", 1).split()
-        if x.ndim != len(form) or len(x) != len(named["queries"]):
-            raise InputError(
-                f"layer {layer}: {name} must be [{', '.join(form)}] with the batch of the queries "
-                f"{list(named['queries'].shape)}; got {list(x.shape)}"
-            )
-    return named
-
-
-def _cut(name: str, x: Tensor, length: int) -> Tensor:
-    form = SHAPES[name].split()
-    return x.narrow(form.index("T"), 0, min(length, x.shape[form.index("T")])) if "T" in form else x
-
-
-def _positions(positions: Positions | None, rows: int, row: int, count: int, length: int) -> Tensor:
-    if positions is None:
-        if count > length:
-            raise InputError(
-                f"sample {row} has {count} queries and {length} keys: each query is one of the "
-                "last tokens, so there cannot be more; give positions= where it is otherwise"
-            )
-        return torch.arange(length - count, length)
-    at = _whole_numbers("positions", positions)
-    if at.shape not in {(count,), (rows, count)}:
-        raise InputError(f"positions must be [{count}] or [{rows}, {count}]; got {list(at.shape)}")
-    return at if at.ndim == 1 else at[row]
+def _torch(x: Any) -> Any:
+    """A numpy array as a tensor, where torch has its type."""
+    kinds = (np.float16, np.float32, np.float64, np.uint8, np.int8, np.int32)
+    if isinstance(x, np.ndarray) and x.dtype in kinds:
+        return torch.from_numpy(np.require(x, requirements=["C", "W"]))
+    return x

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from topkit.documents import path_of, quote
+from topkit.documents import path_of
 from topkit.errors import InputError
 from topkit.experiments.capture import files
-from topkit.experiments.capture.arrays import Array, ByLayer, Positions, by_layer, rows_of
-from topkit.experiments.capture.manifest import FORMAT, open_manifest
-from topkit.experiments.capture.plain_file import arguments_of
+from topkit.experiments.capture.arrays import Array, ByLayer, Positions, samples_by_layer
+from topkit.experiments.capture.described import described, require_record
+from topkit.experiments.capture.dump import Dump, places
+from topkit.experiments.capture.manifest import open_manifest
+from topkit.experiments.capture.outline import outline
+from topkit.experiments.capture.rows import Said, Sample
 from topkit.experiments.capture.tensors import LayerTensors, estimate_bytes
 from topkit.experiments.capture.writer import Writer
 from topkit.kernels.precision import full_precision
@@ -33,25 +36,39 @@ class Capture:
     folder: Path | None = None
     tensors: Mapping[tuple[int, int], LayerTensors] | None = None
     verified: bool = False
+    dump: Dump | None = None
 
     @classmethod
     @full_precision()
-    def open(cls, path: str | Path, *, verify: bool = True) -> Capture:
-        """Open a folder that `topkit capture` or `save` wrote, or a plain safetensors file.
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        verify: bool = True,
+        layout: str | None = None,
+        scaling: float | None = None,
+    ) -> Capture:
+        """Open a folder that `topkit capture` or `save` wrote, or a file of tensors: .safetensors, .npz, .pt.
 
-        A plain file holds tensors named as the arguments of `from_tensors`: queries, keys, and if
-        they are there values, index_queries, index_keys, index_weights, native, scaling, lengths, positions.
-        Without `verify` the files are checked one by one as they are loaded, not all at once here.
+        A file holds tensors named as the arguments of `from_tensors`, or as engines name them (q, k, v,
+        index_q, k_scale, seq_lens, layers.3.q); docs/dumps.md has all names and forms. It is read layer by layer
+        when it is loaded; layout and scaling say what it does not.
+        Without `verify` the files of a folder are checked one by one as they are loaded, not all at once here.
         Raises: InputError naming the file that is missing, truncated, altered or not understood.
         """
         path = path_of(path, "a capture")
         try:
             if path.is_file():
                 with _named(path):
-                    return cls.from_tensors(**arguments_of(path))
+                    dump = Dump.of(path, layout=layout, scaling=scaling)
+                    return cls(described(dump.shapes()), dump=dump)
             manifest = open_manifest(path)
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}; give a capture") from error
+        if (layout, scaling) != (None, None):
+            raise InputError(
+                f"{path} is a capture, which says its layout and scaling; leave them out"
+            )
         if verify:
             files.verify_files(path, manifest)
         return cls(manifest, folder=path, verified=verify)
@@ -60,8 +77,8 @@ class Capture:
     @full_precision()
     def from_tensors(
         cls,
-        queries: ByLayer,
-        keys: ByLayer,
+        queries: ByLayer | Mapping[str, ByLayer] | str | Path | None = None,
+        keys: ByLayer | None = None,
         values: ByLayer | None = None,
         index_queries: ByLayer | None = None,
         index_keys: ByLayer | None = None,
@@ -76,16 +93,41 @@ class Capture:
         prefill_queries: ByLayer | None = None,
         native: ByLayer | None = None,
         layer: int = 0,
+        layout: str | None = None,
+        cu_seqlens: Sequence[int] | Array | None = None,
+        cu_seqlens_q: Sequence[int] | Array | None = None,
+        scales: Mapping[str, ByLayer | float] | None = None,
+        index_cache: ByLayer | None = None,
+        block_table: Sequence[Sequence[int]] | Array | None = None,
     ) -> Capture:
         """A capture of tensors of one's own, torch or numpy; each row of the batch is a sample.
 
         Shapes: as in LayerTensors with B in place of 1; without the batch dimension all are one
-        sample; several layers as a dict by layer, a list, or one more dimension in front. lengths
-        [B], the real keys of each row, the rest is padding on the right; positions [Tq] or [B, Tq],
-        by default the queries are the last Tq real tokens. scaling: by default D ** -0.5; MLA with
-        absorbed weights (576/512) wants that of its unabsorbed heads. float64 becomes float32.
-        Raises: InputError for shapes that do not fit, and for NaN or infinity (layer and head).
+        sample; several layers as a dict by layer, a list, or one more dimension in front. layout: "bhtd", or as
+        engines hold them, "bthd", or "thd" with the sequences end to end. lengths
+        [B], the real keys of each row, the rest is padding on the right, or of each sequence in thd, for which
+        cu_seqlens [B + 1] will do, and cu_seqlens_q where queries are of other tokens; positions [Tq] or [B, Tq],
+        by default the queries are the last Tq real tokens. scaling: by default D ** -0.5; MLA's widths
+        (576/512, 192/128) say none, and are refused without. float64 becomes float32. scales, by the name of an
+        fp8, int8 or packed MXFP4 tensor, are what it is multiplied by. index_cache with block_table [B, pages] and
+        lengths: a paged cache in place of index_keys, 132 or 68 bytes a token, its queries in layout
+        "bthd" or [B, H, D] unless said otherwise. The index tensors are enough by themselves. One file, or one dict
+        by names as engines give them, stands for all arguments; docs/dumps.md.
+        Raises: InputError for shapes that do not fit, for dimensions that look like another layout's, and for
+        NaN or infinity (layer and head).
         """
+        if isinstance(queries, str | Path):
+            return cls.open(queries, layout=layout, scaling=scaling)
+        if isinstance(queries, Mapping) and all(isinstance(name, str) for name in queries):
+            own = {
+                "scaling": scaling,
+                "layout": layout,
+                "lengths": lengths,
+                "cu_seqlens": cu_seqlens,
+            }
+            named_so = cast("Mapping[str, ByLayer]", queries)
+            dumped = places(named_so, {name: x for name, x in own.items() if x is not None})
+            return cls._of(dumped.values())
         named = {
             "queries": queries,
             "keys": keys,
@@ -96,17 +138,27 @@ class Capture:
             "rope_sin": rope and rope[1],
             "index_queries": index_queries,
             "index_keys": index_keys,
+            "index_cache": index_cache,
             "index_weights": index_weights,
             "prefill_queries": prefill_queries,
             "native": native,
         }
-        layers = by_layer({name: x for name, x in named.items() if x is not None}, layer)
+        there = {name: x for name, x in named.items() if x is not None}
+        said = Said(layout, scaling, lengths, positions, cu_seqlens, cu_seqlens_q, block_table)
+        return cls._of(samples_by_layer(there, scales or {}, said, layer))
+
+    @classmethod
+    def _of(cls, samples: Iterable[Sample]) -> Capture:
         tensors = {}
-        for number, of_layer in layers.items():
-            for row in rows_of(number, of_layer, scaling, lengths, positions):
-                row.require_finite()
-                tensors[row.sample, number] = row
-        return cls(_manifest(tensors), tensors=tensors)
+        for sample in samples:
+            row = sample.tensors_of()
+            row.require_finite()
+            tensors[row.sample, row.layer] = row
+        return cls(described(tensors), tensors=tensors)
+
+    def __repr__(self) -> str:
+        source = self.folder or (self.dump and self.dump.path)
+        return f"Capture({outline(self.manifest)}{'' if source is None else f' in {source}'})"
 
     @cached_property
     def _entries(self) -> dict[tuple[int, int], dict[str, Any]]:
@@ -128,7 +180,9 @@ class Capture:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all tensors: the same in memory, on disk and on every machine."""
+        """A digest of all tensors: the same in memory, in a folder and on every machine; of a file, its bytes'."""
+        if self.dump is not None:
+            return self.dump.fingerprint
         entries = [(e["sample"], e["layer"], self._sha256(e)) for e in self.manifest["files"]]
         return files.digest_blocks([repr(sorted(entries)).encode()])
 
@@ -150,6 +204,9 @@ class Capture:
                 f"the capture has no sample {sample}, layer {layer}; "
                 f"samples: {self.samples}, layers: {self.layers}"
             )
+        if self.dump is not None:
+            with _named(self.dump.path):
+                return self.dump.load(sample, layer)
         if self.folder is None:
             assert self.tensors is not None
             return self.tensors[sample, layer]
@@ -159,7 +216,7 @@ class Capture:
         with _named(path):
             loaded = LayerTensors.from_tensors(sample, layer, files.read_tensors(path))
             loaded.require_finite()
-            _require_record(loaded, self._records[sample])
+            require_record(loaded, self._records[sample])
         return loaded
 
     def only(self, sample: int, *layers: int) -> Capture:
@@ -207,33 +264,3 @@ def _named(path: Path) -> Iterator[None]:
     except InputError as error:
         name = str(path)
         raise InputError(str(error) if name in str(error) else f"{name}: {error}") from error
-
-
-def _require_record(loaded: LayerTensors, record: Mapping[str, Any]) -> None:
-    """A manifest and its files must say the same of a sample."""
-    tokens, positions = loaded.keys.shape[2], loaded.positions.tolist()
-    if (tokens, positions) != (record["tokens"], record["positions"]):
-        raise InputError(
-            f"{tokens} keys, and queries at {quote(positions)}, where the manifest says "
-            f"{record['tokens']} and {quote(record['positions'])}; capture again with --force"
-        )
-
-
-def _manifest(tensors: Mapping[tuple[int, int], LayerTensors]) -> dict[str, Any]:
-    of_layer = {layer: x for (_, layer), x in tensors.items()}
-    of_sample = {sample: x for (sample, _), x in tensors.items()}
-    listed = [x.native.shape[-1] for x in tensors.values() if x.native is not None]
-    return {
-        **FORMAT,
-        "origin": {"source": "tensors"},
-        **({"own_k": max(listed)} if listed else {}),
-        "layers": [{"layer": n, "scaling": x.scaling} for n, x in sorted(of_layer.items())],
-        "samples": [
-            {"sample": n, "tokens": x.keys.shape[2], "positions": x.positions.tolist()}
-            for n, x in sorted(of_sample.items())
-        ],
-        "files": [
-            {"sample": sample, "layer": layer, "bytes": files.file_bytes(x.tensors())}
-            for (sample, layer), x in sorted(tensors.items())
-        ],
-    }

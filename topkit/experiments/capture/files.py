@@ -95,10 +95,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "name": path.name,
         "bytes": file_bytes(tensors),
         "sha256": digest.hexdigest(),
-        "tensors": {
-            name: f"{DTYPES[x.dtype]} {list(x.shape)}" for name, x in sorted(tensors.items())
-        },
+        "tensors": in_words(tensors),
     }
+
+
+def in_words(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The dtype and shape of each, as a manifest says them."""
+    return {name: f"{DTYPES[x.dtype]} {list(x.shape)}" for name, x in sorted(tensors.items())}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,36 +1,116 @@
-"""A plain safetensors file as a capture: tensors under the names that a call would give them."""
+"""Files of tensors by name, mapped into memory: safetensors, npz, and what torch.save wrote."""
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
 
 from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.capture.files import read_tensors
-from topkit.experiments.capture.tensors import OF_MODELS, SHAPES
+
+TORCH = (".pt", ".pth", ".bin")
+# A local header of a zip file: the lengths of the member's name and of its extra field stand at its end.
+_HEADER = 30
 
 
-def arguments_of(path: Path) -> dict[str, Any]:
-    """The arguments of `Capture.from_tensors` that a file holds, named as they are.
+def read_file(path: Path) -> dict[str, Any]:
+    """The tensors and numbers of a file, by their names; what is not touched is not read.
 
-    Raises: InputError for a file that cannot be read, and names that are none of theirs.
+    Raises: InputError for a file that cannot be read, or holds something else.
     """
-    tensors = read_tensors(path)
-    allowed = {*SHAPES, "lengths"} - OF_MODELS
-    if {"queries", "keys"} - set(tensors) or set(tensors) - allowed:
+    if path.suffix == ".npz":
+        return _read("npz", path, lambda: dict(_of_zip(path)))
+    if path.suffix in TORCH:
+        return _read("a file of torch.save (weights_only)", path, lambda: _of_torch(path))
+    if path.suffix == ".npy":
+        raise InputError(f"{path} is one array without a name; give an .npz, as np.savez(q=q, k=k)")
+    return dict(read_tensors(path))
+
+
+def _read(kind: str, path: Path, read: Any) -> dict[str, Any]:
+    try:
+        return read()
+    except InputError:
+        raise
+    # The libraries' own errors for files that are cut off, or are something else.
+    except Exception as error:
+        why = " ".join(str(error).split())[:160]
         raise InputError(
-            f"it must hold `queries` and `keys`, and beside them only {', '.join(sorted(allowed))}; "
-            f"it holds {quote(sorted(tensors))}"
+            f"cannot read {path} as {kind}: {type(error).__name__}: {why}; write it again, by names to tensors"
+        ) from error
+
+
+def _of_zip(path: Path) -> Iterator[tuple[str, Tensor]]:
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as raw:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if member.compress_type == zipfile.ZIP_STORED:
+                array = _mapped(path, raw, member)
+            else:
+                with archive.open(member) as file:
+                    array = npy.read_array(file, allow_pickle=False)
+            yield name, _tensor(name, array)
+
+
+def _mapped(path: Path, raw: Any, member: zipfile.ZipInfo) -> np.ndarray:
+    """A member that is not compressed, where it lies in the file."""
+    raw.seek(member.header_offset)
+    header = raw.read(_HEADER)
+    skipped = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    begin = member.header_offset + _HEADER + skipped
+    raw.seek(begin)
+    version = npy.read_magic(raw)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, kind = read(raw)
+    if kind.hasobject:
+        raise ValueError("it holds Python objects")
+    at = raw.tell()
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    if at + size > begin + member.file_size or begin + member.file_size > path.stat().st_size:
+        raise ValueError(f"{member.filename} is cut off")
+    if size == 0:
+        return np.empty(shape, kind)
+    order = "F" if fortran else "C"
+    return np.memmap(path, kind, "c", at, shape, order)
+
+
+def _tensor(name: str, array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "fiu":
+        raise InputError(
+            f"{name} is {array.dtype}; numpy holds float16, float32, float64 and integers: write bfloat16 and "
+            "fp8 by torch.save or safetensors"
         )
-    rope = (tensors.pop("rope_cos", None), tensors.pop("rope_sin", None))
-    if (rope[0] is None) != (rope[1] is None):
-        raise InputError("rope_cos and rope_sin come together; it holds one of them")
-    scaling = tensors.pop("scaling", None)
-    if scaling is not None and scaling.numel() != 1:
-        raise InputError(f"scaling must be one number; got {list(scaling.shape)}")
-    return {
-        **tensors,
-        "rope": None if rope[0] is None else rope,
-        "scaling": None if scaling is None else float(scaling),
-    }
+    native = array.dtype.newbyteorder("=")
+    if native == np.uint16 or native == np.uint32 or native == np.uint64:
+        native = np.dtype(np.int64)
+    return torch.from_numpy(array if array.dtype == native else array.astype(native))
+
+
+def _of_torch(path: Path) -> dict[str, Any]:
+    mapped = zipfile.is_zipfile(path)
+    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
+    if not isinstance(loaded, Mapping):
+        raise InputError(
+            f"{path} holds {quote(type(loaded).__name__)}; give names to tensors, as torch.save({{'q': q, 'k': k}})"
+        )
+    return dict(_flat("", loaded))
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What nested mappings and lists hold, by names joined with dots; layers may be keys or places."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _flat(f"{prefix}.{name}" if prefix else str(name), part)
+    elif isinstance(value, (list, tuple)) and any(isinstance(x, (Mapping, Tensor)) for x in value):
+        for number, part in enumerate(value):
+            yield from _flat(f"{prefix}.{number}", part)
+    elif value is not None:
+        yield prefix, value

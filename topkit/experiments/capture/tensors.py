@@ -40,6 +40,9 @@ SHAPES = {
 }
 # What only a model tells, and no call of attention takes.
 OF_MODELS = frozenset({"sinks", "softcap"})
+# What attention is computed from; and a learned indexer's scores, which are enough by themselves.
+OF_ATTENTION = frozenset({"queries", "keys", "scaling"})
+OF_INDEX = frozenset({"index_queries", "index_keys", "index_weights"})
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _DTYPES = {
     "positions": ((torch.int64,), "int64"),
@@ -60,6 +63,8 @@ class LayerTensors:
     prefill_queries [1, Hq, Tp, D] of the last Tp tokens before the first position; native [1, Tq, K] the
     slots that the model's own indexer let each query attend to, best first, then -1;
     sinks [Hq], the logit of no key that each query head has, and softcap, where the model's softmax has them.
+    index_only: there is nothing but a learned indexer; its keys stand as keys, its first head as queries, at a
+    scaling of 1, so that shapes and slots are there for those who ask.
     Raises: InputError when shapes do not fit each other.
     """
 
@@ -80,6 +85,7 @@ class LayerTensors:
     native: Tensor | None = None
     sinks: Tensor | None = None
     softcap: float | None = None
+    index_only: bool = False
 
     def __post_init__(self) -> None:
         tensors = self.tensors()
@@ -118,10 +124,11 @@ class LayerTensors:
     def tensors(self) -> dict[str, Tensor]:
         """All of it by the names used in files."""
         cos, sin = self.rope or (None, None)
-        named = {name: getattr(self, name, None) for name in SHAPES}
+        stand_in = OF_ATTENTION if self.index_only else frozenset()
+        named = {name: getattr(self, name, None) for name in SHAPES if name not in stand_in}
         named |= {"rope_cos": cos, "rope_sin": sin}
         for name in ("scaling", "softcap"):
-            number = getattr(self, name)
+            number = None if name in stand_in else getattr(self, name)
             named[name] = None if number is None else torch.tensor(number, dtype=torch.float64)
         return {name: x for name, x in named.items() if x is not None}
 
@@ -163,6 +170,9 @@ class LayerTensors:
                     f"{name} must be one number; got {x.dtype} of shape {list(x.shape)}"
                 )
         fields: dict[str, Any] = {"values": None, **tensors}
+        if not OF_ATTENTION & set(tensors):
+            first, keys = tensors["index_queries"][:, :1], tensors["index_keys"]
+            fields |= {"queries": first, "keys": keys, "scaling": 1.0, "index_only": True}
         rope = (fields.pop("rope_cos", None), fields.pop("rope_sin", None))
         fields |= {name: float(x) for name, x in numbers.items()}
         return cls(sample, layer, **fields, rope=None if rope[0] is None else rope)
@@ -171,9 +181,18 @@ class LayerTensors:
         """Raises: InputError naming sample, layer and head of the first NaN or infinity."""
         require_finite(self._where, self.tensors())
 
+    def require_attention(self, what: str) -> None:
+        """Raises: InputError where there is nothing but a learned indexer, for `what` reads attention's tensors."""
+        if self.index_only:
+            raise InputError(
+                f"{what} reads the queries and keys of attention, and the capture holds a learned indexer's "
+                "tensors alone; give queries and keys too"
+            )
+
 
 def _check_names(names: set[str]) -> None:
-    lacking = {"queries", "keys", "positions", "scaling"} - names
+    needed = OF_ATTENTION if OF_ATTENTION & names else OF_INDEX
+    lacking = {*needed, "positions"} - names
     unknown = names - set(SHAPES)
     if lacking or unknown:
         fault = f"lacks {', '.join(sorted(lacking))}" if lacking else f"holds {quote(min(unknown))}"

@@ -46,12 +46,16 @@ def measure(
     runner: str | Runner | None = None,
     shard: str | Shard | None = None,
     budget: ByteBudgets = None,
+    layout: str | None = None,
+    scaling: float | None = None,
 ) -> Plan[Measured]:
     """Judge indexers on captured tensors against exact Top-k, in every layer, head and position.
 
     Each is built on the prefix and appended to as decoding would. k in tokens, or per cent of the
     sample's length. `reference` names another indexer: rows whose recall is the overlap with its
-    picks are added. `reduce` keeps one row a head in place of one a head and position. With `out`,
+    picks are added, and lead the summary. capture: a Capture, its folder, or a file of tensors (.safetensors, .npz,
+    .pt) in `layout` bhtd, bthd or thd, with `scaling`; of a learned indexer's tensors alone, indexers are judged
+    against the Top-k of its float32 scores. `reduce` keeps one row a head in place of one a head and position. With `out`,
     a Parquet part a sample and layer stands under out/fidelity, and a rerun computes what is missing.
     runner: serial, pool or ray, with jobs= at one time; shard: "0/4" is the first of four shares, which may
     write to `out` at the same time. budget: "bytes=0.06", of the keys' bytes, or "bytes=64", a token and
@@ -59,7 +63,7 @@ def measure(
     Returns: the rows, as Measured; of a shard, its own.
     Raises: InputError for bad input, for NaN (layer and head named), for a folder of another run.
     """
-    capture = capture if isinstance(capture, Capture) else Capture.open(capture)
+    capture = opened(capture, layout, scaling)
     cells = parse_cells(indexers, k, dense=False)
     setting = _setting(out, reference, reduce, seed, device)
     workers = crew(runner, jobs, setting.device)
@@ -82,6 +86,17 @@ def measure(
             raise InputError(reason)
     request = Request(capture, tuple(cells), tuple(chosen), setting, force, parse_shard(shard))
     return plan_of(request, workers, equal.notes)
+
+
+def opened(
+    capture: Capture | str | Path, layout: str | None = None, scaling: float | None = None
+) -> Capture:
+    """The capture that is meant. Raises: InputError as `Capture.open`, and where a Capture is told its layout."""
+    if not isinstance(capture, Capture):
+        return Capture.open(capture, layout=layout, scaling=scaling)
+    if (layout, scaling) != (None, None):
+        raise InputError("layout and scaling are of files; give them to Capture.from_tensors")
+    return capture
 
 
 def _require_model(recipes: Iterable[Indexer], capture: Capture) -> None:

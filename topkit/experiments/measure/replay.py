@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from topkit.errors import InputError
 from topkit.experiments.capture.tensors import LayerTensors
 from topkit.experiments.decode.driver import Driver, Memo, QuerySlots, piece, tokens
+from topkit.experiments.measure.index_exact import IndexExact, require_index
 from topkit.experiments.runs.cells import alone
 from topkit.experiments.runs.judged import Exact
 from topkit.indexers.base import Cache, Indexer, Rest, Selection
@@ -41,6 +42,10 @@ class Replay:
         self.seed, self.load = seed, load
         self.stop = t.positions[None] + 1
         self.memo: Memo = {}
+        self.exact: Exact | IndexExact
+        if t.index_only:
+            self.exact = IndexExact(t, k, self.stop)
+            return
         length, scores = t.keys.shape[2], None
         if piece(t.queries, length) >= t.queries.shape[2]:
             scores = score(t.queries, t.keys)
@@ -217,6 +222,8 @@ def require_inputs(recipe: Indexer, tensors: LayerTensors) -> None:
     """
     names = (*_TOKENS, "index_queries", "index_weights", "prefill_queries", "native")
     have = {name for name in names if getattr(tensors, name) is not None}
+    if tensors.index_only:
+        require_index(recipe)
     lacking = sorted(recipe.needs - have - {"cache", "upstream", "sample"})
     if "native" in lacking:
         raise InputError(

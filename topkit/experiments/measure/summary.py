@@ -17,6 +17,7 @@ from topkit.grammar import nearest
 WHOLE = "k covers the whole context"
 # Of a list that several heads share, judged once.
 UNITS = ("recall", "mass")
+EXACT = "the exact Top-k"
 
 
 def summarise(table: pa.Table, metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -25,6 +26,8 @@ def summarise(table: pa.Table, metrics: Sequence[str] = ()) -> list[dict[str, An
     `metrics` names columns whose means are added. `note` says where rows are trivial (k >= visible): they
     are left out, unless all are. `unit` says what shares a list, head, group or layer, and unit_recall and
     unit_mass are those of its lists, each judged once.
+    Where the rows name another reference, recall, its interval, percentile and worst row are against that list;
+    `against` says whose it is, and exact_recall what the mean is against the exact Top-k.
     The interval of the mean recall is Student's over samples; one sample gives none.
     """
     numbers = [f.name for f in table.schema if not pa.types.is_string(f.type)]
@@ -39,8 +42,22 @@ def summarise(table: pa.Table, metrics: Sequence[str] = ()) -> list[dict[str, An
         own = table.filter(its & (pc.field("reference") == pc.field("level")))
         rows, note = _counted(own.filter(pc.field("level") == "head"))
         means = {name: _mean(rows, name) for name in metrics}
-        summary.append({**cell, **_row(rows), **means, **_units(own), "note": note})
+        named = table.filter(its & (pc.field("reference") != pc.field("level")))
+        row = {**cell, **_row(rows), **headline(_row(rows), named)}
+        summary.append({**row, **means, **_units(own), "note": note})
     return sorted(summary, key=lambda row: (row["indexer"], row["k"], row["budget"]))
+
+
+def headline(exact: dict[str, Any], named: pa.Table) -> dict[str, Any]:
+    """What the recall of a row of the summary is against: another's list where rows name one, or the exact Top-k."""
+    if not named.num_rows:
+        return {"against": EXACT, "exact_recall": exact["recall"]}
+    rows, _ = _counted(named)
+    return {
+        **recalls(rows),
+        "against": rows["reference"][0].as_py(),
+        "exact_recall": exact["recall"],
+    }
 
 
 def _counted(rows: pa.Table) -> tuple[pa.Table, str]:
@@ -61,7 +78,8 @@ def _units(rows: pa.Table) -> dict[str, Any]:
     return {"unit": level, **{f"unit_{name}": _mean(counted, name) for name in UNITS}}
 
 
-def _row(rows: pa.Table) -> dict[str, Any]:
+def recalls(rows: pa.Table) -> dict[str, Any]:
+    """The mean recall of rows, its interval over samples, 1st percentile and worst row."""
     recall = _array(rows, "recall")
     low, high = interval(recall, _array(rows, "sample"))
     # A reduced row is a mean; the worst of its positions stands beside it.
@@ -69,14 +87,20 @@ def _row(rows: pa.Table) -> dict[str, Any]:
     worst = rows.slice(int(np.nanargmin(_array(rows, lowest))), 1).to_pylist()[0]
     places = ("sample", "layer", "head", "position")
     return {
-        "k": max(rows["k"].to_pylist()),
-        "rows": rows.num_rows,
         "recall": float(np.nanmean(recall)),
         "low": low,
         "high": high,
         "recall_p1": float(np.nanpercentile(_array(rows, lowest), 1)),
         "worst": worst[lowest],
         "worst_row": {name: worst[name] for name in places if name in worst},
+    }
+
+
+def _row(rows: pa.Table) -> dict[str, Any]:
+    return {
+        "k": max(rows["k"].to_pylist()),
+        "rows": rows.num_rows,
+        **recalls(rows),
         "own_recall": _mean(rows, "own_recall"),
         "kept": _mean(rows, "kept"),
         "mass": _mean(rows, "mass"),

@@ -107,6 +107,7 @@ def survey(
 
 def traits(tensors: LayerTensors, sink: int) -> list[Row]:
     """The traits of one layer over one sample, a row a group of heads that share keys."""
+    tensors.require_attention("a survey")
     keys, heads = tensors.keys[0].float(), tensors.queries.shape[1]
     shared = heads // len(keys)
     return [

@@ -1,0 +1,5 @@
+"""Traces of engines and benchmarks as dumps: each sequence a sample. Imports what reads plain files."""
+
+from topkit.experiments.capture.traces.workloads import blobs, workloads
+
+__all__ = ["blobs", "workloads"]
