@@ -37,10 +37,10 @@ def shares(draw: str, n: int, times: float, studies: int = 200) -> dict[str, flo
 
 
 @pytest.mark.parametrize("draw", DRAWS)
-@pytest.mark.parametrize("n", [1, 3, 8, 32])
-def test_alike_is_unsafe_in_five_per_cent_at_most(draw: str, n: int) -> None:
-    """Of comparisons whose losses are no more than the margins, these being the worst of them."""
-    assert shares(draw, n, 1.0)["unsafe"] <= 0.05
+@pytest.mark.parametrize(("n", "times"), [(1, 0.25), (2, 1), (3, 1), (8, 1), (32, 1)])
+def test_alike_is_unsafe_in_five_per_cent_at_most(draw: str, n: int, times: float) -> None:
+    """At losses that are the margins, which is the worst that is alike; of one sequence, a quarter of them."""
+    assert shares(draw, n, times)["unsafe"] <= 0.05
 
 
 @pytest.mark.parametrize("draw", ["even", "exponential"])
@@ -49,7 +49,7 @@ def test_a_loss_at_a_margin_is_safe_in_five_per_cent_at_most(draw: str, n: int) 
     assert shares(draw, n, 1.0)["safe"] <= 0.05
 
 
-@pytest.mark.parametrize(("n", "times"), [(2, 10), (3, 5), (4, 4), (8, 2.2)])
+@pytest.mark.parametrize(("n", "times"), [(1, 14), (2, 7), (3, 4.5), (4, 4), (8, 2.2)])
 def test_what_loses_some_margins_is_unsafe(n: int, times: float) -> None:
     assert shares("even", n, times)["unsafe"] >= 0.95
 
@@ -66,12 +66,12 @@ def test_few_sequences_are_never_safe(losses: list[float]) -> None:
     assert said.word != "safe"
 
 
-def test_one_sequence_is_unsafe_by_forty_margins_and_else_undecided() -> None:
+def test_one_sequence_is_unsafe_by_ten_margins_and_else_undecided() -> None:
     def word(recall: float) -> str:
         lost = {"recall": recall, "mass": 0.0}
         return verdict({n: Loss(Mean.of(np.array([x])), MARGINS[n]) for n, x in lost.items()}).word
 
-    assert [word(x) for x in (0.0, 0.3999, 0.4001, 1.0)] == [
+    assert [word(x) for x in (0.0, 0.0999, 0.1001, 1.0)] == [
         "undecided",
         "undecided",
         "unsafe",

@@ -10,10 +10,11 @@ import torch
 
 from topkit.documents import quote
 from topkit.errors import InputError
-from topkit.experiments.capture.capture import Capture
+from topkit.experiments.capture.capture import Capture, LayerTensors
 from topkit.experiments.compare.comparison import Comparison
 from topkit.experiments.compare.layer import Question
 from topkit.experiments.compare.margins import DEFAULT, parse_margins
+from topkit.experiments.compare.noting import has_scores
 from topkit.experiments.compare.plan import plan_of
 from topkit.experiments.measure.replay import require_inputs
 from topkit.experiments.runs.cells import require_able
@@ -59,6 +60,8 @@ def compare(
     question = Question(recipes[0], recipes[1], _one(k), seed, device, workers.threads)
     chosen = _layers(dump, layers)
     _require_alike(dump, again, chosen)
+    if "mass" in margins:
+        _require_weights(recipes[0], dump.load(dump.samples[0], chosen[0]))
     for recipe in recipes:
         for layer in chosen if "native" in recipe.needs else chosen[:1]:
             require_inputs(recipe, dump.load(dump.samples[0], layer))
@@ -98,6 +101,14 @@ def _require_alike(dump: Capture, rerun: Capture | None, layers: Sequence[int]) 
         raise InputError(
             f"the second dump must be of the same sequences and layers: {len(dump.samples)} sequences, layers "
             f"{quote(list(layers))}; got {len(rerun.samples)} sequences, layers {quote(rerun.layers)}"
+        )
+
+
+def _require_weights(baseline: Indexer, tensors: LayerTensors) -> None:
+    if getattr(tensors, "index_only", False) and not has_scores(baseline):
+        raise InputError(
+            f"{baseline} has no score of every key, and the dump no queries and keys of attention: nothing weighs "
+            "what is lost; give a margin of recall alone, recall=0.01"
         )
 
 

@@ -174,7 +174,7 @@ def comparison(
 ) -> Comparison:
     """The rows of all jobs.
 
-    Raises: InputError where k covers everything, and for a margin of mass where nothing weighs keys.
+    Raises: InputError where k covers everything.
     """
     parts = sorted(parts, key=lambda part: (part.sample, part.layer))
     digests: dict[int, tuple[str, ...]] = {}
@@ -192,11 +192,6 @@ def comparison(
     if len({part.of for part in parts}) > 1:
         raise InputError(
             "some layers have queries and keys of attention, and others an index alone; compare them apart"
-        )
-    if parts[0].of is None and "mass" in margins:
-        raise InputError(
-            f"{question.baseline} has no score of every key, and the dump no queries and keys of attention: nothing "
-            "weighs what is lost; give --margin recall=0.01 alone"
         )
     rows = {name: np.concatenate([p.columns[name] for p in parts]) for name in parts[0].columns}
     of_part = {

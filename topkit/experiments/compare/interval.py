@@ -25,6 +25,8 @@ FEWEST = 5
 # stands on them whole; it is lost at the first that loses nothing, for which the others are there.
 WHOLE = ((1.0, 1.0),)
 BETS = ((1.0, 0.75), (0.5, 0.1), (0.25, 0.1), (0.1, 0.05))
+# How many times itself the stake must become for each sequence, until this is enough by what may be wrong.
+TIMES = 10
 _HALVINGS = 60
 
 
@@ -51,19 +53,20 @@ class Mean:
         """The same of another number of sequences like these."""
         return Mean(self.losses, sequences)
 
-    def exceeds(self, limit: float, tail: float) -> bool:
-        """Whether the mean is above a limit, with a probability of `tail` that it is not.
+    def exceeds(self, limit: float, tail: float, strict: bool = False) -> bool:
+        """Whether the mean is above a limit, wrong with a probability of `tail`; of few sequences see TIMES.
 
         Whatever the losses are like: where each is expected to be at most the limit, a stake of which a share c is
-        multiplied by loss / limit at each sequence does not grow, and reaches 1 / tail times itself in a share of
-        `tail` of cases at most (Markov). Source: Waudby-Smith and Ramdas, JRSS B 86, 2024, on bets.
+        multiplied by loss / limit at each sequence does not grow on average, and reaches 1 / tail times itself in a
+        share of `tail` of cases at most (Markov). strict: of few sequences too. Source: Waudby-Smith and Ramdas, JRSS B 86, 2024, on bets.
         """
         ratios = np.array(self.losses) / limit
         times = self.sequences / len(ratios)
         bets = BETS if self.sequences >= FEWEST else WHOLE
         with np.errstate(divide="ignore"):
             grown = [times * np.log(1 - c + c * ratios).sum() + log(own) for c, own in bets]
-        return bool(np.logaddexp.reduce(grown) >= -log(tail))
+        enough = 1 / tail if strict else min(TIMES * self.sequences, 1 / tail)
+        return bool(np.logaddexp.reduce(grown) >= log(enough))
 
     def low(self, tail: float) -> float:
         """What the mean is at least, wrong with a probability of `tail`."""

@@ -42,7 +42,7 @@ class ComparePlan(Plan[Comparison]):
         sequences = len({job.inputs["sample"] for job in self.jobs})
         plural = "s" * (sequences != 1)
         return [
-            f"{sequences} sequence{plural}, {len(self.jobs)} layers of them: {self.reads / 2**20:,.1f} MiB to read, "
+            f"{sequences} sequence{plural}, {len(self.jobs)} jobs: {self.reads / 2**20:,.1f} MiB to read, "
             f"{self.rows:,} rows and more where heads have lists of their own"
         ]
 

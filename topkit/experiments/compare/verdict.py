@@ -32,7 +32,8 @@ class Loss:
 
     def unsafe(self, tail: float) -> bool:
         """Whether more is lost than the margin, beyond what the baseline loses by itself."""
-        return self.mean.exceeds(self.margin + self.itself(tail), tail)
+        strict = self.rerun is not None  # few sequences say little of what it does by itself
+        return self.mean.exceeds(self.margin + self.itself(tail), tail, strict)
 
     def safe(self, tail: float) -> bool:
         """Whether less is lost than the margin, whatever the baseline loses by itself."""
