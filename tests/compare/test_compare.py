@@ -88,17 +88,14 @@ def test_a_dump_of_one_sequence_is_never_safe() -> None:
 
 def test_copies_of_a_sequence_are_one() -> None:
     t = dump(1).load(0, 0)
-    own = dict(
-        index_queries=t.index_queries, index_keys=t.index_keys, index_weights=t.index_weights
+    assert t.index_queries is not None and t.index_keys is not None and t.index_weights is not None
+    eight = Capture.from_tensors(
+        t.queries.repeat(8, 1, 1, 1),
+        t.keys.repeat(8, 1, 1, 1),
+        index_queries=t.index_queries.repeat(8, 1, 1, 1),
+        index_keys=t.index_keys.repeat(8, 1, 1, 1),
+        index_weights=t.index_weights.repeat(8, 1, 1),
     )
-    copies = {
-        name: x.repeat(8, 1, 1, 1)[:, : x.shape[1]]
-        for name, x in own.items()
-        if x is not None and x.ndim == 4
-    }
-    assert t.index_weights is not None
-    copies["index_weights"] = t.index_weights.repeat(8, 1, 1)
-    eight = Capture.from_tensors(t.queries.repeat(8, 1, 1, 1), t.keys.repeat(8, 1, 1, 1), **copies)
     said = topkit.compare(eight, baseline=FP32, candidate=FP32, k=16)
     assert said.verdict.word == "undecided"
     assert said.summary()["sequences"] == 1 and said.summary()["copies"] == 7
@@ -113,6 +110,7 @@ def by_hand(tensors: Capture, sample: int, k: int) -> tuple[list[float], list[fl
         for dtype in ("fp32", "fp8"):
             recipe = topkit.indexer(f"lightning:weights=given,dtype={dtype}")
             assert t.index_keys is not None and t.index_queries is not None
+            assert t.index_weights is not None
             step = Step(
                 kv_heads=1,
                 reader=recipe,
@@ -219,6 +217,21 @@ def test_rows_that_k_covers_are_left_out() -> None:
 
 
 @pytest.mark.slow
+def test_more_keys_than_a_model_lists_are_refused_and_shorter_lists_told() -> None:
+    g = torch.Generator().manual_seed(1)
+    q, keys = torch.randn(5, 2, 3, 16, generator=g), torch.randn(5, 1, 50, 16, generator=g)
+    lists = torch.stack([torch.randperm(40, generator=g)[:8] for _ in range(15)]).view(5, 3, 8)
+    tensors = Capture.from_tensors(q, keys, native=lists)
+    how: dict[str, Any] = dict(baseline="exact", candidate="native")
+    summary = topkit.compare(tensors, k=8, **how).summary()
+    assert summary["keys"] == {"baseline": 8, "candidate": 8}
+    with pytest.raises(InputError, match="has lists of 8 keys; got k = 9; give k = 8"):
+        topkit.compare(tensors, k=9, **how)
+    short = dict(how, candidate="top_p(exact(), mass=0.3)")
+    keys_kept = topkit.compare(tensors, k=8, **short).summary()["keys"]
+    assert keys_kept["baseline"] == 8 and keys_kept["candidate"] < 6
+
+
 def test_another_process_counts_the_same() -> None:
     tensors = dump(3, length=80)
     how: dict[str, Any] = dict(baseline=FP32, candidate=FP8, k=8)
@@ -273,7 +286,5 @@ def test_bad_input_is_refused(changes: dict[str, Any], said: str) -> None:
 
 
 def test_a_gate_is_an_error_in_python() -> None:
-    with pytest.raises(
-        GateFailed, match="unsafe over 3 sequences: on average is lost of recall at least"
-    ):
+    with pytest.raises(GateFailed, match="unsafe over 3 sequences: mean loss of recall at least"):
         topkit.compare(dump(3), baseline=FP32, candidate="random", k=8).require()

@@ -9,6 +9,9 @@ import typer
 
 from topkit.cli.screen import show
 
+# Of recall the 1st; of what is lost, where more is worse, the 99th.
+PERCENTILE = "1st percentile (lost: 99th)"
+
 Summary = Mapping[str, Any]
 
 
@@ -23,13 +26,13 @@ def show_comparison(summary: Summary) -> None:
 def _recall(summary: Summary) -> dict[str, str]:
     recall, rerun = summary["recall"], summary["rerun"]
     ends = (recall["low"], recall["high"])
-    tail = ("1st percentile", "p1")
+    tail = (PERCENTILE, "p1")
     return _row("recall", recall, recall["mean"], ends, tail, rerun and rerun["recall"])
 
 
 def _mass(summary: Summary) -> dict[str, str]:
     mass, rerun = summary["mass"], summary["rerun"]
-    ends, tail = (mass["low"], mass["high"]), ("1st percentile", "p99")
+    ends, tail = (mass["low"], mass["high"]), (PERCENTILE, "p99")
     name = f"mass lost ({mass['of']})"
     return _row(name, mass, mass["lost"], ends, tail, rerun and rerun["mass_lost"])
 
@@ -58,6 +61,9 @@ def _row(
 def _changed(summary: Summary) -> str:
     rows, sequences, copies = (summary[name] for name in ("rows", "sequences", "copies"))
     line = f"{rows:,} rows of {sequences} sequence{'s' * (sequences != 1)}"
+    keys = summary["keys"]
+    if keys["baseline"] != keys["candidate"]:
+        line += f", of {keys['baseline']:,.1f} keys by the baseline and {keys['candidate']:,.1f} by the candidate"
     if copies:
         line += f" ({copies} more {'are copies' if copies > 1 else 'is a copy'}, counted once)"
     line += f": {summary['rows_changed']:.1%} changed"

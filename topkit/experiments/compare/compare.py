@@ -24,6 +24,7 @@ from topkit.experiments.runs.runners import crew
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget, parse_budgets
 from topkit.indexers.combinator import leaf
+from topkit.indexers.native import native
 from topkit.indexers.spec import parse
 from topkit.indexers.upstream import without_source
 
@@ -60,6 +61,8 @@ def compare(
     question = Question(recipes[0], recipes[1], _one(k), seed, device, workers.threads)
     chosen = _layers(dump, layers)
     _require_alike(dump, again, chosen)
+    for recipe in recipes:
+        _require_listed(recipe, question.budget, dump)
     if "mass" in margins:
         _require_weights(recipes[0], dump.load(dump.samples[0], chosen[0]))
     for recipe in recipes:
@@ -109,6 +112,16 @@ def _require_weights(baseline: Indexer, tensors: LayerTensors) -> None:
         raise InputError(
             f"{baseline} has no score of every key, and the dump no queries and keys of attention: nothing weighs "
             "what is lost; give a margin of recall alone, recall=0.01"
+        )
+
+
+def _require_listed(recipe: Indexer, budget: Budget, dump: Capture) -> None:
+    """Refuse more keys than a model's own indexer lists: its lists would be short, and look like a loss."""
+    longest = max(record["tokens"] for record in dump.manifest["samples"])
+    own_k = dump.manifest.get("own_k")
+    if own_k is not None and isinstance(recipe, native) and budget.at(longest) > own_k:
+        raise InputError(
+            f"{recipe} has lists of {own_k:,} keys; got k = {budget}; give k = {own_k}"
         )
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from topkit.errors import GateFailed, InputError, Undecided
+from topkit.errors import GateFailed, Undecided
 from topkit.experiments.compare.interval import ERROR, FEWEST, Mean, most_of
-from topkit.experiments.compare.layer import Columns, LayerRows, Question
+from topkit.experiments.compare.layer import Columns, Question
 from topkit.experiments.compare.sentence import sentence
 from topkit.experiments.compare.verdict import (
     UNDECIDED,
@@ -78,11 +78,12 @@ class Comparison:
             "sequences_over": self._over(len(sequences)),
             "rows": len(changed),
             "left_out": self.left_out,
+            "keys": {"baseline": _mean(rows["own_keys"]), "candidate": _mean(rows["keys"])},
             "recall": self._recall(),
             "mass": self._mass(),
-            "rows_changed": float(changed.mean()),
-            "changed_by_ties": None if tied is None else float(by_ties.mean()),
-            "ties_at_boundary": None if tied is None else float(tied.mean()),
+            "rows_changed": _mean(changed),
+            "changed_by_ties": None if tied is None else _mean(by_ties),
+            "ties_at_boundary": None if tied is None else _mean(tied),
             "rerun": self._rerun(),
             "by_layer": self._means("layer"),
             "by_sequence": self._means("sample"),
@@ -142,7 +143,7 @@ class Comparison:
         return {
             "recall": 1 - float(self._by_sequence("recall", "rerun_").mean()),
             "mass_lost": lost,
-            "rows_changed": float(self.rows["rerun_changed"].mean()),
+            "rows_changed": _mean(self.rows["rerun_changed"]),
         }
 
     def _over(self, sequences: int) -> dict[str, float]:
@@ -169,35 +170,5 @@ class Comparison:
         return {name: int(self.rows[name][row]) for name in PLACE}
 
 
-def comparison(
-    question: Question, margins: Mapping[str, float], parts: Sequence[LayerRows]
-) -> Comparison:
-    """The rows of all jobs.
-
-    Raises: InputError where k covers everything.
-    """
-    parts = sorted(parts, key=lambda part: (part.sample, part.layer))
-    digests: dict[int, tuple[str, ...]] = {}
-    for part in parts:
-        digests[part.sample] = (*digests.get(part.sample, ()), part.digest)
-    different = list(dict.fromkeys(digests.values()))
-    sequence = {sample: different.index(own) for sample, own in digests.items()}
-    left_out = sum(part.left_out for part in parts)
-    sizes = [len(part.columns["recall"]) for part in parts]
-    if not sum(sizes):
-        raise InputError(
-            f"k = {question.budget} covers all that each of {left_out:,} rows sees, or the baseline lists "
-            "nothing there: nothing is compared; give a smaller k, or longer sequences"
-        )
-    if len({part.of for part in parts}) > 1:
-        raise InputError(
-            "some layers have queries and keys of attention, and others an index alone; compare them apart"
-        )
-    rows = {name: np.concatenate([p.columns[name] for p in parts]) for name in parts[0].columns}
-    of_part = {
-        "sample": [part.sample for part in parts],
-        "layer": [part.layer for part in parts],
-        "sequence": [sequence[part.sample] for part in parts],
-    }
-    rows |= {name: np.repeat(x, sizes) for name, x in of_part.items()}
-    return Comparison(question, margins, rows, left_out, parts[0].of)
+def _mean(x: np.ndarray) -> float:
+    return float(x.mean())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,8 +41,9 @@ class Question:
 class LayerRows:
     """The rows of a layer of a sequence, those left out of which k covers all that the query sees.
 
-    columns: list, position, recall, lost (mass; absent where nothing weighs keys), changed, tied (absent where the
-    baseline has no scores); of the baseline on a second dump also rerun_recall, rerun_lost, rerun_changed.
+    columns: list, position, own_keys and keys (of the baseline's list and the candidate's), recall, lost (mass; absent
+    where nothing weighs keys), changed, tied (absent where the baseline has no scores); of the baseline on a second
+    dump also rerun_recall, rerun_lost, rerun_changed.
     digest: of the tensors, the same for sequences that are copies. of: whose weights `lost` is of.
     """
 
@@ -75,14 +75,16 @@ def compare_layer(
     own, judged = _judged(replay, question, k, others)
     heads = max(x.recall.shape[1] for x in judged.compared)
     names = ("", "rerun_")[: len(others)]
-    weigh, of = _weights(replay, judged, own, k)
-    columns: dict[str, Tensor] = {} if judged.tied is None else {"tied": judged.tied}
+    masses, of = _masses(replay, judged, [own, *others], k, heads)
+    first = judged.compared[0]
+    columns: dict[str, Tensor] = {"own_keys": first.own_keys, "keys": first.keys}
+    columns |= {} if judged.tied is None else {"tied": judged.tied}
     for number, (name, one) in enumerate(zip(names, judged.compared, strict=True)):
         columns |= {f"{name}recall": one.recall, f"{name}changed": one.changed}
-        if weigh is not None:
-            columns[f"{name}lost"] = weigh(others[number], number, heads)
+        if masses is not None:
+            columns[f"{name}lost"] = masses[0] - masses[number + 1]
     visible = (t.positions + 1)[None, None].expand(1, heads, -1)
-    kept = (visible > k) & spread(judged.compared[0].recall, heads).isfinite()
+    kept = (visible > k) & spread(first.recall, heads).isfinite().to(visible.device)
     columns |= {"position": t.positions[None, None], "list": torch.arange(heads)[None, :, None]}
     return LayerRows(
         sample,
@@ -131,27 +133,19 @@ def _judged(
     return own, _Lists(note.compared, note.tied, note.mass, note.masses)
 
 
-Weigh = Callable[[Selection, int, int], Tensor]
+def _masses(
+    replay: Replay, judged: _Lists, selections: list[Selection], k: int, heads: int
+) -> tuple[list[Tensor] | None, str | None]:
+    """The mass of lists [1, heads, Tq], the baseline's own first; and whose weights these are.
 
-
-def _weights(
-    replay: Replay, judged: _Lists, own: Selection, k: int
-) -> tuple[Weigh | None, str | None]:
-    """What weighs lists: the baseline's mass minus that of another's lists [1, heads, Tq]; and whose weights.
-
-    Attention's own, where its queries and keys are there; else the softmax of the baseline's scores.
+    Attention's, where its queries and keys are there; else the softmax of the baseline's scores.
     """
     if not getattr(replay.tensors, "index_only", False):
-
-        def mass(selection: Selection, heads: int) -> Tensor:
-            by_head = replay.exact.heads(selection, k).columns["mass"]
-            return torch.unflatten(by_head, 1, (heads, -1)).mean(2)
-
-        return lambda other, _, heads: mass(own, heads) - mass(other, heads), "attention"
+        by_head = [replay.exact.heads(selection, k).columns["mass"] for selection in selections]
+        return [torch.unflatten(mass, 1, (heads, -1)).mean(2) for mass in by_head], "attention"
     if judged.mass is None:
         return None, None
-    of_own = judged.mass
-    return lambda _, n, heads: spread(of_own, heads) - spread(judged.masses[n], heads), "index"
+    return [spread(mass, heads) for mass in (judged.mass, *judged.masses)], "index"
 
 
 def _digest(dump: Capture, sample: int, layer: int) -> str:

@@ -51,13 +51,15 @@ class Scores(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """Of each list: recall of the baseline's, and whether it is another set [1, H, n]; H the finer of the two.
+    """Of each list [1, H, n]: recall of the baseline's, whether it is another set, the keys of both; H the finer.
 
     recall is NaN where the baseline lists nothing.
     """
 
     recall: Tensor
     changed: Tensor
+    own_keys: Tensor
+    keys: Tensor
 
 
 def compared(own: Tensor, other: Tensor, scores: Scores | None) -> Compared:
@@ -74,7 +76,8 @@ def compared(own: Tensor, other: Tensor, scores: Scores | None) -> Compared:
         as_good = scores.at(other) >= spread(scores.last, heads)[..., None]
         hits = (shared | as_good & (other >= 0)).sum(-1).minimum(size)
     recall = (hits / size).masked_fill(size == 0, torch.nan)
-    return Compared(recall, (same < size) | ((other >= 0).sum(-1) != size))
+    keys = (other >= 0).sum(-1)
+    return Compared(recall, (same < size) | (keys != size), size, keys)
 
 
 def spread(x: Tensor, heads: int) -> Tensor:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from topkit.experiments.capture.capture import Capture
-from topkit.experiments.compare.comparison import Comparison, comparison
+from topkit.experiments.compare.comparison import Comparison
+from topkit.experiments.compare.gathered import gathered
 from topkit.experiments.compare.layer import LayerRows, Question, compare_layer
 from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.plan import PROCESS, Plan
@@ -51,7 +52,7 @@ class ComparePlan(Plan[Comparison]):
         yield self.jobs
 
     def result(self, results: Sequence[LayerRows]) -> Comparison:
-        return comparison(self.question, self.margins, results)
+        return gathered(self.question, self.margins, results)
 
 
 def plan_of(
@@ -63,27 +64,16 @@ def plan_of(
     crew: Crew,
 ) -> ComparePlan:
     """A plan of all sequences of a dump."""
-    jobs = list[Job]()
-    for sample in dump.samples:
-        for layer in layers:
-            above = (upstream_layers(r, layer) for r in (question.baseline, question.candidate))
-            read = dict.fromkeys([layer, *(one for some in above for one in some)])
-            parts = [None if one is None else one.only(sample, *read) for one in (dump, rerun)]
-            place = {"sample": sample, "layer": layer}
-            jobs.append(Job(place, (question, *parts, sample, layer)))
-    sizes = [
-        {(f["sample"], f["layer"]): f["bytes"] for f in one.manifest["files"]}
-        for one in (dump, rerun)
-        if one is not None
-    ]
     places = [(sample, layer) for sample in dump.samples for layer in layers]
-    largest = max(sum(size[place] for size in sizes) for place in places)
+    of_files = [_bytes(one) for one in (dump, rerun) if one is not None]
+    sizes = [sum(by_place[place] for by_place in of_files) for place in places]
+    largest = max(sizes)
     positions = {s["sample"]: len(s["positions"]) for s in dump.manifest["samples"]}
     rows = sum(positions[sample] for sample, _ in places)
     memory = crew.workers * (PROCESS + 3 * largest // 2 + min(MEMORY, 2 * largest))
     line = dump.manifest.get("outline")
     return ComparePlan(
-        jobs=tuple(jobs),
+        jobs=tuple(_job(question, dump, rerun, *place) for place in places),
         done=0,
         rows=rows,
         bytes=0,
@@ -93,5 +83,18 @@ def plan_of(
         notes=() if line is None else (line,),
         question=question,
         margins=margins,
-        reads=sum(size[place] for size in sizes for place in places),
+        reads=sum(sizes),
     )
+
+
+def _job(question: Question, dump: Capture, rerun: Capture | None, sample: int, layer: int) -> Job:
+    above = (upstream_layers(r, layer) for r in (question.baseline, question.candidate))
+    read = dict.fromkeys([layer, *(one for some in above for one in some)])
+    # Parts of the dumps alone: jobs are sent to other processes.
+    parts = [None if one is None else one.only(sample, *read) for one in (dump, rerun)]
+    return Job({"sample": sample, "layer": layer}, (question, *parts, sample, layer))
+
+
+def _bytes(dump: Capture) -> dict[tuple[int, int], int]:
+    """The bytes of each sample and layer."""
+    return {(file["sample"], file["layer"]): file["bytes"] for file in dump.manifest["files"]}

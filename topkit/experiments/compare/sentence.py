@@ -12,27 +12,30 @@ from topkit.experiments.compare.verdict import SAFE, UNSAFE, Loss, Verdict, tail
 def sentence(verdict: Verdict, losses: Mapping[str, Loss]) -> str:
     """The word, the numbers that decide it, and where none do how many sequences would."""
     count, tail = _count(losses), tail_of(losses)
+    shown = losses
+    if verdict.word == UNSAFE:
+        shown = {name: loss for name, loss in losses.items() if loss.unsafe(tail)}
+    lost = ", ".join(f"of {n} {_lost(verdict.word, x, tail)}" for n, x in shown.items())
+    end = ""
     if verdict.word == SAFE:
-        most = [f"{n} at most {x.mean.high(tail):.2g} of {x.margin:g}" for n, x in losses.items()]
         over = max(sum(x > loss.margin for x in loss.mean.losses) for loss in losses.values())
-        rare = f"at most {most_of(over, count):.0%} of sequences lose more"
-        said = f"on average is lost of {', of '.join(most)}; {rare}"
-    elif verdict.word == UNSAFE:
-        least = [_least(n, loss, tail) for n, loss in losses.items() if loss.unsafe(tail)]
-        said = f"on average is lost of {', of '.join(least)}"
-    else:
-        lost = [f"{x.mean.value:.2g} of {n}, margin {x.margin:g}" for n, x in losses.items()]
-        said = f"lost are {', '.join(lost)}; {_enough(verdict, losses)}"
-    return f"{verdict.word} over {count} sequence{'s' * (count != 1)}: {said}"
+        end = f"; at most {most_of(over, count):.0%} of sequences lose more than a margin"
+    elif verdict.word != UNSAFE:
+        end = f"; {_enough(verdict, losses)}"
+    return f"{verdict.word} over {count} sequence{'s' * (count != 1)}: mean loss {lost}{end}"
 
 
 def _count(losses: Mapping[str, Loss]) -> int:
     return next(iter(losses.values())).mean.sequences
 
 
-def _least(name: str, loss: Loss, tail: float) -> str:
+def _lost(word: str, loss: Loss, tail: float) -> str:
+    if word == SAFE:
+        return f"at most {loss.mean.high(tail):.2g} (margin {loss.margin:g})"
     own = "" if loss.rerun is None else f" beyond the baseline's own {loss.itself(tail):.2g}"
-    return f"{name} at least {loss.mean.low(tail):.2g}, margin {loss.margin:g}{own}"
+    if word == UNSAFE:
+        return f"at least {loss.mean.low(tail):.2g} (margin {loss.margin:g}{own})"
+    return f"{loss.mean.value:.2g} (margin {loss.margin:g})"
 
 
 def _enough(verdict: Verdict, losses: Mapping[str, Loss]) -> str:
