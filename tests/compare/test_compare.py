@@ -79,6 +79,58 @@ def test_a_recipe_is_safe_beside_itself_also_where_it_changes_from_run_to_run(se
     said.require()
 
 
+@dataclass(frozen=True)
+class another_run(lightning):
+    """fp32 keys of an engine that does not repeat itself: noise of a run's own, in as many sequences as it likes."""
+
+    weights: str = "given"
+    run: int = 0
+    noise: float = 0.05
+
+    def encode(self, keys: Tensor, step: Step) -> Codes:
+        vectors = super().encode(keys, step)["vectors"]
+        own = int(vectors.double().abs().sum() * 1e3) % 2**31  # of the sequence
+        g = torch.Generator().manual_seed(own + 7919 * self.run)
+        return {"vectors": vectors + self.noise * torch.randn(vectors.shape, generator=g)}
+
+
+def test_runs_alike_are_unsafe_in_five_per_cent_at_most() -> None:
+    """Two runs of one engine, whose lists differ by about the margin: 40 dumps of 1 to 6 sequences."""
+    words, losts = list[str](), list[float]()
+    for seed in range(40):
+        tensors = dump(1 + seed % 6, length=60, seed=100 * seed)
+        runs = (another_run(run=1), another_run(run=2))
+        how: dict[str, Any] = dict(baseline=runs[0], candidate=runs[1], k=12)
+        said = topkit.compare(tensors, margin="recall=0.03,mass=0.006", **how)
+        words.append(said.verdict.word)
+        losts.append(1 - said.summary()["recall"]["mean"])
+    assert 0.02 < np.mean(losts) < 0.04  # they do differ
+    assert words.count("unsafe") <= 2
+
+
+def test_what_the_baseline_changes_by_itself_is_no_fault_of_the_candidate() -> None:
+    """The engine's rerun differs as the candidate does, by more than the margin; a rerun shows it."""
+    alone = beside = 0
+    for seed in range(8):
+        tensors = dump(6, length=60, seed=100 * seed)
+        t = [tensors.load(n, 0) for n in range(6)]
+        keys = [
+            another_run(run=3).encode(x.keys, Step(inputs={"index_keys": x.index_keys})) for x in t
+        ]
+        rerun = Capture.from_tensors(
+            torch.cat([x.queries for x in t]),
+            torch.cat([x.keys for x in t]),
+            index_queries=torch.cat([x.index_queries for x in t if x.index_queries is not None]),
+            index_keys=torch.cat([x["vectors"] for x in keys]),
+            index_weights=torch.cat([x.index_weights for x in t if x.index_weights is not None]),
+        )
+        how: dict[str, Any] = dict(baseline=FP32, candidate=another_run(run=4), k=12)
+        how["margin"] = "recall=0.002"
+        alone += topkit.compare(tensors, **how).verdict.word == "unsafe"
+        beside += topkit.compare(tensors, rerun, **how).verdict.word == "unsafe"
+    assert alone == 8 and beside == 0
+
+
 def test_a_dump_of_one_sequence_is_never_safe() -> None:
     said = topkit.compare(dump(1), baseline=FP32, candidate=FP32, k=16)
     assert said.verdict.word == "undecided" and said.verdict.sequences == 5
@@ -288,3 +340,13 @@ def test_bad_input_is_refused(changes: dict[str, Any], said: str) -> None:
 def test_a_gate_is_an_error_in_python() -> None:
     with pytest.raises(GateFailed, match="unsafe over 3 sequences: mean loss of recall at least"):
         topkit.compare(dump(3), baseline=FP32, candidate="random", k=8).require()
+
+
+def test_the_page_names_what_the_summary_has() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
+    summary = topkit.compare(
+        dump(2), dump(2, noise=0.02), baseline=FP32, candidate=FP8, k=16
+    ).summary()
+    inner = [name for part in ("recall", "mass", "rerun") for name in summary[part]]
+    for name in [*summary, *inner]:
+        assert f"`{name}`" in page or name in ("baseline", "candidate", "k", "error"), name
