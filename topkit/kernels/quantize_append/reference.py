@@ -19,7 +19,7 @@ def quantize_append(
     dtype: str,
     hadamard: bool,
     pow2: bool,
-    amax: float,
+    amax: float = 0.0,
 ) -> None:
     """As topkit.kernels.quantize_append.quantize_append, by the definitions of the codes."""
     for part in blocks(keys.shape[2], keys[:, :, :1].numel(), keys.device):

@@ -33,7 +33,7 @@ def quantize_append(
     dtype: str,
     hadamard: bool,
     pow2: bool,
-    amax: float,
+    amax: float = 0.0,
 ) -> None:
     """As the reference's, of checked arguments."""
     rows, groups, new, dim = keys.shape
