@@ -73,6 +73,9 @@ def _changed(summary: Summary) -> str:
         line += "; the baseline has no scores, so that ties are not known"
     if summary["rerun"]:
         line += f"; the baseline's rerun changed {summary['rerun']['rows_changed']:.1%}"
+    if len(summary["by_layer"]) > 1:
+        worst = min(summary["by_layer"], key=lambda layer: layer["recall"])
+        line += f"; the worst layer is {worst['layer']}, of recall {worst['recall']:.4f}"
     if summary["left_out"]:
         line += f"; {summary['left_out']:,} rows left out: k covers all that they see"
     return line
