@@ -12,6 +12,9 @@ from topkit.cli.screen import show
 # Of recall the 1st; of what is lost, where more is worse, the 99th.
 PERCENTILE = "1st percentile (lost: 99th)"
 
+# A list that holds no more of the mass than chance and this part of the rest says little of weights.
+FLAT = 0.05
+
 Summary = Mapping[str, Any]
 
 
@@ -76,6 +79,16 @@ def _changed(summary: Summary) -> str:
     if len(summary["by_layer"]) > 1:
         worst = min(summary["by_layer"], key=lambda layer: layer["recall"])
         line += f"; the worst layer is {worst['layer']}, of recall {worst['recall']:.4f}"
+    mass = summary["mass"]
+    if (
+        mass
+        and mass["of"] == "index"
+        and mass["baseline"] - mass["chance"] < FLAT * (1 - mass["chance"])
+    ):
+        line += (
+            f"; the softmax of the scores is nearly flat, {mass['baseline']:.3f} on the baseline's lists: lightning puts "
+            "the factor (heads x width) ** -0.5 itself, and index weights that have it too make mass mean little"
+        )
     if summary["left_out"]:
         line += f"; {summary['left_out']:,} rows left out: k covers all that they see"
     return line

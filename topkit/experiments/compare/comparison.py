@@ -126,6 +126,8 @@ class Comparison:
         worst = int(lost.argmax())
         return {
             "of": self.of,
+            "baseline": _mean(self.rows["mass"]),
+            "chance": _mean(self.rows["own_keys"] / (self.rows["position"] + 1)),
             "lost": float(self._by_sequence("mass", "").mean()),
             "low": low,
             "high": high,

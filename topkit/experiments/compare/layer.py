@@ -41,8 +41,8 @@ class Question:
 class LayerRows:
     """The rows of a layer of a sequence, those left out of which k covers all that the query sees.
 
-    columns: list, position, own_keys and keys (of the baseline's list and the candidate's), recall, lost (mass; absent
-    where nothing weighs keys), changed, tied (absent where the baseline has no scores); of the baseline on a second
+    columns: list, position, own_keys and keys (of the baseline's list and the candidate's), recall, mass (the baseline's own)
+    and lost (absent where nothing weighs keys), changed, tied (absent where the baseline has no scores); of the baseline on a second
     dump also rerun_recall, rerun_lost, rerun_changed.
     digest: of the tensors, the same for sequences that are copies. of: whose weights `lost` is of.
     """
@@ -83,6 +83,7 @@ def compare_layer(
         columns |= {f"{name}recall": one.recall, f"{name}changed": one.changed}
         if masses is not None:
             columns[f"{name}lost"] = masses[0] - masses[number + 1]
+            columns["mass"] = masses[0]
     visible = (t.positions + 1)[None, None].expand(1, heads, -1)
     kept = (visible > k) & spread(first.recall, heads).isfinite().to(visible.device)
     columns |= {"position": t.positions[None, None], "list": torch.arange(heads)[None, :, None]}
