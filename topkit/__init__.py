@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from topkit import testing
     from topkit.experiments.capture.capture import Capture
     from topkit.experiments.capture.from_model import capture_model as capture
+    from topkit.experiments.compare.compare import compare
     from topkit.experiments.decode.attach import attach
     from topkit.experiments.evaluate.evaluate import evaluate
     from topkit.experiments.evaluate.merge import merge
@@ -33,6 +34,7 @@ __getattr__, __dir__ = lazily(
         "Capture": "topkit.experiments.capture.capture",
         "attach": "topkit.experiments.decode.attach",
         "capture": "topkit.experiments.capture.from_model:capture_model",
+        "compare": "topkit.experiments.compare.compare",
         "evaluate": "topkit.experiments.evaluate.evaluate",
         "indexer": "topkit.indexers.spec:parse",
         "load": "topkit.experiments.model.load",
@@ -56,6 +58,7 @@ __all__ = [
     "__version__",
     "attach",
     "capture",
+    "compare",
     "evaluate",
     "indexer",
     "load",

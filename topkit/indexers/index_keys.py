@@ -15,6 +15,8 @@ from topkit.kernels.quantize_append import quantize_append
 DTYPES = ("fp32", "fp8", *fp4.BLOCK)
 # Magnitudes that nvfp4 holds whose tensor scale is one: what is larger is cut, what is smaller lost.
 NVFP4 = (2.0**-4, fp4.LARGEST_SCALED)
+# The magnitude below which a scale of fp8 does not follow a key. Source: DeepSeek-V3.2-Exp, inference/kernel.py.
+AMAX = 1e-4
 
 
 def bytes_of(dtype: str, width: float) -> float:
@@ -24,27 +26,37 @@ def bytes_of(dtype: str, width: float) -> float:
     return width + 4 if dtype == "fp8" else 4 * width
 
 
-def encoded(vectors: Tensor, dtype: str, backend: str) -> dict[str, Tensor]:
+def encoded(vectors: Tensor, dtype: str, backend: str, scale: str = "pow2") -> dict[str, Tensor]:
     """Float32 vectors [B, H, t, d] as they are stored: `vectors`, and their `scale` if they have one."""
     if dtype == "fp32":
         return {"vectors": vectors}
     kind, width = stored(_code(dtype), vectors.shape[-1])
-    (scale, *_), count = scales_stored(_code(dtype), vectors.shape[-1])
+    (stored_as, *_), count = scales_stored(_code(dtype), vectors.shape[-1])
     codes = {
         "vectors": vectors.new_empty(*vectors.shape[:-1], width, dtype=kind),
-        "scale": vectors.new_empty(*vectors.shape[:-1], count, dtype=scale),
+        "scale": vectors.new_empty(*vectors.shape[:-1], count, dtype=stored_as),
     }
-    write(vectors, codes, 0, dtype, backend)
+    write(vectors, codes, 0, dtype, backend, scale)
     return codes
 
 
 def write(
-    vectors: Tensor, codes: dict[str, Tensor], at: int | Tensor, dtype: str, backend: str
+    vectors: Tensor,
+    codes: dict[str, Tensor],
+    at: int | Tensor,
+    dtype: str,
+    backend: str,
+    scale: str = "pow2",
 ) -> None:
-    """Rotate float32 vectors and store them, other than as fp32, at the slots from `at` on."""
+    """Rotate float32 vectors and store them, other than as fp32, at the slots from `at` on.
+
+    scale: of fp8, "pow2" for powers of two, or "float".
+    """
+    fp8 = dtype == "fp8"
     quantize_append(
         vectors.detach(), codes["vectors"], codes["scale"], at,
-        dtype=_code(dtype), hadamard=True, pow2=dtype == "fp8", backend=backend,
+        dtype=_code(dtype), hadamard=True, pow2=fp8 and scale == "pow2", amax=AMAX if fp8 else 0.0,
+        backend=backend,
     )  # fmt: skip
 
 

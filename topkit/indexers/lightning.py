@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from topkit.errors import InputError
+from topkit.grammar import later
 from topkit.indexers import index_keys
 from topkit.indexers.base import Step
+from topkit.indexers.checks import choice
 from topkit.indexers.lightning_weights import load
 from topkit.indexers.scored import Codes, Scored
 from topkit.indexers.stated_cost import Cost, Shape
@@ -31,8 +33,9 @@ class lightning(Scored):
     `weights` is a safetensors file (topkit.experiments.train.lightning writes one from a model or trains
     one) or the name of a bundled one; "given" projects nothing and reads index_queries, index_keys
     and index_weights, unrotated, as the model itself computed them. dtype
-    "fp8" rotates by Hadamard and stores e4m3 with one power-of-two scale a vector, as DeepSeek's
-    inference code does; "mxfp4" and "nvfp4" rotate too, and store packed blocks of e2m1 (topkit.kernels.fp4), as
+    "fp8" rotates by Hadamard and stores e4m3 with one scale a vector, as DeepSeek's inference code does: a power of
+    two (ue8m0), or as it comes by scale="float", and that of a largest magnitude of 1e-4 at least; "mxfp4" and
+    "nvfp4" rotate too, and store packed blocks of e2m1 (topkit.kernels.fp4), as
     DeepSeek-V4's does with mxfp4; nvfp4's tensor scale is one, for index keys are normed. Queries are rounded as
     keys are. "fp32" scores plainly.
     Source: DeepSeek-V3.2-Exp report, section 2.1 (arXiv 2512.02556); GLM-5's has interleaved RoPE.
@@ -40,6 +43,7 @@ class lightning(Scored):
 
     weights: str = "reference"
     dtype: str = "fp32"
+    scale: str = later("pow2")
 
     family: ClassVar[str] = "trained"
     source: ClassVar[str] = "arXiv 2512.02556"
@@ -49,6 +53,7 @@ class lightning(Scored):
         "lightning(dtype='fp8')",
         "lightning(weights='given')",
         "lightning(weights='given', dtype='fp8')",
+        "lightning(weights='given', dtype='fp8', scale='float')",
         "lightning(weights='given', dtype='mxfp4')",
         "lightning(weights='given', dtype='nvfp4')",
     )
@@ -77,6 +82,9 @@ class lightning(Scored):
         if self.dtype not in index_keys.DTYPES:
             known = f"{', '.join(index_keys.DTYPES[:-1])} or {index_keys.DTYPES[-1]}"
             raise InputError(f"{type(self).__name__}: dtype must be {known}; got {self.dtype!r}")
+        choice(self, "scale", ("float", "pow2"))
+        if self.dtype != "fp8" and self.scale != "pow2":
+            raise InputError(f"lightning: scale is of fp8 keys; got dtype={self.dtype!r}")
         if self.weights != GIVEN:
             load(self.weights)
 
@@ -107,14 +115,14 @@ class lightning(Scored):
         own = self._keys(keys, step)
         if self.dtype == "nvfp4":
             index_keys.require_normed(own)
-        return index_keys.encoded(own, self.dtype, step.backend)
+        return index_keys.encoded(own, self.dtype, step.backend, self.scale)
 
     def write(self, keys: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
         if self.dtype == "fp32":
             super().write(keys, codes, at, step)
         else:
             own = self._keys(keys, step)
-            index_keys.write(own, codes, at, self.dtype, step.backend)
+            index_keys.write(own, codes, at, self.dtype, step.backend, self.scale)
 
     def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
         vectors, gates, scales = self._queries(queries, codes, step)
@@ -158,7 +166,7 @@ class lightning(Scored):
             w = load(self.weights, queries.device).layer(step.layer)
             vectors = w.queries(step.latent if w.reads_latent else step.hidden, step.rope)
             gates = w.gates(step.hidden)
-        asked = index_keys.encoded(vectors, self.dtype, step.backend)
+        asked = index_keys.encoded(vectors, self.dtype, step.backend, self.scale)
         scales = {"query_scale": asked.get("scale"), "key_scale": codes.get("scale")}
         if self.dtype in fp4.BLOCK:
             return self.vectors_of(asked), gates, scales | {"query_scale": None}

@@ -34,7 +34,8 @@ class quantized(Scored):
     int8 rounds to the nearest of -127..127; int4 and int2 use all 16 and 4 levels, at odd halves
     (-1.5, -0.5, 0.5, 1.5), and are packed. scale="pow2" rounds the scale up to a power of two, in
     one byte, as DeepSeek's ue8m0 does; hadamard=True spreads outliers by an orthonormal rotation, of
-    zeros as well up to a power of two; center=True takes off the mean of the keys at build.
+    zeros as well up to a power of two; center=True takes off the mean of the keys at build. amax is the
+    magnitude below which the scale does not follow a key, 1e-4 in DeepSeek's code.
     mxfp4 and nvfp4 (topkit.kernels.fp4) have a scale of one byte for 32 and 16 dimensions; for nvfp4 a
     head's keys are divided by a float32 scale that its largest magnitude at build sets, and later keys that
     exceed it are cut to it. Their codes are scored by torch on every device.
@@ -46,6 +47,7 @@ class quantized(Scored):
     hadamard: bool = False
     scale: str = "float"
     center: bool = later(False)
+    amax: float = later(0.0)
 
     family: ClassVar[str] = "quantized"
     source: ClassVar[str] = "DeepSeek-V3.2-Exp"
@@ -56,6 +58,7 @@ class quantized(Scored):
     examples: ClassVar[tuple[str, ...]] = (
         "quantized()",
         "quantized(dtype='fp8_e4m3', hadamard=True, scale='pow2')",
+        "quantized(dtype='fp8_e4m3', hadamard=True, scale='pow2', amax=1e-4)",
         "quantized(dtype='int4', scale='pow2')",
         "quantized(dtype='int2', hadamard=True)",
         "quantized(dtype='int4', center=True)",
@@ -68,6 +71,10 @@ class quantized(Scored):
         choice(self, "scale", ("float", "pow2"))
         if self.dtype in fp4.BLOCK and self.scale != "float":
             raise InputError(f"quantized: {self.dtype} has scales of its own; leave scale out")
+        if not 0 <= self.amax < math.inf or (self.dtype in fp4.BLOCK and self.amax):
+            raise InputError(
+                f"quantized: amax must be 0 or a magnitude, and is of other keys than fp4; got {self.amax}"
+            )
         flag(self, "hadamard")
         flag(self, "center")
 
@@ -116,6 +123,7 @@ class quantized(Scored):
             "dtype": self.dtype,
             "hadamard": self.hadamard,
             "backend": step.backend,
+            "amax": self.amax,
         }
         keys = padded(keys) if self.hadamard else keys
         quantize_append(keys.detach(), codes["codes"], codes[self._scale], at, **how)

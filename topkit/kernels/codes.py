@@ -85,14 +85,17 @@ def _words(packed: Tensor) -> Tensor:
     return padded.view(torch.int64)
 
 
-def quantize(vectors: Tensor, dtype: str, scale: str = "float") -> tuple[Tensor, Tensor]:
+def quantize(
+    vectors: Tensor, dtype: str, scale: str = "float", amax: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Codes of vectors [..., D] and their scales [..., 1] in float32; see `levels` for the way back.
 
     Shapes: codes [..., D] float8_e4m3fn or int8, or uint8 [..., D / 2] (int4), [..., D / 4] (int2).
+    amax: a vector whose largest magnitude is smaller has the scale of one of this magnitude.
     """
     vectors, largest = vectors.float(), LARGEST[dtype]
     # A vector of zeros, or of numbers whose scale would be subnormal, still has a scale.
-    magnitude = vectors.abs().amax(-1, keepdim=True)
+    magnitude = vectors.abs().amax(-1, keepdim=True).clamp_min(amax)
     # By a tensor: torch multiplies by a number's reciprocal on a GPU, which rounds otherwise.
     scales = (magnitude / torch.full_like(magnitude, largest)).clamp_min(2.0**-126)
     if scale == "pow2":

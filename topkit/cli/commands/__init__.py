@@ -9,6 +9,7 @@ import typer
 from topkit.cli.commands.bench import bench
 from topkit.cli.commands.calibrate import calibrate
 from topkit.cli.commands.capture import capture
+from topkit.cli.commands.compare import compare
 from topkit.cli.commands.doctor import doctor
 from topkit.cli.commands.evaluate import evaluate
 from topkit.cli.commands.list import list_command
@@ -55,6 +56,7 @@ for command in (
     capture,
     survey,
     measure,
+    compare,
     evaluate,
     report,
     merge,

@@ -31,6 +31,7 @@ def quantize_append(
     dtype: str,
     hadamard: bool = False,
     pow2: bool = False,
+    amax: float = 0.0,
     backend: str = "auto",
 ) -> None:
     """Encodes new keys into slots at, at + 1, ... of codes and scale, in place and in one launch.
@@ -38,7 +39,8 @@ def quantize_append(
     Shapes: keys [B, Hk, t, D]; codes [B, Hk, C, W] as topkit.kernels.codes encodes them, dtype one of
     sign, int2, int4, int8, fp8_e4m3, mxfp4, nvfp4; scale [B, Hk, C, 1], float32 or exponents in int8,
     None for sign, of blocks [B, Hk, C, ceil(D / block)] for fp4 (topkit.kernels.fp4), rounded up to powers of
-    two where `pow2` asks for it, and where it holds exponents;
+    two where `pow2` asks for it, and where it holds exponents; amax, the magnitude below which the scale does not
+    follow a key (1e-4 in DeepSeek's code; not of fp4 and sign);
     at a number, or a tensor [1] or [B], which on a GPU is not looked at: slots beyond C are left out.
     There is no kernel for fp4 yet. The kernel for the others writes the same bits as the definition, of keys
     that are finite, also after rotation.
@@ -48,7 +50,7 @@ def quantize_append(
     _check(keys, codes, scale, dtype)
     at = at if isinstance(at, Tensor) else checks.whole("at", at)
     _check_room(at, keys, codes)
-    how: dict[str, Any] = {"dtype": dtype, "hadamard": hadamard}
+    how: dict[str, Any] = {"dtype": dtype, "hadamard": hadamard, "amax": amax}
     how["pow2"] = pow2 or (scale is not None and scale.dtype == torch.int8)
     if resolve(backend, keys, _unsupported(keys, codes, dtype)) == "torch":
         reference.quantize_append(keys, codes, scale, at, **how)

@@ -19,6 +19,7 @@ def quantize_append(
     dtype: str,
     hadamard: bool,
     pow2: bool,
+    amax: float = 0.0,
 ) -> None:
     """As topkit.kernels.quantize_append.quantize_append, by the definitions of the codes."""
     for part in blocks(keys.shape[2], keys[:, :, :1].numel(), keys.device):
@@ -28,7 +29,7 @@ def quantize_append(
         elif dtype in fp4.BLOCK:
             new, scales = fp4.quantize(vectors, dtype)
         else:
-            new, scales = quantize(vectors, dtype, "pow2" if pow2 else "float")
+            new, scales = quantize(vectors, dtype, "pow2" if pow2 else "float", amax)
             if scale is not None and scale.dtype == torch.int8:
                 scales = exponents(scales)
         _write(codes, new, at + part.start)

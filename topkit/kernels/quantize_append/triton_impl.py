@@ -33,6 +33,7 @@ def quantize_append(
     dtype: str,
     hadamard: bool,
     pow2: bool,
+    amax: float = 0.0,
 ) -> None:
     """As the reference's, of checked arguments."""
     rows, groups, new, dim = keys.shape
@@ -47,7 +48,7 @@ def quantize_append(
             keys, keys.stride(), codes.view(torch.uint8), codes.stride(),
             scale, None if scale is None else scale.stride(), at, per_row,
             new, codes.shape[2], groups, dtype, PACKED_BITS.get(dtype, 8), LARGEST.get(dtype, 1),
-            pow2, exponents, hadamard, loaded, dim, block, num_warps=1 if block == 1 else 4,
+            pow2, exponents, hadamard, loaded, dim, amax, block, num_warps=1 if block == 1 else 4,
             launch_pdl=has_pdl(keys.device),
         )  # fmt: skip
 
@@ -56,7 +57,8 @@ def quantize_append(
 def _append(
     keys, keys_by, codes, codes_by, scale, scale_by, at, per_row, new, room, groups,
     DTYPE: tl.constexpr, BITS: tl.constexpr, LARGEST: tl.constexpr, POW2: tl.constexpr,
-    EXPONENTS: tl.constexpr, HADAMARD: tl.constexpr, LOADED: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
+    EXPONENTS: tl.constexpr, HADAMARD: tl.constexpr, LOADED: tl.constexpr, DIM: tl.constexpr, AMAX: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     wait_then_launch()
     row, group = tl.program_id(1) // groups, tl.program_id(1) % groups
@@ -76,7 +78,7 @@ def _append(
     else:
         largest = tl.max(tl.abs(x), 1)
         broken = tl.sum((x != x).to(tl.int32), 1) > 0
-        largest = tl.where(broken, float("nan"), largest)
+        largest = tl.where(broken, float("nan"), tl.maximum(largest, AMAX))
         scales = tl.math.div_rn(largest, tl.full([ROWS], LARGEST, tl.float32))
         scales = tl.maximum(scales, 2.0**-126, propagate_nan=tl.PropagateNan.ALL)
         at_scale = scale + row.to(tl.int64) * scale_by[0] + group.to(tl.int64) * scale_by[1]

@@ -1,0 +1,74 @@
+"""`topkit compare`: one recipe against another on a dump, and a gate on the verdict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from topkit.cli import options as o
+from topkit.cli.progress import carry_out
+from topkit.cli.values import parse_numbers
+
+
+def compare(
+    dump: Annotated[
+        Path, typer.Argument(metavar="DUMP", help="A capture's folder, or a file of tensors.")
+    ],
+    baseline: Annotated[
+        str,
+        typer.Option("--baseline", metavar="SPEC", help="The indexer that chooses what is right."),
+    ],
+    candidate: Annotated[
+        str, typer.Option("--candidate", metavar="SPEC", help="The indexer that is judged.")
+    ],
+    budget: Annotated[str, typer.Option("-k", help="Keys kept, in tokens or per cent: 2048, 1%.")],
+    rerun: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RERUN",
+            help="A second dump of the same tokens: what the baseline changes from run to run.",
+        ),
+    ] = None,
+    margin: Annotated[
+        str,
+        typer.Option("--margin", help="What may be lost on average: recall, mass, or one of them."),
+    ] = "recall=0.01,mass=0.002",
+    layers: Annotated[str, typer.Option("--layers", help="all, or numbers: 0,3,5.")] = "all",
+    seed: o.Seed = 0,
+    device: o.Device = None,
+    jobs: o.MaybeJobs = None,
+    runner: o.Runner = None,
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """Judge a candidate by a baseline's own selection: exit 0 safe, 1 unsafe, 3 undecided."""
+    from topkit.experiments.compare.compare import compare as comparing
+
+    plan = comparing.plan(
+        dump,
+        rerun,
+        baseline=baseline,
+        candidate=candidate,
+        k=budget,
+        margin=margin,
+        layers=None if layers == "all" else parse_numbers(layers),
+        seed=seed,
+        device=device,
+        jobs=jobs,
+        runner=runner,
+    )
+    comparison = carry_out(plan, dry_run, as_json)
+    if comparison is None:
+        return
+    summary = comparison.summary()
+    if as_json:
+        typer.echo(json.dumps(summary, indent=1))
+    else:
+        from topkit.cli.verdict import show_comparison
+
+        show_comparison(summary)
+    comparison.require()
