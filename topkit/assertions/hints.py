@@ -13,7 +13,7 @@ from topkit.assertions.demand import Demand
 from topkit.assertions.exact import NEVER, Rows
 from topkit.assertions.listed import Listed
 
-# No rounding is larger: half of a bfloat16's last place is 0.002.
+# No rounding is larger: half of a bfloat16's last place is 0.004.
 _MOST = 0.02
 
 
@@ -91,7 +91,7 @@ def _tolerance(own: Tensor, row: Rows, demand: Demand) -> Iterator[str]:
         low, high = (middle, high) if apart(middle) else (low, middle)
     yield (
         f"tolerance={_above(high)} admits this choice: set it where the kernel's scores are rounded "
-        "(bfloat16 0.002, float16 0.00025 of each score)"
+        "(bfloat16 0.004, float16 0.0005 of each score)"
     )
 
 

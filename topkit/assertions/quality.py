@@ -59,6 +59,12 @@ def quality(
     )  # fmt: skip
 
 
+def tied(rows: Rows, k: int) -> Tensor:
+    """Whether the best k may be chosen in several ways [n]."""
+    known = Rows(rows.scores.masked_fill(rows.scores.isnan(), NEVER), rows.doubt)
+    return _tied(known, (known.scores > NEVER).sum(-1).clamp_max(k))
+
+
 def _tied(rows: Rows, wanted: Tensor) -> Tensor:
     """Whether any choice of the k-th slot is one of several, as far as scores are known [n]."""
     scores, length = rows.scores, rows.scores.shape[-1]
