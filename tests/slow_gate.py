@@ -154,15 +154,17 @@ def draw(rng: random.Random, form: str, paged: bool) -> Case:
             if paged else lambda s: s
         )  # fmt: skip
 
+    flat = ragged and heads == 1 and rng.random() < 0.5  # [tokens, k]
     if ragged:
         starts = np.cumsum([0, *counts])
         for b in range(batch):
             for i in range(counts[b]):
                 for h in range(heads):
                     row(b, h, i)
-                    place = {"token": int(starts[b]) + i, "head": h, "sequence": b, "query": i}
+                    head = {} if flat else {"head": h}
+                    place = {"token": int(starts[b]) + i, **head, "sequence": b, "query": i}
                     case.places.append(place)
-        case.shape = (int(starts[-1]), heads)
+        case.shape = (int(starts[-1]),) if flat else (int(starts[-1]), heads)
     else:
         for b in range(batch):
             for h in range(heads):
@@ -186,6 +188,11 @@ def _hand_over(case: Case, form: str, queries: Any, keys: Any, counts: Any, leng
         case.call["cu_seqlens"] = np.cumsum([0, *counts])
     if form in ("rows", "queries", "ragged scores"):
         case.call["scores"] = np.array(case.unmasked).reshape(*case.shape, -1)
+        # What is behind the last query's own slot may hold anything.
+        ends = np.repeat(lengths, counts)[:, None] if "ragged" in form else np.array(lengths)
+        ends = ends.reshape(-1, *[1] * (case.call["scores"].ndim - 1))
+        behind = np.arange(case.call["scores"].shape[-1]) >= ends
+        case.call["scores"] = np.where(behind, math.nan, case.call["scores"])
     elif form == "keys":
         case.call |= {"queries": queries[:, :, : counts[0]], "keys": keys}
     else:

@@ -221,6 +221,43 @@ def test_heads_that_share_a_list_are_named_so() -> None:
         assert list(told.worst) == ["batch", name, "query"]
 
 
+@pytest.mark.parametrize("lists", [9, 3, 1])
+def test_ragged_lists_of_real_heads_are_those_of_each_sequence_alone(lists: int) -> None:
+    """Chunks of two sequences of two layers, whose keys stand one after the other."""
+    first = real_tensors(8, queries=3, tokens=90)
+    second = real_tensors(22, "ties", queries=2, tokens=40)
+    chosen, alone = [], []
+    for one in (first, second):
+        weights = (one.scores * one.scaling).softmax(-1).unflatten(1, (lists, -1)).mean(2)
+        weights = weights if lists < 9 else one.scores
+        best = weights.sort(dim=-1, descending=True, stable=True).indices[..., :8]
+        call = {"queries": one.queries, "keys": one.keys, "scaling": one.scaling}
+        alone.append(assert_selects(best, **call))
+        chosen.append(best[0].transpose(0, 1))
+    ragged = {
+        "queries": torch.cat([one.queries[0].transpose(0, 1) for one in (first, second)]),
+        "keys": torch.cat([one.keys[0].transpose(0, 1) for one in (first, second)]),
+        "scaling": first.scaling, "cu_seqlens": torch.tensor([0, 3, 5]), "lengths": torch.tensor([90, 40]),
+    }  # fmt: skip
+    listed = torch.cat(chosen)
+    told = assert_selects(listed if lists > 1 else listed[:, 0], **ragged)
+    assert told.rows == 5 * lists and told.ties == sum(one.ties for one in alone)
+    assert told.mass.mean * 5 == pytest.approx(
+        alone[0].mass.mean * 3 + alone[1].mass.mean * 2, rel=1e-5
+    )
+    listed[3, 0, 0] = 39  # which the first query of the second sequence does not see
+    said = message(listed if lists > 1 else listed[:, 0], **ragged)
+    assert "the worst is row (3" in said and "token 3" in said and "sequence 1, query 0\n" in said
+
+
+def test_scores_of_queries_take_start_and_stop() -> None:
+    scores = torch.arange(8.0).expand(2, 3, 2, 8)
+    stop, start = torch.tensor([[3, 4], [7, 8]]), torch.tensor([0, 6])
+    own = torch.tensor([[[2, 1], [3, 2]], [[6, -1], [7, 6]]])[:, None].expand(2, 3, 2, 2)
+    assert assert_selects(own, scores, start=start, stop=stop).rows == 12
+    assert "1: 3" in message(own.index_fill(3, torch.tensor([1]), 3)[:1], scores[:1], stop=stop[:1])
+
+
 def test_infinite_scores_have_no_mass() -> None:
     scores = torch.tensor([[0.0, math.inf, 1.0]])
     told = assert_selects([[1, 2]], scores)

@@ -245,6 +245,7 @@ def test_queries_that_see_all_keys() -> None:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "one run": ({"runs": 1}, "runs must be at least 2"),
+    "lists for tensors": ({"inputs": {**real(), "lengths": [300, 120]}}, "lengths must be tensors or arrays"),
     "half a run": ({"runs": 2.5}, "runs must be a whole number"),
     "no names": ({"inputs": [1, 2]}, "inputs must be names to tensors"),
     "an unknown tensor": ({"inputs": {"q": torch.ones(2, 3)}}, "name its dimensions, as forms="),

@@ -57,6 +57,9 @@ class Inputs:
             n: x for n, x in inputs.items() if isinstance(x, (Tensor, np.ndarray))
         }
         tensors = {name: tensor(x, name) for name, x in arrays.items()}
+        listed = sorted(n for n, x in inputs.items() if n in FORMS and isinstance(x, (list, tuple)))
+        if listed:
+            raise InputError(f"{', '.join(listed)} must be tensors or arrays, to be cut; got lists")
         lacking = sorted(set(forms) - set(tensors) - {"indices"})
         if lacking:
             raise InputError(f"forms tells of {', '.join(lacking)}, which inputs lack")
@@ -168,6 +171,7 @@ def _filled(x: Tensor, form: Form, ends: Tensor, more: int) -> Tensor:
     shape[at] = more
     grown = torch.cat([x, x.new_zeros(shape)], at)
     slots = torch.arange(grown.shape[at], device=x.device)
+    ends = ends.to(x.device)
     hidden = slots >= (ends[:, None] if "B" in form else ends.amax()[None, None])
     dims = [len(hidden) if name == "B" else (len(slots) if name == "T" else 1) for name in form]
     # The dimension of rows stands before that of keys, in whatever order the two are.

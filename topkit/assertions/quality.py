@@ -46,37 +46,49 @@ def quality(
     known = rows.scores.masked_fill(rows.scores.isnan(), NEVER)
     rows, place, none = Rows(known, rows.doubt), own.clamp_min(0), own < 0
     chosen = known.gather(-1, place).masked_fill(none, NEVER)
-    due = wanted == 0
-    recall = _recall(chosen, rows.doubt.gather(-1, place), rows, wanted)
-    heavy = weights(known).double()
-    mass = heavy.gather(-1, place).masked_fill(~(chosen > NEVER), 0).sum(-1)
-    most = heavy.topk(int(wanted.max().clamp_min(1)), -1).values.cumsum(-1)
-    best = most.gather(-1, (wanted - 1).clamp_min(0)[:, None])[:, 0]
-    ratio = (mass / best).masked_fill((best == 0) & (mass == 0), 1)
+    due, best = wanted == 0, _best(rows, wanted)
+    recall = _recall(chosen, rows.doubt.gather(-1, place), rows, wanted, best)
+    heavy = weights(known)
+    mass = heavy.gather(-1, place).double().masked_fill(~(chosen > NEVER), 0).sum(-1)
+    most = heavy.gather(-1, best.slots).double().cumsum(-1)
+    most = most.gather(-1, (wanted - 1).clamp_min(0)[:, None])[:, 0]
+    ratio = (mass / most).masked_fill((most == 0) & (mass == 0), 1)
     return Quality(
         recall.masked_fill(due, 1), mass.masked_fill(due, 1), ratio.masked_fill(due, 1),
-        _tied(rows, wanted),
+        _tied(rows, wanted, best),
     )  # fmt: skip
 
 
 def tied(rows: Rows, k: int) -> Tensor:
     """Whether the best k may be chosen in several ways [n]."""
     known = Rows(rows.scores.masked_fill(rows.scores.isnan(), NEVER), rows.doubt)
-    return _tied(known, (known.scores > NEVER).sum(-1).clamp_max(k))
+    wanted = (known.scores > NEVER).sum(-1).clamp_max(k)
+    return _tied(known, wanted, _best(known, wanted))
 
 
-def _tied(rows: Rows, wanted: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Best:
+    """The highest scores of rows and their slots, one more than any row is due [n, k + 1]."""
+
+    scores: Tensor
+    slots: Tensor
+
+
+def _best(rows: Rows, wanted: Tensor) -> _Best:
+    top = rows.scores.topk(min(int(wanted.max()) + 1, rows.scores.shape[-1]), -1)
+    return _Best(top.values, top.indices)
+
+
+def _tied(rows: Rows, wanted: Tensor, best: _Best) -> Tensor:
     """Whether any choice of the k-th slot is one of several, as far as scores are known [n]."""
-    scores, length = rows.scores, rows.scores.shape[-1]
-    ordered = scores.topk(min(int(wanted.max()) + 1, length), -1)
-    off = rows.doubt.gather(-1, ordered.indices)
-    at = torch.stack([wanted - 1, wanted], -1).clamp(0, ordered.values.shape[-1] - 1)
-    (last, after), (here, there) = ordered.values.gather(-1, at).T, off.gather(-1, at).T
-    more = (scores > NEVER).sum(-1) > wanted
+    off = rows.doubt.gather(-1, best.slots)
+    at = torch.stack([wanted - 1, wanted], -1).clamp(0, best.slots.shape[-1] - 1)
+    (last, after), (here, there) = best.scores.gather(-1, at).T, off.gather(-1, at).T
+    more = (rows.scores > NEVER).sum(-1) > wanted
     return more & (wanted > 0) & ((last == after) | (last - here <= after + there))
 
 
-def _recall(chosen: Tensor, off: Tensor, rows: Rows, wanted: Tensor) -> Tensor:
+def _recall(chosen: Tensor, off: Tensor, rows: Rows, wanted: Tensor, best: _Best) -> Tensor:
     """The share of the best `wanted` that was chosen [n]: what reaches the last of them, capped.
 
     Where every slot reaches it, and it weighs nothing, it is a mask of finite numbers, and any choice
@@ -84,10 +96,12 @@ def _recall(chosen: Tensor, off: Tensor, rows: Rows, wanted: Tensor) -> Tensor:
     Shapes: chosen, off [n, w], scores and what they may be off by.
     """
     scores, doubt, k = rows.scores, rows.doubt, int(wanted.max().clamp_min(1))
-    floor, nth = floors(scores, doubt, k), (wanted - 1).clamp_min(0)[:, None]
+    exact = not bool(doubt.any())
+    floor = best.scores[:, :k] if exact else floors(scores, doubt, k)
+    nth = (wanted - 1).clamp_min(0)[:, None]
     least = floor.gather(-1, nth)
     credit = hits(chosen, off, floor, wanted)
-    last = scores.topk(k, dim=-1).values.gather(-1, nth)
+    last = best.scores.gather(-1, nth)
     above = chosen - off > last
     due = wanted - (scores - doubt > last).sum(-1)
     strictly = above.sum(-1) + ((chosen > NEVER) & ~above).sum(-1).minimum(due)

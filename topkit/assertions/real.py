@@ -50,7 +50,7 @@ class Real:
 
 
 def _layers() -> tuple[int, ...]:
-    return tuple(json.loads(FILE.with_suffix(".json").read_text())["layers"])
+    return tuple(json.loads(FILE.with_suffix(".layers.json").read_text()))
 
 
 REAL_LAYERS = _layers()

@@ -168,7 +168,10 @@ def _words(name: str, differences: Differences, first: Tensor, form: Form) -> st
     )
     hint = REMEDIES[name]
     if change.among_ties == change.rows:
-        hint = "ties are broken by chance: keep the lowest slot of equal scores, or pass forgive_ties=True"
+        hint = (
+            "ties are broken by chance: keep the lowest slot of equal scores, sum scores in one order, or pass "
+            "forgive_ties=True"
+        )
     return (
         f"{WORDS[name]}, it chose otherwise: {change.rows} of {differences.rows} rows differ{tied}; "
         f"the first is {place}\n  only before: {_few(differences.before)}\n  only then: {_few(differences.after)}\n"
