@@ -147,6 +147,40 @@ def test_more_padding_is_tried_where_no_row_has_any(select: Any) -> None:
     assert "hint: what lies behind lengths has a say" in said and "alone: the same" in said
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float8_e4m3fn,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    ],
+)
+def test_keys_of_any_type_are_padded(dtype: torch.dtype) -> None:
+    seen: list[Tensor] = []
+
+    def select(queries: Tensor, codes: Tensor, lengths: Tensor) -> Tensor:
+        seen.append(codes)
+        return stable(queries, codes.float(), 8, lengths)
+
+    queries, keys = (torch.randint(0, 2, (2, 2, n, 4)) for n in (2, 20))
+    inputs = {"queries": queries.float(), "codes": keys.to(dtype), "lengths": torch.tensor([9, 20])}
+    told = assert_repeatable(select, inputs, forms={"codes": "B H T D"})
+    assert told.padded is not None and told.ties is None
+    padded = seen[-1].float()
+    assert padded.shape == (2, 2, 57, 4)
+    assert torch.equal(padded[0, :, :9], keys[0, :, :9].float())
+    assert torch.equal(padded[1, :, :20], keys[1].float())
+    assert (
+        padded[0, :, 9:].max()
+        == padded[1, :, 20:].max()
+        == (dtype != torch.bool) * (252 if dtype == torch.uint8 else 4)
+    )
+
+
 def test_an_input_that_is_written_over_is_named() -> None:
     def select(queries: Tensor, keys: Tensor) -> Tensor:
         out = stable(queries, keys)

@@ -176,9 +176,11 @@ def _filled(x: Tensor, form: Form, ends: Tensor, more: int) -> Tensor:
     dims = [len(hidden) if name == "B" else (len(slots) if name == "T" else 1) for name in form]
     # The dimension of rows stands before that of keys, in whatever order the two are.
     first = hidden if "B" in form and form.index("B") < at else hidden.T
+    if x.dtype == torch.bool:  # a mask: what is behind lengths is none
+        return grown & ~first.reshape(dims)
     # Four times the largest, where the type has it.
     most = (torch.finfo if x.is_floating_point() else torch.iinfo)(x.dtype).max
-    largest = (4 * x.float().abs().nan_to_num(0, 0, 0).max()).clamp_max(most)
+    largest = (4 * x.float().double().abs().nan_to_num(0, 0, 0).max()).clamp_max(most)
     sign = (1 - 2 * (slots % 2)).view([-1 if name == "T" else 1 for name in form])
     junk = (largest * sign).expand(grown.shape).to(grown.dtype)
     return torch.where(first.reshape(dims), junk, grown)
