@@ -13,7 +13,7 @@ import torch
 
 import topkit
 from topkit.errors import EXTRA_OF
-from topkit.testing import assert_selects, check_indexer
+from topkit.testing import assert_selects, check_indexer, real_tensors
 
 HERE = Path(__file__).resolve().parents[1]
 
@@ -32,4 +32,6 @@ assert recall["exact()"] == 1 > recall["sign()"] > recall["random()"], recall
 check_indexer("sign")
 assert_selects((queries @ keys.repeat_interleave(2, 1).mT)[:, :, -1:].topk(8).indices,
                queries=queries[:, :, -1:], keys=keys)  # fmt: skip
+real = real_tensors(15, "ties")
+assert_selects(real.scores.topk(8).indices, real.scores)
 capture.save(sys.argv[1])

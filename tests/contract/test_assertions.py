@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topkit import assertions
+from topkit.assertions import selects
 from topkit.errors import InputError
 from topkit.kernels.select_topk import select_topk
 from topkit.testing import assert_selects
@@ -361,7 +361,7 @@ def test_queries_and_keys(
         indices = select_topk(exact.float() if lists == heads[0] else exact, k)
         given_too = {"queries": queries, "keys": keys, "k": k, "scaling": 0.7, **given_bounds}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(assertions, "BLOCK", block)
+            patch.setattr(selects, "BLOCK", block)
             assert_selects(indices, **given_too)
             place = tuple(int(n) for n in rng.integers((rows, lists, count)))
             row = exact[place]
@@ -386,7 +386,10 @@ def test_what_a_query_cannot_see_may_hold_anything() -> None:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "nothing to judge by": ({}, "expected scores, or queries and keys"),
     "keys alone": ({"keys": torch.ones(1, 1, 5, 4)}, "expected scores, or queries and keys"),
-    "both": ({"scores": torch.ones(1, 1, 1, 5), "lengths": [5]}, "give them alone"),
+    "both": (
+        {"scores": torch.ones(1, 1, 1, 5), "queries": torch.ones(1, 1, 1, 4), "keys": torch.ones(1, 1, 5, 4)},
+        "give them alone",
+    ),
     "other rows": ({"scores": torch.ones(1, 2, 1, 5)}, r"must be \[1, 2, 1, 'k'\]"),
     "k": ({"scores": torch.ones(1, 1, 1, 5), "k": 0}, "k must be at least 1"),
     "recall": ({"scores": torch.ones(1, 1, 1, 5), "recall": 1.5}, "recall must lie above 0"),

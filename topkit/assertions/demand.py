@@ -16,21 +16,29 @@ class Demand:
     """The bounds of a row, and the scaling of its weights (None: the scores' own)."""
 
     k: int
-    recall: float | None
-    mass: float | None
-    scaling: float | None
-    tolerance: float
+    recall: float | None = None
+    mass: float | None = None
+    mass_ratio: float | None = None
+    scaling: float | None = None
+    tolerance: float = 0.0
 
     @classmethod
     def of(
-        cls, k: object, recall: object, mass: object, scaling: object, tolerance: object
+        cls,
+        k: object,
+        *,
+        recall: object = None,
+        mass: object = None,
+        mass_ratio: object = None,
+        scaling: object = None,
+        tolerance: object = 0.0,
     ) -> Demand:
         """The same, of what a caller says.
 
         Raises: InputError for bounds that cannot be.
         """
         count = checks.at_least_one("k", k)
-        shares = (_share("recall", recall), _share("mass", mass))
+        shares = (_share("recall", recall), _share("mass", mass), _share("mass_ratio", mass_ratio))
         scale = None if scaling is None else _number("scaling", scaling)
         if scale is not None and scale < 0:
             raise InputError(f"scaling must not be below 0; got {scale}")
@@ -40,12 +48,17 @@ class Demand:
         return cls(count, *shares, scale, slack)
 
     @property
+    def least(self) -> dict[str, float]:
+        """The bounds that are set, by the name of what they bound."""
+        bounds = {"recall": self.recall, "mass": self.mass, "mass ratio": self.mass_ratio}
+        return {name: bound for name, bound in bounds.items() if bound is not None}
+
+    @property
     def exactly(self) -> bool:
-        return self.recall is None and self.mass is None
+        return not self.least
 
     def __str__(self) -> str:
-        least = {"recall": self.recall, "mass": self.mass}
-        said = [f"{name} of at least {x:g}" for name, x in least.items() if x is not None]
+        said = [f"{name} of at least {x:g}" for name, x in self.least.items()]
         return " and ".join(said) or "the exact Top-k by score"
 
 

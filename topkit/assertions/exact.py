@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from topkit.assertions.demand import Demand
+from topkit.assertions.window import Window
 from topkit.errors import InputError
 from topkit.kernels.rounding import norms
 from topkit.kernels.score import score
@@ -39,28 +40,45 @@ class Rows:
 class Exact:
     """All rows, and what their scores weigh in attention.
 
-    Shapes: shape, that of the rows; blocks in order; weights [n, T] -> [n, T].
+    Shapes: shape, that of the rows, its dimensions named by axes; blocks in order; weights [n, T] -> [n, T].
     """
 
     shape: torch.Size
+    axes: tuple[str, ...]
     blocks: Iterator[Rows]
     weights: Callable[[Tensor], Tensor]
 
 
-def of_scores(scores: Tensor, demand: Demand, block: int) -> Exact:
-    """Rows of scores [..., T], at most `block` of them at a time."""
-    length = scores.shape[-1] if scores.dim() else 0
-    if length == 0:
-        raise InputError(f"scores must be [..., T], T at least 1; got {list(scores.shape)}")
+def of_scores(scores: Tensor, demand: Demand, seen: Window | None, block: int) -> Exact:
+    """Rows of scores [..., T], at most `block` of them at a time.
+
+    seen: what each row sees, start and stop in the shape of the rows; None: all.
+    """
+    shape, length = scores.shape[:-1], scores.shape[-1]
     if scores.dtype != torch.float64:
         scores = scores.float() if scores.is_floating_point() else scores.double()
     scale = 1.0 if demand.scaling is None else demand.scaling
+    each = max(1, block // length)
+    bounds = None
+    if seen is not None:
+        device = scores.device
+        bounds = seen.start.reshape(-1, 1).to(device), seen.stop.reshape(-1, 1).to(device)
 
     def blocks() -> Iterator[Rows]:
-        for some in torch.split(scores.reshape(-1, length), max(1, block // length)):
+        slots = torch.arange(length, device=scores.device)
+        for number, some in enumerate(torch.split(scores.reshape(-1, length), each)):
+            if bounds is not None:
+                own = slice(number * each, number * each + len(some))
+                some = some.masked_fill((slots < bounds[0][own]) | (slots >= bounds[1][own]), NEVER)
             yield Rows(some, _doubt(some.abs(), demand))
 
-    return Exact(scores.shape[:-1], blocks(), lambda x: (x * scale).softmax(-1))
+    return Exact(shape, axes_of(shape), blocks(), lambda x: (x * scale).softmax(-1))
+
+
+def axes_of(shape: torch.Size) -> tuple[str, ...]:
+    """The names of the dimensions of rows of scores: those of [B, Hs, Tq], or numbers."""
+    known = {1: ("row",), 3: ("batch", "head", "query")}
+    return known.get(len(shape), tuple(f"dimension {place}" for place in range(len(shape))))
 
 
 def of_attention(
@@ -68,12 +86,12 @@ def of_attention(
     keys: Tensor,
     lists: int,
     demand: Demand,
-    seen: tuple[Tensor, Tensor],
+    seen: Window,
     block: int,
 ) -> Exact:
     """Rows [B, Hs, Tq] of dot products, or of mean weights where heads share a list.
 
-    Shapes: queries [B, Hq, Tq, D]; keys [B or 1, Hk, T, D]; seen, start [B] and stop [B, Tq].
+    Shapes: queries [B, Hq, Tq, D]; keys [B or 1, Hk, T, D].
     """
     rows, heads, count, width = queries.shape
     groups, length = keys.shape[1:3]
@@ -86,12 +104,13 @@ def of_attention(
     if per > 1 and scale == 0:
         raise InputError("scaling must be above 0: a shared list is judged by weights; got 0")
     each = max(1, block // (per * length))
-    start, stop = seen
+    start, stop = seen.start, seen.stop
+    unit = {1: "list", groups: "group", heads: "head"}[lists]
 
     def blocks() -> Iterator[Rows]:
         slots = torch.arange(length, device=keys.device)
-        for row, unit, at in product(range(rows), range(lists), range(0, count, each)):
-            own = slice(unit * per, (unit + 1) * per)
+        for row, number, at in product(range(rows), range(lists), range(0, count, each)):
+            own = slice(number * per, (number + 1) * per)
             read = slice(own.start * groups // heads, (own.stop * groups - 1) // heads + 1)
             some = queries[row, own, at : at + each].to(keys.device)
             hidden = (slots >= stop[row, at : at + each, None]) | (slots < start[row])
@@ -101,7 +120,8 @@ def of_attention(
     def weights(logits: Tensor) -> Tensor:
         return logits.clamp_min(0) if per > 1 else (logits * scale).softmax(-1)
 
-    return Exact(torch.Size((rows, lists, count)), blocks(), weights)
+    shape = torch.Size((rows, lists, count))
+    return Exact(shape, ("batch", unit, "query"), blocks(), weights)
 
 
 def _scored(queries: Tensor, keys: Tensor, hidden: Tensor, scale: float, demand: Demand) -> Rows:

@@ -10,29 +10,32 @@ from torch import Tensor
 
 from topkit.assertions.demand import Demand
 from topkit.assertions.exact import NEVER, Rows
+from topkit.assertions.listed import Listed
 from topkit.fidelity.ties import floors
 
 
 def facts(
-    indices: Tensor, row: Rows, weights: Callable[[Tensor], Tensor], demand: Demand
+    listed: Listed, row: Rows, weights: Callable[[Tensor], Tensor], demand: Demand
 ) -> list[str]:
-    """The facts by name, a line each. Shapes: indices [w]; of the row, scores and doubt [T]."""
+    """The facts by name, a line each. Shapes: listed of one row; of the row, scores and doubt [T]."""
     known = row.scores.masked_fill(row.scores.isnan(), NEVER)
     length, visible = len(known), int((known > NEVER).sum())
     wanted = min(demand.k, visible)
-    listed = indices[indices != -1]
-    inside = listed[(listed >= 0) & (listed < length)]
-    different, repeated = _distinct(inside)
+    slots, said = listed.slots[0], listed.said[0]
+    inside = (slots >= 0) & (slots < length)
+    different, repeated = _distinct(slots[inside])
     own = different[known[different] > NEVER]
     lines = {
         "due": f"{wanted} different slots of {visible} visible (k {demand.k}, T {length})",
-        "chosen": f"{len(listed)} slots, {len(own)} of them different and visible",
+        "chosen": f"{int((slots != -1).sum())} slots, {len(own)} of them different and visible",
         "short": f"{len(own)} of {wanted} due slots chosen" if len(own) < wanted else "none",
-        "out of range": _few(listed[(listed < 0) | (listed >= length)]),
+        "out of range": _few(said[~inside & (slots != -1)]),
         "not visible": _few(different[row.scores[different] == NEVER]),
         "chosen twice": _few(repeated),
         "NaN scores": _few(row.scores.isnan().nonzero()[:, 0]),
     }
+    if listed.page_size is not None:
+        lines["slots"] = f"by their place in the row, through pages of {listed.page_size}"
     if wanted > 0:
         lines |= _choice(own, Rows(known, row.doubt), wanted, weights)
     return [f"{name}: {fact}" for name, fact in lines.items()]
