@@ -108,7 +108,7 @@ def _require_alike(dump: Capture, rerun: Capture | None, layers: Sequence[int]) 
 
 
 def _require_weights(baseline: Indexer, tensors: LayerTensors) -> None:
-    if getattr(tensors, "index_only", False) and not has_scores(baseline):
+    if tensors.index_only and not has_scores(baseline):
         raise InputError(
             f"{baseline} has no score of every key, and the dump no queries and keys of attention: nothing weighs "
             "what is lost; give a margin of recall alone, recall=0.01"

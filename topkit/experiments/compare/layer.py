@@ -15,6 +15,7 @@ from topkit.experiments.capture import files
 from topkit.experiments.capture.capture import Capture, LayerTensors
 from topkit.experiments.compare.lists import Compared, compared, spread
 from topkit.experiments.compare.noting import has_scores, noting
+from topkit.experiments.measure.index_exact import IndexExact
 from topkit.experiments.measure.replay import Replay, require_inputs
 from topkit.experiments.runs.heap import freed_memory_kept
 from topkit.fidelity.validity import require_valid
@@ -141,8 +142,9 @@ def _masses(
 
     Attention's, where its queries and keys are there; else the softmax of the baseline's scores.
     """
-    if not getattr(replay.tensors, "index_only", False):
-        by_head = [replay.exact.heads(selection, k).columns["mass"] for selection in selections]
+    exact = replay.exact
+    if not isinstance(exact, IndexExact):
+        by_head = [exact.heads(selection, k).columns["mass"] for selection in selections]
         return [torch.unflatten(mass, 1, (heads, -1)).mean(2) for mass in by_head], "attention"
     if judged.mass is None:
         return None, None
