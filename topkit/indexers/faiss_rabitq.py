@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false
-"""FAISS RaBitQ: keys about their mean, rotated, as signs and two numbers."""
+"""FAISS RaBitQ: keys about their mean, rotated, as signs, or more bits, and a few numbers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class faiss_rabitq(FaissIndexer):
 
     family: ClassVar[str] = "quantized"
     source: ClassVar[str] = "RaBitQ, arXiv 2405.12497, in FAISS"
-    cost: ClassVar[str] = "reads bits / 8 bytes a dimension of every key, and its two numbers"
+    cost: ClassVar[str] = "reads bits / 8 bytes a dimension of every key, and two numbers of it, five beyond 1 bit"
     examples: ClassVar[tuple[str, ...]] = ("faiss_rabitq()", "faiss_rabitq(bits=4, query_bits=0)")
 
     tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"bits": range(1, 10)}
