@@ -35,7 +35,9 @@ class faiss_rabitq(FaissIndexer):
 
     family: ClassVar[str] = "quantized"
     source: ClassVar[str] = "RaBitQ, arXiv 2405.12497, in FAISS"
-    cost: ClassVar[str] = "reads bits / 8 bytes a dimension of every key, and two numbers of it, five beyond 1 bit"
+    cost: ClassVar[str] = (
+        "reads bits / 8 bytes a dimension of every key, and two numbers of it, five beyond 1 bit"
+    )
     examples: ClassVar[tuple[str, ...]] = ("faiss_rabitq()", "faiss_rabitq(bits=4, query_bits=0)")
 
     tuned: ClassVar[Mapping[str, Sequence[Any]]] = {"bits": range(1, 10)}
