@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -322,3 +324,44 @@ def test_a_capture_is_one_line(tmp_path: Path) -> None:
     line = "2 samples of 21 tokens, 21 queries, layer 0, 4 query and 2 KV heads of 8, f32, values, index tensors"
     assert repr(capture) == f"Capture({line})"
     assert repr(capture.save(tmp_path)) == f"Capture({line} in {tmp_path})"
+
+
+def test_fifty_gigabytes_are_read_a_layer_at_a_time(tmp_path: Path) -> None:
+    """A file of zeros that takes no room on the disk, larger than the machine's memory."""
+    tokens, layers, entries, at = 98_304, 250, {}, 0
+    for layer in range(layers):
+        for name, count in (("q", 8), ("k", tokens)):
+            size = count * 512 * 4
+            place = {"shape": [count, 1, 512], "data_offsets": [at, at + size]}
+            entries[f"layers.{layer}.{name}"] = {"dtype": "F32", **place}
+            at += size
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    path = tmp_path / "large.safetensors"
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + at)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    plan = topkit.measure.plan(
+        path, "sign", 64, layout="thd", layers=[3, 200], out=tmp_path / "out"
+    )
+    assert plan.rows == 16
+    assert (
+        plan.notes[0].startswith("large.safetensors: 50.3 GB, read a layer")
+        and "about 2 min" in plan.notes[0]
+    )
+    capture = Capture.open(path, layout="thd")
+    assert capture.layers == list(range(layers))
+    assert capture.load(0, 200).keys.shape == (1, 1, tokens, 512)
+    # Kilobytes: some layers of 200 MB, where the file has 250.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000
+    first = capture.fingerprint
+    with open(path, "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\1")
+    assert Capture.open(path, layout="thd").fingerprint != first
+    with open(path, "r+b") as file:
+        file.write((len(header) - 1).to_bytes(8, "little"))
+        file.truncate(7 + len(header) + at)
+    with pytest.raises(InputError, match="too large to copy"):
+        Capture.open(path, layout="thd")

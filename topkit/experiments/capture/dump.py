@@ -23,6 +23,8 @@ from topkit.experiments.capture.traces import blobs, workloads
 
 # flashinfer-bench's workloads; other files hold tensors.
 TRACE = ".jsonl"
+# Bytes of a file that is digested in pieces; these are spread over it evenly.
+LARGE, PIECES, PIECE = 4 << 30, 64, 1 << 20
 Places = dict[tuple[int, int], Sample]
 
 
@@ -59,11 +61,41 @@ class Dump:
         return row
 
     @property
+    def bytes(self) -> int:
+        """Bytes of the file, and of those that a trace reads."""
+        return sum(path.stat().st_size for path in self._files)
+
+    @property
+    def first(self) -> LayerTensors:
+        """The shapes of the first layer of the first sample."""
+        samples = _places(self)
+        return samples[min(samples)].tensors_of(meta=True)
+
+    @property
+    def _files(self) -> list[Path]:
+        return [self.path, *(blobs(self.path) if self.path.suffix == TRACE else ())]
+
+    @property
     def fingerprint(self) -> str:
-        """A digest of the file's bytes and of how they are read."""
-        parts = [self.path, *(blobs(self.path) if self.path.suffix == TRACE else ())]
-        said = repr(([file_digest(path) for path in parts], self.layout, self.scaling))
+        """A digest of what the file holds, and of how it is read: of its bytes, or of a part and its time."""
+        said = repr(([digest_of(path) for path in self._files], self.layout, self.scaling))
         return digest_blocks([said.encode()])
+
+
+def digest_of(path: Path) -> str:
+    """The sha256 of a file; of one larger than LARGE that of PIECES, its size and the time it was written.
+
+    Fifty gigabytes would take a minute to read before a plan is known.
+    """
+    time, size, _ = state_of(path)
+    if size <= LARGE:
+        return file_digest(path)
+    with open(path, "rb") as file:
+        blocks = [f"{size} {time}".encode()]
+        for number in range(PIECES):
+            file.seek(number * (size - PIECE) // (PIECES - 1))
+            blocks.append(file.read(PIECE))
+    return digest_blocks(blocks)
 
 
 @lru_cache(maxsize=4)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator, Mapping
+from io import BytesIO
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ from torch import Tensor
 
 from topkit.documents import quote
 from topkit.errors import InputError
-from topkit.experiments.capture.files import read_tensors
+from topkit.experiments.capture.mapped import mapped, safetensors_of
 
 TORCH = (".pt", ".pth", ".bin")
-# A local header of a zip file: the lengths of the member's name and of its extra field stand at its end.
-_HEADER = 30
+# A local header of a zip file: the lengths of the member's name and of its extra field stand at its end. The header
+# of an array in it is shorter than this.
+_HEADER, _NPY = 30, 1 << 16
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -32,7 +35,7 @@ def read_file(path: Path) -> dict[str, Any]:
         return _read("a file of torch.save (weights_only)", path, lambda: _of_torch(path))
     if path.suffix == ".npy":
         raise InputError(f"{path} is one array without a name; give an .npz, as np.savez(q=q, k=k)")
-    return dict(read_tensors(path))
+    return _read("safetensors", path, lambda: dict(safetensors_of(path)))
 
 
 def _read(kind: str, path: Path, read: Any) -> dict[str, Any]:
@@ -49,37 +52,35 @@ def _read(kind: str, path: Path, read: Any) -> dict[str, Any]:
 
 
 def _of_zip(path: Path) -> Iterator[tuple[str, Tensor]]:
-    with zipfile.ZipFile(path) as archive, open(path, "rb") as raw:
+    raw = mapped(path)
+    with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
             if member.compress_type == zipfile.ZIP_STORED:
-                array = _mapped(path, raw, member)
+                array = _in_place(raw, member)
             else:
                 with archive.open(member) as file:
                     array = npy.read_array(file, allow_pickle=False)
             yield name, _tensor(name, array)
 
 
-def _mapped(path: Path, raw: Any, member: zipfile.ZipInfo) -> np.ndarray:
+def _in_place(raw: mmap, member: zipfile.ZipInfo) -> np.ndarray:
     """A member that is not compressed, where it lies in the file."""
-    raw.seek(member.header_offset)
-    header = raw.read(_HEADER)
-    skipped = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-    begin = member.header_offset + _HEADER + skipped
-    raw.seek(begin)
-    version = npy.read_magic(raw)
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, kind = read(raw)
+    at = member.header_offset
+    names = (raw[at + 26 : at + 28], raw[at + 28 : at + 30])
+    begin = at + _HEADER + sum(int.from_bytes(size, "little") for size in names)
+    head = BytesIO(raw[begin : begin + min(member.file_size, _NPY)])
+    read = (
+        npy.read_array_header_1_0 if npy.read_magic(head) == (1, 0) else npy.read_array_header_2_0
+    )
+    shape, fortran, kind = read(head)
     if kind.hasobject:
         raise ValueError("it holds Python objects")
-    at = raw.tell()
-    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    if at + size > begin + member.file_size or begin + member.file_size > path.stat().st_size:
+    count, first = int(np.prod(shape, dtype=np.int64)), begin + head.tell()
+    if first + count * kind.itemsize > min(begin + member.file_size, len(raw)):
         raise ValueError(f"{member.filename} is cut off")
-    if size == 0:
-        return np.empty(shape, kind)
-    order = "F" if fortran else "C"
-    return np.memmap(path, kind, "c", at, shape, order)
+    array = np.frombuffer(raw, kind, count, first) if count else np.empty(0, kind)
+    return array.reshape(shape, order="F" if fortran else "C")
 
 
 def _tensor(name: str, array: np.ndarray) -> Tensor:
@@ -95,8 +96,16 @@ def _tensor(name: str, array: np.ndarray) -> Tensor:
 
 
 def _of_torch(path: Path) -> dict[str, Any]:
-    mapped = zipfile.is_zipfile(path)
-    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
+    in_zip = zipfile.is_zipfile(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=in_zip or None)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        raise InputError(
+            f"{path} has more bytes than torch can map here; write it as safetensors or .npz (np.savez), which are "
+            "read layer by layer"
+        ) from error
     if not isinstance(loaded, Mapping):
         raise InputError(
             f"{path} holds {quote(type(loaded).__name__)}; give names to tensors, as torch.save({{'q': q, 'k': k}})"

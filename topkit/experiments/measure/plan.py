@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from topkit.experiments.measure.layer import measure_layer
+from topkit.experiments.measure.reading import reading
 from topkit.experiments.measure.request import Request
 from topkit.experiments.measure.summary import summarise
 from topkit.experiments.runs.cell_parts import parts_of
@@ -110,6 +111,11 @@ def plan_of(request: Request, crew: Crew, notes: Sequence[str] = ()) -> MeasureP
         memory=request.memory(crew.workers, rows),
         workers=crew.workers,
         runner=crew.runner,
-        notes=(*(() if line is None else (line,)), *notes, *shard.notes),
+        notes=(
+            *(() if line is None else (line,)),
+            *reading(request),
+            *notes,
+            *shard.notes,
+        ),
         request=request,
     )

@@ -1,0 +1,50 @@
+"""What a measurement of a dump reads, and how long it may take, said before it begins."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from topkit.experiments.capture.files import readable
+from topkit.experiments.measure.request import Request
+
+# Bytes of a disk in a second, and seconds of a core for a score of one query head and key: measured on CPUs, of
+# recipes that score keys. On a GPU a score takes this share of it.
+DISK, SCORE, GPU = 1e9, 15e-9, 1 / 100
+
+
+def reading(request: Request) -> tuple[str, ...]:
+    """A line of bytes and minutes where the capture is a file of others; nothing for a capture's own folder.
+
+    Minutes: the bytes twice, for the digest and for the tensors, and a score of each query head and key for each
+    cell and its judge, by all cores.
+    """
+    capture = request.capture
+    if capture.dump is None:
+        return ()
+    records = {record["sample"]: record for record in capture.manifest["samples"]}
+    first = capture.dump.first
+    index = first.index_queries if first.index_only else None
+    heads = (first.queries if index is None else index).shape[1]
+    scores = sum(
+        heads * len(records[sample]["positions"]) * records[sample]["tokens"]
+        for sample, _ in request.places
+    )
+    recipes = len({cell.indexer for cell in request.cells}) + 1
+    each = SCORE * (GPU if request.setting.device.startswith("cuda") else 1 / _cores())
+    seconds = 2 * capture.dump.bytes / DISK + scores * recipes * each
+    places = len(request.places)
+    return (
+        f"{capture.dump.path.name}: {readable(capture.dump.bytes)}, read a layer of a sample at a time "
+        f"({places} of them); {_minutes(seconds)}",
+        *(("a learned indexer's tensors alone: judged against the Top-k of its float32 scores",)
+          if first.index_only else ()),
+    )  # fmt: skip
+
+
+def _minutes(seconds: float) -> str:
+    return "less than a minute" if seconds < 60 else f"about {math.ceil(seconds / 60):,} minutes"
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
