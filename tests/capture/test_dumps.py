@@ -137,6 +137,47 @@ def test_queries_of_one_step_or_of_their_own_lengths() -> None:
     assert placed.load(2, 0).positions.tolist() == at[4:]
 
 
+def test_padding_at_the_right_goes_with_its_queries() -> None:
+    x, lengths = made(2, 21), [21, 13]
+    for tensors, layout in ((x, None), (bthd(x), "bthd")):
+        capture = Capture.from_tensors(**tensors, lengths=lengths, layout=layout)
+        own = {n: y[1:2, :13] if y.ndim == 3 else y[1:2, :, :13] for n, y in x.items()}
+        assert same_but_number(capture.load(1, 0), Capture.from_tensors(**own).load(0, 0))
+
+
+def test_a_file_or_names_with_what_they_do_not_say(tmp_path: Path) -> None:
+    x = end_to_end(made(2, 21), [21, 13])
+    named = {"q": x["queries"], "k": x["keys"]}
+    torch.save(named, tmp_path / "a.pt")
+    how: dict[str, Any] = {"layout": "thd", "lengths": [21, 13], "scaling": 0.5}
+    wanted = Capture.from_tensors(x["queries"], x["keys"], **how)
+    for source in (named, tmp_path / "a.pt", str(tmp_path / "a.pt")):
+        capture = Capture.from_tensors(source, **how)
+        assert capture.fingerprint == wanted.fingerprint
+        with pytest.raises(InputError, match="stands for all tensors"):
+            Capture.from_tensors(source, x["keys"], **how)
+    one = Capture.from_tensors(tmp_path / "a.pt", layout="thd", positions=list(range(34)))
+    assert one.samples == [0] and one.dump is None
+    pages = {
+        "k_cache": x["keys"][:, None],
+        "v_cache": x["values"][:, None],
+        "q": x["queries"][[20, 33]],
+    }
+    pages |= {"kv_indptr": torch.tensor([0, 21, 34]), "kv_indices": torch.arange(34)}
+    paged = Capture.from_tensors(pages)
+    assert torch.equal(paged.load(1, 0).keys, wanted.load(1, 0).keys)
+
+
+def test_layers_of_several_texts_are_mixed() -> None:
+    q, k = torch.randn(4, 3, 8), torch.randn(2, 20, 8)
+    with pytest.raises(InputError, match="of several texts or steps"):
+        Capture.from_tensors({0: q, 1: q}, {0: k, 1: k[:, :19]})
+    with pytest.raises(InputError, match="several numbers of samples"):
+        Capture.from_tensors(
+            {0: q[None], 1: q[None].repeat(2, 1, 1, 1)}, {0: k[None], 1: k[None].repeat(2, 1, 1, 1)}
+        )
+
+
 def test_layers_by_name_nested_or_flat(tmp_path: Path) -> None:
     x = {
         n: y.transpose(0, 1) for n, y in {k: v[0] for k, v in made().items() if v.ndim == 4}.items()

@@ -17,6 +17,7 @@ from topkit.experiments.capture.described import described, require_record
 from topkit.experiments.capture.dump import Dump, places
 from topkit.experiments.capture.manifest import open_manifest
 from topkit.experiments.capture.outline import outline
+from topkit.experiments.capture.plain_file import read_file
 from topkit.experiments.capture.rows import Said, Sample
 from topkit.experiments.capture.tensors import LayerTensors, estimate_bytes
 from topkit.experiments.capture.writer import Writer
@@ -116,18 +117,19 @@ class Capture:
         Raises: InputError for shapes that do not fit, for dimensions that look like another layout's, and for
         NaN or infinity (layer and head).
         """
+        said = Said(layout, scaling, lengths, positions, cu_seqlens, cu_seqlens_q, block_table)
+        beside = (keys, values, index_queries, index_keys, index_weights, index_cache, scales)
+        beside += (hidden, latent, rope, prefill_queries, native)
         if isinstance(queries, str | Path):
-            return cls.open(queries, layout=layout, scaling=scaling)
+            _require_alone("a file", beside)
+            if all(x is None for x in (lengths, positions, cu_seqlens, cu_seqlens_q, block_table)):
+                return cls.open(queries, layout=layout, scaling=scaling)
+            path = path_of(queries, "a file")
+            with _named(path):
+                return cls._of(places(read_file(path), said).values())
         if isinstance(queries, Mapping) and all(isinstance(name, str) for name in queries):
-            own = {
-                "scaling": scaling,
-                "layout": layout,
-                "lengths": lengths,
-                "cu_seqlens": cu_seqlens,
-            }
-            named_so = cast("Mapping[str, ByLayer]", queries)
-            dumped = places(named_so, {name: x for name, x in own.items() if x is not None})
-            return cls._of(dumped.values())
+            _require_alone("a dict by names", beside)
+            return cls._of(places(cast("Mapping[str, ByLayer]", queries), said).values())
         named = {
             "queries": queries,
             "keys": keys,
@@ -144,7 +146,6 @@ class Capture:
             "native": native,
         }
         there = {name: x for name, x in named.items() if x is not None}
-        said = Said(layout, scaling, lengths, positions, cu_seqlens, cu_seqlens_q, block_table)
         return cls._of(samples_by_layer(there, scales or {}, said, layer))
 
     @classmethod
@@ -254,6 +255,13 @@ class Capture:
         known = {"origin", "samples", "files"}
         writer.close({key: x for key, x in self.manifest.items() if key not in known})
         return Capture.open(folder)
+
+
+def _require_alone(what: str, beside: Iterable[object]) -> None:
+    if any(x is not None for x in beside):
+        raise InputError(
+            f"{what} stands for all tensors; leave the others out, or put them into it"
+        )
 
 
 @contextmanager

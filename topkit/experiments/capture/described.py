@@ -22,8 +22,25 @@ def require_record(loaded: LayerTensors, record: Mapping[str, Any]) -> None:
         )
 
 
+def _require_one_text(tensors: Mapping[tuple[int, int], LayerTensors]) -> None:
+    """The layers of a sample are of the same tokens, and of the same queries."""
+    first: dict[int, LayerTensors] = {}
+    for (sample, layer), x in sorted(tensors.items()):
+        other = first.setdefault(sample, x)
+        if (x.keys.shape[2], x.positions.tolist()) != (
+            other.keys.shape[2],
+            other.positions.tolist(),
+        ):
+            raise InputError(
+                f"sample {sample} has {x.keys.shape[2]} keys and {len(x.positions)} queries in layer {layer}, "
+                f"{other.keys.shape[2]} and {len(other.positions)} in layer {other.layer}: the layers are of "
+                "several texts or steps; give one file each"
+            )
+
+
 def described(tensors: Mapping[tuple[int, int], LayerTensors]) -> dict[str, Any]:
     """The manifest of tensors by sample and layer, which may be on the meta device."""
+    _require_one_text(tensors)
     of_layer = {layer: x for (_, layer), x in tensors.items()}
     of_sample = {sample: x for (sample, _), x in tensors.items()}
     listed = [x.native.shape[-1] for x in tensors.values() if x.native is not None]

@@ -19,7 +19,7 @@ from topkit.experiments.capture.names import OF_ALL, arguments
 from topkit.experiments.capture.plain_file import read_file
 from topkit.experiments.capture.rows import Said, Sample
 from topkit.experiments.capture.tensors import LayerTensors
-from topkit.experiments.capture.traces import blobs, workloads
+from topkit.experiments.capture.traces import blobs, keys_and_values, workloads
 
 # flashinfer-bench's workloads; other files hold tensors.
 TRACE = ".jsonl"
@@ -100,25 +100,28 @@ def digest_of(path: Path) -> str:
 
 @lru_cache(maxsize=4)
 def _places(dump: Dump) -> Places:
-    said: dict[str, Any] = {"layout": dump.layout, "scaling": dump.scaling}
-    known = {name: x for name, x in said.items() if x is not None}
+    said = Said(dump.layout, dump.scaling)
     if dump.path.suffix != TRACE:
-        return places(read_file(dump.path), known)
+        return places(read_file(dump.path), said)
     samples: Places = {}
     for workload in workloads(dump.path):
-        own = places(workload, {"layout": workload.pop("layout", None), **known})
+        layout = dump.layout or workload.pop("layout", None)
+        own = places(workload, replace(said, layout=layout))
         first = len({sample for sample, _ in samples})
         samples |= {(first + n, at): replace(x, number=first + n) for (n, at), x in own.items()}
     return samples
 
 
-def places(tensors: Mapping[str, Any], said: Mapping[str, Any]) -> Places:
+def places(tensors: Mapping[str, Any], said: Said) -> Places:
     """The samples of named tensors, by sample and layer; what is said goes before what they say.
 
     Raises: InputError as `Capture.from_tensors`.
     """
+    if {"kv_indptr", "kv_indices"} <= set(tensors):
+        tensors, said = keys_and_values(tensors), replace(said, layout="thd")
     named = arguments(tensors)
-    of_all = {name: named.pop(name) for name in OF_ALL if name in named} | dict(said)
+    own = {name: named.pop(name) for name in OF_ALL if name in named}
+    of_all = own | {name: x for name, x in vars(said).items() if x is not None}
     scales = named.pop("scales", {})
     if len({"rope_cos", "rope_sin"} & set(named)) == 1:
         raise InputError("rope_cos and rope_sin come together; it holds one of them")

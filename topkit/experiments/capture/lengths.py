@@ -45,8 +45,10 @@ class Bounds:
         return x
 
 
-def padded(lengths: Any, rows: int, width: int | None) -> list[Bounds]:
+def padded(lengths: Any, rows: int, width: int | None, count: int) -> list[Bounds]:
     """Rows of so many real keys, of `width` where padding fills them up, each at its left.
+
+    Where all `width` tokens have queries, those of padding go with their keys.
 
     Raises: InputError for lengths that are not one a row, or longer than the keys.
     """
@@ -56,7 +58,8 @@ def padded(lengths: Any, rows: int, width: int | None) -> list[Bounds]:
     if len(real) != rows or not all(1 <= n <= (width or n) for n in real):
         most = "" if width is None else f" from 1 to {width}"
         raise InputError(f"lengths must be {rows} numbers{most}, one a row; got {quote(real)}")
-    return [Bounds(row, row, length) for row, length in enumerate(real)]
+    every = lengths is not None and count == width
+    return [Bounds(row, row, n, 0, (0, n) if every else None) for row, n in enumerate(real)]
 
 
 def packed(

@@ -125,7 +125,7 @@ def _bounds(
             "keys of each row"
         )
     rows = len(tensors.get("queries", tensors.get("index_queries", ())))
-    return padded(said.lengths, rows, width if table is None or width is not None else None)
+    return padded(said.lengths, rows, width, count)
 
 
 def _count(tensors: Mapping[str, Tensor]) -> int:

@@ -49,9 +49,14 @@ def keys_and_values(inputs: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {
         name: x.flatten(0, 1)[taken] for name, x in caches.items() if name != "queries"
     }
-    queries = inputs.get("qo_indptr")
-    asked = {"cu_seqlens_q": range(len(edges)) if queries is None else queries}
-    return {**made, "queries": caches["queries"], "lengths": lengths, **asked}
+    asked, scale = inputs.get("qo_indptr"), inputs.get("sm_scale")
+    return {
+        **made,
+        "queries": caches["queries"],
+        "lengths": lengths,
+        "cu_seqlens_q": range(len(edges)) if asked is None else asked,
+        **({} if scale is None else {"scaling": scale}),
+    }
 
 
 def _caches(inputs: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -120,9 +120,9 @@ def _named(definition: str, inputs: dict[str, Any]) -> dict[str, Any]:
         )
     if names >= _INDEX:
         return inputs
-    scaling = {} if inputs.get("sm_scale") is None else {"scaling": float(inputs["sm_scale"])}
     if names >= _PAGED:
-        return {**keys_and_values(inputs), **scaling, "layout": "thd"}
+        return {**keys_and_values(inputs), "layout": "thd"}
+    scaling = {} if inputs.get("sm_scale") is None else {"scaling": inputs["sm_scale"]}
     edges = {"cu_seqlens": inputs["kv_indptr"], "cu_seqlens_q": inputs["qo_indptr"]}
     tensors = {"queries": inputs["q"], "keys": inputs["k"], "values": inputs["v"]}
     return {**tensors, **edges, **scaling, "layout": "thd"}
