@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -406,3 +407,29 @@ def test_fifty_gigabytes_are_read_a_layer_at_a_time(tmp_path: Path) -> None:
         file.truncate(7 + len(header) + at)
     with pytest.raises(InputError, match="too large to copy"):
         Capture.open(path, layout="thd")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("name", WRITERS)
+def test_flipped_and_missing_bytes_are_one_line_or_numbers(tmp_path: Path, name: str) -> None:
+    path, draw = tmp_path / name, random.Random(0)
+    WRITERS[name](path, {"q": torch.randn(12, 4, 8), "k": torch.randn(12, 2, 8)})
+    whole, said = path.read_bytes(), list[str]()
+    for _ in range(60):
+        raw = bytearray(whole)
+        if draw.random() < 0.3:
+            del raw[draw.randrange(len(raw)) :]
+        else:
+            raw[draw.randrange(min(len(raw), draw.choice([400, len(raw)])))] = draw.randrange(256)
+        path.write_bytes(raw)
+        try:
+            capture = Capture.open(path, layout="thd")
+            assert capture.load(0, 0).queries.isfinite().all()
+        except InputError as error:
+            said.append(str(error))
+    assert said and all("\n" not in line and name in line for line in said)
+    path.write_bytes(whole)
+    capture = Capture.open(path, layout="thd")
+    path.unlink()
+    with pytest.raises(InputError, match="changed since"):
+        capture.load(0, 0)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.capture import files
 from topkit.experiments.capture.lengths import whole_numbers
@@ -91,6 +92,8 @@ def _layers(
     name: str, x: Any, stacked: bool, layer: int, read: Any
 ) -> Iterator[tuple[int, Tensor]]:
     if isinstance(x, Mapping):
+        if not all(isinstance(number, int) for number in x):
+            raise InputError(f"{name} by layer must have numbers of layers; got {quote(list(x))}")
         yield from ((int(number), read(name, part)) for number, part in x.items())
     elif isinstance(x, (list, tuple)):
         yield from ((number, read(name, part)) for number, part in enumerate(x))

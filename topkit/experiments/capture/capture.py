@@ -18,7 +18,8 @@ from topkit.experiments.capture.dump import Dump, places
 from topkit.experiments.capture.manifest import open_manifest
 from topkit.experiments.capture.outline import outline
 from topkit.experiments.capture.plain_file import read_file
-from topkit.experiments.capture.rows import Said, Sample
+from topkit.experiments.capture.rows import Said
+from topkit.experiments.capture.sample import Sample
 from topkit.experiments.capture.tensors import LayerTensors, estimate_bytes
 from topkit.experiments.capture.writer import Writer
 from topkit.kernels.precision import full_precision

@@ -33,14 +33,16 @@ class Dump:
     """A file, how it is read, and what it was like when it was opened: enough for another process to read it."""
 
     path: Path
-    state: State
+    # It and the blobs of a trace, as they were when it was opened.
+    files: tuple[tuple[Path, State], ...]
     layout: str | None = None
     scaling: float | None = None
 
     @classmethod
     def of(cls, path: Path, *, layout: str | None = None, scaling: float | None = None) -> Dump:
         """The dump at a path. Raises: OSError where there is none."""
-        return cls(path, state_of(path), layout, scaling)
+        files = [path, *(blobs(path) if path.suffix == TRACE else ())]
+        return cls(path, tuple((one, state_of(one)) for one in files), layout, scaling)
 
     def shapes(self) -> dict[tuple[int, int], LayerTensors]:
         """By sample and layer what is there, on the meta device but for positions.
@@ -54,16 +56,24 @@ class Dump:
 
         Raises: InputError for NaN or infinity, scales that are none, and a file that changed since.
         """
-        if state_of(self.path) != self.state:
-            raise InputError(f"{self.path} changed since it was opened; open it again")
+        self._require_unchanged()
         row = _places(self)[sample, layer].tensors_of()
         row.require_finite()
         return row
 
+    def _require_unchanged(self) -> None:
+        for path, state in self.files:
+            try:
+                same = state_of(path) == state
+            except OSError:
+                same = False
+            if not same:
+                raise InputError(f"{path} changed since it was opened; open it again")
+
     @property
     def bytes(self) -> int:
         """Bytes of the file, and of those that a trace reads."""
-        return sum(path.stat().st_size for path in self._files)
+        return sum(size for _, (_, size, _) in self.files)
 
     @property
     def first(self) -> LayerTensors:
@@ -72,13 +82,9 @@ class Dump:
         return samples[min(samples)].tensors_of(meta=True)
 
     @property
-    def _files(self) -> list[Path]:
-        return [self.path, *(blobs(self.path) if self.path.suffix == TRACE else ())]
-
-    @property
     def fingerprint(self) -> str:
         """A digest of what the file holds, and of how it is read: of its bytes, or of a part and its time."""
-        said = repr(([digest_of(path) for path in self._files], self.layout, self.scaling))
+        said = repr(([digest_of(path) for path, _ in self.files], self.layout, self.scaling))
         return digest_blocks([said.encode()])
 
 

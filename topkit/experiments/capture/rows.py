@@ -47,7 +47,8 @@ def samples_of(
     table = None
     if cache is not None:
         cache, table, layout = pages_of(cache), _table(said), said.layout or "bthd"
-        tensors, scales = (by_sequence(group, len(asked), layout) for group in (tensors, scales))
+        rows = len(asked) if asked.ndim else 0
+        tensors, scales = (by_sequence(group, max(rows, 1), layout) for group in (tensors, scales))
     tensors, scales = (one_token(group, tensors, layout) for group in (tensors, scales))
     tensors, scales = _arranged(layer, tensors, scales, layout)
     require_likely(tensors, layout, said.layout is not None, asked.ndim == 4)
