@@ -13,6 +13,7 @@ from topkit import Capture
 from topkit.errors import InputError
 from topkit.experiments.decode import driver
 from topkit.experiments.measure.survey import survey
+from topkit.experiments.train.calibrate import calibrate
 
 FP32, FP8 = "lightning:weights=given,dtype=fp32", "lightning:weights=given,dtype=fp8"
 
@@ -113,8 +114,10 @@ def test_what_reads_attention_is_refused(recipe: str) -> None:
         topkit.measure(capture, recipe, 8)
 
 
-def test_surveys_and_halves_are_refused() -> None:
+def test_surveys_and_halves_are_refused(tmp_path: Any) -> None:
     x = made()
+    with pytest.raises(InputError, match="reads the queries and keys of attention"):
+        calibrate(Capture.from_tensors(**x), "loki", tmp_path)
     with pytest.raises(InputError, match="reads the queries and keys of attention"):
         survey(Capture.from_tensors(**x))
     for name in x:

@@ -150,3 +150,8 @@ def test_cut_and_mixed_traces_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=says) as caught:
             Capture.open(paths[0])
         assert "\n" not in str(caught.value)
+
+
+def test_the_folder_of_a_trace_names_its_files() -> None:
+    with pytest.raises(InputError, match="give one of its workloads"):
+        Capture.open(ROOT)

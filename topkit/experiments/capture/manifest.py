@@ -136,6 +136,10 @@ def open_manifest(folder: Path) -> dict[str, Any]:
             raise InputError(
                 f"the capture in {folder} was interrupted; the same command finishes it"
             )
+        if any(folder.glob("workloads/*/*.jsonl")):
+            raise InputError(
+                f"{folder} is a trace of flashinfer-bench: give one of its workloads/*/*.jsonl"
+            )
         raise InputError(f"{folder / MANIFEST} is missing: {folder} is not a capture")
     content = unseal(folder / MANIFEST)
     if not content["files"]:
