@@ -134,3 +134,13 @@ def test_the_lists_of_an_engine_are_judged_against_the_index() -> None:
     table = topkit.measure(capture, "native", 6).table.to_pylist()
     assert [row["recall"] for row in table if row["position"] == 83] == [1, 1]
     assert [row["recall"] for row in table if row["position"] == 84] == [0, 0]
+
+
+@pytest.mark.gpu
+def test_a_gpu_judges_as_the_cpu() -> None:
+    capture = Capture.from_tensors(**made(4000, 16, 32, 128))
+    specs = [FP32, FP8, "random"]
+    one, other = (topkit.measure(capture, specs, 64, device=at).summary() for at in ("cpu", "cuda"))
+    for cpu, gpu in zip(one, other, strict=True):
+        assert gpu["recall"] == pytest.approx(cpu["recall"], abs=2e-3)
+        assert gpu["rows"] == cpu["rows"] and gpu["mass"] is None

@@ -42,9 +42,10 @@ DTYPES = {
 
 def mapped(path: Path) -> mmap.mmap:
     """The bytes of a file. Raises: OSError, ValueError for one that is empty."""
-    flags = mmap.MAP_PRIVATE | _NO_RESERVE
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+        if sys.platform == "win32":
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        size, flags = os.fstat(file.fileno()).st_size, mmap.MAP_PRIVATE | _NO_RESERVE
         return mmap.mmap(file.fileno(), size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
 
 
