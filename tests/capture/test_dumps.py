@@ -157,6 +157,8 @@ def test_a_file_or_names_with_what_they_do_not_say(tmp_path: Path) -> None:
         assert capture.fingerprint == wanted.fingerprint
         with pytest.raises(InputError, match="stands for all tensors"):
             Capture.from_tensors(source, x["keys"], **how)
+    scale = {"sm_scale": np.array([0.5])}
+    assert Capture.from_tensors(named | scale, layout="thd").load(0, 0).scaling == 0.5
     one = Capture.from_tensors(tmp_path / "a.pt", layout="thd", positions=list(range(34)))
     assert one.samples == [0] and one.dump is None
     pages = {
@@ -319,6 +321,8 @@ def test_lengths_that_do_not_add_up_are_named() -> None:
     refused("neither all of them nor one each", lengths=[100, 200], queries=Q[:7])
     refused("of 1 sequences, the keys of 2", lengths=[100, 200], cu_seqlens_q=[0, 300])
     refused("add up to 8", lengths=[100, 200], cu_seqlens_q=[0, 3, 8], queries=Q[:7])
+    refused("give cu_seqlens too", cu_seqlens_q=[0, 3, 7], queries=Q[:7])
+    assert Capture.from_tensors(Q, K, layout="thd", cu_seqlens_q=[0, 100, 300]).samples == [0, 1]
     refused("must be whole numbers", lengths=[100.5, 199.5])
     refused("layout=thd", cu_seqlens=[0, 300], layout="bthd")
     refused("layout must be", layout="hdt")

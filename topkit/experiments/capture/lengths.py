@@ -70,6 +70,12 @@ def packed(
     Queries are those of the same tokens, or one a sequence, unless cu_seqlens_q says which.
     Raises: InputError where the lengths do not add up.
     """
+    if cu_seqlens is None and lengths is None and cu_seqlens_q is not None:
+        if count != width:
+            raise InputError(
+                "cu_seqlens_q tells queries apart, and nothing the keys; give cu_seqlens too"
+            )
+        cu_seqlens = cu_seqlens_q
     keys = _edges("cu_seqlens", cu_seqlens, lengths, width)
     if keys is None:
         return [Bounds(0, 0, width or 0)]

@@ -18,7 +18,7 @@ def scaling_of(said: Any, tensors: Mapping[str, Tensor]) -> float:
     """
     if said is not None:
         try:
-            return float(said)
+            return float(said.item() if hasattr(said, "item") else said)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"scaling must be a number; got {quote(said)}") from error
     width, heads = tensors["keys"].shape[3], tensors["keys"].shape[1]
