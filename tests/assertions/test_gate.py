@@ -158,6 +158,17 @@ def test_mass_that_no_kernel_has_is_told() -> None:
     )
 
 
+def test_a_share_of_the_best_mass_is_asked_where_mass_itself_is_low() -> None:
+    scores = torch.arange(100.0) / 1000
+    chosen = [99, 98, 97, 96, 94]  # the best five but for the fifth
+    ratio = sum(math.exp(s / 1000) for s in chosen) / sum(
+        math.exp(s / 1000) for s in range(95, 100)
+    )
+    told = assert_selects(chosen, scores, mass_ratio=ratio)
+    assert told.mass_ratio.worst == pytest.approx(ratio, abs=1e-6) and told.mass.worst < 0.06
+    assert "mass ratio of at least 0.9999 was asked" in message(chosen, scores, mass_ratio=0.9999)
+
+
 @pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0.004), (torch.float16, 0.0005)])
 def test_rounded_scores_are_told_the_tolerance_that_does(dtype: torch.dtype, most: float) -> None:
     real = real_tensors(15)

@@ -94,6 +94,25 @@ def test_ties_that_are_broken_by_chance_are_refused_unless_forgiven() -> None:
     assert assert_repeatable(by_chance, real("captured", 1)).ties == 0
 
 
+def test_tied_slots_that_are_lost_are_not_forgiven() -> None:
+    """Equal scores may change places, but none may go."""
+    calls = iter(range(100))
+
+    def swaps(scores: Tensor) -> Tensor:
+        return torch.tensor([[0, 1 + next(calls) % 2]])
+
+    def loses(scores: Tensor) -> Tensor:
+        return torch.tensor([[0, 1 if next(calls) % 2 else -1]])
+
+    scores = torch.tensor([[3.0, 2, 2, 1]])
+    told = assert_repeatable(swaps, {"scores": scores}, forgive_ties=True)
+    assert (told.runs.rows, told.runs.among_ties, told.ties) == (1, 1, 1)
+    assert "1 of 1 rows differ, 0 of them" in message(loses, {"scores": scores}, forgive_ties=True)
+    near = torch.tensor([[3.0, 2, 2.001, 1]])
+    assert "only before: " in message(swaps, {"scores": near}, forgive_ties=True)
+    assert assert_repeatable(swaps, {"scores": near}, forgive_ties=True, tolerance=1e-3).ties == 1
+
+
 def noisy(queries: Tensor, keys: Tensor, k: int = 8, lengths: Any = None) -> Tensor:
     return stable(queries + 0.1 * torch.randn(queries.shape), keys, k, lengths)
 
