@@ -67,6 +67,10 @@ def test_ties_are_exact_plateaus_wide_and_outliers_far() -> None:
 
 def test_scores_hide_what_is_behind_a_query() -> None:
     one = real_tensors(8, queries=3, tokens=20)
+    assert (
+        repr(one)
+        == "Real(layer 8, captured: queries [1, 9, 3, 64], keys [1, 3, 20, 64], scaling 0.125)"
+    )
     assert one.scores.shape == (1, 9, 3, 20)
     assert (one.scores == -torch.inf).sum(-1).tolist() == [[[2, 1, 0]] * 9]
     head = one.scores[0, 4, 2]

@@ -256,6 +256,16 @@ def test_scores_of_rows_and_of_queries() -> None:
     )
 
 
+def test_a_row_that_is_shorter_than_k_keeps_room_for_it() -> None:
+    def select(scores: Tensor, lengths: Tensor, k: Tensor) -> Tensor:
+        hidden = torch.arange(scores.shape[-1]) >= lengths[:, None]
+        best = scores.masked_fill(hidden, NEVER).topk(int(k))  # which wants k scores
+        return best.indices.masked_fill(best.values == NEVER, -1)
+
+    inputs = {"scores": torch.rand(3, 9), "lengths": torch.tensor([2, 0, 9]), "k": torch.tensor(4)}
+    assert assert_repeatable(select, inputs).ties == 0
+
+
 def test_a_learned_indexer_and_physical_ids() -> None:
     """[B, Tq, k] of index tensors, through a block table: ties are not known, sets are compared."""
     generator = torch.Generator().manual_seed(0)
@@ -299,6 +309,10 @@ def test_queries_that_see_all_keys() -> None:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "one run": ({"runs": 1}, "runs must be at least 2"),
     "lists for tensors": ({"inputs": {**real(), "lengths": [300, 120]}}, "lengths must be tensors or arrays"),
+    "no function": ({"select": 3}, "select must be a function of the inputs; got int"),
+    "lengths beyond": ({"inputs": {**real(), "lengths": torch.tensor([300, 301])}}, "lengths must be 0 to 300"),
+    "lengths below": ({"inputs": {**real(), "lengths": torch.tensor([3, -1])}}, "lengths must be 0 to 300"),
+    "lengths of other rows": ({"inputs": {**real(), "lengths": torch.tensor([3] * 3)}}, "B must be one number"),
     "half a run": ({"runs": 2.5}, "runs must be a whole number"),
     "no names": ({"inputs": [1, 2]}, "inputs must be names to tensors"),
     "an unknown tensor": ({"inputs": {"q": torch.ones(2, 3)}}, "name its dimensions, as forms="),

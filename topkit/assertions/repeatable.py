@@ -66,6 +66,8 @@ def assert_repeatable(
     """
     if checks.whole("runs", runs) < 2:
         raise InputError(f"runs must be at least 2, to be compared; got {runs}")
+    if not callable(select):
+        raise InputError(f"select must be a function of the inputs; got {type(select).__name__}")
     known = Inputs.of(inputs, forms or {})
     first = indices_of(known.call(select))
     form = form_of("indices", first, forms or {})
@@ -123,7 +125,7 @@ def _alone(known: Inputs, select: Select, form: Form, first: Tensor) -> Iterator
         return
     every = sorted({n * rows // CALLS for n in range(CALLS)} if rows > CALLS else range(rows))
     at = form.index("B")
-    own = {row: indices_of(known.row(row).call(select)) for row in every}
+    own = {row: indices_of(known.row(row, first.shape[-1]).call(select)) for row in every}
     out = [own[row] if row in own else first.narrow(at, row, 1) for row in range(rows)]
     yield _joined(out, at, first, "rows one by one")
 
