@@ -169,6 +169,12 @@ def test_a_share_of_the_best_mass_is_asked_where_mass_itself_is_low() -> None:
     assert "mass ratio of at least 0.9999 was asked" in message(chosen, scores, mass_ratio=0.9999)
 
 
+def test_what_is_exact_within_its_tolerance_has_all_of_the_mass() -> None:
+    scores = torch.tensor([10.0, 5, 4.9])
+    assert assert_selects([0, 2], scores, tolerance=0.02, mass_ratio=1).mass_ratio.worst < 1
+    assert "mass ratio of at least 1" in message([0, 2], scores, tolerance=0.001, mass_ratio=1)
+
+
 @pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0.004), (torch.float16, 0.0005)])
 def test_rounded_scores_are_told_the_tolerance_that_does(dtype: torch.dtype, most: float) -> None:
     real = real_tensors(15)

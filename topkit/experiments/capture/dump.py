@@ -18,6 +18,7 @@ from topkit.experiments.capture.files import digest_blocks
 from topkit.experiments.capture.names import OF_ALL, arguments
 from topkit.experiments.capture.plain_file import read_file
 from topkit.experiments.capture.rows import Said, Sample
+from topkit.experiments.capture.stacked import beside
 from topkit.experiments.capture.tensors import LayerTensors
 from topkit.experiments.capture.traces import blobs, workloads
 
@@ -31,14 +32,14 @@ class Dump:
     """A file, how it is read, and what it was like when it was opened: enough for another process to read it."""
 
     path: Path
-    state: State
+    state: tuple[State, ...]
     layout: str | None = None
     scaling: float | None = None
 
     @classmethod
     def of(cls, path: Path, *, layout: str | None = None, scaling: float | None = None) -> Dump:
         """The dump at a path. Raises: OSError where there is none."""
-        return cls(path, state_of(path), layout, scaling)
+        return cls(path, _states(path), layout, scaling)
 
     def shapes(self) -> dict[tuple[int, int], LayerTensors]:
         """By sample and layer what is there, on the meta device but for positions.
@@ -52,7 +53,7 @@ class Dump:
 
         Raises: InputError for NaN or infinity, scales that are none, and a file that changed since.
         """
-        if state_of(self.path) != self.state:
+        if _states(self.path) != self.state:
             raise InputError(f"{self.path} changed since it was opened; open it again")
         row = _places(self)[sample, layer].tensors_of()
         row.require_finite()
@@ -61,9 +62,18 @@ class Dump:
     @property
     def fingerprint(self) -> str:
         """A digest of the file's bytes and of how they are read."""
-        parts = [self.path, *(blobs(self.path) if self.path.suffix == TRACE else ())]
+        parts = [
+            self.path,
+            *beside(self.path),
+            *(blobs(self.path) if self.path.suffix == TRACE else ()),
+        ]
         said = repr(([file_digest(path) for path in parts], self.layout, self.scaling))
         return digest_blocks([said.encode()])
+
+
+def _states(path: Path) -> tuple[State, ...]:
+    """Of a file, and of what says which layers it has."""
+    return tuple(state_of(one) for one in (path, *beside(path)))
 
 
 @lru_cache(maxsize=4)

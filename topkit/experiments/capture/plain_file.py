@@ -15,6 +15,7 @@ from torch import Tensor
 from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.capture.files import read_tensors
+from topkit.experiments.capture.stacked import by_layer
 
 TORCH = (".pt", ".pth", ".bin")
 # A local header of a zip file: the lengths of the member's name and of its extra field stand at its end.
@@ -32,7 +33,7 @@ def read_file(path: Path) -> dict[str, Any]:
         return _read("a file of torch.save (weights_only)", path, lambda: _of_torch(path))
     if path.suffix == ".npy":
         raise InputError(f"{path} is one array without a name; give an .npz, as np.savez(q=q, k=k)")
-    return dict(read_tensors(path))
+    return dict(by_layer(path, read_tensors(path)))
 
 
 def _read(kind: str, path: Path, read: Any) -> dict[str, Any]:
