@@ -48,8 +48,8 @@ def test_each_kind_has_what_it_is_named_for(k: int) -> None:
     for layer in (1, 15, 29):
         for kind in REAL_KINDS:
             one = real_tensors(layer, kind)
-            told = assert_selects(one.scores.topk(k).indices, one.scores, scaling=one.scaling)
-            ties[kind] += told.ties
+            summary = assert_selects(one.scores.topk(k).indices, one.scores, scaling=one.scaling)
+            ties[kind] += summary.ties
     assert ties["captured"] <= 1 and ties["ties"] > 18 and ties["plateau"] > 18
 
 

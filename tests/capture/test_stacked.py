@@ -81,9 +81,9 @@ def test_the_tool_writes_what_it_reads(tmp_path: Path, monkeypatch: pytest.Monke
     write_tensors = importlib.import_module("smollm2_tensors").write
     queries = {layer: torch.randn(1, 4, 3, 8).bfloat16() for layer in (2, 5)}
     keys = {layer: torch.randn(1, 2, 9, 8).bfloat16() for layer in (2, 5)}
-    taken = Capture.from_tensors(queries, keys).save(tmp_path / "capture")
+    source = Capture.from_tensors(queries, keys).save(tmp_path / "capture")
     opened = Capture.open(write_tensors(tmp_path / "capture", tmp_path / "out.safetensors"))
-    assert opened.layers == taken.layers == [2, 5]
+    assert opened.layers == source.layers == [2, 5]
     for layer in (2, 5):
         assert torch.equal(opened.load(0, layer).keys, keys[layer])
         assert torch.equal(opened.load(0, layer).queries, queries[layer][:, :, -1:])

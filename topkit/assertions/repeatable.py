@@ -78,7 +78,7 @@ def assert_repeatable(
         "alone": list(_alone(known, select, form, first)),
         "padded": list(_padded(known, select)),
     }
-    found: dict[str, Differences] = {}
+    compared: dict[str, Differences] = {}
     with full_precision():
         problem = problem_of(known, scores, form, causal)
         demand = demand_of(known, problem, first.shape[-1], tolerance)
@@ -86,19 +86,19 @@ def assert_repeatable(
             if not others:
                 continue
             rows = [stood(x, form) for x in (first, *others)]
-            found[name] = compare(rows[0], rows[1:], problem, demand, BLOCK)
-    audit = _audit(found)
-    for name, differences in found.items():
+            compared[name] = compare(rows[0], rows[1:], problem, demand, BLOCK)
+    audit = _audit(compared)
+    for name, differences in compared.items():
         change = differences.change
         if change.rows > (change.among_ties if forgive_ties else 0):
             raise AssertionError(f"{_words(name, differences, first, form)}\n  in all: {audit}")
     return audit
 
 
-def _audit(found: Mapping[str, Differences]) -> Audit:
-    told, changes = found["runs"], {name: x.change for name, x in found.items()}
+def _audit(compared: Mapping[str, Differences]) -> Audit:
+    runs, changes = compared["runs"], {name: x.change for name, x in compared.items()}
     tried = (changes.get(name) for name in ("chunked", "alone", "padded"))
-    return Audit(told.rows, told.ties, told.change, *tried)
+    return Audit(runs.rows, runs.ties, runs.change, *tried)
 
 
 def _chunked(
