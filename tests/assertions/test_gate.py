@@ -31,7 +31,7 @@ def perfect(case: Case, rng: random.Random) -> list[list[int]]:
     return [best(row, case.k, rng) for row in case.rows]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=90, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(FORMS), st.booleans())
 def test_a_perfect_kernel_passes_and_is_summed_up(seed: int, form: str, paged: bool) -> None:
     rng = random.Random(seed)
@@ -51,7 +51,7 @@ def test_a_perfect_kernel_passes_and_is_summed_up(seed: int, form: str, paged: b
             assert of == pytest.approx(ordered[len(ordered) * share // 100], abs=1e-5)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=180, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from(FORMS),

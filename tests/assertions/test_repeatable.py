@@ -41,7 +41,7 @@ def real(kind: str = "ties", queries: int = 3, tokens: int = 300) -> dict[str, A
 LENGTHS = {"lengths": torch.tensor([300, 120])}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.booleans(), st.integers(1, 4))
 def test_a_stable_kernel_passes_and_its_ties_are_counted(
     seed: int, padded: bool, count: int
