@@ -1,7 +1,11 @@
-"""Make topkit/data/smollm2/tensors.safetensors of a capture: its last queries, and its keys, in bfloat16."""
+"""Make topkit/data/smollm2/tensors.safetensors of a capture: its last queries, and its keys, in bfloat16.
+
+Which layers they are stands beside it, in tensors.layers.json.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from topkit.experiments.capture.capture import Capture
+from topkit.experiments.capture.stacked import SUFFIX
 
 OUT = Path(__file__).parents[1] / "topkit" / "data" / "smollm2" / "tensors.safetensors"
 
@@ -23,6 +28,7 @@ def write(capture: Path, out: Path = OUT) -> Path:
         "scaling": torch.tensor(layers[0].scaling),
     }
     save_file({name: x.contiguous() for name, x in tensors.items()}, out)
+    out.with_suffix(SUFFIX).write_text(f"{json.dumps(seen.layers)}\n")
     return out
 
 

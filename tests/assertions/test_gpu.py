@@ -22,18 +22,19 @@ def test_lists_are_judged_where_they_lie(device: str, lists: str, kind: str) -> 
     best = one.scores.sort(dim=-1, descending=True, stable=True).indices[..., :32]
     # What a GPU sums otherwise than the judge is within the rounding that queries and keys allow.
     call = {"queries": one.queries, "keys": one.keys, "scaling": one.scaling}
-    told = assert_selects(best.to(lists), **call, lengths=torch.tensor([600], device=lists))
-    assert told == assert_selects(best.to(lists), **call) and told.rows == 27
+    summary = assert_selects(best.to(lists), **call, lengths=torch.tensor([600], device=lists))
+    assert summary == assert_selects(best.to(lists), **call) and summary.rows == 27
     table = torch.randperm(100, generator=torch.Generator().manual_seed(0))[None, :75]
     physical = table.to(device)[0, best // 8] * 8 + best % 8
     paged = {"block_table": table.to(lists), "page_size": 8}
-    assert assert_selects(physical.to(lists), **call, **paged) == told
+    assert assert_selects(physical.to(lists), **call, **paged) == summary
     ragged = {
         "queries": one.queries[0].transpose(0, 1), "keys": one.keys[0].transpose(0, 1), "scaling": one.scaling,
         "cu_seqlens": torch.tensor([0, 3], device=device), "lengths": torch.tensor([600], device=device),
     }  # fmt: skip
     assert (
-        assert_selects(physical[0].transpose(0, 1).to(lists), **ragged, **paged).mass == told.mass
+        assert_selects(physical[0].transpose(0, 1).to(lists), **ragged, **paged).mass
+        == summary.mass
     )
     scores = one.scores.flatten(0, 2)
     ends = torch.tensor([598, 599, 600] * 9, device=lists)
@@ -60,6 +61,6 @@ def test_calls_are_repeated_where_inputs_lie(device: str, lists: str) -> None:
         "keys": one.keys,
         "lengths": torch.tensor([500], device=lists),
     }
-    told = assert_repeatable(select, inputs)
-    assert told.rows == 27 and (told.ties or 0) > 5
-    assert None not in (told.chunked, told.alone, told.padded)
+    summary = assert_repeatable(select, inputs)
+    assert summary.rows == 27 and (summary.ties or 0) > 5
+    assert None not in (summary.chunked, summary.alone, summary.padded)

@@ -15,7 +15,7 @@ def test_the_code_of_the_page_runs(capsys) -> None:
     space: dict[str, Any] = {"__name__": "page"}
     for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         exec(compile(code, "docs/testing.md", "exec"), space)
-    assert space["told"].rows == 9 and space["told"].recall.worst == 1
+    assert space["summary"].rows == 9 and space["summary"].recall.worst == 1
     (shown,) = re.findall(r"print\(audit\)  # (.*); \.\.\.", PAGE)
     assert str(space["audit"]).startswith(shown)
     for kind in REAL_KINDS:

@@ -48,8 +48,8 @@ def test_each_kind_has_what_it_is_named_for(k: int) -> None:
     for layer in (1, 15, 29):
         for kind in REAL_KINDS:
             one = real_tensors(layer, kind)
-            told = assert_selects(one.scores.topk(k).indices, one.scores, scaling=one.scaling)
-            ties[kind] += told.ties
+            summary = assert_selects(one.scores.topk(k).indices, one.scores, scaling=one.scaling)
+            ties[kind] += summary.ties
     assert ties["captured"] <= 1 and ties["ties"] > 18 and ties["plateau"] > 18
 
 
@@ -67,6 +67,10 @@ def test_ties_are_exact_plateaus_wide_and_outliers_far() -> None:
 
 def test_scores_hide_what_is_behind_a_query() -> None:
     one = real_tensors(8, queries=3, tokens=20)
+    assert (
+        repr(one)
+        == "Real(layer 8, captured: queries [1, 9, 3, 64], keys [1, 3, 20, 64], scaling 0.125)"
+    )
     assert one.scores.shape == (1, 9, 3, 20)
     assert (one.scores == -torch.inf).sum(-1).tolist() == [[[2, 1, 0]] * 9]
     head = one.scores[0, 4, 2]

@@ -22,7 +22,10 @@ def test_the_file_is_small_and_has_real_keys() -> None:
     seen = kept.smollm2(session())
     assert seen.queries.shape == (5, 9, 1, 64) and seen.keys.shape == (5, 3, 4095, 64)
     assert seen.scaling == 64**-0.5
-    assert Capture.open(kept.FILE).load(0, 0).keys.shape[1:] == (3, 4095, 64)
+    opened = Capture.open(kept.FILE)
+    assert (opened.samples, opened.layers) == ([0], [1, 8, 15, 22, 29])
+    for row, layer in enumerate(opened.layers):
+        assert torch.equal(opened.load(0, layer).keys[0].float(), seen.keys[row])
     weights = (seen.queries[:, ::3] @ seen.keys.mT * seen.scaling).softmax(-1)
     assert weights[..., 0].mean() > 0.1  # a sink, as of no model made for this
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from topkit.assertions.arrays import places, tensor
+from topkit.assertions.arrays import places, tensor, within
 from topkit.errors import InputError
 
 # The dimensions of inputs by name, and of what comes out. B, Tq and T are cut; the others stay whole.
@@ -54,7 +54,7 @@ class Inputs:
                 f"inputs must be names to tensors, as the function takes them; got {type(inputs).__name__}"
             )
         arrays: dict[str, Any] = {
-            n: x for n, x in inputs.items() if isinstance(x, (Tensor, np.ndarray))
+            n: x for n, x in inputs.items() if isinstance(x, (Tensor, np.ndarray)) and x.ndim
         }
         tensors = {name: tensor(x, name) for name, x in arrays.items()}
         listed = sorted(n for n, x in inputs.items() if n in FORMS and isinstance(x, (list, tuple)))
@@ -68,9 +68,16 @@ class Inputs:
         others = {name: x for name, x in inputs.items() if name not in tensors}
         numpys = frozenset(name for name, x in arrays.items() if isinstance(x, np.ndarray))
         made = cls(tensors, known, others, lengths[0] if lengths else None, numpys)
-        for symbol in ("B", "Tq", "T"):
-            made.size(symbol)
+        made._require_sizes()
         return made
+
+    def _require_sizes(self) -> None:
+        for symbol in ("B", "Tq"):
+            self.size(symbol)
+        most = self.size("T")
+        if self.lengths is not None and most is not None:
+            ends = places(self.tensors[self.lengths], self.lengths)
+            within(ends, self.lengths, 0, most, f"slots of {most} keys")
 
     def size(self, symbol: str) -> int | None:
         """How long a dimension is; None where no tensor has it. A batch of 1 serves all rows."""
@@ -123,13 +130,13 @@ class Inputs:
             return part  # scores say themselves what is visible
         return part.cut("T", 0, keys - behind)
 
-    def row(self, row: int) -> Inputs:
-        """One row by itself, without its padding."""
+    def row(self, row: int, least: int) -> Inputs:
+        """One row by itself, without its padding but for `least` keys, which a function may want."""
         own = self.cut("B", row, row + 1)
         if self.lengths is None or self.size("T") is None:
             return own
-        length = int(places(self.tensors[self.lengths], "lengths").flatten()[row])
-        return own.cut("T", 0, max(1, length))
+        length = int(places(own.tensors[self.lengths], self.lengths))
+        return own.cut("T", 0, min(max(least, length), self.size("T") or 0))
 
     def padded(self, more: int) -> Inputs:
         """As many keys more, and large numbers in all padding, old and new. Wants lengths."""

@@ -44,7 +44,7 @@ def logical(
     flat = indices.long().reshape(len(ends), -1)
     page = flat.div(size, rounding_mode="floor")
     at = torch.searchsorted(ordered, page).clamp_max(table.shape[1] - 1)
-    here = (ordered.gather(1, at) == page) & (flat >= 0)
+    here = ordered.gather(1, at) == page
     slots = order.gather(1, at) * size + flat % size
     slots = slots.where(here, torch.full_like(slots, NOWHERE)).masked_fill(flat == -1, -1)
     return slots.view(indices.shape), size

@@ -85,7 +85,7 @@ def _tied(rows: Rows, wanted: Tensor, best: _Best) -> Tensor:
     at = torch.stack([wanted - 1, wanted], -1).clamp(0, best.slots.shape[-1] - 1)
     (last, after), (here, there) = best.scores.gather(-1, at).T, off.gather(-1, at).T
     more = (rows.scores > NEVER).sum(-1) > wanted
-    return more & (wanted > 0) & ((last == after) | (last - here <= after + there))
+    return more & (last - here <= after + there)
 
 
 def _recall(chosen: Tensor, off: Tensor, rows: Rows, wanted: Tensor, best: _Best) -> Tensor:

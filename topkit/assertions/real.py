@@ -22,7 +22,7 @@ from topkit.kernels.score import score
 FILE = Path(__file__).parents[1] / "data" / "smollm2" / "tensors.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Real:
     """What attention sees: queries [1, 9, Tq, 64], the last of the T slots, and keys [1, 3, T, 64], in float32.
 
@@ -34,6 +34,10 @@ class Real:
     queries: Tensor
     keys: Tensor
     scaling: float
+
+    def __repr__(self) -> str:
+        shapes = f"queries {list(self.queries.shape)}, keys {list(self.keys.shape)}"
+        return f"Real(layer {self.layer}, {self.kind}: {shapes}, scaling {self.scaling})"
 
     @property
     @full_precision()

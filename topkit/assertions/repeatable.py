@@ -66,6 +66,8 @@ def assert_repeatable(
     """
     if checks.whole("runs", runs) < 2:
         raise InputError(f"runs must be at least 2, to be compared; got {runs}")
+    if not callable(select):
+        raise InputError(f"select must be a function of the inputs; got {type(select).__name__}")
     known = Inputs.of(inputs, forms or {})
     first = indices_of(known.call(select))
     form = form_of("indices", first, forms or {})
@@ -76,7 +78,7 @@ def assert_repeatable(
         "alone": list(_alone(known, select, form, first)),
         "padded": list(_padded(known, select)),
     }
-    found: dict[str, Differences] = {}
+    compared: dict[str, Differences] = {}
     with full_precision():
         problem = problem_of(known, scores, form, causal)
         demand = demand_of(known, problem, first.shape[-1], tolerance)
@@ -84,19 +86,19 @@ def assert_repeatable(
             if not others:
                 continue
             rows = [stood(x, form) for x in (first, *others)]
-            found[name] = compare(rows[0], rows[1:], problem, demand, BLOCK)
-    audit = _audit(found)
-    for name, differences in found.items():
+            compared[name] = compare(rows[0], rows[1:], problem, demand, BLOCK)
+    audit = _audit(compared)
+    for name, differences in compared.items():
         change = differences.change
         if change.rows > (change.among_ties if forgive_ties else 0):
             raise AssertionError(f"{_words(name, differences, first, form)}\n  in all: {audit}")
     return audit
 
 
-def _audit(found: Mapping[str, Differences]) -> Audit:
-    told, changes = found["runs"], {name: x.change for name, x in found.items()}
+def _audit(compared: Mapping[str, Differences]) -> Audit:
+    runs, changes = compared["runs"], {name: x.change for name, x in compared.items()}
     tried = (changes.get(name) for name in ("chunked", "alone", "padded"))
-    return Audit(told.rows, told.ties, told.change, *tried)
+    return Audit(runs.rows, runs.ties, runs.change, *tried)
 
 
 def _chunked(
@@ -123,7 +125,7 @@ def _alone(known: Inputs, select: Select, form: Form, first: Tensor) -> Iterator
         return
     every = sorted({n * rows // CALLS for n in range(CALLS)} if rows > CALLS else range(rows))
     at = form.index("B")
-    own = {row: indices_of(known.row(row).call(select)) for row in every}
+    own = {row: indices_of(known.row(row, first.shape[-1]).call(select)) for row in every}
     out = [own[row] if row in own else first.narrow(at, row, 1) for row in range(rows)]
     yield _joined(out, at, first, "rows one by one")
 

@@ -18,6 +18,7 @@ from topkit.experiments.capture.files import digest_blocks
 from topkit.experiments.capture.names import OF_ALL, arguments
 from topkit.experiments.capture.plain_file import read_file
 from topkit.experiments.capture.rows import Said, Sample
+from topkit.experiments.capture.stacked import beside
 from topkit.experiments.capture.tensors import LayerTensors
 from topkit.experiments.capture.traces import blobs, keys_and_values, workloads
 
@@ -33,7 +34,7 @@ class Dump:
     """A file, how it is read, and what it was like when it was opened: enough for another process to read it."""
 
     path: Path
-    # It and the blobs of a trace, as they were when it was opened.
+    # It, what says which layers it has, and the blobs of a trace, as they were when it was opened.
     files: tuple[tuple[Path, State], ...]
     layout: str | None = None
     scaling: float | None = None
@@ -41,7 +42,7 @@ class Dump:
     @classmethod
     def of(cls, path: Path, *, layout: str | None = None, scaling: float | None = None) -> Dump:
         """The dump at a path. Raises: OSError where there is none."""
-        files = [path, *(blobs(path) if path.suffix == TRACE else ())]
+        files = [path, *beside(path), *(blobs(path) if path.suffix == TRACE else ())]
         return cls(path, tuple((one, state_of(one)) for one in files), layout, scaling)
 
     def shapes(self) -> dict[tuple[int, int], LayerTensors]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.capture.mapped import mapped, safetensors_of
+from topkit.experiments.capture.stacked import by_layer
 
 TORCH = (".pt", ".pth", ".bin")
 # A local header of a zip file: the lengths of the member's name and of its extra field stand at its end. The header
@@ -35,7 +36,7 @@ def read_file(path: Path) -> dict[str, Any]:
         return _read("a file of torch.save (weights_only)", path, lambda: _of_torch(path))
     if path.suffix == ".npy":
         raise InputError(f"{path} is one array without a name; give an .npz, as np.savez(q=q, k=k)")
-    return _read("safetensors", path, lambda: dict(safetensors_of(path)))
+    return dict(by_layer(path, _read("safetensors", path, lambda: dict(safetensors_of(path)))))
 
 
 def _read(kind: str, path: Path, read: Any) -> dict[str, Any]:
