@@ -17,7 +17,7 @@ from topkit import Capture
 from topkit.cli.commands import app
 from topkit.cli.exits import run
 from topkit.errors import GateFailed, InputError, Undecided
-from topkit.indexers import lightning
+from topkit.indexers import INDEXERS, lightning
 from topkit.indexers.base import Step
 from topkit.indexers.scored import Codes
 
@@ -350,3 +350,30 @@ def test_the_page_names_what_the_summary_has() -> None:
     inner = [name for part in ("recall", "mass", "rerun") for name in summary[part]]
     for name in [*summary, *inner]:
         assert f"`{name}`" in page or name in ("baseline", "candidate", "k", "error"), name
+
+
+@pytest.mark.slow
+def test_every_recipe_is_safe_beside_itself() -> None:
+    g, tried = torch.Generator().manual_seed(0), 0
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g)
+
+    tensors = Capture.from_tensors(
+        drawn(5, 4, 3, 16),
+        drawn(5, 2, 70, 16),
+        drawn(5, 2, 70, 16),
+        index_queries=drawn(5, 4, 3, 16),
+        index_keys=drawn(5, 1, 70, 16),
+        index_weights=drawn(5, 3, 4),
+        prefill_queries=drawn(5, 4, 20, 16),
+    )
+    offered = {"cache", "values", "prefill_queries", "index_queries", "index_keys", "index_weights"}
+    for recipe in INDEXERS.values():
+        for spec in recipe.examples:
+            if not topkit.indexer(spec).needs <= offered or recipe.__name__ == "projected":
+                continue
+            summary = topkit.compare(tensors, baseline=spec, candidate=spec, k=8).summary()
+            assert summary["verdict"] == "safe" and summary["rows_changed"] == 0, spec
+            tried += 1
+    assert tried > 80
