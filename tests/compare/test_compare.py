@@ -342,6 +342,58 @@ def test_a_gate_is_an_error_in_python() -> None:
         topkit.compare(dump(3), baseline=FP32, candidate="random", k=8).require()
 
 
+def test_an_index_alone_is_weighed_by_its_own_scores() -> None:
+    """Of a dump without attention: mass is that of the softmax of the baseline's scores, by hand."""
+    whole, k = dump(6, length=90), 12
+    t = [whole.load(n, 0) for n in range(6)]
+    alone = Capture.from_tensors(
+        index_queries=torch.cat([x.index_queries for x in t if x.index_queries is not None]),
+        index_keys=torch.cat([x.index_keys for x in t if x.index_keys is not None]),
+        index_weights=torch.cat([x.index_weights for x in t if x.index_weights is not None]),
+    )
+    summary = topkit.compare(alone, baseline=FP32, candidate="random", k=k).summary()
+    masses, chances = [], []
+    for x in t:
+        assert x.index_queries is not None and x.index_keys is not None
+        assert x.index_weights is not None
+        alike = (x.index_queries[0] @ x.index_keys[0, 0].T).relu()
+        for row, at in enumerate(x.positions.tolist()):
+            weights = x.index_weights[0, row, :, None] * (4 * 32) ** -0.5
+            shares = (weights * alike[:, row]).sum(0)[: at + 1].softmax(0)
+            masses.append(float(shares.topk(k).values.sum()))
+            chances.append(k / (at + 1))
+    mass = summary["mass"]
+    assert mass["of"] == "index" and mass["baseline"] == pytest.approx(np.mean(masses), abs=1e-5)
+    assert mass["chance"] == pytest.approx(np.mean(chances))
+    # random() takes each key as likely as any.
+    assert mass["lost"] == pytest.approx(np.mean(masses) - np.mean(chances), abs=0.03)
+    same = [topkit.compare(x, baseline=FP32, candidate=FP8, k=k).summary() for x in (alone, whole)]
+    assert same[0]["recall"] == same[1]["recall"] and same[1]["mass"]["of"] == "attention"
+    wrong = topkit.compare(alone, baseline=FP8, candidate=neighbours(), k=k)
+    assert wrong.verdict.word == "unsafe"
+    with pytest.raises(InputError, match=r"random\(\) has no score of every key, and the dump no"):
+        topkit.compare(alone, baseline="random", candidate=FP8, k=k)
+    said = topkit.compare(alone, baseline="random", candidate=FP8, k=k, margin="recall=0.5")
+    assert said.summary()["mass"] is None and said.verdict.word == "unsafe"
+
+
+def test_a_file_in_an_engines_layout_is_compared(tmp_path: Path, capsys: Any) -> None:
+    g = torch.Generator().manual_seed(0)
+    q, keys = torch.randn(6, 70, 4, 16, generator=g), torch.randn(6, 70, 2, 16, generator=g)
+    np.savez(tmp_path / "dump.npz", q=q.numpy(), k=keys.numpy())
+    words = ["compare", str(tmp_path / "dump.npz"), "--baseline", "exact", "-k", "8", "--json"]
+    code = run(app, [*words, "--layout", "bthd", "--candidate", "sign"])
+    summary = json.loads(capsys.readouterr().out)
+    assert code == 1 and summary["rows"] == 6 * 4 * (70 - 8)
+    same = topkit.compare(
+        Capture.from_tensors(q.transpose(1, 2), keys.transpose(1, 2)),
+        baseline="exact",
+        candidate="sign",
+        k=8,
+    ).summary()
+    assert same["recall"]["mean"] == pytest.approx(summary["recall"]["mean"], abs=1e-6)
+
+
 def test_the_page_names_what_the_summary_has() -> None:
     page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
     summary = topkit.compare(
