@@ -43,6 +43,13 @@ def dump(samples: int = 6, length: int = 200, seed: int = 0, noise: float = 0.0)
     )
 
 
+def two_layers() -> Capture:
+    t = torch.randn(2, 3, 1, 8, 32), torch.randn(2, 3, 1, 80, 32)
+    return Capture.from_tensors(
+        *t, index_queries=t[0], index_keys=t[1], index_weights=t[0][:, :, 0, :, :1]
+    )
+
+
 @dataclass(frozen=True)
 class neighbours(lightning):
     """Index keys whose scale is their neighbour's, as a kernel that is off by one reads it."""
@@ -323,6 +330,7 @@ def test_the_console_script_leaves_with_the_verdict(tmp_path: Path, capsys: Any)
         (dict(layers=[3]), r"the dump has no layer \[3\]; it has \[0\]"),
         (dict(margin="recall=2"), "margin must be recall=0.01,mass=0.002"),
         (dict(candidate="lightnin:weights=given"), "lightning"),
+        (dict(rerun=lambda: two_layers()), r"layers \[0\]; got 3 sequences, layers \[0, 1\]"),
         (
             dict(rerun=lambda: dump(2)),
             "the second dump must be of the same sequences and layers: 3 ",

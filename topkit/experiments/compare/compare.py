@@ -103,8 +103,9 @@ def _layers(dump: Capture, layers: Sequence[int] | None) -> list[int]:
 def _require_alike(dump: Capture, rerun: Capture | None, layers: Sequence[int]) -> None:
     if rerun is None:
         return
-    lacking = sorted(set(layers) - set(rerun.layers))
-    if dump.samples != rerun.samples or lacking:
+    every = list(layers) == dump.layers  # those of a choice may be all that was dumped again
+    alike = rerun.layers == dump.layers if every else set(layers) <= set(rerun.layers)
+    if dump.samples != rerun.samples or not alike:
         raise InputError(
             f"the second dump must be of the same sequences and layers: {len(dump.samples)} sequences, layers "
             f"{quote(list(layers))}; got {len(rerun.samples)} sequences, layers {quote(rerun.layers)}"
