@@ -17,7 +17,7 @@ from topkit import Capture
 from topkit.cli.commands import app
 from topkit.cli.exits import run
 from topkit.errors import GateFailed, InputError, Undecided
-from topkit.indexers import lightning
+from topkit.indexers import INDEXERS, lightning
 from topkit.indexers.base import Step
 from topkit.indexers.scored import Codes
 
@@ -40,6 +40,13 @@ def dump(samples: int = 6, length: int = 200, seed: int = 0, noise: float = 0.0)
         index_queries=queries,
         index_keys=keys,
         index_weights=drawn(samples, 8, 4).abs() / 8,
+    )
+
+
+def two_layers() -> Capture:
+    t = torch.randn(2, 3, 1, 8, 32), torch.randn(2, 3, 1, 80, 32)
+    return Capture.from_tensors(
+        *t, index_queries=t[0], index_keys=t[1], index_weights=t[0][:, :, 0, :, :1]
     )
 
 
@@ -323,6 +330,7 @@ def test_the_console_script_leaves_with_the_verdict(tmp_path: Path, capsys: Any)
         (dict(layers=[3]), r"the dump has no layer \[3\]; it has \[0\]"),
         (dict(margin="recall=2"), "margin must be recall=0.01,mass=0.002"),
         (dict(candidate="lightnin:weights=given"), "lightning"),
+        (dict(rerun=lambda: two_layers()), r"layers \[0\]; got 3 sequences, layers \[0, 1\]"),
         (
             dict(rerun=lambda: dump(2)),
             "the second dump must be of the same sequences and layers: 3 ",
@@ -342,6 +350,58 @@ def test_a_gate_is_an_error_in_python() -> None:
         topkit.compare(dump(3), baseline=FP32, candidate="random", k=8).require()
 
 
+def test_an_index_alone_is_weighed_by_its_own_scores() -> None:
+    """Of a dump without attention: mass is that of the softmax of the baseline's scores, by hand."""
+    whole, k = dump(6, length=90), 12
+    t = [whole.load(n, 0) for n in range(6)]
+    alone = Capture.from_tensors(
+        index_queries=torch.cat([x.index_queries for x in t if x.index_queries is not None]),
+        index_keys=torch.cat([x.index_keys for x in t if x.index_keys is not None]),
+        index_weights=torch.cat([x.index_weights for x in t if x.index_weights is not None]),
+    )
+    summary = topkit.compare(alone, baseline=FP32, candidate="random", k=k).summary()
+    masses, chances = [], []
+    for x in t:
+        assert x.index_queries is not None and x.index_keys is not None
+        assert x.index_weights is not None
+        alike = (x.index_queries[0] @ x.index_keys[0, 0].T).relu()
+        for row, at in enumerate(x.positions.tolist()):
+            weights = x.index_weights[0, row, :, None] * (4 * 32) ** -0.5
+            shares = (weights * alike[:, row]).sum(0)[: at + 1].softmax(0)
+            masses.append(float(shares.topk(k).values.sum()))
+            chances.append(k / (at + 1))
+    mass = summary["mass"]
+    assert mass["of"] == "index" and mass["baseline"] == pytest.approx(np.mean(masses), abs=1e-5)
+    assert mass["chance"] == pytest.approx(np.mean(chances))
+    # random() takes each key as likely as any.
+    assert mass["lost"] == pytest.approx(np.mean(masses) - np.mean(chances), abs=0.03)
+    same = [topkit.compare(x, baseline=FP32, candidate=FP8, k=k).summary() for x in (alone, whole)]
+    assert same[0]["recall"] == same[1]["recall"] and same[1]["mass"]["of"] == "attention"
+    wrong = topkit.compare(alone, baseline=FP8, candidate=neighbours(), k=k)
+    assert wrong.verdict.word == "unsafe"
+    with pytest.raises(InputError, match=r"random\(\) has no score of every key, and the dump no"):
+        topkit.compare(alone, baseline="random", candidate=FP8, k=k)
+    said = topkit.compare(alone, baseline="random", candidate=FP8, k=k, margin="recall=0.5")
+    assert said.summary()["mass"] is None and said.verdict.word == "unsafe"
+
+
+def test_a_file_in_an_engines_layout_is_compared(tmp_path: Path, capsys: Any) -> None:
+    g = torch.Generator().manual_seed(0)
+    q, keys = torch.randn(6, 70, 4, 16, generator=g), torch.randn(6, 70, 2, 16, generator=g)
+    np.savez(tmp_path / "dump.npz", q=q.numpy(), k=keys.numpy())
+    words = ["compare", str(tmp_path / "dump.npz"), "--baseline", "exact", "-k", "8", "--json"]
+    code = run(app, [*words, "--layout", "bthd", "--candidate", "sign"])
+    summary = json.loads(capsys.readouterr().out)
+    assert code == 1 and summary["rows"] == 6 * 4 * (70 - 8)
+    same = topkit.compare(
+        Capture.from_tensors(q.transpose(1, 2), keys.transpose(1, 2)),
+        baseline="exact",
+        candidate="sign",
+        k=8,
+    ).summary()
+    assert same["recall"]["mean"] == pytest.approx(summary["recall"]["mean"], abs=1e-6)
+
+
 def test_the_page_names_what_the_summary_has() -> None:
     page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
     summary = topkit.compare(
@@ -350,3 +410,30 @@ def test_the_page_names_what_the_summary_has() -> None:
     inner = [name for part in ("recall", "mass", "rerun") for name in summary[part]]
     for name in [*summary, *inner]:
         assert f"`{name}`" in page or name in ("baseline", "candidate", "k", "error"), name
+
+
+@pytest.mark.slow
+def test_every_recipe_is_safe_beside_itself() -> None:
+    g, tried = torch.Generator().manual_seed(0), 0
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g)
+
+    tensors = Capture.from_tensors(
+        drawn(5, 4, 3, 16),
+        drawn(5, 2, 70, 16),
+        drawn(5, 2, 70, 16),
+        index_queries=drawn(5, 4, 3, 16),
+        index_keys=drawn(5, 1, 70, 16),
+        index_weights=drawn(5, 3, 4),
+        prefill_queries=drawn(5, 4, 20, 16),
+    )
+    offered = {"cache", "values", "prefill_queries", "index_queries", "index_keys", "index_weights"}
+    for recipe in INDEXERS.values():
+        for spec in recipe.examples:
+            if not topkit.indexer(spec).needs <= offered or recipe.__name__ == "projected":
+                continue
+            summary = topkit.compare(tensors, baseline=spec, candidate=spec, k=8).summary()
+            assert summary["verdict"] == "safe" and summary["rows_changed"] == 0, spec
+            tried += 1
+    assert tried > 80

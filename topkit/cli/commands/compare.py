@@ -15,7 +15,10 @@ from topkit.cli.values import parse_numbers
 
 def compare(
     dump: Annotated[
-        Path, typer.Argument(metavar="DUMP", help="A capture's folder, or a file of tensors.")
+        Path,
+        typer.Argument(
+            metavar="DUMP", help="A capture's folder, or a file: .safetensors, .npz, .pt."
+        ),
     ],
     baseline: Annotated[
         str,
@@ -37,6 +40,16 @@ def compare(
         typer.Option("--margin", help="What may be lost on average: recall, mass, or one of them."),
     ] = "recall=0.01,mass=0.002",
     layers: Annotated[str, typer.Option("--layers", help="all, or numbers: 0,3,5.")] = "all",
+    layout: Annotated[
+        str | None,
+        typer.Option("--layout", metavar="bhtd|bthd|thd", help="The order of a file's dimensions."),
+    ] = None,
+    scaling: Annotated[
+        float | None,
+        typer.Option(
+            "--scaling", help="What dot products are multiplied by; by default D ** -0.5."
+        ),
+    ] = None,
     seed: o.Seed = 0,
     device: o.Device = None,
     jobs: o.MaybeJobs = None,
@@ -60,6 +73,8 @@ def compare(
         device=device,
         jobs=jobs,
         runner=runner,
+        layout=layout,
+        scaling=scaling,
     )
     comparison = carry_out(plan, dry_run, as_json)
     if comparison is None:

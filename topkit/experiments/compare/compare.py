@@ -16,6 +16,7 @@ from topkit.experiments.compare.layer import Question
 from topkit.experiments.compare.margins import DEFAULT, parse_margins
 from topkit.experiments.compare.noting import has_scores
 from topkit.experiments.compare.plan import plan_of
+from topkit.experiments.measure.measure import opened
 from topkit.experiments.measure.replay import require_inputs
 from topkit.experiments.runs.cells import require_able
 from topkit.experiments.runs.jobs import Runner
@@ -43,18 +44,21 @@ def compare(
     device: str | None = None,
     jobs: int | None = None,
     runner: str | Runner | None = None,
+    layout: str | None = None,
+    scaling: float | None = None,
 ) -> Plan[Comparison]:
     """Judge a candidate by the baseline's own selections on the same tensors.
 
     rerun: a second dump of the same tokens by the baseline's engine: what the baseline changes by itself, which a
     candidate must exceed beside the margin to be unsafe. k: one budget, in tokens or per cent. margin: what may be
     lost of recall and of mass, on average over sequences; "recall=0.01,mass=0.002", or one of them. A sequence is a
-    sample of the dump: one of them can be unsafe, and at least five are safe (docs/statistics.md).
+    sample of the dump: one of them can be unsafe, and at least five are safe (docs/statistics.md). layout and scaling:
+    of dumps that are files, as `measure` has them.
     Returns: a Comparison: .verdict, .sentence, .summary(), and .require() which raises unless it is safe.
     Raises: InputError for bad input, and for a second dump of other tokens.
     """
-    dump = dump if isinstance(dump, Capture) else Capture.open(dump)
-    again = rerun if isinstance(rerun, Capture) or rerun is None else Capture.open(rerun)
+    dump = opened(dump, layout, scaling)
+    again = None if rerun is None else opened(rerun, layout, scaling)
     recipes = [require_able(parse(recipe)) for recipe in (baseline, candidate)]
     margins, device = parse_margins(margin), _device(device)
     workers = crew(runner, jobs, device)
@@ -99,8 +103,9 @@ def _layers(dump: Capture, layers: Sequence[int] | None) -> list[int]:
 def _require_alike(dump: Capture, rerun: Capture | None, layers: Sequence[int]) -> None:
     if rerun is None:
         return
-    lacking = sorted(set(layers) - set(rerun.layers))
-    if dump.samples != rerun.samples or lacking:
+    every = list(layers) == dump.layers  # those of a choice may be all that was dumped again
+    alike = rerun.layers == dump.layers if every else set(layers) <= set(rerun.layers)
+    if dump.samples != rerun.samples or not alike:
         raise InputError(
             f"the second dump must be of the same sequences and layers: {len(dump.samples)} sequences, layers "
             f"{quote(list(layers))}; got {len(rerun.samples)} sequences, layers {quote(rerun.layers)}"

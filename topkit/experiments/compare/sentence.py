@@ -44,5 +44,5 @@ def _enough(verdict: Verdict, losses: Mapping[str, Loss]) -> str:
         fewest = f"; none is safe below {FEWEST}" if _count(losses) < FEWEST else ""
         return f"{verdict.sequences:,} sequences like these would decide, {more:,} more{fewest}"
     if any(loss.rerun and loss.mean.value > loss.margin for loss in losses.values()):
-        return "from run to run the baseline changes as much: no number of sequences would decide"
+        return "from run to run, if the second dump is of the same tokens, the baseline changes as much: no number of sequences would decide"
     return "that is at a margin: no number of sequences like these would decide"
