@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from topkit.errors import GateFailed, InputError, Undecided
-from topkit.experiments.evaluate.haystack_means import condensed
+from topkit.experiments.evaluate.condensed import condensed
 from topkit.experiments.runs.cells import DENSE, Cell
 from topkit.experiments.runs.parts import write_part
 from topkit.experiments.runs.run_file import describe

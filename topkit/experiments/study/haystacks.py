@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from topkit.experiments.evaluate.haystack_means import condensed
+from topkit.experiments.evaluate.condensed import condensed
 from topkit.experiments.evaluate.plan import Part
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.study.curve import Curve
