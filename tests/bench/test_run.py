@@ -34,7 +34,10 @@ def replaced(monkeypatch: pytest.MonkeyPatch, name: str, cases: Any) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n == "step" else n for n in run.BENCHES],
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in ("step", "summary") else n
+        for n in run.BENCHES
+    ],
 )
 def test_a_benchmark_runs_at_toy_size(name: str) -> None:
     seen, saved = [], []

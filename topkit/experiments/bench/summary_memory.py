@@ -24,7 +24,7 @@ from topkit.experiments.runs.run_file import describe
 
 # Rows of a part, as those of one layer of a sample, or of one haystack.
 PART = 200_000
-CELLS, HEADS = 20, 32
+CELLS, HEADS, LENGTH = 20, 32, 4096
 # A number of a row is one of so many.
 VALUES = 4096
 
@@ -37,7 +37,7 @@ def summary_cases(session: Session) -> Iterator[Case]:
 
         def measure(name: str = name, what: str = what, work: Work = work) -> Iterator[Row]:
             with TemporaryDirectory() as folder:
-                alone(write, Path(folder), name, count)
+                write(Path(folder), name, count)
                 seconds, peak = alone(_watched, work, Path(folder))
             yield session.row("summary", f"{what}, memory", OURS, [peak / 1e9], unit="GB")
             yield session.row("summary", what, OURS, [seconds], unit="s")
@@ -86,12 +86,13 @@ def write(folder: Path, name: str, count: int) -> None:
             "sparse_from": _every("question", per),
             # A part is a haystack, a question of it for each layer that stands there.
             "haystack": pa.array(np.full(per, part)),
+            "length": pa.array(np.full(per, LENGTH)),
         }
         rows = encoded(pa.table({name: columns[name] for name in schema.names}))
         write_part(folder / "fidelity", f"part-{part:05}", rows, run=run)
         if form == "evaluate":
             words = {"wording": "code", "family": "held-out", "score": 1.0, "nll": 1.0, "kl": 0.0}
-            place = {"task": "niah-single", "sparse_from": "question", "length": 4096}
+            place = {"task": "niah-single", "sparse_from": "question", "length": LENGTH}
             answers = [
                 {**place, **words, "haystack": part, "indexer": label, "budget": "2048"}
                 for label in labels

@@ -22,6 +22,7 @@ from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import Entries, entries
 from topkit.experiments.study.equal_recipes import LEADERBOARD
 from topkit.experiments.study.findings import Findings
+from topkit.experiments.study.head_maps import by_head
 from topkit.experiments.study.intervals import MARGIN
 from topkit.experiments.study.leaderboard import write_leaderboard
 from topkit.experiments.study.models_compared import comparisons
@@ -163,7 +164,7 @@ def _figures(findings: Findings, marks: Entries, folder: Path, named: bool) -> I
         return
     drawn: list[tuple[str, str, Callable[..., Figure | None]]] = [
         ("fidelity", "accuracy-by-fidelity", figures.by_fidelity),
-        ("heads", "recall-by-head", figures.by_head),
+        ("heads", "recall-by-head", by_head),
         ("bytes", "bytes-by-fidelity", figures.by_bytes),
     ]
     at = f"-k-{str(budget).replace('%', 'pct')}" if named else ""
