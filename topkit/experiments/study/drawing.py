@@ -40,6 +40,8 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 7.5,
     "svg.hashsalt": "topkit",
+    # Maps of one axes stay apart.
+    "image.composite_image": False,
 }
 
 

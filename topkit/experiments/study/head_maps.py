@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from textwrap import fill
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -42,8 +41,7 @@ def by_head(curve: Curve, budget: Budget, marks: Entries) -> Figure | None:
     rows = math.ceil(len(maps) / columns)
     shape = tuple(int(most) for most in np.max([recall.shape for _, recall in maps], axis=0))
     scale = ScalarMappable(Normalize(0, 1), "viridis")
-    # Maps stay apart, and in the points of their own.
-    with matplotlib.rc_context({**STYLE, "axes.grid": False, "image.composite_image": False}):
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure, axes = _sheet(columns, rows)
         for place, (entry, recall) in enumerate(maps):
             row, column = divmod(place, columns)
@@ -93,18 +91,15 @@ def _map(axes: Axes, corner: tuple[float, float], recall: Array, scale: ScalarMa
 def _layers(axes: Axes, corner: tuple[float, float], count: int) -> None:
     x, y = corner
     for number, at in zip(_ticks(count), _across(y + _HEIGHT, -_HEIGHT, count), strict=True):
-        axes.text(x - 2 * _TICK, at, str(number), **_CENTRED | {"ha": "right"})
-    axes.text(x - 0.4, y + _HEIGHT / 2, "layer", rotation=90, **_CENTRED)
+        axes.text(x - 2 * _TICK, at, str(number), ha="right", va="center")
+    axes.text(x - 0.4, y + _HEIGHT / 2, "layer", rotation=90, ha="center", va="center")
 
 
 def _heads(axes: Axes, corner: tuple[float, float], count: int) -> None:
     x, y = corner
     for number, at in zip(_ticks(count), _across(x, _WIDTH, count), strict=True):
-        axes.text(at, y - 2 * _TICK, str(number), **_CENTRED | {"va": "top"})
-    axes.text(x + _WIDTH / 2, y - 0.25, "query head", **_CENTRED | {"va": "top"})
-
-
-_CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
+        axes.text(at, y - 2 * _TICK, str(number), ha="center", va="top")
+    axes.text(x + _WIDTH / 2, y - 0.25, "query head", ha="center", va="top")
 
 
 def _across(begin: float, span: float, count: int) -> Array:

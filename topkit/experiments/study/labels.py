@@ -36,7 +36,7 @@ def label(axes: Axes, x: Array, y: Array, texts: Sequence[str]) -> list[Text]:
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[arg-type]
     unit = figure.dpi / 72
     points = axes.transData.transform(np.column_stack([x, y]))
-    lines, inside = _drawn(axes), axes.get_window_extent(renderer).extents
+    lines, inside = _drawn(axes), np.array(axes.get_window_extent(renderer).extents)
     marker = np.array([_MARKER, _MARKER]) * unit
     taken = _around(points, marker)
     notes: list[Text] = []
@@ -68,8 +68,7 @@ def _lead(axes: Axes, points: Array, boxes: Array, unit: float) -> None:
     shown = (edge < 1 - _SHRINK * unit / length)[:, 0]
     back = axes.transData.inverted().transform
     segments = np.stack([back(begin[shown]), back(end[shown])], 1)
-    style = {"linewidths": 0.5, "colors": "0.4", "zorder": 6.9}
-    lines = LineCollection(list(segments), gid=_LEADERS, **style)
+    lines = LineCollection(list(segments), gid=_LEADERS, linewidths=0.5, colors="0.4", zorder=6.9)
     axes.add_collection(lines, autolim=False)
 
 
@@ -99,7 +98,7 @@ def _best(
     low, high = boxes[:, :2], boxes[:, 2:]
     within = ((low >= inside[:2]) & (high <= inside[2:])).all(1)
     apart = (low[:, None] > taken[:, 2:]) | (high[:, None] < taken[:, :2])
-    free = np.flatnonzero(within & apart.any(2).all(1))
+    free = np.flatnonzero(within & apart.any(2).all(-1))
     if not len(free):
         return np.array([_RINGS[-1], 0.0])
     # Of the points of lines those that any box may cover.
