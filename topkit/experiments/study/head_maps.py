@@ -22,7 +22,7 @@ from topkit.experiments.study.drawing import STYLE, Entries, shown
 from topkit.experiments.study.stats import Array
 from topkit.indexers.budget import Budget
 
-COLUMNS = 6
+COLUMNS, COLOURS = 6, "viridis"
 # Of a map, and from one to the next.
 _WIDTH, _HEIGHT, _RIGHT, _DOWN = 1.45, 1.35, 1.65, 1.95
 _LEFT, _BOTTOM, _TOP, _BAR = 0.55, 0.5, 0.5, 0.95
@@ -40,20 +40,19 @@ def by_head(curve: Curve, budget: Budget, marks: Entries) -> Figure | None:
     columns = min(len(maps), COLUMNS)
     rows = math.ceil(len(maps) / columns)
     shape = tuple(int(most) for most in np.max([recall.shape for _, recall in maps], axis=0))
-    scale = ScalarMappable(Normalize(0, 1), "viridis")
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure, axes = _sheet(columns, rows)
         for place, (entry, recall) in enumerate(maps):
             row, column = divmod(place, columns)
             corner = _LEFT + column * _RIGHT, _BOTTOM + (rows - 1 - row) * _DOWN
-            _map(axes, corner, _padded(recall, shape), scale)
+            _map(axes, corner, _padded(recall, shape))
             title = fill(entry.name, 26, max_lines=3, placeholder=" …")
             axes.text(corner[0], corner[1] + _HEIGHT + 0.06, title, fontsize=7, va="bottom")
             if column == 0:
                 _layers(axes, corner, shape[0])
             if place + columns >= len(maps):
                 _heads(axes, corner, shape[1])
-        _bar(figure, scale)
+        _bar(figure)
     return figure
 
 
@@ -75,11 +74,11 @@ def _padded(recall: Array, shape: tuple[int, ...]) -> Array:
     return whole
 
 
-def _map(axes: Axes, corner: tuple[float, float], recall: Array, scale: ScalarMappable) -> None:
+def _map(axes: Axes, corner: tuple[float, float], recall: Array) -> None:
     x, y = corner
     limits = axes.get_xlim(), axes.get_ylim()
     extent = (x, x + _WIDTH, y, y + _HEIGHT)
-    axes.imshow(recall, norm=scale.norm, cmap=scale.cmap, aspect="auto", extent=extent)
+    axes.imshow(recall, vmin=0, vmax=1, cmap=COLOURS, aspect="auto", extent=extent)
     axes.set(xlim=limits[0], ylim=limits[1])
     edges = [[(x, y + _HEIGHT), (x, y), (x + _WIDTH, y)]]
     layers, heads = recall.shape
@@ -111,7 +110,8 @@ def _ticks(count: int) -> list[int]:
     return list(range(0, count, max(1, math.ceil(count / 8))))
 
 
-def _bar(figure: Figure, scale: ScalarMappable) -> None:
+def _bar(figure: Figure) -> None:
+    scale = ScalarMappable(Normalize(0, 1), COLOURS)
     width, height = figure.get_size_inches()
     size = min(0.8 * height, 4.0)
     place = (1 - (_BAR - 0.15) / width, (1 - size / height) / 2, 0.12 / width, size / height)
