@@ -34,7 +34,10 @@ def replaced(monkeypatch: pytest.MonkeyPatch, name: str, cases: Any) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n == "step" else n for n in run.BENCHES],
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in ("step", "summary") else n
+        for n in run.BENCHES
+    ],
 )
 def test_a_benchmark_runs_at_toy_size(name: str) -> None:
     seen, saved = [], []
@@ -105,7 +108,7 @@ def test_every_benchmark_of_a_device_runs_where_none_is_named(
         replaced(monkeypatch, name, cases)
     counts = []
     run.run_benches(repeats=3, save=lambda rows: counts.append(len(rows)))
-    assert counts == [0] * 10  # all but those of a GPU: truth, measure, ..., recipes, kept
+    assert counts == [0] * 11  # all but those of a GPU: truth, measure, ..., recipes, kept
 
 
 def test_every_limit_is_of_a_case_that_is_run() -> None:
@@ -117,6 +120,7 @@ def test_every_limit_is_of_a_case_that_is_run() -> None:
     inner |= {("decode", f"a step, {spec}, 16K") for spec in cpu_kernels.SPECS}
     inner |= {("decode", captured.what_of(s, n)) for s in captured.SPECS for n in Scale().contexts}
     inner |= {("truth", "memory above the tensors")}
+    inner |= {("summary", f"{what}, 20,000,000 rows, memory") for what in ("measure", "report")}
     assert set(targets.TARGETS) <= named | inner
 
 

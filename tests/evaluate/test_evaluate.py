@@ -26,8 +26,8 @@ from tiny import like_reference
 from topkit.cli.summary import accuracy, left_out
 from topkit.errors import InputError
 from topkit.experiments.evaluate import answers, built
+from topkit.experiments.evaluate.condensed import condensed
 from topkit.experiments.evaluate.evaluate import evaluate
-from topkit.experiments.evaluate.haystack_means import condensed
 from topkit.experiments.model.load import REFERENCE, load, load_once
 from topkit.experiments.runs.folder import claim
 from topkit.experiments.runs.parts import write_part

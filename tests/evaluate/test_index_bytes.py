@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 
 import topkit
 from tiny import READS_REFERENCE, tiny
-from topkit.experiments.evaluate.haystack_means import _observed
 from topkit.experiments.evaluate.stepped import groups
 from topkit.experiments.model.load import REFERENCE
+from topkit.experiments.runs.parts import read_table
 from topkit.experiments.tasks import make_task
 
 TASK = make_task("kv-recall", questions=2, distractors=2)
@@ -28,7 +28,10 @@ def evaluated(out: Path, specs: Any, ks: Any, batch_size: int) -> tuple[dict, di
     model = tiny("llama", **{**READS_REFERENCE, "max_position_embeddings": 1024})
     given: Any = {"tokenizer": AutoTokenizer.from_pretrained(REFERENCE), "batch_size": batch_size}
     rows = topkit.evaluate(model, TASK, 240, 1, specs, ks, out=out, **given).to_pylist()
-    held = {tuple(r[n] for n in WHERE): r["index_bytes"] for r in _observed(out).to_pylist()}
+    held = {
+        tuple(r[n] for n in WHERE): r["index_bytes"]
+        for r in read_table(out / "fidelity").to_pylist()
+    }
     return held, {(r["indexer"], r["budget"], r["question"]): (r["said"], r["nll"]) for r in rows}
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import topkit
 from topkit.errors import InputError
-from topkit.experiments.evaluate.haystack_means import condensed
+from topkit.experiments.evaluate.condensed import condensed
 from topkit.experiments.evaluate.missing import unfinished
 from topkit.experiments.runs.folder import require_intact
 from topkit.experiments.runs.parts import read_table

@@ -17,8 +17,8 @@ from tiny import EXPERTS, READS_REFERENCE, tiny
 from topkit.experiments.capture.from_model import capture_passages
 from topkit.experiments.capture.prompts import Passage
 from topkit.experiments.evaluate import lists
-from topkit.experiments.evaluate.haystack_means import _observed
 from topkit.experiments.model.load import REFERENCE
+from topkit.experiments.runs.parts import read_table
 from topkit.experiments.tasks import make_task
 from topkit.indexers.base import Step
 from topkit.indexers.scored import Codes
@@ -123,7 +123,7 @@ def test_what_is_observed_counts_the_softmax_of_the_model(
     """As an attachment judges it; and all keys give no error, but less than all of the mass beside a sink."""
     given: dict[str, Any] = {"sparse_from": "answer", "observe": "rows"}
     evaluated(model, tmp_path, tokenizer, "exact", [6, 2 * LENGTH], **given)
-    table = _observed(tmp_path).to_pylist()
+    table = read_table(tmp_path / "fidelity").to_pylist()
     sinks = model.config.model_type == "gpt_oss"
     every = [row for row in table if row["budget"] != "6"]
     assert every and all(row["output_error"] == pytest.approx(0, abs=1e-4) for row in every)

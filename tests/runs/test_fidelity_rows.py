@@ -24,6 +24,7 @@ from topkit.experiments.evaluate.streams import Prefix, Stream
 from topkit.experiments.measure.layer import reduced
 from topkit.experiments.runs import run_file
 from topkit.experiments.runs.cells import Cell
+from topkit.experiments.runs.dictionaries import in_order
 from topkit.experiments.runs.fidelity_rows import SCHEMA, TABLES, rows, table
 from topkit.experiments.runs.judged import COSTS, Exact, Judged
 from topkit.experiments.runs.parts import write_part
@@ -347,9 +348,9 @@ def test_one_selection_has_the_same_numbers_wherever_it_is_judged(lists, weighte
     """Also where the recipe has computed the exact scores, which the judge then reads."""
     tables = three_ways(lists, weighted, known)
     shared = [n for n in TABLES["measure"].names if n not in ("indexer", "budget")]
-    order = [(name, "ascending") for name in ("level", "layer", "head", "position")]
+    order = ("level", "layer", "head", "position")
     one, *others = (
-        tables[name].select(shared).sort_by(order).to_pylist()
+        in_order(tables[name].select(shared), order).to_pylist()
         for name in ("measure", "attach", "evaluate")
     )
     assert len(one) == 3 * (4 + (lists if lists < 4 else 0))
@@ -364,8 +365,9 @@ def test_one_selection_has_the_same_numbers_wherever_it_is_judged(lists, weighte
 
 def test_means_are_those_of_the_rows():
     tables = three_ways(2)
-    small = reduced(tables["measure"]).sort_by([("level", "ascending"), ("head", "ascending")])
-    means = tables["means"].sort_by([("level", "ascending"), ("head", "ascending")])
+    small, means = (
+        in_order(one, ("level", "head")) for one in (reduced(tables["measure"]), tables["means"])
+    )
     assert means["position"].null_count == means.num_rows == 6
     assert set(means["positions"].to_pylist()) == set(small["rows"].to_pylist()) == {3}
     for name in ("visible", "trivial", *METRICS, *COSTS, "index_bytes"):

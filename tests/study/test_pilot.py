@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from topkit.errors import InputError
-from topkit.experiments.evaluate.haystack_means import condensed
+from topkit.experiments.evaluate.condensed import condensed
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.plan import run
 from topkit.experiments.study.curve import Curve

@@ -16,11 +16,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from topkit.errors import GateFailed, InputError, Undecided
-from topkit.experiments.evaluate.haystack_means import condensed
+from topkit.experiments.evaluate.condensed import condensed
 from topkit.experiments.runs.cells import DENSE, Cell
 from topkit.experiments.runs.parts import write_part
 from topkit.experiments.runs.run_file import describe
-from topkit.experiments.study import figures
+from topkit.experiments.study import figures, head_maps
 from topkit.experiments.study.accuracy_by_k import by_budget
 from topkit.experiments.study.aims import checks
 from topkit.experiments.study.curves import curves, load
@@ -432,7 +432,7 @@ def test_no_label_covers_another_or_leaves_the_figure(draw, crowded):
     figure = (
         by_budget([curve], marks)
         if draw == "by_budget"
-        else getattr(figures, draw)(curve, curve.budget, marks)
+        else getattr(head_maps if draw == "by_head" else figures, draw)(curve, curve.budget, marks)
     )
     with drawing():
         drawn = list(texts(figure))

@@ -10,7 +10,7 @@ import yaml
 
 from tiny import folder, like_reference
 from topkit.errors import InputError
-from topkit.experiments.evaluate.haystack_means import condensed
+from topkit.experiments.evaluate.condensed import condensed
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.plan import run
 from topkit.experiments.study.course import folders

@@ -17,11 +17,11 @@ from transformers import AutoTokenizer
 import topkit
 from tiny import EXPERTS, READS_REFERENCE, lightning_for, tiny
 from topkit.errors import InputError
-from topkit.experiments.evaluate.haystack_means import _observed
 from topkit.experiments.evaluate.stepped import fixed_rows, groups, token_steps
 from topkit.experiments.evaluate.stepped.fixed_layer import Layer
 from topkit.experiments.model.load import REFERENCE
 from topkit.experiments.runs.cells import parse_cells
+from topkit.experiments.runs.parts import read_table
 from topkit.experiments.tasks import make_task
 from topkit.indexers import Selection
 from topkit.indexers.stateless import Stateless
@@ -80,7 +80,7 @@ def run(
     ).to_pylist()
     names = ("indexer", "budget", "length", "haystack", "question")
     rows.sort(key=lambda row: tuple(row[name] for name in names))
-    table = _observed(place)
+    table = read_table(place / "fidelity")
     order = (*names, "steps", "position", "level", "layer", "head")
     return rows, table.sort_by([(name, "ascending") for name in order])
 

@@ -84,7 +84,7 @@ def measure(
         scaling=scaling,
     )
     measured = carry_out(plan, dry_run, as_json)
-    if measured is not None and not measured.table.num_rows:
+    if measured is not None and not measured.rows:
         typer.echo("[]" if as_json else f"shard {shard} has no layer of a sample")
     elif measured is not None:
         from topkit.cli.summary import fidelity

@@ -30,6 +30,7 @@ from topkit.experiments.bench.score import fused_cases, score_cases
 from topkit.experiments.bench.select import select_cases
 from topkit.experiments.bench.session import Case, Session
 from topkit.experiments.bench.step import step_cases
+from topkit.experiments.bench.summary_memory import summary_cases
 from topkit.experiments.bench.truth import truth_cases
 from topkit.grammar import nearest
 
@@ -63,6 +64,7 @@ BENCHES: dict[str, Bench] = {
     "noise": Bench(noise_cases, (CPU,)),
     "build": Bench(build_cases, (CPU,)),
     "recipes": Bench(recipe_cases, (CPU,)),
+    "summary": Bench(summary_cases, (CPU,)),
     "score": Bench(score_cases, (CUDA,)),
     "select": Bench(select_cases, (CUDA,)),
     "score-select": Bench(fused_cases, (CUDA,)),

@@ -75,6 +75,10 @@ ANYWHERE: dict[tuple[str, str], Target] = {
         for kind in ("float32", "bfloat16")
     },
     ("noise", "32 heads x 16 queries x 32K"): ("ratio", "<=", 0.5),
+    **{
+        ("summary", f"{what}, 20,000,000 rows, memory"): ("median", "<=", 2.0)
+        for what in ("measure", "report")
+    },
 }
 TARGETS = ON_H200 | ANYWHERE
 

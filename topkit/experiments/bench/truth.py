@@ -81,13 +81,14 @@ def _memory_of_cpu(scale: Scale) -> int:
 def _peak(scale: Scale) -> int:
     ours, _ = _calls(Session(torch.device("cpu"), scale))
     gc.collect()
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak until now
     ours()
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """Bytes that this process holds (VmRSS), or has held at most (VmHWM)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024

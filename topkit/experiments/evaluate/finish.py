@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from topkit.experiments.evaluate.accuracy_rows import in_order, write_predictions
-from topkit.experiments.evaluate.haystack_means import keep_condensed
+from topkit.experiments.evaluate.condensed import keep_condensed
 from topkit.experiments.runs.parts import read_table
 
 

@@ -13,7 +13,8 @@ from topkit.documents import path_of
 from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.measure.layer import Setting, recipes_of, require_all
-from topkit.experiments.measure.plan import Measured, plan_of
+from topkit.experiments.measure.measured import Measured
+from topkit.experiments.measure.plan import plan_of
 from topkit.experiments.measure.request import Request
 from topkit.experiments.runs.cells import parse_cells, require_able, with_own_k
 from topkit.experiments.runs.equal_cells import at_budgets, shape_of

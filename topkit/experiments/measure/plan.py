@@ -11,35 +11,19 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from topkit.experiments.measure.layer import measure_layer
+from topkit.experiments.measure.measured import Measured
 from topkit.experiments.measure.reading import reading
 from topkit.experiments.measure.request import Request
-from topkit.experiments.measure.summary import summarise
 from topkit.experiments.runs.cell_parts import parts_of
-from topkit.experiments.runs.fidelity_rows import table
 from topkit.experiments.runs.folder import Who, claim, require_same, settle
 from topkit.experiments.runs.jobs import Job
-from topkit.experiments.runs.parts import PART, read_table
+from topkit.experiments.runs.parts import PART, paths_of
 from topkit.experiments.runs.plan import Plan
 from topkit.experiments.runs.run_file import describe
 from topkit.experiments.runs.runners import Crew
 
 # Bytes of a row in a part.
 ON_DISK = 22
-ORDER = ("indexer", "budget", "sample", "layer", "level", "head")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The rows, and what they say of each indexer at each budget."""
-
-    table: pa.Table
-
-    def summary(self, metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """A row an indexer and budget: mean, 1st percentile, worst row and interval.
-
-        `metrics` names further columns of METRICS whose means are wanted.
-        """
-        return summarise(self.table, metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +68,17 @@ class MeasurePlan(Plan[Measured]):
 
     def result(self, results: Sequence[pa.Table | None]) -> Measured:
         out = self.request.setting.out
-        tables = [t for t in results if t] if out is None else self._written(out / "fidelity")
-        rows = table("reduced" if self.request.setting.reduce else "measure", tables)
-        return Measured(rows.sort_by([(name, "ascending") for name in ORDER]))
+        form = "reduced" if self.request.setting.reduce else "measure"
+        if out is None:
+            return Measured(form, [table for table in results if table])
+        return Measured(form, self._written(out / "fidelity"))
 
-    def _written(self, folder: Path) -> list[pa.Table]:
-        """The rows of the folder; of a shard, its own."""
+    def _written(self, folder: Path) -> list[Path]:
+        """The parts of the folder; of a shard, its own."""
         if self.request.shard.whole:
-            return [read_table(folder)]
+            return paths_of(folder)
         names = parts_of(folder, set(self.request.names))
-        return [read_table(folder, names=names)] if names else []
+        return paths_of(folder, names) if names else []
 
 
 def plan_of(request: Request, crew: Crew, notes: Sequence[str] = ()) -> MeasurePlan:

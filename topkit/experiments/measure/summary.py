@@ -1,26 +1,45 @@
-"""What fidelity rows say of each indexer: mean, interval, 1st percentile, worst row."""
+"""What fidelity rows say of each indexer: mean, interval, 1st percentile, worst row.
+
+Rows come a table at a time and go again: what stays of them are sums, and one column, for its percentile.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from scipy import stats
 
 from topkit.documents import quote
 from topkit.errors import InputError
+from topkit.experiments.measure.lowest import Lowest
+from topkit.experiments.runs.group_sums import GroupSums
 from topkit.grammar import nearest
 
+pc: Any = pyarrow.compute
 WHOLE = "k covers the whole context"
 # Of a list that several heads share, judged once.
 UNITS = ("recall", "mass")
+MEANS = (
+    "recall",
+    "own_recall",
+    "kept",
+    "mass",
+    "mass_ratio",
+    "output_error",
+    "bytes_read",
+    "bytes_read_per_key",
+    "index_bytes_per_key",
+)
 EXACT = "the exact Top-k"
+CELL = ["indexer", "budget"]
+KEYS = [*CELL, "reference", "level", "trivial"]
 
 
-def summarise(table: pa.Table, metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
+def summarise(tables: Iterable[pa.Table], metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A row an indexer and budget, over all heads, layers and positions that are not trivial.
 
     `metrics` names columns whose means are added. `note` says where rows are trivial (k >= visible): they
@@ -30,90 +49,101 @@ def summarise(table: pa.Table, metrics: Sequence[str] = ()) -> list[dict[str, An
     `against` says whose it is, and exact_recall what the mean is against the exact Top-k.
     The interval of the mean recall is Student's over samples; one sample gives none.
     """
-    numbers = [f.name for f in table.schema if not pa.types.is_string(f.type)]
+    means = list(dict.fromkeys([*MEANS, *metrics]))
+    sums, lowest = GroupSums([*KEYS, "sample"], means, most=["k"]), Lowest()
+    for table in tables:
+        _require_numbers(table, metrics)
+        sums.add(_summed(table, means))
+        lowest.add(table)
+    every, summary = sums.table(), []
+    for cell in every.group_by(CELL).aggregate([]).to_pylist() if every.num_rows else []:
+        its = every.filter(_of(cell))
+        own = its.filter(pc.field("reference") == pc.field("level"))
+        rows, note = _counted(own.filter(pc.field("level") == "head"))
+        more = {name: mean_of(rows, name) for name in metrics}
+        row = {**cell, **_row(rows), **_recalls(its, own, lowest), **more}
+        summary.append({**row, **_units(own), "note": note})
+    return sorted(summary, key=lambda row: (row["indexer"], row["k"], row["budget"]))
+
+
+def _recalls(every: pa.Table, own: pa.Table, lowest: Lowest) -> dict[str, Any]:
+    """A cell's recall against another's list where rows name one, or the exact Top-k."""
+    heads, _ = _counted(own.filter(pc.field("level") == "head"))
+    others = every.filter(pc.field("reference") != pc.field("level"))
+    named, _ = _counted(others)
+    rows = named if others.num_rows else heads
+    parts = [("recall_sum", "sum"), ("recall_count", "sum")]
+    samples = rows.group_by("sample", use_threads=False).aggregate(parts)
+    low, high = interval_of_sums(*(_array(samples, f"{name}_{of}") for name, of in parts))
+    cell = rows["indexer"][0].as_py(), rows["budget"][0].as_py()
+    whole = bool(rows["trivial"][0].as_py())
+    return {
+        "recall": mean_of(rows, "recall"),
+        "low": low,
+        "high": high,
+        **lowest.of(*cell, whole, bool(others.num_rows)),
+        "against": rows["reference"][0].as_py() if others.num_rows else EXACT,
+        "exact_recall": mean_of(heads, "recall"),
+    }
+
+
+def _require_numbers(table: pa.Table, metrics: Sequence[str]) -> None:
+    numbers = [
+        field.name
+        for field in table.schema
+        if not pa.types.is_dictionary(field.type) and field.name not in (*KEYS, "sample")
+    ]
     for name in metrics:
         if name not in numbers:
             raise InputError(
                 f"the rows have no metric {quote(name)}; {nearest(str(name), numbers)}"
             )
-    summary = []
-    for cell in table.group_by(["indexer", "budget"]).aggregate([]).to_pylist():
-        its = (pc.field("indexer") == cell["indexer"]) & (pc.field("budget") == cell["budget"])
-        own = table.filter(its & (pc.field("reference") == pc.field("level")))
-        rows, note = _counted(own.filter(pc.field("level") == "head"))
-        means = {name: _mean(rows, name) for name in metrics}
-        named = table.filter(its & (pc.field("reference") != pc.field("level")))
-        row = {**cell, **_row(rows), **headline(_row(rows), named)}
-        summary.append({**row, **means, **_units(own), "note": note})
-    return sorted(summary, key=lambda row: (row["indexer"], row["k"], row["budget"]))
 
 
-def headline(exact: dict[str, Any], named: pa.Table) -> dict[str, Any]:
-    """What the recall of a row of the summary is against: another's list where rows name one, or the exact Top-k."""
-    if not named.num_rows:
-        return {"against": EXACT, "exact_recall": exact["recall"]}
-    rows, _ = _counted(named)
-    return {
-        **recalls(rows),
-        "against": rows["reference"][0].as_py(),
-        "exact_recall": exact["recall"],
+def _summed(rows: pa.Table, means: Sequence[str]) -> pa.Table:
+    """The columns that are summed, and their keys; NaN is null, which no mean counts."""
+    visible = rows["visible"]
+    own = {
+        "bytes_read_per_key": pc.divide(rows["bytes_read"], visible),
+        "index_bytes_per_key": pc.divide(rows["index_bytes"], visible),
     }
+    columns = {name: rows[name] for name in (*KEYS, "sample", "k")}
+    columns |= {name: own[name] if name in own else rows[name] for name in means}
+    return pa.table({name: _without_nan(column) for name, column in columns.items()})
 
 
-def _counted(rows: pa.Table) -> tuple[pa.Table, str]:
-    """The rows that are not trivial, or all where all are; and a note that says so."""
-    open_ = rows.filter(~pc.field("trivial"))
-    left_out = rows.num_rows - open_.num_rows
+def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pa.types.is_floating(column.type):
+        return column
+    nan = pc.is_nan(column)
+    return pc.if_else(nan, None, column) if pc.any(nan).as_py() else column
+
+
+def _of(cell: Mapping[str, str]) -> Any:
+    return (pc.field("indexer") == cell["indexer"]) & (pc.field("budget") == cell["budget"])
+
+
+def _counted(sums: pa.Table) -> tuple[pa.Table, str]:
+    """The sums of rows that are not trivial, or of all where all are; and a note that says so."""
+    open_ = sums.filter(~pc.field("trivial"))
     if not open_.num_rows:
-        return rows, WHOLE
-    if not left_out:
+        return sums, WHOLE
+    every, left = count_of(sums), count_of(sums) - count_of(open_)
+    if not left:
         return open_, ""
-    return open_, f"{left_out:,} of {rows.num_rows:,} rows left out: k covers all that they see"
+    return open_, f"{left:,} of {every:,} rows left out: k covers all that they see"
 
 
-def _units(rows: pa.Table) -> dict[str, Any]:
-    shared = rows.filter(pc.field("level") != "head")
-    counted, _ = _counted(shared if shared.num_rows else rows)
+def _units(sums: pa.Table) -> dict[str, Any]:
+    shared = sums.filter(pc.field("level") != "head")
+    counted, _ = _counted(shared if shared.num_rows else sums)
     level = counted["level"][0].as_py()
-    return {"unit": level, **{f"unit_{name}": _mean(counted, name) for name in UNITS}}
+    return {"unit": level, **{f"unit_{name}": mean_of(counted, name) for name in UNITS}}
 
 
-def recalls(rows: pa.Table) -> dict[str, Any]:
-    """The mean recall of rows, its interval over samples, 1st percentile and worst row."""
-    recall = _array(rows, "recall")
-    low, high = interval(recall, _array(rows, "sample"))
-    # A reduced row is a mean; the worst of its positions stands beside it.
-    lowest = "recall_min" if "recall_min" in rows.column_names else "recall"
-    worst = rows.slice(int(np.nanargmin(_array(rows, lowest))), 1).to_pylist()[0]
-    places = ("sample", "layer", "head", "position")
-    return {
-        "recall": float(np.nanmean(recall)),
-        "low": low,
-        "high": high,
-        "recall_p1": float(np.nanpercentile(_array(rows, lowest), 1)),
-        "worst": worst[lowest],
-        "worst_row": {name: worst[name] for name in places if name in worst},
-    }
-
-
-def _row(rows: pa.Table) -> dict[str, Any]:
-    return {
-        "k": max(rows["k"].to_pylist()),
-        "rows": rows.num_rows,
-        **recalls(rows),
-        "own_recall": _mean(rows, "own_recall"),
-        "kept": _mean(rows, "kept"),
-        "mass": _mean(rows, "mass"),
-        "mass_ratio": _mean(rows, "mass_ratio"),
-        "output_error": _mean(rows, "output_error"),
-        "bytes_read": _mean(rows, "bytes_read"),
-        "bytes_read_per_key": float(
-            np.nanmean(_array(rows, "bytes_read") / _array(rows, "visible"))
-        ),
-        "index_bytes_per_key": float(
-            np.mean(_array(rows, "index_bytes") / _array(rows, "visible"))
-        ),
-    }
+def _row(sums: pa.Table) -> dict[str, Any]:
+    means = {name: mean_of(sums, name) for name in MEANS if name != "recall"}
+    return {"k": pc.max(sums["k_max"]).as_py(), "rows": count_of(sums), **means}
 
 
 def interval(
@@ -126,20 +156,34 @@ def interval(
     """
     valid = np.isfinite(values)
     _, cluster = np.unique(clusters[valid], return_inverse=True)
-    sizes = np.bincount(cluster)
-    count, mean = len(sizes), values[valid].mean() if len(sizes) else np.nan
+    return interval_of_sums(np.bincount(cluster, values[valid]), np.bincount(cluster), level)
+
+
+def interval_of_sums(
+    sums: np.ndarray, sizes: np.ndarray, level: float = 0.95
+) -> tuple[float | None, float | None]:
+    """As `interval`, of each cluster's sum and number of rows."""
+    sums, sizes = sums[sizes > 0], sizes[sizes > 0]
+    count = len(sizes)
     if count < 2:
         return None, None
-    deviation = np.bincount(cluster, values[valid] - mean) / sizes.mean()
+    mean = sums.sum() / sizes.sum()
+    deviation = (sums - sizes * mean) / sizes.mean()
     error = np.sqrt((deviation**2).sum() / (count - 1) / count)
     half = stats.t.ppf((1 + level) / 2, count - 1) * error
     return max(0.0, float(mean - half)), min(1.0, float(mean + half))
 
 
-def _array(rows: pa.Table, name: str) -> np.ndarray:
-    return rows[name].to_numpy().astype(np.float64)
+def count_of(sums: pa.Table) -> int:
+    """The rows that were summed."""
+    return pc.sum(sums["count_all"]).as_py()
 
 
-def _mean(rows: pa.Table, name: str) -> float | None:
-    values = _array(rows, name)
-    return float(np.nanmean(values)) if np.isfinite(values).any() else None
+def mean_of(sums: pa.Table, name: str) -> float | None:
+    """The mean of a column over all rows that were summed; None where it has no value."""
+    values = _array(sums, f"{name}_count").sum()
+    return float(_array(sums, f"{name}_sum").sum() / values) if values else None
+
+
+def _array(sums: pa.Table, name: str) -> np.ndarray:
+    return sums[name].fill_null(0).to_numpy().astype(np.float64)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from topkit.experiments.runs.dictionaries import LABEL, encoded
 from topkit.experiments.runs.judged import COSTS, Judged
 from topkit.fidelity import METRICS
 
@@ -25,18 +26,20 @@ _NUMBERS = ("visible", "trivial", *METRICS, *COSTS, "index_bytes")
 _ROW = (*_PLACE, *_CELL, "reference", "level", *_NUMBERS)
 
 _TYPES: dict[str, pa.DataType] = {
-    **dict.fromkeys(("task", "sparse_from", "steps"), pa.string()),
+    **dict.fromkeys(("task", "sparse_from", "steps"), LABEL),
     **dict.fromkeys(("length", "haystack", "question", "call", "row"), pa.int64()),
     **dict.fromkeys(_PLACE, pa.int64()),
-    **dict.fromkeys(_CELL, pa.string()),
+    **dict.fromkeys(_CELL, LABEL),
     "k": pa.int64(),
-    **dict.fromkeys(("reference", "level"), pa.string()),
+    **dict.fromkeys(("reference", "level"), LABEL),
     **dict.fromkeys(_NUMBERS, pa.float64()),
     "trivial": pa.bool_(),
     **dict.fromkeys(("recall_min", "mass_min"), pa.float64()),
     **dict.fromkeys(("positions", "rows"), pa.int64()),
 }
 SCHEMA = pa.schema(list(_TYPES.items()))
+# The columns of strings.
+LABELS = [field.name for field in SCHEMA if field.type == LABEL]
 
 
 def _some(*names: str) -> pa.Schema:
@@ -100,8 +103,8 @@ def table(name: str, parts: Sequence[pa.Table], **constants: str | int) -> pa.Ta
     schema = TABLES[name]
     if not parts:
         return schema.empty_table()
-    whole = pa.concat_tables(parts, promote_options="permissive")
+    whole = pa.concat_tables(map(encoded, parts), promote_options="permissive")
     for column, value in constants.items():
         tied = pa.repeat(pa.scalar(value, _TYPES[column]), whole.num_rows)
         whole = whole.append_column(column, tied)
-    return whole.select(schema.names).cast(schema)
+    return whole.select(schema.names).cast(schema).unify_dictionaries()

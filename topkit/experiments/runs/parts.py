@@ -14,7 +14,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,10 +33,15 @@ import pyarrow.parquet as pq
 
 from topkit.errors import InputError
 from topkit.experiments.runs import manifest
+from topkit.experiments.runs.dictionaries import plain
 
 Rows = Sequence[Mapping[str, Any]]
 # Bytes that a part takes beside its rows: names and statistics of about thirty columns.
 PART = 8 << 10
+# Rows of a group of a part, at most.
+GROUP = 1 << 20
+# Rows that are read at a time.
+BATCH = 1 << 17
 
 
 def digest(inputs: Any) -> str:
@@ -73,7 +87,10 @@ def write_part(
     path = folder / f"{name}.parquet"
 
     def write(to: Path) -> None:
-        pq.write_table(table, to, compression="zstd")
+        # Dictionaries are how strings are held, not what a reader of the file is to find.
+        with pq.ParquetWriter(to, plain(table.slice(0, 0)).schema, compression="zstd") as file:
+            for begin in range(0, max(table.num_rows, 1), GROUP):
+                file.write_table(plain(table.slice(begin, GROUP)))
         manifest.enter(folder, path.name, manifest.sha256(to), run)
 
     write_whole(path, write, parents=parents)
@@ -92,6 +109,35 @@ def copy_part(part: Path, folder: Path, run: str) -> Path:
     return path
 
 
+def paths_of(folder: Path, names: Collection[str] | None = None) -> list[Path]:
+    """The parts of a table, or those of some file names, in the order of their names.
+
+    Raises: InputError when there is none.
+    """
+    parts = sorted(Path(folder).glob("*.parquet"))
+    parts = [part for part in parts if names is None or part.name in names]
+    if not parts:
+        raise InputError(f"no table in {folder}: expected *.parquet files there")
+    return parts
+
+
+def batches(
+    parts: Iterable[Path], columns: list[str] | None = None, labels: Sequence[str] = ()
+) -> Iterator[pa.Table]:
+    """The rows of some parts, at most BATCH at a time; columns that a part lacks are left out.
+
+    labels: columns of strings that are wanted as dictionaries.
+    Raises: InputError when one cannot be read (the part is named).
+    """
+    for part in parts:
+        with _read(part):
+            head = pq.read_metadata(part)
+            there = [name for name in labels if name in head.schema.names]
+            with pq.ParquetFile(part, metadata=head, read_dictionary=there) as file:
+                for batch in file.iter_batches(BATCH, columns=columns):
+                    yield pa.Table.from_batches([batch])
+
+
 def read_table(
     folder: Path, columns: list[str] | None = None, names: Collection[str] | None = None
 ) -> pa.Table:
@@ -99,14 +145,17 @@ def read_table(
 
     Raises: InputError when there is none, or when one cannot be read (the part is named).
     """
-    parts = sorted(Path(folder).glob("*.parquet"))
-    parts = [part for part in parts if names is None or part.name in names]
-    if not parts:
-        raise InputError(f"no table in {folder}: expected *.parquet files there")
-    tables = []
-    for part in parts:
-        try:
+    tables: list[pa.Table] = []
+    for part in paths_of(folder, names):
+        with _read(part):
             tables.append(pq.read_table(part, columns=columns))
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"cannot read {part}: {error}; delete it and run again") from error
     return pa.concat_tables(tables, promote_options="permissive")
+
+
+@contextmanager
+def _read(part: Path) -> Generator[None]:
+    """Raises: InputError naming a part that cannot be read."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read {part}: {error}; delete it and run again") from error

@@ -67,6 +67,7 @@ def _panel(axes: Axes, curve: Curve, marks: Entries, ticks: int) -> None:
     if dense is not None:
         dense_line(axes, scores[dense])
     manners: dict[str, int] = {}
+    numbered: list[int] = []
     for recipe, line in _lines(curve).items():
         if recipe == EXACT:
             with_intervals(
@@ -83,10 +84,10 @@ def _panel(axes: Axes, curve: Curve, marks: Entries, ticks: int) -> None:
         else:
             look = mark(marks[recipe])
             look |= {"ls": "-", "color": look["mfc"], "lw": 1, "zorder": 5}
-            axes.vlines(
-                kept[line], scores.low[line], scores.high[line], color="0.55", lw=0.7, zorder=4
-            )
             axes.plot(kept[line], scores.value[line], **look)
+            numbered += line
+    low, high = scores.low[numbered], scores.high[numbered]
+    axes.vlines(kept[numbered], low, high, color="0.55", lw=0.7, zorder=4)
     axes.set_title(curve.setting)
     axes.set_xscale("log", base=2)
     _ticks(axes, curve, ticks)

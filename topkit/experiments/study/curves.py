@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from topkit.errors import InputError
-from topkit.experiments.evaluate.haystack_means import condensed
+from topkit.experiments.evaluate.condensed import condensed
 from topkit.experiments.runs.cells import DENSE, Cell, in_order
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.kinds import kind_of
@@ -46,7 +46,7 @@ COUNTS = ("rows", "trivial_rows", "trivial")
 
 
 def curves(haystacks: pa.Table, heads: pa.Table) -> list[Curve]:
-    """The curves of two condensed tables (see topkit.experiments.evaluate.haystack_means)."""
+    """The curves of two condensed tables (see topkit.experiments.evaluate.condensed)."""
     rows, by_head = _split(haystacks), _split(heads)
     return [_curve(key, rows[key], by_head.get(key, [])) for key in sorted(rows)]
 

@@ -40,6 +40,8 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 7.5,
     "svg.hashsalt": "topkit",
+    # Maps of one axes stay apart.
+    "image.composite_image": False,
 }
 
 
@@ -153,13 +155,12 @@ def points(
 ) -> None:
     """Numbered cells, as in the key; intervals where y is an accuracy."""
     drawn = {p: e for p, e in numbered.items() if np.isfinite(x[p] + y[p])}
-    for place, entry in drawn.items():
-        if scores is not None:
-            axes.vlines(
-                x[place], scores.low[place], scores.high[place], color="0.55", lw=0.7, zorder=4
-            )
-        axes.plot(x[place], y[place], **mark(entry), zorder=5)
     places = list(drawn)
+    if scores is not None:
+        low, high = scores.low[places], scores.high[places]
+        axes.vlines(x[places], low, high, color="0.55", lw=0.7, zorder=4)
+    for place, entry in drawn.items():
+        axes.plot(x[place], y[place], **mark(entry), zorder=5)
     label(axes, x[places], y[places], [str(drawn[p].number) for p in places])
 
 

@@ -1,25 +1,18 @@
-"""The figures of a study at one budget: accuracy against fidelity, recall by head, bytes against fidelity.
+"""The figures of a study at one budget: accuracy against fidelity, bytes against fidelity.
 
-The first letters are those of the report: (a) is in accuracy_by_k.
+The first letters are those of the report: (a) is in accuracy_by_k, (c) in head_maps.
 """
 
 # pyright: strict, reportUnknownMemberType=false
 from __future__ import annotations
 
-import math
-from textwrap import fill
-
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from topkit.experiments.study import stats
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import (
-    STYLE,
     Entries,
     accuracy_label,
     dense_line,
@@ -103,39 +96,6 @@ def _null(axes: Axes, curve: Curve, budget: Budget, metric: str) -> None:
     name = f"null: {null.score:.2f} $p^m$, m = {null.tokens:.2g} of {curve.answer_tokens:.2g} tokens need a key"
     x = kept * curve.mean(metric)[exact]
     axes.plot(x, null.at(kept), color="0.2", ls=":", lw=1.4, label=name, zorder=2)
-
-
-def by_head(curve: Curve, budget: Budget, marks: Entries) -> Figure | None:
-    """(c) Mean recall of each layer and head; a map a real indexer. None where there is nothing."""
-    numbered = shown(curve, budget, marks)
-    maps = [
-        (e, curve.heads[c]) for p, e in numbered.items() if (c := curve.cells[p]) in curve.heads
-    ]
-    if not maps:
-        return None
-    columns = min(len(maps), 6)
-    rows = math.ceil(len(maps) / columns)
-    scale = ScalarMappable(Normalize(0, 1), "viridis")
-    with matplotlib.rc_context({**STYLE, "axes.grid": False, "axes.titlesize": 7}):
-        figure = Figure(figsize=(1.8 * columns + 0.9, 1.95 * rows + 0.4), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for axes in grid.flat[len(maps) :]:
-            axes.remove()
-        for place, (axes, (entry, recall)) in enumerate(zip(grid.flat, maps, strict=False)):
-            axes.imshow(recall, norm=scale.norm, cmap=scale.cmap, aspect="auto")
-            axes.set_title(fill(entry.name, 26, max_lines=3, placeholder=" …"))
-            axes.set_xticks(_ticks(recall.shape[1]))
-            axes.set_yticks(_ticks(recall.shape[0]))
-            if place % columns == 0:
-                axes.set_ylabel("layer")
-            if place + columns >= len(maps):
-                axes.set_xlabel("query head")
-        figure.colorbar(scale, ax=figure.axes, label="mean recall", shrink=0.8, aspect=30)
-    return figure
-
-
-def _ticks(count: int) -> list[int]:
-    return list(range(0, count, max(1, math.ceil(count / 8))))
 
 
 def by_bytes(curve: Curve, budget: Budget, marks: Entries) -> Figure | None:

@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from topkit.experiments.evaluate.haystack_means import condensed
-from topkit.experiments.evaluate.plan import Part
+from topkit.experiments.evaluate.condensed import condensed
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.curves import curves
 from topkit.experiments.study.stats import Array
 from topkit.experiments.tasks import task_name
+
+if TYPE_CHECKING:  # which imports transformers; a report does without
+    from topkit.experiments.evaluate.request import Part
 
 
 def curves_of_parts(run: Path, parts: Sequence[Part]) -> list[Curve]:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from topkit.experiments.study.drawing import drawing
+from topkit.experiments.study.drawing import STYLE, drawing
+from topkit.experiments.study.pictures import Pictures
 
+HERE = Pictures(None)
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -53,13 +55,15 @@ code {{ font: .88em ui-monospace, Menlo, Consolas, monospace; }}
 """
 
 
-def save_figure(folder: Path, name: str, figure: Figure, caption: str) -> str:
-    """Save as PNG and SVG, and inline the SVG."""
+def save_figure(
+    folder: Path, name: str, figure: Figure, caption: str, pictures: Pictures = HERE
+) -> str:
+    """Save as SVG and, by way of `pictures`, as PNG; inline the SVG."""
     folder.mkdir(exist_ok=True)
     vector = io.BytesIO()
+    pictures.add(figure, folder / f"{name}.png", STYLE)
     with drawing():
         figure.savefig(vector, format="svg", metadata={"Date": None})
-        figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
     (folder / f"{name}.svg").write_bytes(vector.getvalue())
     inlined = base64.b64encode(vector.getvalue()).decode()
     return (

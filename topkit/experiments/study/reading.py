@@ -10,10 +10,9 @@ from typing import Any
 
 from topkit.documents import Number, Text, Whole, read_json
 from topkit.errors import InputError
-from topkit.experiments.evaluate.haystack_means import condensed, keep_condensed
+from topkit.experiments.evaluate.condensed import condensed, keep_condensed
 from topkit.experiments.evaluate.missing import unfinished
 from topkit.experiments.runs import run_file
-from topkit.experiments.runs.folder import require_intact
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.curves import curves as curves_of
 from topkit.experiments.study.equal_recipes import SCHEMA
@@ -88,9 +87,9 @@ def _said(run: Path) -> list[str]:
 
 def _of_run(places: Sequence[Path], keeps: bool) -> Reading:
     """keeps: the condensed tables of a single folder are written there."""
-    described = [require_intact(place) for place in places]
     alone = keeps and len(places) == 1
     tables = keep_condensed(places[0]) if alone else condensed(*places)
+    described = [run for place in places if (run := run_file.read(place)) is not None]
     origin = list(dict.fromkeys(line for one in described for line in sentences(one)))
     return Reading(curves_of(*tables), origin, unfinished(described, tables[0]))
 

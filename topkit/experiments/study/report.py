@@ -3,23 +3,21 @@
 # pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from topkit.documents import path_of
 from topkit.errors import InputError
 from topkit.experiments.runs.parts import write_whole
-from topkit.experiments.study import figures
 from topkit.experiments.study.accuracy_by_k import by_budget
 from topkit.experiments.study.aims import checks
+from topkit.experiments.study.budget_figures import MOST, figures_of
 from topkit.experiments.study.captions import CAPTIONS, METHOD, NOT_SHOWN, TWO_MODELS
 from topkit.experiments.study.cells_table import cells_table
 from topkit.experiments.study.curve import Curve
-from topkit.experiments.study.drawing import Entries, entries
+from topkit.experiments.study.drawing import entries
 from topkit.experiments.study.equal_recipes import LEADERBOARD
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.intervals import MARGIN
@@ -27,6 +25,7 @@ from topkit.experiments.study.leaderboard import write_leaderboard
 from topkit.experiments.study.models_compared import comparisons
 from topkit.experiments.study.models_compared import sentences as carried
 from topkit.experiments.study.page import PAGE, listed, save_figure
+from topkit.experiments.study.pictures import Pictures, pictures
 from topkit.experiments.study.reading import RUNS, STUDY, Reading, reading, study_of
 from topkit.experiments.study.two_models import CAPTION, by_model
 from topkit.indexers.budget import Budget, Budgets, parse_budgets
@@ -70,10 +69,10 @@ def reported(
     budgets = None if k is None else _run_at(parse_budgets(k), read.curves)
     shown = [(curve, _at(curve, budgets)) for curve in read.curves]
     all_findings = [Findings(curve, margin, k) for curve, ks in shown for k in ks]
-    page = PAGE.format(
-        title="How good must an indexer be before the model notices?",
-        body="\n".join(_body(all_findings, study, folder / "figures", read, budgets)),
-    )
+    with pictures(MOST * len(all_findings)) as drawn:
+        body = list(_body(all_findings, study, folder / "figures", read, budgets, drawn))
+    title = "How good must an indexer be before the model notices?"
+    page = PAGE.format(title=title, body="\n".join(body))
     write_whole(
         folder / "report.html", lambda path: path.write_text(page, encoding="utf-8"), parents=False
     )
@@ -104,6 +103,7 @@ def _body(
     folder: Path,
     read: Reading,
     budgets: Sequence[Budget] | None,
+    drawn: Pictures,
 ) -> Iterator[str]:
     yield f'<p class="lead">{escape(_lead(all_findings, study))}</p>'
     yield f'<p class="note">{escape(" ".join(read.origin))}</p>'
@@ -126,15 +126,15 @@ def _body(
     curves = [findings.curve for findings in alone]
     marks = entries(curves)
     yield "<h2>Accuracy against the budget</h2>"
-    yield save_figure(folder, "accuracy-by-k", by_budget(curves, marks), CAPTIONS["k"])
+    yield save_figure(folder, "accuracy-by-k", by_budget(curves, marks), CAPTIONS["k"], drawn)
     if compared:
         yield "<h2>From one model to the other</h2>"
-        yield save_figure(folder, "accuracy-by-model", by_model(compared, marks), CAPTION)
+        yield save_figure(folder, "accuracy-by-model", by_model(compared, marks), CAPTION, drawn)
     for findings in alone:
         yield f"<h2>{escape(findings.curve.title)}</h2>"
         several = [other for other in all_findings if other.curve is findings.curve]
         for other in several:
-            yield from _figures(other, marks, folder, named=len(several) > 1)
+            yield from figures_of(other, marks, folder, drawn, named=len(several) > 1)
         yield cells_table(findings, budgets)
     yield from _method(alone, study)
 
@@ -154,23 +154,6 @@ def _lead(all_findings: Sequence[Findings], study: Mapping[str, Any]) -> str:
 def _title(findings: Findings) -> str:
     at = "" if findings.budget is None else f"; k = {findings.budget}"
     return findings.curve.title + at
-
-
-def _figures(findings: Findings, marks: Entries, folder: Path, named: bool) -> Iterator[str]:
-    """The figures at a budget, which is `named` in their files where there are several."""
-    curve, budget = findings.curve, findings.budget
-    if budget is None or not curve.observed:
-        return
-    drawn: list[tuple[str, str, Callable[..., Figure | None]]] = [
-        ("fidelity", "accuracy-by-fidelity", figures.by_fidelity),
-        ("heads", "recall-by-head", figures.by_head),
-        ("bytes", "bytes-by-fidelity", figures.by_bytes),
-    ]
-    at = f"-k-{str(budget).replace('%', 'pct')}" if named else ""
-    for caption, name, draw in drawn:
-        figure = draw(curve, budget, marks)
-        if figure is not None:
-            yield save_figure(folder, f"{name}-{curve.slug}{at}", figure, CAPTIONS[caption])
 
 
 def _not_shown(all_findings: Sequence[Findings]) -> str:
