@@ -35,7 +35,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, name: str, cases: Any) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=pytest.mark.slow) if n in ("step", "summary") else n
+        pytest.param(n, marks=pytest.mark.slow) if n in ("step", "summary", "report") else n
         for n in run.BENCHES
     ],
 )
@@ -108,7 +108,7 @@ def test_every_benchmark_of_a_device_runs_where_none_is_named(
         replaced(monkeypatch, name, cases)
     counts = []
     run.run_benches(repeats=3, save=lambda rows: counts.append(len(rows)))
-    assert counts == [0] * 11  # all but those of a GPU: truth, measure, ..., recipes, kept
+    assert counts == [0] * 12  # all but those of a GPU: truth, measure, ..., recipes, kept
 
 
 def test_every_limit_is_of_a_case_that_is_run() -> None:

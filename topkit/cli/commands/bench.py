@@ -14,7 +14,7 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[truth|measure|attach|capture|summary]...",
+            metavar="[truth|measure|attach|capture|summary|report]...",
             help="All by default. With --device cuda: truth, score, select, score-select, gather, "
             "append, dense, decode, kept, step, generate; these run on a CPU, too, with --tiny.",
         ),

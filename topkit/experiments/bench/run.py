@@ -24,6 +24,7 @@ from topkit.experiments.bench.kept import kept_cases
 from topkit.experiments.bench.machine import machine
 from topkit.experiments.bench.measure_speed import measure_cases
 from topkit.experiments.bench.recipes import recipe_cases
+from topkit.experiments.bench.report_speed import report_cases
 from topkit.experiments.bench.rows import OURS, Row
 from topkit.experiments.bench.scale import Scale
 from topkit.experiments.bench.score import fused_cases, score_cases
@@ -65,6 +66,7 @@ BENCHES: dict[str, Bench] = {
     "build": Bench(build_cases, (CPU,)),
     "recipes": Bench(recipe_cases, (CPU,)),
     "summary": Bench(summary_cases, (CPU,)),
+    "report": Bench(report_cases, (CPU,)),
     "score": Bench(score_cases, (CUDA,)),
     "select": Bench(select_cases, (CUDA,)),
     "score-select": Bench(fused_cases, (CUDA,)),

@@ -48,6 +48,8 @@ class Scale:
     repeats: int = 7
     # Rows of fidelity that are summarised.
     summed: int = 20_000_000
+    # Tasks and haystacks of a report.
+    reported: tuple[int, int] = (8, 128)
 
     @classmethod
     def tiny(cls) -> Scale:
@@ -59,7 +61,7 @@ class Scale:
             cold=False, truth_k=16, captured=512, captured_queries=3,
             budgets=("4", "8", "16", "1%", "64"), context=128, steps=2, repeats=2,
             contexts=(512,), kept=24, small_layers=1, small_hidden=72, small_vocabulary=97,
-            summed=4000,
+            summed=4000, reported=(1, 3),
         )  # fmt: skip
 
 

@@ -74,7 +74,8 @@ def _recalls(every: pa.Table, own: pa.Table, lowest: Lowest) -> dict[str, Any]:
     rows = named if others.num_rows else heads
     parts = [("recall_sum", "sum"), ("recall_count", "sum")]
     samples = rows.group_by("sample", use_threads=False).aggregate(parts)
-    low, high = interval_of_sums(*(_array(samples, f"{name}_{of}") for name, of in parts))
+    totals, sizes = (_array(samples, f"{name}_{of}") for name, of in parts)
+    low, high = interval_of_sums(totals, sizes)
     cell = rows["indexer"][0].as_py(), rows["budget"][0].as_py()
     whole = bool(rows["trivial"][0].as_py())
     return {
