@@ -11,6 +11,10 @@ from topkit.experiments.capture.capture import Capture
 from topkit.experiments.compare.comparison import Comparison
 from topkit.experiments.compare.gathered import gathered
 from topkit.experiments.compare.layer import LayerRows, Question, compare_layer
+from topkit.experiments.measure.layer import Setting
+from topkit.experiments.measure.reading import reading
+from topkit.experiments.measure.request import Request
+from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.plan import PROCESS, Plan
 from topkit.experiments.runs.runners import Crew
@@ -71,6 +75,10 @@ def plan_of(
     positions = {s["sample"]: len(s["positions"]) for s in dump.manifest["samples"]}
     rows = sum(positions[sample] for sample, _ in places)
     memory = crew.workers * (PROCESS + 3 * largest // 2 + min(MEMORY, 2 * largest))
+    cells = tuple(Cell(r, question.budget) for r in (question.baseline, question.candidate))
+    setting = Setting(question.seed, question.device, None, False, None)
+    # Its other line is of what measure judges by.
+    said = reading(Request(dump, cells, tuple(layers), setting, False))[:1]
     line = dump.manifest.get("outline")
     return ComparePlan(
         jobs=tuple(_job(question, dump, rerun, *place) for place in places),
@@ -80,7 +88,10 @@ def plan_of(
         memory=memory + rows * IN_MEMORY,
         workers=crew.workers,
         runner=crew.runner,
-        notes=() if line is None else (line,),
+        notes=(
+            *(() if line is None else (line,)),
+            *said,
+        ),
         question=question,
         margins=margins,
         reads=sum(sizes),
