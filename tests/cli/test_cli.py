@@ -379,7 +379,10 @@ def test_a_plan_goes_to_stderr_and_a_bar_follows_it(
 ) -> None:
     words = ("measure", tensors, "--indexer", "sign", "-k", 4, "--out", tmp_path / "run")
     code, out, err = call(*words, "--dry-run")
-    said = "2 layers of samples, 1 cells: 24 rows at the level of heads; 0 of 2 jobs done\n"
+    said = (
+        f"{tensors.name}: 14.5 kB, read a layer of a sample at a time (2 of them); less than a minute\n"
+        "2 layers of samples, 1 cells: 24 rows at the level of heads; 0 of 2 jobs done\n"
+    )
     assert (code, out, err) == (0, "", said)
     code, _, err = call(*words, "--json")
     assert (code, err.startswith(said)) == (0, True)

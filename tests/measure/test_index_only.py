@@ -137,6 +137,7 @@ def test_the_lists_of_an_engine_are_judged_against_the_index() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_judges_as_the_cpu() -> None:
     capture = Capture.from_tensors(**made(4000, 16, 32, 128))
     specs = [FP32, FP8, "random"]
