@@ -121,3 +121,11 @@ Margin = Annotated[
     float,
     typer.Option("--margin", min=0, max=1, help="Loss of accuracy that counts as none."),
 ]
+Layout = Annotated[
+    str | None,
+    typer.Option("--layout", metavar="bhtd|bthd|thd", help="The order of a file's dimensions."),
+]
+Scaling = Annotated[
+    float | None,
+    typer.Option("--scaling", help="What dot products are multiplied by; by default D ** -0.5."),
+]

@@ -31,7 +31,7 @@ class Traits:
     remembers: bool = False
     # A step with `at`, `stop` and `room` appends one key and selects with shapes and addresses that stay,
     # by what stands on the device alone, in the index's `room`: a CUDA graph can repeat it. Its inputs are
-    # the cache, with its room, and `hidden`, `latent` and `rope` of the key's token.
+    # the cache, with its room, and `hidden`, `latent` and `rope` of the key's token, and `upstream` in evaluate.
     # What is written there shows from `Index.reveal` on, and until then may be written again.
     fixed: bool = False
     # Index.score gives a score for every key.

@@ -40,16 +40,8 @@ def compare(
         typer.Option("--margin", help="What may be lost on average: recall, mass, or one of them."),
     ] = "recall=0.01,mass=0.002",
     layers: Annotated[str, typer.Option("--layers", help="all, or numbers: 0,3,5.")] = "all",
-    layout: Annotated[
-        str | None,
-        typer.Option("--layout", metavar="bhtd|bthd|thd", help="The order of a file's dimensions."),
-    ] = None,
-    scaling: Annotated[
-        float | None,
-        typer.Option(
-            "--scaling", help="What dot products are multiplied by; by default D ** -0.5."
-        ),
-    ] = None,
+    layout: o.Layout = None,
+    scaling: o.Scaling = None,
     seed: o.Seed = 0,
     device: o.Device = None,
     jobs: o.MaybeJobs = None,

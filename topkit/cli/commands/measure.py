@@ -40,16 +40,8 @@ def measure(
         bool, typer.Option("--reduce", help="One row a head, not one a head and position.")
     ] = False,
     budget: o.ByteBudget = None,
-    layout: Annotated[
-        str | None,
-        typer.Option("--layout", metavar="bhtd|bthd|thd", help="The order of a file's dimensions."),
-    ] = None,
-    scaling: Annotated[
-        float | None,
-        typer.Option(
-            "--scaling", help="What dot products are multiplied by; by default D ** -0.5."
-        ),
-    ] = None,
+    layout: o.Layout = None,
+    scaling: o.Scaling = None,
     seed: o.Seed = 0,
     device: o.Device = None,
     jobs: o.MaybeJobs = None,

@@ -69,7 +69,7 @@ class FixedRows:
         self.sums = torch.zeros(len(prefix), device=self.device)
         self.numbers = {number: n for n, number in enumerate(prefix)}
         self.layers = {n: Layer.of(x, self.count, room, wide, steps) for n, x in prefix.items()}
-        # What each group selected in each layer of the step that is made, at each k.
+        # What groups that read upstream selected in each layer of the step that is made, at each k.
         self.chosen = dict[tuple[int, int], dict[int, Selection]]()
         for number, layer in self.layers.items():
             layer.indices = {} if layer.dense else self._indices(number, built)
@@ -195,7 +195,8 @@ class FixedRows:
         chosen, costs = dict[int, Selection](), list[Costs]()
         for ks, above in self._upstream(n, call.layer):
             chosen |= driver.select_at(index, ks, *given, {**inputs, **above}, own, counted=True)
-        self.chosen[n, call.layer] = chosen
+        if "upstream" in indexer.needs:
+            self.chosen[n, call.layer] = chosen
         for among, k in group.runs:
             one = chosen[k]
             if one.rest is not None:
