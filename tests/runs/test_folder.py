@@ -168,6 +168,18 @@ def test_a_part_under_way_is_no_fault(run: Path) -> None:
     assert not list(run.rglob(".*.tmp"))
 
 
+def test_half_a_part_of_a_worker_that_was_killed_goes_with_the_run(tmp_path: Path) -> None:
+    """The run had begun; its own worker left it, and the job was done again by another."""
+    plan = topkit.measure.plan(made(), "sign", 4, out=tmp_path)
+
+    def killed(event: object) -> None:
+        (tmp_path / "fidelity" / ".other.parquet.123-0badcafe.tmp").write_bytes(b"half")
+
+    topkit.run(plan, progress=killed)
+    assert not list(tmp_path.rglob(".*.tmp"))
+    assert topkit.verify(tmp_path).files == 3
+
+
 @pytest.mark.parametrize("seed", [0, 5])
 def test_rows_without_a_run_belong_to_nobody(run: Path, seed: int) -> None:
     (run / "run.json").unlink()

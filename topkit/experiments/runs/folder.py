@@ -60,6 +60,9 @@ def claim(
             if hold.last() and not set(parts(out)) - before.parts:
                 before.restore(out)
             raise
+        # A worker that was killed as it wrote left its half of a part; its job was done again.
+        if hold.last():
+            clear(out, everything=False)
 
 
 def require_same(
