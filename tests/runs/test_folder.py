@@ -172,11 +172,15 @@ def test_half_a_part_of_a_worker_that_was_killed_goes_with_the_run(tmp_path: Pat
     """The run had begun; its own worker left it, and the job was done again by another."""
     plan = topkit.measure.plan(made(), "sign", 4, out=tmp_path)
 
-    def killed(event: object) -> None:
-        (tmp_path / "fidelity" / ".other.parquet.123-0badcafe.tmp").write_bytes(b"half")
+    halves: list[Path] = []
+
+    def killed(event: Any) -> None:
+        if event.done == 1:
+            halves.append(tmp_path / "fidelity" / ".other.parquet.123-0badcafe.tmp")
+            halves[-1].write_bytes(b"half")
 
     topkit.run(plan, progress=killed)
-    assert not list(tmp_path.rglob(".*.tmp"))
+    assert halves and not list(tmp_path.rglob(".*.tmp"))
     assert topkit.verify(tmp_path).files == 3
 
 
