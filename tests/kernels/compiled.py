@@ -21,9 +21,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from topkit.kernels import backend
+from topkit.kernels import backend, fp4
 from topkit.kernels.cache_append import triton_impl as cache_append
-from topkit.kernels.codes import quantize, signs, stored
+from topkit.kernels.codes import quantize, scales_stored, signs, stored
 from topkit.kernels.force_ends import triton_impl as force_ends
 from topkit.kernels.gather_attention import chosen_scores
 from topkit.kernels.gather_attention import triton_impl as gather_attention
@@ -73,7 +73,13 @@ backend.multiprocessors = lambda device: 132
 backend.capability = lambda device: (int(ARCH) // 10, int(ARCH) % 10) if ARCH.isdigit() else (0, 0)
 
 gather_attention.multiprocessors = backend.multiprocessors
-CODES = ("sign", "int2", "int4", "int8", "fp8_e4m3")
+CODES = ("sign", "int2", "int4", "int8", "fp8_e4m3", *fp4.BLOCK)
+
+
+def encoded(vectors: torch.Tensor, dtype: str) -> tuple[torch.Tensor, Any]:
+    if dtype == "sign":
+        return signs(vectors), None
+    return fp4.quantize(vectors, dtype) if dtype in fp4.BLOCK else quantize(vectors, dtype)
 
 
 def select() -> None:
@@ -123,8 +129,7 @@ def keys(dim: int) -> Callable[[], None]:
 
 def source(dtype: str, length: int) -> tuple[Any, Any]:
     queries = torch.zeros(1, 8, 1, 128, dtype=torch.bfloat16)
-    keys = torch.randn(1, 2, length, 128)
-    codes, scale = (signs(keys), None) if dtype == "sign" else quantize(keys, dtype)
+    codes, scale = encoded(torch.randn(1, 2, length, 128), dtype)
     return score.of_codes(queries, codes, dtype, scale, "mean")
 
 
@@ -136,12 +141,15 @@ def scores(dtype: str) -> Callable[[], None]:
     return compiles
 
 
-def lightning() -> None:
-    queries, query_scale = quantize(torch.randn(1, 64, 1, 128), "fp8_e4m3")
-    keys, key_scale = quantize(torch.randn(1, 1, 20000, 128), "fp8_e4m3")
-    args = score.of_lightning(queries, keys, torch.randn(1, 1, 64), query_scale, key_scale)
-    score.score_codes(*args, None, None)
-    score_select.score_select(*args, 2048, None, None)
+def lightning(dtype: str) -> Callable[[], None]:
+    def compiles() -> None:
+        queries, query_scale = encoded(torch.randn(1, 64, 1, 128), dtype)
+        keys, key_scale = encoded(torch.randn(1, 1, 20000, 128), dtype)
+        args = score.of_lightning(queries, keys, torch.randn(1, 1, 64), query_scale, key_scale)
+        score.score_codes(*args, None, None)
+        score_select.score_select(*args, 2048, None, None)
+
+    return compiles
 
 
 def gather(dim: int) -> Callable[[], None]:
@@ -159,7 +167,8 @@ def append(dtype: str) -> Callable[[], None]:
     def compiles() -> None:
         kind, width = stored(dtype, 128)
         codes = torch.zeros(1, 2, 100, width, dtype=kind)
-        scale = None if dtype == "sign" else torch.zeros(1, 2, 100, 1)
+        (scales, *_), count = scales_stored(dtype, 128)
+        scale = None if dtype == "sign" else torch.zeros(1, 2, 100, count).to(scales)
         for new in (1, 37):
             keys = torch.zeros(1, 2, new, 128, dtype=torch.bfloat16)
             how: dict[str, Any] = {"dtype": dtype, "hadamard": True, "pow2": False}
@@ -179,7 +188,7 @@ def cache(dtype: torch.dtype) -> Callable[[], None]:
 OPERATIONS: dict[str, Callable[[], None]] = {
     "select_topk": select,
     **{f"score {dtype}": scores(dtype) for dtype in CODES},
-    "score lightning": lightning,
+    **{f"score lightning {dtype}": lightning(dtype) for dtype in ("fp8_e4m3", *fp4.BLOCK)},
     "hadamard": rotation,
     "select_mass": mass,
     "force_ends": ends,
