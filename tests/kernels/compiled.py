@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -65,7 +66,23 @@ def compiles_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any
         options = {n: x for n, x in options.items() if n not in ("launch_pdl", "maxnreg")}
     kernel = run(self, *args, grid=grid, warmup=True, **options)
     compiled[self.__name__] = max(kernel.metadata.shared, compiled.get(self.__name__, 0))
+    four_neighbours(kernel.asm["ttgir"])
     return kernel
+
+
+def four_neighbours(ttgir: str) -> None:
+    """Holds that what looks fp4 up four bytes at a time is handed bytes of one key, side by side."""
+    layouts = dict(re.findall(r"^(#\w+) = (.*)$", ttgir, re.M))
+    for line in ttgir.splitlines():
+        if "elementwise_inline_asm" in line and "0x6420" in line:
+            layout = re.search(r": tensor<\w+xi8, (#.*?)>, tensor", line)
+            assert layout, line
+            told = layouts.get(layout[1], layout[1])
+            blocked = re.search(r"sizePerThread = \[\d+, (\d+)\].*order = \[1, 0\]", told)
+            rows = "register = [[0, 1], [0, 2]" in told or re.search(
+                r"dot_op.*kWidth = (4|8|16)", told
+            )
+            assert rows or (blocked and int(blocked[1]) % 4 == 0), told
 
 
 JITFunction.run = compiles_only

@@ -63,7 +63,7 @@ def quantize(vectors: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
     magnitude = blocks.abs().amax(-1)
     # By a tensor: torch multiplies by a number's reciprocal on a GPU, which rounds otherwise.
     scales = _encoded(magnitude / torch.full_like(magnitude, LARGEST), dtype)
-    scaled = (blocks / factors(scales)[..., None]).flatten(-2)
+    scaled = (blocks / factors(scales)[..., None]).flatten(-2).contiguous()
     # In float64, which has a number between a middle and the float32 before it.
     middles = torch.tensor(_MIDDLES, dtype=torch.float64, device=vectors.device)
     codes = torch.bucketize(scaled.abs().double(), middles).to(torch.uint8)
