@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +22,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from topkit.kernels import backend
+from topkit.kernels import backend, fp4
 from topkit.kernels.cache_append import triton_impl as cache_append
-from topkit.kernels.codes import quantize, signs, stored
+from topkit.kernels.codes import quantize, scales_stored, signs, stored
 from topkit.kernels.force_ends import triton_impl as force_ends
 from topkit.kernels.gather_attention import chosen_scores
 from topkit.kernels.gather_attention import triton_impl as gather_attention
@@ -65,7 +66,23 @@ def compiles_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any
         options = {n: x for n, x in options.items() if n not in ("launch_pdl", "maxnreg")}
     kernel = run(self, *args, grid=grid, warmup=True, **options)
     compiled[self.__name__] = max(kernel.metadata.shared, compiled.get(self.__name__, 0))
+    four_neighbours(kernel.asm["ttgir"])
     return kernel
+
+
+def four_neighbours(ttgir: str) -> None:
+    """Holds that what looks fp4 up four bytes at a time is handed bytes of one key, side by side."""
+    layouts = dict(re.findall(r"^(#\w+) = (.*)$", ttgir, re.M))
+    for line in ttgir.splitlines():
+        if "elementwise_inline_asm" in line and "0x6420" in line:
+            layout = re.search(r": tensor<\w+xi8, (#.*?)>, tensor", line)
+            assert layout, line
+            told = layouts.get(layout[1], layout[1])
+            blocked = re.search(r"sizePerThread = \[\d+, (\d+)\].*order = \[1, 0\]", told)
+            rows = "register = [[0, 1], [0, 2]" in told or re.search(
+                r"dot_op.*kWidth = (4|8|16)", told
+            )
+            assert rows or (blocked and int(blocked[1]) % 4 == 0), told
 
 
 JITFunction.run = compiles_only
@@ -73,7 +90,13 @@ backend.multiprocessors = lambda device: 132
 backend.capability = lambda device: (int(ARCH) // 10, int(ARCH) % 10) if ARCH.isdigit() else (0, 0)
 
 gather_attention.multiprocessors = backend.multiprocessors
-CODES = ("sign", "int2", "int4", "int8", "fp8_e4m3")
+CODES = ("sign", "int2", "int4", "int8", "fp8_e4m3", *fp4.BLOCK)
+
+
+def encoded(vectors: torch.Tensor, dtype: str) -> tuple[torch.Tensor, Any]:
+    if dtype == "sign":
+        return signs(vectors), None
+    return fp4.quantize(vectors, dtype) if dtype in fp4.BLOCK else quantize(vectors, dtype)
 
 
 def select() -> None:
@@ -123,8 +146,7 @@ def keys(dim: int) -> Callable[[], None]:
 
 def source(dtype: str, length: int) -> tuple[Any, Any]:
     queries = torch.zeros(1, 8, 1, 128, dtype=torch.bfloat16)
-    keys = torch.randn(1, 2, length, 128)
-    codes, scale = (signs(keys), None) if dtype == "sign" else quantize(keys, dtype)
+    codes, scale = encoded(torch.randn(1, 2, length, 128), dtype)
     return score.of_codes(queries, codes, dtype, scale, "mean")
 
 
@@ -136,12 +158,15 @@ def scores(dtype: str) -> Callable[[], None]:
     return compiles
 
 
-def lightning() -> None:
-    queries, query_scale = quantize(torch.randn(1, 64, 1, 128), "fp8_e4m3")
-    keys, key_scale = quantize(torch.randn(1, 1, 20000, 128), "fp8_e4m3")
-    args = score.of_lightning(queries, keys, torch.randn(1, 1, 64), query_scale, key_scale)
-    score.score_codes(*args, None, None)
-    score_select.score_select(*args, 2048, None, None)
+def lightning(dtype: str) -> Callable[[], None]:
+    def compiles() -> None:
+        queries, query_scale = encoded(torch.randn(1, 64, 1, 128), dtype)
+        keys, key_scale = encoded(torch.randn(1, 1, 20000, 128), dtype)
+        args = score.of_lightning(queries, keys, torch.randn(1, 1, 64), query_scale, key_scale)
+        score.score_codes(*args, None, None)
+        score_select.score_select(*args, 2048, None, None)
+
+    return compiles
 
 
 def gather(dim: int) -> Callable[[], None]:
@@ -159,7 +184,8 @@ def append(dtype: str) -> Callable[[], None]:
     def compiles() -> None:
         kind, width = stored(dtype, 128)
         codes = torch.zeros(1, 2, 100, width, dtype=kind)
-        scale = None if dtype == "sign" else torch.zeros(1, 2, 100, 1)
+        (scales, *_), count = scales_stored(dtype, 128)
+        scale = None if dtype == "sign" else torch.zeros(1, 2, 100, count).to(scales)
         for new in (1, 37):
             keys = torch.zeros(1, 2, new, 128, dtype=torch.bfloat16)
             how: dict[str, Any] = {"dtype": dtype, "hadamard": True, "pow2": False}
@@ -179,7 +205,7 @@ def cache(dtype: torch.dtype) -> Callable[[], None]:
 OPERATIONS: dict[str, Callable[[], None]] = {
     "select_topk": select,
     **{f"score {dtype}": scores(dtype) for dtype in CODES},
-    "score lightning": lightning,
+    **{f"score lightning {dtype}": lightning(dtype) for dtype in ("fp8_e4m3", *fp4.BLOCK)},
     "hadamard": rotation,
     "select_mass": mass,
     "force_ends": ends,

@@ -58,9 +58,10 @@ def test_rocm_has_no_kernels(mixed: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 # What compiles: kernels of PTX do not for AMD's, and fp8 is not read before sm_89.
 PTX = {
     *("select_topk", "select_mass", "keys 64", "keys 128"),
-    *(f"score {c}" for c in ("sign", "int2", "int4", "int8", "fp8_e4m3", "lightning")),
+    *(f"score {c}" for c in ("sign", "int2", "int4", "int8", "fp8_e4m3", "mxfp4", "nvfp4")),
+    *(f"score lightning {c}" for c in ("fp8_e4m3", "mxfp4", "nvfp4")),
 }
-FP8 = {"score fp8_e4m3", "score lightning"}
+FP8 = {"score fp8_e4m3", "score lightning fp8_e4m3"}
 TARGETS = {
     ("cuda", "80"): (FP8, 163),
     ("cuda", "89"): (set(), 99),
@@ -88,7 +89,6 @@ def test_what_compiles_for_a_gpu_that_is_not_there(target: tuple[str, str], tmp_
         if name not in refused:
             assert shared and max(shared.values()) <= most * 1024, f"{name}: {shared}"
         if target[0] == "cuda":  # "auto" takes what compiles, and nothing else
-            dtype = name.removeprefix("score ")
-            least = LEAST_FP8 if dtype == "lightning" else least_capability(dtype)
+            least = least_capability(name.split()[-1])
             there = int(target[1]) // 10, int(target[1]) % 10
             assert (there >= least) == (name not in refused)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from device import CUDA, DEVICE, gpu
 from topkit.errors import InputError
+from topkit.kernels import fp4
 from topkit.kernels.codes import quantize, signs
 from topkit.kernels.score import score_codes, score_lightning
 from topkit.kernels.score_select import score_select, score_select_lightning
@@ -34,7 +35,7 @@ def poisoned(monkeypatch):
     new_empty, empty = torch.Tensor.new_empty, torch.empty
 
     def poison(new: Tensor) -> Tensor:
-        number = GARBAGE if new.element_size() > 1 else 113
+        number = GARBAGE if new.element_size() > 2 else 113
         return new.fill_(math.nan if new.is_floating_point() else number)
 
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **o: poison(new_empty(*a, **o)))
@@ -257,13 +258,19 @@ def codes_of(
 ) -> dict:
     queries = rand(batch, groups * group, count, dim, seed=seed).half()
     keys = rand(batch, groups, length, dim, seed=seed + 1)
-    codes, scale = (signs(keys), None) if dtype == "sign" else quantize(keys, dtype)
+    codes, scale = encoded(keys, dtype)
     return {"queries": queries, "codes": codes, "dtype": dtype, "scale": scale, "pool": pool}
 
 
-def lightning_of(heads=8, dim=64, batch=1, count=1, length=3001, seed=0) -> dict:
-    queries, query_scale = quantize(rand(batch, heads, count, dim, seed=seed), "fp8_e4m3", "pow2")
-    keys, key_scale = quantize(rand(batch, 1, length, dim, seed=seed + 1), "fp8_e4m3", "pow2")
+def encoded(vectors: Tensor, dtype: str, scale="float") -> tuple[Tensor, Any]:
+    if dtype == "sign":
+        return signs(vectors), None
+    return fp4.quantize(vectors, dtype) if dtype in fp4.BLOCK else quantize(vectors, dtype, scale)
+
+
+def lightning_of(heads=8, dim=64, batch=1, count=1, length=3001, seed=0, dtype="fp8_e4m3") -> dict:
+    queries, query_scale = encoded(rand(batch, heads, count, dim, seed=seed), dtype, "pow2")
+    keys, key_scale = encoded(rand(batch, 1, length, dim, seed=seed + 1), dtype, "pow2")
     gates = rand(batch, count, heads, seed=seed + 2)
     scales = {"query_scale": query_scale, "key_scale": key_scale}
     return {"queries": queries, "keys": keys, "gates": gates} | scales
@@ -291,6 +298,8 @@ WINDOW = {"start": torch.tensor([100], device=DEVICE), "stop": torch.tensor([[25
         ({"dtype": "int4", "pool": "max", "groups": 1}, 40, WINDOW),
         ({"dtype": "fp8_e4m3", "pool": None, "group": 1}, 40, {}),
         ({"dtype": "int8", "pool": "sum", "groups": 1, "length": 201, "count": 2}, 300, {}),
+        ({"dtype": "mxfp4", "pool": "mean", "groups": 1, "length": 2001}, 40, WINDOW),
+        ({"dtype": "nvfp4", "pool": "max", "groups": 1, "length": 401}, 40, {}),
     ],
     ids=str,
 )
@@ -301,6 +310,15 @@ def test_codes_are_selected_as_their_scores_are(shape, k, window):
 @pytest.mark.parametrize("window", [{}, WINDOW], ids=["whole", "window"])
 def test_lightning_is_selected_as_its_scores_are(window):
     agrees(score_select_lightning, score_lightning, lightning_of(), 40, window)
+
+
+@pytest.mark.parametrize("dtype", fp4.BLOCK)
+def test_lightning_of_fp4_is_selected_as_its_scores_are_ties_too(dtype):
+    """Of few heads and gates of one, many keys score the same."""
+    given = lightning_of(heads=2, length=2001, dtype=dtype)
+    given["keys"] = given["keys"][:, :, :400].repeat(1, 1, 6, 1)[:, :, :2001]
+    given["key_scale"] = given["key_scale"][:, :, :400].repeat(1, 1, 6, 1)[:, :, :2001]
+    agrees(score_select_lightning, score_lightning, given, 40, {})
 
 
 def test_keys_that_are_all_alike_are_chosen_from_the_first():
@@ -440,7 +458,7 @@ def test_elements_beyond_32_bits():
     ("pool", "dim", "group"),
     [("mean", 64, 1), ("max", 128, 3), ("sum", 128, 4), ("max", 64, 8), ("mean", 128, 4)],
 )
-@pytest.mark.parametrize("dtype", ["sign", "int2", "int4", "int8", "fp8_e4m3"])
+@pytest.mark.parametrize("dtype", ["sign", "int2", "int4", "int8", "fp8_e4m3", *fp4.BLOCK])
 def test_every_format_of_codes(dtype, pool, dim, group):
     # Each is four kernels to compile; that every form is scored rightly is the scores' own test.
     given = codes_of(dtype, pool, group, dim=dim, batch=2, count=2, length=70001)
@@ -454,8 +472,9 @@ def test_every_format_of_codes(dtype, pool, dim, group):
 @pytest.mark.gpu
 @pytest.mark.parametrize("heads", [1, 4, 64])
 @pytest.mark.parametrize("length", [5000, 131072, (1 << 20) + 7])
-def test_every_form_of_lightning(heads, length):
-    given = lightning_of(heads, 128, batch=2, length=length)
+@pytest.mark.parametrize("dtype", ["fp8_e4m3", *fp4.BLOCK])
+def test_every_form_of_lightning(dtype, heads, length):
+    given = lightning_of(heads, 128, batch=2, length=length, dtype=dtype)
     agrees(score_select_lightning, score_lightning, given, 2048, {})
 
 
@@ -479,7 +498,7 @@ def test_a_captured_graph_replays_on_new_scores(order):
 
 @gpu
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["sign", "int4", "fp8_e4m3"])
+@pytest.mark.parametrize("dtype", ["sign", "int4", "fp8_e4m3", *fp4.BLOCK])
 def test_a_captured_graph_replays_on_new_codes(dtype):
     shape = {"dtype": dtype, "dim": 128, "batch": 2, "length": 70001}
     given = codes_of(**shape)

@@ -32,7 +32,9 @@ KINDS = (
     ScoredIndex, MeanIndex, ChannelIndex, SparqIndex, Reranked, PigIndex, Routed, TacticIndex,
 )  # fmt: skip
 # What is cooperative in an index that was fitted.
-_OF_FITTED = ("append", "score", "chosen", "select", "select_many", "reorder", "fork")
+_OF_FITTED = (
+    "append", "score", "visible_scores", "candidates", "chosen", "select", "select_many", "reorder", "fork",
+)  # fmt: skip
 
 
 def branched(index: Index, rows: int) -> Index:

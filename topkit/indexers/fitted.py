@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from topkit.indexers.base import Selection, Step
+from topkit.indexers.candidates import Candidates
 from topkit.indexers.scored import ScoredIndex
 
 
@@ -52,6 +53,15 @@ class FittedIndex(ScoredIndex):
 
     def score(self, queries: Tensor, step: Step) -> Tensor:
         return super().score(self.of_queries(queries), step)
+
+    def visible_scores(self, queries: Tensor, step: Step, pool: str | None = None) -> Tensor:
+        return super().visible_scores(self.of_queries(queries), step, pool)
+
+    def candidates(self, queries: Tensor, k: int, step: Step) -> Candidates:
+        found = super().candidates(queries, k, step)
+        if not step.counted:
+            return found
+        return replace(found, bytes_read=found.bytes_read + self.read_bytes)
 
     def chosen(self, queries: Tensor, k: int, step: Step, pool: str | None = None) -> Selection:
         chosen = super().chosen(self.of_queries(queries), k, step, pool)

@@ -19,7 +19,6 @@ from topkit.indexers.scored import Codes, Scored
 from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
 from topkit.indexers.weights_file import path_of
-from topkit.kernels import fp4
 from topkit.kernels.score import score_lightning
 from topkit.kernels.score_select import score_select_lightning
 
@@ -67,7 +66,7 @@ class lightning(Scored):
             needs = {"index_queries", "index_keys", "index_weights"}
         else:
             needs = {"hidden", "rope"} | ({"latent"} if load(self.weights).reads_latent else set())
-        return Traits(needs=frozenset(needs), score_all=True, fixed=self.dtype == "fp8")
+        return Traits(needs=frozenset(needs), score_all=True, fixed=self.dtype != "fp32")
 
     def widths(self) -> dict[str, int]:
         return {} if self.weights == GIVEN else load(self.weights).widths()
@@ -131,7 +130,7 @@ class lightning(Scored):
     def pick(
         self, queries: Tensor, codes: Codes, k: int, step: Step, pool: str | None = None
     ) -> Tensor:
-        if self.dtype != "fp8" and step.backend == "triton":
+        if self.dtype == "fp32" and step.backend == "triton":
             raise InputError(f"{self} has no Triton kernel; lightning(dtype='fp8') has")
         vectors, gates, scales = self._queries(queries, codes, step)
         seen = {"start": step.start, "stop": step.stop}
@@ -168,8 +167,6 @@ class lightning(Scored):
             gates = w.gates(step.hidden)
         asked = index_keys.encoded(vectors, self.dtype, step.backend, self.scale)
         scales = {"query_scale": asked.get("scale"), "key_scale": codes.get("scale")}
-        if self.dtype in fp4.BLOCK:
-            return self.vectors_of(asked), gates, scales | {"query_scale": None}
         return asked["vectors"], gates, scales
 
     def asked(self, queries: Tensor, step: Step) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ class quantized(Scored):
     magnitude below which the scale does not follow a key, 1e-4 in DeepSeek's code.
     mxfp4 and nvfp4 (topkit.kernels.fp4) have a scale of one byte for 32 and 16 dimensions; for nvfp4 a
     head's keys are divided by a float32 scale that its largest magnitude at build sets, and later keys that
-    exceed it are cut to it. Their codes are scored by torch on every device.
+    exceed it are cut to it.
     Source: DeepSeek-V3.2-Exp, inference/kernel.py (fp8, pow2, Hadamard); DeepSeek-V4's (mxfp4); NVIDIA,
     arXiv 2509.25149 (nvfp4).
     """
@@ -79,8 +79,7 @@ class quantized(Scored):
         flag(self, "center")
 
     def traits(self) -> Traits:
-        fixed, drifts = self.dtype not in fp4.BLOCK, self.center or self.dtype == "nvfp4"
-        return Traits(score_all=True, fixed=fixed, drifts=drifts)
+        return Traits(score_all=True, fixed=True, drifts=self.center or self.dtype == "nvfp4")
 
     def code_bytes(self, shape: Shape) -> float:
         width = power_of_two(shape.D) if self.hadamard else shape.D

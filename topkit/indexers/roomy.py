@@ -17,6 +17,7 @@ from topkit.indexers.mean_key import MeanIndex
 from topkit.indexers.paged_index import PagedIndex
 from topkit.indexers.scored import ScoredIndex
 from topkit.indexers.stateless import SlotCount
+from topkit.indexers.tensor_scale import ScaledIndex
 
 
 def roomy(index: Index, rows: int, room: int, device: torch.device) -> Index | None:
@@ -32,7 +33,7 @@ def roomy(index: Index, rows: int, room: int, device: torch.device) -> Index | N
     # Subclasses from elsewhere may have tensors that are not known here.
     if isinstance(index, SlotCount) and type(index).__module__.startswith("topkit."):
         return index.fork()
-    if type(index) not in (ScoredIndex, MeanIndex, ChannelIndex, PagedIndex):
+    if type(index) not in (ScoredIndex, MeanIndex, ChannelIndex, ScaledIndex, PagedIndex):
         return None
     twin = index.fork()
     twin.reorder(torch.zeros(rows, dtype=torch.long))
@@ -40,6 +41,9 @@ def roomy(index: Index, rows: int, room: int, device: torch.device) -> Index | N
         twin.pages, twin.growing = _grown(twin.pages, -(-room // twin.recipe.page_size) + 1)
     elif isinstance(twin, ScoredIndex):
         twin.codes, twin.growing = _grown(twin.codes, room)
+    if isinstance(twin, ScaledIndex):  # its rows are one until they are written to
+        twin.scale = twin.scale.clone()
+        twin.mean = None if twin.mean is None else twin.mean.clone()
     return twin
 
 
@@ -57,6 +61,10 @@ def refill(index: Index, other: Index) -> None:
         index.mean.copy_(other.mean)
     if isinstance(index, ChannelIndex) and isinstance(other, ChannelIndex):
         index.table.copy_(other.table)
+    if isinstance(index, ScaledIndex) and isinstance(other, ScaledIndex):
+        index.scale.copy_(other.scale)
+        if index.mean is not None and other.mean is not None:
+            index.mean.copy_(other.mean)
 
 
 def _grown(

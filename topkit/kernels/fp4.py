@@ -21,8 +21,6 @@ BLOCK = {"mxfp4": 32, "nvfp4": 16}
 LARGEST = 6.0
 # What a tensor's largest magnitude is of its scale (nvfp4): the largest e2m1 times the largest e4m3.
 LARGEST_SCALED = LARGEST * 448.0
-# What a forced kernel says.
-NO_KERNEL = "mxfp4 and nvfp4 have no kernel yet; leave the backend out, and torch's definition runs"
 _NAN = 255  # of e8m0
 # A float16 whose exponent and mantissa end with an e2m1's, without a sign, reads 2**-14 times as much.
 _READS = 2.0**14
@@ -57,14 +55,15 @@ def kind_of(codes: Tensor, scale: Tensor | None) -> str | None:
 def quantize(vectors: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
     """Codes [..., ceil(D / 2)] uint8 of vectors [..., D], and the scales of their blocks.
 
-    Element 2 j is the low half of byte j. NaN makes its block's scale NaN.
+    Element 2 j is the low half of byte j. A block of zeros has the least scale. NaN makes its block's scale NaN,
+    as does an infinity for mxfp4; for nvfp4 that is cut.
     """
     size, width = BLOCK[dtype], vectors.shape[-1]
     blocks = pad(vectors.float(), (0, -width % size)).unflatten(-1, (-1, size))
     magnitude = blocks.abs().amax(-1)
     # By a tensor: torch multiplies by a number's reciprocal on a GPU, which rounds otherwise.
     scales = _encoded(magnitude / torch.full_like(magnitude, LARGEST), dtype)
-    scaled = (blocks / factors(scales)[..., None]).flatten(-2)
+    scaled = (blocks / factors(scales)[..., None]).flatten(-2).contiguous()
     # In float64, which has a number between a middle and the float32 before it.
     middles = torch.tensor(_MIDDLES, dtype=torch.float64, device=vectors.device)
     codes = torch.bucketize(scaled.abs().double(), middles).to(torch.uint8)
@@ -77,8 +76,23 @@ def _encoded(scales: Tensor, dtype: str) -> Tensor:
     if dtype == "nvfp4":
         return scales.clamp(2.0**-9, 448.0).to(torch.float8_e4m3fn)
     mantissa, exponent = torch.frexp(scales)
-    bits = (exponent - (mantissa == 0.5).int() + 127).clamp(1, 254)
-    return bits.masked_fill(scales.isnan(), _NAN).to(torch.uint8)
+    bits = (exponent - (mantissa == 0.5).int() + 127).clamp(1, 254).masked_fill(scales == 0, 1)
+    return bits.masked_fill(~scales.isfinite(), _NAN).to(torch.uint8)
+
+
+_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def words(scales: Tensor) -> Tensor:
+    """Scales of 2, 4 or 8 blocks [..., n] as one word a vector [..., 1]: the first is its lowest byte."""
+    return scales.view(torch.uint8).view(_WORDS[scales.shape[-1]])
+
+
+def unworded(scales: Tensor) -> bool:
+    """Whether vectors' scales stand at places where no word can be read."""
+    count = scales.shape[-1]
+    places = (scales.data_ptr(), scales.storage_offset(), *scales.stride()[:-1])
+    return scales.stride(-1) != 1 or any(place % count for place in places)
 
 
 def factors(scales: Tensor) -> Tensor:

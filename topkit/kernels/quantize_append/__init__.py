@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from topkit.errors import InputError
-from topkit.kernels import checks, fp4
+from topkit.kernels import checks
 from topkit.kernels.backend import resolve
 from topkit.kernels.codes import DTYPES, scales_stored, stored
 from topkit.kernels.quantize_append import reference
@@ -42,8 +42,7 @@ def quantize_append(
     two where `pow2` asks for it, and where it holds exponents; amax, the magnitude below which the scale does not
     follow a key (1e-4 in DeepSeek's code; not of fp4 and sign);
     at a number, or a tensor [1] or [B], which on a GPU is not looked at: slots beyond C are left out.
-    There is no kernel for fp4 yet. The kernel for the others writes the same bits as the definition, of keys
-    that are finite, also after rotation.
+    The kernel writes the same bits as the definition, of keys that are finite, also after rotation.
     Raises: InputError where shapes, dtypes or devices do not belong together, or there is no room.
     """
     checks.tensors(keys=keys, codes=codes)
@@ -52,7 +51,7 @@ def quantize_append(
     _check_room(at, keys, codes)
     how: dict[str, Any] = {"dtype": dtype, "hadamard": hadamard, "amax": amax}
     how["pow2"] = pow2 or (scale is not None and scale.dtype == torch.int8)
-    if resolve(backend, keys, _unsupported(keys, codes, dtype)) == "torch":
+    if resolve(backend, keys, _unsupported(keys, codes, scale)) == "torch":
         reference.quantize_append(keys, codes, scale, at, **how)
         return
     from topkit.kernels.quantize_append import triton_impl
@@ -93,10 +92,8 @@ def _check_room(at: int | Tensor, keys: Tensor, codes: Tensor) -> None:
         raise InputError(f"at must be 0 to {room - new} for {new} new keys of {room}; got {last}")
 
 
-def _unsupported(keys: Tensor, codes: Tensor, dtype: str) -> str | None:
+def _unsupported(keys: Tensor, codes: Tensor, scale: Tensor | None) -> str | None:
     """What the kernel does not take, as a sentence."""
-    if dtype in fp4.BLOCK:
-        return fp4.NO_KERNEL
     if keys.dtype not in KEYS:
         return f"keys must be bfloat16, float16 or float32; got {keys.dtype}"
     if keys.shape[3] not in WIDTHS:
@@ -104,4 +101,5 @@ def _unsupported(keys: Tensor, codes: Tensor, dtype: str) -> str | None:
     if len(keys) * keys.shape[1] > checks.MOST_BLOCKS:
         limit, count = checks.MOST_BLOCKS, len(keys) * keys.shape[1]
         return f"keys must be at most {limit} rows x heads; got {count}"
-    return checks.ungraded(keys=keys) or checks.unpacked(keys=keys, codes=codes)
+    packed = {"keys": keys, "codes": codes} | ({} if scale is None else {"scale": scale})
+    return checks.ungraded(keys=keys) or checks.unpacked(**packed)

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from topkit.kernels.backend import has_pdl
 from topkit.kernels.codes import LARGEST, PACKED_BITS
+from topkit.kernels.fp4 import BLOCK
 from topkit.kernels.pdl import wait_then_launch
+from topkit.kernels.quantize_append.e4m3 import e4m3, nearest
+from topkit.kernels.quantize_append.fp4_blocks import in_blocks
 
 # Keys of a program, where there are several.
 ROWS = 16
-# Added and subtracted again, it leaves a float below 2**22 rounded to the nearest even integer.
-ROUNDING = tl.constexpr(1.5 * 2.0**23)
 
 
 def quantize_append(
@@ -40,6 +41,8 @@ def quantize_append(
     loaded = isinstance(at, Tensor)
     per_row = at.stride(0) if isinstance(at, Tensor) and len(at) > 1 else 0
     exponents = scale is not None and scale.dtype == torch.int8
+    if scale is not None and dtype in BLOCK:
+        scale = scale.view(torch.uint8)
     block = 1 if new == 1 else ROWS
     if keys.numel() == 0:
         return
@@ -48,7 +51,7 @@ def quantize_append(
             keys, keys.stride(), codes.view(torch.uint8), codes.stride(),
             scale, None if scale is None else scale.stride(), at, per_row,
             new, codes.shape[2], groups, dtype, PACKED_BITS.get(dtype, 8), LARGEST.get(dtype, 1),
-            pow2, exponents, hadamard, loaded, dim, amax, block, num_warps=1 if block == 1 else 4,
+            BLOCK.get(dtype, 0), pow2, exponents, hadamard, loaded, dim, amax, block, num_warps=1 if block == 1 else 4,
             launch_pdl=has_pdl(keys.device),
         )  # fmt: skip
 
@@ -56,9 +59,9 @@ def quantize_append(
 @triton.jit(do_not_specialize=["at"])
 def _append(
     keys, keys_by, codes, codes_by, scale, scale_by, at, per_row, new, room, groups,
-    DTYPE: tl.constexpr, BITS: tl.constexpr, LARGEST: tl.constexpr, POW2: tl.constexpr,
-    EXPONENTS: tl.constexpr, HADAMARD: tl.constexpr, LOADED: tl.constexpr, DIM: tl.constexpr, AMAX: tl.constexpr,
-    ROWS: tl.constexpr,
+    DTYPE: tl.constexpr, BITS: tl.constexpr, LARGEST: tl.constexpr, BLOCK: tl.constexpr,
+    POW2: tl.constexpr, EXPONENTS: tl.constexpr, HADAMARD: tl.constexpr, LOADED: tl.constexpr,
+    DIM: tl.constexpr, AMAX: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     wait_then_launch()
     row, group = tl.program_id(1) // groups, tl.program_id(1) % groups
@@ -73,33 +76,43 @@ def _append(
     else:
         slot = tl.full([ROWS], at, tl.int64) + nth
     there = (nth < new) & (slot >= 0) & (slot < room)
-    if DTYPE == "sign":
-        fields = (x >= 0).to(tl.int32)
-    else:
-        largest = tl.max(tl.abs(x), 1)
-        broken = tl.sum((x != x).to(tl.int32), 1) > 0
-        largest = tl.where(broken, float("nan"), tl.maximum(largest, AMAX))
-        scales = tl.math.div_rn(largest, tl.full([ROWS], LARGEST, tl.float32))
-        scales = tl.maximum(scales, 2.0**-126, propagate_nan=tl.PropagateNan.ALL)
-        at_scale = scale + row.to(tl.int64) * scale_by[0] + group.to(tl.int64) * scale_by[1]
-        if POW2:
-            bits = scales.to(tl.int32, bitcast=True)
-            exponent = (bits >> 23) + ((bits & 0x7FFFFF) != 0).to(tl.int32)
-            exponent = tl.minimum(exponent, 254)
-            scales = (exponent << 23).to(tl.float32, bitcast=True)
-        if EXPONENTS:
-            tl.store(at_scale + slot * scale_by[2], (exponent - 127).to(tl.int8), mask=there)
-        else:
-            tl.store(at_scale + slot * scale_by[2], scales, mask=there)
-        fields = _fields(x, scales, DTYPE, LARGEST, DIM, ROWS)
-    WIDTH: tl.constexpr = DIM * BITS // 8
-    # Field j of a plane of WIDTH bytes stands in byte j % WIDTH.
-    fields = tl.reshape(fields, [ROWS, DIM // WIDTH, WIDTH])
-    planes = tl.arange(0, DIM // WIDTH)[None, :, None]
-    packed = tl.sum(fields << (BITS * planes), 1).to(tl.uint8)
     codes += row.to(tl.int64) * codes_by[0] + group.to(tl.int64) * codes_by[1]
-    place = codes + slot[:, None] * codes_by[2] + tl.arange(0, WIDTH)[None, :]
+    if DTYPE != "sign":
+        scale += row.to(tl.int64) * scale_by[0] + group.to(tl.int64) * scale_by[1]
+    if BLOCK > 0:
+        packed, held = in_blocks(x, DTYPE, BLOCK, DIM, ROWS)
+        place = scale + slot[:, None] * scale_by[2] + tl.arange(0, DIM // BLOCK)[None, :]
+        tl.store(place, held, mask=there[:, None])
+    else:
+        if DTYPE == "sign":
+            fields = (x >= 0).to(tl.int32)
+        else:
+            scales, exponent = _scales(x, LARGEST, POW2, AMAX, ROWS)
+            stored = (exponent - 127).to(tl.int8) if EXPONENTS else scales
+            tl.store(scale + slot * scale_by[2], stored, mask=there)
+            fields = _fields(x, scales, DTYPE, LARGEST, DIM, ROWS)
+        # Field j of a plane of some bytes stands in that byte.
+        fields = tl.reshape(fields, [ROWS, 8 // BITS, DIM * BITS // 8])
+        planes = tl.arange(0, 8 // BITS)[None, :, None]
+        packed = tl.sum(fields << (BITS * planes), 1).to(tl.uint8)
+    place = codes + slot[:, None] * codes_by[2] + tl.arange(0, packed.shape[1])[None, :]
     tl.store(place, packed, mask=there[:, None])
+
+
+@triton.jit
+def _scales(x, LARGEST: tl.constexpr, POW2: tl.constexpr, AMAX: tl.constexpr, ROWS: tl.constexpr):
+    """The scale of each key, and its exponent by its bits, which is one where POW2 asks for it."""
+    largest = tl.max(tl.abs(x), 1)
+    broken = tl.sum((x != x).to(tl.int32), 1) > 0
+    largest = tl.where(broken, float("nan"), tl.maximum(largest, AMAX))
+    scales = tl.math.div_rn(largest, tl.full([ROWS], LARGEST, tl.float32))
+    scales = tl.maximum(scales, 2.0**-126, propagate_nan=tl.PropagateNan.ALL)
+    bits = scales.to(tl.int32, bitcast=True)
+    exponent = (bits >> 23) + ((bits & 0x7FFFFF) != 0).to(tl.int32)
+    exponent = tl.minimum(exponent, 254)
+    if POW2:
+        scales = (exponent << 23).to(tl.float32, bitcast=True)
+    return scales, exponent
 
 
 @triton.jit
@@ -107,31 +120,13 @@ def _fields(x, scales, DTYPE: tl.constexpr, LARGEST: tl.constexpr, DIM: tl.const
     """Codes in the low bits of integers."""
     x = tl.math.div_rn(x, tl.broadcast_to(scales[:, None], [ROWS, DIM]))
     if DTYPE == "int8":
-        fields = _nearest(x).to(tl.int32) & 0xFF
+        fields = nearest(x).to(tl.int32) & 0xFF
     elif DTYPE == "fp8_e4m3":
-        fields = _e4m3(x)
+        fields = e4m3(x)
     else:
         fields = tl.minimum(tl.maximum(tl.floor(x) + LARGEST, 0.0), 2.0 * LARGEST - 1.0)
         fields = fields.to(tl.int32)
     return fields
-
-
-@triton.jit
-def _nearest(x):
-    """The nearest integer, the even one of two, of a float below 2**22."""
-    return (x + ROUNDING) - ROUNDING
-
-
-@triton.jit
-def _e4m3(x):
-    """The bits of float8_e4m3fn, rounded to the nearest, to the even one of two; at most 448."""
-    bits = x.to(tl.int32, bitcast=True)
-    size = tl.minimum(tl.abs(x), 448.0, propagate_nan=tl.PropagateNan.ALL)
-    whole = size.to(tl.int32, bitcast=True)
-    normal = ((whole + 0x7FFFF + ((whole >> 20) & 1)) >> 20) - (120 << 3)
-    code = tl.where(size < 2.0**-6, _nearest(size * 512.0).to(tl.int32), normal)
-    code = tl.where(x != x, 0x7F, code)
-    return code | ((bits >> 24) & 0x80)
 
 
 @triton.jit

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from topkit.kernels import checks
-from topkit.kernels.backend import LEAST_FP8, resolve
+from topkit.kernels import checks, fp4
+from topkit.kernels.backend import resolve
 from topkit.kernels.score import boundary, reference
 from topkit.kernels.score.reference import score
 
@@ -29,10 +29,10 @@ def score_codes(
 
     Shapes: queries [B, Hq, Tq, D]; codes [B or 1, Hk, T, W] as topkit.kernels.codes encodes them,
     dtype one of sign, int2, int4, int8, fp8_e4m3, mxfp4, nvfp4; scale [B or 1, Hk, T, 1], float32 or
-    exponents in int8, None for sign, of blocks [B or 1, Hk, T, ceil(D / block)] for fp4 (topkit.kernels.fp4),
-    which has no kernel yet; pool mean, sum or max, of the heads of a group; start [B], stop [B or 1, Tq],
+    exponents in int8, None for sign, of blocks [B or 1, Hk, T, ceil(D / block)] for fp4 (topkit.kernels.fp4);
+    pool mean, sum or max, of the heads of a group; start [B], stop [B or 1, Tq],
     query i sees the slots start <= s < stop[i] (None: all) -> [B, Hq, Tq, T], pooled [B, Hk, Tq, T].
-    The kernel takes 15 bits of a query, 22 against fp8; against signs 11 to 14, most of one whose
+    The kernel takes 15 bits of a query, 22 against fp8 and fp4; against signs 11 to 14, most of one whose
     components differ in sign.
     Raises: InputError where shapes, dtypes or devices do not belong together.
     """
@@ -67,7 +67,8 @@ def score_lightning(
     Shapes: queries [B, H, Tq, d], keys [B or 1, 1, T, d]; gates [B, Tq, H]; query_scale [B, H, Tq, 1]
     and key_scale [B or 1, 1, T, 1], which they are multiplied by, positive, float32 or exponents in
     int8; or keys [B or 1, 1, T, ceil(d / 2)] uint8 packed in fp4 (topkit.kernels.fp4), key_scale those of their
-    blocks; start [B], stop [B or 1, Tq] -> [B, 1, Tq, T]. The kernel takes float8_e4m3fn with scales.
+    blocks, queries of any kind or [B, H, Tq, d / 2] packed alike; start [B], stop [B or 1, Tq] -> [B, 1, Tq, T].
+    The kernel takes float8_e4m3fn with scales, or both in fp4 of one kind.
     Raises: InputError where shapes, dtypes or devices do not belong together.
     Source: DeepSeek-V3.2-Exp report, equation 1.
     """
@@ -76,7 +77,8 @@ def score_lightning(
     boundary.check_window(start, stop, queries)
     unsupported = boundary.lightning_unsupported(queries, keys, gates, query_scale, key_scale)
     options = {"query_scale": query_scale, "key_scale": key_scale, "start": start, "stop": stop}
-    if resolve(backend, queries, unsupported, LEAST_FP8) == "torch":
+    least = boundary.least_capability(fp4.kind_of(keys, key_scale) or "fp8_e4m3")
+    if resolve(backend, queries, unsupported, least) == "torch":
         return reference.score_lightning(queries, keys, gates, **options)
     from topkit.kernels.score import triton_impl
 

@@ -62,11 +62,18 @@ def check_lightning(
         queries.device, keys=keys, gates=gates, query_scale=query_scale, key_scale=key_scale
     )
     rows, heads, count, dim = queries.shape
-    packed = fp4.kind_of(keys, key_scale)
+    packed, asked = fp4.kind_of(keys, key_scale), fp4.kind_of(queries, query_scale)
+    if asked is not None:
+        if asked != packed:
+            raise InputError(f"queries of {asked} need keys of {asked}; got {packed or keys.dtype}")
+        dim *= 2
     width = dim if packed is None else -(-dim // 2)
     checks.shaped("keys", keys, (rows, 1, keys.shape[2], width), one_row=True)
     checks.shaped("gates", gates, (rows, count, heads))
-    if query_scale is not None:
+    if asked is not None and query_scale is not None:
+        _, blocks = scales_stored(asked, dim)
+        checks.shaped("query_scale", query_scale, (*queries.shape[:3], blocks))
+    elif query_scale is not None:
         checks.typed("query_scale", query_scale, SCALES)
         checks.shaped("query_scale", query_scale, (rows, heads, count, 1))
     if packed is not None and key_scale is not None:
@@ -90,7 +97,7 @@ def check_window(start: Tensor | None, stop: Tensor | None, queries: Tensor) -> 
 
 
 def least_capability(dtype: str) -> tuple[int, int]:
-    """The compute capability that the kernel of such codes needs."""
+    """The compute capability that the kernel of such codes needs, also as lightning's keys."""
     return LEAST_FP8 if dtype == "fp8_e4m3" else LEAST
 
 
@@ -98,14 +105,12 @@ def codes_unsupported(
     queries: Tensor, codes: Tensor, scale: Tensor | None, dtype: str
 ) -> str | None:
     """What the kernel of codes does not take, as a sentence."""
-    if dtype in fp4.BLOCK:
-        return fp4.NO_KERNEL
     if queries.dtype not in QUERIES:
         return f"queries must be bfloat16, float16 or float32; got {queries.dtype}"
     group = queries.shape[1] // codes.shape[1]
     if group > MOST_SHARING:
         return f"queries must have at most {MOST_SHARING} heads to a key's; got {group}"
-    return _unsupported(queries, "codes", codes, "scale", scale)
+    return _unsupported(queries, queries.shape[3], "codes", codes, "scale", scale)
 
 
 def lightning_unsupported(
@@ -116,27 +121,40 @@ def lightning_unsupported(
     key_scale: Tensor | None,
 ) -> str | None:
     """What the lightning kernel does not take, as a sentence."""
-    if keys.dtype == torch.uint8:
-        return fp4.NO_KERNEL
+    kind = torch.uint8 if keys.dtype == torch.uint8 else torch.float8_e4m3fn
+    told = "packed as keys are" if kind == torch.uint8 else "float8_e4m3fn"
     for name, tensor in {"queries": queries, "keys": keys}.items():
-        if tensor.dtype != torch.float8_e4m3fn:
-            return f"{name} must be float8_e4m3fn, with scales; got {tensor.dtype}"
-    for name, tensor in {"query_scale": query_scale, "gates": gates}.items():
+        if tensor.dtype != kind:
+            return f"{name} must be {told}, with scales; got {tensor.dtype}"
+    floats = (
+        {"gates": gates} if kind == torch.uint8 else {"query_scale": query_scale, "gates": gates}
+    )
+    for name, tensor in floats.items():
         if tensor is None or tensor.dtype != torch.float32:
             return f"{name} must be float32; got {None if tensor is None else tensor.dtype}"
     if key_scale is None:
         return "key_scale must be float32 or int8; got None"
+    dim = queries.shape[3]
+    if query_scale is not None and kind == torch.uint8:
+        dim *= 2
+        if dim in WIDTHS and fp4.unworded(query_scale):
+            return _UNWORDED.format("query_scale", query_scale.stride())
     if queries.shape[1] > MOST_HEADS:
         return f"queries must have at most {MOST_HEADS} heads; got {queries.shape[1]}"
     return checks.ungraded(gates=gates, query_scale=query_scale) or _unsupported(
-        queries, "keys", keys, "key_scale", key_scale
+        queries, dim, "keys", keys, "key_scale", key_scale
     )
 
 
+_UNWORDED = (
+    "the scales of {}'s blocks must stand together, at multiples of their number; got strides {}"
+)
+
+
 def _unsupported(
-    queries: Tensor, name: str, codes: Tensor, scale_name: str, scale: Tensor | None
+    queries: Tensor, dim: int, name: str, codes: Tensor, scale_name: str, scale: Tensor | None
 ) -> str | None:
-    (rows, _, count, dim), (groups, length, width) = queries.shape, codes.shape[1:]
+    (rows, _, count, _), (groups, length, width) = queries.shape, codes.shape[1:]
     if dim not in WIDTHS:
         return f"queries must have 64 or 128 dimensions; got {dim}"
     if count > checks.MOST_BLOCKS or rows * groups > checks.MOST_BLOCKS:
@@ -145,8 +163,13 @@ def _unsupported(
         return f"{name} must be at most {MOST_BYTES} bytes a head; got {length * width}"
     if codes.stride(2) != width and length > 1:
         return f"{name} must lie one behind the other; got stride {codes.stride(2)}, not {width}"
-    if scale is not None and scale.stride(2) != 1 and length > 1:
-        return f"{scale_name} must lie one behind the other; got stride {scale.stride(2)}, not 1"
+    if scale is not None and scale.stride(2) != scale.shape[3] and length > 1:
+        each = scale.shape[3]
+        return (
+            f"{scale_name} must lie one behind the other; got stride {scale.stride(2)}, not {each}"
+        )
+    if scale is not None and scale.shape[3] > 1 and fp4.unworded(scale):
+        return _UNWORDED.format(name, scale.stride())
     return checks.ungraded(queries=queries, **{scale_name: scale}) or checks.unpacked(
         queries=queries, **{name: codes}
     )

@@ -7,7 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-BITS = {"sign": 1, "int2": 2, "int4": 4, "int8": 8, "fp8_e4m3": 0, "lightning": 0}
+from topkit.kernels.fp4 import BLOCK
+
+BITS = {"sign": 1, "int2": 2, "int4": 4, "int8": 8}
+# What one is of a field's number once it is an operand (topkit.kernels.score.fp4_fields).
+WORTH = {"mxfp4": 2.0**-13, "nvfp4": 2.0**8}
 
 
 @dataclass(frozen=True)
@@ -29,16 +33,43 @@ class Layout:
     group: int
     pool: str
     pow2: bool = False
+    # Lightning's: a sum of what is positive, weighted by gates.
+    gated: bool = False
+
+    @property
+    def name(self) -> str:
+        """By which configurations are found."""
+        return f"lightning {self.dtype}" if self.gated else self.dtype
 
     @property
     def bits(self) -> int:
         """Of a field; 0 for floats."""
-        return BITS[self.dtype]
+        return BITS.get(self.dtype, 0)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether keys are fp4: two fields a byte, and scales of blocks, all of a key in one word."""
+        return self.dtype in BLOCK
+
+    @property
+    def blocks(self) -> int:
+        """Of a key of fp4."""
+        return self.dim // BLOCK[self.dtype]
+
+    @property
+    def worth(self) -> float:
+        """What a product of operands is multiplied by, beside queries' units and keys' scales."""
+        return WORTH.get(self.dtype, 1.0)
+
+    @property
+    def made_ready(self) -> bool:
+        """Whether queries are given as `queries` or `fp4_queries` make them ready."""
+        return self.blocked or not self.gated
 
     @property
     def width(self) -> int:
         """Bytes of a key."""
-        return self.dim * (self.bits or 8) // 8
+        return self.dim * (4 if self.blocked else self.bits or 8) // 8
 
     @property
     def planes(self) -> int:
@@ -47,7 +78,7 @@ class Layout:
     @property
     def summed(self) -> bool:
         """Whether the pooled scores are those of the heads' summed queries, which is one head's work."""
-        return self.pool in ("mean", "sum") and self.dtype != "lightning"
+        return self.pool in ("mean", "sum") and not self.gated
 
     @property
     def heads(self) -> int:
@@ -62,18 +93,20 @@ class Layout:
     @property
     def sharing(self) -> int:
         """Keys of one row: 32 bytes at least, and up to 64 where a product has columns left for it."""
+        if self.blocked:  # so that the scales of a row are one word
+            return 1
         left = 4 // (1 << (self.heads - 1).bit_length())
         return max(1, 32 // self.width, min(left, 64 // self.width))
 
     @property
     def apart(self) -> bool:
         """Whether each thread holds scores of its own: both digits' columns of a key lie in one."""
-        return self.padded == 1 and self.dtype != "lightning"
+        return self.padded == 1 and not self.gated
 
     @property
     def padded(self) -> int:
         """Heads scored, padded: a product has a power of two of columns, and at least 8."""
-        least = 1 if self.dtype == "lightning" else 4 // self.sharing
+        least = 1 if self.gated else 4 // self.sharing
         return max(1 << (self.heads - 1).bit_length(), least)
 
     @property
@@ -83,15 +116,16 @@ class Layout:
 
     @property
     def columns(self) -> int:
-        """Of a product: two digits of each head's query for each key of a row."""
-        return self.sharing * self.padded * 2
+        """Of a product: two digits of each head's query for each key of a row, one of lightning's."""
+        return self.sharing * self.padded * (1 if self.gated else 2)
 
 
 @dataclass(frozen=True)
 class Source:
     """The tensors that are scored, as the kernels take them.
 
-    Against codes `queries` are the columns and `query_scales` the units that `queries.ready` makes.
+    Of queries that are made ready, `queries` are the columns and `query_scales` the units. `scales` are those
+    of keys, of fp4 in words (topkit.kernels.fp4.words).
     """
 
     queries: Tensor

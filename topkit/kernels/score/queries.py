@@ -1,7 +1,7 @@
 """Queries made ready to be multiplied by packed keys: once a list, by a kernel of its own.
 
-A query is two columns of int8 (fp16 for fp8 keys), its leading and its trailing digits, so that 15 of
-its bits (22) count. A row of keys holds several where they are short: each has columns of its own, which
+A query is two columns of int8 (fp16 for fp8 and fp4 keys), its leading and its trailing digits, so that
+15 of its bits (22) count. A row of keys holds several where they are short: each has columns of its own, which
 are zero where another's bytes stand.
 """
 
@@ -85,7 +85,10 @@ def _ready(queries, by, summed_up, columns, units, groups, count, LAYOUT: tl.con
     whole = tl.load(summed_up + head * DIM + dim[:, None], mask=head < HEADS, other=0.0)
     units_of = _unit(tl.max(tl.abs(whole), 0), BITS)[None, :]
     for plane in tl.static_range(PLANES):
-        there = (plane * LAYOUT.width + byte % LAYOUT.width)[:, None]
+        if LAYOUT.blocked:  # a byte holds two neighbours
+            there = (2 * byte + plane)[:, None]
+        else:
+            there = (plane * LAYOUT.width + byte % LAYOUT.width)[:, None]
         q = tl.load(summed_up + head * DIM + there, mask=own, other=0.0) / units_of
         digits = _digits(q, (column % 2 == 1)[None, :], BITS)
         at = (plane * LAYOUT.columns + column)[None, :] * LAYOUT.bytes + byte[:, None]
@@ -95,6 +98,8 @@ def _ready(queries, by, summed_up, columns, units, groups, count, LAYOUT: tl.con
         unit *= 2.0
     elif BITS > 0:
         unit *= 1.0 / (1 << (8 - BITS))
+    else:
+        unit *= LAYOUT.worth
     if LAYOUT.pool == "mean":
         unit *= 1.0 / LAYOUT.group
         total *= 1.0 / LAYOUT.group

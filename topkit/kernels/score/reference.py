@@ -71,8 +71,11 @@ def score_lightning(
     stop: Tensor | None = None,
 ) -> Tensor:
     """As topkit.kernels.score.score_lightning, head by head."""
+    asked, packed = fp4.kind_of(queries, query_scale), fp4.kind_of(keys, key_scale)
+    if asked is not None and query_scale is not None:
+        width = 2 * queries.shape[3]
+        queries, query_scale = fp4.dequantize(queries, query_scale, asked, width), None
     scale = (queries.shape[1] * queries.shape[3]) ** -0.5
-    packed = fp4.kind_of(keys, key_scale)
     if packed is not None and key_scale is not None:
         keys, key_scale = fp4.dequantize(keys, key_scale, packed, queries.shape[3]), None
     # All heads have one key: as queries of one head they read it once.

@@ -18,8 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from topkit.kernels import fp4
 from topkit.kernels.backend import has_pdl, interpreted
 from topkit.kernels.pdl import wait_then_launch
+from topkit.kernels.score.fp4_fields import fields
+from topkit.kernels.score.fp4_queries import ready_packed
 from topkit.kernels.score.layout import Config, Layout, Source
 from topkit.kernels.score.queries import TRAILING, of_list, ready
 
@@ -31,7 +34,11 @@ CONFIGS = {
     "int4": Config(128, 8, 4, 3),
     "int8": Config(128, 8, 4, 4),
     "fp8_e4m3": Config(128, 8, 4, 4),
-    "lightning": Config(128, 8, 4, 3),
+    "mxfp4": Config(128, 8, 4, 3),
+    "nvfp4": Config(128, 8, 4, 3),
+    "lightning fp8_e4m3": Config(128, 8, 4, 3),
+    "lightning mxfp4": Config(128, 8, 4, 3),
+    "lightning nvfp4": Config(128, 8, 4, 3),
 }
 
 
@@ -43,7 +50,8 @@ def of_codes(
     groups, pow2 = codes.shape[1], scale is not None and scale.dtype == torch.int8
     layout = Layout(dtype, dim, heads // groups, pool or "none", pow2)
     columns, units = ready(queries, groups, layout)
-    return Source(columns, _for_rows(codes, rows), _for_rows(scale, rows), units), layout
+    scale = _for_rows(_stored(scale, layout), rows)
+    return Source(columns, _for_rows(codes, rows), scale, units), layout
 
 
 def of_lightning(
@@ -56,9 +64,20 @@ def of_lightning(
     """The same of topkit.kernels.score.score_lightning's, with both scales."""
     assert query_scale is not None and key_scale is not None
     rows, heads, _, dim = queries.shape
-    keys, scale = _for_rows(keys, rows), _for_rows(key_scale, rows)
-    source = Source(queries, keys, scale, query_scale, gates)
-    return source, Layout("lightning", dim, heads, "sum", key_scale.dtype == torch.int8)
+    packed = fp4.kind_of(keys, key_scale)
+    if packed is None:
+        layout = Layout("fp8_e4m3", dim, heads, "sum", key_scale.dtype == torch.int8, gated=True)
+        asked = queries, query_scale, gates
+    else:
+        layout = Layout(packed, 2 * dim, heads, "sum", gated=True)
+        asked = *ready_packed(queries, _stored(query_scale, layout), gates, layout), None
+    scale = _for_rows(_stored(key_scale, layout), rows)
+    return Source(asked[0], _for_rows(keys, rows), scale, *asked[1:]), layout
+
+
+def _stored(scale: Any, layout: Layout) -> Any:
+    """Scales as the kernels read them."""
+    return fp4.words(scale) if layout.blocked else scale
 
 
 def _for_rows(tensor: Any, rows: int) -> Any:
@@ -111,7 +130,7 @@ def _early(place, there):
 def prepare(source, batch, group, query, LAYOUT: tl.constexpr):
     """A group's queries as `score_rows` multiplies them: a number and a sum a head, and columns."""
     queries, by, _, _, _, _, units, units_by, gates, gates_by = source
-    if LAYOUT.dtype == "lightning":
+    if not LAYOUT.made_ready:
         head = tl.arange(0, LAYOUT.padded)
         dim = tl.arange(0, LAYOUT.dim)
         real = head < LAYOUT.group
@@ -141,9 +160,12 @@ def codes_of(source, batch, group, row, length, LAYOUT: tl.constexpr):
     _, _, codes, by, _, _, _, _, _, _ = source
     codes += batch.to(tl.int64) * by[0] + group.to(tl.int64) * by[1]
     at = row[:, None] * LAYOUT.bytes + tl.arange(0, LAYOUT.bytes)[None, :]
-    return tl.load(
-        codes + at, mask=at < length * LAYOUT.width, other=0.0 if LAYOUT.bits == 0 else 0
-    )
+    there = at < length * LAYOUT.width
+    if LAYOUT.blocked:  # whatever is read beyond the last key stands for numbers, and is not kept
+        x = tl.load(codes + at, mask=there)
+    else:
+        x = tl.load(codes + at, mask=there, other=0.0 if LAYOUT.bits == 0 else 0)
+    return x
 
 
 @triton.jit
@@ -154,13 +176,31 @@ def scores_of(source, x, prepared, batch, group, row, length, LAYOUT: tl.constex
     SHARING: tl.constexpr = LAYOUT.sharing
     BITS: tl.constexpr = LAYOUT.bits
     PLANES: tl.constexpr = LAYOUT.planes
-    if LAYOUT.dtype == "lightning":
+    if LAYOUT.dtype != "sign":
+        scales += batch.to(tl.int64) * scales_by[0] + group.to(tl.int64) * scales_by[1]
+    if LAYOUT.blocked:
+        word = tl.load(scales + row, mask=row < length, other=0)
+        x, scale = fields(x, word[:, None], LAYOUT)
+    elif LAYOUT.dtype != "sign":
+        slot = slots_of(row, LAYOUT)
+        scale = tl.load(scales + slot, mask=slot < length, other=0)
+        if LAYOUT.pow2:
+            scale = ((scale.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+    if LAYOUT.gated and LAYOUT.blocked:
+        products = tl.dot(x[1], columns[1], tl.dot(x[0], columns[0]))
+        # Twice what is positive of it, at half of the cost of a maximum; NaN stays.
+        scores = tl.sum((products + tl.abs(products)) * unit[None, :], 1)[:, None]
+    elif LAYOUT.gated:
         hits = tl.maximum(tl.dot(x, columns[0]), 0.0, propagate_nan=tl.PropagateNan.ALL)
         scores = tl.sum(hits * unit[None, :], 1)[:, None]
     else:
         COLUMNS: tl.constexpr = LAYOUT.columns
         leading = (tl.arange(0, COLUMNS) % 2 == 0)[None, :]
-        if BITS == 0:
+        if LAYOUT.blocked:
+            products = tl.dot(x[0].to(tl.float16), columns[0])
+            products = tl.dot(x[1].to(tl.float16), columns[1], products)
+            products *= tl.where(leading, 1.0, TRAILING)
+        elif BITS == 0:
             products = tl.dot(x.to(tl.float16), columns[0])
             products *= tl.where(leading, 1.0, TRAILING)
         else:
@@ -181,12 +221,7 @@ def scores_of(source, x, prepared, batch, group, row, length, LAYOUT: tl.constex
             scores = tl.where(sums == sums, scores, sums)  # NaN, which a maximum would hide
         elif LAYOUT.summed:
             scores = tl.sum(scores, 2)
-    if LAYOUT.dtype != "sign":
-        slot = slots_of(row, LAYOUT)
-        at = scales + batch.to(tl.int64) * scales_by[0] + group.to(tl.int64) * scales_by[1] + slot
-        scale = tl.load(at, mask=slot < length, other=0)
-        if LAYOUT.pow2:
-            scale = ((scale.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+    if (LAYOUT.dtype != "sign") & (LAYOUT.dtype != "nvfp4"):
         scores *= scale[:, :, None] if LAYOUT.pool == "none" else scale
     return scores
 
@@ -251,7 +286,7 @@ def score_codes(
     Shapes: as topkit.kernels.score.score_codes; start [B], stop [B or 1, Tq].
     """
     codes, count = source.codes, source.queries.shape[2]
-    config = config or CONFIGS[layout.dtype]
+    config = config or CONFIGS[layout.name]
     rows, groups, length = codes.shape[:3]
     heads = groups * layout.group if layout.pool == "none" else groups
     out = codes.new_empty(rows, heads, count, length, dtype=torch.float32)

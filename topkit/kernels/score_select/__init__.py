@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from topkit.kernels import checks
-from topkit.kernels.backend import LEAST_FP8, resolve
+from topkit.kernels import checks, fp4
+from topkit.kernels.backend import resolve
 from topkit.kernels.score import boundary
 from topkit.kernels.score_select import reference
 from topkit.kernels.select_topk import ordered, too_many
@@ -86,7 +86,8 @@ def score_select_lightning(
     own = boundary.lightning_unsupported(queries, keys, gates, query_scale, key_scale)
     own = own or _unsupported(queries, keys, k, "sum")
     how: dict[str, Any] = {"start": start, "stop": stop, "order": order, "check": check}
-    if resolve(backend, queries, own, LEAST_FP8) == "torch" or keys.shape[2] * queries.numel() == 0:
+    least = boundary.least_capability(fp4.kind_of(keys, key_scale) or "fp8_e4m3")
+    if resolve(backend, queries, own, least) == "torch" or keys.shape[2] * queries.numel() == 0:
         options = {"query_scale": query_scale, "key_scale": key_scale, "backend": backend}
         return reference.score_select_lightning(queries, keys, gates, k, **options, **how)
     from topkit.kernels.score.triton_impl import of_lightning

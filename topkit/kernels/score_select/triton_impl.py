@@ -60,7 +60,7 @@ def score_select(
     Shapes: as topkit.kernels.score_select.score_select.
     """
     codes, count = source.codes, source.queries.shape[2]
-    config = config or CONFIGS[layout.dtype]
+    config = config or CONFIGS[layout.name]
     rows, groups, length = codes.shape[:3]
     lists, plan = rows * groups * count, Plan(length, min(k, length), 32, 1 << 15)
     if plan.direct:
@@ -108,14 +108,14 @@ def _place(inputs, index):
 
 @triton.jit
 def _sample(inputs, sampled, LAYOUT: tl.constexpr, SAMPLE: tl.constexpr, ROWS: tl.constexpr):
-    if LAYOUT.dtype == "lightning":
+    if not LAYOUT.made_ready:
         wait_then_launch()
     index, length = tl.program_id(1), inputs[3]
     batch, group, query, first, end = _place(inputs, index)
     nth = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row = stretch(nth, length // LAYOUT.sharing, SAMPLE // LAYOUT.sharing)
     codes = codes_of(inputs[0], batch, group, row, length, LAYOUT)
-    if LAYOUT.dtype != "lightning":  # its codes are on their way while queries are made ready
+    if LAYOUT.made_ready:  # its codes are on their way while queries are made ready
         wait_then_launch()
     prepared = prepare(inputs[0], batch, group, query, LAYOUT)
     scores = scores_of(inputs[0], codes, prepared, batch, group, row, length, LAYOUT)

@@ -1,0 +1,96 @@
+"""Fields of fp4 as operands of a product, in registers; scales of blocks are put into them.
+
+mxfp4: an e2m1 is looked up among the eight e5m2 numbers that it may be in its block, of which each is the e2m1
+times a power of two: that of its block over that of the key's largest block, by 2**13. A block of less than
+2**-26 of the largest is taken for one of that. nvfp4: its e5m2 becomes fp16 and is multiplied by its block's scale,
+read 2**-8 times as large; a product of both has 6 bits, and is exact.
+"""
+
+# A kernel's values are not what Python, and pyright, take them for.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from topkit.kernels.backend import interpreted
+
+PLAIN = tl.constexpr(interpreted())  # the interpreter has no inline assembly
+# e5m2 of 0, 0.5, 1, 1.5 and of 2, 3, 4, 6, and what doubles them: an exponent ends in bit 2; zero stays.
+LOWER, UPPER = tl.constexpr(0x3E3C3800), tl.constexpr(0x46444240)
+TWICE_LOWER, TWICE_UPPER = tl.constexpr(0x04040400), tl.constexpr(0x04040404)
+# Doublings of the largest block, and of the smallest in the other direction: e5m2 has no more.
+ROOM = tl.constexpr(13)
+# Of bytes a, their magnitudes looked up nibble by nibble, then put in order, and given signs.
+LOOKED_UP = tl.constexpr("""{
+    .reg .b32 a, b, c;
+    and.b32 a, $2, 0x77777777;
+    shr.u32 b, a, 16;
+    prmt.b32 a, $3, $7, a;
+    prmt.b32 b, $3, $7, b;
+    shl.b32 c, $2, 4;
+    prmt.b32 $0, a, b, 0x6420;
+    prmt.b32 $1, a, b, 0x7531;
+    lop3.b32 $0, $0, c, 0x80808080, 0xF8;
+    lop3.b32 $1, $1, $2, 0x80808080, 0xF8;
+}""")
+
+
+@triton.jit
+def fields(x, word, LAYOUT: tl.constexpr):
+    """Operands of keys' bytes [R, W], those of low halves and of high ones, and a scale of each key [R, 1].
+
+    word: the scales of a key's blocks [R, 1]. Operands of nvfp4 hold them, and its scale means nothing.
+    """
+    BLOCKS: tl.constexpr = LAYOUT.blocks
+    block = tl.arange(0, LAYOUT.bytes)[None, :] // (LAYOUT.bytes // BLOCKS)
+    if LAYOUT.dtype == "mxfp4":
+        largest = _byte(word, 0)
+        for n in tl.static_range(1, BLOCKS):
+            largest = tl.maximum(largest, _byte(word, n))
+        low, high = e2m1(x, tl.maximum(_byte(word, block) - largest + ROOM, -ROOM))
+        bits = tl.where(largest == 255, 0x7FC00000, largest << 23)
+        operands = (low, high)
+        scale = bits.to(tl.float32, bitcast=True)
+    else:
+        low, high = e2m1(x, tl.zeros([1, 1], tl.int32))
+        own = e4m3(_byte(word, block))
+        operands = (low.to(tl.float16) * own, high.to(tl.float16) * own)
+        scale = word
+    return operands, scale
+
+
+@triton.jit
+def _byte(word, n):
+    return ((word >> (8 * n)) & 0xFF).to(tl.int32)
+
+
+@triton.jit
+def e2m1(x, doublings):
+    """e5m2 of the low and of the high halves of bytes, times a power of two that four neighbours share."""
+    lower = LOWER + doublings * TWICE_LOWER
+    upper = UPPER + doublings * TWICE_UPPER
+    if PLAIN:
+        low = _looked_up(x.to(tl.int32) & 15, lower, upper)
+        high = _looked_up((x.to(tl.int32) >> 4) & 15, lower, upper)
+    else:
+        low, high = tl.inline_asm_elementwise(
+            LOOKED_UP, "=&r,=&r,r,r,r,r,r,r,r,r,r", [x, lower, upper],
+            dtype=(tl.int8, tl.int8), is_pure=True, pack=4,
+        )  # fmt: skip
+    return low.to(tl.float8e5, bitcast=True), high.to(tl.float8e5, bitcast=True)
+
+
+@triton.jit
+def _looked_up(field, lower, upper):
+    magnitude = tl.where(field & 4 != 0, upper, lower) >> (8 * (field & 3))
+    return ((magnitude & 0x7F) | ((field & 8) << 4)).to(tl.int8)
+
+
+@triton.jit
+def e4m3(bits):
+    """float16 of 2**-8 times the numbers of float8_e4m3fn that bits are: all of them, NaN too."""
+    magnitude = bits & 0x7F
+    half = ((bits & 0x80) << 8) | tl.where(magnitude == 0x7F, 0x7E00, magnitude << 7)
+    return half.to(tl.int16).to(tl.float16, bitcast=True)
