@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from topkit.experiments.evaluate.built import Built
 from topkit.experiments.evaluate.observer import Observer
 from topkit.experiments.evaluate.own_words import Line, Row, Stops, go_on
-from topkit.experiments.evaluate.question_rows import QuestionRows, alike
+from topkit.experiments.evaluate.question_rows import QuestionRows, Wanted, alike
+from topkit.experiments.evaluate.setting import EACH, OF_ANSWERS
 from topkit.experiments.evaluate.shared_prefix import forward, prefill
 from topkit.experiments.evaluate.stepped import (
     Graphed,
@@ -34,7 +35,7 @@ from topkit.experiments.evaluate.stepped import (
 from topkit.experiments.evaluate.streams import Stream
 from topkit.experiments.model.load import positions
 from topkit.experiments.runs.cells import Cell, needs
-from topkit.experiments.tasks import Prompt
+from topkit.experiments.tasks import Prompt, answer_keys
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,12 @@ class Haystack:
         context: int,
         seed: int,
         observe: bool | str = False,
+        shadow: bool = False,
     ) -> None:
         self.model, self.prompt, self.context = model, prompt, context
-        self.observe = observe
+        self.observe, self.shadow = observe, shadow
+        keys = answer_keys(prompt, tokenizer) if observe else None
+        self._wanted = None if keys is None else Wanted(keys)
         self.stops = Stops.of(model, tokenizer, prompt)
         # Full attention leads every batch: the others are compared with it.
         self.cells = [Cell(), *(cell for cell in cells if cell.indexer is not None)]
@@ -171,12 +175,14 @@ class Haystack:
         self, streams: Sequence[Stream], batch: QuestionRows, real: Tensor, steps: str, first: int
     ) -> Iterator[Observer | None]:
         """Judge what the streams select meanwhile, at steps of the question or of the answer."""
-        if not self.observe or (self.observe, steps) == ("answer", "question"):
+        if not self.observe or (steps == "question" and self.observe in OF_ANSWERS):
             yield None
             return
-        observer = Observer.of(streams, real.shape[1])
+        wanted = None if self._wanted is None else self._wanted.slots(batch.numbers, real, steps)
+        rows = None if wanted is None else wanted.repeat(len(self.cells), 1)
+        observer = Observer.of(streams, real.shape[1], rows)
         yield observer
-        each = self.observe == "rows"
+        each = self.observe in EACH
         self.fidelity += observer.tables(batch.numbers, real, first, each, steps)
 
     def _cuts(self, stream: Stream, batch: QuestionRows) -> bool:
