@@ -39,7 +39,7 @@ class Observer:
         return cls(streams, Board(sum(stream.rows for stream in streams), queries), slots)
 
     def __call__(self, asked: Asked, lists: Lists, output: Tensor) -> None:
-        for places, judged in _judged(asked, lists, output, self._wanted(asked, lists)):
+        for places, judged in _judged(asked, lists, output, self.wanted(asked, lists)):
             numbers = [lists.numbers[place] for place in places]
             self.board.note(asked.layer, numbers, asked.first, judged)
 
@@ -51,7 +51,7 @@ class Observer:
         lists.numbers: of each layer again, behind `first` other rows.
         """
         each = len(lists.numbers) // len(layers)
-        for places, judged in _judged(asked, lists, output, self._wanted(asked, lists, first)):
+        for places, judged in _judged(asked, lists, output, self.wanted(asked, lists, first)):
             for n, layer in enumerate(layers):
                 own = [at for at, place in enumerate(places) if place // each == n]
                 if own:
@@ -61,7 +61,7 @@ class Observer:
                     numbers = [first + lists.numbers[place] for place in places[some]]
                     self.board.note(layer, numbers, asked.first, part)
 
-    def _wanted(self, asked: Asked, lists: Lists, first: int = 0) -> Tensor | None:
+    def wanted(self, asked: Asked, lists: Lists, first: int = 0) -> Tensor | None:
         """The keys [B, n] that the queries of the lists' rows, behind `first` others, are to find."""
         if self.slots is None:
             return None
@@ -132,36 +132,52 @@ def _judged(
     _, heads, count, wide = lists.selection.indices.shape
     # On a CPU, of long lists a few rows at a time: what is written of them is read again from its caches.
     for part in blocks(len(lists.numbers), heads * count * wide, output.device):
-        some, places = asked.of(part), range(len(lists.numbers))[part]
-        exact = Exact(
-            some.queries,
-            None,
-            None,
-            max(lists.budgets[part]),
-            scaling=some.scaling,
-            layer=some.layer,
-            stop=some.stops[None],
-            scores=some.scores,
-            rounding=Rounding.of_norms(some.queries, some.norms),
-            weigh=some.cache.weigh,
-            softmax=some.softmax,
-        )
-        selection = lists.of(places)
-        judged = exact.heads(selection, lists.ks[part], output=output[part])
-        found = {} if wanted is None else exact.found(selection, wanted[part], judged)
-        judged = judged.beside(found)
-        if lists.selection.log_weights is not None:
-            judged = _without_estimates(judged, lists.weighted[part])
-        yield places, judged
-        for units in sorted({*lists.units[part]} - {heads}):
-            shared = [place for place in places if lists.units[place] == units]
-            own = exact.of(as_index([place - part.start for place in shared], output.device))
-            ks = lists.ks[as_index(shared, output.device)]
-            keys = {
-                name: x[as_index([n - part.start for n in shared], x.device)]
-                for name, x in found.items()
-            }
-            yield shared, own.units(lists.of(shared, units), ks).beside(of_units(keys, units))
+        exact = exact_of(asked.of(part), max(lists.budgets[part]))
+        own = None if wanted is None else wanted[part]
+        yield from judged_lists(exact, lists, part, output[part], own)
+
+
+def exact_of(asked: Asked, k: int) -> Exact:
+    """The exact rows of some queries, to be judged at k at most."""
+    return Exact(
+        asked.queries,
+        None,
+        None,
+        k,
+        scaling=asked.scaling,
+        layer=asked.layer,
+        stop=asked.stops[None],
+        scores=asked.scores,
+        rounding=Rounding.of_norms(asked.queries, asked.norms),
+        weigh=asked.cache.weigh,
+        softmax=asked.softmax,
+    )
+
+
+def judged_lists(
+    exact: Exact,
+    lists: Lists,
+    part: slice,
+    output: Tensor,
+    wanted: Tensor | None,
+    name: str = "the selection",
+) -> Iterator[tuple[Sequence[int], Judged]]:
+    """What is judged of a part of the rows of some lists, whose exact rows and outputs these are."""
+    heads, device = lists.selection.indices.shape[1], output.device
+    places = range(len(lists.numbers))[part]
+    selection = lists.of(places)
+    judged = exact.heads(selection, lists.ks[part], name, output=output)
+    found = {} if wanted is None else exact.found(selection, wanted, judged)
+    judged = judged.beside(found)
+    if lists.selection.log_weights is not None:
+        judged = _without_estimates(judged, lists.weighted[part])
+    yield places, judged
+    for units in sorted({*lists.units[part]} - {heads}):
+        shared = [place for place in places if lists.units[place] == units]
+        rows = as_index([place - part.start for place in shared], device)
+        keys = of_units({name: x[rows] for name, x in found.items()}, units)
+        own, ks = exact.of(rows), lists.ks[as_index(shared, device)]
+        yield shared, own.units(lists.of(shared, units), ks, name).beside(keys)
 
 
 def _without_estimates(judged: Judged, weighted: Sequence[bool]) -> Judged:
