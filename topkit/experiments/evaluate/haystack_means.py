@@ -51,6 +51,7 @@ class HaystackMeans:
         self._shadow = GroupSums([*HAYSTACK, "trivial"], SHADOW)
         self._by_head = GroupSums(HEAD, OF_HEADS)
         self._shadow_by_head = GroupSums(HEAD, OF_HEADS)
+        self._any_shadow = False
 
     def add_accuracy(self, rows: pa.Table) -> None:
         self._scores.add(_with_parts(rows))
@@ -61,6 +62,7 @@ class HaystackMeans:
             rows = rows.filter(pc.field("steps") == "answer")
         rows, shadow = _apart(rows)
         if len(shadow):
+            self._any_shadow = True
             shadow = shadow.filter(pc.field("level") == "head")
             self._shadow.add(shadow)
             self._shadow_by_head.add(shadow.filter(~pc.field("trivial")))
@@ -83,15 +85,16 @@ class HaystackMeans:
         trivial = trivial.rename_columns([*HAYSTACK, "trivial_rows"])
         table = self._scores.means("questions").join(_counted(heads, [*METRICS, "rows"]), HAYSTACK)
         table = table.join(units, HAYSTACK).join(trivial, HAYSTACK)
-        if len(shadow := self._shadow.means("rows")):
-            table = table.join(_shadowed(_counted(shadow, SHADOW), HAYSTACK), HAYSTACK)
+        if self._any_shadow:
+            shadow = _counted(self._shadow.means("rows"), SHADOW)
+            table = table.join(_shadowed(shadow, HAYSTACK), HAYSTACK)
         return table.sort_by([(key, "ascending") for key in HAYSTACK])
 
     def by_head(self) -> pa.Table:
         """A row a cell, layer and query head that had something to choose."""
         table = self._by_head.means("rows")
-        if len(shadow := self._shadow_by_head.means("rows")):
-            table = table.join(_shadowed(shadow, HEAD), HEAD)
+        if self._any_shadow:
+            table = table.join(_shadowed(self._shadow_by_head.means("rows"), HEAD), HEAD)
         return table.sort_by([(key, "ascending") for key in HEAD])
 
 
