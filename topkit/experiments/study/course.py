@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Stage:
     seed: int
     out: Path
     pilot: bool = False
+    sparse_from: str = "question"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +41,18 @@ class Course:
 
     @property
     def stages(self) -> list[Stage]:
-        """One model and seed fill the study's own folder; several have a folder each below it."""
+        """One model, protocol and seed fill the study's own folder; several have a folder each below it."""
         study, stages = self.study, list[Stage]()
         for model, name in zip(study.model, folders(study.model), strict=True):
             own = self.out / name if len(study.model) > 1 else self.out
             one = study.of(model)
             if one.pilot is not None and asked(one, one.pilot):
-                stages.append(Stage(model, seed_of(study), own / "pilot", pilot=True))
-            for seed in study.seed:
-                out = own / f"seed-{seed}" if len(study.seed) > 1 else own
-                stages.append(Stage(model, seed, out))
+                first = next(iter(study.sparse_from))
+                stages.append(Stage(model, seed_of(study), own / "pilot", True, first))
+            for word, seed in product(study.sparse_from, study.seed):
+                out = own / f"from-{word}" if len(study.sparse_from) > 1 else own
+                out = out / f"seed-{seed}" if len(study.seed) > 1 else out
+                stages.append(Stage(model, seed, out, sparse_from=word))
         return stages
 
     @property

@@ -40,6 +40,8 @@ class Study:
     """What a study runs; a task or an indexer may name lengths or budgets of its own.
 
     budget: of bytes, at which indexers read alike. reach: half the width of an interval on an accuracy, at most.
+    margin: within which exact Top-k is to equal full attention; None where that is not asked. predict: whether the
+    report says how well each metric predicts accuracy.
     leaderboard: whether recipes are ranked. own: what a model has instead.
     """
 
@@ -52,7 +54,7 @@ class Study:
     budget: tuple[ByteBudget, ...] = ()
     indexers: tuple[tuple[Indexer, tuple[Budget, ...] | None], ...]
     seed: tuple[int, ...] = (0,)
-    sparse_from: str = "question"
+    sparse_from: tuple[str, ...] = ("question",)
     observe: bool | str = True
     text: Path | None = None
     device: str | None = None
@@ -60,6 +62,8 @@ class Study:
     batch_size: int = ROWS
     pilot: Pilot | None = field(default_factory=Pilot)
     reach: float | None = None
+    margin: float | None = None
+    predict: bool = False
     leaderboard: bool = False
     about: str = ""
     own: Mapping[str, Study] = field(default_factory=lambda: dict[str, Study]())

@@ -135,6 +135,14 @@ def between(value: Any) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
+def between_ends(value: Any) -> float:
+    """A share that is neither 0 nor 1."""
+    share = number(Number(0, 1))(value)
+    if not 0 < share < 1:
+        raise InputError(f"expected a share between 0 and 1, as 0.01; got {quote(value)}")
+    return share
+
+
 def yes_or_no(value: Any) -> bool:
     """true or false."""
     if not isinstance(value, bool):
@@ -157,13 +165,15 @@ READERS: dict[str, Reader] = {
     "budget": parse_byte_budgets,
     "indexers": with_own(indexer, budgets),
     "seed": some(number(Whole())),
-    "sparse_from": one_of({word: word for word in SPARSE_FROM}),
+    "sparse_from": some(one_of({word: word for word in SPARSE_FROM})),
     "observe": one_of(OBSERVED),
     "text": a_path,
     "device": text,
     "dtype": one_of({word: word for word in DTYPES}),
     "batch_size": number(Whole(1)),
     "reach": number(Number(0, 1)),
+    "margin": between_ends,
+    "predict": yes_or_no,
     "leaderboard": yes_or_no,
 }
 PILOT: dict[str, Reader] = {

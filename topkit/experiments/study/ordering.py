@@ -114,7 +114,7 @@ def prediction(recall: Array, mass: Array, goal: Array, families: Sequence[str])
     """
     names = list(dict.fromkeys(families))
     errors = [
-        _left_out(x, goal, np.array([names.index(family) for family in families]))
+        left_out_errors(x, goal, np.array([names.index(family) for family in families]))
         for x in (recall, mass, np.zeros_like(goal))
     ]
     every = np.stack([*errors, errors[1] - errors[0]])
@@ -122,8 +122,11 @@ def prediction(recall: Array, mass: Array, goal: Array, families: Sequence[str])
     return Prediction(len(names), *(means[place] for place in range(4)))
 
 
-def _left_out(x: Array, goal: Array, of: NDArray[np.int64]) -> Array:
-    """The mean error on each family when the rest predict it [F]."""
+def left_out_errors(x: Array, goal: Array, of: NDArray[np.int64]) -> Array:
+    """The mean error on each family [F] when a curve of x [C] that never falls, through the rest, predicts it.
+
+    of [C]: the number of each cell's family.
+    """
     errors: list[float] = []
     for number in range(int(of.max()) + 1):
         rest = of != number
