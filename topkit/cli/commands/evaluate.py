@@ -33,11 +33,17 @@ def evaluate(
         str,
         typer.Option(
             "--observe",
-            metavar="mean|answer|rows|no",
-            help="Fidelity: its mean over the question and over the answer, over the answer alone, a row a position, "
-            "or none.",
+            metavar="mean|answer|answer-rows|rows|no",
+            help="Fidelity: its mean over the question and over the answer, over the answer alone, a row a position "
+            "of the answer or of both, or none.",
         ),
     ] = "mean",
+    shadow: Annotated[
+        bool,
+        typer.Option(
+            "--shadow", help="Selections for the queries of the unchanged model are judged too."
+        ),
+    ] = False,
     text: Annotated[Path | None, typer.Option("--text", help="A text to hide needles in.")] = None,
     seed: o.Seed = 0,
     device: o.Device = None,
@@ -67,6 +73,7 @@ def evaluate(
         sparse_from=sparse_from,
         dense=dense,
         observe=OBSERVED[observe],
+        shadow=shadow,
         text=text,
         seed=seed,
         device=device,

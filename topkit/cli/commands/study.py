@@ -76,7 +76,13 @@ def study(
     ] = None,
     observe: Annotated[
         str | None,
-        typer.Option("--observe", metavar="mean|answer|rows|no", help="Fidelity, as in evaluate."),
+        typer.Option(
+            "--observe", metavar="mean|answer|answer-rows|rows|no", help="Fidelity, as in evaluate."
+        ),
+    ] = None,
+    shadow: Annotated[
+        bool | None,
+        typer.Option("--shadow/--no-shadow", help="Shadow selections, as in evaluate."),
     ] = None,
     text: Annotated[Path | None, typer.Option("--text", help="A text to hide needles in.")] = None,
     reach: Annotated[
@@ -125,6 +131,7 @@ def study(
         pilot=_pilot(pilot, pilot_haystacks, distractors),
         sparse_from=sparse_from or None,
         observe=observe and OBSERVED[parse_name(observe, list(OBSERVED), "way to observe")],
+        shadow=shadow,
         text=text,
         device=device,
         dtype=dtype,

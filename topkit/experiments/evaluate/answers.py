@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
@@ -21,7 +22,9 @@ from transformers import PreTrainedModel
 from topkit.experiments.evaluate.built import Built
 from topkit.experiments.evaluate.observer import Observer
 from topkit.experiments.evaluate.own_words import Line, Row, Stops, go_on
-from topkit.experiments.evaluate.question_rows import QuestionRows, alike
+from topkit.experiments.evaluate.question_rows import QuestionRows, Wanted, alike
+from topkit.experiments.evaluate.setting import EACH, OF_ANSWERS
+from topkit.experiments.evaluate.shadow import in_shadow, shadow_streams
 from topkit.experiments.evaluate.shared_prefix import forward, prefill
 from topkit.experiments.evaluate.stepped import (
     Graphed,
@@ -34,7 +37,7 @@ from topkit.experiments.evaluate.stepped import (
 from topkit.experiments.evaluate.streams import Stream
 from topkit.experiments.model.load import positions
 from topkit.experiments.runs.cells import Cell, needs
-from topkit.experiments.tasks import Prompt
+from topkit.experiments.tasks import Prompt, answer_keys
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,12 @@ class Haystack:
         context: int,
         seed: int,
         observe: bool | str = False,
+        shadow: bool = False,
     ) -> None:
         self.model, self.prompt, self.context = model, prompt, context
-        self.observe = observe
+        self.observe, self.shadow = observe, shadow
+        keys = answer_keys(prompt, tokenizer) if observe else None
+        self._wanted = None if keys is None else Wanted(keys)
         self.stops = Stops.of(model, tokenizer, prompt)
         # Full attention leads every batch: the others are compared with it.
         self.cells = [Cell(), *(cell for cell in cells if cell.indexer is not None)]
@@ -91,6 +97,8 @@ class Haystack:
             in_turn(self.cells, sparse_from)
         for numbers in alike(self.prompt.questions, most):
             batch = QuestionRows(self.prompt, numbers, self.model.device)
+            if self.shadow:
+                self._judge_in_shadow(batch, sparse_from)
             for cell, said in zip(self.cells, self._asked(batch, sparse_from), strict=True):
                 answers[cell] += [Answer(n, *lists) for n, lists in zip(numbers, said, strict=True)]
         return answers
@@ -166,18 +174,47 @@ class Haystack:
         with self._observed(streams, batch, real, "question", len(self.prompt.ids)) as watch:
             self._forward(streams, ids.repeat(len(self.cells), 1), 1, watch=watch)
 
+    def _judge_in_shadow(self, batch: QuestionRows, sparse_from: str) -> None:
+        """Judge what every cell selects for the queries of full attention, behind one dense stream."""
+        count = len(batch.numbers)
+        shadows = shadow_streams(self.built, self.cells, count, self.context)
+        dense = Stream([Cell()] * count, self.context, {}, self.built.seed)
+        through = partial(in_shadow, self.model, self.prefix, dense, shadows)
+        ids, begin = batch.question[:, :-1], len(self.prompt.ids)
+        self.asked = begin + batch.question.shape[1]
+        if ids.shape[1]:
+            real = torch.ones_like(ids, dtype=torch.bool)
+            chosen = sparse_from == "question"
+            steps = "question" if chosen else ""
+            with self._observed(shadows, batch, real, steps, begin, shadow=True) as watch:
+                through(ids, self.asked, watch, chosen)
+        fed = torch.cat([batch.last, batch.answer[:, :-1]], 1)
+        first = self.asked - 1
+        with self._observed(shadows, batch, batch.real, "answer", first, shadow=True) as watch:
+            through(fed, self.asked, watch)
+
     @contextmanager
     def _observed(
-        self, streams: Sequence[Stream], batch: QuestionRows, real: Tensor, steps: str, first: int
+        self,
+        streams: Sequence[Stream],
+        batch: QuestionRows,
+        real: Tensor,
+        steps: str,
+        first: int,
+        shadow: bool = False,
     ) -> Iterator[Observer | None]:
         """Judge what the streams select meanwhile, at steps of the question or of the answer."""
-        if not self.observe or (self.observe, steps) == ("answer", "question"):
+        unread = steps == "question" and self.observe in OF_ANSWERS
+        if not self.observe or not steps or unread:
             yield None
             return
-        observer = Observer.of(streams, real.shape[1])
+        wanted = None if self._wanted is None else self._wanted.slots(batch.numbers, real, steps)
+        cells = sum(stream.rows for stream in streams) // len(batch.numbers)
+        rows = None if wanted is None else wanted.repeat(cells, 1)
+        observer = Observer.of(streams, real.shape[1], rows)
         yield observer
-        each = self.observe == "rows"
-        self.fidelity += observer.tables(batch.numbers, real, first, each, steps)
+        each = self.observe in EACH
+        self.fidelity += observer.tables(batch.numbers, real, first, each, steps, shadow)
 
     def _cuts(self, stream: Stream, batch: QuestionRows) -> bool:
         """Whether a stream that has read the true answers can go on from any place in them."""

@@ -95,7 +95,9 @@ class Batch:
                 prefix.softmax,
             )
             dense = prefix.dense(length)
-            outputs.append(_dense(asked, prefix) if dense else self._sparse(asked, prefix, inputs))
+            outputs.append(
+                dense_output(asked, prefix) if dense else self._sparse(asked, prefix, inputs)
+            )
         for stream in self.followers:
             copies = stream.rows // len(queries)
             new = Cache(call.keys.repeat(copies, 1, 1, 1), call.values.repeat(copies, 1, 1, 1))
@@ -115,7 +117,7 @@ class Batch:
             if asked.layer not in stream.indices:
                 # What is read for all streams is read as the model itself does.
                 lists = inputs.get("native") if self.followers else None
-                output[rows] = _dense(own, prefix, lists)
+                output[rows] = dense_output(own, prefix, lists)
             else:
                 chosen += self._chosen(stream, prefix, own, rows, inputs)
             first = rows.stop
@@ -153,7 +155,7 @@ class Batch:
         return self.prefix[layer].then(tail)
 
 
-def _dense(asked: Asked, prefix: Prefix, lists: Tensor | None = None) -> Tensor:
+def dense_output(asked: Asked, prefix: Prefix, lists: Tensor | None = None) -> Tensor:
     """Attention [B, Hq, n, Dv] over all that the queries see, or what of it the lists [B, t, k] name."""
     slots = torch.arange(asked.cache.length, device=asked.scores.device)
     hidden = slots >= asked.stops[:, None]

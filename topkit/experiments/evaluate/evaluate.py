@@ -39,6 +39,7 @@ def evaluate(
     sparse_from: str = "question",
     dense: bool = True,
     observe: bool | str = True,
+    shadow: bool = False,
     text: str | Path | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -58,7 +59,8 @@ def evaluate(
     (sparse_from="answer"): the question's last token is then the first to go through it, for that
     step gives the first token of the answer. A rerun computes what is missing, also when cells or
     samples were added. observe: fidelity at the question's positions and at the answer's, averaged over
-    each; "answer" at the answer's alone, which is what reports read; "rows" keeps every position; False none. k in per cent counts of the length. runner: serial, pool or ray, with jobs= at one
+    each; "answer" at the answer's alone, which is what reports read; "rows" keeps every position, "answer-rows" the answer's; False none. shadow: each cell's selections are judged for
+    the queries of the unchanged model too. k in per cent counts of the length. runner: serial, pool or ray, with jobs= at one
     time; shard: "0/4" is the first of four shares, which may write to `out` at the same time. budget:
     "bytes=0.06" or "bytes=64", as `measure` has it, at each length.
     Files: out/accuracy, out/fidelity and, of their means, out/curve (Parquet), out/predictions.jsonl,
@@ -82,6 +84,7 @@ def evaluate(
         seed=seed,
         sparse_from=sparse_from,
         observe=observe,
+        shadow=shadow,
         rows=ROWS if batch_size is None else batch_size,
         text=None if text is None else path_of(text, "a text"),
         threads=workers.threads,

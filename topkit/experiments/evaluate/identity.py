@@ -33,6 +33,8 @@ def identity_of(setting: Setting, model: PreTrainedModel, tokenizer: Any) -> dic
         "text": "" if setting.text is None else digest(Text.of_file(setting.text).sentences),
         # Else the same accuracy, observed in two ways, would be in the table twice.
         "observe": setting.observe,
+        # Runs without are as they were before there was any.
+        **({"shadow": True} if setting.shadow else {}),
         "topkit": topkit.__version__,
     }
 

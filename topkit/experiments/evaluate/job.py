@@ -54,6 +54,7 @@ def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None
         context=piece.length,
         seed=seed_of(setting.seed, task_name(piece.task), piece.length, piece.sample),
         observe=setting.observe,
+        shadow=setting.shadow,
     )
     answers = haystack.answers(setting.sparse_from, setting.rows)
     constants = {

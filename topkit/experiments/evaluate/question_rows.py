@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from topkit.experiments.tasks import Prompt, Question
+from topkit.experiments.tasks import AnswerKeys, Prompt, Question, first_key
 
 
 class QuestionRows:
@@ -27,6 +28,26 @@ class QuestionRows:
     def last(self) -> Tensor:
         """The question's last token [B, 1]: its step predicts the answer's first token."""
         return self.question[:, -1:]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The keys of the answers to a prompt's questions."""
+
+    keys: Sequence[AnswerKeys]
+
+    def slots(self, numbers: Sequence[int], real: Tensor, steps: str) -> Tensor:
+        """The slot that each step of some questions is to find, as `real` [B, Tq] has them; -1 for none.
+
+        A step of the answer: that of the token it says; every step of the question: that of the first token
+        of the answer that has one.
+        """
+        if steps == "question":
+            first = [[first_key(self.keys[n])] * real.shape[1] for n in numbers]
+            return torch.tensor(first, device=real.device)
+        width = real.shape[1]
+        lines = [[*self.keys[n], *[-1] * (width - len(self.keys[n]))] for n in numbers]
+        return torch.tensor(lines, device=real.device)
 
 
 def alike(questions: Sequence[Question], most: int) -> list[list[int]]:

@@ -9,7 +9,15 @@ from topkit.errors import InputError
 
 SPARSE_FROM = ("question", "answer")
 # What is judged, as the command line and study files name it.
-OBSERVED: dict[str, bool | str] = {"mean": True, "answer": "answer", "rows": "rows", "no": False}
+OBSERVED: dict[str, bool | str] = {
+    "mean": True,
+    "answer": "answer",
+    "answer-rows": "answer-rows",
+    "rows": "rows",
+    "no": False,
+}
+# Those that keep every step, not the means over steps; and those that leave the question's out.
+EACH, OF_ANSWERS = ("rows", "answer-rows"), ("answer", "answer-rows")
 # Rows of one forward pass, by default: cells times questions of one haystack.
 ROWS = 128
 
@@ -18,7 +26,8 @@ ROWS = 128
 class Setting:
     """What all jobs of a run have in common; a worker loads the model from it.
 
-    rows: of one forward pass; threads: of a worker, None where there is one.
+    rows: of one forward pass; threads: of a worker, None where there is one; shadow: each cell's selection is
+    judged for the queries of the unchanged model too.
     Raises: InputError for a value that has no meaning.
     """
 
@@ -29,6 +38,7 @@ class Setting:
     seed: int = 0
     sparse_from: str = "question"
     observe: bool | str = True
+    shadow: bool = False
     rows: int = ROWS
     text: Path | None = None
     threads: int | None = None
@@ -42,5 +52,10 @@ class Setting:
             raise InputError(f"sparse_from must be question or answer; got {self.sparse_from!r}")
         if self.observe not in OBSERVED.values():
             raise InputError(
-                f"observe must be True, 'answer', 'rows' or False; got {self.observe!r}"
+                f"observe must be True, 'answer', 'answer-rows', 'rows' or False; got {self.observe!r}"
+            )
+        if self.shadow and not self.observe:
+            raise InputError(
+                "shadow judges what is observed; expected observe=True, 'answer', 'answer-rows' or 'rows' "
+                f"beside it; got {self.observe!r}"
             )

@@ -91,16 +91,30 @@ def forward(
     RowsIndex for `prompt`.
     Raises: InputError for NaN, by layer and head of attention, or in the logits.
     """
+    reading = RowsIndex(prefix, streams, prompt, reading=bool(followers))
+    batch = Batch(prefix, streams, followers, watch)
+    return passed(model, batch, [*streams, *followers], reading, ids, last)
+
+
+def passed(
+    model: PreTrainedModel,
+    batch: Batch,
+    reading: Sequence[Stream],
+    own: RowsIndex,
+    ids: Tensor,
+    last: int,
+) -> Tensor:
+    """As `forward`, of a batch as it stands; `reading`: the streams whose recipes read inputs."""
+    prefix, tails = batch.prefix, batch.streams[0].tails
     any_layer = next(iter(prefix))
-    tail = streams[0].tails.get(any_layer)
+    tail = tails.get(any_layer)
     first = prefix[any_layer].length + (0 if tail is None else tail.length)
     places = torch.arange(first, first + ids.shape[1], device=ids.device).expand_as(ids)
-    read = needs([stream.cells[0] for stream in (*streams, *followers)])
-    own = RowsIndex(prefix, streams, prompt, reading=bool(followers))
+    read = needs([stream.cells[0] for stream in reading])
     listed = any(one.listed for one in prefix.values())
     with (
         choosing(model, own.choose) if listed else nullcontext(),
-        _attending(model, Batch(prefix, streams, followers, watch).attend, read),
+        _attending(model, batch.attend, read),
     ):
         logits = model(
             input_ids=ids, position_ids=places, use_cache=False, logits_to_keep=last

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from topkit.experiments.evaluate.memory import memory_of, require_room
-from topkit.experiments.evaluate.setting import Setting
+from topkit.experiments.evaluate.setting import EACH, OF_ANSWERS, Setting
 from topkit.experiments.evaluate.shape import Asked, Shape
 from topkit.experiments.model.record import LayerRecord
 from topkit.experiments.runs.cells import Cell, chunks
@@ -55,9 +55,10 @@ def size_of(
         questions = len(prompt.questions)
         rows += haystacks * questions * len(cells)
         if setting.observe:
-            each = _answer(prompt) if setting.observe == "rows" else 1
-            if setting.sparse_from == "question" and setting.observe != "answer":
-                each += _asked(prompt) if setting.observe == "rows" else bool(_asked(prompt))
+            each = _answer(prompt) if setting.observe in EACH else 1
+            if setting.sparse_from == "question" and setting.observe not in OF_ANSWERS:
+                each += _asked(prompt) if setting.observe in EACH else bool(_asked(prompt))
+            each *= 2 if setting.shadow else 1
             judged += haystacks * questions * len(sparse) * heads * each
         memory = max(memory, memory_of(shape, asked_of(prompt), cells, setting.rows))
     jobs = len(prompts) * haystacks * len(chunks(cells, setting.rows))

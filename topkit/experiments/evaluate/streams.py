@@ -173,7 +173,8 @@ class Stream:
         if place.start == 0:
             self.selected = []
         for choice in driver.select(index, ks, queries, cache, lacking, where, above):
-            self.selected.append(_of_rows(choice.by_budget, runs))
+            if "upstream" in self.indexer.needs:
+                self.selected.append(_of_rows(choice.by_budget, runs))
             for own, k in runs:
                 rows = slice(first + own.start, first + own.stop)
                 yield Chosen(self.indexer, rows, own, choice.place, k, choice.by_budget[k])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from topkit.experiments.runs.dictionaries import LABEL, encoded
 from topkit.experiments.runs.judged import COSTS, Judged
-from topkit.fidelity import METRICS
+from topkit.fidelity import ANSWER_KEY, METRICS
 
 # Where a row comes from, how its selection was made, and how it was judged.
 _PLACE = ("sample", "layer", "head", "position")
@@ -34,6 +34,8 @@ _TYPES: dict[str, pa.DataType] = {
     **dict.fromkeys(("reference", "level"), LABEL),
     **dict.fromkeys(_NUMBERS, pa.float64()),
     "trivial": pa.bool_(),
+    **dict.fromkeys(ANSWER_KEY, pa.float64()),
+    "shadow": pa.bool_(),
     **dict.fromkeys(("recall_min", "mass_min"), pa.float64()),
     **dict.fromkeys(("positions", "rows"), pa.int64()),
 }
@@ -54,7 +56,8 @@ TABLES: dict[str, pa.Schema] = {
     "reduced": _some(*(set(_ROW) - {"position"}), "recall_min", "mass_min", "rows"),
     "attach": _some("call", "row", *_ROW),
     "evaluate": _some(
-        "task", "sparse_from", "steps", "length", "haystack", "question", *_ROW, "positions"
+        *("task", "sparse_from", "steps", "length", "haystack", "question"),
+        *(*_ROW, *ANSWER_KEY, "shadow", "positions"),
     ),
 }  # fmt: skip
 

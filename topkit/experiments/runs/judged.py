@@ -15,6 +15,7 @@ from topkit.fidelity import (
     METRICS,
     Truth,
     UnitTruth,
+    answer_key,
     judge,
     judge_units,
     overlap,
@@ -44,6 +45,10 @@ class Judged(NamedTuple):
     level: str
     reference: str
     columns: Mapping[str, Tensor]
+
+    def beside(self, columns: Mapping[str, Tensor]) -> Judged:
+        """The same with other columns beside its own."""
+        return self._replace(columns={**self.columns, **columns}) if columns else self
 
 
 class Exact:
@@ -154,6 +159,20 @@ class Exact:
         known: dict[str, Any] = {"scores": self._scores, "name": name}
         shared = judge_units(self.truth, best, self.queries, self.keys, selection, k, **known)
         return _with_costs(level, level, shared, selection)
+
+    def found(self, selection: Selection, slots: Tensor, heads: Judged) -> dict[str, Tensor]:
+        """ANSWER_KEY of what `heads` was judged of, for the slots [B, Tq] that the queries are to find."""
+        sinks = self._softmax.sinks
+        return answer_key(
+            self.truth,
+            self.queries,
+            self.keys,
+            selection,
+            slots,
+            scores=self._scores,
+            sinks=None if sinks is None else self._softmax.of_heads(self.truth.scores)[..., 0],
+            weighed=(heads.columns["mass"], heads.columns["mass_estimate"]),
+        )
 
     def overlap(self, selection: Selection, k: int, other: Selection, name: str) -> Judged:
         """The share of another indexer's keys that were chosen too, as recall; `name` is the other's.

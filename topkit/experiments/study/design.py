@@ -56,6 +56,7 @@ class Study:
     seed: tuple[int, ...] = (0,)
     sparse_from: tuple[str, ...] = ("question",)
     observe: bool | str = True
+    shadow: bool = False
     text: Path | None = None
     device: str | None = None
     dtype: str | None = None

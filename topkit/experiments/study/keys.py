@@ -167,6 +167,7 @@ READERS: dict[str, Reader] = {
     "seed": some(number(Whole())),
     "sparse_from": some(one_of({word: word for word in SPARSE_FROM})),
     "observe": one_of(OBSERVED),
+    "shadow": yes_or_no,
     "text": a_path,
     "device": text,
     "dtype": one_of({word: word for word in DTYPES}),

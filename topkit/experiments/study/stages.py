@@ -86,6 +86,7 @@ def evaluation(course: Course, stage: Stage, piloted: bool = False) -> EvaluateP
         seed=stage.seed,
         sparse_from=stage.sparse_from,
         observe=False if stage.pilot else study.observe,
+        shadow=study.shadow and not stage.pilot,
         rows=study.batch_size,
         text=study.text,
         threads=course.crew.threads,

@@ -7,6 +7,7 @@ from typing import Any
 
 from topkit.documents import quote
 from topkit.errors import InputError
+from topkit.experiments.tasks.answer_keys import AnswerKeys, answer_keys, first_key
 from topkit.experiments.tasks.base import Task
 from topkit.experiments.tasks.books import Books
 from topkit.experiments.tasks.chains import VariableTracking
@@ -105,11 +106,14 @@ __all__ = [
     "REGISTRY",
     "RULES",
     "TASKS",
+    "AnswerKeys",
     "Haystack",
     "Prompt",
     "Question",
     "Rule",
     "Task",
+    "answer_keys",
+    "first_key",
     "make_task",
     "prompt",
     "rule_of",

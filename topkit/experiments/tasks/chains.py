@@ -57,6 +57,7 @@ class VariableTracking(Task):
                         f"{answer} {value}",
                         (value,),
                         prefix=f" {chain[-1]} holds",
+                        facts=(f"{chain[0]} holds {value}.",),
                     )
                 )
         order = np.argsort(depths, kind="stable")

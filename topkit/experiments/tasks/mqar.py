@@ -75,6 +75,8 @@ class Recall(Task):
                 references=(said,),
                 ids=tuple(ids[begin : at + 1]),
                 answer_ids=(symbols[value],),
+                # Written several times, any of its places may be read.
+                slots=(len(first) + drawn.index(value),) if self.passes == 1 else (),
             )
             for at, value in sorted(asked.items())
         )

@@ -52,9 +52,7 @@ class Needles(Task):
         w = WORDINGS[wording]
         keys = things(rng, self.questions + self.distractors)
         answers = self.drawn(rng, len(keys))
-        facts = [
-            w.fact.format(a=w.attribute, key=k, value=v) for k, v in zip(keys, answers, strict=True)
-        ]
+        facts = [w.said(k, v) for k, v in zip(keys, answers, strict=True)]
         questions = tuple(
             w.question(k, v) for k, v in zip(keys[: self.questions], answers, strict=False)
         )
@@ -125,7 +123,7 @@ class MultiValue(Needles):
         keys = things(rng, self.questions + self.distractors)
         answers = np.reshape(self.drawn(rng, len(keys) * n), (len(keys), n)).tolist()
         facts = [
-            w.fact.format(a=w.attribute, key=f"{ORDINALS[i]} {key}", value=v)
+            w.said(f"{ORDINALS[i]} {key}", v)
             for key, row in zip(keys, answers, strict=True)
             for i, v in enumerate(row)
         ]
@@ -134,8 +132,9 @@ class MultiValue(Needles):
                 f"\nList every {w.attribute} of the {key} in order.",
                 ";".join(f" {ORDINALS[i]} {key} {v}" for i, v in enumerate(row)),
                 tuple(row),
+                facts=tuple(facts[at * n : (at + 1) * n]),
             )
-            for key, row in zip(keys[: self.questions], answers, strict=False)
+            for at, (key, row) in enumerate(zip(keys[: self.questions], answers, strict=False))
         )
         return self.placed(rng, facts, questions, self.questions * n)
 
@@ -155,7 +154,7 @@ class MultiQuery(Needles):
         w, n = WORDINGS[wording], self.keys_each
         keys = things(rng, self.questions * n + self.distractors)
         pairs = list(zip(keys, self.drawn(rng, len(keys)), strict=True))
-        facts = [w.fact.format(a=w.attribute, key=k, value=v) for k, v in pairs]
+        facts = [w.said(k, v) for k, v in pairs]
         questions = tuple(
             Question(
                 f"\nList the {w.attribute} of each:"
@@ -163,6 +162,7 @@ class MultiQuery(Needles):
                 + ".",
                 ";".join(f" the {k} {v}" for k, v in pairs[q * n : (q + 1) * n]),
                 tuple(v for _, v in pairs[q * n : (q + 1) * n]),
+                facts=tuple(facts[q * n : (q + 1) * n]),
             )
             for q in range(self.questions)
         )

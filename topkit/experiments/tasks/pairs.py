@@ -42,7 +42,13 @@ class KeyValueRecall(Task):
         order = rng.permutation(len(keys))
         block = " ".join(f"{keys[i]}={answers[i]};" for i in order)
         questions = tuple(
-            Question(f"\nLook up {key}. {key}=", value, (value,), prefix=f" {key}=")
+            Question(
+                f"\nLook up {key}. {key}=",
+                value,
+                (value,),
+                prefix=f" {key}=",
+                facts=(f"{key}={value};",),
+            )
             for key, value in zip(keys[: self.questions], answers, strict=False)
         )
         return Planted((block,), questions, () if self.depth < 0 else (self.depth,))

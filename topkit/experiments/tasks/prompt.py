@@ -17,6 +17,8 @@ class Question:
     model's own turn. `answer_ids` are the tokens to predict, from the first that what stands before has
     not by itself: a token of both is the answer's. `ids` are those before,
     back to the end of the haystack's; `seam_ids` what follows them where there is no answer yet.
+    Where it is known what the answer is read from: `facts`, for each reference the text of the haystack that
+    holds it, or `slots`, for each of the answer's tokens the haystack's slot, -1 for none.
     Raises: InputError for a blank reference, which any answer would hold.
     """
 
@@ -27,6 +29,8 @@ class Question:
     answer_ids: tuple[int, ...] = ()
     prefix: str = ""
     seam_ids: tuple[int, ...] = ()
+    facts: tuple[str, ...] = ()
+    slots: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not all(reference.strip() for reference in self.references):

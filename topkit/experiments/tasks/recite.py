@@ -48,7 +48,8 @@ class Recite(Task):
                 f" {text}",
                 (text,),
                 prefix=f" Passage {t} reads:",
+                facts=(fact,),
             )
-            for t, text in zip(titles[: self.questions], texts, strict=False)
+            for t, text, fact in zip(titles[: self.questions], texts, facts, strict=False)
         )
         return Planted(tuple(facts[i] for i in order), questions)

@@ -22,7 +22,12 @@ class Wording:
     def question(self, key: str, value: str) -> Question:
         """The question about a thing, and its answer."""
         ask, begin = (text.format(a=self.attribute, key=key) for text in (self.ask, self.begin))
-        return Question(ask + begin, f" {value}", (value,), prefix=begin)
+        facts = (self.said(key, value),)
+        return Question(ask + begin, f" {value}", (value,), prefix=begin, facts=facts)
+
+    def said(self, key: str, value: str) -> str:
+        """The fact about a thing."""
+        return self.fact.format(a=self.attribute, key=key, value=value)
 
 
 WORDINGS = {

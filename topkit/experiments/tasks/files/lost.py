@@ -59,6 +59,7 @@ class LostInTheMiddle(FileTask):
             after=f'\n\nKey: "{read["key"]}"\nCorresponding value:',
             answer=f' "{read["value"]}"',
             references=(read["value"],),
+            facts=(f'"{read["key"]}": "{read["value"]}"',),
             rule="any",
             tokens=TOKENS,
             kind="kv",

@@ -99,6 +99,7 @@ def row_of(needle: Needle, context: str) -> Row:
         after=after.replace("{question}", needle.question),
         answer=f" {needle.answers[0]}",
         references=needle.answers,
+        facts=(needle.fact,),
         rule="contains",
         tokens=TOKENS,
         system=needle.system,

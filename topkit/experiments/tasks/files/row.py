@@ -25,7 +25,7 @@ class Row:
 
     context: what may be cut; the question begins where it ends. answer: what NLL and KL are of;
     references: what `rule` looks for; tokens: how many may be generated; kind: what it is within its
-    format; cue_in_chat: whether a chat's answer begins with the cue as well.
+    format; cue_in_chat: whether a chat's answer begins with the cue as well; facts: as a Question has them.
     """
 
     context: str
@@ -41,6 +41,7 @@ class Row:
     place: str = ""
     stop: tuple[str, ...] = ()
     cue_in_chat: bool = True
+    facts: tuple[str, ...] = ()
 
 
 def asked_from(text: str) -> int:
@@ -64,7 +65,9 @@ def encoded(
             f"{row.place or task}: its answers must be one or more texts, none of them blank"
         )
     prefix = row.cue if form != CHAT or row.cue_in_chat else ""
-    question = Question(row.after + prefix, row.answer, row.references, prefix=prefix)
+    question = Question(
+        row.after + prefix, row.answer, row.references, prefix=prefix, facts=row.facts
+    )
     text, system = row.before + row.context, row.system if form == CHAT else ""
     if row.system and not system:
         text = f"{row.system}\n\n{text}"

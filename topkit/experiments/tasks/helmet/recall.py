@@ -34,6 +34,7 @@ def pair_row(read: dict[str, Any], shots: int) -> Row:
         cue="\nCorresponding value:",
         answer=f" {read['answer']}",
         references=(read["answer"],),
+        facts=(read["answer"],),
         rule="substring",
         tokens=0,
     )
@@ -56,6 +57,7 @@ def needle_row(read: dict[str, Any], several: bool, place: str) -> Row:
         cue=f"\n{form.cue.format(**words).strip()}",
         answer=f" {', '.join(references)}",
         references=references,
+        facts=references,
         rule="all",
         tokens=0,
     )

@@ -76,6 +76,7 @@ class NeedlePrompt:
             rule=form.rule,
             tokens=form.tokens,
             kind=self.task,
+            facts=tuple(answers),
         )
 
 

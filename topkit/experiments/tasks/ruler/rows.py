@@ -8,7 +8,7 @@ from topkit.documents import Prose, Whole
 from topkit.errors import InputError
 from topkit.experiments.tasks.files.lines import Rows
 from topkit.experiments.tasks.files.row import Row, asked_from
-from topkit.experiments.tasks.ruler.forms import ALL, PART, form_of
+from topkit.experiments.tasks.ruler.forms import ALL, NEEDLES, PART, form_of
 
 SCHEMA = {
     "input": Prose,
@@ -48,6 +48,7 @@ def row_of(rows: Rows, number: int, task: str, tokens: int, remedy: str) -> Row:
         tokens=tokens or said or form_of(task).tokens,
         kind=task,
         place=place,
+        facts=references if task in NEEDLES else (),
     )
 
 
