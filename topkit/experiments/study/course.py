@@ -16,15 +16,18 @@ from topkit.experiments.runs.shards import WHOLE, Shard
 from topkit.experiments.study.design import Study
 from topkit.experiments.study.pilot import asked, seed_of
 
+PILOT, SPLIT = "pilot", "heads"
+
 
 @dataclass(frozen=True)
 class Stage:
-    """A model's pilot, or its run of a seed."""
+    """A model's pilot, the split that shows the heads of a law, or a run of a seed."""
 
     model: str
     seed: int
     out: Path
     pilot: bool = False
+    split: bool = False
     sparse_from: str = "question"
 
 
@@ -48,7 +51,11 @@ class Course:
             one = study.of(model)
             if one.pilot is not None and asked(one, one.pilot):
                 first = next(iter(study.sparse_from))
-                stages.append(Stage(model, seed_of(study), own / "pilot", True, first))
+                stages.append(Stage(model, seed_of(study), own / PILOT, True, sparse_from=first))
+            if study.law is not None:
+                first = next(iter(study.sparse_from))
+                seed = seed_of(study) + 1
+                stages.append(Stage(model, seed, own / SPLIT, split=True, sparse_from=first))
             for word, seed in product(study.sparse_from, study.seed):
                 out = own / f"from-{word}" if len(study.sparse_from) > 1 else own
                 out = out / f"seed-{seed}" if len(study.seed) > 1 else out
@@ -58,11 +65,16 @@ class Course:
     @property
     def runs(self) -> list[Stage]:
         """The stages that the report is of."""
-        return [stage for stage in self.stages if not stage.pilot]
+        return [stage for stage in self.stages if not (stage.pilot or stage.split)]
 
     @property
     def several(self) -> bool:
         return len(self.runs) > 1
+
+    def split_of(self, stage: Stage) -> Path | None:
+        """The folder of the split that a run's law reads its heads from."""
+        splits = (one.out for one in self.stages if one.split and one.model == stage.model)
+        return next(splits, None)
 
     def pilot_of(self, stage: Stage) -> Stage | None:
         pilots = (one for one in self.stages if one.pilot and one.model == stage.model)

@@ -12,6 +12,7 @@ from topkit.experiments.evaluate.plan import Part
 from topkit.experiments.evaluate.setting import ROWS
 from topkit.experiments.runs.cells import Cell, in_order
 from topkit.experiments.study.kinds import EXACT
+from topkit.experiments.study.law import Law
 from topkit.experiments.tasks import Task, task_name
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget
@@ -41,7 +42,7 @@ class Study:
 
     budget: of bytes, at which indexers read alike. reach: half the width of an interval on an accuracy, at most.
     margin: within which exact Top-k is to equal full attention; None where that is not asked. predict: whether the
-    report says how well each metric predicts accuracy.
+    report says how well each metric predicts accuracy. law: a registered one, put to the test.
     leaderboard: whether recipes are ranked. own: what a model has instead.
     """
 
@@ -65,6 +66,7 @@ class Study:
     reach: float | None = None
     margin: float | None = None
     predict: bool = False
+    law: Law | None = None
     leaderboard: bool = False
     about: str = ""
     own: Mapping[str, Study] = field(default_factory=lambda: dict[str, Study]())

@@ -10,6 +10,7 @@ from typing import Any, cast
 from topkit.documents import Number, Whole, path_of, quote
 from topkit.errors import InputError
 from topkit.experiments.evaluate.setting import OBSERVED, SPARSE_FROM
+from topkit.experiments.study.law import Law, read_law
 from topkit.experiments.tasks import Task, make_task
 from topkit.grammar import nearest
 from topkit.grammar.lengths import parse_length
@@ -150,6 +151,10 @@ def yes_or_no(value: Any) -> bool:
     return value
 
 
+def a_law(value: Any) -> Law:
+    return value if isinstance(value, Law) else read_law(text(value))
+
+
 def a_path(value: Any) -> Path:
     return path_of(value, "a text")
 
@@ -175,6 +180,7 @@ READERS: dict[str, Reader] = {
     "reach": number(Number(0, 1)),
     "margin": between_ends,
     "predict": yes_or_no,
+    "law": a_law,
     "leaderboard": yes_or_no,
 }
 PILOT: dict[str, Reader] = {

@@ -123,17 +123,19 @@ def prediction(recall: Array, mass: Array, goal: Array, families: Sequence[str])
 
 
 def left_out_errors(x: Array, goal: Array, of: NDArray[np.int64]) -> Array:
-    """The mean error on each family [F] when a curve of x [C] that never falls, through the rest, predicts it.
+    """The mean error on each family [F] when the rest predict it; of [C]: the number of each cell's family."""
+    errors = np.abs(left_out(x, goal, of) - goal)
+    return np.bincount(of, errors) / np.bincount(of)
 
-    of [C]: the number of each cell's family.
-    """
-    errors: list[float] = []
+
+def left_out(x: Array, goal: Array, of: NDArray[np.int64]) -> Array:
+    """What each cell's goal [C] is predicted to be by a curve of x that never falls, through other families."""
+    made = np.empty_like(goal)
     for number in range(int(of.max()) + 1):
         rest = of != number
         weights = 1 / np.bincount(of)[of[rest]]
-        places, heights = isotonic(x[rest], goal[rest], weights)
-        errors.append(float(np.abs(np.interp(x[~rest], places, heights) - goal[~rest]).mean()))
-    return np.array(errors)
+        made[~rest] = np.interp(x[~rest], *isotonic(x[rest], goal[rest], weights))
+    return made
 
 
 def isotonic(x: Array, y: Array, weights: Array) -> tuple[Array, Array]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from topkit.documents import Number, Text, Whole, read_json
+from topkit.documents import SHA256, Number, Text, Whole, read_json
 from topkit.errors import InputError
 from topkit.experiments.evaluate.condensed import condensed, keep_condensed
 from topkit.experiments.evaluate.missing import unfinished
 from topkit.experiments.runs import run_file
+from topkit.experiments.study.course import SPLIT
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.curves import curves as curves_of
 from topkit.experiments.study.equal_recipes import SCHEMA
@@ -29,7 +30,8 @@ _FOLDER = Text(
 )
 ABOUT = {
     "model?": str,
-    "runs?": [{"model": str, "seed": Whole(), "folder": _FOLDER}],
+    "runs?": [{"model": str, "seed": Whole(), "folder": _FOLDER, f"{SPLIT}?": _FOLDER}],
+    "law?": {"name": str, "sha256": SHA256},
     "aims?": {
         "reach?": Number(0, 1),
         "margin?": Number(0, 1),

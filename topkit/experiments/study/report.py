@@ -72,7 +72,8 @@ def reported(
     shown = [(curve, _at(curve, budgets)) for curve in read.curves]
     all_findings = [Findings(curve, margin, k) for curve, ks in shown for k in ks]
     with pictures(MOST * len(all_findings)) as drawn:
-        body = list(_body(all_findings, study, folder / "figures", read, budgets, drawn))
+        asked = list(map(as_html, sections(study, all_findings, runs[0])))
+        body = list(_body(all_findings, study, folder / "figures", read, budgets, drawn, asked))
     title = "How good must an indexer be before the model notices?"
     page = PAGE.format(title=title, body="\n".join(body))
     write_whole(
@@ -106,12 +107,13 @@ def _body(
     read: Reading,
     budgets: Sequence[Budget] | None,
     drawn: Pictures,
+    asked: Sequence[str],
 ) -> Iterator[str]:
     yield f'<p class="lead">{escape(_lead(all_findings, study))}</p>'
     yield f'<p class="note">{escape(" ".join(read.origin))}</p>'
     if read.absent:
         yield f'<div class="audit"><h3>Not finished</h3>{listed(read.absent)}</div>'
-    yield from map(as_html, sections(study, all_findings))
+    yield from asked
     for findings in all_findings:
         if len(all_findings) > 1:
             yield f"<h3>{escape(_title(findings))}</h3>"

@@ -18,7 +18,7 @@ from topkit.experiments.study.course import Course
 from topkit.experiments.study.design import Pilot, Study
 from topkit.experiments.study.equal_recipes import LEADERBOARD
 from topkit.experiments.study.keys import listed
-from topkit.experiments.study.sections import PREDICT
+from topkit.experiments.study.sections import LAW, PREDICT
 from topkit.experiments.study.study_file import read_study
 from topkit.experiments.study.study_plan import plan_of
 from topkit.grammar import nearest
@@ -121,7 +121,8 @@ def _about(study: Study) -> dict[str, Any]:
     aims["exact_between"] = list(terms.exact_between)
     if study.leaderboard:
         return {"model": ", ".join(study.model), LEADERBOARD: True, "about": study.about}
-    said = {"about": study.about, PREDICT: study.predict}
+    law = study.law and {"name": study.law.written, "sha256": study.law.sha256}
+    said = {"about": study.about, PREDICT: study.predict, LAW: law}
     return {
         "model": ", ".join(study.model),
         "aims": aims,
