@@ -32,7 +32,7 @@ from topkit.experiments.runs.union import sources
 # The folders of the two tables.
 CONDENSED = ("curve/haystacks", "curve/heads")
 # Changes with what is made of the same rows.
-FORM = 1
+FORM = 2
 Tables = tuple[pa.Table, pa.Table]
 
 

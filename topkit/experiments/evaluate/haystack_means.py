@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from topkit.experiments.runs.group_sums import GroupSums
+from topkit.fidelity import ANSWER_KEY
 
 pc: Any = pyarrow.compute
 SETTING = ["task", "length", "sparse_from"]
@@ -25,14 +26,19 @@ METRICS = [
     "bytes_read",
     "index_bytes",
     "own_recall",
+    "top1",
+    *ANSWER_KEY,
 ]
+# For the queries of the unchanged model, whose columns are called shadow_NAME.
+SHADOW = ["recall", "mass", "mass_ratio", "top1", "output_error", *ANSWER_KEY]
+OF_HEADS = ["recall", "mass", *ANSWER_KEY]
 # Of lists that heads share, each judged once.
 UNITS = ["recall", "mass"]
 HAYSTACK = [*SETTING, "haystack", *CELL]
 HEAD = [*SETTING, *CELL, "layer", "head"]
 # The columns of rows that are read.
 ACCURACY = [*HAYSTACK, "wording", "family", "rule", "references", *SCORES]
-FIDELITY = [*HAYSTACK, "layer", "head", "steps", "level", "trivial", *METRICS]
+FIDELITY = [*HAYSTACK, "layer", "head", "steps", "level", "trivial", "shadow", *METRICS]
 
 
 class HaystackMeans:
@@ -42,7 +48,10 @@ class HaystackMeans:
         self._scores = GroupSums([*HAYSTACK, "wording", "family"], SCORES)
         self._heads = GroupSums([*HAYSTACK, "trivial"], METRICS)
         self._units = GroupSums([*HAYSTACK, "trivial"], UNITS)
-        self._by_head = GroupSums(HEAD, ["recall", "mass"])
+        self._shadow = GroupSums([*HAYSTACK, "trivial"], SHADOW)
+        self._by_head = GroupSums(HEAD, OF_HEADS)
+        self._shadow_by_head = GroupSums(HEAD, OF_HEADS)
+        self._any_shadow = False
 
     def add_accuracy(self, rows: pa.Table) -> None:
         self._scores.add(_with_parts(rows))
@@ -51,6 +60,12 @@ class HaystackMeans:
         """Rows at steps of the answer count; earlier versions wrote no others."""
         if "steps" in rows.column_names:
             rows = rows.filter(pc.field("steps") == "answer")
+        rows, shadow = _apart(rows)
+        if len(shadow):
+            self._any_shadow = True
+            shadow = shadow.filter(pc.field("level") == "head")
+            self._shadow.add(shadow)
+            self._shadow_by_head.add(shadow.filter(~pc.field("trivial")))
         heads = rows.filter(pc.field("level") == "head")
         self._heads.add(heads)
         self._units.add(rows.filter(pc.field("level") != "head"))
@@ -59,7 +74,8 @@ class HaystackMeans:
     def by_haystack(self) -> pa.Table:
         """A row a cell and haystack: its questions, their mean scores, the mean fidelity observed.
 
-        unit_recall and unit_mass are those of lists that heads share. trivial_rows counts rows whose k covers
+        unit_recall and unit_mass are those of lists that heads share, shadow_NAME those of selections for the
+        queries of the unchanged model. trivial_rows counts rows whose k covers
         all that is visible: they are left out, unless all are, which `trivial` says.
         """
         heads = self._heads.means("rows")
@@ -69,11 +85,32 @@ class HaystackMeans:
         trivial = trivial.rename_columns([*HAYSTACK, "trivial_rows"])
         table = self._scores.means("questions").join(_counted(heads, [*METRICS, "rows"]), HAYSTACK)
         table = table.join(units, HAYSTACK).join(trivial, HAYSTACK)
+        if self._any_shadow:
+            shadow = _counted(self._shadow.means("rows"), SHADOW)
+            table = table.join(_shadowed(shadow, HAYSTACK), HAYSTACK)
         return table.sort_by([(key, "ascending") for key in HAYSTACK])
 
     def by_head(self) -> pa.Table:
         """A row a cell, layer and query head that had something to choose."""
-        return self._by_head.means("rows").sort_by([(key, "ascending") for key in HEAD])
+        table = self._by_head.means("rows")
+        if self._any_shadow:
+            table = table.join(_shadowed(self._shadow_by_head.means("rows"), HEAD), HEAD)
+        return table.sort_by([(key, "ascending") for key in HEAD])
+
+
+def _apart(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Rows of selections that were made, and of those in shadow; earlier versions wrote no others than the first."""
+    if "shadow" not in rows.column_names:
+        return rows, rows.slice(0, 0)
+    shadow = pc.fill_null(rows["shadow"], False)
+    return rows.filter(pc.invert(shadow)), rows.filter(shadow)
+
+
+def _shadowed(means: pa.Table, keys: list[str]) -> pa.Table:
+    """Means in shadow under names of their own, beside the keys."""
+    names = [name for name in SHADOW if name in means.column_names]
+    kept = means.select([*keys, *names])
+    return kept.rename_columns([*keys, *(f"shadow_{name}" for name in names)])
 
 
 def _with_parts(accuracy: pa.Table) -> pa.Table:

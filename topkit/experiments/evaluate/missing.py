@@ -35,6 +35,26 @@ def unfinished(described: Iterable[Mapping[str, Any]], haystacks: pa.Table) -> l
     return lines
 
 
+def keyless(haystacks: pa.Table) -> list[str]:
+    """A line that names the tasks whose fidelity says nothing of their answers' keys."""
+    if "w" not in haystacks.column_names:  # of earlier versions
+        return []
+    there = dict[str, bool]()
+    columns = [haystacks[name].to_pylist() for name in ("task", "recall", "w")]
+    for task, recall, w in zip(*columns, strict=True):
+        if recall is not None:
+            there[task] = there.get(task, False) or w is not None
+    return without_keys([task for task, known in there.items() if not known])
+
+
+def without_keys(tasks: Sequence[str]) -> list[str]:
+    """The line that says it, of tasks by name; none of no task."""
+    if not tasks:
+        return []
+    named = ", ".join(dict.fromkeys(tasks))
+    return [f"hit, w and ws are empty for {named}: it is not known where the answers stand."]
+
+
 def _wanted(request: Mapping[str, Any]) -> Iterator[tuple[Place, list[tuple[Any, ...]]]]:
     """The haystacks and cells of each task and length of a request to `evaluate`."""
     if not {"tasks", "lengths", "samples", "cells", "sparse_from"} <= request.keys():

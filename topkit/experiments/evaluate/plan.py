@@ -17,6 +17,7 @@ from topkit.experiments.evaluate.finish import finish
 from topkit.experiments.evaluate.halves import drop_halves
 from topkit.experiments.evaluate.identity import identity_of
 from topkit.experiments.evaluate.job import prompt_of, run_job
+from topkit.experiments.evaluate.missing import without_keys
 from topkit.experiments.evaluate.preflight import require_same
 from topkit.experiments.evaluate.request import Part, Request
 from topkit.experiments.evaluate.setting import Setting
@@ -35,7 +36,7 @@ from topkit.experiments.runs.lock import by_turns
 from topkit.experiments.runs.parts import read_table
 from topkit.experiments.runs.plan import Plan
 from topkit.experiments.runs.shards import WHOLE, Shard
-from topkit.experiments.tasks import Prompt, rule_of, task_name
+from topkit.experiments.tasks import Prompt, answer_keys, rule_of, task_name
 from topkit.indexers.equal_bytes import ByteBudget
 
 
@@ -164,6 +165,7 @@ def plan_parts(
     # A length too short for any haystack is refused before anything is touched.
     _require_prompts(left, tokenizer, positions(model))
     prompts = [_prompts(setting, part, tokenizer) for part in parts]
+    notes += _keyless(setting, parts, prompts, tokenizer)
     shares = []
     pieces = request.pieces(shard)
     for part, its, some, shown in zip(parts, pieces, left, prompts, strict=True):
@@ -250,6 +252,20 @@ def _require_prompts(left: Sequence[Sequence[Job]], tokenizer: Any, limit: int |
                     f"prompt {piece.sample} of {task_name(piece.task)} holds {longest:,} tokens with its "
                     f"answer, beyond the {limit:,} positions of the model; ask for a shorter length"
                 )
+
+
+def _keyless(
+    setting: Setting, parts: Sequence[Part], prompts: Sequence[Sequence[Prompt]], tokenizer: Any
+) -> list[str]:
+    """The line that names the tasks whose answers stand nowhere that is known, of their first prompts."""
+    if not setting.observe or not any(c.indexer for part in parts for c in part.cells):
+        return []
+    known = dict[str, bool]()
+    for part, shown in zip(parts, prompts, strict=True):
+        tasks = [task_name(task) for task in part.tasks for _ in part.lengths]
+        for name, made in zip(tasks, shown, strict=True):
+            known[name] = known.get(name, False) or answer_keys(made, tokenizer) is not None
+    return without_keys([name for name, its in known.items() if not its])
 
 
 def _prompts(setting: Setting, part: Part, tokenizer: Any) -> list[Prompt]:

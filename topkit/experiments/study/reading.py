@@ -11,7 +11,7 @@ from typing import Any
 from topkit.documents import SHA256, Number, Text, Whole, read_json
 from topkit.errors import InputError
 from topkit.experiments.evaluate.condensed import condensed, keep_condensed
-from topkit.experiments.evaluate.missing import unfinished
+from topkit.experiments.evaluate.missing import keyless, unfinished
 from topkit.experiments.runs import run_file
 from topkit.experiments.study.course import SPLIT
 from topkit.experiments.study.curve import Curve
@@ -100,6 +100,7 @@ def _of_run(places: Sequence[Path], keeps: bool) -> Reading:
     tables = keep_condensed(places[0]) if alone else condensed(*places)
     described = [run for place in places if (run := run_file.read(place)) is not None]
     origin = list(dict.fromkeys(line for one in described for line in sentences(one)))
+    origin += keyless(tables[0])
     return Reading(curves_of(*tables), origin, unfinished(described, tables[0]))
 
 

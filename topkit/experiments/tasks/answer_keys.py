@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from topkit.experiments.tasks.encoding import encode
 from topkit.experiments.tasks.prompt import Prompt, Question
 
 # No slot: the token stands nowhere that is known.
@@ -41,14 +42,11 @@ def _of_question(question: Question, read: _Spelt | None, tokenizer: Any) -> Ans
     said, at = _Spelt.of(question.answer_ids, tokenizer), 0
     for reference, fact in zip(question.references, question.facts, strict=False):
         value = _bare(reference)
-        place, begin = read.only(_bare(fact)), said.text.find(value, at)
-        inside = _bare(fact).rfind(value)
-        if begin < 0:
+        begin, place = said.text.find(value, at), read.end_of(_bare(fact), value)
+        if begin < 0 or place is None:
             continue
         at = begin + len(value)
-        if place is None or inside < 0:
-            continue
-        there = dict(read.tokens(place + inside, len(value)))
+        there = dict(read.tokens(place, len(value)))
         for token, number in said.tokens(begin, len(value)):
             slots[number] = there.get(token, NONE)
     return tuple(slots)
@@ -64,14 +62,27 @@ class _Spelt:
 
     @classmethod
     def of(cls, ids: Sequence[int], tokenizer: Any) -> _Spelt:
-        known = {token: _bare(tokenizer.decode([token])) for token in set(ids)}
+        # Behind another: some decoders write a token at a text's start in another way.
+        behind = encode(tokenizer, "a")
+        before = len(_bare(tokenizer.decode(behind)))
+        known = {t: _bare(tokenizer.decode([*behind, t]))[before:] for t in set(ids)}
         pieces = [known[token] for token in ids]
         starts = list(accumulate(map(len, pieces), initial=0))
         return cls("".join(pieces), pieces, starts)
 
-    def only(self, text: str) -> int | None:
-        """Where a text stands that stands there once; None otherwise."""
-        place = self.text.find(text) if text else -1
+    def end_of(self, fact: str, value: str) -> int | None:
+        """Where a value stands that ends what stands once: its fact, or itself; None where it does not.
+
+        What a fact goes on with may be a question's token, and of its words some may be unknown.
+        """
+        inside = fact.rfind(value)
+        if inside < 0 or not value:
+            return None
+        place = self._only(fact[: inside + len(value)])
+        return self._only(value) if place is None else place + inside
+
+    def _only(self, text: str) -> int | None:
+        place = self.text.find(text)
         return None if place < 0 or self.text.find(text, place + 1) >= 0 else place
 
     def tokens(self, begin: int, length: int) -> Iterator[tuple[tuple[int, str], int]]:
@@ -82,4 +93,5 @@ class _Spelt:
 
 
 def _bare(text: str) -> str:
-    return "".join(text.split())
+    """A text without its blanks, in small letters, as some tokenizers write it."""
+    return "".join(text.split()).lower()
