@@ -67,8 +67,12 @@ def study(
         typer.Option("--distractors", help="The pilot's ladder: 60,16,4; the first that suits."),
     ] = None,
     sparse_from: Annotated[
-        str | None,
-        typer.Option("--sparse-from", metavar="question|answer", help="Where selectors begin."),
+        list[str] | None,
+        typer.Option(
+            "--sparse-from",
+            metavar="question|answer",
+            help="Where selectors begin; repeatable: a folder each.",
+        ),
     ] = None,
     observe: Annotated[
         str | None,
@@ -84,6 +88,12 @@ def study(
     reach: Annotated[
         float | None,
         typer.Option("--reach", min=0, max=1, help="Half an interval's width that is aimed at."),
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            "--margin", help="Whether exact Top-k equals full attention within so much: 0.01."
+        ),
     ] = None,
     device: o.Device = None,
     dtype: o.DType = None,
@@ -119,7 +129,7 @@ def study(
         indexers=indexer or None,
         seed=seed or None,
         pilot=_pilot(pilot, pilot_haystacks, distractors),
-        sparse_from=sparse_from,
+        sparse_from=sparse_from or None,
         observe=observe and OBSERVED[parse_name(observe, list(OBSERVED), "way to observe")],
         shadow=shadow,
         text=text,
@@ -127,6 +137,7 @@ def study(
         dtype=dtype,
         batch_size=batch_size,
         reach=reach,
+        margin=margin,
         # A worker may take 3 GB; the cores that are left serve the workers' threads.
         jobs=jobs if jobs or runner else min(os.cpu_count() or 1, 4),
         runner=runner,

@@ -11,7 +11,7 @@ from pathlib import Path
 from topkit.experiments.runs import manifest, run_file
 
 # The tables that a run may hold, each a folder of parts.
-TABLES = ("accuracy", "fidelity", "curve/haystacks", "curve/heads")
+TABLES = ("accuracy", "fidelity", "curve/haystacks", "curve/heads", "curve/law")
 # Files in a run's own folder; temporary files that a killed run left bear these names. run.json goes
 # last where they are deleted: rows without it would belong to nobody.
 FILES = ("predictions.jsonl", "study.json", "report.html", run_file.NAME)

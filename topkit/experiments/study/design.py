@@ -12,6 +12,7 @@ from topkit.experiments.evaluate.plan import Part
 from topkit.experiments.evaluate.setting import ROWS
 from topkit.experiments.runs.cells import Cell, in_order
 from topkit.experiments.study.kinds import EXACT
+from topkit.experiments.study.law import Law
 from topkit.experiments.tasks import Task, task_name
 from topkit.indexers.base import Indexer
 from topkit.indexers.budget import Budget
@@ -40,6 +41,8 @@ class Study:
     """What a study runs; a task or an indexer may name lengths or budgets of its own.
 
     budget: of bytes, at which indexers read alike. reach: half the width of an interval on an accuracy, at most.
+    margin: within which exact Top-k is to equal full attention; None where that is not asked. predict: whether the
+    report says how well each metric predicts accuracy. law: a registered one, put to the test.
     leaderboard: whether recipes are ranked. own: what a model has instead.
     """
 
@@ -52,7 +55,7 @@ class Study:
     budget: tuple[ByteBudget, ...] = ()
     indexers: tuple[tuple[Indexer, tuple[Budget, ...] | None], ...]
     seed: tuple[int, ...] = (0,)
-    sparse_from: str = "question"
+    sparse_from: tuple[str, ...] = ("question",)
     observe: bool | str = True
     shadow: bool = False
     text: Path | None = None
@@ -61,6 +64,9 @@ class Study:
     batch_size: int = ROWS
     pilot: Pilot | None = field(default_factory=Pilot)
     reach: float | None = None
+    margin: float | None = None
+    predict: bool = False
+    law: Law | None = None
     leaderboard: bool = False
     about: str = ""
     own: Mapping[str, Study] = field(default_factory=lambda: dict[str, Study]())

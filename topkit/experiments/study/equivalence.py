@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from topkit.errors import GateFailed, InputError, Undecided
 from topkit.experiments.runs.cells import DENSE
 from topkit.experiments.study.curve import Curve
+from topkit.experiments.study.equality import needed, plan
 from topkit.experiments.study.intervals import MARGIN, Intervals
 from topkit.experiments.study.kinds import EXACT, words_of
 from topkit.experiments.study.sentences import BETTER, FLOOR, GOOD, UNDECIDED, WORSE, judged, said
@@ -75,6 +76,9 @@ def _verdict(intervals: Intervals, place: int, against: str) -> tuple[str, str]:
     line = f"{words_of(cell)} on {curve.title}: {said(gap, signed=True)} to {AGAINST[against]}"
     if word == FLOOR:
         line += f", which scores {score:.2f}: no loss of {intervals.margin:g} could show"
+    if word == UNDECIDED:
+        count = needed(curve, place, base, intervals.margin)
+        line += f" ({plan(count, len(curve.haystacks))})"
     return word, line
 
 

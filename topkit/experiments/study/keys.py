@@ -10,6 +10,7 @@ from typing import Any, cast
 from topkit.documents import Number, Whole, path_of, quote
 from topkit.errors import InputError
 from topkit.experiments.evaluate.setting import OBSERVED, SPARSE_FROM
+from topkit.experiments.study.law import Law, read_law
 from topkit.experiments.tasks import Task, make_task
 from topkit.grammar import nearest
 from topkit.grammar.lengths import parse_length
@@ -135,11 +136,23 @@ def between(value: Any) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
+def between_ends(value: Any) -> float:
+    """A share that is neither 0 nor 1."""
+    share = number(Number(0, 1))(value)
+    if not 0 < share < 1:
+        raise InputError(f"expected a share between 0 and 1, as 0.01; got {quote(value)}")
+    return share
+
+
 def yes_or_no(value: Any) -> bool:
     """true or false."""
     if not isinstance(value, bool):
         raise InputError(f"expected true or false; got {quote(value)}")
     return value
+
+
+def a_law(value: Any) -> Law:
+    return value if isinstance(value, Law) else read_law(text(value))
 
 
 def a_path(value: Any) -> Path:
@@ -157,7 +170,7 @@ READERS: dict[str, Reader] = {
     "budget": parse_byte_budgets,
     "indexers": with_own(indexer, budgets),
     "seed": some(number(Whole())),
-    "sparse_from": one_of({word: word for word in SPARSE_FROM}),
+    "sparse_from": some(one_of({word: word for word in SPARSE_FROM})),
     "observe": one_of(OBSERVED),
     "shadow": yes_or_no,
     "text": a_path,
@@ -165,6 +178,9 @@ READERS: dict[str, Reader] = {
     "dtype": one_of({word: word for word in DTYPES}),
     "batch_size": number(Whole(1)),
     "reach": number(Number(0, 1)),
+    "margin": between_ends,
+    "predict": yes_or_no,
+    "law": a_law,
     "leaderboard": yes_or_no,
 }
 PILOT: dict[str, Reader] = {

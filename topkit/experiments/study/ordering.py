@@ -114,7 +114,7 @@ def prediction(recall: Array, mass: Array, goal: Array, families: Sequence[str])
     """
     names = list(dict.fromkeys(families))
     errors = [
-        _left_out(x, goal, np.array([names.index(family) for family in families]))
+        left_out_errors(x, goal, np.array([names.index(family) for family in families]))
         for x in (recall, mass, np.zeros_like(goal))
     ]
     every = np.stack([*errors, errors[1] - errors[0]])
@@ -122,15 +122,20 @@ def prediction(recall: Array, mass: Array, goal: Array, families: Sequence[str])
     return Prediction(len(names), *(means[place] for place in range(4)))
 
 
-def _left_out(x: Array, goal: Array, of: NDArray[np.int64]) -> Array:
-    """The mean error on each family when the rest predict it [F]."""
-    errors: list[float] = []
+def left_out_errors(x: Array, goal: Array, of: NDArray[np.int64]) -> Array:
+    """The mean error on each family [F] when the rest predict it; of [C]: the number of each cell's family."""
+    errors = np.abs(left_out(x, goal, of) - goal)
+    return np.bincount(of, errors) / np.bincount(of)
+
+
+def left_out(x: Array, goal: Array, of: NDArray[np.int64]) -> Array:
+    """What each cell's goal [C] is predicted to be by a curve of x that never falls, through other families."""
+    made = np.empty_like(goal)
     for number in range(int(of.max()) + 1):
         rest = of != number
         weights = 1 / np.bincount(of)[of[rest]]
-        places, heights = isotonic(x[rest], goal[rest], weights)
-        errors.append(float(np.abs(np.interp(x[~rest], places, heights) - goal[~rest]).mean()))
-    return np.array(errors)
+        made[~rest] = np.interp(x[~rest], *isotonic(x[rest], goal[rest], weights))
+    return made
 
 
 def isotonic(x: Array, y: Array, weights: Array) -> tuple[Array, Array]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from topkit.documents import Number, Text, Whole, read_json
+from topkit.documents import SHA256, Number, Text, Whole, read_json
 from topkit.errors import InputError
 from topkit.experiments.evaluate.condensed import condensed, keep_condensed
 from topkit.experiments.evaluate.missing import keyless, unfinished
 from topkit.experiments.runs import run_file
+from topkit.experiments.study.course import SPLIT
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.curves import curves as curves_of
 from topkit.experiments.study.equal_recipes import SCHEMA
@@ -24,11 +25,18 @@ STUDY = "study.json"
 RUNS = "runs"
 # What a run's own study.json says of it.
 OF_A_RUN = ("pilot", "left out")
-_FOLDER = Text(r"[\w.-]*[\w-][\w.-]*(/seed-[0-9]+)?", "a folder below the study's own")
+_FOLDER = Text(
+    r"[\w.-]*[\w-][\w.-]*(/from-[a-z]+)?(/seed-[0-9]+)?", "a folder below the study's own"
+)
 ABOUT = {
     "model?": str,
-    "runs?": [{"model": str, "seed": Whole(), "folder": _FOLDER}],
-    "aims?": {"reach?": Number(0, 1), "exact_between?": (Number(0, 1), Number(0, 1))},
+    "runs?": [{"model": str, "seed": Whole(), "folder": _FOLDER, f"{SPLIT}?": _FOLDER}],
+    "law?": {"name": str, "sha256": SHA256},
+    "aims?": {
+        "reach?": Number(0, 1),
+        "margin?": Number(0, 1),
+        "exact_between?": (Number(0, 1), Number(0, 1)),
+    },
     **SCHEMA,
     str: object,
 }
@@ -66,8 +74,9 @@ def reading(places: Sequence[Path], study: Mapping[str, Any]) -> Reading:
             there = [p / folder for p in places if (p / folder / run_file.NAME).exists()]
             if there:
                 own.append(_of_run(there, keeps=False))
-                origin += [f"{name}: {line}" for line in (*own[-1].origin, *_said(there[0]))]
-                absent += [f"{name}: {line}" for line in own[-1].absent]
+                of = name if len(models) > 1 else folder
+                origin += [f"{of}: {line}" for line in (*own[-1].origin, *_said(there[0]))]
+                absent += [f"{of}: {line}" for line in own[-1].absent]
             else:
                 absent.append(f"{places[0] / folder} was not run yet.")
         for curve in joined([read.curves for read in own]):

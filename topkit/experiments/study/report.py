@@ -13,6 +13,7 @@ from topkit.errors import InputError
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.study.accuracy_by_k import by_budget
 from topkit.experiments.study.aims import checks
+from topkit.experiments.study.blocks import as_html
 from topkit.experiments.study.budget_figures import MOST, figures_of
 from topkit.experiments.study.captions import CAPTIONS, METHOD, NOT_SHOWN, TWO_MODELS
 from topkit.experiments.study.cells_table import cells_table
@@ -27,6 +28,7 @@ from topkit.experiments.study.models_compared import sentences as carried
 from topkit.experiments.study.page import PAGE, listed, save_figure
 from topkit.experiments.study.pictures import Pictures, pictures
 from topkit.experiments.study.reading import RUNS, STUDY, Reading, reading, study_of
+from topkit.experiments.study.sections import sections
 from topkit.experiments.study.two_models import CAPTION, by_model
 from topkit.indexers.budget import Budget, Budgets, parse_budgets
 
@@ -70,7 +72,8 @@ def reported(
     shown = [(curve, _at(curve, budgets)) for curve in read.curves]
     all_findings = [Findings(curve, margin, k) for curve, ks in shown for k in ks]
     with pictures(MOST * len(all_findings)) as drawn:
-        body = list(_body(all_findings, study, folder / "figures", read, budgets, drawn))
+        asked = list(map(as_html, sections(study, all_findings, runs[0])))
+        body = list(_body(all_findings, study, folder / "figures", read, budgets, drawn, asked))
     title = "How good must an indexer be before the model notices?"
     page = PAGE.format(title=title, body="\n".join(body))
     write_whole(
@@ -104,11 +107,13 @@ def _body(
     read: Reading,
     budgets: Sequence[Budget] | None,
     drawn: Pictures,
+    asked: Sequence[str],
 ) -> Iterator[str]:
     yield f'<p class="lead">{escape(_lead(all_findings, study))}</p>'
     yield f'<p class="note">{escape(" ".join(read.origin))}</p>'
     if read.absent:
         yield f'<div class="audit"><h3>Not finished</h3>{listed(read.absent)}</div>'
+    yield from asked
     for findings in all_findings:
         if len(all_findings) > 1:
             yield f"<h3>{escape(_title(findings))}</h3>"

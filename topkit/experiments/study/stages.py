@@ -12,16 +12,19 @@ from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.model.compatibility import probe, unserved
 from topkit.experiments.model.load import load_once
 from topkit.experiments.runs import run_file
+from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.equal_cells import shape_of
 from topkit.experiments.runs.shards import WHOLE
 from topkit.experiments.study.course import Course, Stage
 from topkit.experiments.study.design import Study
 from topkit.experiments.study.equal_recipes import RAN, ran
 from topkit.experiments.study.haystacks import curves_of_parts
+from topkit.experiments.study.kinds import EXACT
 from topkit.experiments.study.pilot import Placed, asked, ladders, placed
 from topkit.experiments.study.reading import STUDY, study_of
 from topkit.grammar import short
 from topkit.indexers.base import Indexer
+from topkit.indexers.budget import parse_budget
 
 
 def about_of(course: Course, stage: Stage) -> dict[str, Any]:
@@ -84,14 +87,17 @@ def evaluation(course: Course, stage: Stage, piloted: bool = False) -> EvaluateP
         device=study.device,
         dtype=study.dtype,
         seed=stage.seed,
-        sparse_from=study.sparse_from,
-        observe=False if stage.pilot else study.observe,
-        shadow=study.shadow and not stage.pilot,
+        sparse_from=stage.sparse_from,
+        observe="answer-rows" if stage.split else False if stage.pilot else study.observe,
+        shadow=study.shadow and not (stage.pilot or stage.split),
         rows=study.batch_size,
         text=study.text,
         threads=course.crew.threads,
     )
-    notes, parts = _pilot(study) if stage.pilot else _parts(course, stage, piloted)
+    if stage.split:
+        notes, parts = list[str](), _split(study)
+    else:
+        notes, parts = _pilot(study) if stage.pilot else _parts(course, stage, piloted)
     loaded = load_once(stage.model, study.device, study.dtype)
     return plan_parts(
         loaded,
@@ -100,12 +106,12 @@ def evaluation(course: Course, stage: Stage, piloted: bool = False) -> EvaluateP
         workers=course.crew.workers,
         runner=course.crew.runner,
         # All shards need a pilot's choice before they begin: the first to come runs it, and others wait.
-        shard=WHOLE if stage.pilot else course.shard,
-        waits=stage.pilot and not course.shard.whole,
+        shard=WHOLE if stage.pilot or stage.split else course.shard,
+        waits=(stage.pilot or stage.split) and not course.shard.whole,
         force=course.force,
         notes=notes,
-        # A pilot has oracles alone.
-        budgets=() if stage.pilot else study.budget,
+        # A pilot and a split have oracles alone.
+        budgets=() if stage.pilot or stage.split else study.budget,
         leave_out=True,
     )
 
@@ -113,6 +119,16 @@ def evaluation(course: Course, stage: Stage, piloted: bool = False) -> EvaluateP
 def _pilot(study: Study) -> tuple[list[str], list[Part]]:
     assert study.pilot is not None
     return study.short_files, asked(study, study.pilot)
+
+
+def _split(study: Study) -> list[Part]:
+    """A dense pass over haystacks that are no others', by a selection of all keys, which is judged."""
+    assert study.law is not None
+    every, dense = study.law.split, Cell(EXACT, parse_budget("100%"))
+    return [
+        Part((task,), (length,), every, (dense,), study.haystacks_of(task, length))
+        for task, length in study.settings
+    ]
 
 
 def _parts(course: Course, stage: Stage, piloted: bool) -> tuple[list[str], list[Part]]:

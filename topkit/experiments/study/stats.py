@@ -132,6 +132,46 @@ def difference(rates: Array, questions: Array, base: int, level: float = 0.95) -
     return Interval(gap, low, high)
 
 
+def paired(rates: Array, questions: Array, base: int, level: float = 0.95) -> Interval:
+    """Each cell's mean minus that of cell `base` [C], by what the two differ by on each haystack alone.
+
+    Nothing is assumed of what both have in common, unlike `difference`.
+    """
+    gaps, share = rates - rates[base], questions / questions.sum()
+    sizes = gaps**2 @ share, np.abs(gaps) @ share
+    found = paired_ends(gaps @ share, *sizes, questions.sum() ** 2 / (questions**2).sum(), level)
+    found.low[base] = found.high[base] = 0.0
+    return found
+
+
+def paired_ends(
+    gap: Array, square: Array, size: Array, haystacks: float, level: float = 0.95
+) -> Interval:
+    """The interval of a mean difference per haystack, of its mean square and mean size.
+
+    Ends solve n (gap - end)^2 = z^2 max(spread, step |end| - end^2) for n haystacks, z Student's: a score
+    interval, whose variance is never less than an end of that size implies. step: how much a haystack loses
+    where it loses, all of itself until haystacks say otherwise. Where none differ the width is about z^2 / n.
+    Source: after Tango's interval of paired proportions (Statistics in Medicine 17, 1998).
+    """
+    n, z2 = haystacks, _quantile(level, round(haystacks) - 1) ** 2
+    step = (n * square + 1) / (n * size + 1)
+    spread = np.sqrt(z2 * np.maximum(square * n / max(n - 1, 1) - gap**2, 0) / n)
+
+    def implied(gap: Array, sign: int) -> Array:
+        """The largest end of a sign whose own variance allows it; minus infinity for none."""
+        half = n * gap + sign * z2 * step / 2
+        root = half**2 - (n + z2) * n * gap**2
+        largest = (half + np.sqrt(np.maximum(root, 0))) / (n + z2)
+        return np.where((root >= 0) & (sign * largest >= 0), largest, -np.inf)
+
+    def end(gap: Array) -> Array:
+        """The upper end, by whichever variance is the larger."""
+        return np.minimum(np.max([gap + spread, implied(gap, 1), implied(gap, -1)], axis=0), 1)
+
+    return Interval(gap, -end(-gap), end(gap))
+
+
 def _correlation(rates: Array, questions: Array, base: int) -> Array:
     """Pearson's, of each cell's haystack means with those of cell `base`; 0 where one is constant."""
     off = (rates - (rates @ questions / questions.sum())[:, None]) * np.sqrt(questions)

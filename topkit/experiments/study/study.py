@@ -18,6 +18,7 @@ from topkit.experiments.study.course import Course
 from topkit.experiments.study.design import Pilot, Study
 from topkit.experiments.study.equal_recipes import LEADERBOARD
 from topkit.experiments.study.keys import listed
+from topkit.experiments.study.sections import LAW, PREDICT
 from topkit.experiments.study.study_file import read_study
 from topkit.experiments.study.study_plan import plan_of
 from topkit.grammar import nearest
@@ -43,7 +44,7 @@ def run_study(
     indexers: Any = None,
     seed: Any = None,
     pilot: bool | Mapping[str, Any] | Pilot | None = None,
-    sparse_from: str | None = None,
+    sparse_from: Any = None,
     observe: bool | str | None = None,
     shadow: bool | None = None,
     text: str | Path | None = None,
@@ -51,6 +52,7 @@ def run_study(
     dtype: str | None = None,
     batch_size: int | None = None,
     reach: float | None = None,
+    margin: float | None = None,
     jobs: int | None = None,
     force: bool = False,
     runner: str | Runner | None = None,
@@ -98,6 +100,7 @@ def run_study(
         dtype=dtype,
         batch_size=batch_size,
         reach=reach,
+        margin=margin,
     )
     course = Course(
         study=study,
@@ -112,9 +115,16 @@ def run_study(
 
 def _about(study: Study) -> dict[str, Any]:
     """What study.json says whatever the stage."""
-    aims: dict[str, Any] = {} if study.reach is None else {"reach": study.reach}
+    asked = {"reach": study.reach, "margin": study.margin}
+    aims: dict[str, Any] = {name: aim for name, aim in asked.items() if aim is not None}
     terms = study.pilot or Pilot()
     aims["exact_between"] = list(terms.exact_between)
     if study.leaderboard:
         return {"model": ", ".join(study.model), LEADERBOARD: True, "about": study.about}
-    return {"model": ", ".join(study.model), "aims": aims, **({"about": study.about} if study.about else {})}  # fmt: skip
+    law = study.law and {"name": study.law.written, "sha256": study.law.sha256}
+    said = {"about": study.about, PREDICT: study.predict, LAW: law}
+    return {
+        "model": ", ".join(study.model),
+        "aims": aims,
+        **{key: x for key, x in said.items() if x},
+    }

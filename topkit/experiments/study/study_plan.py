@@ -17,9 +17,11 @@ from topkit.experiments.runs.cells import require_able
 from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.runs.plan import Plan
-from topkit.experiments.study.course import Course, Stage
+from topkit.experiments.study.course import SPLIT, Course, Stage
+from topkit.experiments.study.law import require_unchanged
 from topkit.experiments.study.reading import RUNS, STUDY, study_of
 from topkit.experiments.study.report import write_report
+from topkit.experiments.study.sections import LAW
 from topkit.experiments.study.stages import about_of, evaluation
 
 
@@ -29,6 +31,7 @@ def plan_of(course: Course) -> StudyPlan:
     Raises: InputError as `evaluate` does, for any stage; and where a finished pilot finds nothing to study.
     """
     _require_room(course)
+    _require_law(course)
     # A pilot asks exact Top-k alone: what the cells behind it lack would be met once it has run.
     for model in course.study.model:
         for cell in course.study.of(model).cells:
@@ -47,6 +50,13 @@ def _require_room(course: Course) -> None:
         raise InputError(f"{course.out} holds a run of one model and seed; use another folder")
     if not course.several and RUNS in study_of(course.out / STUDY):
         raise InputError(f"{course.out} holds a study of several runs; use another folder")
+
+
+def _require_law(course: Course) -> None:
+    """A folder's law is the one that it was begun with."""
+    law, said = course.study.law, study_of(course.out / STUDY).get(LAW)
+    if law is not None and said is not None and not course.force:
+        require_unchanged(law, said["sha256"], course.out)
 
 
 def _plan(
@@ -116,7 +126,7 @@ class StudyPlan(Plan[Path]):
             # Before the jobs, so that a study cut short can be reported as what it is.
             if course.several:
                 _write(course.out / STUDY, {**course.about, RUNS: _listed(course)})
-            if not stage.pilot:
+            if not (stage.pilot or stage.split):
                 _write(stage.out / STUDY, about_of(course, stage))
             yield jobs
 
@@ -137,14 +147,25 @@ class StudyPlan(Plan[Path]):
 
 
 def _words(stage: Stage) -> str:
-    return f"{stage.model}, {'pilot' if stage.pilot else f'seed {stage.seed}'}"
+    what = "pilot" if stage.pilot else "split" if stage.split else f"seed {stage.seed}"
+    return f"{stage.model}, {what}"
 
 
 def _listed(course: Course) -> list[dict[str, Any]]:
     return [
-        {"model": run.model, "seed": run.seed, "folder": str(run.out.relative_to(course.out))}
+        {
+            "model": run.model,
+            "seed": run.seed,
+            "folder": str(run.out.relative_to(course.out)),
+            **_split(course, run),
+        }
         for run in course.runs
     ]
+
+
+def _split(course: Course, run: Stage) -> dict[str, str]:
+    split = course.split_of(run)
+    return {} if split is None else {SPLIT: str(split.relative_to(course.out))}
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

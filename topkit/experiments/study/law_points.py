@@ -1,0 +1,114 @@
+"""What a law predicts of a run and what was scored, a point a cell and task."""
+
+# pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+# (pyarrow comes without types.)
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from topkit.experiments.evaluate.condensed import condensed
+from topkit.experiments.runs.cells import DENSE, Cell
+from topkit.experiments.study.kinds import family_of, kind_of, manner_of
+from topkit.experiments.study.law import Law
+from topkit.experiments.study.law_rows import FORMS, PLACE, law_table
+from topkit.indexers.budget import parse_budget
+from topkit.indexers.spec import recorded
+
+# What the law is held against, each with the sign by which more is better.
+RIVALS = {"recall": 1, "mass": 1, "top1": 1, "output_error": -1}
+_LAW = dict(zip(FORMS, ("law", "law_shadow"), strict=True))
+
+
+@dataclass(frozen=True)
+class Point:
+    """A cell on a task at a length: what it scored, what is predicted by each form, and what was observed.
+
+    noise: the standard error, over haystacks, of score minus prediction, by form.
+    """
+
+    task: str
+    length: int
+    cell: Cell
+    haystacks: int
+    scored: float
+    predicted: Mapping[str, float]
+    noise: Mapping[str, float]
+    metrics: Mapping[str, float]
+
+    @property
+    def family(self) -> str:
+        """Of an oracle, its manner of loss."""
+        return manner_of(self.cell) if kind_of(self.cell) == "oracle" else family_of(self.cell)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model's points, and the heads that were found to read its answers."""
+
+    model: str
+    heads: Sequence[tuple[int, int]]
+    points: Sequence[Point]
+
+
+def predictions(model: str, run: Path, split: Path, law: Law) -> Predictions:
+    """The points of a run, whose reading heads a split of haystacks of its own shows.
+
+    Controls, and cells that leave nothing to choose, are no points: they would be predicted by anything.
+    Raises: InputError for a run without answers' keys, and one kept of another law.
+    """
+    table, heads = law_table(run, split, law)
+    by_place = {tuple(row[name] for name in PLACE): row for row in table.to_pylist()}
+    scores = condensed(run)[0].to_pylist()
+    dense = {_haystack(row): row["score"] for row in scores if row["indexer"] == DENSE}
+    groups: dict[tuple[Any, ...], list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    for row in scores:
+        found = by_place.get(tuple(row[name] for name in PLACE))
+        if found is not None and not row["trivial"] and _haystack(row) in dense:
+            key = row["task"], row["length"], row["indexer"], row["budget"]
+            groups.setdefault(key, []).append((row, found))
+    points = [_point(key, rows, dense) for key, rows in groups.items()]
+    return Predictions(model, heads, [p for p in points if kind_of(p.cell) in ("real", "oracle")])
+
+
+def _haystack(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["task"], row["length"], row["sparse_from"], row["haystack"]
+
+
+def _point(
+    key: tuple[Any, ...],
+    rows: Sequence[tuple[dict[str, Any], dict[str, Any]]],
+    dense: Mapping[tuple[Any, ...], float],
+) -> Point:
+    task, length, indexer, budget = key
+    share = np.array([row["questions"] for row, _ in rows], dtype=float)
+    share = share / share.sum()
+    scored = np.array([row["score"] for row, _ in rows], dtype=float)
+    ceiling = np.array([dense[_haystack(row)] for row, _ in rows], dtype=float) @ share
+    predicted, noise = dict[str, float](), dict[str, float]()
+    for form, column in _LAW.items():
+        chances = np.array([found[column] for _, found in rows], dtype=float)
+        if np.isfinite(chances).all():
+            predicted[form] = float(ceiling * (chances @ share))
+            noise[form] = _error(scored - ceiling * chances, share)
+    metrics = {name: _mean([row.get(name) for row, _ in rows], share) for name in RIVALS}
+    metrics["ws"] = _mean([found["ws"] for _, found in rows], share)
+    cell = Cell(recorded(indexer), parse_budget(budget))
+    return Point(task, length, cell, len(rows), float(scored @ share), predicted, noise, metrics)
+
+
+def _error(gaps: Any, share: Any) -> float:
+    """The standard error of a weighted mean."""
+    count = len(gaps)
+    off = (gaps - gaps @ share) * share
+    return float(np.sqrt(count / max(count - 1, 1) * (off**2).sum()))
+
+
+def _mean(values: Sequence[float | None], share: Any) -> float:
+    numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
+    return float(numbers @ share)

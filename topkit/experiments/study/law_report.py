@@ -1,0 +1,122 @@
+"""What a study of a law says: for each model the verdict, the errors of the law and its rivals, the calibration."""
+
+# pyright: strict
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from topkit.experiments.study.blocks import Block, Heading, Items, Paragraph, Table
+from topkit.experiments.study.law import Law
+from topkit.experiments.study.law_points import RIVALS, Point, Predictions
+from topkit.experiments.study.law_rows import FORMS
+from topkit.experiments.study.law_verdict import Tested, assessed, rival, verdict
+from topkit.experiments.study.sentences import said
+
+COLUMNS = ("predicted from", "mean error on a family", "slope", "intercept", "fitted to")
+HOW = (
+    "The law has no number that is fitted here: an expected score is full attention's times the product, over the steps "
+    "of the answer whose key stands in the haystack, of {formula}, ws being the mean over the model's {heads} reading "
+    "heads of the weight that attention over the chosen keys gives to that key. Observed: of the queries of the cell "
+    "itself; shadow: of the unchanged model's. Reading heads are those of the largest weight on the key in a dense pass "
+    "over {split} haystacks of their own. Each rival is the best curve that never falls through all other families' "
+    "points of the model. Errors: Student's interval over families, each counting once; calibrated is a slope of 1 and "
+    "an intercept of 0, whose intervals draw families. Oracles' manners of loss count as families here, as registered."
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A model's verdict by a form of the law, and what it is made of."""
+
+    model: str
+    form: str
+    word: str
+    why: str
+    law: Tested
+    families: int
+    cells: int
+    haystacks: int
+
+
+def counted(law: Law, found: Predictions) -> list[Point]:
+    """The points of tasks that the law is registered to predict of a model; another model is the kept one."""
+    tasks = law.models.get(found.model, law.kept[1])
+    unseen = [point for point in found.points if point.task.partition(":")[0] not in law.seen]
+    return [point for point in unseen if point.task in tasks]
+
+
+def outcome(law: Law, found: Predictions, form: str) -> Outcome | None:
+    """None where no point is registered, or none has the form."""
+    points = [point for point in counted(law, found) if form in point.predicted]
+    if len({point.family for point in points}) < 2:
+        return None
+    families = [point.family for point in points]
+    made = assessed(
+        np.array([point.predicted[form] for point in points]),
+        np.array([point.scored for point in points]),
+        families,
+        np.array([point.noise[form] for point in points]),
+    )
+    count, haystacks = len(set(families)), min(point.haystacks for point in points)
+    word, why = verdict(law, made, count, haystacks)
+    return Outcome(found.model, form, word, why, made, count, len(points), haystacks)
+
+
+def blocks(law: Law, several: Sequence[Predictions], level: int = 2) -> Iterator[Block]:
+    """The section of a report, or of a page."""
+    yield Heading(f"Does the law {law.name} hold?", level)
+    yield Paragraph(HOW.format(formula=f"`{law.formula}`", heads=law.heads, split=law.split))
+    for found in several:
+        yield Heading(found.model, level + 1)
+        yield Items(list(sentences(law, found)))
+        rows = list(_rows(law, found))
+        if rows:
+            yield Table(COLUMNS, rows)
+
+
+def sentences(law: Law, found: Predictions) -> Iterator[str]:
+    """The verdict by each form, how much of the error is chance, and what is not counted."""
+    outcomes = [one for form in FORMS if (one := outcome(law, found, form)) is not None]
+    for one in outcomes:
+        yield (
+            f"{one.form.capitalize()}: {one.word}. {one.why[0].upper()}{one.why[1:]} ({one.cells} cells of "
+            f"{one.families} families, {one.haystacks} haystacks a task; sampling alone would leave "
+            f"{one.law.by_chance:.3f})."
+        )
+    if not outcomes:
+        yield "No task that the law is registered to predict of this model was run with two families."
+    tasks = dict.fromkeys(point.task for point in found.points)
+    other = [task for task in tasks if task not in {point.task for point in counted(law, found)}]
+    if other:
+        yield f"Not counted, since the law was chosen on them or is not registered for them: {', '.join(other)}."
+    yield f"Reading heads (layer.head): {', '.join(f'{layer}.{head}' for layer, head in found.heads)}."
+
+
+def _rows(law: Law, found: Predictions) -> Iterator[list[str]]:
+    points = counted(law, found)
+    for form in FORMS:
+        one = outcome(law, found, form)
+        if one is not None:
+            yield _row(f"the law, {form}", one.law, "nothing")
+    families = [point.family for point in points]
+    if len(set(families)) < 2:
+        return
+    scored = np.array([point.scored for point in points])
+    for name, sign in {"ws": 1, **RIVALS}.items():
+        values = sign * np.array([point.metrics[name] for point in points])
+        if np.isfinite(values).all():
+            made = assessed(rival(values, scored, families), scored, families)
+            yield _row(f"`{name}`", made, "the other families")
+
+
+def _row(name: str, found: Tested, fitted: str) -> list[str]:
+    return [
+        name,
+        said(found.error, digits=3),
+        said(found.slope),
+        said(found.intercept, signed=True),
+        fitted,
+    ]
