@@ -6,12 +6,14 @@ import json
 import lzma
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from topkit.errors import InputError
+from topkit.experiments.runs.parts import write_whole
 
 
 def books(corpus: Path | str, split: str) -> Iterator[dict]:
@@ -24,6 +26,11 @@ def books(corpus: Path | str, split: str) -> Iterator[dict]:
             yield json.loads(line)
 
 
+def _save(values: np.ndarray, path: Path) -> None:
+    with open(path, "wb") as file:
+        np.save(file, values)
+
+
 @dataclass(frozen=True)
 class Text:
     """Tokens of many books, end to end, and where sentences end."""
@@ -32,9 +39,9 @@ class Text:
     ends: np.ndarray
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "tokens.npy", self.tokens)
-        np.save(folder / "ends.npy", self.ends)
+        # The ends last, and each whole: whoever finds them finds all.
+        for name, values in (("tokens", self.tokens), ("ends", self.ends)):
+            write_whole(folder / f"{name}.npy", partial(_save, values))
 
     @classmethod
     def load(cls, folder: Path) -> Text:
