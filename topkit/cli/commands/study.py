@@ -75,6 +75,13 @@ def study(
         typer.Option("--observe", metavar="mean|answer|rows|no", help="Fidelity, as in evaluate."),
     ] = None,
     text: Annotated[Path | None, typer.Option("--text", help="A text to hide needles in.")] = None,
+    capture: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--capture",
+            help="lightning-precision: a capture, or a file of tensors, in place of models and tasks; repeatable.",
+        ),
+    ] = None,
     reach: Annotated[
         float | None,
         typer.Option("--reach", min=0, max=1, help="Half an interval's width that is aimed at."),
@@ -125,6 +132,7 @@ def study(
         runner=runner,
         shard=shard,
         force=force,
+        captures=capture or None,
     )
     path = carry_out(plan, dry_run, as_json)
     if path is not None and path.suffix != ".html":

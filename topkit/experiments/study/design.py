@@ -40,7 +40,8 @@ class Study:
     """What a study runs; a task or an indexer may name lengths or budgets of its own.
 
     budget: of bytes, at which indexers read alike. reach: half the width of an interval on an accuracy, at most.
-    leaderboard: whether recipes are ranked. own: what a model has instead.
+    leaderboard: whether recipes are ranked. own: what a model has instead. kind: a study of another kind than a
+    curve of accuracy, a word of `own_kinds.KINDS`; captures: what is measured in place of models and tasks.
     """
 
     name: str
@@ -62,6 +63,8 @@ class Study:
     reach: float | None = None
     leaderboard: bool = False
     about: str = ""
+    kind: str = ""
+    captures: tuple[Path, ...] = ()
     own: Mapping[str, Study] = field(default_factory=lambda: dict[str, Study]())
 
     def of(self, model: str) -> Study:

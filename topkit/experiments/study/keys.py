@@ -10,6 +10,7 @@ from typing import Any, cast
 from topkit.documents import Number, Whole, path_of, quote
 from topkit.errors import InputError
 from topkit.experiments.evaluate.setting import OBSERVED, SPARSE_FROM
+from topkit.experiments.study.own_kinds import KINDS
 from topkit.experiments.tasks import Task, make_task
 from topkit.grammar import nearest
 from topkit.grammar.lengths import parse_length
@@ -146,6 +147,10 @@ def a_path(value: Any) -> Path:
     return path_of(value, "a text")
 
 
+def a_capture(value: Any) -> Path:
+    return path_of(value, "a capture, or a file of tensors")
+
+
 # Every key but `pilot`, which has keys of its own, and `like`.
 READERS: dict[str, Reader] = {
     "about": text,
@@ -165,6 +170,8 @@ READERS: dict[str, Reader] = {
     "batch_size": number(Whole(1)),
     "reach": number(Number(0, 1)),
     "leaderboard": yes_or_no,
+    "kind": one_of({word: word for word in KINDS}),
+    "captures": some(a_capture),
 }
 PILOT: dict[str, Reader] = {
     "haystacks": number(Whole(1)),
