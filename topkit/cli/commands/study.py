@@ -82,6 +82,10 @@ def study(
             help="lightning-precision: a capture, or a file of tensors, in place of models and tasks; repeatable.",
         ),
     ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option("--corpus", help="topk-sft, entropy: the folder of books-train.jsonl.xz."),
+    ] = None,
     reach: Annotated[
         float | None,
         typer.Option("--reach", min=0, max=1, help="Half an interval's width that is aimed at."),
@@ -133,6 +137,7 @@ def study(
         shard=shard,
         force=force,
         captures=capture or None,
+        corpus=corpus,
     )
     path = carry_out(plan, dry_run, as_json)
     if path is not None and path.suffix != ".html":

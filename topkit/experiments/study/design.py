@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from topkit.errors import InputError
 from topkit.experiments.evaluate.plan import Part
@@ -41,7 +42,8 @@ class Study:
 
     budget: of bytes, at which indexers read alike. reach: half the width of an interval on an accuracy, at most.
     leaderboard: whether recipes are ranked. own: what a model has instead. kind: a study of another kind than a
-    curve of accuracy, a word of `own_kinds.KINDS`; captures: what is measured in place of models and tasks.
+    curve of accuracy, a word of `own_kinds.KINDS`; captures: what is measured in place of models and tasks; training: how models are
+    trained before they are evaluated, the keys of `keys.TRAINING`, on the books of `corpus`.
     """
 
     name: str
@@ -64,6 +66,8 @@ class Study:
     leaderboard: bool = False
     about: str = ""
     kind: str = ""
+    training: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
+    corpus: Path | None = None
     captures: tuple[Path, ...] = ()
     own: Mapping[str, Study] = field(default_factory=lambda: dict[str, Study]())
 

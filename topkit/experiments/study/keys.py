@@ -143,6 +143,14 @@ def yes_or_no(value: Any) -> bool:
     return value
 
 
+def ratios(value: Any) -> tuple[Budget, ...]:
+    """Shares of the visible keys, in per cent: 1%,5%."""
+    for one in (found := budgets(value)):
+        if not one.percent:
+            raise InputError(f"a ratio is in per cent, in (0, 100], as 1%; got {one}")
+    return found
+
+
 def a_path(value: Any) -> Path:
     return path_of(value, "a text")
 
@@ -172,6 +180,20 @@ READERS: dict[str, Reader] = {
     "leaderboard": yes_or_no,
     "kind": one_of({word: word for word in KINDS}),
     "captures": some(a_capture),
+    "corpus": a_path,
+}
+# How a study trains its models: with how many paired seeds, at which ratios, by which recipe; or where they are.
+TRAINING: dict[str, Reader] = {
+    "ratios": ratios,
+    "seeds": number(Whole(1)),
+    "steps": number(Whole(1)),
+    "rows": number(Whole(1)),
+    "length": length,
+    "peak": number(Number(0, 1)),
+    "warmup": number(Whole(1)),
+    "least": number(Whole(1)),
+    "books": number(Whole(1)),
+    "models": a_path,
 }
 PILOT: dict[str, Reader] = {
     "haystacks": number(Whole(1)),

@@ -13,6 +13,8 @@ from typing import Any
 KINDS: dict[str, str] = {
     "lightning-precision": "topkit.experiments.study.precision_plan",
     "scale": "topkit.experiments.train.scale",
+    "topk-sft": "topkit.experiments.train.topk_sft",
+    "entropy": "topkit.experiments.train.entropy",
 }
 KIND = "kind"
 

@@ -57,6 +57,7 @@ def run_study(
     shard: str | Shard | None = None,
     budget: ByteBudgets = None,
     captures: Any = None,
+    corpus: str | Path | None = None,
 ) -> Plan[Path]:
     """Evaluate a study's cells into OUT and write the report; a rerun computes what is missing.
 
@@ -66,7 +67,8 @@ def run_study(
     plan and in the report that says why. preset: of the study `fidelity-vs-accuracy`, quick, full or tasks.
     runner and shard: as `evaluate` has them; a pilot is no shard's, but run by the first to come. budget:
     of bytes, as `measure` has it; indexers that read more are left out, with a note. captures: folders or
-    files of tensors, which the study lightning-precision measures in place of models and tasks.
+    files of tensors, which the study lightning-precision measures in place of models and tasks. corpus: the
+    folder of books that a study that trains reads; without one, the bundled excerpt.
     Returns: the report's path; of a shard that others outlast, OUT.
     Raises: InputError for an unknown study, key or value, for a study whose pilot finds nothing to tell
     indexers apart by, and as `evaluate` does.
@@ -100,6 +102,7 @@ def run_study(
         batch_size=batch_size,
         reach=reach,
         captures=captures,
+        corpus=corpus,
     )
     if study.captures and not study.kind:
         raise InputError("captures are of a study of its own kind, as lightning-precision is")

@@ -15,9 +15,14 @@ from tokenizers import Tokenizer
 from topkit.errors import InputError
 from topkit.experiments.runs.parts import write_whole
 
+EXCERPT = Path(__file__).parents[2] / "data" / "excerpt.txt"
 
-def books(corpus: Path | str, split: str) -> Iterator[dict]:
-    """The books of a split, "train" or "valid"."""
+
+def books(corpus: Path | str | None, split: str) -> Iterator[dict]:
+    """The books of a split, "train" or "valid"; without a corpus the excerpt that comes with topkit."""
+    if corpus is None:
+        yield {"title": EXCERPT.name, "author": "", "text": EXCERPT.read_text(encoding="utf-8")}
+        return
     path = Path(corpus) / f"books-{split}.jsonl.xz"
     if not path.is_file():
         raise InputError(f"no {path.name} in {corpus}; give the folder that holds the books")

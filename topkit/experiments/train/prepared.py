@@ -24,7 +24,7 @@ _APART = 1000
 def prepared(
     name: str,
     tokenizer: Any,
-    corpus: Path | str,
+    corpus: Path | str | None,
     out: Path | str,
     seed: int,
     most: int | None = None,

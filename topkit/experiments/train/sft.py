@@ -30,12 +30,12 @@ from topkit.experiments.train.train import optimizer_of
 from topkit.experiments.train.trained_attention import require_trainable, training_attention
 
 ATTENTIONS = ("dense", "topk")
-RECIPE = "recipe.json"
+RECIPE, DONE = "recipe.json", "done.json"
 
 
 def train_sft(
     model: str | Path,
-    corpus: Path | str,
+    corpus: Path | str | None,
     out: Path | str,
     *,
     attention: str = "topk",
@@ -51,7 +51,7 @@ def train_sft(
 
     attention: "topk", each query to its ceil(ratio x visible) best keys, or "dense". ratio: 0.01 or "1%".
     Whatever the attention, equal recipes read the same batches in the same order. books: how many of the
-    corpus are read (None: all). The training sees other draws of the mixture than the reference model's own.
+    corpus are read (None: all); without a corpus the bundled excerpt, which is for trying. The training sees other draws of the mixture than the reference model's own.
     Files: out/model (a folder that every command takes as MODEL), out/difference/NAME-HASH.safetensors,
     text, training_log.csv, recipe.json, checkpoints/. Returns whether the recipe's end was reached.
     Raises: InputError for a ratio outside (0, 1], a model whose attention cannot be trained so, a folder that
@@ -67,6 +67,8 @@ def train_sft(
     start = {n: x.detach().cpu().to(torch.bfloat16) for n, x in loaded.state_dict().items()}
     told = _told(name, loaded, attention, share, recipe, books)
     _begin(out, told)
+    if (out / DONE).exists():
+        return True
     mixture = prepared(name, tokenizer, corpus, out, recipe.seed, books)
     loaded.train()
     with training_attention(loaded, share, recipe.least):
@@ -182,12 +184,13 @@ def _save(
     out: Path,
     report: Callable[[str], object],
 ) -> None:
-    """The folder in bf16, and the difference. A call after the end writes both again."""
+    """The folder in bf16, and the difference."""
     model.eval().to(torch.bfloat16).save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
-    for old in (out / "difference").glob("*.safetensors"):
-        old.unlink()
     short = f"{Path(told['model']).stem}-{told['attention']}"
     said = {"kind": "difference", "starts": json.dumps([told["weights"]]), **told}
     path, error = save_difference(start, model, out / "difference", short, **said)
+    # Last: whoever finds it finds all.
+    about = {"difference": path.name, "bytes": path.stat().st_size, "error": error}
+    write_whole(out / DONE, lambda to: to.write_text(json.dumps(about) + "\n"))
     report(f"{path}: {path.stat().st_size:,} bytes, off by {error:.3f} of the difference")
