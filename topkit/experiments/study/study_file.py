@@ -74,7 +74,7 @@ def _made(path: Path, values: Mapping[str, Any], flags: dict[str, Any]) -> Study
     if written.get("leaderboard") and "indexers" in said:
         # Whoever joins stands beside those that are there, and runs at their budgets.
         said["indexers"] = tuple(dict.fromkeys((*written.get("indexers", ()), *said["indexers"])))
-    keys = written | said
+    keys: dict[str, Any] = written | said
     if "budgets" in flags and "indexers" not in flags:
         keys["indexers"] = _without_own(keys.get("indexers", ()))
     if "lengths" in flags and "tasks" not in flags:

@@ -14,17 +14,19 @@ import torch
 
 import topkit
 from topkit.errors import InputError
-from topkit.experiments.evaluate.evaluate import evaluate
+from topkit.experiments.evaluate.plan import plan_parts
+from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.model.load import load_once
 from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.parts import PART, digest, write_whole
-from topkit.experiments.runs.plan import WITH_TRANSFORMERS, Plan
+from topkit.experiments.runs.plan import WITH_TRANSFORMERS, Plan, run
 from topkit.experiments.study.course import Course, folders
 from topkit.experiments.study.design import Study
 from topkit.experiments.study.kinds import EXACT
 from topkit.experiments.study.own_kinds import KIND
 from topkit.experiments.study.reading import STUDY, load_study
-from topkit.experiments.tasks import make_prompt, task_name
+from topkit.experiments.tasks import Haystack, task_name
+from topkit.experiments.tasks import prompt as make_prompt
 from topkit.experiments.train.head_measures import head_measures
 from topkit.experiments.train.recipe import Sft
 from topkit.experiments.train.sft import ratio_of, train_sft
@@ -101,22 +103,12 @@ def make_arm(training: Training, arm: Arm, part: Path) -> None:
 def _accuracy(training: Training, arm: Arm, model: str) -> list[dict[str, Any]]:
     """Full attention and exact Top-k over the sweep of budgets, haystack by haystack."""
     study, out = training.study, training.out / RUNS / arm.name
-    for part in study.parts(study.settings):
-        evaluate(
-            model,
-            part.tasks,
-            part.lengths,
-            part.samples,
-            [cell for cell in part.cells if cell.indexer is not None],
-            out=out,
-            observe=False,
-            text=study.text,
-            seed=study.seed[0],
-            device=training.device,
-            dtype=study.dtype,
-            batch_size=study.batch_size,
-            jobs=1,
-        )
+    setting = Setting(
+        out=out, model=model, device=training.device, dtype=study.dtype, seed=study.seed[0],
+        observe=False, rows=study.batch_size, text=study.text, threads=training.threads,
+    )  # fmt: skip
+    loaded = load_once(model, training.device, study.dtype)
+    run(plan_parts(loaded, setting, study.parts(study.settings)))
     return [
         {
             "title": curve.setting,
@@ -134,11 +126,12 @@ def _heads(training: Training, model: str) -> list[dict[str, Any]]:
     study, made = training.study, list[dict[str, Any]]()
     loaded, tokenizer = load_once(model, training.device, study.dtype)
     ratios = [str(k) for k in study.budgets if k.percent]
+    text = None if study.text is None else Haystack.of_file(study.text)
     for task, length in study.settings:
         if task.name == "books":
             continue
         prompts = (
-            make_prompt(task, tokenizer, length, sample, seed=study.seed[0])
+            make_prompt(task, tokenizer, length, sample, seed=study.seed[0], haystack=text)
             for sample in range(min(MEASURED, study.at(length)))
         )
         each = [head_measures(loaded, prompt, ratios) for prompt in prompts]
