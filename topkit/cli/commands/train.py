@@ -15,21 +15,24 @@ from topkit.cli.values import parse_name
 
 def _recipe(name: str) -> str:
     # Eager: a misspelt name is said before what its options lack.
-    return parse_name(name, ["reference", "lightning", "projected"], "recipe")
+    return parse_name(name, ["reference", "lightning", "projected", "sft"], "recipe")
 
 
 def train(
     name: Annotated[
         str,
-        typer.Argument(metavar="reference|lightning|projected", callback=_recipe, is_eager=True),
-    ],
-    corpus: Annotated[
-        Path,
-        typer.Option(
-            "--corpus", help="Folder of books-train.jsonl.xz: title, author, text a line."
+        typer.Argument(
+            metavar="reference|lightning|projected|sft", callback=_recipe, is_eager=True
         ),
     ],
     out: o.Out,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            "--corpus",
+            help="Folder of books-train.jsonl.xz: title, author, text a line. sft: without it, the bundled excerpt.",
+        ),
+    ] = None,
     learnt_of: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="As --model.", show_default=False)
     ] = None,
@@ -74,6 +77,31 @@ def train(
         bool, typer.Option("--small", help="lightning: a file of int8 matrices, half as large.")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="lightning: minutes on a CPU.")] = False,
+    attention: Annotated[
+        str, typer.Option("--attention", metavar="topk|dense", help="sft: what is trained through.")
+    ] = "topk",
+    ratio: Annotated[
+        str | None,
+        typer.Option(
+            "--ratio", help="sft: share of the visible keys that a query keeps, as 1% or 0.01."
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, help="sft: sequences of a batch.")
+    ] = None,
+    length: Annotated[
+        str | None, typer.Option("--length", help="sft: tokens of a sequence, as 4k.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0, help="sft: the learning rate's peak.")
+    ] = None,
+    difference: Annotated[
+        Path | None,
+        typer.Option(
+            "--difference",
+            help="sft: no training; write the model that a difference makes of MODEL.",
+        ),
+    ] = None,
     rank: Annotated[
         int, typer.Option("--rank", min=1, help="projected: dimensions that a key is brought to.")
     ] = 16,
@@ -99,14 +127,22 @@ def train(
     jobs: o.Jobs = 14,
     config: o.Config = None,
 ) -> None:
-    """Train the bundled model, or a lightning indexer or projected's maps for a model, anew.
+    """Train the bundled model, or a lightning indexer or projected's maps for a model, or go on with a model.
 
+    sft goes on with MODEL's training on the task mixture, with Top-k or with dense attention, all else alike.
     The device is by default the GPU, but the CPU for projected, whose training is small.
     """
     if learnt_of is not None and name == "reference":
         raise typer.BadParameter(f"reference is learnt of no model; got {learnt_of!r}")
     model = learnt_of or model
     stop_after = stop_after if minutes is None else min(stop_after, 60 * minutes)
+    if name == "sft":
+        how = {"corpus": corpus, "attention": attention, "ratio": ratio, "stop_after": stop_after}
+        sizes = {"steps": steps, "rows": rows, "length": length, "peak": rate}
+        _sft(model, out, how, sizes, difference, tiny, seed, device, jobs)
+        return
+    if corpus is None:
+        raise typer.BadParameter("give the books to train on: --corpus FOLDER")
     if name == "projected":
         _projected(model, corpus, out, steps, rank, tiny, stop_after, seed, device)
         return
@@ -168,6 +204,35 @@ def _lightning(
 
 def _go_on(out: Path) -> str:
     return f"stopped; run the same command again to go on from {out / 'checkpoints'}"
+
+
+def _sft(
+    model: str,
+    out: Path,
+    how: dict[str, Any],
+    sizes: dict[str, Any],
+    difference: Path | None,
+    tiny: bool,
+    seed: int,
+    device: str | None,
+    jobs: int,
+) -> None:
+    from topkit.experiments.train.sft import Sft, rebuild, train_sft
+    from topkit.grammar.lengths import parse_length
+
+    if difference is not None:
+        typer.echo(f"{rebuild(model, difference, out)} holds the model")
+        return
+    if sizes["length"] is not None:
+        sizes["length"] = parse_length(sizes["length"])
+    said = {name: size for name, size in sizes.items() if size is not None}
+    recipe = replace(Sft.tiny() if tiny else Sft.of(model), seed=seed, **said)
+    device = device or ("cpu" if tiny else "cuda")
+    workers = 0 if tiny else jobs
+    done = train_sft(
+        model, out=out, recipe=recipe, device=device, workers=workers, report=typer.echo, **how
+    )
+    typer.echo(f"{out / 'model'} holds the model" if done else _go_on(out))
 
 
 def _projected(

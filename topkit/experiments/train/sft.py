@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.model.digests import weights_digest
-from topkit.experiments.model.load import load, require_positions
+from topkit.experiments.model.load import load, require_positions, silence
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.train.checkpoint import Checkpoints
 from topkit.experiments.train.difference import apply_difference, save_difference
@@ -94,8 +94,7 @@ def rebuild(model: str | Path, difference: Path | str, out: Path | str) -> Path:
     """
     loaded, tokenizer = _clean(*load(model, "cpu", "bfloat16"))
     apply_difference(loaded, difference)
-    loaded.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    _write(loaded, tokenizer, Path(out))
     return Path(out)
 
 
@@ -176,6 +175,12 @@ def _clean(model: Any, tokenizer: Any) -> tuple[Any, Any]:
     return made.eval(), tokenizer
 
 
+def _write(model: Any, tokenizer: Any, folder: Path) -> None:
+    with silence():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
 def _save(
     model: Any,
     tokenizer: Any,
@@ -185,8 +190,7 @@ def _save(
     report: Callable[[str], object],
 ) -> None:
     """The folder in bf16, and the difference."""
-    model.eval().to(torch.bfloat16).save_pretrained(out / "model")
-    tokenizer.save_pretrained(out / "model")
+    _write(model.eval().to(torch.bfloat16), tokenizer, out / "model")
     short = f"{Path(told['model']).stem}-{told['attention']}"
     said = {"kind": "difference", "starts": json.dumps([told["weights"]]), **told}
     path, error = save_difference(start, model, out / "difference", short, **said)
