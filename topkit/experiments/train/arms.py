@@ -183,6 +183,7 @@ def plan_arms(course: Course, write: Any, accuracy: bool) -> ArmsPlan:
     parts = dict[str, str]()
     for start, folder in zip(study.model, folders(study.model), strict=True):
         own = study.of(start)
+        _require_room(own, start)
         training = _training(course, own, start, accuracy)
         for arm in _arms(own, start, folder):
             what = {**asdict(arm), "recipe": asdict(training.recipe), "topkit": topkit.__version__}
@@ -207,6 +208,15 @@ def plan_arms(course: Course, write: Any, accuracy: bool) -> ArmsPlan:
         about={**about, PARTS: list(parts.values())},
         write=write,
     )
+
+
+def _require_room(study: Study, start: str) -> None:
+    """Draw the prompts before anything is trained: what does not fit into its length is refused now."""
+    _, tokenizer = load_once(start, study.device, study.dtype)
+    text = None if study.text is None else Haystack.of_file(study.text)
+    for task, length in study.settings:
+        for sample in range(study.at(length)):
+            make_prompt(task, tokenizer, length, sample, seed=study.seed[0], haystack=text)
 
 
 def _training(course: Course, study: Study, start: str, accuracy: bool) -> Training:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def train_sft(
     Whatever the attention, equal recipes read the same batches in the same order. books: how many of the
     corpus are read (None: all); without a corpus the bundled excerpt, which is for trying. The training sees other draws of the mixture than the reference model's own.
     Files: out/model (a folder that every command takes as MODEL), out/difference/NAME-HASH.safetensors,
-    text, training_log.csv, recipe.json, checkpoints/. Returns whether the recipe's end was reached.
+    text, training_log.csv, recipe.json, and until the end checkpoints/. Returns whether the recipe's end was reached.
     Raises: InputError for a ratio outside (0, 1], a model whose attention cannot be trained so, a folder that
     was begun with another recipe, and a loss that is no number.
     """
@@ -84,6 +85,8 @@ def train_sft(
         ).run(loaded, optimizer_of(loaded, recipe.peak, recipe.weight_decay), stop_after)
     if done:
         _save(loaded, tokenizer, start, told, out, report)
+        # Three times the weights, and of no use any more.
+        rmtree(out / "checkpoints", ignore_errors=True)
     return done
 
 
