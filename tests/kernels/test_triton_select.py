@@ -16,6 +16,7 @@ from topkit.errors import InputError
 from topkit.kernels import fp4
 from topkit.kernels.codes import quantize, signs
 from topkit.kernels.score import score_codes, score_lightning
+from topkit.kernels.score_select import reference as reference_of_fused
 from topkit.kernels.score_select import score_select, score_select_lightning
 from topkit.kernels.select_topk import LARGEST_K, LONGEST, reference, select_topk
 
@@ -321,6 +322,39 @@ def test_lightning_of_fp4_is_selected_as_its_scores_are_ties_too(dtype):
     agrees(score_select_lightning, score_lightning, given, 40, {})
 
 
+@pytest.mark.parametrize(
+    ("lightning", "backend"),
+    [
+        (False, "torch"),
+        (True, "torch"),
+        pytest.param(False, "triton", marks=pytest.mark.slow),
+        (True, "triton"),
+    ],
+)
+def test_queries_in_tiles_select_as_all_at_once(lightning, backend, monkeypatch):
+    length, count = 70, 5
+    stop = torch.tensor([[40, 70, 69, 12, 50]], device=DEVICE)
+    given = {"stop": stop, "start": torch.tensor([7], device=DEVICE), "k": 9, "backend": backend}
+    if lightning:
+        select, given = score_select_lightning, given | lightning_of(length=length, count=count)
+    else:
+        select, given = score_select, given | codes_of(length=length, count=count)
+    whole, sizes = select(**given), []
+    place = fused if backend == "triton" else reference_of_fused
+    name = "score_select_lightning" if lightning and backend == "torch" else "score_select"
+    launched = getattr(place, name)
+
+    def noted(source, *args, **options):
+        sizes.append((getattr(source, "queries", source)).shape[2])
+        return launched(source, *args, **options)
+
+    monkeypatch.setattr(place, name, noted)
+    heads = given["queries"].shape[1] if backend == "torch" else 1 if lightning else 2
+    monkeypatch.setattr("topkit.kernels.score_select.SCORES", 2 * heads * length)
+    assert torch.equal(select(**given), whole)
+    assert sizes == [2, 2, 1]
+
+
 def test_keys_that_are_all_alike_are_chosen_from_the_first():
     given = codes_of("sign", groups=1)
     given["codes"] = given["codes"][:, :, :1].expand(-1, -1, 3001, -1).contiguous()
@@ -404,7 +438,7 @@ FUSED_REFUSED = {
     r"stop must be \(1, 1\)": {"stop": torch.ones(1, 2, device=DEVICE).long()},
     "queries must have 4 dimensions": {"queries": rand(8, 64)},
     "queries must be bfloat16": {"queries": rand(1, 8, 1, 64).double()},
-    "queries must make at most 65535 lists": {"queries": rand(1, 8, 1, 64).half().expand(-1, -1, 40000, -1)},
+    "as must rows x heads of codes": {"queries": rand(1, 8, 1, 64).half().expand(40000, -1, -1, -1)},
     r"codes must be \(1, 2, 300, 64\)": {"queries": rand(2, 8, 1, 64).half(), "codes": torch.ones(3, 2, 300, 64, dtype=torch.int8, device=DEVICE)},
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from topkit.documents import OneOf, Text, check
@@ -21,9 +22,33 @@ METADATA = {
     "reads": OneOf("hidden", "latent"),
     # Digests of the model that it is for; without them, any.
     "model?": Text("[^\0]*", "digests"),
+    # What they were trained on.
+    "data?": OneOf("books", "mixture"),
 }
 TENSORS = ("wq", "wk", "norm", "norm_bias", "gates")
+# Of a matrix in int8: a scale for each of its rows.
+SCALE = ".scale"
 REMEDY = "give a file that topkit.experiments.train.lightning wrote"
+
+
+def decoded(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file in float32, those in int8 by their scales.
+
+    Raises: InputError for one in int8 without scales, scales of another shape, and scales of none.
+    """
+    whole = dict[str, Tensor]()
+    for name, x in tensors.items():
+        if name.endswith(SCALE):
+            if name.removesuffix(SCALE) not in tensors:
+                raise _refused(path, f"{name} scales nothing")
+            continue
+        scale = tensors.get(name + SCALE)
+        if (x.dtype == torch.int8) != (scale is not None):
+            raise _refused(path, f"{name} is {x.dtype}, and its scales {'none' if scale is None else 'there'}")  # fmt: skip
+        if scale is not None and scale.shape != x.shape[:1]:
+            raise _refused(path, f"{name}{SCALE} must be {tuple(x.shape[:1])}; got {tuple(scale.shape)}")  # fmt: skip
+        whole[name] = x.float() if scale is None else x.float() * scale.float()[:, None]
+    return whole
 
 
 def require(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from torch.nn.functional import layer_norm, linear
 
 from topkit.documents.digest import State, state_of
 from topkit.errors import InputError
-from topkit.indexers.lightning_file import REMEDY, require
+from topkit.indexers.lightning_file import REMEDY, decoded, require
 from topkit.indexers.weights_file import path_of, read_tensors
 
 
@@ -131,6 +131,6 @@ def load(weights: str, device: torch.device | str = "cpu") -> Weights:
 @lru_cache(maxsize=16)
 def _read(path: Path, _state: State, device: str) -> Weights:
     metadata, tensors = read_tensors(path, "lightning", REMEDY, device)
-    tensors = {name: x.float() for name, x in tensors.items()}
+    tensors = decoded(path, tensors)
     require(path, metadata, tensors)
     return Weights(path, metadata, tensors)

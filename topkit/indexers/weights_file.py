@@ -15,23 +15,30 @@ from torch import Tensor
 from topkit.errors import InputError
 
 _DATA = Path(__file__).parents[1] / "data"
+# Of a checkout, and in no wheel.
+_CHECKOUT = Path(__file__).parents[2] / "weights"
+_HASH = "[0-9a-f]" * 12
 
 
 def path_of(method: str, weights: str) -> Path:
-    """A method's bundled file of a name, else the file at a path; a file called `reference` is `./reference`.
+    """A method's bundled file of a name, one of the checkout's, else the file at a path.
 
-    Raises: InputError when there is neither.
+    A file called `reference` is `./reference`. Raises: InputError when there is none.
     """
     named = re.fullmatch(r"[\w.-]+", weights)  # a path is no pattern
-    bundled = sorted((_DATA / method).glob(f"{weights}-*.safetensors")) if named else []
-    path = bundled[0] if bundled else Path(weights)
+    folders = [root / method for root in (_DATA, _CHECKOUT)] if named else []
+    ours = [p for f in folders for p in sorted(f.glob(f"{weights}-{_HASH}.safetensors"))]
+    path = ours[0] if ours else Path(weights)
     try:
         if path.is_file():
             return path
     except (OSError, ValueError):  # longer than a path may be, or with a NUL
         pass
     shown = weights if len(weights) <= 200 else f"{weights[:40]}..."
-    raise InputError(f"{method}: no weights at {shown!r}; give a file or a bundled name")
+    raise InputError(
+        f"{method}: no weights at {shown!r}; give a file, a bundled name or, in a checkout of topkit, a name in "
+        f"weights/{method}"
+    )
 
 
 def read_tensors(

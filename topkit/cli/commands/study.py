@@ -85,6 +85,17 @@ def study(
         typer.Option("--shadow/--no-shadow", help="Shadow selections, as in evaluate."),
     ] = None,
     text: Annotated[Path | None, typer.Option("--text", help="A text to hide needles in.")] = None,
+    capture: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--capture",
+            help="lightning-precision: a capture, or a file of tensors, in place of models and tasks; repeatable.",
+        ),
+    ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option("--corpus", help="topk-sft, entropy: the folder of books-train.jsonl.xz."),
+    ] = None,
     reach: Annotated[
         float | None,
         typer.Option("--reach", min=0, max=1, help="Half an interval's width that is aimed at."),
@@ -143,6 +154,8 @@ def study(
         runner=runner,
         shard=shard,
         force=force,
+        captures=capture or None,
+        corpus=corpus,
     )
     path = carry_out(plan, dry_run, as_json)
     if path is not None and path.suffix != ".html":

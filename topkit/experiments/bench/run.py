@@ -32,6 +32,7 @@ from topkit.experiments.bench.select import select_cases
 from topkit.experiments.bench.session import Case, Session
 from topkit.experiments.bench.step import step_cases
 from topkit.experiments.bench.summary_memory import summary_cases
+from topkit.experiments.bench.topk_attention import topk_attention_cases
 from topkit.experiments.bench.truth import truth_cases
 from topkit.grammar import nearest
 
@@ -74,6 +75,7 @@ BENCHES: dict[str, Bench] = {
     "append": Bench(append_cases, (CUDA,)),
     "dense": Bench(dense_cases, (CUDA,)),
     "ann": Bench(ann_cases, (CUDA,)),
+    "topk-attention": Bench(topk_attention_cases, (CUDA,)),
     "kept": Bench(kept_cases, (CPU, CUDA)),
     "step": Bench(step_cases, (CUDA,)),
     "generate": Bench(generate_cases, (CUDA,)),

@@ -39,6 +39,10 @@ class Scale:
     small_hidden: int = 576
     small_vocabulary: int = 49152
     truth_k: int = 64
+    # Of attention that is trained through.
+    attended: tuple[int, ...] = (16 * K, 32 * K)
+    attended_dims: tuple[int, ...] = (64, 128)
+    attended_heads: int = 8
     # Of the benchmarks of a CPU.
     captured: int = 32 * K
     captured_queries: int = 16
@@ -61,7 +65,7 @@ class Scale:
             cold=False, truth_k=16, captured=512, captured_queries=3,
             budgets=("4", "8", "16", "1%", "64"), context=128, steps=2, repeats=2,
             contexts=(512,), kept=24, small_layers=1, small_hidden=72, small_vocabulary=97,
-            summed=4000, reported=(1, 3),
+            summed=4000, reported=(1, 3), attended=(96,), attended_dims=(16,), attended_heads=2,
         )  # fmt: skip
 
 

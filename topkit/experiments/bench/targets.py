@@ -38,6 +38,21 @@ ON_H200: dict[tuple[str, str], Target] = {
         for length, least in {"128K": 4.0, "1M": 10.0}.items()
     },
     ("generate", "batch 8 x 128K"): ("speedup", ">=", 4.0),
+    # Forward and backward at most 1.8 and 2.4 times dense flash attention.
+    **{
+        ("topk-attention", f"{length}, d {dim}"): ("speedup", ">=", 1 / most)
+        for length in ("16K", "32K")
+        for dim, most in {128: 1.8, 64: 2.4}.items()
+    },
+    **{
+        ("topk-attention", f"memory, {length}, d {dim}"): ("median", "<=", 3.0)
+        for length in ("16K", "32K")
+        for dim in (64, 128)
+    },
+    **{
+        ("topk-attention", f"thresholds, 32K, d {dim}"): ("median", "<=", 8000.0)
+        for dim in (64, 128)
+    },
     # At most 1.3 times dense attention captured alike.
     **{
         ("decode", f"{spec}, a token of generate, batch 1 x 8K"): ("speedup", ">=", 1 / 1.3)

@@ -44,7 +44,7 @@ def _load(
 ) -> tuple[Any, Any]:
     place = _device(device or "cpu")
     dtype = _dtype(dtype or "auto", place)
-    with _silence():
+    with silence():
         try:
             read = load_gguf if source.is_gguf else _from_folder
             loaded, report, tokenizer = read(source.path, dtype)
@@ -118,7 +118,7 @@ def _from_folder(path: Path, dtype: str | torch.dtype) -> tuple[Any, Any, Any]:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """transformers shows no progress and says nothing but errors."""
     from transformers.utils import logging
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from topkit.errors import InputError
 from topkit.experiments.evaluate.plan import Part
@@ -43,7 +44,10 @@ class Study:
     budget: of bytes, at which indexers read alike. reach: half the width of an interval on an accuracy, at most.
     margin: within which exact Top-k is to equal full attention; None where that is not asked. predict: whether the
     report says how well each metric predicts accuracy. law: a registered one, put to the test.
-    leaderboard: whether recipes are ranked. own: what a model has instead.
+    leaderboard: whether recipes are ranked. own: what a model has instead. kind: a study of another kind than a
+    curve of accuracy, a word of `own_kinds.KINDS`; captures: what is measured in place of models and tasks;
+    training: how models are trained before they are evaluated, the keys of `keys.TRAINING`, on the books of
+    `corpus`.
     """
 
     name: str
@@ -69,6 +73,10 @@ class Study:
     law: Law | None = None
     leaderboard: bool = False
     about: str = ""
+    kind: str = ""
+    training: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
+    corpus: Path | None = None
+    captures: tuple[Path, ...] = ()
     own: Mapping[str, Study] = field(default_factory=lambda: dict[str, Study]())
 
     def of(self, model: str) -> Study:

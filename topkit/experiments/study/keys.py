@@ -11,6 +11,7 @@ from topkit.documents import Number, Whole, path_of, quote
 from topkit.errors import InputError
 from topkit.experiments.evaluate.setting import OBSERVED, SPARSE_FROM
 from topkit.experiments.study.law import Law, read_law
+from topkit.experiments.study.own_kinds import KINDS
 from topkit.experiments.tasks import Task, make_task
 from topkit.grammar import nearest
 from topkit.grammar.lengths import parse_length
@@ -153,10 +154,20 @@ def yes_or_no(value: Any) -> bool:
 
 def a_law(value: Any) -> Law:
     return value if isinstance(value, Law) else read_law(text(value))
+def ratios(value: Any) -> tuple[Budget, ...]:
+    """Shares of the visible keys, in per cent: 1%,5%."""
+    for one in (found := budgets(value)):
+        if not one.percent:
+            raise InputError(f"a ratio is in per cent, in (0, 100], as 1%; got {one}")
+    return found
 
 
 def a_path(value: Any) -> Path:
     return path_of(value, "a text")
+
+
+def a_capture(value: Any) -> Path:
+    return path_of(value, "a capture, or a file of tensors")
 
 
 # Every key but `pilot`, which has keys of its own, and `like`.
@@ -182,6 +193,22 @@ READERS: dict[str, Reader] = {
     "predict": yes_or_no,
     "law": a_law,
     "leaderboard": yes_or_no,
+    "kind": one_of({word: word for word in KINDS}),
+    "captures": some(a_capture),
+    "corpus": a_path,
+}
+# How a study trains its models: with how many paired seeds, at which ratios, by which recipe; or where they are.
+TRAINING: dict[str, Reader] = {
+    "ratios": ratios,
+    "seeds": number(Whole(1)),
+    "steps": number(Whole(1)),
+    "rows": number(Whole(1)),
+    "length": length,
+    "peak": number(Number(0, 1)),
+    "warmup": number(Whole(1)),
+    "least": number(Whole(1)),
+    "books": number(Whole(1)),
+    "models": a_path,
 }
 PILOT: dict[str, Reader] = {
     "haystacks": number(Whole(1)),

@@ -25,6 +25,7 @@ from topkit.experiments.study.intervals import MARGIN
 from topkit.experiments.study.leaderboard import write_leaderboard
 from topkit.experiments.study.models_compared import comparisons
 from topkit.experiments.study.models_compared import sentences as carried
+from topkit.experiments.study.own_kinds import reporter
 from topkit.experiments.study.page import PAGE, listed, save_figure
 from topkit.experiments.study.pictures import Pictures, pictures
 from topkit.experiments.study.reading import RUNS, STUDY, Reading, reading, study_of
@@ -63,6 +64,8 @@ def reported(
     if not runs:
         raise InputError("no run to report; name the folders of one or more")
     study = study_of(runs[0] / STUDY)
+    if own := reporter(study):
+        return own(runs[0], study), []
     read = reading(runs, study)
     folder = runs[0] if out is None else path_of(out, "a folder for the report")
     folder.mkdir(parents=True, exist_ok=True)

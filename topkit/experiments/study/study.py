@@ -19,6 +19,7 @@ from topkit.experiments.study.design import Pilot, Study
 from topkit.experiments.study.equal_recipes import LEADERBOARD
 from topkit.experiments.study.keys import listed
 from topkit.experiments.study.sections import LAW, PREDICT
+from topkit.experiments.study.own_kinds import planner
 from topkit.experiments.study.study_file import read_study
 from topkit.experiments.study.study_plan import plan_of
 from topkit.grammar import nearest
@@ -58,6 +59,8 @@ def run_study(
     runner: str | Runner | None = None,
     shard: str | Shard | None = None,
     budget: ByteBudgets = None,
+    captures: Any = None,
+    corpus: str | Path | None = None,
 ) -> Plan[Path]:
     """Evaluate a study's cells into OUT and write the report; a rerun computes what is missing.
 
@@ -66,7 +69,9 @@ def run_study(
     its model's, and the report is of all. Cells that a model cannot serve are left out, with a note in the
     plan and in the report that says why. preset: of the study `fidelity-vs-accuracy`, quick, full or tasks.
     runner and shard: as `evaluate` has them; a pilot is no shard's, but run by the first to come. budget:
-    of bytes, as `measure` has it; indexers that read more are left out, with a note.
+    of bytes, as `measure` has it; indexers that read more are left out, with a note. captures: folders or
+    files of tensors, which the study lightning-precision measures in place of models and tasks. corpus: the
+    folder of books that a study that trains reads; without one, the bundled excerpt.
     Returns: the report's path; of a shard that others outlast, OUT.
     Raises: InputError for an unknown study, key or value, for a study whose pilot finds nothing to tell
     indexers apart by, and as `evaluate` does.
@@ -101,7 +106,11 @@ def run_study(
         batch_size=batch_size,
         reach=reach,
         margin=margin,
+        captures=captures,
+        corpus=corpus,
     )
+    if study.captures and not study.kind:
+        raise InputError("captures are of a study of its own kind, as lightning-precision is")
     course = Course(
         study=study,
         out=path_of(out, "a folder for the study"),
@@ -110,7 +119,7 @@ def run_study(
         shard=parse_shard(shard),
         force=force,
     )
-    return plan_of(course)
+    return planner(study.kind)(course) if study.kind else plan_of(course)
 
 
 def _about(study: Study) -> dict[str, Any]:

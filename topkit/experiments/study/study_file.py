@@ -11,14 +11,14 @@ from typing import Any, cast
 from topkit.documents import path_of, quote, read_yaml
 from topkit.errors import InputError
 from topkit.experiments.study.design import Pilot, Study
-from topkit.experiments.study.keys import PILOT, READERS, listed, read_keys
+from topkit.experiments.study.keys import PILOT, READERS, TRAINING, listed, read_keys
 from topkit.experiments.study.preset_files import FOLDER, REMEDY, names
 from topkit.grammar import nearest
 
 # A file begins from another one, whose keys it may set anew; among its indexers the word stands for the other's.
 LIKE, DEEPEST = "like", 8
 # What a model of several may have of its own.
-OWN = ("tasks", "lengths", "haystacks", "budgets", "budget", "indexers", "pilot")
+OWN = ("tasks", "lengths", "haystacks", "budgets", "budget", "indexers", "pilot", "training")
 
 
 def read_study(study: str | Path, **over: Any) -> Study:
@@ -74,11 +74,13 @@ def _made(path: Path, values: Mapping[str, Any], flags: dict[str, Any]) -> Study
     if written.get("leaderboard") and "indexers" in said:
         # Whoever joins stands beside those that are there, and runs at their budgets.
         said["indexers"] = tuple(dict.fromkeys((*written.get("indexers", ()), *said["indexers"])))
-    keys = written | said
+    keys: dict[str, Any] = written | said
     if "budgets" in flags and "indexers" not in flags:
         keys["indexers"] = _without_own(keys.get("indexers", ()))
     if "lengths" in flags and "tasks" not in flags:
         keys["tasks"] = _without_own(keys.get("tasks", ()))
+    if "captures" in keys:
+        keys = {"tasks": (), "haystacks": 1, **keys}
     for key in ("tasks", "haystacks", "indexers"):
         if key not in keys:
             raise InputError(f"{path}: {key} is missing; {REMEDY}")
@@ -126,7 +128,9 @@ def _joined(indexers: list[Any], theirs: Sequence[Any]) -> list[Any]:
 
 
 def _read(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    return read_keys(values, {**READERS, "pilot": _pilot, LIKE: _misplaced}, where)
+    return read_keys(
+        values, {**READERS, "pilot": _pilot, "training": _training, LIKE: _misplaced}, where
+    )
 
 
 def _pilot(value: Any) -> Pilot | None:
@@ -137,6 +141,15 @@ def _pilot(value: Any) -> Pilot | None:
     if not isinstance(value, Mapping):
         raise InputError(f"expected true, false or a mapping; got {quote(value)}")
     return Pilot(**read_keys(cast("Mapping[str, Any]", value), PILOT))
+
+
+def _training(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"expected a mapping; got {quote(value)}")
+    keys = read_keys(cast("Mapping[str, Any]", value), TRAINING)
+    if "ratios" not in keys:
+        raise InputError("ratios is missing; say which, as ratios: 1%")
+    return keys
 
 
 def _over(pilot: Any, flag: Any) -> Any:

@@ -6,22 +6,34 @@ import json
 import lzma
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from topkit.errors import InputError
+from topkit.experiments.runs.parts import write_whole
+
+EXCERPT = Path(__file__).parents[2] / "data" / "excerpt.txt"
 
 
-def books(corpus: Path | str, split: str) -> Iterator[dict]:
-    """The books of a split, "train" or "valid"."""
+def books(corpus: Path | str | None, split: str) -> Iterator[dict]:
+    """The books of a split, "train" or "valid"; without a corpus the excerpt that comes with topkit."""
+    if corpus is None:
+        yield {"title": EXCERPT.name, "author": "", "text": EXCERPT.read_text(encoding="utf-8")}
+        return
     path = Path(corpus) / f"books-{split}.jsonl.xz"
     if not path.is_file():
         raise InputError(f"no {path.name} in {corpus}; give the folder that holds the books")
     with lzma.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
+
+
+def _save(values: np.ndarray, path: Path) -> None:
+    with open(path, "wb") as file:
+        np.save(file, values)
 
 
 @dataclass(frozen=True)
@@ -32,9 +44,9 @@ class Text:
     ends: np.ndarray
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "tokens.npy", self.tokens)
-        np.save(folder / "ends.npy", self.ends)
+        # The ends last, and each whole: whoever finds them finds all.
+        for name, values in (("tokens", self.tokens), ("ends", self.ends)):
+            write_whole(folder / f"{name}.npy", partial(_save, values))
 
     @classmethod
     def load(cls, folder: Path) -> Text:

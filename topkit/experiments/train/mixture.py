@@ -42,6 +42,12 @@ class Mixture:
         return Tokenizer.from_str(self.tokenizer)
 
     @cached_property
+    def begin(self) -> np.ndarray:
+        """The token that a sequence begins with, if the vocabulary has one."""
+        token = self.encoder.token_to_id("<|begin|>")
+        return np.array([] if token is None else [token], dtype=np.int64)
+
+    @cached_property
     def digits(self) -> np.ndarray:
         return np.array([self.encoder.token_to_id(d) for d in "0123456789"])
 
@@ -108,7 +114,7 @@ class Mixture:
         return Recite(questions=1, distractors=n - 1, words=words), share
 
     def _plain(self, rng: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray]:
-        run, _ = self._run(rng, length - 1)
+        run, _ = self._run(rng, length - len(self.begin))
         return self._joined(run, [])
 
     def _run(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +130,7 @@ class Mixture:
         """Facts at their depths in a run of text, each question after all facts or among text."""
         facts = [self._fact(s) for s in planted.sentences]
         questions = [self._question(q.text, q.answer) for q in planted.questions]
-        room = length - 1 - sum(len(ids) for ids, _ in questions)
+        room = length - len(self.begin) - sum(len(ids) for ids, _ in questions)
         room -= sum(len(ids) for ids, _ in facts)
         if room < 0:
             # More was drawn than fits, which is rare.
@@ -141,8 +147,8 @@ class Mixture:
         return self._joined(run, sorted(inserts, key=lambda insert: insert[0]))
 
     def _joined(self, run: np.ndarray, inserts: list) -> tuple[np.ndarray, np.ndarray]:
-        ids = [np.array([self.encoder.token_to_id("<|begin|>")])]
-        weights = [np.zeros(1)]
+        ids = [self.begin]
+        weights = [np.zeros(len(self.begin))]
         at = 0
         for place, (more, weight) in inserts:
             ids += [run[at:place], more]

@@ -24,7 +24,7 @@ _APART = 1000
 def prepared(
     name: str,
     tokenizer: Any,
-    corpus: Path | str,
+    corpus: Path | str | None,
     out: Path | str,
     seed: int,
     most: int | None = None,
@@ -57,3 +57,20 @@ def drawn(
 def _batch(plan: tuple[Mixture, int, int, int]) -> np.ndarray:
     mixture, number, rows, length = plan
     return mixture.batch(number, rows, length - 1)[0].astype(np.int64)
+
+
+def weighted(
+    mixture: Mixture, numbers: range, rows: int, length: int, workers: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `drawn`, token ids [rows, length + 1] with the weight of predicting each."""
+    plans = [(mixture, number, rows, length) for number in numbers]
+    if workers < 2:
+        yield from map(_weighted, plans)
+        return
+    with get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(_weighted, plans)
+
+
+def _weighted(plan: tuple[Mixture, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    mixture, number, rows, length = plan
+    return mixture.batch(number, rows, length)

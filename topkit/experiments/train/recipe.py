@@ -83,6 +83,41 @@ class Recipe:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Sft:
+    """How a model goes on learning: what `attention` and `ratio` do not change.
+
+    rate: of the first steps after the warm-up, then in a line down to a tenth. least: keys that a query keeps
+    at any ratio, if it sees so many.
+    """
+
+    steps: int = 300
+    rows: int = 16
+    length: int = 4096
+    peak: float = 3e-4
+    warmup: int = 20
+    weight_decay: float = 0.1
+    least: int = 1
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Warm-up, then a line from `peak` to a tenth of it."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.peak * (1 - 0.9 * done)
+
+    @classmethod
+    def of(cls, model: str) -> Sft:
+        """What suits a model: the reference model was made for this mixture, others for more than it."""
+        return cls() if model == "reference" else cls(steps=200, rows=8, length=2048, peak=5e-5)
+
+    @classmethod
+    def tiny(cls) -> Sft:
+        """Seconds on a laptop: shows that it runs, and nothing else."""
+        return cls(steps=3, rows=1, length=128, warmup=1)
+
+
 def new_model(recipe: Recipe) -> Any:
     """A Qwen3 model of the recipe's shape, weights drawn from its seed."""
     from transformers import Qwen3Config, Qwen3ForCausalLM

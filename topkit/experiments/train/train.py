@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -22,7 +20,9 @@ from torch.nn.functional import cross_entropy
 
 from topkit.errors import InputError
 from topkit.experiments.tasks.request import random_for
+from topkit.experiments.train.checkpoint import Checkpoints
 from topkit.experiments.train.corpus import books, tokenise
+from topkit.experiments.train.loop import Loop
 from topkit.experiments.train.mixture import ANSWER, Mixture
 from topkit.experiments.train.recipe import Recipe, new_model
 from topkit.experiments.train.tokenizer import save_tokenizer, train_tokenizer
@@ -113,7 +113,7 @@ def train_reference(
     `start_from` is the folder of a model whose weights and tokenizer training goes on with, its
     digits' embeddings drawn anew.
     Files: out/model (Hugging Face format, bf16, once done), training_log.csv, recipe.json,
-    checkpoint.pt. Returns whether the recipe's end was reached.
+    checkpoints/. Returns whether the recipe's end was reached.
     Raises: InputError when there is no such GPU or corpus, or `out` was begun with another recipe.
     """
     recipe, out = recipe or Recipe(), Path(out)
@@ -121,21 +121,17 @@ def train_reference(
     mixture = prepare(Path(corpus), out, recipe, start_from)
     (out / "recipe.json").write_text(_text(recipe))
     model = _first(recipe, mixture, start_from).to(device).train()
-    optimizer = _optimizer(model, recipe)
-    start = _resume(out / "checkpoint.pt", model, optimizer, device)
-    loss_of = torch.compile(weighted_loss, dynamic=False) if device == "cuda" else weighted_loss
-    began, log = time.monotonic(), _Log(out / "training_log.csv", report)
-    for step, batch in enumerate(batches(mixture, recipe, start, workers), start):
-        losses = _update(model, optimizer, loss_of, batch, recipe.rate(step))
-        log.add(losses, batch[0][:, 1:].size)
-        last = step + 1 == recipe.steps
-        stop = last or time.monotonic() - began > stop_after
-        if stop or (step + 1) % 50 == 0:
-            log.write(step + 1, recipe.rate(step))
-        if stop:
-            _save(out / "checkpoint.pt", model, optimizer, step + 1)
-            if not last:
-                return False
+    compiled = torch.compile(weighted_loss, dynamic=False) if device == "cuda" else weighted_loss
+    done = Loop(
+        steps=recipe.steps,
+        batches=lambda start: batches(mixture, recipe, start, workers),
+        losses_of=compiled,
+        rate_of=recipe.rate,
+        checkpoints=Checkpoints(out / "checkpoints", report),
+        log=out / "training_log.csv",
+    ).run(model, optimizer_of(model, recipe.peak, recipe.weight_decay), stop_after)
+    if not done:
+        return False
     # A call after the end comes straight here, in case this was cut off.
     model.to(torch.bfloat16).save_pretrained(out / "model")
     return True
@@ -166,80 +162,12 @@ def _first(recipe: Recipe, mixture: Mixture, start_from: Path | str | None) -> A
     return model
 
 
-def _update(
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    loss_of: Callable[..., tuple[Tensor, Tensor]],
-    batch: tuple[np.ndarray, np.ndarray],
-    rate: float,
-) -> Tensor:
-    """One step of the optimizer; the losses [2] before it, of all tokens and of answers."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    device = model.device
-    ids = torch.from_numpy(batch[0].astype(np.int64)).to(device, non_blocking=True)
-    weights = torch.from_numpy(batch[1]).to(device, non_blocking=True).float()
-    with torch.autocast(device.type, torch.bfloat16):
-        loss, answer = loss_of(model, ids, weights)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return torch.stack([loss.detach(), answer])
-
-
-def _optimizer(model: Any, recipe: Recipe) -> torch.optim.AdamW:
+def optimizer_of(model: Any, rate: float, decay: float) -> torch.optim.AdamW:
+    """AdamW whose decay is of matrices alone."""
     wide = [p for p in model.parameters() if p.dim() > 1]
     narrow = [p for p in model.parameters() if p.dim() <= 1]
     groups = [
-        {"params": wide, "weight_decay": recipe.weight_decay},
+        {"params": wide, "weight_decay": decay},
         {"params": narrow, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.peak, betas=(0.9, 0.95))
-
-
-def _save(path: Path, model: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(
-        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, temporary
-    )
-    temporary.replace(path)
-
-
-def _resume(path: Path, model: Any, optimizer: torch.optim.Optimizer, device: str) -> int:
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location=device, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
-
-
-class _Log:
-    """Rows of a CSV, each with the mean losses since the row before."""
-
-    def __init__(self, path: Path, report: Callable[[str], object]) -> None:
-        self.path, self.report = path, report
-        self.began, self.tokens = time.monotonic(), 0
-        self.losses: list[Tensor] = []
-
-    def add(self, losses: Tensor, tokens: int) -> None:
-        self.losses.append(losses)
-        self.tokens += tokens
-
-    def write(self, step: int, rate: float) -> None:
-        mean, answer = torch.stack(self.losses).mean(0).tolist()
-        self.losses = []
-        seconds = time.monotonic() - self.began
-        new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            rows = csv.writer(file)
-            if new:
-                names = ["step", "loss", "answer_nll", "learning_rate", "tokens_this_run"]
-                rows.writerow([*names, "seconds_this_run"])
-            losses = [f"{mean:.5f}", f"{answer:.5f}"]
-            rows.writerow([step, *losses, f"{rate:.3e}", self.tokens, f"{seconds:.1f}"])
-        self.report(
-            f"step {step} loss {mean:.4f} answers {answer:.4f} "
-            f"{self.tokens / seconds:,.0f} tokens/s {seconds:.0f} s"
-        )
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ __all__ = ["score_select", "score_select_lightning"]
 
 # What the Triton kernel takes: a longer list would need more candidates than one program can hold.
 LONGEST = 1 << 24
+# Scores that are held at a time: in float32 a gigabyte.
+SCORES = 1 << 28
 
 
 def score_select(
@@ -40,24 +43,33 @@ def score_select(
 
     Shapes: as `score_codes`; k, order, check as `select_topk` -> [B, Hq, Tq, min(k, T)] int64, pooled
     [B, Hk, Tq, min(k, T)]. The kernel writes no scores; it takes one list a group, pooled, and one
-    that is not by the two operations' own kernels, unless it is forced.
+    that is not by the two operations' own kernels, unless it is forced. Queries are taken in tiles: at most
+    SCORES scores, or those of one query of all rows and heads, have room at a time.
     Raises: InputError for k < 1, for NaN, and where shapes, dtypes or devices do not belong together.
     """
     checks.tensors(queries=queries, codes=codes)
     boundary.check_codes(queries, codes, dtype, scale, pool)
     k = checks.at_least_one("k", k)
     _check(queries, order, start, stop)
-    own = boundary.codes_unsupported(queries, codes, scale, dtype)
+    # Queries are taken in tiles: of one tile this kernel takes as many as any.
+    own = boundary.codes_unsupported(queries[:, :, :1], codes, scale, dtype)
     own = own or _unsupported(queries, codes, k, pool)
     how: dict[str, Any] = {"start": start, "stop": stop, "order": order, "check": check}
     least = boundary.least_capability(dtype)
-    if resolve(backend, queries, own, least) == "torch" or codes.shape[2] * queries.numel() == 0:
-        options = {"dtype": dtype, "scale": scale, "pool": pool, "backend": backend}
-        return reference.score_select(queries, codes, k, **options, **how)
-    from topkit.kernels.score.triton_impl import of_codes
+    plain = resolve(backend, queries, own, least) == "torch"
 
-    # Where each head has keys of its own, a group's sum is its one head's.
-    return _launch(*of_codes(queries, codes, dtype, scale, pool or "sum"), k, **how)
+    def select(part: slice) -> Tensor:
+        some = queries[:, :, part]
+        window: dict[str, Any] = {**how, "stop": None if stop is None else stop[:, part]}
+        if plain or codes.shape[2] * some.numel() == 0:
+            options = {"dtype": dtype, "scale": scale, "pool": pool, "backend": backend}
+            return reference.score_select(some, codes, k, **options, **window)
+        from topkit.kernels.score.triton_impl import of_codes
+
+        # Where each head has keys of its own, a group's sum is its one head's.
+        return _launch(*of_codes(some, codes, dtype, scale, pool or "sum"), k, **window)
+
+    return _in_tiles(select, queries, queries.shape[1] if plain else codes.shape[1], codes.shape[2])
 
 
 def score_select_lightning(
@@ -83,16 +95,37 @@ def score_select_lightning(
     boundary.check_lightning(queries, keys, gates, query_scale, key_scale)
     k = checks.at_least_one("k", k)
     _check(queries, order, start, stop)
-    own = boundary.lightning_unsupported(queries, keys, gates, query_scale, key_scale)
+    first = None if query_scale is None else query_scale[:, :, :1]
+    own = boundary.lightning_unsupported(queries[:, :, :1], keys, gates[:, :1], first, key_scale)
     own = own or _unsupported(queries, keys, k, "sum")
     how: dict[str, Any] = {"start": start, "stop": stop, "order": order, "check": check}
     least = boundary.least_capability(fp4.kind_of(keys, key_scale) or "fp8_e4m3")
-    if resolve(backend, queries, own, least) == "torch" or keys.shape[2] * queries.numel() == 0:
-        options = {"query_scale": query_scale, "key_scale": key_scale, "backend": backend}
-        return reference.score_select_lightning(queries, keys, gates, k, **options, **how)
-    from topkit.kernels.score.triton_impl import of_lightning
+    plain = resolve(backend, queries, own, least) == "torch"
 
-    return _launch(*of_lightning(queries, keys, gates, query_scale, key_scale), k, **how)
+    def select(part: slice) -> Tensor:
+        some, its_gates = queries[:, :, part], gates[:, part]
+        scales = None if query_scale is None else query_scale[:, :, part]
+        window: dict[str, Any] = {**how, "stop": None if stop is None else stop[:, part]}
+        if plain or keys.shape[2] * some.numel() == 0:
+            options = {"query_scale": scales, "key_scale": key_scale, "backend": backend}
+            return reference.score_select_lightning(some, keys, its_gates, k, **options, **window)
+        from topkit.kernels.score.triton_impl import of_lightning
+
+        return _launch(*of_lightning(some, keys, its_gates, scales, key_scale), k, **window)
+
+    return _in_tiles(select, queries, queries.shape[1] if plain else 1, keys.shape[2])
+
+
+def _in_tiles(
+    select: Callable[[slice], Tensor], queries: Tensor, heads: int, length: int
+) -> Tensor:
+    """What some queries after the others select: SCORES at a time, of so many heads that scores are written of."""
+    rows, count = queries.shape[0], queries.shape[2]
+    width = max(1, min(SCORES // max(1, length), checks.MOST_BLOCKS) // max(1, rows * heads))
+    if count <= width:
+        return select(slice(0, count))
+    parts = [slice(at, min(at + width, count)) for at in range(0, count, width)]
+    return torch.cat([select(part) for part in parts], 2)
 
 
 def _launch(
@@ -119,9 +152,6 @@ def _check(queries: Tensor, order: str | None, start: Tensor | None, stop: Tenso
 def _unsupported(queries: Tensor, codes: Tensor, k: int, pool: str | None) -> str | None:
     if pool is None and queries.shape[1] != codes.shape[1]:
         return "pool must be mean, sum or max where heads share a key's; got None"
-    lists = queries.shape[0] * codes.shape[1] * queries.shape[2]
-    if lists > checks.MOST_BLOCKS:
-        return f"queries must make at most {checks.MOST_BLOCKS} lists; got {lists}"
     if codes.shape[2] > LONGEST:
         return f"keys must be at most {LONGEST}; got {codes.shape[2]}"
     return too_many(k)

@@ -1,0 +1,254 @@
+"""Top-k attention by its definition, by tiles and by FlexAttention, against a slow rendering in Python."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from topkit.errors import InputError
+from topkit.kernels.topk_attention import cuts as tiling
+from topkit.kernels.topk_attention import cuts_of, keys_kept, topk_attention
+from topkit.kernels.topk_attention.reference import best, products, visible
+
+FORMS = ("torch", "tiled")
+
+
+def drawn(
+    rows: int = 2, heads: int = 4, groups: int = 2, count: int = 9, length: int = 9, dim: int = 8,
+    seed: int = 0, ties: bool = False, dtype: torch.dtype = torch.float64,
+) -> list[Tensor]:  # fmt: skip
+    """Queries, keys and values; with ties, of small whole numbers."""
+    draw = torch.Generator().manual_seed(seed)
+    shapes = [
+        (rows, heads, count, dim),
+        (rows, groups, length, dim),
+        (rows, groups, length, dim + 1),
+    ]
+    if ties:
+        return [torch.randint(-1, 2, shape, generator=draw).to(dtype) for shape in shapes]
+    return [torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def slow(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, scaling: float, start: list[int]) -> Tensor:
+    """A query at a time, by Python's sort."""
+    rows, heads, count, _ = q.shape
+    out = torch.zeros(rows, heads, count, v.shape[3], dtype=q.dtype)
+    for b in range(rows):
+        for h in range(heads):
+            group = h * k.shape[1] // heads
+            for i in range(count):
+                stop = k.shape[2] - count + i + 1
+                scores = {s: float(q[b, h, i] @ k[b, group, s]) for s in range(start[b], stop)}
+                chosen = sorted(scores, key=lambda s: (-scores[s], s))[: int(kept[b, i])]
+                if chosen:
+                    most = max(scores[s] for s in chosen)
+                    weights = [math.exp(scaling * (scores[s] - most)) for s in chosen]
+                    for s, w in zip(chosen, weights, strict=True):
+                        out[b, h, i] += w / sum(weights) * v[b, group, s]
+    return out
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "ties": {"ties": True},
+    "alone": {"heads": 2, "groups": 2, "rows": 1},
+    "newest": {"count": 4, "length": 11},
+    "one key": {"count": 1, "length": 1},
+}
+
+
+@pytest.mark.parametrize("tile", [1, 70, 1 << 24])
+@pytest.mark.parametrize("case", CASES)
+def test_all_forms_are_the_slow_rendering(
+    case: str, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiling, "TILE", tile)
+    q, k, v = drawn(**CASES[case])
+    rows, _, count, _ = q.shape
+    start = [0, 3][:rows] if k.shape[2] > 5 else [0] * rows
+    for kept in (torch.randint(1, 6, (rows, count)), torch.full((rows, count), 99)):
+        expected = slow(q, k, v, kept, 0.3, start)
+        for form in FORMS:
+            out = topk_attention(
+                q, k, v, kept, scaling=0.3, start=torch.tensor(start), backend=form
+            )
+            torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_are_those_of_finite_differences(
+    form: str, ties: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiling, "TILE", 40)
+    # Of ties a small step decides: the keys that are tied are then one and the same.
+    q, k, v = drawn(rows=1, heads=2, groups=1, count=5, length=6, dim=3)
+    k = k[:, :, [0, 1, 2, 3, 4, 4]] if ties else k
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    kept = torch.tensor([6, 1, 2, 3, 2])
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return topk_attention(q, k, v, kept, backend=form, start=torch.tensor([1]))
+
+    if not ties:
+        assert torch.autograd.gradcheck(attend, inputs)
+    want = torch.randn(1, 2, 5, 4, dtype=torch.float64)
+    grads = torch.autograd.grad(attend(*inputs), inputs, want)
+    defined = torch.autograd.grad(
+        topk_attention(*inputs, kept, backend="torch", start=torch.tensor([1])), inputs, want
+    )
+    for one, other in zip(grads, defined, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 3), st.sampled_from([(1, 1), (4, 2), (3, 1)]), st.integers(1, 12), st.integers(0, 9),
+    st.integers(1, 200), st.booleans(), st.integers(0, 99),
+)  # fmt: skip
+def test_tiles_are_the_definition(
+    rows: int, heads: tuple[int, int], count: int, more: int, tile: int, ties: bool, seed: int
+) -> None:
+    q, k, v = drawn(rows, *heads, count, count + more, 4, seed, ties, torch.float32)
+    draw = torch.Generator().manual_seed(seed)
+    kept = torch.randint(1, count + more + 2, (rows, count), generator=draw)
+    start = torch.randint(0, count + more, (rows,), generator=draw)
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    want = torch.randn(*q.shape[:3], v.shape[3], generator=draw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiling, "TILE", tile)
+        both = []
+        for form in FORMS:
+            out = topk_attention(*inputs, kept, start=start, backend=form)
+            both.append((out, *torch.autograd.grad(out, inputs, want)))
+        scores = products(q, k).detach()
+        scores = scores.masked_fill(~visible(count, count + more, start, q.device), float("-inf"))
+        cuts = cuts_of(q, k, kept, start)
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other)
+    assert torch.equal(cuts.keep(scores), best(scores, kept))
+
+
+def test_nothing_flows_through_keys_that_are_left_out() -> None:
+    q, k, v = (x.requires_grad_() for x in drawn(rows=1, heads=1, groups=1, count=1, length=9))
+    chosen = best(products(q, k).detach(), torch.tensor([[3]]))[0, 0, 0]
+    topk_attention(q, k, v, torch.tensor([3])).square().sum().backward()
+    for x in (k, v):
+        assert x.grad is not None and torch.equal(x.grad[0, 0].abs().sum(-1) > 0, chosen)
+
+
+def test_padding_gets_zeros_and_no_gradient() -> None:
+    inputs = [x.requires_grad_() for x in drawn(count=6, length=6)]
+    for form in FORMS:
+        out = topk_attention(*inputs, torch.full((6,), 2), start=torch.tensor([0, 4]), backend=form)
+        assert (out[1, :, :4] == 0).all() and (out[1, :, 4:] != 0).all()
+        for grad in torch.autograd.grad(out.sum(), inputs):
+            assert grad.isfinite().all() and (grad[1, :, :4] == 0).all()
+
+
+def test_half_types_are_scored_in_float32() -> None:
+    q, k, v = drawn(dtype=torch.bfloat16, count=40, length=40)
+    kept = torch.full((40,), 7)
+    out = topk_attention(q, k, v, kept)
+    exact = topk_attention(*(x.double() for x in (q, k, v)), kept, backend="torch")
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), exact, rtol=1e-2, atol=1e-2)
+
+
+def test_memory_is_linear_in_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tile holds more scores than TILE, or than one query has."""
+    monkeypatch.setattr(tiling, "TILE", 1 << 12)
+    q, k, _ = drawn(count=300, length=300)
+    widths = [(part.stop - part.start) * seen * 8 for part, seen in tiling.tiles(q, k)]
+    assert max(widths) <= max(1 << 12, 300 * 8) and sum(widths) < 300 * 300 * 8
+
+
+def test_a_ratio_keeps_a_share_of_what_is_seen_rounded_up() -> None:
+    for ratio in ("0.01", "0.05", 0.07, "1/3", 1):
+        share = Fraction(str(ratio))
+        kept = keys_kept(ratio, 500, 500)[0].tolist()
+        assert kept == [math.ceil(share * (n + 1)) for n in range(500)]
+    assert keys_kept(0.01, 1, 300).item() == 3 and keys_kept(0.07, 1, 100).item() == 7
+    padded = keys_kept("0.5", 3, 6, start=torch.tensor([0, 4]), least=2)
+    assert padded.tolist() == [[2, 3, 3], [0, 1, 2]]
+    for ratio in (0, -0.1, 1.01, "2"):
+        with pytest.raises(InputError, match=r"ratio must lie in \(0, 1\]"):
+            keys_kept(ratio, 3, 3)
+
+
+def test_what_does_not_belong_together_is_refused() -> None:
+    q, k, v = drawn()
+    kept = torch.full((9,), 2)
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("keys must be", {"keys": k[..., :-1]}),
+        ("values must be", {"values": v[:, :1]}),
+        ("keys must have a divisor", {"keys": k[:, [0, 0, 0]], "values": v[:, [0, 0, 0]]}),
+        ("queries must be those of", {"keys": k[:, :, :5], "values": v[:, :, :5]}),
+        ("kept must be", {"kept": kept[:3]}),
+        ("kept must be int64", {"kept": kept.float()}),
+        ("values must be float64", {"values": v.float()}),
+        ("start must be", {"start": torch.zeros(5).long()}),
+        ("scaling must be", {"scaling": -1.0}),
+        ("backend must be", {"backend": "triton"}),
+        ('backend "flex": needs tensors on a CUDA GPU', {"backend": "flex"}),
+    ]
+    for message, change in wrong:
+        with pytest.raises(InputError, match=message):
+            topk_attention(**{"queries": q, "keys": k, "values": v, "kept": kept, **change})
+    q[0, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match="scores hold NaN"):
+        topk_attention(q, k, v, kept)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("padded", [False, True])
+def test_on_a_gpu_it_is_the_definition(dtype: torch.dtype, dim: int, padded: bool) -> None:
+    draw = torch.Generator("cuda").manual_seed(0)
+    shapes = [(2, 8, 1024, dim), (2, 2, 1024, dim), (2, 2, 1024, dim)]
+    inputs = [torch.randn(s, generator=draw, device="cuda").to(dtype).requires_grad_() for s in shapes]  # fmt: skip
+    start = torch.tensor([0, 100], device="cuda") if padded else None
+    kept = keys_kept("0.05", 1024, 1024, start=start, least=4, device="cuda")
+    want = torch.randn(2, 8, 1024, dim, generator=draw, device="cuda").to(dtype)
+    doubles = [x.detach().double().requires_grad_() for x in inputs]
+    out = topk_attention(*inputs, kept, start=start, backend="flex")
+    exact = topk_attention(*doubles, kept, start=start, backend="torch")
+    near = 2e-2 if dtype == torch.bfloat16 else 1e-3
+    torch.testing.assert_close(out.double(), exact, rtol=near, atol=near)
+    grads = torch.autograd.grad(out, inputs, want)
+    for one, other in zip(grads, torch.autograd.grad(exact, doubles, want.double()), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_ties_are_cut_by_slot() -> None:
+    draw = torch.Generator("cuda").manual_seed(0)
+    q = torch.randn(1, 2, 512, 64, generator=draw, device="cuda", dtype=torch.bfloat16)
+    k = torch.randn(1, 2, 512, 64, generator=draw, device="cuda", dtype=torch.bfloat16)
+    k = k[:, :, torch.arange(512, device="cuda") // 3]  # each key three times
+    v = torch.randn(1, 2, 512, 64, generator=draw, device="cuda", dtype=torch.bfloat16)
+    kept = torch.arange(512, device="cuda") % 7 + 1
+    out = topk_attention(q, k, v, kept, backend="flex")
+    exact = topk_attention(*(x.double() for x in (q, k, v)), kept, backend="torch")
+    torch.testing.assert_close(out.double(), exact, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_memory_is_linear() -> None:
+    """At 16K no score of all pairs is held: 8 heads of them would be 8.6 GB."""
+    shape = (1, 8, 16384, 64)
+    inputs = [torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3)]  # fmt: skip
+    kept = keys_kept("0.01", 16384, 16384, device="cuda")
+    topk_attention(*inputs, kept).sum().backward()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    topk_attention(*inputs, kept).sum().backward()
+    assert torch.cuda.max_memory_allocated() - before <= 3 * 6 * inputs[0].nbytes

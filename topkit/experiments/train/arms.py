@@ -1,0 +1,251 @@
+"""The models of a study that trains: each start as it is, and trained by each attention with each seed; a job each."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+import topkit
+from topkit.errors import InputError
+from topkit.experiments.evaluate.plan import plan_parts
+from topkit.experiments.evaluate.setting import Setting
+from topkit.experiments.model.load import load_once
+from topkit.experiments.runs.jobs import Job
+from topkit.experiments.runs.parts import PART, digest, write_whole
+from topkit.experiments.runs.plan import WITH_TRANSFORMERS, Plan, run
+from topkit.experiments.study.course import Course, folders
+from topkit.experiments.study.design import Study
+from topkit.experiments.study.kinds import EXACT
+from topkit.experiments.study.own_kinds import KIND
+from topkit.experiments.study.reading import STUDY, load_study
+from topkit.experiments.tasks import Haystack, task_name
+from topkit.experiments.tasks import prompt as make_prompt
+from topkit.experiments.train.head_measures import head_measures
+from topkit.experiments.train.recipe import Sft
+from topkit.experiments.train.sft import ratio_of, train_sft
+
+PARTS, MODELS, RUNS = "parts", "models", "evaluated"
+BEFORE, DENSE, TOPK = "before", "dense", "topk"
+# Haystacks of each task whose heads are measured.
+MEASURED = 8
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model of a study: a start, how it is trained (`before`: not), at what ratio, with which seed."""
+
+    start: str
+    folder: str
+    attention: str
+    ratio: str = ""
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        if self.attention == BEFORE:
+            return f"{self.folder}-before"
+        ratio = f"-{self.ratio.removesuffix('%')}" if self.ratio else ""
+        return f"{self.folder}-{self.attention}{ratio}-seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a job needs beside its arm. accuracy: whether the model is evaluated, or its heads measured alone."""
+
+    out: Path
+    models: Path
+    study: Study
+    recipe: Sft
+    corpus: Path | None
+    books: int | None
+    device: str
+    workers: int
+    threads: int | None
+    accuracy: bool
+
+
+def make_arm(training: Training, arm: Arm, part: Path) -> None:
+    """Train a model, evaluate it, measure its heads, and write what was found."""
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
+    model = arm.start
+    if arm.attention != BEFORE:
+        folder = training.models / arm.name
+        train_sft(
+            arm.start,
+            training.corpus,
+            folder,
+            attention=arm.attention,
+            ratio=arm.ratio or None,
+            recipe=replace(training.recipe, seed=arm.seed),
+            device=training.device,
+            workers=training.workers,
+            stop_after=math.inf,
+            books=training.books,
+            report=lambda line: None,
+        )
+        model = str(folder / "model")
+    found = {
+        "arm": asdict(arm),
+        "curves": _accuracy(training, arm, model) if training.accuracy else [],
+        "heads": _heads(training, model),
+    }
+    write_whole(part, lambda to: to.write_text(json.dumps(found) + "\n", encoding="utf-8"))
+
+
+def _accuracy(training: Training, arm: Arm, model: str) -> list[dict[str, Any]]:
+    """Full attention and exact Top-k over the sweep of budgets, haystack by haystack."""
+    study, out = training.study, training.out / RUNS / arm.name
+    setting = Setting(
+        out=out, model=model, device=training.device, dtype=study.dtype, seed=study.seed[0],
+        observe=False, rows=study.batch_size, text=study.text, threads=training.threads,
+    )  # fmt: skip
+    loaded = load_once(model, training.device, study.dtype)
+    run(plan_parts(loaded, setting, study.parts(study.settings)))
+    return [
+        {
+            "title": curve.setting,
+            "length": curve.length,
+            "cells": ["dense" if cell.budget is None else str(cell.budget) for cell in curve.cells],
+            "rates": curve.rates.tolist(),
+            "questions": curve.questions.tolist(),
+        }
+        for curve in load_study(out)
+    ]
+
+
+def _heads(training: Training, model: str) -> list[dict[str, Any]]:
+    """The measures of every head, haystack by haystack, of tasks that have answers."""
+    study, made = training.study, list[dict[str, Any]]()
+    loaded, tokenizer = load_once(model, training.device, study.dtype)
+    ratios = [str(k) for k in study.budgets if k.percent]
+    text = None if study.text is None else Haystack.of_file(study.text)
+    for task, length in study.settings:
+        if task.name == "books":
+            continue
+        prompts = (
+            make_prompt(task, tokenizer, length, sample, seed=study.seed[0], haystack=text)
+            for sample in range(min(MEASURED, study.at(length)))
+        )
+        each = [head_measures(loaded, prompt, ratios) for prompt in prompts]
+        values = {name: [one[name] for one in each] for name in each[0]}
+        made.append({"title": f"{task_name(task)}, {length} tokens", "measures": values})
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmsPlan(Plan[Path]):
+    """A job a model, and then the report. Rows: models; bytes: three times a model's weights, PART a part."""
+
+    out: Path
+    about: Mapping[str, Any] = field(repr=False)
+    write: Any = field(repr=False)
+    verb: ClassVar[str] = "training and evaluating"
+    work: ClassVar[Any] = staticmethod(make_arm)
+
+    def describe(self) -> list[dict[str, Any]]:
+        return [{"out": str(self.out), "models": self.about["arms"], **self.numbers}]
+
+    def lines(self) -> list[str]:
+        count = len(self.jobs) + self.done
+        return [*self.about["arms"], f"{self.done} of {count} models done"]
+
+    @contextmanager
+    def opened(self) -> Generator[Sequence[Job]]:
+        text = json.dumps(self.about, indent=1) + "\n"
+        write_whole(self.out / STUDY, lambda to: to.write_text(text, encoding="utf-8"))
+        yield self.jobs
+
+    def result(self, results: Sequence[None]) -> Path:
+        return self.write(self.out, self.about)
+
+
+def plan_arms(course: Course, write: Any, accuracy: bool) -> ArmsPlan:
+    """The plan of a study that trains; models whose parts are there are done.
+
+    Raises: InputError for shards, and for indexers other than exact Top-k.
+    """
+    study = course.study
+    if not course.shard.whole:
+        raise InputError(
+            "a study that trains has no shards; its trainings go on where they stopped"
+        )
+    if any(cell.indexer not in (None, EXACT) for cell in study.cells):
+        raise InputError("a study that trains decodes by exact Top-k; leave other indexers out")
+    jobs, names = list[Job](), list[str]()
+    parts = dict[str, str]()
+    for start, folder in zip(study.model, folders(study.model), strict=True):
+        own = study.of(start)
+        _require_room(own, start)
+        training = _training(course, own, start, accuracy)
+        for arm in _arms(own, start, folder):
+            what = {**asdict(arm), "recipe": asdict(training.recipe), "topkit": topkit.__version__}
+            what |= {"corpus": str(training.corpus), "books": training.books, "accuracy": accuracy}
+            what["asked"] = [(task_name(t), n, own.at(n)) for t, n in own.settings]
+            what["budgets"] = [str(k) for k in own.budgets]
+            part = course.out / PARTS / f"{arm.name}-{digest(what)}.json"
+            parts[arm.name] = part.name
+            names.append(arm.name)
+            if course.force or not part.exists():
+                jobs.append(Job({"model": arm.name}, (training, arm, part)))
+    about = {**course.about, KIND: study.kind, "topkit": topkit.__version__, "arms": names}
+    return ArmsPlan(
+        jobs=tuple(jobs),
+        done=len(names) - len(jobs),
+        rows=len(names),
+        bytes=len(names) * PART,
+        memory=course.crew.workers * 4 * WITH_TRANSFORMERS,
+        workers=course.crew.workers,
+        runner=course.crew.runner,
+        out=course.out,
+        about={**about, PARTS: list(parts.values())},
+        write=write,
+    )
+
+
+def _require_room(study: Study, start: str) -> None:
+    """Draw the prompts before anything is trained: what does not fit into its length is refused now."""
+    _, tokenizer = load_once(start, study.device, study.dtype)
+    text = None if study.text is None else Haystack.of_file(study.text)
+    for task, length in study.settings:
+        for sample in range(study.at(length)):
+            make_prompt(task, tokenizer, length, sample, seed=study.seed[0], haystack=text)
+
+
+def _training(course: Course, study: Study, start: str, accuracy: bool) -> Training:
+    said = dict(study.training)
+    sizes = {name: said[name] for name in ("steps", "rows", "length", "peak", "warmup", "least") if name in said}  # fmt: skip
+    recipe = replace(Sft.of(start), **sizes)
+    device = study.device or "cpu"
+    return Training(
+        out=course.out,
+        models=said.get("models", course.out / MODELS),
+        study=replace(study, own={}),
+        recipe=recipe,
+        corpus=study.corpus,
+        books=said.get("books"),
+        device=device,
+        workers=0 if device == "cpu" else 4,
+        threads=course.crew.threads,
+        accuracy=accuracy,
+    )
+
+
+def _arms(study: Study, start: str, folder: str) -> list[Arm]:
+    """The start, and for each seed dense and every ratio."""
+    said = study.training
+    ratios = [str(ratio) for ratio in said["ratios"]]
+    for ratio in ratios:
+        ratio_of(TOPK, ratio)
+    arms = [Arm(start, folder, BEFORE)]
+    for seed in range(said.get("seeds", 1)):
+        arms.append(Arm(start, folder, DENSE, seed=seed))
+        arms += [Arm(start, folder, TOPK, ratio, seed) for ratio in ratios]
+    return arms

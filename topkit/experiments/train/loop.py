@@ -1,0 +1,138 @@
+"""The steps of a training, whatever is trained: resumed, logged, stopped in time and at a loss that is no number."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topkit.errors import InputError
+from topkit.experiments.train.checkpoint import Checkpoints
+
+# Steps between two rows of the log.
+LOGGED = 50
+# Seconds between two checkpoints.
+SAVED = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """How steps are taken. A batch is a tuple whose first is the token ids [rows, length + 1].
+
+    losses_of: of (model, *batch on the device) the loss and what is logged beside it, a number;
+    rate_of: the learning rate of a step; batches: those from a step on, each by its number alone, so that a
+    training that was killed comes to the same weights.
+    """
+
+    steps: int
+    batches: Callable[[int], Iterable[tuple[Any, ...]]]
+    losses_of: Callable[..., tuple[Tensor, Tensor]]
+    rate_of: Callable[[int], float]
+    checkpoints: Checkpoints
+    log: Path
+    clip: float = 1.0
+    autocast: torch.dtype | None = torch.bfloat16
+    logged: int = LOGGED
+    saved: float = SAVED
+
+    def run(self, model: Any, optimizer: torch.optim.Optimizer, stop_after: float) -> bool:
+        """Take the steps that are left, for `stop_after` seconds at most; returns whether the end was reached.
+
+        Raises: InputError naming the step whose loss or gradient is NaN or infinite; the weights from
+        before it are kept as a checkpoint.
+        """
+        device = next(model.parameters()).device
+        start, _ = self.checkpoints.resume(model, optimizer, device)
+        log = Log(self.log, start, self.checkpoints.report)
+        began = saved = time.monotonic()
+        for step, batch in enumerate(self.batches(start), start):
+            rate = self.rate_of(step)
+            losses = self._step(model, optimizer, step, [_on(x, device) for x in batch], rate)
+            log.add(losses, math.prod(batch[0].shape) - batch[0].shape[0])
+            last, now = step + 1 == self.steps, time.monotonic()
+            stop = last or now - began > stop_after
+            if stop or (step + 1) % self.logged == 0:
+                log.write(step + 1, rate)
+            if stop or now - saved > self.saved:
+                self.checkpoints.save(step + 1, model, optimizer)
+                saved = time.monotonic()
+            if stop:
+                return last
+        return True
+
+    def _step(
+        self,
+        model: Any,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        batch: list[Tensor],
+        rate: float,
+    ) -> Tensor:
+        """One step of the optimizer; the losses [2] before it."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(batch[0].device.type, self.autocast, self.autocast is not None):
+            loss, beside = self.losses_of(model, *batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)
+        # Before the optimizer steps: what it would do with NaN cannot be undone.
+        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            path = self.checkpoints.save(step, model, optimizer)
+            what = f"loss is {loss.item():g}, the norm of its gradient {norm.item():g}"
+            raise InputError(
+                f"step {step}: {what}; stopped, and the weights from before it are kept in {path}; try another "
+                "learning rate or seed in another folder"
+            )
+        optimizer.step()
+        return torch.stack([loss.detach(), beside.detach()])
+
+
+def _on(x: Any, device: torch.device) -> Tensor:
+    """An array of a batch on the device: ids as int64, weights as float32."""
+    tensor = x if isinstance(x, Tensor) else torch.from_numpy(x)
+    kind = torch.float32 if tensor.is_floating_point() else torch.int64
+    if not tensor.is_floating_point() and tensor.dtype == torch.uint16:
+        tensor = tensor.to(torch.int32)
+    return tensor.to(device, non_blocking=True).to(kind)
+
+
+class Log:
+    """Rows of a CSV, each with the mean losses since the row before; those from `start` on are another run's."""
+
+    def __init__(self, path: Path, start: int, report: Callable[[str], object]) -> None:
+        self.path, self.report = path, report
+        self.began, self.tokens = time.monotonic(), 0
+        self.losses: list[Tensor] = []
+        if path.exists():
+            names, *rows = path.read_text().splitlines(keepends=True) or [""]
+            kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= start]
+            path.write_text(names + "".join(kept)) if kept else path.unlink()
+
+    def add(self, losses: Tensor, tokens: int) -> None:
+        self.losses.append(losses)
+        self.tokens += tokens
+
+    def write(self, step: int, rate: float) -> None:
+        mean, answer = torch.stack(self.losses).mean(0).tolist()
+        self.losses = []
+        seconds = time.monotonic() - self.began
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            rows = csv.writer(file)
+            if new:
+                names = ["step", "loss", "answer_nll", "learning_rate", "tokens_this_run"]
+                rows.writerow([*names, "seconds_this_run"])
+            losses = [f"{mean:.5f}", f"{answer:.5f}"]
+            rows.writerow([step, *losses, f"{rate:.3e}", self.tokens, f"{seconds:.1f}"])
+        self.report(
+            f"step {step} loss {mean:.4f} answers {answer:.4f} "
+            f"{self.tokens / seconds:,.0f} tokens/s {seconds:.0f} s"
+        )

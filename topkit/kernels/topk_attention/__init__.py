@@ -1,0 +1,127 @@
+"""Attention of each query over its own exact Top-k keys, forward and backward: for training."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from topkit.errors import InputError
+from topkit.kernels import checks
+from topkit.kernels.topk_attention import reference, tiled
+from topkit.kernels.topk_attention.cuts import Cuts, cuts_of
+
+__all__ = ["Cuts", "cuts_of", "keys_kept", "topk_attention"]
+
+BACKENDS = ("auto", "torch", "tiled", "flex")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def topk_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    kept: Tensor,
+    *,
+    scaling: float | None = None,
+    start: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """softmax(scaling q k) v of each query over its `kept` best visible keys, ties by the lowest slot.
+
+    Gradients flow through the keys that are kept, and through no choice. Query i of Tq sees the slots
+    start <= s <= T - Tq + i. Shapes: queries [B, Hq, Tq, D]; keys [B, Hk, T, D], values [B, Hk, T, Dv], Hq a
+    multiple of Hk; kept [Tq] or [B or 1, Tq], whole numbers; start [B], the first real slots -> [B, Hq, Tq, Dv]
+    in queries' dtype. A query that sees nothing, as padding does, gets zeros.
+    backend: "torch" is the definition, which holds all scores; "tiled", any device; "flex", a GPU, the scores of
+    half types summed in float32; "auto", flex on a GPU for what it takes, else tiled.
+    Raises: InputError where shapes, dtypes or devices do not belong together, for scores that hold NaN, and for
+    "flex" where it cannot run.
+    """
+    scale = queries.shape[-1] ** -0.5 if scaling is None else scaling
+    kept = _check(queries, keys, values, kept, scale, start)
+    checks.one_of("backend", backend, BACKENDS)
+    own = _unsupported(queries, values)
+    if backend == "flex" and own:
+        raise InputError(f'backend "flex": {own}')
+    if backend == "flex" or (backend == "auto" and not own):
+        from topkit.kernels.topk_attention import flex
+
+        cuts = cuts_of(queries, keys, kept, start, flex.SLACK)
+        return flex.attend(queries, keys, values, cuts, scaling=scale, start=start)
+    form = reference if backend == "torch" else tiled
+    return form.topk_attention(queries, keys, values, kept, scaling=scale, start=start)
+
+
+def keys_kept(
+    ratio: Fraction | str | float,
+    count: int,
+    length: int,
+    *,
+    start: Tensor | None = None,
+    least: int = 1,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """How many keys each query keeps at a ratio: ceil(ratio x visible), at least `least`, [B or 1, Tq] int64.
+
+    Exact in whole numbers, as 1 % of 300 is 3. Visible are a query's own slot and those before it, from
+    `start` [B] on; of `count` queries the last stands in slot `length` - 1.
+    Raises: InputError for a ratio outside (0, 1].
+    """
+    share = Fraction(str(ratio))
+    if not 0 < share <= 1:
+        raise InputError(f"ratio must lie in (0, 1]; got {ratio}")
+    checks.at_least_one("least", least)
+    seen = torch.arange(length - count + 1, length + 1, device=device)[None]
+    if start is not None:
+        seen = (seen - start.to(seen.device)[:, None]).clamp_min(0)
+    part = (seen * share.numerator + share.denominator - 1) // share.denominator
+    return torch.minimum(part.clamp_min(least), seen)
+
+
+def _check(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    kept: Tensor,
+    scaling: float,
+    start: Tensor | None,
+) -> Tensor:
+    """Refuse what does not belong together; kept as [B or 1, Tq]."""
+    checks.tensors(queries=queries, keys=keys, values=values, kept=kept)
+    for name, x in (("queries", queries), ("keys", keys), ("values", values)):
+        checks.dims(name, x, 4)
+        checks.typed(name, x, DTYPES)
+        checks.typed(name, x, (queries.dtype,))
+    (rows, heads, count, dim), (_, groups, length, _) = queries.shape, keys.shape
+    checks.shaped("keys", keys, (rows, groups, length, dim))
+    checks.shaped("values", values, (rows, groups, length, values.shape[3]))
+    if groups == 0 or heads % groups:
+        raise InputError(f"keys must have a divisor of {heads} heads (query); got {groups}")
+    if not 0 < count <= length:
+        raise InputError(
+            f"queries must be those of 1 to {length} newest tokens (keys); got {count}"
+        )
+    if not 0 < scaling < float("inf"):
+        raise InputError(f"scaling must be a positive number; got {scaling}")
+    checks.typed("kept", kept, checks.PLACES)
+    kept = (kept[None] if kept.dim() == 1 else kept).long()
+    checks.shaped("kept", kept, (rows, count), one_row=True)
+    checks.beside(queries.device, keys=keys, values=values, kept=kept, start=start)
+    if start is not None:
+        checks.typed("start", start, checks.PLACES)
+        checks.shaped("start", start, (rows,))
+    return kept
+
+
+def _unsupported(queries: Tensor, values: Tensor) -> str | None:
+    """What FlexAttention does not take, as a sentence."""
+    if not queries.is_cuda:
+        return f"needs tensors on a CUDA GPU; these are on {queries.device}"
+    if queries.dtype == torch.float64:
+        return "takes no float64"
+    for width in (queries.shape[3], values.shape[3]):
+        if width < 16 or width & (width - 1):
+            return f"takes head dimensions that are powers of two from 16 on; got {width}"
+    return None
