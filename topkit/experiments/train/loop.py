@@ -100,9 +100,9 @@ class Loop:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)
         # Before the optimizer steps: what it would do with NaN cannot be undone.
         if not bool(torch.isfinite(losses[0]) & torch.isfinite(norm)):
-            if self.world.first:
-                self.checkpoints.save(step, model, optimizer)
             path, loss = self.checkpoints.folder, losses[0]
+            if self.world.first:
+                path = self.checkpoints.save(step, model, optimizer)
             what = f"loss is {loss.item():g}, the norm of its gradient {norm.item():g}"
             raise InputError(
                 f"step {step}: {what}; stopped, and the weights from before it are kept in {path}; try another "
