@@ -46,5 +46,5 @@ def _layers(names: Sequence[str], legend: bool, base: alt.Chart) -> list[alt.Cha
         every.mark_rule(color=INK, opacity=0.22).encode(x, alt.Y("low:Q"), alt.Y2("high:Q")),
         lines,
         marks.encode(x, y, fillOpacity=alt.value(0.6), tooltip=hover(), **look),
-        ends.mark_text(fontSize=10.5, limit=200).encode(x, y, text="name:N"),
+        ends.mark_text(fontSize=10.5).encode(x, y, text="label:N"),
     ]

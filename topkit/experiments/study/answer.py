@@ -103,8 +103,8 @@ class Answer:
         held = self.enough
         if dense is not None and of.exact:
             words.append(
-                f"it is shown as good as full attention from k = {held} on" if held is not None
-                else "at no k that was run it is shown as good as full attention"
+                f"exact Top-k is shown as good as full attention from k = {held} on" if held is not None
+                else "at no k that was run is exact Top-k shown as good as full attention"
             )  # fmt: skip
         return "; ".join(words) + "." if words else ""
 
@@ -132,11 +132,11 @@ class Answer:
         return [*exact, *best]
 
     def settings(self, name: str) -> str:
-        """On how many settings an indexer is as good as exact Top-k, and on how many worse."""
+        """In how many settings an indexer is as good as exact Top-k, and in how many worse."""
         verdicts = [self._by_setting[n].get(name) for n in range(len(self.each))]
         good = sum(v in (GOOD, BETTER) for v in verdicts)
         worse = sum(v == WORSE for v in verdicts)
-        return f"as good on {good} of {len(verdicts)} settings, worse on {worse}"
+        return f"as good in {good} of {len(verdicts)} settings, worse in {worse}"
 
     @cached_property
     def _by_setting(self) -> list[dict[str, str]]:

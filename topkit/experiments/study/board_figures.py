@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 
 from topkit.experiments.runs.cells import Cell
-from topkit.experiments.study.cell_rows import EXACT_NAME, Row, family, label_of
+from topkit.experiments.study.cell_rows import EXACT_NAME, Row, family, label_of, shortened
 from topkit.experiments.study.drawing import HEIGHT, INK, WIDTH, by_family
 from topkit.experiments.study.ranks import front
 from topkit.experiments.study.standings import Standings
@@ -56,7 +56,7 @@ def board_rows(boards: Sequence[Standings], goal: str, k: int | None = None) -> 
         if np.isfinite(x[n] + y[n]):
             cell = Cell(recipe)
             rows.append(
-                {"name": label_of(cell), "ran": names[n], "kind": "recipe", "family": family(cell), "bytes": bytes_[n],
+                {"name": label_of(cell), "label": shortened(label_of(cell)), "ran": names[n], "kind": "recipe", "family": family(cell), "bytes": bytes_[n],
                  "share": round(float(x[n]), 4), "gain": round(float(y[n]), 4), "front": n in on, "k": at}
             )  # fmt: skip
     for row in rows:
@@ -115,5 +115,5 @@ def _layers(base: alt.Chart, names: Sequence[str], goal: str, named: str, legend
         step.encode(x, y, order="share:Q"),
         *through,
         dots.encode(x, y, fillOpacity=alt.value(0.7), tooltip=hover, **look),
-        words.mark_text(fontSize=10.5, limit=230).encode(x, y, text="name:N"),
+        words.mark_text(fontSize=10.5).encode(x, y, text="label:N"),
     ]

@@ -37,6 +37,7 @@ def cell_rows(of: Intervals) -> list[Row]:
     for place, cell in enumerate(curve.cells):
         row: Row = {
             "name": label_of(cell),
+            "label": shortened(label_of(cell)),
             "kind": group_of(cell),
             "family": family(cell),
             "budget": str(cell.budget or ""),
@@ -74,6 +75,11 @@ def label_of(cell: Cell) -> str:
     if cell.indexer is None:
         return DENSE_NAME
     return EXACT_NAME if cell.indexer == EXACT else name_of(cell)
+
+
+def shortened(name: str, most: int = 34) -> str:
+    """A name as it stands beside its point."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def group_of(cell: Cell) -> str:

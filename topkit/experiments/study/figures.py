@@ -72,15 +72,15 @@ def whole(layers: Sequence[alt.Chart]) -> alt.LayerChart:
 
 
 def rules(*lines: str) -> list[alt.Chart]:
-    """Level lines across a figure, named at their right end: of exact Top-k, its margin, full attention."""
+    """Level lines across a figure, named at their left end: of exact Top-k, its margin, full attention."""
     wanted = " || ".join(f"datum.line == '{line}'" for line in lines)
     data = alt.Chart(alt.NamedData("lines")).transform_filter(f"({wanted}) && {_AT}")
     y, dash = alt.Y("y:Q"), alt.StrokeDash("line:N", legend=None)
     dash = dash.scale(domain=["exact", "margin", "dense"], range=[[1, 0], [2, 3], [6, 3]])
-    words = data.properties(name="rulenames").mark_text(align="right", dx=-3, dy=-6, fontSize=10.5)
+    words = data.properties(name="rulenames").mark_text(align="left", dx=3, dy=-6, fontSize=10.5)
     return [
         data.mark_rule(color=INK, opacity=0.7).encode(y=y, strokeDash=dash),
-        words.encode(x=alt.value("width"), y=y, text="words:N"),
+        words.encode(x=alt.value(0), y=y, text="words:N"),
     ]
 
 
@@ -92,10 +92,10 @@ def points(x: Any, across: str, gain: str, names: Sequence[str], legend: bool) -
     scale = {"domain": [0, 1]} if gain in ("accuracy", "recall") else {"zero": gain == "mass"}
     y = alt.Y(f"{gain}:Q", title=GAINS[gain], scale=alt.Scale(nice=False, **scale))
     marks = data.properties(name="dots").mark_point(size=75, strokeWidth=1.6)
-    words = data.properties(name="names").mark_text(fontSize=10.5, limit=230)
+    words = data.properties(name="names").mark_text(fontSize=10.5)
     drawn = [
         marks.encode(x, y, **by_family(names, legend), fillOpacity=_filling(), tooltip=hover()),
-        words.encode(x, y, text="name:N"),
+        words.encode(x, y, text="label:N"),
     ]
     if gain in _ENDS:
         low, high = _ENDS[gain]

@@ -27,6 +27,7 @@ class Choice:
     row: Row
     cost: str
     verdict: str
+    settings: str
     tone: str
 
 
@@ -72,14 +73,13 @@ def first_screen(answer: Answer, sheet: Sheet, names: Sequence[str], rows: Mappi
 
 def _choice(row: Row, answer: Answer) -> Choice:
     if row["kind"] == "exact":
-        return Choice(row, "1" if row["share"] else "", "what the others are measured by", "")
-    words = row["verdict"] or "not compared"
+        return Choice(row, "1" if row["share"] else "", "the measure", "", "")
+    words, share = row["verdict"] or "not compared", row["share"]
     if row["gap"] is not None:
-        words += f", {row['gap']:+.2f}"
-    if len(answer.each) > 1:
-        words += f"; {answer.settings(row['name'])}"
-    share = row["share"]
-    return Choice(row, "" if share is None else f"{share:.2f}", words, _TONES.get(row["verdict"], ""))  # fmt: skip
+        words += f" ({row['gap']:+.2f})"
+    settings = answer.settings(row["name"]) if len(answer.each) > 1 else ""
+    cost = "" if share is None else f"{share:.2f}"
+    return Choice(row, cost, words, settings, _TONES.get(row["verdict"], ""))
 
 
 def overview(all_findings: Sequence[Findings], rows: Mapping[int, list[Row]]) -> list[list[str]]:

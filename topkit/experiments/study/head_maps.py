@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import altair as alt
 import numpy as np
 
-from topkit.experiments.study.cell_rows import Row, family, label_of
+from topkit.experiments.study.cell_rows import Row, family, label_of, shortened
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import MARKS
 from topkit.experiments.study.stats import Array
 from topkit.indexers.budget import Budget
 
 # Maps of a picture; the page has all.
-MOST = 36
+MOST = 24
 # A head that loses so much of its keys is named.
 LOW = 0.5
 _HOVER = [
@@ -39,7 +39,7 @@ class HeadMap:
     def rows(self) -> list[Row]:
         """A row a layer and head that was judged."""
         return [
-            {"name": self.name, "layer": layer, "head": head, "recall": round(float(value), 2)}
+            {"name": shortened(self.name, 24), "layer": layer, "head": head, "recall": round(float(value), 2)}
             for (layer, head), value in np.ndenumerate(self.recall)
             if np.isfinite(value)
         ]
@@ -98,7 +98,7 @@ def one_map() -> alt.Chart:
 def all_maps() -> alt.FacetChart:
     """All maps of a picture, on one scale."""
     chart = _map(alt.Chart(), legend=True).properties(width=120, height=105)
-    by_name = alt.Facet("name:N", sort=None, title=None, header=alt.Header(labelLimit=125, labelFontSize=9))  # fmt: skip
+    by_name = alt.Facet("name:N", sort=None, title=None, header=alt.Header(labelLimit=0, labelFontSize=9))  # fmt: skip
     return chart.facet(by_name, columns=6, data=alt.NamedData("cells"))
 
 

@@ -179,9 +179,12 @@ def _lead(all_findings: Sequence[Findings], study: Mapping[str, Any]) -> str:
     cells = max(len(curve.cells) for curve in curves)
     prompts = sum(int(curve.questions.sum()) for curve in curves)
     model = study.get("model", "a model")
-    settings = (
-        "; ".join(curve.title for curve in curves) if len(curves) < 4 else f"{len(curves)} tasks"
-    )
+    lengths: dict[str, list[str]] = {}
+    for curve in curves:
+        its = lengths.setdefault(curve.task, [])
+        its += [f"{curve.length:,}"] if f"{curve.length:,}" not in its else []
+    tasks = [f"{task} at {', '.join(its)} tokens" for task, its in lengths.items()]
+    settings = "; ".join(tasks) if len(tasks) < 4 else f"{len(tasks)} tasks"
     return f"{model}, {settings}: {cells} cells, {prompts} questions each."
 
 

@@ -10,7 +10,7 @@ from functools import partial
 import altair as alt
 
 from topkit.experiments.runs.cells import Cell
-from topkit.experiments.study.cell_rows import Row, family, label_of
+from topkit.experiments.study.cell_rows import Row, family, label_of, shortened
 from topkit.experiments.study.drawing import INK, WIDTH, by_family, families
 from topkit.experiments.study.models_compared import Comparison
 from topkit.experiments.study.sheet import Sheet, Shown
@@ -35,11 +35,11 @@ def by_model(names: Sequence[str], words: Sequence[str], goal: str, legend: bool
         alt.Tooltip("second:Q", title=words[1], format="+.2f"),
     ]
     dots = data.properties(name="dots").mark_point(size=75, strokeWidth=1.6)
-    texts = data.properties(name="names").mark_text(fontSize=10.5, limit=230)
+    texts = data.properties(name="names").mark_text(fontSize=10.5)
     layers = [
         line.encode(x, y),
         dots.encode(x, y, fillOpacity=alt.value(0.6), tooltip=hover, **by_family(names, legend)),
-        texts.encode(x, y, text="name:N"),
+        texts.encode(x, y, text="label:N"),
     ]
     return alt.layer(*layers).properties(width=WIDTH, height=420)
 
@@ -50,7 +50,9 @@ def rows_of(one: Comparison) -> tuple[list[Row], list[Row]]:
     rows: list[Row] = []
     for recipe, a, b in zip(one.indexers, first, second, strict=True):
         cell = Cell(recipe)
-        rows.append({"name": label_of(cell), "kind": "real", "family": family(cell), "first": round(a, 4), "second": round(b, 4), "front": False})  # fmt: skip
+        name = label_of(cell)
+        look = {"name": name, "label": shortened(name), "kind": "real", "family": family(cell)}
+        rows.append({**look, "first": round(a, 4), "second": round(b, 4), "front": False})
     ends = min(*first, *second, -0.02), max(*first, *second, 0.02)
     return rows, [{"first": end, "second": end} for end in ends]
 
