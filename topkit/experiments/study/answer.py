@@ -3,6 +3,7 @@
 # pyright: strict
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,8 @@ from topkit.indexers.budget import Budget
 
 # Rows of the first table.
 MOST = 5
+# Of a family, before others have their turn.
+ALIKE = 2
 _PARTS = "half third quarter fifth sixth seventh eighth ninth tenth".split()
 _ORDER = {GOOD: 0, BETTER: 0, UNDECIDED: 1, FLOOR: 2, "": 2, WORSE: 3}
 
@@ -125,7 +128,7 @@ class Answer:
         scored = [row for row in self.real if row["accuracy"] is not None]
         ends = misled(self.shown)
         order = sorted(scored, key=lambda row: (_ORDER[row["verdict"]], _cost(row) if row["verdict"] in (GOOD, BETTER) else -row["accuracy"]))  # fmt: skip
-        best = order[: MOST - len(exact)]
+        best = _varied(order)[: MOST - len(exact)]
         fails = ends[0] if ends is not None and ends[0]["kind"] == "real" else None
         if fails is not None and fails not in best and len(best) > 1:
             best[-1] = fails
@@ -205,6 +208,15 @@ def _can(of: Findings) -> bool:
 
 def _kinds(curve: Curve) -> list[str]:
     return ["real"] * bool(curve.where("real"))
+
+
+def _varied(order: Sequence[Row]) -> list[Row]:
+    """The first two of each family and verdict before all others: five kinds of one thing are no choice."""
+    seen, first, rest = Counter[tuple[str, str]](), list[Row](), list[Row]()
+    for row in order:
+        seen[row["family"], row["verdict"]] += 1
+        (first if seen[row["family"], row["verdict"]] <= ALIKE else rest).append(row)
+    return [*first, *rest]
 
 
 def _cost(row: Row) -> float:

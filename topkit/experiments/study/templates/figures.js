@@ -32,7 +32,7 @@
 
   // A browser can keep names off the points too, which it draws unseen to know where they are.
   function clear(spec) {
-    const dots = (spec.marks ?? []).filter((mark) => mark.name?.split("_").includes("dots"));
+    const dots = (spec.marks ?? []).filter((mark) => /(^|_)(dots|rulenames)(_|$)/.test(mark.name));
     for (const mark of spec.marks ?? [])
       for (const step of mark.transform ?? [])
         if (step.type === "label") step.avoidMarks = dots.map((dot) => dot.name);
