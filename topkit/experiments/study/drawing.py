@@ -18,6 +18,7 @@ import vl_convert as vlc
 from topkit.experiments.study.cell_rows import Row
 
 Spec = dict[str, Any]
+_OWN_LEGEND = {"legend": "own"}
 INK = "currentColor"
 # Of each family a shape, a path within -1..1, and a colour; in grey its shape and the names tell it.
 _CIRCLE, _SQUARE = "M.9 0A.9.9 0 1 1-.9 0A.9.9 0 1 1 .9 0Z", "M-.8-.8H.8V.8H-.8Z"
@@ -130,8 +131,14 @@ def filled(spec: Spec, data: Mapping[str, Sequence[Row]], budget: str = "") -> S
     return whole
 
 
+def kept_legend(chart: Any) -> Any:
+    """A chart whose legend stands in the page too, where the marks are not those of families."""
+    return chart.properties(usermeta=_OWN_LEGEND)
+
+
 def bare(spec: Spec) -> Spec:
-    """A compiled chart as a page shows it: without ground and legends, which are the page's own."""
+    """A compiled chart as a page shows it: without ground, and without the legend of families, which the page has."""
     lean = {**spec, "background": None}
-    lean.pop("legends", None)
+    if spec.get("usermeta") != _OWN_LEGEND:
+        lean.pop("legends", None)
     return lean

@@ -154,6 +154,8 @@ def yes_or_no(value: Any) -> bool:
 
 def a_law(value: Any) -> Law:
     return value if isinstance(value, Law) else read_law(text(value))
+
+
 def ratios(value: Any) -> tuple[Budget, ...]:
     """Shares of the visible keys, in per cent: 1%,5%."""
     for one in (found := budgets(value)):

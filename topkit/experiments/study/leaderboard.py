@@ -11,8 +11,8 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.study import board_figures as figures
+from topkit.experiments.study.block_page import write_page
 from topkit.experiments.study.blocks import (
     Block,
     Drawn,
@@ -21,7 +21,6 @@ from topkit.experiments.study.blocks import (
     Panel,
     Paragraph,
     as_markdown,
-    in_page,
 )
 from topkit.experiments.study.board_tables import (
     MORE_NOTE,
@@ -33,14 +32,11 @@ from topkit.experiments.study.board_tables import (
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import families as families_of
 from topkit.experiments.study.goals import ACCURACY, MASS
-from topkit.experiments.study.page import render
-from topkit.experiments.study.pictures import pictures
 from topkit.experiments.study.reading import RUNS, STUDY, Reading, reading, study_of
-from topkit.experiments.study.sheet import Sheet
 from topkit.experiments.study.standings import Standings, standings
 from topkit.experiments.study.surprises import surprises
 
-MARKDOWN = "leaderboard.md"
+NAME = "leaderboard"
 TITLE = "Published selectors at equal bytes"
 HOW = (
     "A recipe's score on a haystack is its mean over k; its score is the mean over haystacks. Ranks admit ties: of "
@@ -57,22 +53,9 @@ def write_leaderboard(folder: Path, read: Reading, place: Path, study: Mapping[s
 
     place: the study's folder, whose study.json, and those of its runs, say how each recipe ran.
     """
-    made = list(blocks(read, place, study))
     notes = [*read.origin, *(f"Not finished: {line}" for line in read.absent)]
-    every = [*made, Heading("The run"), Items(notes)]
-    with pictures(sum(isinstance(block, Drawn) for block in made)) as drawn:
-        sheet = Sheet(folder / "figures", drawn)
-        shown = in_page(every, sheet)
-        rows = [row for block in made if isinstance(block, Drawn) for p in block.panels for row in p.data["cells"]]  # fmt: skip
-        page = render("blocks.html", sheet, title=TITLE, made=shown, families=families_of(rows))
-    markdown = f"# {TITLE}\n\n{as_markdown(every, 'figures')}\n"
-    for name, text in (("report.html", page), (MARKDOWN, markdown)):
-        write_whole(folder / name, partial(_write, text), parents=False)
-    return folder / "report.html"
-
-
-def _write(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
+    made = [*blocks(read, place, study), Heading("The run"), Items(notes)]
+    return write_page(folder, NAME, TITLE, made)
 
 
 def markdown_of(run: Path, figures: str, level: int = 2) -> str:

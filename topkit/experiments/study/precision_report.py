@@ -1,30 +1,17 @@
 """The report of the study lightning-precision: sentences, a table and a figure of layers for each setting."""
 
-# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
+# pyright: strict
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from topkit.experiments.runs.parts import write_whole
-from topkit.experiments.study.blocks import (
-    Block,
-    Drawn,
-    Heading,
-    Items,
-    Paragraph,
-    Table,
-    as_html,
-    as_markdown,
-)
-from topkit.experiments.study.drawing import INK, drawing
-from topkit.experiments.study.page import PAGE, save_figure
+from topkit.experiments.study.block_page import write_page
+from topkit.experiments.study.blocks import Block, Drawn, Heading, Items, Paragraph, Table
+from topkit.experiments.study.lines import Series, lines
 from topkit.experiments.study.precision import SUMMED, plain
 from topkit.experiments.study.precision_sentences import learnt_on, sentences, target_budget
 from topkit.experiments.study.precision_table import Gathered, gathered
@@ -33,7 +20,7 @@ from topkit.indexers import exact
 from topkit.indexers.base import Indexer
 
 TITLE = "How well a lightning indexer finds what attention reads"
-MARKDOWN = "precision.md"
+NAME = "precision"
 HOW = (
     "An indexer keeps one list of k keys for all heads of a layer. Precision is the share of a list that is kept: "
     "of each head's own Top-k (`own`), and of the common one, the Top-k of the attention summed over the heads "
@@ -46,29 +33,14 @@ HOW = (
 )
 CAPTION = (
     "The share of the common list that is kept in each layer, {title}, k = {budget}. Grey: lists of each head's own. "
-    "Dashed: the exact Top-k of each head, which is not the common list either."
+    "Dotted, without weights: the exact Top-k of each head, which is not the common list either."
 )
 
 
 def write_report(folder: Path, study: Mapping[str, Any]) -> Path:
     """Write report.html, precision.md and figures into a study's folder; returns the report's path."""
     every = gathered(folder / "precision", study["settings"])
-    made = list(blocks(every, study))
-    drawn = {
-        block: save_figure(folder / "figures", block.name, block.draw(), block.caption)
-        for block in made
-        if isinstance(block, Drawn)
-    }
-    body = [drawn[block] if isinstance(block, Drawn) else as_html(block) for block in made]
-    page = PAGE.format(title=TITLE, body="\n".join(body))
-    markdown = f"# {TITLE}\n\n{as_markdown(made, 'figures')}\n"
-    for name, text in (("report.html", page), (MARKDOWN, markdown)):
-        write_whole(folder / name, partial(_write, text), parents=False)
-    return folder / "report.html"
-
-
-def _write(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
+    return write_page(folder, NAME, TITLE, list(blocks(every, study)))
 
 
 def blocks(every: list[Gathered], study: Mapping[str, Any]) -> Iterator[Block]:
@@ -89,7 +61,7 @@ def blocks(every: list[Gathered], study: Mapping[str, Any]) -> Iterator[Block]:
             yield _table(setting, budget)
         at = target_budget(setting)
         caption = CAPTION.format(title=setting.title, budget=at)
-        yield Drawn(f"layers-{number + 1}", partial(_layers, setting, at), caption)
+        yield _layers(setting, at, f"layers-{number + 1}", caption)
     yield Heading("The run")
     yield Items([f"{name}: {value}" for name, value in study.items() if isinstance(value, str)])
 
@@ -136,31 +108,21 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if np.isfinite(value) else ""
 
 
-def _layers(setting: Gathered, budget: str) -> Figure:
-    """The share of the common list by layer, a line an indexer."""
-    with drawing():
-        figure = Figure(figsize=(11, 4.4))
-        axes = figure.subplots()
-        figure.subplots_adjust(left=0.06, right=0.66, bottom=0.12, top=0.95)
-        colours = iter(["#0b4f8a", "#b3541e", "#1b7f5c", "#8e3b7a", "#b08900", "#4d2f8f"] * 4)
-        of_weights: dict[Indexer, str] = {}
-        for one in setting.indexers:
-            if one == SUMMED or not setting.has(one, budget):
-                continue
-            name = "fp32" if setting.loss(one, budget) is None and plain(one) is not None else "summed"  # fmt: skip
-            twin = plain(one)
-            if one == exact():
-                style = {"color": INK, "ls": (0, (5, 2)), "lw": 1.1}
-            elif twin is None:
-                style = {"color": "0.65", "lw": 0.9}
-            else:
-                # One colour for the weights, full for float32, dotted for lower precision.
-                colour = of_weights.setdefault(twin, next(colours))
-                style = {"color": colour, "lw": 1.5 if one == twin else 0.8, "ls": "-" if one == twin else ":"}  # fmt: skip
-            axes.plot(setting.layers, setting.by_layer(one, budget, name), marker=".", label=short(one), **style)  # fmt: skip
-        axes.set_xlabel("layer")
-        axes.set_ylabel("share of the common list that is kept")
-        axes.set_ylim(0, 1.02)
-        axes.set_xticks(setting.layers)
-        figure.legend(*axes.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(0.67, 0.5), fontsize=7)  # fmt: skip
-        return figure
+def _layers(setting: Gathered, budget: str, name: str, caption: str) -> Drawn:
+    """The share of the common list by layer: a colour the weights, dotted at lower precision, grey the untrained."""
+    made: list[Series] = []
+    for one in setting.indexers:
+        if one == SUMMED or not setting.has(one, budget):
+            continue
+        twin = plain(one)
+        of_own = setting.loss(one, budget) is None and twin is not None
+        values = setting.by_layer(one, budget, "fp32" if of_own else "summed")
+        points = [
+            (float(layer), float(value))
+            for layer, value in zip(setting.layers, values, strict=True)
+        ]
+        of = "" if twin is None else short(twin)
+        dashed = one == exact() or (twin is not None and one != twin)
+        faint = twin is None and one != exact()
+        made.append(Series(short(one), points, of=of, faint=faint, dashed=dashed))
+    return lines(name, made, caption, x="layer", y="share of the common list that is kept")

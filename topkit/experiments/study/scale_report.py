@@ -6,40 +6,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from topkit.experiments.evaluate.condensed import condensed
 from topkit.experiments.runs import run_file
 from topkit.experiments.runs.cells import Cell
-from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.study import stats
-from topkit.experiments.study.blocks import (  # fmt: skip
-    Block,
-    Drawn,
-    Heading,
-    Items,
-    Paragraph,
-    Table,
-    as_html,
-    as_markdown,
-)
+from topkit.experiments.study.block_page import write_page
+from topkit.experiments.study.blocks import Block, Drawn, Heading, Items, Paragraph, Table
 from topkit.experiments.study.course import folders
 from topkit.experiments.study.curve import Curve
-from topkit.experiments.study.drawing import drawing, with_intervals
 from topkit.experiments.study.kinds import EXACT
-from topkit.experiments.study.page import PAGE, save_figure
+from topkit.experiments.study.lines import Series, lines
 from topkit.experiments.study.reading import RUNS, reading
 from topkit.experiments.study.stats import Array
 
 PARAMETERS = "parameters"
 TITLE = "Top-k at several sizes of one recipe"
-MARKDOWN = "scale.md"
+NAME = "scale"
 # A head reads the answer that gives its key so much of its weight, on average over the answer's steps.
 READS = 0.1
 HOW = (
@@ -100,18 +88,8 @@ def write_report(folder: Path, study: Mapping[str, Any]) -> Path:
     """Write report.html, scale.md and figures into a study's folder; returns the report's path."""
     read = reading([folder], study)
     sizes = _sizes(folder, study, read.curves)
-    made = list(blocks(sizes, study, [*read.origin, *(f"Not finished: {x}" for x in read.absent)]))
-    drawn = {b: save_figure(folder / "figures", b.name, b.draw(), b.caption) for b in made if isinstance(b, Drawn)}  # fmt: skip
-    body = [drawn[block] if isinstance(block, Drawn) else as_html(block) for block in made]
-    page = PAGE.format(title=TITLE, body="\n".join(body))
-    texts = {"report.html": page, MARKDOWN: f"# {TITLE}\n\n{as_markdown(made, 'figures')}\n"}
-    for name, text in texts.items():
-        write_whole(folder / name, partial(_write, text), parents=False)
-    return folder / "report.html"
-
-
-def _write(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
+    notes = [*read.origin, *(f"Not finished: {line}" for line in read.absent)]
+    return write_page(folder, NAME, TITLE, list(blocks(sizes, study, notes)))
 
 
 def _sizes(folder: Path, study: Mapping[str, Any], curves: Sequence[Curve]) -> list[Size]:
@@ -174,7 +152,7 @@ def blocks(sizes: Sequence[Size], study: Mapping[str, Any], notes: Sequence[str]
         here = [one for one in sizes if (one.curve.task, one.curve.length) == (task, length)]
         yield Heading(f"{task}, {length:,} tokens")
         yield _table(here)
-        yield Drawn(f"scale-{number + 1}", partial(_figure, here), f"{task}, {length:,} tokens. {CAPTION}")  # fmt: skip
+        yield _figure(here, f"scale-{number + 1}", f"{task}, {length:,} tokens. {CAPTION}")
     yield Heading("The run")
     yield Items(notes)
 
@@ -231,21 +209,14 @@ def _row(one: Size, ks: Sequence[str]) -> list[str]:
     return [f"`{one.name}`", f"{one.parameters / 1e6:.3g} M", f"{one.dense:.2f}", *shown, half, heads, constant]  # fmt: skip
 
 
-def _figure(sizes: Sequence[Size]) -> Figure:
-    """A line a model, dark for large ones."""
-    with drawing():
-        figure = Figure(figsize=(9, 4.2))
-        axes = figure.subplots()
-        figure.subplots_adjust(left=0.07, right=0.72, bottom=0.12, top=0.95)
-        for number, one in enumerate(sizes):
-            shade = str(0.75 - 0.75 * (number + 1) / len(sizes))
-            name = f"{one.parameters / 1e6:.3g} M, {one.name}"
-            marker = "osD^vPX*"[number % 8]
-            with_intervals(axes, one.curve.kept[one.exact], one.scores, one.exact, fmt=f"{marker}-", color=shade, label=name)  # fmt: skip
-            axes.axhline(one.dense, color=shade, lw=0.8, ls=(0, (5, 2)))
-        axes.set_xscale("log", base=2)
-        axes.set_xlabel("keys kept by exact Top-k")
-        axes.set_ylabel("accuracy")
-        axes.set_ylim(-0.02, 1.02)
-        figure.legend(*axes.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(0.73, 0.5), fontsize=7)  # fmt: skip
-        return figure
+def _figure(sizes: Sequence[Size], name: str, caption: str) -> Drawn:
+    """A line a model, and the level of its full attention."""
+    made: list[Series] = []
+    for one in sizes:
+        scores, kept = one.scores, one.curve.kept
+        points = [
+            tuple(map(float, (kept[p], scores.value[p], scores.low[p], scores.high[p])))
+            for p in one.exact
+        ]
+        made.append(Series(f"{one.parameters / 1e6:.3g} M, {one.name}", points, level=one.dense))
+    return lines(name, made, caption, x="keys kept by exact Top-k", y="accuracy", scale="log")

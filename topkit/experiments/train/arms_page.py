@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from topkit.experiments.runs.parts import write_whole
-from topkit.experiments.study.blocks import Block, Drawn, Heading, Items, as_html, as_markdown
-from topkit.experiments.study.page import PAGE, save_figure
+from topkit.experiments.study import block_page
+from topkit.experiments.study.blocks import Block, Heading, Items
 
 # Of study.json, what is said elsewhere on the page.
 SILENT = ("parts", "arms")
@@ -25,17 +24,4 @@ def write_page(
     """Write report.html, NAME.md and figures into a folder; returns the report's path."""
     run = [f"{key}: {value}" for key, value in study.items() if key not in SILENT]
     made = [*blocks, Heading("The run"), Items([*absent, *run])]
-    body = [
-        save_figure(folder / "figures", block.name, block.draw(), block.caption)
-        if isinstance(block, Drawn)
-        else as_html(block)
-        for block in made
-    ]
-    texts = {
-        "report.html": PAGE.format(title=title, body="\n".join(body)),
-        f"{name}.md": f"# {title}\n\n{as_markdown(made, 'figures')}\n",
-    }
-    for file, text in texts.items():
-        content = text.encode()
-        write_whole(folder / file, lambda to, content=content: to.write_bytes(content))
-    return folder / "report.html"
+    return block_page.write_page(folder, name, title, made)

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from topkit.experiments.study.blocks import Block, Drawn, Heading, Items, Paragraph, Table
 from topkit.experiments.study.course import Course
-from topkit.experiments.study.drawing import drawing
+from topkit.experiments.study.lines import Series, lines
 from topkit.experiments.study.ordering import Ordering, ordering
 from topkit.experiments.study.stats import Interval, mean
 from topkit.experiments.train.arms import BEFORE, DENSE, ArmsPlan, plan_arms
 from topkit.experiments.train.arms_page import write_page
 from topkit.experiments.train.found import Start, starts
 from topkit.experiments.train.head_measures import ENTROPY, RELATIVE
-from topkit.experiments.train.topk_sft import COLOURS, OF_RATIOS
 
 TITLE = "Attention's entropy, before and after training with Top-k attention"
 HOW = (
@@ -29,10 +26,8 @@ HOW = (
     "Student's interval over seeds. The correlation is Spearman's over heads; its percentile interval draws heads and "
     "haystacks."
 )
-CAPTION = (
-    "Left: H / ln n by layer, mean over heads (bars: the least and the greatest head). Right: each head before training, what "
-    "it loses at the smallest k against its entropy."
-)
+BY_LAYER = "H / ln n by layer, mean over heads; bars: the least and the greatest head."
+LOST = "Each head before training: what it loses at the smallest k against its entropy."
 MASS = "mass at "
 
 
@@ -62,7 +57,8 @@ def _blocks(found: list[Start]) -> Iterator[Block]:
             yield Heading("Every head", 3)
             yield _every_head(start, task)
             name = f"entropy-{Path(start.name).name}-{task}"
-            yield Drawn(name, partial(_figure, start, task), f"{start.name}, {title}. {CAPTION}")
+            yield _by_layer(start, task, name, f"{start.name}, {title}. {BY_LAYER}")
+            yield _lost(start, task, f"{name}-lost", f"{start.name}, {title}. {LOST}")
 
 
 def sentences(start: Start) -> list[str]:
@@ -170,22 +166,22 @@ def _every_head(start: Start, task: int) -> Table:
     return Table(columns, rows)
 
 
-def _figure(start: Start, task: int) -> Figure:
-    with drawing():
-        figure = Figure(figsize=(8, 3.2), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for n, arm in enumerate(start.models):
-            share = start.heads(arm, task, RELATIVE).mean((0, 1))
-            colour = COLOURS.get(arm) or OF_RATIOS[(n - 2) % len(OF_RATIOS)]
-            middle = share.mean(1)
-            ends = [middle - share.min(1), share.max(1) - middle]
-            places = np.arange(len(middle)) + 0.12 * n
-            label = "before" if arm == BEFORE else f"trained {arm}"
-            left.errorbar(places, middle, ends, color=colour, marker="o", ms=3, lw=1, elinewidth=0.5, label=label)  # fmt: skip
-        left.set(xlabel="layer", ylabel="H / ln n", ylim=(0, 1.02))
-        left.legend()
-        loss = _losses(start, task)[0]
-        x, y = (start.heads(BEFORE, task, name).mean((0, 1)).flatten() for name in (ENTROPY, loss))
-        right.plot(x, 1 - y, "o", ms=3, color=COLOURS[BEFORE])
-        right.set(xlabel="entropy, nats", ylabel=f"lost at k = {loss.removeprefix(MASS)}")
-        return figure
+def _by_layer(start: Start, task: int, name: str, caption: str) -> Drawn:
+    made: list[Series] = []
+    for arm in start.models:
+        share = start.heads(arm, task, RELATIVE).mean((0, 1))
+        ends = share.mean(1), share.min(1), share.max(1)
+        points = [
+            (float(layer), *map(float, point))
+            for layer, point in enumerate(zip(*ends, strict=True))
+        ]
+        made.append(Series("before" if arm == BEFORE else f"trained {arm}", points))
+    return lines(name, made, caption, x="layer", y="H / ln n")
+
+
+def _lost(start: Start, task: int, name: str, caption: str) -> Drawn:
+    loss = _losses(start, task)[0]
+    x, y = (start.heads(BEFORE, task, name).mean((0, 1)).flatten() for name in (ENTROPY, loss))
+    points = [(float(entropy), 1 - float(kept)) for entropy, kept in zip(x, y, strict=True)]
+    lost = f"lost at k = {loss.removeprefix(MASS)}"
+    return lines(name, [Series("a head", points)], caption, x="entropy, nats", y=lost, points=True)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from topkit.experiments.study.blocks import Block, Drawn, Heading, Items, Paragraph, Table
 from topkit.experiments.study.course import Course
-from topkit.experiments.study.drawing import drawing
+from topkit.experiments.study.lines import Series, lines
 from topkit.experiments.study.stats import Interval, mean
 from topkit.experiments.train.arms import BEFORE, DENSE, ArmsPlan, plan_arms
 from topkit.experiments.train.arms_page import write_page
@@ -30,8 +28,6 @@ HOW = (
 )
 # Heads that are called reading: those with the most weight on the answer's own key, before training.
 READERS = 8
-COLOURS = {BEFORE: "#7a7a7a", DENSE: "#111111"}
-OF_RATIOS = ("#0b4f8a", "#b3541e", "#1b7f5c")
 
 
 def plan_of(course: Course) -> ArmsPlan:
@@ -57,7 +53,7 @@ def _blocks(found: list[Start]) -> Iterator[Block]:
             yield Heading(title, 3)
             yield _table(start, task)
             name = f"accuracy-{_slug(start.name)}-{task}"
-            yield Drawn(name, partial(_figure, start, task), f"{start.name}, {title}. {CAPTION}")
+            yield _figure(start, task, name, f"{start.name}, {title}. {CAPTION}")
 
 
 CAPTION = (
@@ -157,26 +153,21 @@ def _table(start: Start, task: int) -> Table:
     return Table(columns, rows)
 
 
-def _figure(start: Start, task: int) -> Figure:
-    with drawing():
-        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
-        axes = figure.subplots()
-        for n, arm in enumerate([BEFORE, *start.trained]):
-            cells, rates, questions = start.curve(arm, task)
-            colour = COLOURS.get(arm) or OF_RATIOS[(n - 2) % len(OF_RATIOS)]
-            scores = rates @ questions / questions.sum()
-            if "dense" in cells:
-                axes.axhline(scores[:, cells.index("dense")].mean(), color=colour, ls=":", lw=0.8)
-            sparse = [p for p, cell in enumerate(cells) if cell != "dense"]
-            length = start.models[arm][0]["curves"][task]["length"]
-            places = [parse_budget(cells[p]).at(length) / length for p in sparse]
-            each = mean(scores[:, sparse].T, np.ones(len(scores)))
-            error = None if np.isnan(each.low).any() else [each.value - each.low, each.high - each.value]  # fmt: skip
-            label = "before" if arm == BEFORE else f"trained {_trained(arm)}"
-            axes.errorbar(places, each.value, error, color=colour, marker="o", ms=3, lw=1, label=label)  # fmt: skip
-        axes.set(xscale="log", xlabel="share of keys kept at decoding", ylabel="accuracy", ylim=(-0.03, 1.03))  # fmt: skip
-        axes.legend()
-        return figure
+def _figure(start: Start, task: int, name: str, caption: str) -> Drawn:
+    """A line an attention in training, and the level of its full attention."""
+    made: list[Series] = []
+    for arm in [BEFORE, *start.trained]:
+        cells, rates, questions = start.curve(arm, task)
+        scores = rates @ questions / questions.sum()
+        dense = float(scores[:, cells.index("dense")].mean()) if "dense" in cells else None
+        sparse = [p for p, cell in enumerate(cells) if cell != "dense"]
+        length = start.models[arm][0]["curves"][task]["length"]
+        each = mean(scores[:, sparse].T, np.ones(len(scores)))
+        shares = (parse_budget(cells[p]).at(length) / length for p in sparse)
+        points = [tuple(map(float, point)) for point in zip(shares, *each, strict=True)]
+        label = "before" if arm == BEFORE else f"trained {_trained(arm)}"
+        made.append(Series(label, points, level=dense))
+    return lines(name, made, caption, x="share of keys kept at decoding", y="accuracy", scale="log")
 
 
 def _slug(name: str) -> str:
