@@ -18,6 +18,11 @@ def test_bytes_and_roofline_by_hand() -> None:
     assert formulas.index("int4", 2, 10, 8, 128).counted == 2 * 10 * 8 * (64 + 4)
     assert formulas.index("sign", 2, 10, 8, 128).counted == 2 * 10 * 8 * 16
     assert formulas.index("lightning", 2, 10, 8, 128).counted == 2 * 10 * 132
+    assert formulas.index("lightning mxfp4", 2, 10, 8, 128).counted == 2 * 10 * 68
+    assert formulas.index("lightning nvfp4", 2, 10, 8, 128).ideal == 2 * 10 * 72
+    assert formulas.index("mxfp4", 2, 10, 8, 128) == formulas.Bytes(
+        2 * 10 * 8 * 68, 2 * 10 * 8 * 64
+    )
     assert formulas.scores(8, 10, 8).counted == 8 * 10 * 8 * 4
     assert formulas.gather(1, 8, 2048, 128).counted == 8 * 2048 * 2 * 128 * 2
     shared, own = (formulas.step("sign", 1, 0, 8, 128, 2048, heads) for heads in (None, 32))

@@ -12,7 +12,7 @@ from topkit.experiments.bench.session import Session
 from topkit.kernels.quantize_append import quantize_append
 
 
-@pytest.mark.parametrize("dtype", ["sign", "int4", "fp8_e4m3"])
+@pytest.mark.parametrize("dtype", ["sign", "int4", "fp8_e4m3", "mxfp4", "nvfp4"])
 def test_torch_appends_what_the_kernel_does(dtype: str) -> None:
     session = Session(torch.device("cpu"), Scale.tiny())
     ours, plain = (random_codes(session, dtype, 2, 9) for _ in range(2))

@@ -188,6 +188,10 @@ def test_what_does_not_belong_together_is_refused():
         score_codes(queries, codes, dtype="nvfp4", scale=scale)
     with pytest.raises(InputError, match="queries must have 64 or 128 dimensions; got 32"):
         score_codes(
-            queries[..., :32], codes[..., :16], dtype="mxfp4", scale=scale[..., :1], backend="triton"
+            queries[..., :32],
+            codes[..., :16],
+            dtype="mxfp4",
+            scale=scale[..., :1],
+            backend="triton",
         )
     assert {"mxfp4", "nvfp4"} < set(DTYPES)

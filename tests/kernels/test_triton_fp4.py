@@ -210,7 +210,11 @@ def test_a_block_of_zeros_takes_nothing_from_others():
     keys[..., 32:64] = 0
     codes, scale = fp4.quantize(keys, "mxfp4")
     assert scale[..., 1].eq(1).all() and fp4.quantize(torch.zeros(2, 32), "mxfp4")[1].eq(1).all()
-    given = {"queries": drawn(1, 2, 1, 128, seed=1, spread=0.0), "codes": codes, "scale": scale}
+    given: dict[str, Any] = {
+        "queries": drawn(1, 2, 1, 128, seed=1, spread=0.0),
+        "codes": codes,
+        "scale": scale,
+    }
     given |= {"dtype": "mxfp4", "pool": None}
     assert error(score_codes(**given, backend="triton"), slow(**given)) <= PLAIN
 

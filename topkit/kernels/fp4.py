@@ -9,6 +9,7 @@ a vector may be shorter. Source: OCP Microscaling Formats 1.0; NVIDIA, arXiv 250
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -64,11 +65,15 @@ def quantize(vectors: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
     # By a tensor: torch multiplies by a number's reciprocal on a GPU, which rounds otherwise.
     scales = _encoded(magnitude / torch.full_like(magnitude, LARGEST), dtype)
     scaled = (blocks / factors(scales)[..., None]).flatten(-2).contiguous()
-    # In float64, which has a number between a middle and the float32 before it.
-    middles = torch.tensor(_MIDDLES, dtype=torch.float64, device=vectors.device)
-    codes = torch.bucketize(scaled.abs().double(), middles).to(torch.uint8)
+    codes = torch.bucketize(scaled.abs().double(), _middles(vectors.device)).to(torch.uint8)
     codes |= scaled.signbit().to(torch.uint8) << 3
     return (codes[..., 0::2] | codes[..., 1::2] << 4)[..., : -(-width // 2)], scales
+
+
+@cache
+def _middles(device: torch.device) -> Tensor:
+    """In float64, which has a number between a middle and the float32 before it; copied to a device once."""
+    return torch.tensor(_MIDDLES, dtype=torch.float64, device=device)
 
 
 def _encoded(scales: Tensor, dtype: str) -> Tensor:

@@ -11,6 +11,7 @@ from topkit.experiments.bench.codes import Codes, random_codes
 from topkit.experiments.bench.rivals import beside
 from topkit.experiments.bench.rows import Row
 from topkit.experiments.bench.session import Case, Session
+from topkit.kernels import fp4
 from topkit.kernels.codes import quantize, signs
 from topkit.kernels.quantize_append import quantize_append
 
@@ -18,7 +19,7 @@ from topkit.kernels.quantize_append import quantize_append
 def append_cases(session: Session) -> Iterator[Case]:
     """A token a row, at the last slot of the shortest context."""
     s = session.scale
-    for dtype in ("sign", "int4", "fp8_e4m3"):
+    for dtype in ("sign", "int4", "mxfp4", "nvfp4", "fp8_e4m3"):
         what = f"{dtype}, batch {s.batch}, 1 token"
 
         def measure(dtype: str = dtype, what: str = what) -> Iterator[Row]:
@@ -43,7 +44,10 @@ def append_cases(session: Session) -> Iterator[Case]:
 def append_in_torch(codes: Codes, keys: Tensor, at: int) -> None:
     """Keys [B, H, t, D] encoded into the slots from `at` on by torch's own operations, none of which waits."""
     end = at + keys.shape[2]
-    new, scale = (signs(keys), None) if codes.scale is None else quantize(keys, codes.dtype)
+    if codes.dtype in fp4.BLOCK:
+        new, scale = fp4.quantize(keys, codes.dtype)
+    else:
+        new, scale = (signs(keys), None) if codes.scale is None else quantize(keys, codes.dtype)
     codes.codes[:, :, at:end] = new
     if codes.scale is not None and scale is not None:
         codes.scale[:, :, at:end] = scale

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BITS = {"sign": 1, "int4": 4, "int8": 8, "fp8_e4m3": 8, "lightning": 8}
+from topkit.kernels.fp4 import BLOCK
+
+BITS = {"sign": 1, "int4": 4, "int8": 8, "fp8_e4m3": 8, **dict.fromkeys(BLOCK, 4)}
+# Lightning's index keys, fp8 where nothing else is said, and how they are stored.
+LIGHTNING = {"lightning": "fp8_e4m3", **{f"lightning {dtype}": dtype for dtype in BLOCK}}
 ELEMENT = 2  # bytes of bf16
 SCALE = 4
 SCORE = 4
@@ -35,11 +39,13 @@ def dense(batch: int, length: int, groups: int, dim: int) -> Bytes:
 
 
 def index(dtype: str, batch: int, length: int, groups: int, dim: int) -> Bytes:
-    """An index read; lightning has one key a token, and its scale counts (132 bytes for 128)."""
-    lists = 1 if dtype == "lightning" else groups
-    codes = dim * BITS[dtype] / 8
-    scale = 0 if dtype == "sign" else SCALE
-    ideal = codes + scale if dtype == "lightning" else codes
+    """An index read; lightning has one key a token, and its scale counts (132 bytes for 128, 68 in mxfp4)."""
+    lists, stored = (1 if dtype in LIGHTNING else groups), LIGHTNING.get(dtype, dtype)
+    codes = dim * BITS[stored] / 8
+    scale = 0 if stored == "sign" else SCALE
+    if stored in BLOCK:
+        scale = dim / BLOCK[stored]
+    ideal = codes + scale if dtype in LIGHTNING else codes
     return Bytes(batch * length * lists * (codes + scale), batch * length * lists * ideal)
 
 

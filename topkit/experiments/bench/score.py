@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from topkit.experiments.bench import formulas
-from topkit.experiments.bench.codes import LIGHTNING, best, random_codes, random_queries, scores
+from topkit.experiments.bench.codes import best, random_codes, random_queries, scores
+from topkit.experiments.bench.formulas import LIGHTNING
 from topkit.experiments.bench.rows import OURS, Row
 from topkit.experiments.bench.scale import length_of
 from topkit.experiments.bench.session import Case, Session
@@ -14,21 +15,22 @@ from topkit.experiments.bench.session import Case, Session
 def score_cases(session: Session) -> Iterator[Case]:
     """Codes read and float32 scores written, pooled over each KV group."""
     short, _, long = session.scale.lengths
-    for dtype in ("fp8_e4m3", "int8", "int4", "sign", LIGHTNING):
-        yield _case(session, "score", dtype, long if dtype == LIGHTNING else short)
+    for dtype in ("fp8_e4m3", "int8", "int4", "mxfp4", "nvfp4", "sign", *LIGHTNING):
+        yield case(session, "score", dtype, long if dtype in LIGHTNING else short)
 
 
 def fused_cases(session: Session) -> Iterator[Case]:
     """The best k of the codes, with no scores written."""
     short, _, long = session.scale.lengths
     for dtype, length in (
-        ("sign", short), ("sign", long), ("int4", short), ("fp8_e4m3", short),
-        (LIGHTNING, short), (LIGHTNING, long),
+        ("sign", short), ("sign", long), ("int4", short), ("mxfp4", short), ("nvfp4", short),
+        ("fp8_e4m3", short), *((dtype, length) for dtype in LIGHTNING for length in (short, long)),
     ):  # fmt: skip
-        yield _case(session, "score-select", dtype, length)
+        yield case(session, "score-select", dtype, length)
 
 
-def _case(session: Session, bench: str, dtype: str, length: int) -> Case:
+def case(session: Session, bench: str, dtype: str, length: int) -> Case:
+    """`score` or `score-select` of codes of one kind, of the scale's batch."""
     s = session.scale
     what = f"{dtype}, batch {s.batch} x {length_of(length)}"
 

@@ -16,6 +16,7 @@ ON_H200: dict[tuple[str, str], Target] = {
     ("score", "int4, batch 8 x 128K"): ("copy_share", ">=", 0.85),
     ("score", "sign, batch 8 x 128K"): ("copy_share", ">=", 0.65),
     ("score", "lightning, batch 8 x 1M"): ("copy_share", ">=", 0.85),
+    ("score", "lightning mxfp4, batch 8 x 1M"): ("copy_share", ">=", 0.80),
     **{
         ("select", f"{rows} x {length}, k 2048"): ("median", "<=", most)
         for rows, of_length in {

@@ -7,7 +7,7 @@ read 2**-8 times as large; a product of both has 6 bits, and is exact.
 """
 
 # A kernel's values are not what Python, and pyright, take them for.
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 from __future__ import annotations
 

@@ -16,12 +16,16 @@ WORTH = {"mxfp4": 2.0**-13, "nvfp4": 2.0**8}
 
 @dataclass(frozen=True)
 class Config:
-    """Rows of keys a tile, tiles a program, warps, tiles that are on their way at a time."""
+    """Rows of keys a tile, tiles a program, warps, tiles that are on their way at a time.
+
+    registers: at most so many a thread where scores are written, or as many as the compiler takes.
+    """
 
     rows: int
     tiles: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 @dataclass(frozen=True)
