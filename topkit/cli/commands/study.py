@@ -85,6 +85,12 @@ def study(
         float | None,
         typer.Option("--reach", min=0, max=1, help="Half an interval's width that is aimed at."),
     ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            "--groups", metavar="all|LAYER/GROUP,...", help="KV groups to be exact one at a time."
+        ),
+    ] = None,
     device: o.Device = None,
     dtype: o.DType = None,
     batch_size: o.BatchSize = None,
@@ -127,6 +133,7 @@ def study(
         dtype=dtype,
         batch_size=batch_size,
         reach=reach,
+        groups=groups,
         # A worker may take 3 GB; the cores that are left serve the workers' threads.
         jobs=jobs if jobs or runner else min(os.cpu_count() or 1, 4),
         runner=runner,

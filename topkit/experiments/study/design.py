@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from topkit.errors import InputError
 from topkit.experiments.evaluate.plan import Part
 from topkit.experiments.evaluate.setting import ROWS
 from topkit.experiments.runs.cells import Cell, in_order
+from topkit.experiments.study.each_group import in_each_group
 from topkit.experiments.study.kinds import EXACT
 from topkit.experiments.tasks import Task, task_name
 from topkit.indexers.base import Indexer
@@ -40,7 +41,8 @@ class Study:
     """What a study runs; a task or an indexer may name lengths or budgets of its own.
 
     budget: of bytes, at which indexers read alike. reach: half the width of an interval on an accuracy, at most.
-    leaderboard: whether recipes are ranked. own: what a model has instead.
+    leaderboard: whether recipes are ranked. groups: the KV groups in which alone each poor indexer is exact, all
+    where none is named; None: that is not asked. own: what a model has instead.
     """
 
     name: str
@@ -62,12 +64,17 @@ class Study:
     pilot: Pilot | None = field(default_factory=Pilot)
     reach: float | None = None
     leaderboard: bool = False
+    groups: tuple[tuple[int, int], ...] | None = None
     about: str = ""
     own: Mapping[str, Study] = field(default_factory=lambda: dict[str, Study]())
 
     def of(self, model: str) -> Study:
-        """What runs on one of its models."""
-        return self.own.get(model, self)
+        """What runs on one of its models. Raises: InputError for groups that it has not."""
+        own = self.own.get(model, self)
+        if own.groups is None:
+            return own
+        mended = in_each_group(own.indexers, own.groups, model, own.device, own.dtype)
+        return replace(own, indexers=mended, groups=None)
 
     @property
     def cells(self) -> tuple[Cell, ...]:
