@@ -106,6 +106,7 @@ def _curve(key: Key, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) ->
         {name: matrix(name) for name in COUNTS},
         matrix("tokens")[0],
         float(first[0].get("parts") or 1),
+        weights=_heads(heads, "w"),
     )
 
 
@@ -127,14 +128,14 @@ def _by_kind(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     return tuple(sorted(in_order(cells), key=lambda cell: kinds.index(kind_of(cell))))
 
 
-def _heads(rows: list[dict[str, Any]]) -> dict[Cell, Array]:
-    recalls: dict[tuple[str, str], dict[tuple[int, int], float]] = {}
+def _heads(rows: list[dict[str, Any]], column: str = "recall") -> dict[Cell, Array]:
+    known: dict[tuple[str, str], dict[tuple[int, int], float]] = {}
     for row in rows:
-        if row["recall"] is not None:
-            its = recalls.setdefault(_written(row), {})
-            its[row["layer"], row["head"]] = row["recall"]
+        if row.get(column) is not None:
+            its = known.setdefault(_written(row), {})
+            its[row["layer"], row["head"]] = row[column]
     cell_of, merged = _cells(rows), dict[Cell, dict[tuple[int, int], float]]()
-    for text, its in recalls.items():
+    for text, its in known.items():
         merged.setdefault(cell_of[text], {}).update(its)
     return {cell: _grid(its) for cell, its in merged.items()}
 

@@ -53,9 +53,13 @@ def write_leaderboard(folder: Path, read: Reading, place: Path, study: Mapping[s
 
     place: the study's folder, whose study.json, and those of its runs, say how each recipe ran.
     """
+    return write_blocks(folder, TITLE, NAME, list(blocks(read, place, study)), read)
+
+
+def write_blocks(folder: Path, title: str, name: str, made: Sequence[Block], read: Reading) -> Path:
+    """Write a page's blocks, and what its runs say, as report.html and NAME.md; returns the report's path."""
     notes = [*read.origin, *(f"Not finished: {line}" for line in read.absent)]
-    made = [*blocks(read, place, study), Heading("The run"), Items(notes)]
-    return write_page(folder, NAME, TITLE, made)
+    return write_page(folder, name, title, [*made, Heading("The run"), Items(notes)])
 
 
 def markdown_of(run: Path, figures: str, level: int = 2) -> str:

@@ -17,6 +17,7 @@ from topkit.experiments.runs.shards import Shard, parse_shard
 from topkit.experiments.study.course import Course
 from topkit.experiments.study.design import Pilot, Study
 from topkit.experiments.study.equal_recipes import LEADERBOARD
+from topkit.experiments.study.heads_page import HEADS
 from topkit.experiments.study.keys import listed
 from topkit.experiments.study.own_kinds import KIND, planner
 from topkit.experiments.study.sections import LAW, PREDICT
@@ -61,6 +62,7 @@ def run_study(
     budget: ByteBudgets = None,
     captures: Any = None,
     corpus: str | Path | None = None,
+    groups: Any = None,
 ) -> Plan[Path]:
     """Evaluate a study's cells into OUT and write the report; a rerun computes what is missing.
 
@@ -71,7 +73,8 @@ def run_study(
     runner and shard: as `evaluate` has them; a pilot is no shard's, but run by the first to come. budget:
     of bytes, as `measure` has it; indexers that read more are left out, with a note. captures: folders or
     files of tensors, which the study lightning-precision measures in place of models and tasks. corpus: the
-    folder of books that a study that trains reads; without one, the bundled excerpt.
+    folder of books that a study that trains reads; without one, the bundled excerpt. groups: KV groups in which
+    alone each indexer is exact, as "3/1,4/0", or "all".
     Returns: the report's path; of a shard that others outlast, OUT.
     Raises: InputError for an unknown study, key or value, for a study whose pilot finds nothing to tell
     indexers apart by, and as `evaluate` does.
@@ -108,6 +111,7 @@ def run_study(
         margin=margin,
         captures=captures,
         corpus=corpus,
+        groups=groups,
     )
     if study.captures and not study.kind:
         raise InputError("captures are of a study of its own kind, as lightning-precision is")
@@ -128,6 +132,8 @@ def _about(study: Study) -> dict[str, Any]:
     aims: dict[str, Any] = {name: aim for name, aim in asked.items() if aim is not None}
     terms = study.pilot or Pilot()
     aims["exact_between"] = list(terms.exact_between)
+    if study.groups is not None:
+        return {"model": ", ".join(study.model), HEADS: True, "about": study.about}
     if study.leaderboard:
         return {"model": ", ".join(study.model), LEADERBOARD: True, "about": study.about}
     law = study.law and {"name": study.law.written, "sha256": study.law.sha256}

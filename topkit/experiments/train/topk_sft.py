@@ -164,7 +164,10 @@ def _figure(start: Start, task: int, name: str, caption: str) -> Drawn:
         length = start.models[arm][0]["curves"][task]["length"]
         each = mean(scores[:, sparse].T, np.ones(len(scores)))
         shares = (parse_budget(cells[p]).at(length) / length for p in sparse)
-        points = [tuple(map(float, point)) for point in zip(shares, *each, strict=True)]
+        points = [
+            tuple(map(float, point))
+            for point in zip(shares, each.value, each.low, each.high, strict=True)
+        ]
         label = "before" if arm == BEFORE else f"trained {_trained(arm)}"
         made.append(Series(label, points, level=dense))
     return lines(name, made, caption, x="share of keys kept at decoding", y="accuracy", scale="log")
