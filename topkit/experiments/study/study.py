@@ -53,6 +53,7 @@ def run_study(
     batch_size: int | None = None,
     reach: float | None = None,
     margin: float | None = None,
+    law: str | Path | None = None,
     jobs: int | None = None,
     force: bool = False,
     runner: str | Runner | None = None,
@@ -101,6 +102,7 @@ def run_study(
         batch_size=batch_size,
         reach=reach,
         margin=margin,
+        law=None if law is None else str(law),
     )
     course = Course(
         study=study,
