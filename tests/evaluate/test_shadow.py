@@ -175,7 +175,7 @@ def sorted_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_rows_do_not_depend_on_the_cells_beside_them_nor_on_a_rerun(tmp_path: Path) -> None:
-    given: dict[str, Any] = {"observe": True, "samples": 2}
+    given: dict[str, Any] = {"observe": True}
     at_once = run(tmp_path / "a", ["shared(sign())", "sign"], [4, 9], **given)
     run(tmp_path / "b", ["sign"], [9], **given)
     resumed = run(tmp_path / "b", ["shared(sign())", "sign"], [4, 9], **given)

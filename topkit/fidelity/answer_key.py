@@ -74,7 +74,8 @@ def answer_key(
 
 def of_units(columns: dict[str, Tensor], units: int) -> dict[str, Tensor]:
     """The columns of lists that heads share: the means over these [B, Hs, Tq]."""
-    return {name: x.unflatten(1, (units, -1)).mean(2) for name, x in columns.items()}
+    per = {name: x.shape[1] // units for name, x in columns.items()}
+    return {n: torch.stack(x.split(per[n], 1), 1).mean(2) for n, x in columns.items()}
 
 
 def _sum_of(exact: Truth, mass: Tensor, estimate: Tensor, sinks: Tensor | None) -> Tensor:
@@ -108,8 +109,7 @@ def _scores_of(queries: Tensor, keys: Tensor, slots: Tensor) -> Tensor:
     """The dot products [B, Hq, Tq, 1] of queries with the keys of their slots."""
     place = slots[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
     own = keys.expand(len(queries), -1, -1, -1).gather(2, place).float()
-    shared = queries.float().unflatten(1, (keys.shape[1], -1)) * own[:, :, None]
-    return shared.sum(-1, keepdim=True).flatten(1, 2)
+    return (queries.float() * _by_head(own, queries.shape[1])).sum(-1, keepdim=True)
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:

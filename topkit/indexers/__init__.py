@@ -8,6 +8,7 @@ from topkit.indexers.combinator import Combinator
 from topkit.indexers.degraded import degraded
 from topkit.indexers.double_sparsity import double_sparsity
 from topkit.indexers.exact import exact
+from topkit.indexers.exact_group import exact_group
 from topkit.indexers.faiss_flat import faiss_flat
 from topkit.indexers.faiss_hnsw import faiss_hnsw
 from topkit.indexers.faiss_ivf import faiss_ivf
@@ -90,6 +91,7 @@ INDEXERS: dict[str, type[Indexer]] = {
     "keep": keep,
     "refine": refine,
     "shared": shared,
+    "exact_group": exact_group,
     "snapkv": snapkv,
     "h2o": h2o,
     "retrieval_attention": retrieval_attention,

@@ -40,6 +40,7 @@ FIXED = (
     "degraded(0.8, miss='boundary', fill='next')",
     "degraded(0.5, miss='page', fill='recent', persist='stream', per='group')",
     "exact()",
+    "exact_group(shared(sign()), layer=1, group=1)",
     "keep(refine(sign(), factor=2), sink=1, window=1)",
     "moba(page_size=4)",
     "quantized(dtype='int4', center=True)",

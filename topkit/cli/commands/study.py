@@ -95,6 +95,12 @@ def study(
             "--margin", help="Whether exact Top-k equals full attention within so much: 0.01."
         ),
     ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            "--groups", metavar="all|LAYER/GROUP,...", help="KV groups to be exact one at a time."
+        ),
+    ] = None,
     device: o.Device = None,
     dtype: o.DType = None,
     batch_size: o.BatchSize = None,
@@ -138,6 +144,7 @@ def study(
         batch_size=batch_size,
         reach=reach,
         margin=margin,
+        groups=groups,
         # A worker may take 3 GB; the cores that are left serve the workers' threads.
         jobs=jobs if jobs or runner else min(os.cpu_count() or 1, 4),
         runner=runner,

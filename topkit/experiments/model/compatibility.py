@@ -14,7 +14,8 @@ from topkit.experiments.model.outline import ranges
 from topkit.experiments.model.record import LayerRecord, record
 from topkit.indexers.base import Indexer
 from topkit.indexers.channels import Calibrated
-from topkit.indexers.combinator import leaf
+from topkit.indexers.combinator import Combinator, leaf
+from topkit.indexers.exact_group import exact_group
 from topkit.indexers.lightning import GIVEN, lightning
 from topkit.indexers.lightning_weights import load
 from topkit.indexers.upstream import without_source
@@ -68,6 +69,7 @@ def unserved(
             or without_source(indexer, whole, whole, name)
             or _without_weights(indexer, whole, name)
             or _uncalibrated(indexer, whole, first, name)
+            or _beyond(indexer, records, name)
         ):
             reasons[indexer] = reason
     return reasons
@@ -93,6 +95,28 @@ def _lack(indexer: Indexer, record: LayerRecord, name: str) -> str:
             return f"{indexer} is made for {width} {what}; {name} has {heads[what]}"
         if widths.get(what, width) != width:
             return f"{indexer} is made for {what} of width {width}; {name} has {widths[what]}"
+    return ""
+
+
+def _beyond(indexer: Indexer, records: Mapping[int, LayerRecord], name: str) -> str:
+    """Which layer or KV group an indexer names that a model has none of, as a sentence; "" where it has all."""
+    while isinstance(indexer, Combinator):
+        own = isinstance(indexer, exact_group)
+        if own and (reason := no_group(records, indexer.layer, indexer.group)):
+            return f"{indexer}: {reason}, as {name} has it"
+        indexer = indexer.base
+    return ""
+
+
+def no_group(records: Mapping[int, LayerRecord], layer: int, group: int) -> str:
+    """Why a model cannot have a KV group of a layer, as a clause; "" where it selects there."""
+    if layer not in records:
+        return f"there is no layer {layer}, of {ranges(sorted(records))}"
+    one = records[layer]
+    if one.window is not None:
+        return f"in layer {layer} a window slides, and nothing is selected"
+    if not 0 <= group < (count := one.keys.shape[1]):
+        return f"there is no KV group {group} in layer {layer}, of 0 to {count - 1}"
     return ""
 
 

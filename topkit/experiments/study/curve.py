@@ -28,7 +28,8 @@ class Curve:
 
     questions [H]; rates, token_rates (the share of an answer's tokens that are right), losses and
     fidelity [C, H], NaN where there is nothing to judge; heads:
-    mean recall [layers, heads] of a cell; held_out: haystacks in words that the reference model was
+    mean recall [layers, heads] of a cell, weights: the mean weight of the answer's key under full attention, by its
+    queries; held_out: haystacks in words that the reference model was
     not trained on; dropped: haystacks that some cell lacks; counts [C, H]: rows of fidelity, see COUNTS;
     tokens [H]: what prompts hold in truth, NaN where nobody counted; parts: how many references an
     answer is scored by, each for itself; model: its
@@ -54,6 +55,7 @@ class Curve:
     tokens: Array = field(default_factory=lambda: np.zeros(0))
     parts: float = 1.0
     model: str = ""
+    weights: Mapping[Cell, Array] = field(default_factory=dict[Cell, Array])
 
     @property
     def title(self) -> str:

@@ -103,6 +103,7 @@ def _curve(key: Key, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) ->
         {name: matrix(name) for name in COUNTS},
         matrix("tokens")[0],
         float(row_of[cells[0], whole[0]].get("parts") or 1),
+        weights=_heads(heads, "w"),
     )
 
 
@@ -124,15 +125,13 @@ def _by_kind(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     return tuple(sorted(in_order(cells), key=lambda cell: kinds.index(kind_of(cell))))
 
 
-def _heads(rows: list[dict[str, Any]]) -> dict[Cell, Array]:
-    recalls: dict[Cell, dict[tuple[int, int], float]] = {}
+def _heads(rows: list[dict[str, Any]], column: str = "recall") -> dict[Cell, Array]:
+    known: dict[Cell, dict[tuple[int, int], float]] = {}
     cell_of = _cells(rows)
     for row in rows:
-        if row["recall"] is not None:
-            recalls.setdefault(cell_of[_written(row)], {})[row["layer"], row["head"]] = row[
-                "recall"
-            ]
-    return {cell: _grid(of_cell) for cell, of_cell in recalls.items()}
+        if row.get(column) is not None:
+            known.setdefault(cell_of[_written(row)], {})[row["layer"], row["head"]] = row[column]
+    return {cell: _grid(of_cell) for cell, of_cell in known.items()}
 
 
 def _grid(recalls: dict[tuple[int, int], float]) -> Array:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from topkit.errors import InputError
 from topkit.experiments.evaluate.plan import Part
 from topkit.experiments.evaluate.setting import ROWS
 from topkit.experiments.runs.cells import Cell, in_order
+from topkit.experiments.study.each_group import in_each_group
 from topkit.experiments.study.kinds import EXACT
 from topkit.experiments.study.law import Law
 from topkit.experiments.tasks import Task, task_name
@@ -43,7 +44,8 @@ class Study:
     budget: of bytes, at which indexers read alike. reach: half the width of an interval on an accuracy, at most.
     margin: within which exact Top-k is to equal full attention; None where that is not asked. predict: whether the
     report says how well each metric predicts accuracy. law: a registered one, put to the test.
-    leaderboard: whether recipes are ranked. own: what a model has instead.
+    leaderboard: whether recipes are ranked. groups: the KV groups in which alone each poor indexer is exact, all
+    where none is named; None: that is not asked. own: what a model has instead.
     """
 
     name: str
@@ -68,12 +70,17 @@ class Study:
     predict: bool = False
     law: Law | None = None
     leaderboard: bool = False
+    groups: tuple[tuple[int, int], ...] | None = None
     about: str = ""
     own: Mapping[str, Study] = field(default_factory=lambda: dict[str, Study]())
 
     def of(self, model: str) -> Study:
-        """What runs on one of its models."""
-        return self.own.get(model, self)
+        """What runs on one of its models. Raises: InputError for groups that it has not."""
+        own = self.own.get(model, self)
+        if own.groups is None:
+            return own
+        mended = in_each_group(own.indexers, own.groups, model, own.device, own.dtype)
+        return replace(own, indexers=mended, groups=None)
 
     @property
     def cells(self) -> tuple[Cell, ...]:

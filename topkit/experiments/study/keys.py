@@ -3,6 +3,7 @@
 # pyright: strict
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -144,6 +145,17 @@ def between_ends(value: Any) -> float:
     return share
 
 
+def groups(value: Any) -> tuple[tuple[int, int], ...]:
+    """KV groups as LAYER/GROUP, also as one text: 3/1,4/0; `all` is no group of its own: every one."""
+    several = value.split(",") if isinstance(value, str) else listed(value)
+    if several == ["all"]:
+        return ()
+    found = [re.fullmatch(r"\s*([0-9]+)/([0-9]+)\s*", str(one)) for one in several]
+    if not found or not all(found):
+        raise InputError(f"expected all, or KV groups as LAYER/GROUP, as 3/1; got {quote(value)}")
+    return tuple(dict.fromkeys((int(one[1]), int(one[2])) for one in found if one))
+
+
 def yes_or_no(value: Any) -> bool:
     """true or false."""
     if not isinstance(value, bool):
@@ -182,6 +194,7 @@ READERS: dict[str, Reader] = {
     "predict": yes_or_no,
     "law": a_law,
     "leaderboard": yes_or_no,
+    "groups": groups,
 }
 PILOT: dict[str, Reader] = {
     "haystacks": number(Whole(1)),

@@ -52,7 +52,13 @@ def write_leaderboard(folder: Path, read: Reading, place: Path, study: Mapping[s
 
     place: the study's folder, whose study.json, and those of its runs, say how each recipe ran.
     """
-    made = list(blocks(read, place, study))
+    return write_blocks(folder, TITLE, MARKDOWN, list(blocks(read, place, study)), read)
+
+
+def write_blocks(
+    folder: Path, title: str, markdown: str, made: Sequence[Block], read: Reading
+) -> Path:
+    """Write a page's blocks as report.html and as Markdown of a name, and its figures; returns the report's path."""
     notes = [*read.origin, *(f"Not finished: {line}" for line in read.absent)]
     figured = folder / "figures"
     drawn = {
@@ -62,9 +68,9 @@ def write_leaderboard(folder: Path, read: Reading, place: Path, study: Mapping[s
     }
     body = [drawn[block] if isinstance(block, Drawn) else as_html(block) for block in made]
     body += [as_html(Heading("The run")), as_html(Items(notes))]
-    page = PAGE.format(title=TITLE, body="\n".join(body))
-    markdown = f"# {TITLE}\n\n{as_markdown([*made, Heading('The run'), Items(notes)], 'figures')}\n"
-    for name, text in (("report.html", page), (MARKDOWN, markdown)):
+    page = PAGE.format(title=title, body="\n".join(body))
+    text_of = f"# {title}\n\n{as_markdown([*made, Heading('The run'), Items(notes)], 'figures')}\n"
+    for name, text in (("report.html", page), (markdown, text_of)):
         write_whole(folder / name, partial(_write, text), parents=False)
     return folder / "report.html"
 

@@ -21,6 +21,7 @@ from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import entries
 from topkit.experiments.study.equal_recipes import LEADERBOARD
 from topkit.experiments.study.findings import Findings
+from topkit.experiments.study.heads_page import HEADS, write_heads
 from topkit.experiments.study.intervals import MARGIN
 from topkit.experiments.study.leaderboard import write_leaderboard
 from topkit.experiments.study.models_compared import comparisons
@@ -66,6 +67,8 @@ def reported(
     read = reading(runs, study)
     folder = runs[0] if out is None else path_of(out, "a folder for the report")
     folder.mkdir(parents=True, exist_ok=True)
+    if study.get(HEADS):
+        return write_heads(folder, read), read.absent
     if study.get(LEADERBOARD):
         return write_leaderboard(folder, read, runs[0], study), read.absent
     budgets = None if k is None else _run_at(parse_budgets(k), read.curves)

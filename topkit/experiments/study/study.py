@@ -17,6 +17,7 @@ from topkit.experiments.runs.shards import Shard, parse_shard
 from topkit.experiments.study.course import Course
 from topkit.experiments.study.design import Pilot, Study
 from topkit.experiments.study.equal_recipes import LEADERBOARD
+from topkit.experiments.study.heads_page import HEADS
 from topkit.experiments.study.keys import listed
 from topkit.experiments.study.sections import LAW, PREDICT
 from topkit.experiments.study.study_file import read_study
@@ -59,6 +60,7 @@ def run_study(
     runner: str | Runner | None = None,
     shard: str | Shard | None = None,
     budget: ByteBudgets = None,
+    groups: Any = None,
 ) -> Plan[Path]:
     """Evaluate a study's cells into OUT and write the report; a rerun computes what is missing.
 
@@ -67,7 +69,8 @@ def run_study(
     its model's, and the report is of all. Cells that a model cannot serve are left out, with a note in the
     plan and in the report that says why. preset: of the study `fidelity-vs-accuracy`, quick, full or tasks.
     runner and shard: as `evaluate` has them; a pilot is no shard's, but run by the first to come. budget:
-    of bytes, as `measure` has it; indexers that read more are left out, with a note.
+    of bytes, as `measure` has it; indexers that read more are left out, with a note. groups: KV groups in which
+    alone each indexer is exact, as "3/1,4/0", or "all".
     Returns: the report's path; of a shard that others outlast, OUT.
     Raises: InputError for an unknown study, key or value, for a study whose pilot finds nothing to tell
     indexers apart by, and as `evaluate` does.
@@ -103,6 +106,7 @@ def run_study(
         reach=reach,
         margin=margin,
         law=None if law is None else str(law),
+        groups=groups,
     )
     course = Course(
         study=study,
@@ -121,6 +125,8 @@ def _about(study: Study) -> dict[str, Any]:
     aims: dict[str, Any] = {name: aim for name, aim in asked.items() if aim is not None}
     terms = study.pilot or Pilot()
     aims["exact_between"] = list(terms.exact_between)
+    if study.groups is not None:
+        return {"model": ", ".join(study.model), HEADS: True, "about": study.about}
     if study.leaderboard:
         return {"model": ", ".join(study.model), LEADERBOARD: True, "about": study.about}
     law = study.law and {"name": study.law.written, "sha256": study.law.sha256}
