@@ -18,7 +18,7 @@ from topkit.experiments.study.course import Course
 from topkit.experiments.study.design import Pilot, Study
 from topkit.experiments.study.equal_recipes import LEADERBOARD
 from topkit.experiments.study.heads_page import HEADS
-from topkit.experiments.study.keys import listed
+from topkit.experiments.study.readers import listed
 from topkit.experiments.study.sections import LAW, PREDICT
 from topkit.experiments.study.study_file import read_study
 from topkit.experiments.study.study_plan import plan_of
