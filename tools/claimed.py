@@ -14,9 +14,9 @@ from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.equality import EQUAL, equality
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.kinds import EXACT, family_of, manner_of, name_of
-from topkit.experiments.study.law import read_law, require_unchanged
-from topkit.experiments.study.law_points import predictions
-from topkit.experiments.study.law_report import outcome
+from topkit.experiments.study.law import Law, read_law, require_unchanged
+from topkit.experiments.study.law_points import Predictions, predictions
+from topkit.experiments.study.law_report import broken, outcome, steady
 from topkit.experiments.study.law_report import sentences as law_sentences
 from topkit.experiments.study.ordering import family_means, ordering
 from topkit.experiments.study.planner import haystacks_needed
@@ -153,7 +153,17 @@ def _apart(one: Interval, other: Interval) -> Interval:
 
 
 def missed_key() -> Answer:
-    """What one key lost of twenty costs; which key it was, these runs did not record."""
+    """What answers score whose key all reading heads missed; before that is known, what a rare loss costs."""
+    if of_law := list(_law_runs()):
+        found = [(one, broken(one)) for _, one in of_law if one.missed]
+        numbers = [
+            f"{one.model}: the {sum(n for _, n in one.missed):,} answers with a step whose key all reading heads missed "
+            f"score {said(score)}"
+            for one, score in found
+        ]
+        ends = [float(score.high) for _, score in found]
+        verdict = SUPPORTED if ends and max(ends) < 0.1 else NOT if ends and min(ends) > 0.5 else UNDECIDED  # fmt: skip
+        return Answer(verdict, _folders(there("law", "law-quick")), numbers)
     numbers = list[str]()
     for curve in curves("fidelity-vs-accuracy", "smollm2"):
         place = curve.place(parse("degraded(0.95)"))
@@ -228,24 +238,40 @@ def heads() -> Answer:
     return Answer(UNDECIDED, f"{_folders(names)}: see its report", []) if names else not_run()
 
 
+def retrieval_heads() -> Answer:
+    """Whether the heads that read answers on average are those of each step, in a dense pass."""
+    found = [(one, steady(one)) for _, one in _law_runs()]
+    numbers = [
+        f"{one.model}: at {said(share)} of the steps the head with the largest weight on the answer's key is one of the "
+        f"{len(one.reading.heads)} that are so on average"
+        for one, share in found
+    ]
+    lows, highs = [float(x.low) for _, x in found], [float(x.high) for _, x in found]
+    verdict = UNDECIDED if not found else NOT if min(lows) > 0.9 else SUPPORTED if max(highs) < 0.9 else UNDECIDED  # fmt: skip
+    return Answer(verdict if found else NOT_RUN, _folders(there("law", "law-quick")), numbers)
+
+
 def law() -> Answer:
     """The project's own: each model's verdict, observed."""
     numbers, words = list[str](), list[str]()
-    names = there("law", "law-quick")
-    for name in names:
+    for registered, found in _law_runs():
+        one = outcome(registered, found, "observed")
+        words.append(UNDECIDED if one is None else one.word)
+        numbers += [f"{found.model}: {line}" for line in law_sentences(registered, found)]
+    verdict = NOT if "refuted" in words else SUPPORTED if words and set(words) == {"held"} else UNDECIDED  # fmt: skip
+    return Answer(verdict if words else NOT_RUN, _folders(there("law", "law-quick")), numbers)
+
+
+def _law_runs() -> Iterator[tuple[Law, Predictions]]:
+    """What the law predicts of each model that was run: of the whole study, else of the quick one."""
+    for name in there("law") or there("law-quick"):
         folder, study = RESULTS / name, study_of(RESULTS / name / STUDY)
         registered = read_law(study["law"]["name"])
         require_unchanged(registered, study["law"]["sha256"], folder)
         own = [{"model": study.get("model", ""), "folder": ".", SPLIT: SPLIT}]
         for run in study.get(RUNS, own):
-            found = predictions(
-                run["model"], folder / run["folder"], folder / run[SPLIT], registered
-            )
-            one = outcome(registered, found, "observed")
-            words.append(UNDECIDED if one is None else one.word)
-            numbers += [f"{run['model']}: {line}" for line in law_sentences(registered, found)]
-    verdict = NOT if "refuted" in words else SUPPORTED if words and set(words) == {"held"} else UNDECIDED  # fmt: skip
-    return Answer(verdict if words else NOT_RUN, _folders(names), numbers)
+            places = folder / run["folder"], folder / run[SPLIT]
+            yield registered, predictions(run["model"], *places, registered)
 
 
 def _folders(names: list[str]) -> str:

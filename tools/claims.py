@@ -90,13 +90,13 @@ CLAIMS = (
         "One missed key breaks an answer",
         "arXiv 2605.06763, abstract",
         "leaving out even one critical key leads to sharp spikes of error",
-        "what does a rare loss cost; and of the rows with `hit` = 0, how many answers are wrong?",
+        "of answers with a step whose key all reading heads missed, how many are right? (supported below 0.1)",
         "topkit study law",
         claimed.missed_key,
     ),
     Claim(
         "Few heads need the full context",
-        "RTPurbo, arXiv 2605.16928 (as summarised in the project's notes)",
+        "RTPurbo, arXiv 2605.16928 (not read: as others cite it)",
         "most heads do with a local or sparse view, and few retrieve",
         "how many KV groups must be exact, under three poor indexers?",
         "topkit study heads",
@@ -106,9 +106,10 @@ CLAIMS = (
         "Retrieval heads change from token to token",
         "arXiv 2602.11162, abstract",
         "heads that retrieve vary over the steps of an answer, and static ones cannot stand in for them",
-        "of the steps of an answer, do the heads of the largest `w` stay the same? (rows of `--observe answer-rows`)",
+        "in a dense pass, are the heads that read answers on average those of each step? (not supported above 0.9 of the "
+        "steps, supported below)",
         "topkit study law",
-        claimed.not_run,
+        claimed.retrieval_heads,
     ),
     Claim(
         "Index keys of fp4 cost GSM8K one to two points",

@@ -25,7 +25,7 @@ from topkit.experiments.study.law import (
 )
 from topkit.experiments.study.law_points import Point, Predictions
 from topkit.experiments.study.law_report import blocks, counted, outcome, sentences
-from topkit.experiments.study.law_rows import law_table
+from topkit.experiments.study.law_rows import Reading, law_table
 from topkit.experiments.study.law_verdict import (
     HELD,
     REFUTED,
@@ -149,14 +149,35 @@ def test_predictions_are_those_of_the_loops(tmp_path: Path, parts: int):
     for folder in (run, split):
         write(folder, "fidelity", rows)
     rule = {"rule": "all" if parts > 1 else "any", "references": ["a"] * parts}
+    rule |= {"indexer": "sign()", "score": 1.0}
     asked = [{**STEP, **rule, "haystack": h, "question": q} for h in range(2) for q in range(2)]
     write(run, "accuracy", asked)
-    table, heads = law_table(run, split, law)
-    assert heads == [(1, 0), (1, 1)]
+    table, reading = law_table(run, split, law)
+    assert reading == Reading([(1, 0), (1, 1)], [1.0, 1.0])
+    assert Reading.of_json(reading.as_json()) == reading
+    assert table["missed"].to_pylist() == [0, 0]
     assert table["haystack"].to_pylist() == [0, 1]
     for haystack, row in enumerate(table.to_pylist()):
         assert row["law"] == pytest.approx(slow_law(rows, haystack, False, parts))
         assert row["law_shadow"] == pytest.approx(slow_law(rows, haystack, True, parts))
+
+
+def test_answers_whose_key_all_reading_heads_missed_are_counted(tmp_path: Path):
+    rows = steps(np.random.default_rng(0), haystacks=1)
+    for (
+        row
+    ) in rows:  # of question 0 one reading head finds the key at step 1; of question 1 none does
+        late = (row["position"], row["layer"], row["shadow"]) == (1, 1, False)
+        if late and (row["question"], row["head"]) in ((0, 0), (1, 0), (1, 1)):
+            row["ws"] = 0.0
+    for folder in ("run", "heads"):
+        write(tmp_path / folder, "fidelity", rows)
+    rule = {"rule": "any", "references": ["a"], "indexer": "sign()", "haystack": 0}
+    asked = [{**STEP, **rule, "question": q, "score": [1.0, 0.25][q]} for q in range(2)]
+    write(tmp_path / "run", "accuracy", asked)
+    table, _ = law_table(tmp_path / "run", tmp_path / "heads", replace(LAW, heads=2))
+    (row,) = table.to_pylist()
+    assert (row["missed"], row["missed_score"]) == (1, 0.25)
 
 
 def test_a_task_without_a_known_key_says_so(tmp_path: Path):
@@ -186,7 +207,7 @@ def points(
             cell = Cell(parse(spec), parse_budget(k))
             metrics = {"ws": p, "recall": 1 - p, "mass": p, "top1": 0.5, "output_error": 1 - p}
             made.append(Point(task, 64, cell, haystacks, scored, forms, dict.fromkeys(forms, 0.02), metrics))  # fmt: skip
-    return Predictions("reference", [(7, 5)], made)
+    return Predictions("reference", Reading([(7, 5)], [0.5, 1.0]), made, [(0.0, 3), (0.5, 2)])
 
 
 def test_verdicts():
@@ -243,6 +264,7 @@ def test_rivals_are_fitted_to_other_families_alone():
 
 def test_the_section_shows_the_law_beside_its_rivals():
     text = str(list(blocks(LAW, [points(0.02)])))
+    assert "one of them" in text and "The 5 answers with a step" in text and "score 0.20" in text
     for words in ("the law, observed", "the law, shadow", "`recall`", "`output_error`", "Observed: held"):  # fmt: skip
         assert words in text
 
