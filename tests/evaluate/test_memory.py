@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from topkit.errors import InputError
 from topkit.experiments.evaluate.memory import bytes_a_key, memory_of, require_room
+from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.evaluate.shape import Asked, Shape
+from topkit.experiments.evaluate.size import asked_of
+from topkit.experiments.model.load import REFERENCE
 from topkit.experiments.runs.cells import Cell, parse_cells
+from topkit.experiments.runs.fidelity_rows import TABLES
+from topkit.experiments.tasks import make_task
 from topkit.indexers.base import Step
 from topkit.indexers.scored import Codes, Scored
 from topkit.indexers.spec import parse
@@ -136,6 +143,28 @@ def test_what_does_not_fit_says_which_batch_size_does() -> None:
     require_room(int(60e9), "a GPU", needs, fits)
     with pytest.raises(InputError, match="no batch_size fits; ask for a shorter length"):
         require_room(int(30e9), "a GPU", needs, 128)
+
+
+def test_what_is_judged_of_answers_keys_and_in_shadow_is_counted(tmp_path: Path) -> None:
+    """Of each question of each cell, layer and head, 8 bytes a number; three a step, and in shadow all columns."""
+    some = parse_cells(["sign()", "exact()"], 64)
+    each = 8 * 3 * 4 * LAYERS * 32  # three cells, four questions
+    shape = replace(EIGHT_B, passing=0)  # its peak is while questions are asked
+    apart = memory_of(shape, replace(LONG, judged=5), some, 6) - memory_of(shape, LONG, some, 6)
+    assert apart == each * 5
+    read = AutoTokenizer.from_pretrained(REFERENCE)
+    prompt = make_task("niah-multikey", questions=2, distractors=2).sample(read, 300, 0)
+    steps = max(len(q.answer_ids) for q in prompt.questions)
+    read_too = max(len(q.ids) for q in prompt.questions) - 1
+    columns = len(TABLES["evaluate"])
+    for observe, shadow, expected in (
+        (False, False, 0),
+        ("answer", False, (steps + 2) * 3),
+        ("answer-rows", True, 2 * steps * (3 + columns)),
+        (True, True, (steps + read_too + 2) * (3 + columns)),
+    ):
+        how = Setting(out=tmp_path, model="reference", observe=observe, shadow=shadow)
+        assert asked_of(prompt, how).judged == expected
 
 
 def test_memory_grows_with_what_is_asked() -> None:

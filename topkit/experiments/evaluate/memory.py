@@ -40,7 +40,7 @@ def memory_of(shape: Shape, asked: Asked, cells: Sequence[Cell], rows: int) -> i
     its lists. Questions,
     of as many cells as a pass has rows: the codes that recipes choose from, once, and where rows do not share them
     twice a row with an eighth of room; scores, COPIES times; keys and values of one layer, and all logits, twice,
-    in float32. What graphs hold on a GPU, from haystack to haystack, comes on top.
+    in float32; what is judged of answers' keys and in shadow. What graphs hold on a GPU, from haystack to haystack, comes on top.
     """
     t = asked.length
     masked = shape.windowed or shape.index_heads > 0
@@ -91,7 +91,9 @@ def _asking(shape: Shape, asked: Asked, turn: tuple[Sequence[Cell], int]) -> int
     # Of rows that read the model's own lists: their keys of a layer, joined and joined again; all rows' lists.
     own = 3 * listed * (asked.length + asked.tail) * shape.index_width * shape.bytes
     own += 16 * count * asked.tail * shape.index_k if listed else 0
-    return _codes(shape, asked, cells, together) + scores + layer + logits + tails + own
+    # Of all questions: rows of fidelity are kept to a haystack's end.
+    judged = 8 * len(cells) * asked.questions * heads * shape.layers * asked.judged
+    return _codes(shape, asked, cells, together) + scores + layer + logits + tails + own + judged
 
 
 def _graphed(

@@ -171,7 +171,7 @@ def plan_parts(
     for part, its, some, shown in zip(parts, pieces, left, prompts, strict=True):
         every = len(its)
         size = size_of(model, records, shown, part.haystacks, part.cells, setting)
-        require_memory(model, records, shown, part.cells, setting.rows)
+        require_memory(model, records, shown, part.cells, setting)
         shares.append(Share(part, every, every - len(some), size))
     return EvaluatePlan(
         jobs=tuple(job for some in left for job in some),

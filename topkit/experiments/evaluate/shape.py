@@ -72,12 +72,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a haystack is asked: its tokens, its questions, the most tokens of one, and of an answer."""
+    """What a haystack is asked: its tokens, its questions, the most tokens of one, and of an answer.
+
+    judged: numbers that are kept of a question's row, layer and query head, of answers' keys and in shadow.
+    """
 
     length: int
     questions: int
     tail: int
     answer: int
+    judged: int = 0
 
 
 def _memory_of_gpu(device: torch.device) -> int:

@@ -14,9 +14,11 @@ from topkit.experiments.evaluate.setting import EACH, OF_ANSWERS, Setting
 from topkit.experiments.evaluate.shape import Asked, Shape
 from topkit.experiments.model.record import LayerRecord
 from topkit.experiments.runs.cells import Cell, chunks
+from topkit.experiments.runs.fidelity_rows import TABLES
 from topkit.experiments.runs.parts import PART
 from topkit.experiments.runs.plan import WITH_TRANSFORMERS
 from topkit.experiments.tasks import Prompt
+from topkit.fidelity import ANSWER_KEY
 
 # Bytes on disk: of a question in a cell, with its line of predictions; of a row of fidelity.
 ANSWER, JUDGED = 430, 42
@@ -60,7 +62,7 @@ def size_of(
                 each += _asked(prompt) if setting.observe in EACH else bool(_asked(prompt))
             each *= 2 if setting.shadow else 1
             judged += haystacks * questions * len(sparse) * heads * each
-        memory = max(memory, memory_of(shape, asked_of(prompt), cells, setting.rows))
+        memory = max(memory, memory_of(shape, asked_of(prompt, setting), cells, setting.rows))
     jobs = len(prompts) * haystacks * len(chunks(cells, setting.rows))
     size = rows * ANSWER + judged * JUDGED + jobs * PART * (2 if judged else 1)
     return Size(rows, size, WITH_TRANSFORMERS + memory)
@@ -71,7 +73,7 @@ def require_memory(
     records: Mapping[int, LayerRecord],
     prompts: Sequence[Prompt],
     cells: Sequence[Cell],
-    rows: int,
+    setting: Setting,
 ) -> None:
     """Refuse what is more than a GPU has in all; what of it is free changes nothing.
 
@@ -80,16 +82,29 @@ def require_memory(
     if model.device.type != "cuda":
         return
     device, shape = torch.cuda.get_device_properties(model.device), Shape.of(model, records)
-    for asked in map(asked_of, prompts):
-        needs = partial(memory_of, shape, asked, cells)
-        require_room(device.total_memory, device.name, needs, rows)
+    for prompt in prompts:
+        needs = partial(memory_of, shape, asked_of(prompt, setting), cells)
+        require_room(device.total_memory, device.name, needs, setting.rows)
 
 
-def asked_of(prompt: Prompt) -> Asked:
+def asked_of(prompt: Prompt, setting: Setting) -> Asked:
     """What memory follows from of a prompt."""
     count = len(prompt.questions)
     said = max(prompt.most(number) for number in range(count))
-    return Asked(len(prompt.ids), count, _asked(prompt) + 1 + said, _answer(prompt))
+    tail, answer = _asked(prompt) + 1 + said, _answer(prompt)
+    return Asked(len(prompt.ids), count, tail, answer, _judged(prompt, setting))
+
+
+def _judged(prompt: Prompt, setting: Setting) -> int:
+    """Numbers that are kept of a row, layer and query head: while a pass lasts of each step, then in tables."""
+    if not setting.observe:
+        return 0
+    steps = _answer(prompt)
+    if setting.sparse_from == "question" and setting.observe not in OF_ANSWERS:
+        steps += _asked(prompt)
+    kept = steps if setting.observe in EACH else 2
+    shadow = len(TABLES["evaluate"]) if setting.shadow else 0
+    return (steps + kept) * (len(ANSWER_KEY) + shadow)
 
 
 def _answer(prompt: Prompt) -> int:
