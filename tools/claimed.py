@@ -13,6 +13,7 @@ from topkit.experiments.study.course import SPLIT
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.equality import EQUAL, equality
 from topkit.experiments.study.findings import Findings
+from topkit.experiments.study.heads import mended
 from topkit.experiments.study.kinds import EXACT, family_of, manner_of, name_of
 from topkit.experiments.study.law import Law, read_law, require_unchanged
 from topkit.experiments.study.law_points import Predictions, predictions
@@ -24,6 +25,7 @@ from topkit.experiments.study.predictors import predicted
 from topkit.experiments.study.reading import RUNS, STUDY, load_study, study_of
 from topkit.experiments.study.sentences import WORSE, said
 from topkit.experiments.study.stats import Interval
+from topkit.grammar import short
 from topkit.indexers.budget import parse_budget
 from topkit.indexers.spec import parse
 
@@ -234,8 +236,18 @@ def not_run() -> Answer:
 
 
 def heads() -> Answer:
-    names = there("heads", "heads-quick")
-    return Answer(UNDECIDED, f"{_folders(names)}: see its report", []) if names else not_run()
+    """Few: at least one KV group is shown to matter under some poor indexer, and under none more than a quarter."""
+    names = there("heads") or there("heads-quick")
+    found = [(curve, one) for curve in curves(*names) for one in mended(curve)]
+    numbers = [
+        f"{curve.title}, {short(one.base.indexer)}: {len(one.helping)} of {len(one.groups)} groups are shown to raise "
+        f"{one.score:.2f} towards {one.exact:.2f} by being exact alone"
+        for curve, one in found
+        if one.base.indexer is not None
+    ]
+    shares = [len(one.helping) / len(one.groups) for _, one in found]
+    verdict = UNDECIDED if not any(shares) else SUPPORTED if max(shares) <= 0.25 else NOT
+    return Answer(verdict if found else NOT_RUN, _folders(names), numbers)
 
 
 def retrieval_heads() -> Answer:

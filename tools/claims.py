@@ -98,7 +98,7 @@ CLAIMS = (
         "Few heads need the full context",
         "RTPurbo, arXiv 2605.16928 (not read: as others cite it)",
         "most heads do with a local or sparse view, and few retrieve",
-        "how many KV groups must be exact, under three poor indexers?",
+        "how many KV groups raise a poor indexer by being exact alone? (supported: some, and no more than a quarter)",
         "topkit study heads",
         claimed.heads,
     ),
