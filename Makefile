@@ -59,6 +59,7 @@ bench-gpu: .venv/.dev
 
 readme: .venv/.dev
 	$(BIN)/python tools/readme.py
+	$(BIN)/python tools/claims.py
 
 clean:
 	rm -rf .venv

@@ -74,8 +74,8 @@ def answer_key(
 
 def of_units(columns: dict[str, Tensor], units: int) -> dict[str, Tensor]:
     """The columns of lists that heads share: the means over these [B, Hs, Tq]."""
-    per = {name: x.shape[1] // units for name, x in columns.items()}
-    return {n: torch.stack(x.split(per[n], 1), 1).mean(2) for n, x in columns.items()}
+    shape = (units, -1)
+    return {n: x.reshape(len(x), *shape, x.shape[2]).mean(2) for n, x in columns.items()}
 
 
 def _sum_of(exact: Truth, mass: Tensor, estimate: Tensor, sinks: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -268,6 +269,45 @@ def test_on_a_gpu_one_graph_serves_haystacks_of_two_lengths(
     assert max(apart.values()) <= most * ours[1].num_rows, apart
     for a, b in zip(ours[0], theirs[0], strict=True):
         assert a["nll"] == pytest.approx(b["nll"], abs=1e-3 if dtype == torch.float32 else 0.2), a
+
+
+def in_shadow(rows: Any, shadow: bool) -> tuple[list[dict], Any]:
+    return rows[0], rows[1].filter(pc.equal(rows[1]["shadow"], shadow))
+
+
+SHADOWED = ["sign()", "shared(sign())", "exact_group(sign(), layer=1)", HOSTED[0]]
+
+
+@pytest.mark.slow
+def test_answer_rows_and_shadow_beside_steps(tmp_path: Path, monkeypatch: Any) -> None:
+    """What is judged in shadow is no step's, and the same whether the others are stepped."""
+    how: dict[str, Any] = {"observe": "answer-rows", "shadow": True, "lengths": 300}
+    both = [
+        run(monkeypatch, tmp_path, model(), SHADOWED, [4, 12], on, **how) for on in (True, False)
+    ]
+    for shadow in (False, True):
+        ours, theirs = (in_shadow(rows, shadow) for rows in both)
+        same(ours, theirs)
+        assert ours[1]["ws"].null_count < len(ours[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_answers_keys_and_shadow(tmp_path: Path, monkeypatch: Any) -> None:
+    """Graphs' notes give the keys' columns that whole passes give; shadow runs kernel by kernel beside them."""
+    made = model(head_dim=64).to("cuda")
+    how: dict[str, Any] = {"observe": "answer-rows", "shadow": True, "lengths": 300}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        both = [
+            run(monkeypatch, tmp_path, made, SHADOWED, [4, 12], on, **how) for on in (True, False)
+        ]
+    for shadow in (False, True):
+        ours, theirs = (in_shadow(rows, shadow)[1] for rows in both)
+        for name in ("hit", "w", "ws", "mass"):
+            near, far = (t[name].to_numpy() for t in (ours, theirs))
+            assert (np.isnan(near) == np.isnan(far)).all()
+            assert (np.nan_to_num(abs(near - far)) > 1e-4).mean() <= 0.005, name
 
 
 @pytest.mark.gpu

@@ -16,7 +16,7 @@ from topkit.experiments.evaluate.condensed import condensed
 from topkit.experiments.runs.cells import DENSE, Cell
 from topkit.experiments.study.kinds import family_of, kind_of, manner_of
 from topkit.experiments.study.law import Law
-from topkit.experiments.study.law_rows import FORMS, PLACE, law_table
+from topkit.experiments.study.law_rows import FORMS, PLACE, Reading, law_table
 from topkit.indexers.budget import parse_budget
 from topkit.indexers.spec import recorded
 
@@ -49,11 +49,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's points, and the heads that were found to read its answers."""
+    """A model's points, and the heads that were found to read its answers.
+
+    missed: of each haystack with answers that had a step whose key all reading heads missed, over all cells, what
+    these scored on average and how many they are.
+    """
 
     model: str
-    heads: Sequence[tuple[int, int]]
+    reading: Reading
     points: Sequence[Point]
+    missed: Sequence[tuple[float, int]] = ()
 
 
 def predictions(model: str, run: Path, split: Path, law: Law) -> Predictions:
@@ -62,7 +67,7 @@ def predictions(model: str, run: Path, split: Path, law: Law) -> Predictions:
     Controls, and cells that leave nothing to choose, are no points: they would be predicted by anything.
     Raises: InputError for a run without answers' keys, and one kept of another law.
     """
-    table, heads = law_table(run, split, law)
+    table, reading = law_table(run, split, law)
     by_place = {tuple(row[name] for name in PLACE): row for row in table.to_pylist()}
     scores = condensed(run)[0].to_pylist()
     dense = {_haystack(row): row["score"] for row in scores if row["indexer"] == DENSE}
@@ -73,7 +78,17 @@ def predictions(model: str, run: Path, split: Path, law: Law) -> Predictions:
             key = row["task"], row["length"], row["indexer"], row["budget"]
             groups.setdefault(key, []).append((row, found))
     points = [_point(key, rows, dense) for key, rows in groups.items()]
-    return Predictions(model, heads, [p for p in points if kind_of(p.cell) in ("real", "oracle")])
+    kept = [p for p in points if kind_of(p.cell) in ("real", "oracle")]
+    return Predictions(model, reading, kept, _missed(table.to_pylist()))
+
+
+def _missed(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, int]]:
+    found: dict[tuple[Any, ...], list[tuple[float, int]]] = {}
+    for row in rows:
+        if row["missed"]:
+            found.setdefault(_haystack(row), []).append((row["missed_score"], row["missed"]))
+    sums = [(sum(score * n for score, n in own), sum(n for _, n in own)) for own in found.values()]
+    return [(total / count, count) for total, count in sums]
 
 
 def _haystack(row: Mapping[str, Any]) -> tuple[Any, ...]:

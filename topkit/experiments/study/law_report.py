@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from topkit.experiments.study import stats
 from topkit.experiments.study.blocks import Block, Heading, Items, Paragraph, Table
 from topkit.experiments.study.law import Law
 from topkit.experiments.study.law_points import RIVALS, Point, Predictions
 from topkit.experiments.study.law_rows import FORMS
 from topkit.experiments.study.law_verdict import Tested, assessed, rival, verdict
 from topkit.experiments.study.sentences import said
+from topkit.experiments.study.stats import Interval
 
 COLUMNS = ("predicted from", "mean error on a family", "slope", "intercept", "fitted to")
 HOW = (
@@ -92,7 +94,26 @@ def sentences(law: Law, found: Predictions) -> Iterator[str]:
     other = [task for task in tasks if task not in {point.task for point in counted(law, found)}]
     if other:
         yield f"Not counted, since the law was chosen on them or is not registered for them: {', '.join(other)}."
-    yield f"Reading heads (layer.head): {', '.join(f'{layer}.{head}' for layer, head in found.heads)}."
+    heads = ", ".join(f"{layer}.{head}" for layer, head in found.reading.heads)
+    yield (
+        f"Reading heads (layer.head): {heads}. At {said(steady(found))} of the steps of the dense pass the head with the "
+        "largest weight on the key is one of them."
+    )
+    if found.missed:
+        count = sum(count for _, count in found.missed)
+        yield f"The {count:,} answers with a step whose key all of them missed score {said(broken(found))}."
+
+
+def steady(found: Predictions) -> Interval:
+    """The share of steps whose heaviest head is a reading head, over haystacks of the split."""
+    stays = np.array(found.reading.stays)
+    return stats.accuracy(stays[None], np.ones(len(stays)))[0]
+
+
+def broken(found: Predictions) -> Interval:
+    """What answers score of which all reading heads missed a key, over haystacks."""
+    scores, counts = (np.array(x, dtype=float) for x in zip(*found.missed, strict=True))
+    return stats.accuracy(scores[None], counts)[0]
 
 
 def _rows(law: Law, found: Predictions) -> Iterator[list[str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,26 @@ _STEP = [*PLACE, "question", "position"]
 _READ = [*_STEP, "layer", "head", "level", "steps", "shadow", "w", "ws"]
 # The forms of a law: of the queries that answered, and of those of the unchanged model.
 FORMS = ("observed", "shadow")
-Heads = Sequence[tuple[int, int]]
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The heads that read answers, (layer, head), and how they hold from step to step of a dense pass.
+
+    stays: of each haystack of the split, the share of steps at which the heaviest head on the key is one of them.
+    """
+
+    heads: Sequence[Place]
+    stays: Sequence[float]
+
+    def as_json(self) -> str:
+        return json.dumps({"heads": self.heads, "stays": self.stays})
+
+    @classmethod
+    def of_json(cls, text: str | bytes) -> Reading:
+        held = json.loads(text)
+        return cls([(layer, head) for layer, head in held["heads"]], held["stays"])
 
 
 def answer_steps(run: Path) -> Iterator[pa.Table]:
@@ -53,24 +73,31 @@ def answer_steps(run: Path) -> Iterator[pa.Table]:
         )
 
 
-def heads_of(run: Path, law: Law) -> list[tuple[int, int]]:
+def reading_of(run: Path, law: Law) -> Reading:
     """The reading heads that a split's dense pass shows."""
-    sums: dict[tuple[int, int], tuple[float, int]] = {}
+    weights: dict[tuple[Any, ...], dict[Place, float]] = {}
     for rows in answer_steps(run):
-        table = rows.group_by(["layer", "head"]).aggregate([("w", "sum"), ("w", "count")])
-        for row in table.to_pylist():
-            place = row["layer"], row["head"]
-            total, count = sums.get(place, (0.0, 0))
-            sums[place] = total + row["w_sum"], count + row["w_count"]
-    means = {place: total / count for place, (total, count) in sums.items()}
-    return reading_heads(means, law.heads)
+        for row in rows.select([*_STEP, "layer", "head", "w"]).to_pylist():
+            step = tuple(row[name] for name in _STEP)
+            weights.setdefault(step, {})[row["layer"], row["head"]] = row["w"]
+    every = dict.fromkeys(place for step in weights.values() for place in step)
+    means = {
+        place: float(np.mean([step[place] for step in weights.values() if place in step]))
+        for place in every
+    }
+    heads, stays = reading_heads(means, law.heads), dict[Any, list[bool]]()
+    for step, own in weights.items():
+        where = step[_STEP.index("task")], step[_STEP.index("haystack")]
+        stays.setdefault(where, []).append(max(own, key=lambda place: own[place]) in heads)
+    return Reading(heads, [float(np.mean(own)) for _, own in sorted(stays.items())])
 
 
-def law_table(run: Path, split: Path, law: Law) -> tuple[pa.Table, list[tuple[int, int]]]:
+def law_table(run: Path, split: Path, law: Law) -> tuple[pa.Table, Reading]:
     """A row a cell and haystack that has keys to find, and the reading heads.
 
     law, law_shadow: the mean over questions of the expected share of what full attention scores; ws, ws_shadow:
-    the mean weight behind them. Made of rows where there are any and kept beside them, else as kept.
+    the mean weight behind them; missed: how many questions have a step whose key all reading heads missed, and
+    missed_score: what these scored on average. Made of rows where there are any and kept beside them, else as kept.
     """
     kept = run / TABLE / "rows.parquet"
     if not any((run / "fidelity").glob("*.parquet")):
@@ -79,24 +106,24 @@ def law_table(run: Path, split: Path, law: Law) -> tuple[pa.Table, list[tuple[in
                 f"{run} holds neither rows of fidelity nor {TABLE}: run the study again"
             )
         return _kept(kept, law)
-    heads = heads_of(split, law)
-    table = _table(run, heads, law)
+    reading = reading_of(split, law)
+    table = _table(run, reading.heads, law)
     described = run_file.read(run)
     if described is not None and "id" in described:
-        about = {"law": law.sha256, "heads": json.dumps(heads)}
+        about = {"law": law.sha256, "reading": reading.as_json()}
         write_rows(run, described["id"], TABLE, "rows", table.replace_schema_metadata(about))
-    return table, heads
+    return table, reading
 
 
-def _kept(path: Path, law: Law) -> tuple[pa.Table, list[tuple[int, int]]]:
+def _kept(path: Path, law: Law) -> tuple[pa.Table, Reading]:
     table = pq.read_table(path)
     about: Mapping[bytes, bytes] = table.schema.metadata or {}
     if about.get(b"law") != law.sha256.encode():
         raise InputError(f"{path} is of another law than {law.path}; run the study again")
-    return table, [(layer, head) for layer, head in json.loads(about[b"heads"])]
+    return table, Reading.of_json(about[b"reading"])
 
 
-def _table(run: Path, heads: Heads, law: Law) -> pa.Table:
+def _table(run: Path, heads: Sequence[Place], law: Law) -> pa.Table:
     wanted = pa.array([layer * 10_000 + head for layer, head in heads])
     sums: dict[tuple[Any, ...], list[float]] = {}
     for rows in answer_steps(run):
@@ -107,23 +134,24 @@ def _table(run: Path, heads: Heads, law: Law) -> pa.Table:
             step = sums.setdefault((*(row[name] for name in _STEP), bool(row["shadow"])), [0.0, 0])
             step[0] += row["ws_sum"]
             step[1] += row["ws_count"]
-    return _by_haystack(sums, _parts(run), law)
+    return _by_haystack(sums, _answers(run), law)
 
 
-def _parts(run: Path) -> dict[tuple[Any, ...], float]:
-    """Of how many parts each answer is scored, by task, length, haystack and question."""
-    found: dict[tuple[Any, ...], float] = {}
-    columns = ["task", "length", "haystack", "question", "rule", "references"]
+def _answers(run: Path) -> dict[tuple[Any, ...], tuple[float, float]]:
+    """Of how many parts each answer is scored, and its score, by cell, haystack and question."""
+    found: dict[tuple[Any, ...], tuple[float, float]] = {}
+    columns = [*PLACE, "question", "rule", "references", "score"]
     for rows in batches(paths_of(run / "accuracy"), columns):
         for row in rows.to_pylist():
-            place = row["task"], row["length"], row["haystack"], row["question"]
-            found[place] = float(len(row["references"])) if row["rule"] == "all" else 1.0
+            place = tuple(row[name] for name in (*PLACE, "question"))
+            parts = float(len(row["references"]) or 1) if row["rule"] == "all" else 1.0
+            found[place] = parts, row["score"]
     return found
 
 
 def _by_haystack(
     steps: Mapping[tuple[Any, ...], Sequence[float]],
-    parts: Mapping[tuple[Any, ...], float],
+    answers: Mapping[tuple[Any, ...], tuple[float, float]],
     law: Law,
 ) -> pa.Table:
     """From steps to questions, and from these to haystacks."""
@@ -133,19 +161,27 @@ def _by_haystack(
         questions.setdefault((*place, shadow), []).append(total / count)
     rows: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     for (*place, question, shadow), weights in questions.items():
-        task, length, _, haystack, *_ = place
-        right = answer_chance(law.step(np.array(weights)), parts.get((task, length, haystack, question), 1.0) or 1.0)  # fmt: skip
-        row = rows.setdefault(tuple(place), {})
-        end = "_shadow" if shadow else ""
+        answer = answers.get((*place, question))
+        if answer is None:  # of a job that was not finished
+            continue
+        row, end = rows.setdefault(tuple(place), {}), "_shadow" if shadow else ""
+        right = answer_chance(law.step(np.array(weights)), answer[0])
         row.setdefault(f"law{end}", []).append(right)
         row.setdefault(f"ws{end}", []).append(float(np.mean(weights)))
-    columns = ("law", "ws", "law_shadow", "ws_shadow")
+        if not shadow and min(weights) == 0:
+            row.setdefault("missed_score", []).append(answer[1])
+    columns = ("law", "ws", "law_shadow", "ws_shadow", "missed_score")
     made = [
-        {**dict(zip(PLACE, place, strict=True)), **{name: _mean(row.get(name)) for name in columns}}
+        {
+            **dict(zip(PLACE, place, strict=True)),
+            **{name: _mean(row.get(name)) for name in columns},
+            "missed": len(row.get("missed_score", ())),
+        }
         for place, row in rows.items()
     ]
-    types = {"length": pa.int64(), "haystack": pa.int64(), **dict.fromkeys(columns, pa.float64())}
-    schema = pa.schema([(name, types.get(name, pa.string())) for name in (*PLACE, *columns)])
+    whole = dict.fromkeys(("length", "haystack", "missed"), pa.int64())
+    types = {**whole, **dict.fromkeys(columns, pa.float64())}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in (*PLACE, *columns, "missed")])  # fmt: skip
     return pa.Table.from_pylist(made, schema).sort_by([(name, "ascending") for name in PLACE])
 
 

@@ -18,8 +18,8 @@ from topkit.experiments.study.course import Course
 from topkit.experiments.study.design import Pilot, Study
 from topkit.experiments.study.equal_recipes import LEADERBOARD
 from topkit.experiments.study.heads_page import HEADS
-from topkit.experiments.study.keys import listed
 from topkit.experiments.study.own_kinds import KIND, planner
+from topkit.experiments.study.readers import listed
 from topkit.experiments.study.sections import LAW, PREDICT
 from topkit.experiments.study.study_file import read_study
 from topkit.experiments.study.study_plan import plan_of
@@ -55,6 +55,7 @@ def run_study(
     batch_size: int | None = None,
     reach: float | None = None,
     margin: float | None = None,
+    law: str | Path | None = None,
     jobs: int | None = None,
     force: bool = False,
     runner: str | Runner | None = None,
@@ -111,6 +112,7 @@ def run_study(
         margin=margin,
         captures=captures,
         corpus=corpus,
+        law=None if law is None else str(law),
         groups=groups,
     )
     if study.captures and not study.kind:

@@ -11,8 +11,9 @@ from typing import Any, cast
 from topkit.documents import path_of, quote, read_yaml
 from topkit.errors import InputError
 from topkit.experiments.study.design import Pilot, Study
-from topkit.experiments.study.keys import PILOT, READERS, TRAINING, listed, read_keys
+from topkit.experiments.study.keys import PILOT, READERS, TRAINING, read_keys
 from topkit.experiments.study.preset_files import FOLDER, REMEDY, names
+from topkit.experiments.study.readers import listed
 from topkit.grammar import nearest
 
 # A file begins from another one, whose keys it may set anew; among its indexers the word stands for the other's.

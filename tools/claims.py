@@ -1,0 +1,171 @@
+"""Write docs/claims.md from results/: what was published, what was asked of it here, and what came.
+
+python tools/claims.py [--check]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import claimed
+from claimed import Answer, Claim
+
+from topkit.cli.listing import markdown
+
+PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
+INTRO = """# Claims
+
+What others published of Top-k and of sparse attention, and what topkit's committed results say of it. Made by
+`python tools/claims.py` from `results/`; every number is of a run that its command repeats, with 95 % intervals
+([statistics.md](statistics.md)). *Supported*: the intervals show it, on what was asked. *Not supported*: they show the
+contrary. *Undecided*: they show neither. Two small models were asked, by tasks that stand in their context: a
+verdict is of these, and no verdict on a paper's own models.
+
+Read by topkit's loaders and **not run**: HELMET and LongBench v2, on which arXiv 2512.03494 rests. Their data could
+not be had where these results were made; `topkit evaluate MODEL --task helmet:file=...` and `longbench-v2:file=...`
+([tasks.md](tasks.md)) run them where it is."""
+
+ABSTRACT = "arXiv 2512.03494, abstract"
+CLAIMS = (
+    Claim(
+        "Exact Top-k decoding equals full attention",
+        ABSTRACT,
+        "keeping the keys of the largest scores while decoding does as well as full attention or better",
+        "are the two equal within 0.01 at 5 % of the keys and more, the share from which summaries of the paper have "
+        "them level?",
+        "topkit study exact-topk",
+        claimed.exact_equals,
+    ),
+    Claim(
+        "Accuracy rises with the precision of Top-k: in one manner of loss",
+        ABSTRACT,
+        "task performance and the fidelity of the approximation go together",
+        "does exact Top-k that loses fewer keys, in the same manner, score more?",
+        "topkit study precision",
+        claimed.rises_in_a_manner,
+    ),
+    Claim(
+        "Accuracy rises with the precision of Top-k: from method to method",
+        ABSTRACT,
+        "task performance and the fidelity of the approximation go together",
+        "over families of real indexers, does accuracy rise with recall, and what predicts a family left out?",
+        "topkit study precision",
+        claimed.rises_over_methods,
+    ),
+    Claim(
+        "Training through Top-k makes a model do better with it",
+        ABSTRACT,
+        "Top-k in training as in decoding makes Top-k decoding markedly better",
+        "nothing: topkit trains indexers (`topkit train lightning`), and no model through Top-k attention",
+        "",
+        claimed.not_run,
+    ),
+    Claim(
+        "Models trained through Top-k attend with less entropy",
+        ABSTRACT,
+        "after training through Top-k the entropy of attention falls on downstream tasks",
+        "nothing, for want of such a model; the column `entropy` of `topkit measure` is what would say it",
+        "",
+        claimed.not_run,
+    ),
+    Claim(
+        "Total variation is 1 - mass, KL is -ln mass",
+        "arXiv 2512.07647, abstract",
+        "the total variation between attention and its truncation is the tail's mass tau = 1 - exp(-KL), and the "
+        "output's error is tau times the distance of the two parts' means",
+        "do the fidelity columns obey this, for any selection?",
+        "python -m pytest tests/fidelity/test_identities.py",
+        claimed.identities,
+    ),
+    Claim(
+        "Longer contexts tolerate more sparsity",
+        "arXiv 2504.17768 (by a summary)",
+        "the share of keys that can be left out grows with the length of the context",
+        "does exact Top-k lose less at 1/32 of the keys in a longer context?",
+        "topkit study smollm2 --task niah-single:wording=code",
+        claimed.longer_contexts,
+    ),
+    Claim(
+        "One missed key breaks an answer",
+        "arXiv 2605.06763, abstract",
+        "leaving out even one critical key leads to sharp spikes of error",
+        "of answers with a step whose key all reading heads missed, how many are right? (supported below 0.1)",
+        "topkit study law",
+        claimed.missed_key,
+    ),
+    Claim(
+        "Few heads need the full context",
+        "RTPurbo, arXiv 2605.16928 (not read: as others cite it)",
+        "most heads do with a local or sparse view, and few retrieve",
+        "how many KV groups raise a poor indexer by being exact alone? (supported: some, and no more than a quarter)",
+        "topkit study heads",
+        claimed.heads,
+    ),
+    Claim(
+        "Retrieval heads change from token to token",
+        "arXiv 2602.11162, abstract",
+        "heads that retrieve vary over the steps of an answer, and static ones cannot stand in for them",
+        "in a dense pass, are the heads that read answers on average those of each step? (not supported above 0.9 of the "
+        "steps, supported below)",
+        "topkit study law",
+        claimed.retrieval_heads,
+    ),
+    Claim(
+        "Index keys of fp4 cost GSM8K one to two points",
+        "sglang#26209, sglang#27059 (descriptions)",
+        "GSM8K 0.980 with fp8 index keys and 0.965 with fp4; 0.955 and 0.930 on another machine",
+        "can numbers like these show a cost, and what would rows of fidelity have said?",
+        "topkit study precision",
+        claimed.fp4_keys,
+    ),
+    Claim(
+        "The law of topkit: what the answer's key keeps of its weight predicts the answer",
+        "topkit, `topkit/data/laws/answer-key.yaml`, registered before its run",
+        "half of the steps go right where the reading heads leave the answer's key a weight of 0.27; a mean error above "
+        "0.05 on unseen families refutes it",
+        "does it hold on tasks, families and a model that it was not chosen on?",
+        "topkit study law",
+        claimed.law,
+    ),
+)
+
+
+def page() -> str:
+    """The whole page: a table of verdicts, and a section a finding."""
+    answered = [(claim, claim.answer()) for claim in CLAIMS]
+    table = [
+        {
+            "finding": claim.name,
+            "source": claim.source,
+            "verdict": f"**{answer.verdict}**",
+            "asked again by": f"`{claim.command}`" if claim.command else "no command yet",
+        }
+        for claim, answer in answered
+    ]
+    return "\n\n".join([INTRO, markdown(table), *(_section(*one) for one in answered)]) + "\n"
+
+
+def _section(claim: Claim, answer: Answer) -> str:
+    lines = [
+        f"- **Says** ({claim.source}): {claim.says}.",
+        f"- **Asked**: {claim.asked}",
+        f"- **On**: {answer.on}.",
+        *(f"- {line}." for line in answer.numbers),
+    ]
+    if answer.verdict == claimed.NOT_RUN and claim.command:
+        lines.append(f"- `{claim.command}` answers it; `-quick` where there is one, within 10 minutes of two cores.")  # fmt: skip
+    return "\n".join([f"## {claim.name}: {answer.verdict}", "", *lines])
+
+
+def main() -> None:
+    made = page()
+    if "--check" in sys.argv:
+        if not PAGE.exists() or PAGE.read_text() != made:
+            raise SystemExit(f"{PAGE} is not current: run python tools/claims.py")
+        return
+    PAGE.write_text(made)
+
+
+if __name__ == "__main__":
+    main()
