@@ -38,7 +38,8 @@ def test_gaps_are_students_over_seeds_with_holm() -> None:
         test = scipy_stats.ttest_1samp(by_seed[:, cell], 0)
         low, high = test.confidence_interval(0.95)
         assert list(found.gap[cell]) == pytest.approx([by_seed[:, cell].mean(), low, high])
-    order = np.sort([scipy_stats.ttest_1samp(by_seed[:, c], 0).pvalue for c in range(3)])
+    each: Any = [scipy_stats.ttest_1samp(by_seed[:, c], 0) for c in range(3)]
+    order = np.sort([test.pvalue for test in each])
     assert order[0] <= 0.05 / 3 and order[1] > 0.05 / 2
 
 
@@ -98,7 +99,7 @@ def study(model: Path, out: Path, name: str, **more: Any) -> Path:
         f"""
 kind: {name}
 model: {model}
-tasks: ["niah-single:wording=plain"]
+tasks: ["niah-single:wording=trained"]
 lengths: 256
 haystacks: 3
 indexers: [exact]
