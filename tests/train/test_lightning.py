@@ -1,21 +1,16 @@
 """The lightning indexer gives the index sets of transformers' own DSA models."""
 
-import copy
-
 import pyarrow.compute as pc
 import pytest
 import torch
 
 import topkit
-from tiny import DSA, EXPERTS, tiny, tokens
+from tiny import DSA, tiny, tokens
 from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.measure.replay import Replay
-from topkit.experiments.model.digests import weights_digest
-from topkit.experiments.model.record import record
-from topkit.experiments.train.lightning import export_weights, save_weights, train_weights
-from topkit.experiments.train.teacher import Teacher
-from topkit.indexers import Step, keep
+from topkit.experiments.train.lightning import export_weights, in_bytes, save_weights
+from topkit.indexers import Step
 from topkit.indexers.lightning import lightning
 from topkit.indexers.lightning_weights import load
 
@@ -252,72 +247,67 @@ def test_other_models_are_refused(tmp_path):
         export_weights(tiny("llama"), tmp_path)
 
 
-def test_training_learns_where_a_frozen_model_looks(tmp_path):
-    model = tiny(vocab_size=32, head_dim=16)
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    losses = []
-    batches = (torch.randint(0, 32, (4, 48)) for _ in range(80))
-    path = train_weights(
-        model, batches, tmp_path, heads=4, dim=16, steps=80, queries=24, learning_rate=1e-2,
-        report=lambda step, loss: losses.append(loss),
-    )  # fmt: skip
-    assert losses[-1] < 0.8 * losses[0]
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    assert model.config._attn_implementation == "sdpa"
-    # They know whose they are, whatever dtype the model is loaded in.
-    recipe = lightning(str(path))
-    assert weights_digest(model) in recipe.models() == keep(recipe, sink=1).models()
-    assert weights_digest(copy.deepcopy(model).half()) in recipe.models()
-    assert load(str(path)).layer(1).keys(torch.randn(1, 3, 32), asked(3)[1].rope).shape == (
-        1,
-        1,
-        3,
-        16,
-    )
-
-
-def test_the_loss_is_the_formula():
-    """KL of every query that was drawn, one at a time, from what a pass of the model records."""
-    model, ids = tiny(), tokens(1, 30)
-    teacher = Teacher(model, heads=3, dim=32, queries=7, seed=5)
-    drawn = torch.Generator()
-    drawn.set_state(teacher.random.get_state())
-    loss = teacher.loss(ids)
-    records, slow = record(model, ids, torch.arange(30), inputs=True), []
-    for layer in (0, 1):
-        seen, weights = records[layer], teacher.layers[layer]
-        hidden, rope = seen.hidden, seen.rope
-        assert hidden is not None and rope is not None
-        cos, sin = rope
-        for at in torch.randint(1, 30, (7,), generator=drawn).tolist():
-            keys = seen.keys[0, :, : at + 1].double().repeat_interleave(2, 0)
-            logits = torch.einsum("hd,htd->ht", seen.queries[0, :, at].double(), keys)
-            target = (seen.scaling * logits).softmax(-1).mean(0)
-            here = slice(at, at + 1)
-            q = weights.queries(hidden[:, here], (cos[:, here], sin[:, here]))[0, :, 0]
-            k = weights.keys(hidden, (cos, sin))[0, 0, : at + 1]
-            gates = weights.gates(hidden[:, here])[0, 0]
-            scores = sum(g * (k @ one).relu() for g, one in zip(gates, q, strict=True))
-            scores = scores * (3 * 32) ** -0.5
-            slow.append((target * (target.log() - scores.double().log_softmax(-1))).sum())
-    wanted = torch.stack(slow).mean().item()
-    assert loss.item() == pytest.approx(wanted, rel=1e-4)
-    loss.backward()
-    assert all(x.grad is not None and x.grad.any() for x in teacher.parameters())
-    assert all(p.grad is None for p in model.parameters())
+def test_small_files_hold_matrices_in_bytes_and_are_read_to_half_a_step(tmp_path):
+    whole = load(str(random_weights(tmp_path)))
+    small = in_bytes(whole.tensors)
+    assert small["0.wq"].dtype == torch.int8 and small["0.norm"].dtype == torch.bfloat16
+    read = load(str(save_weights(tmp_path, "small", small, **whole.metadata))).tensors
+    assert read.keys() == whole.tensors.keys()
+    for name in ("0.wq", "0.wk", "0.gates"):
+        step = whole.tensors[name].abs().amax(-1, keepdim=True) / 127
+        assert ((read[name] - whole.tensors[name]).abs() <= 0.5001 * step).all()
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "reason"),
+    ("change", "says"),
     [
-        ("gpt_oss", EXPERTS, "sinks"),
-        ("gemma2", {"attn_logit_softcapping": 5.0}, "softcapped"),
-        ("gptj", {"rotary_dim": 4}, "AttentionInterface"),
-        ("deepseek_v32", DSA, "no attention modules with a q_proj|keys of its own choice"),
+        (lambda x: x.pop("0.wq.scale"), "0.wq is torch.int8, and its scales none"),
+        (lambda x: x.update({"0.norm.scale": torch.ones(16)}), "its scales there"),
+        (lambda x: x.update({"0.other.scale": torch.ones(1)}), "0.other.scale scales nothing"),
+        (
+            lambda x: x.update({"0.wk.scale": torch.ones(3)}),
+            r"0.wk.scale must be \(16,\); got \(3,\)",
+        ),
+        (lambda x: x["0.wk.scale"].fill_(torch.nan), "0.wk holds NaN or infinity"),
     ],
 )
-def test_nothing_is_learnt_from_attention_of_another_kind(kind, changes, reason, tmp_path):
-    model = tiny(kind, **changes)
-    with pytest.raises(InputError, match=reason):
-        train_weights(model, [tokens(1, 30)], tmp_path, dim=32, steps=1)
-    assert not list(tmp_path.iterdir())
+def test_scales_that_are_not_those_of_a_matrix_are_refused(tmp_path, change, says):
+    whole = load(str(random_weights(tmp_path)))
+    tensors = in_bytes(whole.tensors)
+    change(tensors)
+    path = save_weights(tmp_path, "small", tensors, **whole.metadata)
+    with pytest.raises(InputError, match=says):
+        lightning(str(path))
+
+
+@pytest.mark.parametrize("hadamard", [True, False])
+def test_int4_keys_are_half_a_byte_a_number_and_a_scale(hadamard, tmp_path):
+    """Scored as float vectors that the levels of keys and queries stand for, one at a time."""
+    path = str(random_weights(tmp_path))
+    keys, step = asked(30)
+    recipe = lightning(path, dtype="int4", hadamard=hadamard)
+    index = recipe.build(keys, step)
+    assert index.nbytes == 30 * (8 + 4)
+    w = load(path).layer(0)
+
+    def rounded(x):
+        if hadamard:
+            signs = [[(-1.0) ** bin(i & j).count("1") for j in range(16)] for i in range(16)]
+            x = torch.tensor(signs) @ x / 4
+        scale = x.abs().max() / 8
+        return ((x / scale).floor().clamp(-8, 7) + 0.5) * scale
+
+    index_keys, queries = w.keys(step.hidden, step.rope)[0, 0], w.queries(step.latent, step.rope)[0]
+    gates, scores = w.gates(step.hidden)[0], index.score(keys, step)[0, 0]
+    for t, s in ((0, 0), (7, 3), (29, 12), (29, 29)):
+        products = [rounded(queries[h, t]) @ rounded(index_keys[s]) for h in range(4)]
+        slow = sum(g * p.relu() for g, p in zip(gates[t], products, strict=True)) / 8
+        assert scores[t, s].item() == pytest.approx(float(slow), rel=1e-4, abs=1e-4)
+
+
+def test_what_is_not_rotated_is_said(tmp_path):
+    path = str(random_weights(tmp_path))
+    assert "hadamard" not in repr(lightning(path, dtype="fp8"))
+    assert "hadamard=False" in repr(lightning(path, dtype="fp8", hadamard=False))
+    with pytest.raises(InputError, match="fp32 keys are not rotated"):
+        lightning(path, hadamard=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,6 +106,14 @@ def train(
     rank: Annotated[
         int, typer.Option("--rank", min=1, help="projected: dimensions that a key is brought to.")
     ] = 16,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size",
+            metavar="4m|14m|60m|150m",
+            help="reference: both runs of the recipe at a size; torchrun shares its batches among GPUs.",
+        ),
+    ] = None,
     start_from: Annotated[
         str | None,
         typer.Option(
@@ -155,20 +164,31 @@ def train(
         _lightning(model, corpus, out, {**sizes, "model_too": train_model}, how, size, device, jobs)
         return
     device = device or "cuda"
+    how = {"device": device, "workers": jobs, "stop_after": stop_after, "report": typer.echo}
+    done = _reference(corpus, out, size, start_from, tiny, seed, how)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+        typer.echo(f"{out / 'model'} holds the model" if done else _go_on(out))
+
+
+def _reference(
+    corpus: Path,
+    out: Path,
+    size: str | None,
+    start_from: str | None,
+    tiny: bool,
+    seed: int,
+    how: dict[str, Any],
+) -> bool:
+    from topkit.experiments.train.sizes import train_size
     from topkit.experiments.train.train import Recipe, train_reference
 
+    if size is not None:
+        if start_from is not None:
+            raise typer.BadParameter("--size has both runs of the recipe; leave --start-from out")
+        return train_size(size, corpus, out, seed=seed, tiny=tiny, **how)
     recipe = Recipe() if start_from is None else Recipe.second()
-    done = train_reference(
-        corpus,
-        out,
-        recipe=replace(Recipe.tiny() if tiny else recipe, seed=seed or recipe.seed),
-        start_from=start_from,
-        device=device,
-        workers=jobs,
-        stop_after=stop_after,
-        report=typer.echo,
-    )
-    typer.echo(f"{out / 'model'} holds the model" if done else _go_on(out))
+    recipe = replace(Recipe.tiny() if tiny else recipe, seed=seed or recipe.seed)
+    return train_reference(corpus, out, recipe=recipe, start_from=start_from, **how)
 
 
 # Forms of a training that show that it runs, and that take minutes on two cores.
@@ -203,7 +223,7 @@ def _lightning(
 
 
 def _go_on(out: Path) -> str:
-    return f"stopped; run the same command again to go on from {out / 'checkpoints'}"
+    return f"stopped at a checkpoint; run the same command again to go on in {out}"
 
 
 def _sft(

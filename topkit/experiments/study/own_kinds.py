@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 # Where each kind's two functions are: plan_of(course) gives its plan, write_report(folder, study) its report. By
-# name, for a study that trains stands in a room above this one.
+# name: they are looked up when they are wanted, and may stand in a room above this one.
 KINDS: dict[str, str] = {
     "lightning-precision": "topkit.experiments.study.precision_plan",
-    "scale": "topkit.experiments.train.scale",
+    "scale": "topkit.experiments.study.scale",
     "topk-sft": "topkit.experiments.train.topk_sft",
     "entropy": "topkit.experiments.train.entropy",
 }

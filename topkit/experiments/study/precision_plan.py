@@ -35,7 +35,6 @@ from topkit.experiments.runs.plan import WITH_TRANSFORMERS, Plan
 from topkit.experiments.study.course import Course
 from topkit.experiments.study.design import Study
 from topkit.experiments.study.kinds import innermost
-from topkit.experiments.study.own_kinds import KIND
 from topkit.experiments.study.precision import ORACLES, Judge, plain
 from topkit.experiments.study.precision_report import write_report
 from topkit.experiments.study.reading import STUDY
@@ -132,7 +131,6 @@ def plan_of(course: Course) -> PrecisionPlan:
     """
     if not course.shard.whole:
         raise InputError("lightning-precision has no shards; its jobs are few: use --jobs")
-    study = course.study
     made = [one for source in _sources(course) for one in source]
     left = [
         Job({"part": piece.path.name}, (setting, piece))
@@ -151,7 +149,7 @@ def plan_of(course: Course) -> PrecisionPlan:
     ]
     cells = max(len(pieces[0].cells) for _, _, pieces, _ in made)
     jobs = sum(len(pieces) for _, _, pieces, _ in made)
-    about = {**course.about, KIND: study.kind, "topkit": topkit.__version__, "settings": settings}
+    about = {**course.about, "topkit": topkit.__version__, "settings": settings}
     return PrecisionPlan(
         jobs=tuple(left),
         done=jobs - len(left),

@@ -15,6 +15,8 @@ from topkit.indexers.lightning_weights import load
 
 # What is aimed at, held out, at this budget: of the common list, on text, on tasks, and in the worst layer.
 AT, TEXT, TASK, WORST = "1.6%", 0.90, 0.85, 0.75
+# An untrained indexer may read so many times the bytes, to be compared.
+NEAR = 1.2
 
 
 def learnt_on(indexer: Indexer) -> str:
@@ -58,7 +60,7 @@ def _of_weights(setting: Gathered, one: Indexer, budget: str) -> Iterator[str]:
     own = setting.mean(one, budget, "own")
     yield (
         f"It keeps {own:.2f} of the heads' own lists. Of the {1 - own:.2f} that are missing, one list for all heads "
-        f"costs {loss.sharing:.2f}, and its scores {loss.scoring:+.3f} beside that."
+        f"costs {loss.sharing:.2f}, and that its scores choose another list {loss.scoring:.3f}."
     )
 
 
@@ -78,12 +80,14 @@ def _of_precisions(
         for other in low
     )
     yield f"Of `{short(one)}`'s own list in float32 lower precision keeps: {shown}."
-    for other in low:
-        if isinstance(other, lightning) and not other.hadamard:
-            turned = replace(other, hadamard=True)
-            if setting.has(turned, budget):
-                gain = setting.mean(turned, budget, "fp32") - setting.mean(other, budget, "fp32")
-                yield f"With Hadamard's rotation {other.dtype} keeps {gain:+.3f} more of that list than without."
+    turned = [
+        f"{other.dtype} {setting.mean(twin, budget, 'fp32') - setting.mean(other, budget, 'fp32'):+.3f}"
+        for other in low
+        if isinstance(other, lightning) and not other.hadamard
+        if setting.has(twin := replace(other, hadamard=True), budget)
+    ]
+    if turned:
+        yield f"Hadamard's rotation changes that by: {', '.join(turned)}."
 
 
 def _dtype(indexer: Indexer) -> str:
@@ -97,22 +101,28 @@ def _change(setting: Gathered, indexer: Indexer, budget: str) -> str:
 
 
 def _beside(setting: Gathered, learnt: list[Indexer], budget: str) -> Iterator[str]:
-    """The best untrained indexers that read no more bytes than each precision of the best weights."""
+    """The best untrained indexers that read about as many bytes as lower precision does."""
     others = [
         one
         for one in setting.indexers
         if one not in ORACLES and one not in learnt and setting.has(one, budget)
     ]
     for one in learnt:
-        if not (others and setting.loss(one, budget)) or plain(one) == one:
+        rotated = isinstance(one, lightning) and one.dtype != "fp32" and one.hadamard
+        if not rotated or setting.loss(one, budget) is None:
             continue
         read = setting.mean(one, budget, "bytes")
-        fair = [x for x in others if setting.mean(x, budget, "bytes") <= 1.1 * read]
+        fair = [x for x in others if setting.mean(x, budget, "bytes") <= NEAR * read]
         if not fair:
             continue
+        parts: list[str] = []
         for name, words in (("summed", "the common list"), ("own", "the heads' own lists")):
             best = max(fair, key=lambda x: setting.mean(x, budget, name))
-            yield (
-                f"`{short(one)}`, {read:.0f} bytes a token, keeps {setting.mean(one, budget, name):.2f} of {words}; "
-                f"the best untrained one of at most as many, `{short(best)}`, {setting.mean(best, budget, name):.2f}."
+            parts.append(
+                f"{setting.mean(one, budget, name):.2f} of {words}, and `{short(best)}`, which reads "
+                f"{setting.mean(best, budget, 'bytes'):.0f}, {setting.mean(best, budget, name):.2f}"
             )
+        yield (
+            f"`{short(one)}` reads {read:.0f} bytes a token; beside the best untrained indexers of about as many it "
+            f"keeps {'; '.join(parts)}."
+        )

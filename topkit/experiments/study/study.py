@@ -18,7 +18,7 @@ from topkit.experiments.study.course import Course
 from topkit.experiments.study.design import Pilot, Study
 from topkit.experiments.study.equal_recipes import LEADERBOARD
 from topkit.experiments.study.keys import listed
-from topkit.experiments.study.own_kinds import planner
+from topkit.experiments.study.own_kinds import KIND, planner
 from topkit.experiments.study.study_file import read_study
 from topkit.experiments.study.study_plan import plan_of
 from topkit.grammar import nearest
@@ -109,7 +109,7 @@ def run_study(
     course = Course(
         study=study,
         out=path_of(out, "a folder for the study"),
-        about={**about, **_about(study)},
+        about={**about, **_about(study), **({KIND: study.kind} if study.kind else {})},
         crew=crew(runner, jobs, study.device or ""),
         shard=parse_shard(shard),
         force=force,

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.experiments.train.checkpoint import Checkpoints
+from topkit.experiments.train.world import World
 
 # Steps between two rows of the log.
 LOGGED = 50
 # Seconds between two checkpoints.
 SAVED = 60.0
+ALONE = World()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,8 @@ class Loop:
 
     losses_of: of (model, *batch on the device) the loss and what is logged beside it, a number;
     rate_of: the learning rate of a step; batches: those from a step on, each by its number alone, so that a
-    training that was killed comes to the same weights.
+    training that was killed comes to the same weights. world: the processes that share each batch's rows; the
+    first of them writes.
     """
 
     steps: int
@@ -41,6 +45,7 @@ class Loop:
     autocast: torch.dtype | None = torch.bfloat16
     logged: int = LOGGED
     saved: float = SAVED
+    world: World = ALONE
 
     def run(self, model: Any, optimizer: torch.optim.Optimizer, stop_after: float) -> bool:
         """Take the steps that are left, for `stop_after` seconds at most; returns whether the end was reached.
@@ -50,19 +55,25 @@ class Loop:
         """
         device = next(model.parameters()).device
         start, _ = self.checkpoints.resume(model, optimizer, device)
-        log = Log(self.log, start, self.checkpoints.report)
+        # Nobody writes before all have read.
+        self.world.wait()
+        losses_of = self.world.losses_of(model, self.losses_of)
+        log = Log(self.log, start, self.checkpoints.report) if self.world.first else None
         began = saved = time.monotonic()
-        for step, batch in enumerate(self.batches(start), start):
+        for step, whole in enumerate(self.batches(start), start):
             rate = self.rate_of(step)
-            losses = self._step(model, optimizer, step, [_on(x, device) for x in batch], rate)
-            log.add(losses, math.prod(batch[0].shape) - batch[0].shape[0])
+            batch, share = self.world.own(whole)
+            take = partial(self._step, model, optimizer, losses_of, share)
+            losses = take(step, [_on(x, device) for x in batch], rate)
             last, now = step + 1 == self.steps, time.monotonic()
-            stop = last or now - began > stop_after
-            if stop or (step + 1) % self.logged == 0:
-                log.write(step + 1, rate)
-            if stop or now - saved > self.saved:
-                self.checkpoints.save(step + 1, model, optimizer)
-                saved = time.monotonic()
+            stop = last or self.world.agreed(now - began > stop_after, device)
+            if log is not None:
+                log.add(losses, math.prod(whole[0].shape) - whole[0].shape[0])
+                if stop or (step + 1) % self.logged == 0:
+                    log.write(step + 1, rate)
+                if stop or now - saved > self.saved:
+                    self.checkpoints.save(step + 1, model, optimizer)
+                    saved = time.monotonic()
             if stop:
                 return last
         return True
@@ -71,28 +82,34 @@ class Loop:
         self,
         model: Any,
         optimizer: torch.optim.Optimizer,
+        losses_of: Callable[..., tuple[Tensor, Tensor]],
+        share: float,
         step: int,
         batch: list[Tensor],
         rate: float,
     ) -> Tensor:
-        """One step of the optimizer; the losses [2] before it."""
+        """One step of the optimizer by this process's share of a batch; the losses [2] before it, of the whole."""
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(batch[0].device.type, self.autocast, self.autocast is not None):
-            loss, beside = self.losses_of(model, *batch)
+            loss, beside = losses_of(model, *batch)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        # Processes take the mean of their gradients.
+        (loss * (share * self.world.size)).backward()
+        losses = self.world.summed(torch.stack([loss.detach(), beside.detach()]) * share)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)
         # Before the optimizer steps: what it would do with NaN cannot be undone.
-        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-            path = self.checkpoints.save(step, model, optimizer)
+        if not bool(torch.isfinite(losses[0]) & torch.isfinite(norm)):
+            path, loss = self.checkpoints.folder, losses[0]
+            if self.world.first:
+                path = self.checkpoints.save(step, model, optimizer)
             what = f"loss is {loss.item():g}, the norm of its gradient {norm.item():g}"
             raise InputError(
                 f"step {step}: {what}; stopped, and the weights from before it are kept in {path}; try another "
                 "learning rate or seed in another folder"
             )
         optimizer.step()
-        return torch.stack([loss.detach(), beside.detach()])
+        return losses
 
 
 def _on(x: Any, device: torch.device) -> Tensor:

@@ -20,12 +20,13 @@ from torch.nn.functional import cross_entropy
 
 from topkit.errors import InputError
 from topkit.experiments.tasks.request import random_for
-from topkit.experiments.train.checkpoint import Checkpoints
+from topkit.experiments.train.checkpoint import Checkpoints, load_weights
 from topkit.experiments.train.corpus import books, tokenise
 from topkit.experiments.train.loop import Loop
 from topkit.experiments.train.mixture import ANSWER, Mixture
 from topkit.experiments.train.recipe import Recipe, new_model
 from topkit.experiments.train.tokenizer import save_tokenizer, train_tokenizer
+from topkit.experiments.train.world import World
 
 
 def prepare(
@@ -113,13 +114,18 @@ def train_reference(
     `start_from` is the folder of a model whose weights and tokenizer training goes on with, its
     digits' embeddings drawn anew.
     Files: out/model (Hugging Face format, bf16, once done), training_log.csv, recipe.json,
-    checkpoints/. Returns whether the recipe's end was reached.
-    Raises: InputError when there is no such GPU or corpus, or `out` was begun with another recipe.
+    checkpoints/. Returns whether the recipe's end was reached. Processes that torchrun started share each batch.
+    Raises: InputError when there is no such GPU or corpus, `out` was begun with another recipe, or the model to
+    start from has another shape.
     """
-    recipe, out = recipe or Recipe(), Path(out)
+    recipe, out, world = recipe or Recipe(), Path(out), World.joined(device)
+    report = world.said_by(report)
     _check(out, recipe, start_from, device)
+    if world.first:
+        prepare(Path(corpus), out, recipe, start_from)
+        (out / "recipe.json").write_text(_text(recipe))
+    world.wait()
     mixture = prepare(Path(corpus), out, recipe, start_from)
-    (out / "recipe.json").write_text(_text(recipe))
     model = _first(recipe, mixture, start_from).to(device).train()
     compiled = torch.compile(weighted_loss, dynamic=False) if device == "cuda" else weighted_loss
     done = Loop(
@@ -129,12 +135,14 @@ def train_reference(
         rate_of=recipe.rate,
         checkpoints=Checkpoints(out / "checkpoints", report),
         log=out / "training_log.csv",
+        world=world,
+        autocast=torch.bfloat16 if device.startswith("cuda") else None,
     ).run(model, optimizer_of(model, recipe.peak, recipe.weight_decay), stop_after)
-    if not done:
-        return False
     # A call after the end comes straight here, in case this was cut off.
-    model.to(torch.bfloat16).save_pretrained(out / "model")
-    return True
+    if done and world.first:
+        model.to(torch.bfloat16).save_pretrained(out / "model")
+    world.wait()
+    return done
 
 
 def _check(out: Path, recipe: Recipe, start_from: Path | str | None, device: str) -> None:
@@ -157,7 +165,12 @@ def _first(recipe: Recipe, mixture: Mixture, start_from: Path | str | None) -> A
     """The model that training starts from."""
     model = new_model(recipe)
     if start_from is not None:
-        model.load_state_dict(load_file(Path(start_from) / "model.safetensors"), strict=False)
+        path = Path(start_from) / "model.safetensors"
+        weights = load_file(path)
+        # Tied to the embeddings, the head is in no file.
+        load_weights(
+            model, {"lm_head.weight": weights["model.embed_tokens.weight"], **weights}, str(path)
+        )
         redraw_digits(model, mixture.digits, recipe.seed)
     return model
 
