@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -55,6 +56,11 @@ def slow(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, scaling: float, start: l
     return out
 
 
+def attended(inputs: Sequence[Tensor], kept: Tensor, **options: Any) -> Tensor:
+    q, k, v = inputs
+    return topk_attention(q, k, v, kept, **options)
+
+
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "ties": {"ties": True},
@@ -102,7 +108,7 @@ def test_gradients_are_those_of_finite_differences(
     want = torch.randn(1, 2, 5, 4, dtype=torch.float64)
     grads = torch.autograd.grad(attend(*inputs), inputs, want)
     defined = torch.autograd.grad(
-        topk_attention(*inputs, kept, backend="torch", start=torch.tensor([1])), inputs, want
+        attended(inputs, kept, backend="torch", start=torch.tensor([1])), inputs, want
     )
     for one, other in zip(grads, defined, strict=True):
         torch.testing.assert_close(one, other)
@@ -126,7 +132,7 @@ def test_tiles_are_the_definition(
         patch.setattr(tiling, "TILE", tile)
         both = []
         for form in FORMS:
-            out = topk_attention(*inputs, kept, start=start, backend=form)
+            out = attended(inputs, kept, start=start, backend=form)
             both.append((out, *torch.autograd.grad(out, inputs, want)))
         scores = products(q, k).detach()
         scores = scores.masked_fill(~visible(count, count + more, start, q.device), float("-inf"))
@@ -147,7 +153,7 @@ def test_nothing_flows_through_keys_that_are_left_out() -> None:
 def test_padding_gets_zeros_and_no_gradient() -> None:
     inputs = [x.requires_grad_() for x in drawn(count=6, length=6)]
     for form in FORMS:
-        out = topk_attention(*inputs, torch.full((6,), 2), start=torch.tensor([0, 4]), backend=form)
+        out = attended(inputs, torch.full((6,), 2), start=torch.tensor([0, 4]), backend=form)
         assert (out[1, :, :4] == 0).all() and (out[1, :, 4:] != 0).all()
         for grad in torch.autograd.grad(out.sum(), inputs):
             assert grad.isfinite().all() and (grad[1, :, :4] == 0).all()
@@ -157,7 +163,7 @@ def test_half_types_are_scored_in_float32() -> None:
     q, k, v = drawn(dtype=torch.bfloat16, count=40, length=40)
     kept = torch.full((40,), 7)
     out = topk_attention(q, k, v, kept)
-    exact = topk_attention(*(x.double() for x in (q, k, v)), kept, backend="torch")
+    exact = attended([x.double() for x in (q, k, v)], kept, backend="torch")
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.double(), exact, rtol=1e-2, atol=1e-2)
 
@@ -219,8 +225,8 @@ def test_on_a_gpu_it_is_the_definition(dtype: torch.dtype, dim: int, padded: boo
     kept = keys_kept("0.05", 1024, 1024, start=start, least=4, device="cuda")
     want = torch.randn(2, 8, 1024, dim, generator=draw, device="cuda").to(dtype)
     doubles = [x.detach().double().requires_grad_() for x in inputs]
-    out = topk_attention(*inputs, kept, start=start, backend="flex")
-    exact = topk_attention(*doubles, kept, start=start, backend="torch")
+    out = attended(inputs, kept, start=start, backend="flex")
+    exact = attended(doubles, kept, start=start, backend="torch")
     near = 2e-2 if dtype == torch.bfloat16 else 1e-3
     torch.testing.assert_close(out.double(), exact, rtol=near, atol=near)
     grads = torch.autograd.grad(out, inputs, want)
@@ -237,7 +243,7 @@ def test_on_a_gpu_ties_are_cut_by_slot() -> None:
     v = torch.randn(1, 2, 512, 64, generator=draw, device="cuda", dtype=torch.bfloat16)
     kept = torch.arange(512, device="cuda") % 7 + 1
     out = topk_attention(q, k, v, kept, backend="flex")
-    exact = topk_attention(*(x.double() for x in (q, k, v)), kept, backend="torch")
+    exact = attended([x.double() for x in (q, k, v)], kept, backend="torch")
     torch.testing.assert_close(out.double(), exact, rtol=2e-2, atol=2e-2)
 
 
@@ -247,8 +253,8 @@ def test_on_a_gpu_memory_is_linear() -> None:
     shape = (1, 8, 16384, 64)
     inputs = [torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3)]  # fmt: skip
     kept = keys_kept("0.01", 16384, 16384, device="cuda")
-    topk_attention(*inputs, kept).sum().backward()
+    attended(inputs, kept).sum().backward()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    topk_attention(*inputs, kept).sum().backward()
+    attended(inputs, kept).sum().backward()
     assert torch.cuda.max_memory_allocated() - before <= 3 * 6 * inputs[0].nbytes
