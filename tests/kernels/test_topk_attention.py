@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
 from topkit.errors import InputError
 from topkit.kernels.topk_attention import cuts as tiling
-from topkit.kernels.topk_attention import cuts_of, keys_kept, topk_attention
+from topkit.kernels.topk_attention import cuts_of, flex, keys_kept, topk_attention
 from topkit.kernels.topk_attention.reference import best, products, visible
 
 FORMS = ("torch", "tiled")
@@ -211,6 +212,25 @@ def test_what_does_not_belong_together_is_refused() -> None:
     q[0, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match="scores hold NaN"):
         topk_attention(q, k, v, kept)
+
+
+@pytest.mark.parametrize("start", [None, [0, 130], [300, 128]])
+@pytest.mark.parametrize(("count", "length"), [(300, 300), (256, 256), (100, 300), (1, 129)])
+def test_blocks_are_those_of_every_pair(
+    start: list[int] | None, count: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = None if start is None else torch.tensor([min(s, length - 1) for s in start])
+    made = flex.block_mask(first, count, length, torch.device("cpu"))
+    every = create_block_mask(made.mask_mod, 1 if start is None else 2, 1, count, length, device="cpu")  # fmt: skip
+    assert torch.equal(made.to_dense(), every.to_dense())
+    for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(made, name), getattr(every, name)), name
+    slots = torch.arange(length)
+    want = slots <= slots[length - count :, None]
+    if first is not None:
+        want = want & (slots >= first[:, None, None, None])
+    seen = create_mask(made.mask_mod, 1 if start is None else 2, 1, count, length, device="cpu")
+    assert torch.equal(seen, want.expand_as(seen))
 
 
 @pytest.mark.gpu
