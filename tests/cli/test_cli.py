@@ -159,6 +159,20 @@ def test_out_that_cannot_be_written_is_said_first(
     assert "'--out': give a " in refused(command, "reference", "--out", "")
 
 
+def test_sft_says_what_it_takes(refused: Callable[..., str], tmp_path: Path) -> None:
+    words = ("train", "sft", "reference", "--tiny", "--out", tmp_path / "out", *CPU)
+    assert "ratio must lie in (0, 1], as 0.01 or 1%; got '150%'" in refused(
+        *words, "--ratio", "150%"
+    )
+    assert "needs a ratio" in refused(*words)
+    assert "dense attention keeps all keys" in refused(
+        *words, "--attention", "dense", "--ratio", "1%"
+    )
+    assert "cannot read" in refused(*words, "--difference", tmp_path / "none")
+    assert "--corpus" in refused("train", "reference", "--out", tmp_path / "out", *CPU)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_to_start_from_must_be_there(refused: Callable[..., str], tmp_path: Path) -> None:
     words = ("train", "reference", "--corpus", tmp_path, "--out", tmp_path / "out", *CPU)
     assert "lacks tokenizer.json" in refused(*words, "--start-from", tmp_path / "nope")

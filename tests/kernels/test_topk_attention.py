@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
 from topkit.errors import InputError
 from topkit.kernels.topk_attention import cuts as tiling
-from topkit.kernels.topk_attention import cuts_of, keys_kept, topk_attention
+from topkit.kernels.topk_attention import cuts_of, flex, keys_kept, topk_attention
 from topkit.kernels.topk_attention.reference import best, products, visible
 
 FORMS = ("torch", "tiled")
@@ -53,6 +55,11 @@ def slow(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, scaling: float, start: l
                     for s, w in zip(chosen, weights, strict=True):
                         out[b, h, i] += w / sum(weights) * v[b, group, s]
     return out
+
+
+def attended(inputs: Sequence[Tensor], kept: Tensor, **options: Any) -> Tensor:
+    q, k, v = inputs
+    return topk_attention(q, k, v, kept, **options)
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -102,7 +109,7 @@ def test_gradients_are_those_of_finite_differences(
     want = torch.randn(1, 2, 5, 4, dtype=torch.float64)
     grads = torch.autograd.grad(attend(*inputs), inputs, want)
     defined = torch.autograd.grad(
-        topk_attention(*inputs, kept, backend="torch", start=torch.tensor([1])), inputs, want
+        attended(inputs, kept, backend="torch", start=torch.tensor([1])), inputs, want
     )
     for one, other in zip(grads, defined, strict=True):
         torch.testing.assert_close(one, other)
@@ -126,7 +133,7 @@ def test_tiles_are_the_definition(
         patch.setattr(tiling, "TILE", tile)
         both = []
         for form in FORMS:
-            out = topk_attention(*inputs, kept, start=start, backend=form)
+            out = attended(inputs, kept, start=start, backend=form)
             both.append((out, *torch.autograd.grad(out, inputs, want)))
         scores = products(q, k).detach()
         scores = scores.masked_fill(~visible(count, count + more, start, q.device), float("-inf"))
@@ -147,7 +154,7 @@ def test_nothing_flows_through_keys_that_are_left_out() -> None:
 def test_padding_gets_zeros_and_no_gradient() -> None:
     inputs = [x.requires_grad_() for x in drawn(count=6, length=6)]
     for form in FORMS:
-        out = topk_attention(*inputs, torch.full((6,), 2), start=torch.tensor([0, 4]), backend=form)
+        out = attended(inputs, torch.full((6,), 2), start=torch.tensor([0, 4]), backend=form)
         assert (out[1, :, :4] == 0).all() and (out[1, :, 4:] != 0).all()
         for grad in torch.autograd.grad(out.sum(), inputs):
             assert grad.isfinite().all() and (grad[1, :, :4] == 0).all()
@@ -157,7 +164,7 @@ def test_half_types_are_scored_in_float32() -> None:
     q, k, v = drawn(dtype=torch.bfloat16, count=40, length=40)
     kept = torch.full((40,), 7)
     out = topk_attention(q, k, v, kept)
-    exact = topk_attention(*(x.double() for x in (q, k, v)), kept, backend="torch")
+    exact = attended([x.double() for x in (q, k, v)], kept, backend="torch")
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.double(), exact, rtol=1e-2, atol=1e-2)
 
@@ -207,6 +214,25 @@ def test_what_does_not_belong_together_is_refused() -> None:
         topk_attention(q, k, v, kept)
 
 
+@pytest.mark.parametrize("start", [None, [0, 130], [300, 128]])
+@pytest.mark.parametrize(("count", "length"), [(300, 300), (256, 256), (100, 300), (1, 129)])
+def test_blocks_are_those_of_every_pair(
+    start: list[int] | None, count: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = None if start is None else torch.tensor([min(s, length - 1) for s in start])
+    made = flex.block_mask(first, count, length, torch.device("cpu"))
+    every = create_block_mask(made.mask_mod, 1 if start is None else 2, 1, count, length, device="cpu")  # fmt: skip
+    assert torch.equal(made.to_dense(), every.to_dense())
+    for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(made, name), getattr(every, name)), name
+    slots = torch.arange(length)
+    want = slots <= slots[length - count :, None]
+    if first is not None:
+        want = want & (slots >= first[:, None, None, None])
+    seen = create_mask(made.mask_mod, 1 if start is None else 2, 1, count, length, device="cpu")
+    assert torch.equal(seen, want.expand_as(seen))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dim", [64, 128])
@@ -219,8 +245,8 @@ def test_on_a_gpu_it_is_the_definition(dtype: torch.dtype, dim: int, padded: boo
     kept = keys_kept("0.05", 1024, 1024, start=start, least=4, device="cuda")
     want = torch.randn(2, 8, 1024, dim, generator=draw, device="cuda").to(dtype)
     doubles = [x.detach().double().requires_grad_() for x in inputs]
-    out = topk_attention(*inputs, kept, start=start, backend="flex")
-    exact = topk_attention(*doubles, kept, start=start, backend="torch")
+    out = attended(inputs, kept, start=start, backend="flex")
+    exact = attended(doubles, kept, start=start, backend="torch")
     near = 2e-2 if dtype == torch.bfloat16 else 1e-3
     torch.testing.assert_close(out.double(), exact, rtol=near, atol=near)
     grads = torch.autograd.grad(out, inputs, want)
@@ -237,7 +263,7 @@ def test_on_a_gpu_ties_are_cut_by_slot() -> None:
     v = torch.randn(1, 2, 512, 64, generator=draw, device="cuda", dtype=torch.bfloat16)
     kept = torch.arange(512, device="cuda") % 7 + 1
     out = topk_attention(q, k, v, kept, backend="flex")
-    exact = topk_attention(*(x.double() for x in (q, k, v)), kept, backend="torch")
+    exact = attended([x.double() for x in (q, k, v)], kept, backend="torch")
     torch.testing.assert_close(out.double(), exact, rtol=2e-2, atol=2e-2)
 
 
@@ -247,8 +273,8 @@ def test_on_a_gpu_memory_is_linear() -> None:
     shape = (1, 8, 16384, 64)
     inputs = [torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3)]  # fmt: skip
     kept = keys_kept("0.01", 16384, 16384, device="cuda")
-    topk_attention(*inputs, kept).sum().backward()
+    attended(inputs, kept).sum().backward()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    topk_attention(*inputs, kept).sum().backward()
+    attended(inputs, kept).sum().backward()
     assert torch.cuda.max_memory_allocated() - before <= 3 * 6 * inputs[0].nbytes

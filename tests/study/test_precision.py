@@ -31,7 +31,7 @@ def layer(number: int = 0, length: int = 60, asked: int = 5, of_index: bool = Tr
     g = torch.Generator().manual_seed(number)
     positions = torch.arange(length - asked, length)
     drawn = lambda *shape: torch.randn(*shape, generator=g)  # noqa: E731
-    index = dict(index_queries=drawn(1, 3, asked, 8), index_keys=drawn(1, 1, length, 8), index_weights=drawn(1, asked, 3))  # fmt: skip
+    index: dict[str, Any] = dict(index_queries=drawn(1, 3, asked, 8), index_keys=drawn(1, 1, length, 8), index_weights=drawn(1, asked, 3))  # fmt: skip
     return LayerTensors(
         0, number, 2 * drawn(1, 4, asked, 6), drawn(1, 2, length, 6), drawn(1, 2, length, 6), positions, 0.4,
         **(index if of_index else {}),

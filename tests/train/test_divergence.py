@@ -52,10 +52,13 @@ def by_hand(own: list[Tensor], a: Attended, keep: int | None) -> Tensor:
 @pytest.mark.parametrize("keep", [None, 1, 4, 22, 23, 99])
 @pytest.mark.parametrize("tile", [1, 300, 1 << 23])
 def test_it_and_its_gradient_are_the_formula(keep: int | None, tile: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(module, "TILE", tile)
+    monkeypatch.setitem(module.TILE, "cpu", tile)
     own, attended = drawn()
     quick, slow = ([x.clone().requires_grad_() for x in own] for _ in range(2))
-    loss, wanted = divergence(*quick, attended, keep), by_hand(slow, attended, keep)
+    loss, wanted = (
+        divergence(quick[0], quick[1], quick[2], attended, keep),
+        by_hand(slow, attended, keep),
+    )
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-4, abs=1e-6)
     (3 * loss).backward()
     (3 * wanted).backward()
@@ -68,7 +71,7 @@ def test_it_and_its_gradient_are_the_formula(keep: int | None, tile: int, monkey
 @given(seed=st.integers(0, 99), keep=st.none() | st.integers(1, 30))
 def test_it_is_no_less_than_zero_and_needs_no_gradient(seed: int, keep: int | None) -> None:
     own, attended = drawn(seed)
-    loss = divergence(*own, attended, keep)
+    loss = divergence(own[0], own[1], own[2], attended, keep)
     assert loss.item() >= -1e-6 and not loss.requires_grad
 
 
@@ -82,9 +85,27 @@ def test_no_tensor_holds_every_query_and_key_of_all_heads(monkeypatch: Any) -> N
         return score(queries, keys)
 
     monkeypatch.setattr(module, "score", noted)
-    monkeypatch.setattr(module, "TILE", 400)
+    monkeypatch.setitem(module.TILE, "cpu", 400)
     own, attended = drawn(rows=1, length=40)
-    divergence(*own, attended)
+    divergence(own[0], own[1], own[2], attended)
     # A tile is one query at least.
     assert max(seen) <= 40 and len(seen) >= 4 * 5
     assert math.isfinite(sum(seen))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("keep", [None, 40])
+def test_a_gpu_gives_what_a_cpu_gives(keep: int | None) -> None:
+    own, attended = drawn(rows=2, length=700)
+    there = Attended(
+        attended.queries.cuda(), attended.keys.cuda(), attended.scaling, attended.positions.cuda()
+    )
+    here = [x.clone().requires_grad_() for x in own]
+    moved = [x.cuda().requires_grad_() for x in own]
+    losses = divergence(here[0], here[1], here[2], attended, keep), divergence(moved[0], moved[1], moved[2], there, keep)  # fmt: skip
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-4)
+    for loss in losses:
+        loss.backward()
+    for one, other in zip(here, moved, strict=True):
+        assert one.grad is not None and other.grad is not None
+        torch.testing.assert_close(other.grad.cpu(), one.grad, rtol=1e-3, atol=1e-5)

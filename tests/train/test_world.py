@@ -63,7 +63,10 @@ def test_alone_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Linear(1, 1)
     assert world.losses_of(model, max) is max  # type: ignore[arg-type]
     world.wait()
-    world.leave()
+    said: list[str] = []
+    world.said_by(said.append)("a")
+    World(1, 2).said_by(said.append)("b")
+    assert said == ["a"]
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

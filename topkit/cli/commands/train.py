@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -165,7 +166,8 @@ def train(
     device = device or "cuda"
     how = {"device": device, "workers": jobs, "stop_after": stop_after, "report": typer.echo}
     done = _reference(corpus, out, size, start_from, tiny, seed, how)
-    typer.echo(f"{out / 'model'} holds the model" if done else _go_on(out))
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+        typer.echo(f"{out / 'model'} holds the model" if done else _go_on(out))
 
 
 def _reference(

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
-from topkit.documents import Number, Whole, quote
+from topkit.documents import Number, Whole, path_of, quote
 from topkit.errors import InputError
 from topkit.experiments.evaluate.setting import OBSERVED, SPARSE_FROM
 from topkit.experiments.study.law import Law, read_law

@@ -7,8 +7,9 @@ so that a large model keeps its largest changes, and a small one nearly all.
 
 from __future__ import annotations
 
+import bz2
 import json
-import lzma
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,19 @@ def _steps(values: Tensor, gap: Tensor, step: float) -> tuple[np.float32, np.nda
 def _pack(gap: Tensor, step: float) -> bytes:
     """Of a tensor: its step in 4 bytes, then whole numbers of steps, packed."""
     size, steps = _steps(gap.flatten(), gap, step)
-    return size.tobytes() + lzma.compress(steps.tobytes(), format=lzma.FORMAT_ALONE, preset=0)
+    return size.tobytes() + min(_huffman(steps.tobytes()), bz2.compress(steps.tobytes()), key=len)
+
+
+def _huffman(content: bytes) -> bytes:
+    """Whole numbers that are drawn, not repeated, pack to their entropy; where nearly all are zero, bz2 is better."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
+    return packer.compress(content) + packer.flush()
 
 
 def _unpacked(packed: bytes, shape: torch.Size) -> Tensor:
     size = float(np.frombuffer(packed[:4], dtype=np.float32)[0])
-    steps = np.frombuffer(lzma.decompress(packed[4:], format=lzma.FORMAT_ALONE), dtype=np.int8)
+    unpack = bz2.decompress if packed[4:7] == b"BZh" else zlib.decompress
+    steps = np.frombuffer(unpack(packed[4:]), dtype=np.int8)
     return torch.from_numpy(steps.astype(np.float32) * size).view(shape)
 
 

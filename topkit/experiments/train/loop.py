@@ -91,8 +91,11 @@ class Loop:
         """One step of the optimizer by this process's share of a batch; the losses [2] before it, of the whole."""
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(batch[0].device.type, self.autocast, self.autocast is not None):
-            loss, beside = losses_of(model, *batch)
+        try:
+            with torch.autocast(batch[0].device.type, self.autocast, self.autocast is not None):
+                loss, beside = losses_of(model, *batch)
+        except InputError as error:  # as of scores that hold NaN
+            raise self._stopped(str(error), step, model, optimizer) from error
         optimizer.zero_grad(set_to_none=True)
         # Processes take the mean of their gradients.
         (loss * (share * self.world.size)).backward()
@@ -100,16 +103,22 @@ class Loop:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)
         # Before the optimizer steps: what it would do with NaN cannot be undone.
         if not bool(torch.isfinite(losses[0]) & torch.isfinite(norm)):
-            path, loss = self.checkpoints.folder, losses[0]
-            if self.world.first:
-                path = self.checkpoints.save(step, model, optimizer)
-            what = f"loss is {loss.item():g}, the norm of its gradient {norm.item():g}"
-            raise InputError(
-                f"step {step}: {what}; stopped, and the weights from before it are kept in {path}; try another "
-                "learning rate or seed in another folder"
-            )
+            what = f"loss is {losses[0].item():g}, the norm of its gradient {norm.item():g}"
+            raise self._stopped(what, step, model, optimizer)
         optimizer.step()
         return losses
+
+    def _stopped(
+        self, what: str, step: int, model: Any, optimizer: torch.optim.Optimizer
+    ) -> InputError:
+        """Keep the weights from before a step that cannot be taken; the error that says so."""
+        path = self.checkpoints.folder
+        if self.world.first:
+            path = self.checkpoints.save(step, model, optimizer)
+        return InputError(
+            f"step {step}: {what}; stopped, and the weights from before it are kept in {path}; try another "
+            "learning rate or seed in another folder"
+        )
 
 
 def _on(x: Any, device: torch.device) -> Tensor:

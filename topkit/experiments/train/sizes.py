@@ -11,6 +11,7 @@ from typing import Any
 from topkit.errors import InputError
 from topkit.experiments.train.recipe import Recipe
 from topkit.experiments.train.train import train_reference
+from topkit.experiments.train.world import World
 from topkit.grammar import nearest
 
 # Layers, width, query heads, KV heads, feed-forward, peak of the learning rate. Heads have 64 dimensions; the peak
@@ -58,6 +59,7 @@ def train_size(
     Raises: InputError for an unknown size, and as `train_reference`.
     """
     out, first = Path(out), Path(out) / "first"
+    report = World.joined(how.get("device", "cuda")).said_by(report)
     recipes = [recipe_of(size, seed, second) for second in (False, True)]
     if tiny:
         recipes = [replace(Recipe.tiny(), seed=recipe.seed) for recipe in recipes]

@@ -177,7 +177,9 @@ def train_for(
     if data not in DATA:
         raise InputError(f"data must be {' or '.join(DATA)}; got {data!r}")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("training asks for a CUDA GPU and there is none; use --device cpu")
+        raise InputError(
+            "training asks for a CUDA GPU and there is none; use --quick, or --device cpu"
+        )
     stages = stages or Stages()
     model, tokenizer = load(name, device)
     mixture = prepared(name, tokenizer, corpus, out, stages.seed, most)

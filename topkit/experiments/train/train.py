@@ -119,6 +119,7 @@ def train_reference(
     start from has another shape.
     """
     recipe, out, world = recipe or Recipe(), Path(out), World.joined(device)
+    report = world.said_by(report)
     _check(out, recipe, start_from, device)
     if world.first:
         prepare(Path(corpus), out, recipe, start_from)

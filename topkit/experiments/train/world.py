@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,12 @@ class World:
             torch.cuda.set_device(place)
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            atexit.register(dist.destroy_process_group)
         return cls(dist.get_rank(), dist.get_world_size())
+
+    def said_by(self, report: Callable[[str], object]) -> Callable[[str], object]:
+        """What reports a line, of one process alone."""
+        return report if self.first else lambda line: None
 
     @property
     def first(self) -> bool:
@@ -99,12 +104,6 @@ class World:
         """Until all processes have come here."""
         if self.size > 1:
             dist.barrier()
-
-    def leave(self) -> None:
-        """Leave the others, at the end."""
-        if self.size > 1 and dist.is_initialized():
-            with suppress(RuntimeError):
-                dist.destroy_process_group()
 
 
 class _Losses(nn.Module):

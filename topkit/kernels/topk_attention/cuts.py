@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from math import isqrt
 
 import torch
 from torch import Tensor
 
+from topkit.errors import InputError
 from topkit.kernels.select_topk import select_topk
 from topkit.kernels.topk_attention.reference import products, visible
 
-# Scores that are held at a time.
-TILE = 1 << 24
+# Scores that are held at a time, and on a GPU, where each tile costs a few launches.
+TILE, TILE_CUDA = 1 << 24, 1 << 25
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,15 @@ class Cuts:
 def tiles(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, int]]:
     """Parts of the queries, and how many keys the last of each sees: TILE scores at a time, all heads'."""
     rows, heads, count, _ = queries.shape
-    length = keys.shape[2]
-    width = max(1, TILE // max(1, rows * heads * length))
-    for first in range(0, count, width):
+    room = (TILE_CUDA if queries.is_cuda else TILE) // max(1, rows * heads)
+    first, before = 0, keys.shape[2] - count
+    while first < count:
+        # The most queries w of which w x (keys that the last of them sees) have room.
+        seen = before + first
+        width = max(1, (isqrt(seen * seen + 4 * room) - seen) // 2)
         stop = min(first + width, count)
-        yield slice(first, stop), length - count + stop
+        yield slice(first, stop), before + stop
+        first = stop
 
 
 def cuts_of(
@@ -59,10 +65,32 @@ def cuts_of(
     """
     made: list[Cuts] = []
     with torch.no_grad():
+        most = max(1, int(kept.max()))
         for part, seen in tiles(queries, keys):
-            scores = seen_scores(queries[:, :, part], keys[:, :, :seen], start)
-            made.append(cuts_of_scores(scores, kept[:, part], slack))
-    return Cuts(*(torch.cat([getattr(one, f.name) for one in made], 2) for f in fields(Cuts)))
+            some, its = queries[:, :, part], kept[:, part]
+            if not queries.is_cuda:
+                made.append(cuts_of_scores(seen_scores(some, keys[:, :, :seen], start), its, slack))
+                continue
+            # What a query does not see is passed over by the selection, which is one pass less over the scores.
+            scores = products(some, keys[:, :, :seen])
+            if start is not None:
+                hidden = torch.arange(seen, device=start.device) < start[:, None, None, None]
+                scores.masked_fill_(hidden, float("-inf"))
+            stop = torch.arange(seen - its.shape[1], seen, device=scores.device) + 1
+            slots = select_topk(scores, min(most + 1, seen), stop=stop, check=False)
+            made.append(_cuts(scores, slots, its, slack))
+    cuts = Cuts(*(torch.cat([getattr(one, f.name) for one in made], 2) for f in fields(Cuts)))
+    if queries.is_cuda:
+        _require_numbers(cuts, kept, start, keys.shape[2])
+    return cuts
+
+
+def _require_numbers(cuts: Cuts, kept: Tensor, start: Tensor | None, length: int) -> None:
+    """Refuse rows that should keep a key and were found none, as of NaN; the GPU is waited for once."""
+    slots = torch.arange(length - kept.shape[1], length, device=kept.device)
+    asked = (kept > 0) & (slots >= (0 if start is None else start[:, None]))
+    if (asked[:, None] & (cuts.high == float("inf"))).any():
+        raise InputError("scores hold NaN; check the queries and keys that made them")
 
 
 def seen_scores(queries: Tensor, keys: Tensor, start: Tensor | None) -> Tensor:
@@ -77,7 +105,11 @@ def cuts_of_scores(scores: Tensor, kept: Tensor, slack: float = 0.0) -> Cuts:
     Raises: InputError for NaN.
     """
     most = max(1, int(kept.max()))
-    slots = select_topk(scores, min(most + 1, scores.shape[-1]))
+    return _cuts(scores, select_topk(scores, min(most + 1, scores.shape[-1])), kept, slack)
+
+
+def _cuts(scores: Tensor, slots: Tensor, kept: Tensor, slack: float) -> Cuts:
+    """The cuts of rows whose best slots, one more than stay, are known."""
     there = slots >= 0
     ranked = scores.gather(-1, slots.clamp_min(0)).masked_fill(~there, float("-inf"))
     # The first that is left out may be none.

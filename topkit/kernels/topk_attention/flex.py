@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from topkit.kernels.topk_attention.cuts import Cuts
 
 # How far a score of bf16 products, summed in float32 in another order, may be off.
 SLACK = 2e-6
+# Queries, and keys, of a block of FlexAttention.
+SIZE = 128
 
 
 def attend(
@@ -27,7 +29,7 @@ def attend(
 ) -> Tensor:
     """The attention output [B, Hq, Tq, Dv] over what the cuts keep; differentiable."""
     score_mod = _score_mod(cuts, scaling)
-    mask = _block_mask(start, queries.shape[2], keys.shape[2], queries.device)
+    mask = block_mask(start, queries.shape[2], keys.shape[2], queries.device)
     grouped = queries.shape[1] != keys.shape[1]
     return _compiled()(
         queries, keys, values, score_mod=score_mod, block_mask=mask, scale=scaling, enable_gqa=grouped
@@ -52,24 +54,44 @@ def _score_mod(cuts: Cuts, scaling: float) -> Callable[..., Tensor]:
     return tied
 
 
-def _block_mask(
-    start: Tensor | None, count: int, length: int, device: torch.device
-) -> BlockMask:  # fmt: skip
-    if start is None:
-        return _causal(count, length, str(device))
+def block_mask(start: Tensor | None, count: int, length: int, device: torch.device) -> BlockMask:
+    """Which blocks of keys each block of queries sees: from `start` [B] on, up to itself.
 
-    def padded(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k <= q + (length - count)) & (k >= start[b])
+    Made from blocks: `create_block_mask` holds every pair of a query and a key, a gigabyte at 32K.
+    """
+    ahead = length - count
+    first_q, last_q = _ends(count, device)
+    first_k, last_k = _ends(length, device)
+    begin = torch.zeros(1, dtype=torch.long, device=device) if start is None else start
+    begin = begin[:, None, None, None]
+    some = (first_k <= last_q[:, None] + ahead) & (last_k >= begin)
+    whole = (last_k <= first_q[:, None] + ahead) & (first_k >= begin)
+    # A block that reaches beyond the last query or key is looked at key by key.
+    whole = whole & (last_k - first_k == SIZE - 1) & (last_q - first_q == SIZE - 1)[:, None]
 
-    return create_block_mask(padded, len(start), None, count, length, device=str(device))
+    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        own = k <= q + ahead
+        return own if start is None else own & (k >= start[b])
+
+    return BlockMask.from_kv_blocks(
+        *_listed(some & ~whole),
+        *_listed(whole),
+        BLOCK_SIZE=SIZE,
+        mask_mod=seen,
+        seq_lengths=(count, length),
+    )
 
 
-@cache
-def _causal(count: int, length: int, device: str) -> BlockMask:
-    def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return k <= q + (length - count)
+def _ends(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The first and the last place of each block."""
+    first = torch.arange(0, count, SIZE, device=device)
+    return first, (first + SIZE - 1).clamp_max(count - 1)
 
-    return create_block_mask(causal, None, None, count, length, device=device)
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys each block of queries has, and which, in order, those that it has not last."""
+    order = (~blocks).int().argsort(dim=-1, stable=True)
+    return blocks.sum(-1, dtype=torch.int32), order.int()
 
 
 @cache

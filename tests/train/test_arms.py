@@ -1,0 +1,167 @@
+"""Studies that train: pairs, their tests, and a whole one of a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+import topkit
+from tests.tiny import READS_REFERENCE, folder, tiny
+from topkit.errors import InputError
+from topkit.experiments.study.stats import Array
+from topkit.experiments.study.study import run_study
+from topkit.experiments.study.study_file import read_study
+from topkit.experiments.train.found import Start, gaps
+from topkit.experiments.train.topk_sft import sentences
+
+
+def drawn(seeds: int, gap: float, spread: float = 0.02) -> tuple[Array, Array]:
+    """Rates [seeds, 3 cells, 16 haystacks] of two trainings; the second cell differs by `gap`."""
+    rng = np.random.default_rng(0)
+    dense = rng.random((seeds, 3, 16))
+    ours = dense + rng.normal(0, spread, (seeds, 3, 1))
+    ours[:, 1] += gap
+    return ours, dense
+
+
+def test_gaps_are_students_over_seeds_with_holm() -> None:
+    ours, dense = drawn(5, 0.2)
+    found = gaps(ours, dense, np.ones(16))
+    by_seed = (ours - dense).mean(-1)
+    assert found.units == "5 paired seeds" and found.shown.tolist() == [False, True, False]
+    for cell in range(3):
+        test = scipy_stats.ttest_1samp(by_seed[:, cell], 0)
+        low, high = test.confidence_interval(0.95)
+        assert list(found.gap[cell]) == pytest.approx([by_seed[:, cell].mean(), low, high])
+    each: Any = [scipy_stats.ttest_1samp(by_seed[:, c], 0) for c in range(3)]
+    order = np.sort([test.pvalue for test in each])
+    assert order[0] <= 0.05 / 3 and order[1] > 0.05 / 2
+
+
+def test_of_one_seed_haystacks_are_the_units_and_no_gap_is_none() -> None:
+    ours, dense = drawn(1, 0.3)
+    found = gaps(ours, dense, np.ones(16))
+    assert "haystacks of one seed" in found.units
+    same = gaps(dense, dense, np.ones(16))
+    assert not same.shown.any() and (same.gap.value == 0).all()
+
+
+def start(gap: float, seeds: int = 5) -> Start:
+    ours, dense = drawn(seeds, gap)
+
+    def model(rates: Array, sink: float) -> dict[str, Any]:
+        curve = {"title": "t", "length": 1000, "cells": ["dense", "1%", "5%"], "rates": rates.tolist(), "questions": [1] * 16}  # fmt: skip
+        heads = np.full((2, 2, 3), sink)
+        reading = np.zeros((2, 2, 3))
+        reading[:, 0, 1] = 0.5
+        measures = {"sink": heads.tolist(), "reading": reading.tolist()}
+        return {"curves": [curve], "heads": [{"title": "t", "measures": measures}]}
+
+    return Start(
+        "reference",
+        {
+            "before": [model(dense[0], 0.3)],
+            "dense": [model(x, 0.3) for x in dense],
+            "1%": [model(x, 0.1) for x in ours],
+        },
+    )
+
+
+def test_sentences_say_what_is_shown_and_no_more() -> None:
+    shown, sink = sentences(start(0.2))[0], sentences(start(0.2))[2]
+    assert "better" in shown and "better at k = 1%, worse at no k" in shown
+    assert "from 0.300 to 0.100 (-0.200 [-0.200, -0.200])" in sink and "of the 6 heads" in sink
+    assert "not shown to differ" in sentences(start(0.0))[0]
+    assert "worse (" in sentences(start(-0.2))[0]
+
+
+def test_the_presets_train_what_they_say() -> None:
+    full = read_study("topk-sft")
+    of = {model: full.of(model).training for model in full.model}
+    assert {m: (t["seeds"], [str(k) for k in t["ratios"]]) for m, t in of.items()} == {
+        "reference": (5, ["1%", "5%"]),
+        "smollm2": (3, ["1%"]),
+    }
+    assert read_study("entropy").kind == "entropy"
+    assert read_study("entropy").training == full.training
+    for name in ("topk-sft-quick", "entropy-quick"):
+        assert read_study(name).model == ("reference",)
+
+
+def study(model: Path, out: Path, name: str, **more: Any) -> Path:
+    file = out.parent / f"{name}.yaml"
+    file.write_text(
+        f"""
+kind: {name}
+model: {model}
+tasks: ["niah-single:wording=trained"]
+lengths: 256
+haystacks: 3
+indexers: [exact]
+budgets: [5%, 50%]
+pilot: false
+training: {{ratios: [5%], seeds: 2, steps: 2, rows: 1, length: 48, warmup: 1}}
+"""
+    )
+    return run_study(file, out=out, **more)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder(tmp_path_factory.mktemp("model"), tiny("qwen3", **READS_REFERENCE))
+
+
+@pytest.mark.slow
+def test_a_whole_study_trains_evaluates_pairs_and_goes_on(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    report = study(model, out, "topk-sft")
+    parts = sorted((out / "parts").iterdir())
+    arms = [json.loads(part.read_text())["arm"] for part in parts]
+    assert {(a["attention"], a["ratio"], a["seed"]) for a in arms} == {
+        ("before", "", 0), ("dense", "", 0), ("dense", "", 1), ("topk", "5%", 0), ("topk", "5%", 1)
+    }  # fmt: skip
+    page, text = report.read_text(), (out / "topk-sft.md").read_text()
+    assert "2 paired seeds" in text and "the weight on slot 0" in text and "<table>" in page
+    assert (out / "figures").glob("accuracy-*.png")
+    # A part that is gone is made again from the model that stands there, and nothing else is.
+    before = {part: part.read_text() for part in parts}
+    parts[1].unlink()
+    study(model, out, "topk-sft")
+    assert {part: part.read_text() for part in parts} == before
+    assert topkit.report(out) == report
+
+
+@pytest.mark.slow
+def test_a_study_of_entropy_has_every_head_before_and_after(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out"
+    report = study(model, out, "entropy")
+    text = (out / "entropy.md").read_text()
+    assert "| layer | head | before: nats | before: H / ln n |" in text
+    assert "rank correlation" in text and "nats" in report.read_text()
+
+
+def test_what_cannot_be_a_study_that_trains_is_refused(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(InputError, match="exact Top-k"):
+        study(model, tmp_path / "a", "topk-sft", indexers="sign", budgets="5%")
+    with pytest.raises(InputError, match="has no shards"):
+        study(model, tmp_path / "b", "topk-sft", shard="0/2")
+    with pytest.raises(InputError, match="do not fit"):
+        study(model, tmp_path / "c", "topk-sft", tasks="niah-multikey:distractors=60")
+    file = tmp_path / "wrong.yaml"
+    for keys, message in (
+        ("{ratios: 5}", "a ratio is in per cent"),
+        ("{ratios: 0%}", "must lie in"),
+        ("{steps: 3}", "ratios is missing"),
+        ("{ratios: 1%, stps: 3}", "there is no key 'stps'"),
+        ("3", "expected a mapping"),
+    ):
+        file.write_text(f"like: topk-sft-quick\ntraining: {keys}\n")
+        with pytest.raises(InputError, match=message):
+            read_study(file)
