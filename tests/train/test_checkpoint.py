@@ -154,7 +154,7 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
     assert step == 1 and more == {"note": "kept"}
     with pytest.raises(InputError, match=r"another shape: weight is \(3, 5\) there, and \(4, 5\)"):
         Checkpoints(tmp_path).resume(*small(4))
-    with pytest.raises(InputError, match="lacks 0.weight"):
+    with pytest.raises(InputError, match=r"lacks 0\.weight"):
         Checkpoints(tmp_path).resume(nn.Sequential(nn.Linear(5, 3)))
 
 

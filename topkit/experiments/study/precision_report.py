@@ -148,7 +148,8 @@ def _layers(setting: Gathered, budget: str) -> Figure:
             if one == SUMMED or not setting.has(one, budget):
                 continue
             name = "fp32" if setting.loss(one, budget) is None and plain(one) is not None else "summed"  # fmt: skip
-            twin, style = plain(one), dict[str, Any]()
+            twin = plain(one)
+            style: dict[str, Any] = {}
             if one == exact():
                 style = {"color": INK, "ls": (0, (5, 2)), "lw": 1.1}
             elif twin is None:
