@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from device import gpu
 from topkit.experiments.train import divergence as module
 from topkit.experiments.train.divergence import Attended, divergence
 
@@ -94,6 +95,7 @@ def test_no_tensor_holds_every_query_and_key_of_all_heads(monkeypatch: Any) -> N
 
 
 @pytest.mark.gpu
+@gpu
 @pytest.mark.parametrize("keep", [None, 40])
 def test_a_gpu_gives_what_a_cpu_gives(keep: int | None) -> None:
     own, attended = drawn(rows=2, length=700)

@@ -52,6 +52,7 @@ def test_the_bundled_model_is_the_first_seed_of_its_size() -> None:
         recipe_of("15m")
 
 
+@pytest.mark.slow
 def test_both_runs_go_on_to_the_same_model(corpus: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train_size("4m", corpus, whole, tiny=True, **HOW)

@@ -81,7 +81,8 @@ def _made(path: Path, values: Mapping[str, Any], flags: dict[str, Any]) -> Study
     if "lengths" in flags and "tasks" not in flags:
         keys["tasks"] = _without_own(keys.get("tasks", ()))
     if "captures" in keys:
-        keys = {"tasks": (), "haystacks": 1, **keys}
+        nothing: dict[str, Any] = {"tasks": (), "haystacks": 1}
+        keys = nothing | keys
     for key in ("tasks", "haystacks", "indexers"):
         if key not in keys:
             raise InputError(f"{path}: {key} is missing; {REMEDY}")
