@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from topkit.experiments.measure.survey import survey
     from topkit.experiments.model.load import load
     from topkit.experiments.runs.plan import run
+    from topkit.experiments.study.advice import advise
     from topkit.experiments.study.report import write_report as report
     from topkit.experiments.study.study import run_study as study
     from topkit.experiments.study.verify import verify
@@ -32,6 +33,7 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "Capture": "topkit.experiments.capture.capture",
+        "advise": "topkit.experiments.study.advice",
         "attach": "topkit.experiments.decode.attach",
         "capture": "topkit.experiments.capture.from_model:capture_model",
         "compare": "topkit.experiments.compare.compare",
@@ -56,6 +58,7 @@ __all__ = [
     "InputError",
     "Undecided",
     "__version__",
+    "advise",
     "attach",
     "capture",
     "compare",
