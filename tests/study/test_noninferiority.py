@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import betaincinv, ndtr
 
-from topkit.experiments.study.noninferiority import MOST, Paired
+from topkit.experiments.study.noninferiority import Paired
 
 Array = NDArray[np.float64]
 
@@ -33,7 +33,7 @@ def slow_z(n: float, lost: float, won: float, margin: float) -> float:
 @pytest.mark.parametrize("margin", [0.01, 0.05, 0.3])
 def test_the_score_is_tangos(counts: tuple[int, int, int], margin: float):
     n, lost, won = counts
-    made = Paired(n, lost, won, (won - lost) / n, n)
+    made = Paired(n, n, lost, won, lost + won)  # each by itself
     assert made.z(margin) == pytest.approx(slow_z(n, lost, won, margin), rel=1e-3)
     assert made.holds(margin) == pytest.approx(stats.t.sf(made.z(margin), n - 1))
     assert made.holds(margin) + made.fails(margin) == pytest.approx(1)
@@ -46,15 +46,14 @@ def test_questions_that_are_lost_together_count_as_one():
     together[:2] = 0.0
     apart, whole = Paired.of(alone, base, trials), Paired.of(together, base, trials)
     assert apart.mean == whole.mean == -8 / 160
-    # (8 + 1) / (8 + 1/4) questions a loss, and (2 * 16 + 1) / (8 + 1/4).
-    assert apart.n == pytest.approx(160 * 8.25 / 9) and apart.lost == pytest.approx(8 * 8.25 / 9)
-    assert whole.n == pytest.approx(160 * 8.25 / 33) and whole.won == 0
+    assert apart.size == pytest.approx((8 + 1) / (8 + 1 / 4))
+    assert whole.size == pytest.approx((2 * 16 + 1) / (8 + 1 / 4)) == 4
     assert whole.at_least(0.05) < apart.at_least(0.05) < -0.05
 
 
 def test_where_nothing_differs_a_haystack_counts_as_one():
     alike = Paired.of(np.ones(100), np.ones(100), np.full(100, 4.0))
-    assert (alike.n, alike.lost, alike.won, alike.mean) == (100, 0, 0, 0)
+    assert (alike.size, alike.lost, alike.won, alike.mean) == (4, 0, 0, 0)
     # A recipe that loses a whole haystack in fifty would show none of them in one of eight studies.
     assert 0.98**100 > alike.holds(0.02) > 0.05
     assert alike.holds(0.05) < 0.02
@@ -71,7 +70,7 @@ rates = st.lists(st.sampled_from([0, 0.25, 0.5, 0.75, 1.0]), min_size=2, max_siz
 
 
 @given(rates, rates, st.sampled_from([0.002, 0.05]))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_ends_are_where_the_tests_turn(one: list[float], other: list[float], alpha: float):
     size = min(len(one), len(other))
     made = Paired.of(np.array(one[:size]), np.array(other[:size]), np.full(size, 4.0))
@@ -103,8 +102,7 @@ def test_what_stands_at_the_margin_is_decided_by_no_number():
     recipe = np.repeat([1.0, 0.75], [16, 4])
     at_it = Paired.of(recipe, np.ones(20), np.full(20, 4.0))
     assert at_it.mean == -0.05 and at_it.to_decide(0.05, 0.05) is None
-    near = at_it.to_decide(0.0502, 0.05)
-    assert near is None or near <= MOST
+    assert at_it.to_decide(0.06, 0.05) > at_it.to_decide(0.08, 0.05) > 20
 
 
 def pair(
@@ -134,12 +132,12 @@ def pair(
 @pytest.mark.parametrize("kind", [0, 0.3, 1])
 @pytest.mark.parametrize("base", [0.98, 0.8])
 def test_what_loses_the_margin_is_seldom_said_to_hold(kind: float, base: float):
-    """At the edge, of 500 studies at most 5 % (the bound: 2.5 standard errors)."""
+    """At the edge, of 300 studies at most 5 % (the bound: 2.5 standard errors)."""
     rng = np.random.default_rng(int(10 * kind + 100 * base))
     for margin, haystacks in ((0.02, 40), (0.05, 64)):
         said = [
             Paired.of(*pair(kind, base, margin, haystacks, rng), np.full(haystacks, 4.0))
-            for _ in range(500)
+            for _ in range(300)
         ]
-        assert np.mean([one.holds(margin) <= 0.05 for one in said]) <= 0.075
+        assert np.mean([one.holds(margin) <= 0.05 for one in said]) <= 0.08
         assert np.mean([one.fails(margin) <= 0.05 for one in said]) <= 0.09
