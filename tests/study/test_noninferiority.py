@@ -122,9 +122,7 @@ def pair(
     else:
         total = (1 - kind) / kind
         chance = betaincinv(truth * total, (1 - truth) * total, 1 - hard)
-    each = np.sqrt(0.5) * (
-        rng.normal(size=(1, haystacks, 4)) + rng.normal(size=(2, haystacks, 4))
-    )
+    each = np.sqrt(0.5) * (rng.normal(size=(1, haystacks, 4)) + rng.normal(size=(2, haystacks, 4)))
     right = (ndtr(each) < chance[:, :, None]).mean(-1)
     return right[1], right[0]
 

@@ -34,7 +34,9 @@ def _row(one: Candidate, to: str, several: bool) -> dict[str, str]:
         "verdict": one.word,
         **({"where it loses most": on.curve.setting} if several else {}),
         "accuracy": f"{on.accuracy:.2f}",
-        to: "floor" if on.floor else f"{on.difference:+.3f} [{on.low:+.3f}, {on.high:+.3f}]",
+        to: "floor"
+        if on.paired is None
+        else f"{on.difference:+.3f} [{on.low:+.3f}, {on.high:+.3f}]",
         "KiB read": _kib(one.bytes_read),
         "index KiB": _kib(one.index_bytes),
         "haystacks": f"{len(on.curve.haystacks):,}",

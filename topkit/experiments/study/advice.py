@@ -184,7 +184,7 @@ def _more(several: Sequence[Candidate]) -> str:
 
 
 def _needs(one: Candidate) -> str:
-    if any(on.floor for on in one.tasks):
+    if any(on.paired is None for on in one.tasks):
         return "what it is compared with scores too little to lose anything"
     if one.to_decide is None:
         return f"more than {MOST:,} haystacks like these would decide"
@@ -215,7 +215,7 @@ def _on_task(on: OnTask) -> dict[str, Any]:
         "difference": on.difference,
         "low": on.low,
         "high": on.high,
-        "floor": on.floor,
+        "floor": on.paired is None,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -24,17 +25,29 @@ ERROR = 0.05
 class OnTask:
     """A recipe's accuracy on a task at a length, that of what it is compared with, and what they differ by.
 
-    low and high: the ends of the difference, at the levels at which it was tested; floor: the other scores no more
-    than the margin, so that nothing can be lost.
+    paired: None where the other scores no more than the margin, so that nothing can be lost; levels: at which it was
+    tested whether it holds, and whether it fails.
     """
 
     curve: Curve
     accuracy: float
     base: float
-    difference: float
-    low: float
-    high: float
-    floor: bool
+    paired: Paired | None
+    levels: tuple[float, float]
+
+    @property
+    def difference(self) -> float:
+        return self.accuracy - self.base
+
+    @cached_property
+    def low(self) -> float:
+        """The lower end of the difference: above minus the margin where it holds here."""
+        return -1.0 if self.paired is None else self.paired.at_least(self.levels[0])
+
+    @cached_property
+    def high(self) -> float:
+        """The upper end: below minus the margin where it fails here."""
+        return 1.0 if self.paired is None else self.paired.at_most(self.levels[1])
 
 
 @dataclass(frozen=True)
@@ -56,13 +69,19 @@ class Candidate:
     @property
     def cost(self) -> tuple[float, float, float]:
         """What is cheaper comes first: bytes read, then those of the index, then keys kept."""
-        numbers = (self.bytes_read, self.index_bytes, float(self.cell.k(self.tasks[0].curve.length) or 0))
+        numbers = (
+            self.bytes_read,
+            self.index_bytes,
+            float(self.cell.k(self.tasks[0].curve.length) or 0),
+        )
         return tuple(np.inf if np.isnan(x) else x for x in numbers)  # type: ignore[return-value]
 
     @property
     def worst(self) -> OnTask:
         """The task that decides: on which it surely loses most where it fails, else on which it may lose most."""
-        return min(self.tasks, key=lambda on: (on.high if self.word == FAILS else on.low, on.difference))
+        return min(
+            self.tasks, key=lambda on: (on.high if self.word == FAILS else on.low, on.difference)
+        )
 
 
 @dataclass(frozen=True)
@@ -112,6 +131,8 @@ def _rivals(cell: Cell, curves: Sequence[Curve], dense: bool) -> _Rivals | str:
             return f"{words_of(cell)}: {other} was not run on {curve.setting}"
         if curve.trivial[place]:
             return f"{words_of(cell)}: k covers the whole context on {curve.setting}"
+        if not np.isfinite(curve.rates[[place, base]]).all():
+            return f"{words_of(cell)}: no accuracy on some haystacks of {curve.setting}"
         places.append((curve, place, base))
     return _Rivals(cell, tuple(places))
 
@@ -130,18 +151,10 @@ def _judged(
     p: tuple[float, float],
     levels: tuple[float, float],
 ) -> Candidate:
-    to_hold, to_fail = levels[0], levels[1] / len(pairs)
     word = HOLDS if p[0] <= levels[0] else FAILS if p[1] <= levels[1] else UNDECIDED
+    levels = levels[0], levels[1] / len(pairs)
     tasks = tuple(
-        OnTask(
-            curve,
-            _accuracy(curve, place),
-            _accuracy(curve, base),
-            _accuracy(curve, place) - _accuracy(curve, base),
-            -1.0 if pair is None else pair.at_least(to_hold),
-            1.0 if pair is None else pair.at_most(to_fail),
-            pair is None,
-        )
+        OnTask(curve, _accuracy(curve, place), _accuracy(curve, base), pair, levels)
         for (curve, place, base), pair in zip(rivals.places, pairs, strict=True)
     )
     read, index = (
@@ -153,7 +166,7 @@ def _judged(
         np.nan if at is None else curve.mean("bytes_read")[at]
         for (curve, _, _), at in zip(rivals.places, exact, strict=True)
     ]
-    more = _to_decide(pairs, margin, to_hold, to_fail) if word == UNDECIDED else None
+    more = _to_decide(pairs, margin, *levels) if word == UNDECIDED else None
     return Candidate(rivals.cell, word, read, index, float(np.mean(read_by_exact)), tasks, more)
 
 

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 from scipy.special import ndtri, stdtr, stdtrit
 
 from topkit.experiments.study.stats import Array
