@@ -1,19 +1,17 @@
 """The figure of surveys: each trait by layer, a point a group of heads."""
 
-# pyright: strict, reportUnknownMemberType=false
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import altair as alt
 
 from topkit.documents import path_of
 from topkit.errors import InputError, extras_named
-from topkit.experiments.measure.survey import TRAITS, Survey
+from topkit.experiments.measure.survey import TRAITS, Row, Survey
 
 _WORDS = {
     "first_weight": "weight on slot 0",
@@ -25,73 +23,73 @@ _WORDS = {
     "outliers_centred": "channel outliers of centred keys",
     "sink_cosine": "cosine of slot 0 with the mean key",
 }
-_STYLE: dict[Any, Any] = {
-    "font.size": 8.5,
-    "axes.grid": True,
-    "grid.color": "0.9",
-    "svg.hashsalt": "topkit",
-}
-
-
 # Of each capture: ink, the points' marker, the line's dash; a capture alone has points of another ink.
-_INKS: tuple[tuple[str, str, Any], ...] = (
-    ("#0b4f8a", "o", "-"),
-    ("#b3541e", "s", (0, (5, 2))),
-    ("#1b7f5c", "^", (0, (1, 1.5))),
-)
+_INKS = ("#0b4f8a", "#b3541e", "#1b7f5c")
+_MARKS = ("circle", "square", "triangle-up")
+_DASHES = ([1, 0], [5, 2], [1, 1.5])
 _POINTS = "#b3541e"
 
 
-def survey_figure(surveys: Survey | Mapping[str, Survey]) -> Figure:
+def survey_figure(surveys: Survey | Mapping[str, Survey]) -> alt.VConcatChart:
     """A panel a trait; a line is the mean over a layer's groups.
 
     Several captures, by name, share the panels: each over the depth of its own model.
     """
     named = {"": surveys} if isinstance(surveys, Survey) else surveys
     deep = len(named) > 1
-    with matplotlib.rc_context({**_STYLE, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 5.3 if deep else 5), layout="constrained")
-        panels = dict(zip(TRAITS, figure.subplots(2, 4).flat, strict=True))
-        for number, (name, survey) in enumerate(named.items()):
-            for trait, axes in panels.items():
-                _draw(axes, survey, trait, number, name, deep)
-        sinks = ", ".join(dict.fromkeys(str(survey.sink) for survey in named.values()))
-        for trait, axes in panels.items():
-            axes.set_title(_WORDS[trait].format(sink=sinks), fontsize=8.5, loc="left")
-            axes.set_xlabel("depth: layer over the last" if deep else "layer")
-            if trait in ("first_weight", "sink_weight"):
-                axes.set_ylim(-0.02, 1.02)
-            if trait == "support":
-                axes.set_yscale("log")
-        _alike(panels["outliers"], panels["outliers_centred"])
-        if deep:
-            handles = panels["entropy"].get_legend_handles_labels()
-            figure.legend(*handles, loc="outside upper center", ncols=len(named), frameon=False)
-    return figure
-
-
-def _draw(axes: Axes, survey: Survey, trait: str, number: int, name: str, deep: bool) -> None:
-    """The points and the line of one capture in one panel."""
-    ink, marker, dash = _INKS[number % len(_INKS)]
-    # Layers without a value have no point, but a place.
-    last = max(max(row["layer"] for row in survey.rows), 1) if deep else 1
-    places = [[(row["layer"] / last, row[trait]) for row in rows if row[trait] is not None]
-              for rows in (survey.by_layer(), survey.rows)]  # fmt: skip
-    line, points = places
-    if line:
-        axes.plot(*zip(*line, strict=True), color=ink, lw=1.2, ls=dash, label=name)
-        axes.plot(
-            *zip(*points, strict=True), marker, color=ink if deep else _POINTS, ms=3, alpha=0.5
+    lines = _rows({name: one.by_layer() for name, one in named.items()}, deep)
+    points = _rows({name: list(one.rows) for name, one in named.items()}, deep)
+    sinks = ", ".join(dict.fromkeys(str(survey.sink) for survey in named.values()))
+    # Of two panels that are compared, one scale.
+    both = [row[name] for row in points for name in ("outliers", "outliers_centred") if row[name] is not None]  # fmt: skip
+    panels = [
+        _panel(lines, points, trait, list(named), deep, max(both, default=1.0)).properties(
+            title=_WORDS[trait].format(sink=sinks), width=190, height=140
         )
-    layers = [row["layer"] for row in survey.rows]
-    axes.set_xlim(*((-0.03, 1.03) if deep else (min(layers) - 0.5, max(layers) + 0.5)))
+        for trait in TRAITS
+    ]
+    return alt.vconcat(alt.hconcat(*panels[:4]), alt.hconcat(*panels[4:])).configure(
+        view={"stroke": None}, title={"fontSize": 10.5, "fontWeight": "normal", "anchor": "start"}
+    )
 
 
-def _alike(one: Axes, other: Axes) -> None:
-    """One scale for two panels that are compared."""
-    top = max(one.get_ylim()[1], other.get_ylim()[1])
-    for axes in (one, other):
-        axes.set_ylim(0, top)
+def _rows(rows: Mapping[str, list[Row]], deep: bool) -> list[Row]:
+    """The rows with their capture's name and where in depth they stand."""
+    made: list[Row] = []
+    for name, its in rows.items():
+        # Layers without a value have no point, but a place.
+        last = max(max(row["layer"] for row in its), 1) if deep else 1
+        made += [{**row, "capture": name, "depth": row["layer"] / last} for row in its]
+    return made
+
+
+def _panel(
+    lines: list[Row], points: list[Row], trait: str, names: list[str], deep: bool, top: float
+) -> alt.LayerChart:
+    """The lines and points of all captures in one panel."""
+    title = "depth: layer over the last" if deep else "layer"
+    x = alt.X("depth:Q", title=title).scale(nice=False, padding=6)
+    y = alt.Y(f"{trait}:Q", title=None)
+    if trait in ("first_weight", "sink_weight"):
+        y = y.scale(domain=[0, 1])
+    elif trait == "support":
+        y = y.scale(type="log")
+    elif trait in ("outliers", "outliers_centred"):
+        y = y.scale(domain=[0, top])
+    count = len(names)
+    inks = [_INKS[n % len(_INKS)] for n in range(count)]
+    key = alt.Legend(title=None, orient="top") if deep else None
+    color = alt.Color("capture:N", legend=key).scale(domain=names, range=inks)
+    dash = alt.StrokeDash("capture:N", legend=key).scale(domain=names, range=[_DASHES[n % 3] for n in range(count)])  # fmt: skip
+    shape = alt.Shape("capture:N", legend=None).scale(domain=names, range=[_MARKS[n % 3] for n in range(count)])  # fmt: skip
+    there = f"isValid(datum.{trait})"
+    line = alt.Chart(alt.Data(values=lines)).transform_filter(there).mark_line(strokeWidth=1.3)
+    dots = alt.Chart(alt.Data(values=points)).transform_filter(there)
+    dots = dots.mark_point(filled=True, size=14, opacity=0.5)
+    ink = color if deep else alt.value(_POINTS)
+    return alt.layer(
+        line.encode(x, y, color=color, strokeDash=dash), dots.encode(x, y, color=ink, shape=shape)
+    )
 
 
 @extras_named()
@@ -103,9 +101,13 @@ def save_survey_figure(surveys: Survey | Mapping[str, Survey], path: str | Path)
     path = path_of(path, "a figure to write")
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"a figure ends in .png, .svg or .pdf; got {path}")
-    figure = survey_figure(surveys)
+    import vl_convert as vlc
+
+    spec = survey_figure(surveys).to_dict()
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {"Date": None} if path.suffix == ".svg" else {}
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(path, dpi=160, metadata=plain)
+    if path.suffix == ".svg":
+        path.write_text(vlc.vegalite_to_svg(spec), encoding="utf-8")
+    else:
+        write = {".png": lambda: vlc.vegalite_to_png(spec, scale=2), ".pdf": lambda: vlc.vegalite_to_pdf(spec)}  # fmt: skip
+        path.write_bytes(write[path.suffix]())
     return path

@@ -1,13 +1,16 @@
-"""A page as blocks, written as Markdown or as HTML: headings, paragraphs, lists, tables, figures."""
+"""A page as blocks, written as Markdown here and as HTML by blocks.html: headings, lists, tables, figures."""
 
 # pyright: strict
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any
 
-from matplotlib.figure import Figure
+import altair as alt
+
+from topkit.experiments.study.cell_rows import Row
+from topkit.experiments.study.sheet import Sheet, Shown
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,26 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A figure by the name of its files, drawn where it is saved."""
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """A figure of the page; kind: what is drawn alike. `data` fills what the chart names."""
 
     name: str
-    draw: Callable[[], Figure]
+    kind: str
+    draw: Callable[[], alt.TopLevelMixin]
+    data: Mapping[str, Sequence[Row]]
+    alt: str
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A figure by the name of its files, in the page as panels."""
+
+    name: str
+    draw: Callable[[], alt.TopLevelMixin]
+    data: Mapping[str, Sequence[Row]]
     caption: str
+    panels: Sequence[Panel]
 
 
 Block = Heading | Paragraph | Items | Table | Drawn
@@ -64,30 +80,28 @@ def _markdown(block: Block, figures: str) -> str:
         case Table(columns, rows):
             ruled = [columns, ["---"] * len(columns), *rows]
             return "\n".join(f"| {' | '.join(row)} |" for row in ruled)
-        case Drawn(name, _, caption):
+        case Drawn(name=name, caption=caption):
             return f"![{caption}]({figures}/{name}.png)\n\n{caption}"
 
 
-def as_html(block: Block) -> str:
-    """A block but a figure as HTML; what stands in backquotes is code."""
+def in_page(blocks: Iterable[Block], sheet: Sheet) -> list[dict[str, Any]]:
+    """The blocks as blocks.html takes them; figures go into the sheet, and their pictures are written."""
+    return [_for_page(block, sheet) for block in blocks]
+
+
+def _for_page(block: Block, sheet: Sheet) -> dict[str, Any]:
     match block:
         case Heading(text, level):
-            return f"<h{level}>{_inline(text)}</h{level}>"
+            return {"heading": text, "level": level}
         case Paragraph(text):
-            return f"<p>{_inline(text)}</p>"
+            return {"text": text}
         case Items(lines):
-            return f"<ul>{''.join(f'<li>{_inline(line)}</li>' for line in lines)}</ul>"
+            return {"lines": lines}
         case Table(columns, rows):
-            head = "".join(f"<th>{_inline(column)}</th>" for column in columns)
-            body = "\n".join(
-                f"<tr>{''.join(f'<td>{_inline(text)}</td>' for text in row)}</tr>" for row in rows
-            )
-            return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
-        case Drawn(_, _, caption):
-            return f"<p class='note'>{_inline(caption)}</p>"
-
-
-def _inline(text: str) -> str:
-    """Escaped, with what stands in backquotes as code."""
-    parts = escape(text).split("`")
-    return "".join(f"<code>{part}</code>" if n % 2 else part for n, part in enumerate(parts))
+            return {"columns": columns, "rows": rows}
+        case Drawn():
+            sheet.save(block.name, block.name, block.draw, block.data)
+            shown = [
+                sheet.show(Shown(p.name, "", p.alt), p.kind, p.draw, p.data) for p in block.panels
+            ]
+            return {"panels": shown, "caption": block.caption, "name": block.name}

@@ -1,18 +1,17 @@
 """The figures of a leaderboard: accuracy and mass against the bytes that choosing reads, with their Pareto fronts."""
 
-# pyright: strict, reportUnknownMemberType=false
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+import altair as alt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from topkit.experiments.runs.cells import Cell
-from topkit.experiments.study.drawing import INK, Entry, drawing, entry_of, key, mark
-from topkit.experiments.study.kinds import family_of
-from topkit.experiments.study.labels import label
+from topkit.experiments.study.cell_rows import EXACT_NAME, Row, family, label_of, shortened
+from topkit.experiments.study.drawing import HEIGHT, INK, WIDTH, by_family
 from topkit.experiments.study.ranks import front
 from topkit.experiments.study.standings import Standings
 from topkit.experiments.study.stats import Array
@@ -25,16 +24,10 @@ CAPTION = (
 )
 BY_K = (
     "The same at each k: points are recipes at the budgets of bytes, the step is the Pareto front, whose recipes "
-    "are numbered."
+    "are named."
 )
-Numbered = Mapping[Indexer, Entry]
-
-
-def numbered(boards: Sequence[Standings]) -> Numbered:
-    """Every recipe, by family and then by name."""
-    recipes = dict.fromkeys(recipe for board in boards for recipe in board.recipes)
-    order = sorted(recipes, key=lambda recipe: (family_of(Cell(recipe)), repr(recipe)))
-    return {recipe: entry_of(number, recipe) for number, recipe in enumerate(order, 1)}
+READS = "share of the keys' bytes that choosing reads, a step and layer"
+_TICKS = [0, 0.02, 0.04, 0.08, 0.18, 0.4, 1]
 
 
 def points(boards: Sequence[Standings], goal: str, k: int | None = None) -> tuple[Array, Array, list[Indexer]]:  # fmt: skip
@@ -47,82 +40,80 @@ def points(boards: Sequence[Standings], goal: str, k: int | None = None) -> tupl
     return np.concatenate([none, *reads]), np.concatenate([none, *gains]), recipes
 
 
-def by_bytes(boards: Sequence[Standings], marks: Numbered) -> Figure:
-    """Accuracy above, mass below, of one model."""
-    goals = _judged(boards)
-    with drawing():
-        figure = Figure(figsize=(11, max(4.0 * len(goals), 0.2 * len(marks) + 1.2)))
-        grid = figure.subplots(len(goals), 1, squeeze=False, sharex=True)
-        figure.subplots_adjust(left=0.07, right=0.66, bottom=0.07, top=0.96, hspace=0.08)
-        for axes, goal in zip(grid.flat, goals, strict=True):
-            _panel(axes, boards, goal)
-            x, y, recipes = points(boards, goal)
-            _lines(axes, x, y, recipes, marks)
-        grid[-1, 0].set_xlabel("share of the keys' bytes that choosing reads, a step and layer")
-        key(figure, [], marks.values())
-    return figure
-
-
-def _judged(boards: Sequence[Standings]) -> list[str]:
+def goals_of(boards: Sequence[Standings]) -> list[str]:
+    """The goals that anything was judged by."""
     return [goal for goal in WORDS if any(goal in board.goals for board in boards)]
 
 
-def by_k(boards: Sequence[Standings], marks: Numbered) -> Figure:
-    """A column for each k."""
-    goals, ks = _judged(boards), boards[0].ks
-    leading = {recipe for goal in goals for k in range(len(ks)) for recipe in _leading(boards, goal, k)}  # fmt: skip
-    with drawing():
-        figure = Figure(figsize=(11, max(3.2 * len(goals), 0.2 * len(leading) + 1.2)))
-        grid = figure.subplots(len(goals), len(ks), squeeze=False, sharex=True, sharey="row")
-        figure.subplots_adjust(left=0.06, right=0.69, bottom=0.08, top=0.94, hspace=0.1, wspace=0.08)  # fmt: skip
-        for row, goal in enumerate(goals):
-            for k, axes in enumerate(grid[row]):
-                _panel(axes, boards, goal, k)
-                x, y, recipes = points(boards, goal, k)
-                for place, recipe in enumerate(recipes):
-                    axes.plot(x[place], y[place], **{**mark(marks[recipe]), "ms": 4}, zorder=5)
-                places = front(x, y)
-                texts = [str(marks[recipes[place]].number) for place in places]
-                label(axes, x[places], y[places], texts)
-                if row == 0:
-                    axes.set_title(f"k = {ks[k]}")
-                if k:
-                    axes.set_ylabel("")
-        grid[-1, len(ks) // 2].set_xlabel("share of the keys' bytes that choosing reads, a step and layer")  # fmt: skip
-        key(figure, [], [entry for recipe, entry in marks.items() if recipe in leading])
-    return figure
-
-
-def _leading(boards: Sequence[Standings], goal: str, k: int) -> list[Indexer]:
+def board_rows(boards: Sequence[Standings], goal: str, k: int | None = None) -> list[Row]:
+    """A row a recipe at a budget of bytes, and one of exact Top-k; front: on the Pareto front."""
     x, y, recipes = points(boards, goal, k)
-    return [recipes[place] for place in front(x, y)]
-
-
-def _panel(axes: Axes, boards: Sequence[Standings], goal: str, k: int | None = None) -> None:
-    """Scales, exact Top-k, and the front."""
-    x, y, _ = points(boards, goal, k)
+    names = [board.name(p) for board in boards if goal in board.goals for p in range(len(board.recipes))]  # fmt: skip
+    bytes_ = [board.bytes for board in boards if goal in board.goals for _ in board.recipes]
+    at, on = "" if k is None else f"k = {boards[0].ks[k]}", set(front(x, y))
+    rows: list[Row] = []
+    for n, recipe in enumerate(recipes):
+        if np.isfinite(x[n] + y[n]):
+            cell = Cell(recipe)
+            rows.append(
+                {"name": label_of(cell), "label": shortened(label_of(cell)), "ran": names[n], "kind": "recipe", "family": family(cell), "bytes": bytes_[n],
+                 "share": round(float(x[n]), 4), "gain": round(float(y[n]), 4), "front": n in on, "k": at}
+            )  # fmt: skip
+    for row in rows:
+        row["last"] = row["share"] == max(r["share"] for r in rows if r["name"] == row["name"])
     exact = boards[0].exact.get(goal)
     if exact is not None and np.isfinite(exact).all():
-        height = float(exact.mean() if k is None else exact[k])
-        axes.axhline(height, color="0.35", lw=1, ls=(0, (5, 2)), zorder=1)
-    axes.set_xscale("symlog", linthresh=0.02, linscale=0.5)
-    axes.set_xlim(-0.003, 1)
-    ticks = [0, 0.02, 0.04, 0.08, 0.18, 0.4, 1]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_ylabel(WORDS[goal])
-    places = front(x, y)
-    steps = np.append(x[places], 1.0), np.append(y[places], y[places[-1]] if places else 0)
-    axes.step(*steps, where="post", color=INK, lw=1.1, zorder=2)
+        level = round(float(exact.mean() if k is None else exact[k]), 4)
+        rows.append({"name": EXACT_NAME, "kind": "exact", "family": "exact", "gain": level, "k": at, "front": False})  # fmt: skip
+    return rows
 
 
-def _lines(axes: Axes, x: Array, y: Array, recipes: Sequence[Indexer], marks: Numbered) -> None:
-    """A thin line a recipe through its budgets; its number stands beside the last."""
-    last: list[int] = []
-    for recipe, entry in marks.items():
-        places = [p for p, one in enumerate(recipes) if one == recipe and np.isfinite(x[p] + y[p])]
-        if places:
-            axes.plot(x[places], y[places], color=entry.color, lw=0.6, alpha=0.6, zorder=3)
-            axes.plot(x[places], y[places], **mark(entry), zorder=5)
-            last.append(places[-1])
-    label(axes, x[last], y[last], [str(marks[recipes[place]].number) for place in last])
+def by_bytes(
+    names: Sequence[str], goal: str, legend: bool = False, rows: str = "cells"
+) -> alt.LayerChart:
+    """A line a recipe through its budgets of bytes, named at its end; rows: the name of the data."""
+    base = alt.Chart(alt.NamedData(rows))
+    return alt.layer(*_layers(base, names, goal, "last", legend)).properties(width=WIDTH, height=HEIGHT)  # fmt: skip
+
+
+def at_k(names: Sequence[str], goal: str) -> alt.LayerChart:
+    """The same at one k: points, those of the front named."""
+    base = alt.Chart(alt.NamedData("cells"))
+    return alt.layer(*_layers(base, names, goal, "front", False)).properties(width=WIDTH, height=260)  # fmt: skip
+
+
+def by_k(names: Sequence[str], goal: str, legend: bool = False) -> alt.FacetChart:
+    """A column a k."""
+    chart = alt.layer(*_layers(alt.Chart(), names, goal, "front", legend)).properties(width=300, height=260)  # fmt: skip
+    return chart.facet(alt.Facet("k:N", sort=None, title=None), data=alt.NamedData(goal))
+
+
+def _layers(base: alt.Chart, names: Sequence[str], goal: str, named: str, legend: bool) -> list[alt.Chart]:  # fmt: skip
+    x = alt.X("share:Q", title=READS).scale(type="symlog", constant=0.02, domain=[0, 1], nice=False)
+    x = x.axis(values=_TICKS, format="~g")
+    y = alt.Y("gain:Q", title=WORDS[goal]).scale(nice=True, zero=True)
+    recipes = base.transform_filter("datum.kind == 'recipe'")
+    look = by_family(names, legend)
+    exact = base.transform_filter("datum.kind == 'exact'")
+    step = base.transform_filter("datum.front").mark_line(
+        color=INK, opacity=0.7, strokeWidth=1.3, interpolate="step-after"
+    )
+    lines = recipes.mark_line(strokeWidth=0.8, opacity=0.6)
+    dots = recipes.properties(name="dots").mark_point(size=50, strokeWidth=1.3)
+    words = recipes.transform_filter(f"datum.{named}").properties(name="names")
+    hover = [
+        alt.Tooltip("ran:N", title="recipe"),
+        alt.Tooltip("bytes:N", title="budget"),
+        alt.Tooltip("share:Q", title="of the keys' bytes", format=".3f"),
+        alt.Tooltip("gain:Q", title=goal, format=".3f"),
+    ]
+    through = [] if named == "front" else [
+        lines.encode(x, y, stroke=look["stroke"], detail="name:N", order="share:Q")
+    ]  # fmt: skip
+    return [
+        exact.mark_rule(color=INK, strokeDash=[6, 3], opacity=0.7).encode(y=y),
+        step.encode(x, y, order="share:Q"),
+        *through,
+        dots.encode(x, y, fillOpacity=alt.value(0.7), tooltip=hover, **look),
+        words.mark_text(fontSize=10.5).encode(x, y, text="label:N"),
+    ]

@@ -3,6 +3,9 @@
 # pyright: strict
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 NOT_SHOWN = (
     "Other models. {models}; a larger one, or one trained otherwise, may notice sooner or later.",
     "A sparse prefill. The haystack was always read densely; selectors ran from {sparse_from} on.",
@@ -17,21 +20,65 @@ NOT_SHOWN = (
     "lie outside theirs.",
 )
 
+_MARKS = (
+    "Filled: shown as good as exact Top-k at the same k; pale: undecided; hollow: shown worse. Bars: 95 % intervals."
+)
+_FIDELITY = (
+    "as observed in the runs that were scored. Dashed lines through small circles: oracles, exact Top-k with a known "
+    f"share of keys lost, a dash a manner of loss. {_MARKS}"
+)
+_NULL = (
+    " Dotted: exact Top-k's score times p^m, which chance alone would leave if each of the m tokens that need a key "
+    "lost it anew with probability 1 - p{of}. The m tokens are those that a short window on the end of the context "
+    "gets wrong; where no such window was run, there is no dotted line."
+)
+_SHARE = ", at the share p of exact Top-k's mass"
+_BYTES = (
+    "Bytes that a decoding step reads to choose its keys, over what exact Top-k reads for it, which is every key; reading "
+    "the chosen keys and values is the same for all and not counted. The axis is linear near 0."
+)
 CAPTIONS = {
-    "k": "Each recipe at its budgets, which stand at the keys that were kept on average: a budget of 1 % at as "
-    "many keys as that is, one that keeps fewer than k where it keeps them. Numbers stand beside the last "
-    "point of a line. The dashed line is full attention, its band the interval. Oracles that lose keys are drawn "
-    "where they were run at several budgets. Bars: 95 % intervals.",
-    "fidelity": "Accuracy against recall and against mass, both as observed in the runs that were "
-    "scored. Lines: oracles, exact Top-k with a known share of keys lost. Numbered points: real "
-    "indexers and the control. Dotted: exact Top-k's score times p^m, which chance alone "
-    "would leave if each of the m tokens that need a key lost it anew with probability 1 - p; in the right "
-    "panel at the share p of exact Top-k's mass. The m tokens are those that a short window on the end of the "
-    "context gets wrong; where no such window was run, there is no dotted line. Bars: 95 % intervals.",
+    "cost": f"Accuracy against cost. {_BYTES} The step is the Pareto front: what no other reaches at as few bytes. Level "
+    f"lines: exact Top-k, and the margin below it. {_MARKS}",
+    "k": "Each recipe at its budgets, which stand at the keys that were kept on average: a budget of 1 % at as many keys "
+    "as that is, one that keeps fewer than k where it keeps them. The dashed line is full attention, its band the "
+    "interval. Oracles that lose keys are drawn where they were run at several budgets. Bars: 95 % intervals.",
+    "recall": f"Accuracy against recall, {_FIDELITY}{_NULL.format(of='')}",
+    "mass": f"Accuracy against mass, {_FIDELITY}{_NULL.format(of=_SHARE)}",
+    "ws": "Accuracy against the weight that the heads which read the answer give to its key after selection, "
+    f"{_FIDELITY}",
     "heads": "Mean recall of each layer and query head, against that head's own exact Top-k.",
-    "bytes": "What a decoding step reads to choose its keys, a layer, against the fidelity that it "
-    "buys; reading the chosen keys and values is the same for all and not counted. Dashed: every "
-    "key read. The axis is linear below 1 KiB.",
+    "bytes": f"What the bytes buy of fidelity. {_BYTES}",
+    "nll_gap": f"NLL of the true answer minus full attention's, nats a token: less is better. {_BYTES} Bars: 95 % intervals.",
+    "kl": f"KL of the next token from full attention's, nats a token: less is better. {_BYTES}",
+}
+
+
+def alt_of(figure: str, rows: Sequence[Mapping[str, Any]], budget: str) -> str:
+    """What a figure shows, for those who do not see it: what is drawn, and its ends."""
+    drawn = [row for row in rows if row["kind"] in ("real", "control", "oracle", "exact")]
+    scored = [row for row in drawn if row["accuracy"] is not None]
+    at = f" at k = {budget}" if budget else ""
+    words = f"{_ALT[figure]} of {len({row['name'] for row in drawn})} indexers{at}."
+    if not scored:
+        return words
+    best, worst = (of(scored, key=lambda row: row["accuracy"]) for of in (max, min))
+    ends = (f"{row['name']} {row['accuracy']:.2f}" for row in (worst, best))
+    front = [row for row in drawn if row["front"] and row["share"] is not None]
+    steps = ", ".join(f"{row['name']} {row['accuracy']:.2f} at {row['share']:.2f}" for row in sorted(front, key=lambda row: row["share"]))  # fmt: skip
+    told = f" The front: {steps}." if figure == "cost" and steps else ""
+    return f"{words} Accuracy from {' to '.join(ends)}.{told}"
+
+
+_ALT = {
+    "cost": "Accuracy against the bytes read to choose keys",
+    "k": "Accuracy against the keys kept",
+    "recall": "Accuracy against recall",
+    "mass": "Accuracy against attention mass",
+    "ws": "Accuracy against the answer-key weight",
+    "bytes": "Fidelity against the bytes read to choose keys",
+    "nll_gap": "NLL minus full attention's against the bytes read to choose keys",
+    "kl": "KL from full attention against the bytes read to choose keys",
 }
 
 METHOD = (

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from topkit.indexers.budget import Budget
 
 _COLUMNS = (
     "cell",
+    "kind",
     "k",
     "accuracy",
     "minus full attention",
@@ -33,36 +34,43 @@ _COLUMNS = (
 )
 
 
-def cells_table(findings: Findings, budgets: Sequence[Budget] | None = None) -> str:
-    """The table as HTML; rows are cells, in their kinds: all, or full attention and those of budgets."""
-    curve, kind = findings.curve, ""
-    lines: list[str] = []
+@dataclass(frozen=True)
+class CellsTable:
+    """Heads of columns, rows of texts, and what the page says above them."""
+
+    title: str
+    note: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def cells_table(findings: Findings, budgets: Sequence[Budget] | None = None) -> CellsTable:
+    """Cells in the order of their kinds: all, or full attention and those of budgets."""
+    curve = findings.curve
+    sometimes = {name: texts for name, texts in _sometimes(findings).items() if any(texts)}
     columns = [c.replace(f"{MARGIN:g}", f"{findings.margin:g}") for c in _COLUMNS]
-    columns[3:3] = _apart(findings)
-    columns += [name for name, texts in _sometimes(findings).items() if any(texts)]
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    for place, cell in enumerate(curve.cells):
-        if budgets is not None and cell.budget is not None and cell.budget not in budgets:
-            continue
-        if kind_of(cell) != kind:
-            kind = kind_of(cell)
-            lines.append(f'<tr class="kind"><td colspan="{len(columns)}">{_KINDS[kind]}</td></tr>')
-        cells = "".join(f"<td>{escape(text)}</td>" for text in _row(findings, place))
-        lines.append(f"<tr>{cells}</tr>")
-    body = "\n".join(lines)
-    return (
-        f"<h3>{'Every cell' if budgets is None else 'Cells at these budgets'}</h3><p class='note'>Differences are paired: the same questions, the same "
-        f"haystacks. At {findings.margin:g}: as good where the interval of the difference to full "
-        f"attention lies above -{findings.margin:g}, worse where it lies below; undecided at the floor, where "
-        f"full attention itself scores no more than {findings.margin:g}.</p>"
-        f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    columns[4:4] = _apart(findings)
+    columns += sometimes
+    kept = [
+        place
+        for place, cell in enumerate(curve.cells)
+        if budgets is None or cell.budget is None or cell.budget in budgets
+    ]
+    return CellsTable(
+        "Every cell" if budgets is None else "Cells at these budgets",
+        "Differences are paired: the same questions, the same haystacks. "
+        f"At {findings.margin:g}: as good where the interval of the difference to full attention lies above "
+        f"-{findings.margin:g}, worse where it lies below; undecided at the floor, where full attention itself "
+        f"scores no more than {findings.margin:g}.",
+        columns,
+        [[*_row(findings, place), *(texts[place] for texts in sometimes.values())] for place in kept],
     )
 
 
 _KINDS = {
     DENSE: "full attention",
-    "oracle": "oracles",
-    "real": "real indexers",
+    "oracle": "oracle",
+    "real": "real",
     "control": "control",
 }
 
@@ -83,9 +91,9 @@ def _row(findings: Findings, place: int) -> list[str]:
     curve, to_exact = findings.curve, findings.to_exact(place)
     cell, numbers = curve.cells[place], {m: curve.mean(m)[place] for m in curve.fidelity}
     compared = findings.to_dense is not None and kind_of(cell) != DENSE
-    sometimes = (texts[place] for texts in _sometimes(findings).values() if any(texts))
     return [
         name_of(cell),
+        _KINDS[kind_of(cell)],
         str(cell.budget or ""),
         said(findings.accuracy[place]),
         *(said(findings.apart[name][place]) for name in _apart(findings)),
@@ -97,7 +105,6 @@ def _row(findings: Findings, place: int) -> list[str]:
         _number(numbers["mass"]),
         _number(numbers["bytes_read"] / 1024, 1),
         _number(numbers["bytes_read"] / _tokens(findings), 1),
-        *sometimes,
     ]
 
 

@@ -36,6 +36,7 @@ FIDELITY = (
     "mass",
     "unit_recall",
     "unit_mass",
+    "ws",
     "output_error",
     "kept",
     "bytes_read",

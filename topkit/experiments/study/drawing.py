@@ -1,188 +1,136 @@
-"""What the figures of a study share: style, marks of the cells, intervals, key."""
+"""What the figures share: the mark of each family, their look, names beside points, and compiling them.
 
-# pyright: strict, reportUnknownMemberType=false
+A chart is Altair's; it names its data (`cells`, `lines`) and a budget, which are filled in where it is shown,
+so that a page holds each kind of figure once. What is drawn in `currentColor` is ink, light or dark.
+"""
+
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from textwrap import fill
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
-import matplotlib
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+import altair as alt
+import vl_convert as vlc
 
-from topkit.experiments.runs.cells import in_order
-from topkit.experiments.study import stats
-from topkit.experiments.study.curve import Curve
-from topkit.experiments.study.kinds import EXACT, kind_of
-from topkit.experiments.study.labels import label
-from topkit.experiments.study.stats import Array
-from topkit.grammar import short
-from topkit.indexers.base import Indexer
-from topkit.indexers.budget import Budget
-from topkit.indexers.degraded import degraded
+from topkit.experiments.study.cell_rows import Row
 
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "0.9",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
-    "svg.hashsalt": "topkit",
-    # Maps of one axes stay apart.
-    "image.composite_image": False,
+Spec = dict[str, Any]
+INK = "currentColor"
+# Of each family a shape, a path within -1..1, and a colour; in grey its shape and the names tell it.
+_CIRCLE, _SQUARE = "M.9 0A.9.9 0 1 1-.9 0A.9.9 0 1 1 .9 0Z", "M-.8-.8H.8V.8H-.8Z"
+MARKS = {
+    "exact": (_CIRCLE, INK),
+    "quantized": (_SQUARE, "#2f7fc1"),
+    "pages": ("M0-1.1L.85 0L0 1.1L-.85 0Z", "#d0662a"),
+    "window": ("M0 .9L1-.8H-1Z", "#8a8f98"),
+    "control": ("M-.8-.8L.8 .8M-.8 .8L.8-.8", "#8a8f98"),
+    "ann": ("M-1-.35H-.35V-1H.35V-.35H1V.35H.35V1H-.35V.35H-1Z", "#1f9d70"),
+    "adaptive": ("M0-.9L1 .8H-1Z", "#b565a7"),
+    "sampling": ("M-1-.1L0-1L1-.1L.6 .9L-.6 .9Z", "#a8871b"),
+    "trained": ("M0-1.1L.3-.3L1.1 0L.3 .3L0 1.1L-.3 .3L-1.1 0L-.3-.3Z", "#7b61d9"),
+    "combinator": (_CIRCLE, "#9aa0a6"),
+    "channels": ("M-.9 0L.8-1V1Z", "#2a9d8f"),
+    "clusters": ("M.9 0L-.8-1V1Z", "#d1495b"),
+    "codes": ("M-.9-.5L0-1L.9-.5V.5L0 1L-.9 .5Z", "#5b8ac7"),
+    "hashing": ("M-.45-1H.45V1H-.45Z", "#a0623d"),
+    "votes": ("M-1-.45H1V.45H-1Z", "#708238"),
+    "layers": ("M-.9-.9H.9L0 0L.9 .9H-.9L0 0Z", "#c98a54"),
+    "steps": ("M-.9-.9L0 0L-.9 .9V-.9M.9-.9L0 0L.9 .9Z", "#9d4edd"),
 }
+OTHER = (_CIRCLE, "#7d828a")
+CONFIG: Spec = {
+    "background": "white",
+    "aria": False,
+    "font": "system-ui, 'DejaVu Sans', sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": INK, "titleColor": INK, "tickColor": INK, "domainColor": INK, "gridColor": INK,
+        "gridOpacity": 0.12, "labelFontSize": 11, "titleFontSize": 11.5, "titleFontWeight": "normal",
+        "titlePadding": 8, "labelFlush": False,
+    },
+    "title": {"color": INK, "anchor": "start", "fontSize": 12, "fontWeight": "normal"},
+    "legend": {"labelColor": INK, "titleColor": INK, "labelFontSize": 11, "symbolStrokeWidth": 1.5},
+    "text": {"color": INK},
+    "header": {"labelColor": INK, "titleColor": INK},
+}  # fmt: skip
+WIDTH, HEIGHT = 520, 330
+# Where a name may stand beside its point, the first that is free.
+_ANCHORS = ["right", "left", "top", "bottom", "top-right", "bottom-right", "top-left", "bottom-left"]  # fmt: skip
 
 
-def drawing() -> AbstractContextManager[None]:
-    """The style that figures are drawn and saved in."""
-    return matplotlib.rc_context(STYLE)
+def mark_of(family: str) -> tuple[str, str]:
+    """A family's shape and colour."""
+    return MARKS.get(family, OTHER)
 
 
-# Dark to light as well as coloured, and never without a marker or a dash of its own.
-INK = "#111111"
-_FAMILIES = {
-    "quantized": ("s", "#0b4f8a"),
-    "pages": ("D", "#b3541e"),
-    "window": ("v", "#7a7a7a"),
-    "control": ("X", "#000000"),
-    "ann": ("P", "#1b7f5c"),
-    "adaptive": ("^", "#8e3b7a"),
-    "sampling": ("h", "#b08900"),
-    "trained": ("*", "#4d2f8f"),
-    "combinator": ("o", "#d0d0d0"),
-    "channels": ("<", "#2a9d8f"),
-    "clusters": (">", "#c44536"),
-    "codes": ("p", "#5b8ac7"),
-    "hashing": ("d", "#a0522d"),
-    "votes": ("8", "#708238"),
-    "layers": ("H", "#d08c60"),
-    "steps": ("o", "#9d4edd"),
-}
+def families(rows: Sequence[Row]) -> list[str]:
+    """The families of rows that have marks of their own, in the order of the marks."""
+    there = {row["family"] for row in rows if row["kind"] not in ("dense", "design")}
+    known = [name for name in MARKS if name in there]
+    return known + sorted(there - set(known))
 
 
-@dataclass(frozen=True)
-class Entry:
-    """How a numbered recipe is drawn, the same in every figure of a report."""
-
-    number: int
-    recipe: Indexer
-    marker: str
-    color: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.number}  {short(self.recipe)}"
-
-
-Entries = Mapping[Indexer, Entry]
-
-
-def entries(curves: Sequence[Curve]) -> Entries:
-    """Every recipe of a run but exact Top-k and degraded(...), which have lines of their own.
-
-    Numbered by kind, then by name.
-    """
-    cells = {
-        cell
-        for curve in curves
-        for cell in curve.cells
-        if not (cell.indexer is None or cell.indexer == EXACT or isinstance(cell.indexer, degraded))
-    }
-    kinds = ["real", "control", "oracle"]
-    cells = sorted(in_order(cells), key=lambda cell: kinds.index(kind_of(cell)))
-    recipes = dict.fromkeys(cell.indexer for cell in cells if cell.indexer is not None)
-    return {recipe: entry_of(number, recipe) for number, recipe in enumerate(recipes, 1)}
-
-
-def entry_of(number: int, recipe: Indexer) -> Entry:
-    """A recipe of a number, in its family's mark."""
-    return Entry(number, recipe, *_FAMILIES.get(recipe.family, ("o", "#555555")))
-
-
-def shown(curve: Curve, budget: Budget, marks: Entries) -> dict[int, Entry]:
-    """The numbered cells of a budget, by their place."""
-    places = curve.where("real", "control", "oracle", budget=budget)
-    numbered = {
-        p: marks[r] for p in places if (r := curve.cells[p].indexer) in marks and r is not None
-    }
-    return dict(sorted(numbered.items(), key=lambda item: item[1].number))
-
-
-def accuracy_label(curve: Curve) -> str:
-    return f"accuracy ({curve.measure.replace('_', ' ')})"
-
-
-def dense_line(axes: Axes, score: stats.Interval) -> None:
-    value, low, high = score
-    axes.axhline(value, color="0.35", lw=1, ls=(0, (5, 2)), label="full attention", zorder=1)
-    axes.axhspan(low, high, color="0.5", alpha=0.14, lw=0, zorder=0)
-
-
-def with_intervals(
-    axes: Axes, x: Any, scores: stats.Interval, places: Sequence[int], **style: Any
-) -> None:
-    y = scores.value[places]
-    errors = np.clip([y - scores.low[places], scores.high[places] - y], 0, None)
-    axes.errorbar(x, y, errors, ms=4, lw=1.2, elinewidth=0.7, capsize=1.5, **style)
-
-
-def two_panels(curve: Curve, budget: Budget) -> tuple[Figure, Axes, Axes]:
-    figure = Figure(figsize=(11, 4.4))
-    left, right = figure.subplots(1, 2)
-    figure.subplots_adjust(left=0.055, right=0.70, bottom=0.115, top=0.93, wspace=0.2)
-    left.set_title(f"{curve.title}; k = {budget}")
-    return figure, left, right
-
-
-def points(
-    axes: Axes,
-    numbered: Mapping[int, Entry],
-    x: Array,
-    y: Array,
-    scores: stats.Interval | None,
-) -> None:
-    """Numbered cells, as in the key; intervals where y is an accuracy."""
-    drawn = {p: e for p, e in numbered.items() if np.isfinite(x[p] + y[p])}
-    places = list(drawn)
-    if scores is not None:
-        low, high = scores.low[places], scores.high[places]
-        axes.vlines(x[places], low, high, color="0.55", lw=0.7, zorder=4)
-    for place, entry in drawn.items():
-        axes.plot(x[place], y[place], **mark(entry), zorder=5)
-    label(axes, x[places], y[places], [str(drawn[p].number) for p in places])
-
-
-def mark(entry: Entry) -> dict[str, Any]:
+def by_family(names: Sequence[str], legend: bool) -> dict[str, Any]:
+    """Shape, outline and filling by family, as encodings; one legend for all three."""
+    shapes, colours = zip(*map(mark_of, names), strict=True) if names else ((), ())
+    key = alt.Legend(title=None) if legend else None
     return {
-        "marker": entry.marker,
-        "ms": 5.5,
-        "mfc": entry.color,
-        "mec": INK,
-        "mew": 0.6,
-        "ls": "none",
+        "shape": alt.Shape("family:N", legend=key).scale(domain=list(names), range=list(shapes)),
+        "stroke": alt.Stroke("family:N", legend=key).scale(domain=list(names), range=list(colours)),
+        "fill": alt.Fill("family:N", legend=None).scale(domain=list(names), range=list(colours)),
     }
 
 
-def key(figure: Figure, lines: Sequence[tuple[Any, str]], numbered: Iterable[Entry]) -> None:
-    """Lines first, then the numbered recipes, in one column at the right."""
-    every = [*lines, *((Line2D([], [], **mark(entry)), entry.name) for entry in numbered)]
-    handles = [handle for handle, _ in every]
-    names = [fill(name, 46, subsequent_indent="    ") for _, name in every]
-    figure.legend(handles, names, loc="center left", bbox_to_anchor=(0.705, 0.52), fontsize=7)
+def compiled(chart: alt.TopLevelMixin) -> Spec:
+    """A chart as Vega, names placed where they cover nothing."""
+    spec = {**chart.to_dict(), "config": CONFIG}
+    made: Spec = vlc.vegalite_to_vega(spec)
+    for group in _groups(made):
+        for mark in group.get("marks", ()):
+            if mark["type"] == "text" and "names" in mark["name"].split("_"):
+                mark["transform"] = [_placing(group)]
+    return made
 
 
-def legend_lines(axes: Axes) -> list[tuple[Any, str]]:
-    """What the key says of the lines that were drawn."""
-    return list(zip(*axes.get_legend_handles_labels(), strict=True))
+def _groups(spec: Spec) -> Iterator[Spec]:
+    """A specification, and the groups of marks in it."""
+    yield spec
+    for mark in spec.get("marks", ()):
+        if mark["type"] == "group":
+            yield from _groups(mark)
+
+
+def _placing(group: Spec) -> Spec:
+    """Vega's placing of labels in a group: those of the front first; what finds no place is left out."""
+    update = group.get("encode", {}).get("update", {})
+    size = [update.get(side, {}).get("signal", side) for side in ("width", "height")]
+    return {
+        "type": "label",
+        "size": {"signal": f"[{', '.join(size)}]"},
+        "anchor": _ANCHORS,
+        "offset": [7],
+        "padding": 0,
+        "sort": {"field": "datum.front", "order": "descending"},
+    }
+
+
+def filled(spec: Spec, data: Mapping[str, Sequence[Row]], budget: str = "") -> Spec:
+    """A compiled chart with its rows and its budget, as it is drawn."""
+    whole = deepcopy(spec)
+    for source in whole["data"]:
+        if source["name"] in data:
+            source["values"] = list(data[source["name"]])
+    for signal in whole.get("signals", ()):
+        if signal["name"] == "budget":
+            signal["value"] = budget
+    return whole
+
+
+def bare(spec: Spec) -> Spec:
+    """A compiled chart as a page shows it: without ground and legends, which are the page's own."""
+    lean = {**spec, "background": None}
+    lean.pop("legends", None)
+    return lean

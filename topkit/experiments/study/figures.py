@@ -1,124 +1,139 @@
-"""The figures of a study at one budget: accuracy against fidelity, bytes against fidelity.
+"""The figures of a curve at one budget: a gain against what choosing reads, accuracy against fidelity."""
 
-The first letters are those of the report: (a) is in accuracy_by_k, (c) in head_maps.
-"""
-
-# pyright: strict, reportUnknownMemberType=false
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from __future__ import annotations
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from collections.abc import Sequence
+from typing import Any
 
-from topkit.experiments.study import stats
-from topkit.experiments.study.curve import Curve
-from topkit.experiments.study.drawing import (
-    Entries,
-    accuracy_label,
-    dense_line,
-    drawing,
-    key,
-    legend_lines,
-    points,
-    shown,
-    two_panels,
-    with_intervals,
-)
-from topkit.experiments.study.kinds import EXACT
-from topkit.experiments.study.manners import oracle_families, style
-from topkit.experiments.study.null import null_of
-from topkit.indexers.budget import Budget
+import altair as alt
 
+from topkit.experiments.study.drawing import HEIGHT, INK, WIDTH, by_family
+from topkit.experiments.study.sentences import FLOOR, UNDECIDED, WORSE
 
-def by_fidelity(curve: Curve, budget: Budget, marks: Entries) -> Figure | None:
-    """(b) Accuracy against recall and against mass: oracles as curves, real indexers as points.
-
-    None where nothing was judged.
-    """
-    if not _judged(curve, budget):
-        return None
-    with drawing():
-        figure, left, right = two_panels(curve, budget)
-        scores = stats.accuracy(curve.rates, curve.trials)
-        places = curve.where("oracle", "real", "control", budget=budget)
-        for axes, metric in ((left, "recall"), (right, "mass")):
-            dense = curve.place(None)
-            if dense is not None:
-                dense_line(axes, scores[dense])
-            _oracle_curves(axes, curve, budget, metric, scores)
-            _null(axes, curve, budget, metric)
-            # Recall may be 1; k keys hold a share of the mass, and its differences are to be seen.
-            most = (
-                1.0 if metric == "recall" else np.nanmax(curve.mean(metric)[places], initial=0.01)
-            )
-            axes.set_xlim(-0.03 * most, 1.04 * most)
-            axes.set_ylim(-0.05, 1.09)
-            axes.set_yticks(np.linspace(0, 1, 6))
-            axes.set_xlabel(_WORDS[metric])
-            axes.set_ylabel(accuracy_label(curve))
-        lines, numbered = legend_lines(left), shown(curve, budget, marks)
-        for axes, metric in ((left, "recall"), (right, "mass")):
-            points(axes, numbered, curve.mean(metric), scores.value, scores)
-        key(figure, lines, numbered.values())
-    return figure
-
-
-def _judged(curve: Curve, budget: Budget) -> bool:
-    """Whether any cell has a fidelity that tells something: none has where k covers all that is visible."""
-    places = curve.where("oracle", "real", "control", budget=budget)
-    judged = np.isfinite(curve.mean("recall")) & ~curve.trivial
-    return bool(judged[places].any())
-
-
-_WORDS = {
+# What accuracy is drawn against, in words.
+WORDS = {
     "recall": "recall: share of the exact Top-k kept",
     "mass": "mass: attention weight kept",
+    "ws": "answer-key weight after selection",
+    "share": "bytes read to choose keys, over exact Top-k's",
 }
+GAINS = {
+    "accuracy": "accuracy",
+    "nll_gap": "NLL minus full attention's, nats a token",
+    "kl": "KL from full attention, nats a token",
+    "recall": WORDS["recall"],
+    "mass": WORDS["mass"],
+}
+_ENDS = {"accuracy": ("low", "high"), "nll_gap": ("nll_low", "nll_high")}
+_TICKS = [0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
+_HOVER = {
+    "name": ("indexer", ""),
+    "budget": ("k", ""),
+    "accuracy": ("accuracy", ".2f"),
+    "low": ("from", ".2f"),
+    "high": ("to", ".2f"),
+    "gap": ("minus exact Top-k", "+.2f"),
+    "verdict": ("verdict", ""),
+    "recall": ("recall", ".3f"),
+    "mass": ("mass", ".3f"),
+    "ws": ("answer-key weight", ".3f"),
+    "share": ("bytes over exact Top-k's", ".3f"),
+    "kib": ("KiB read, a step and layer", ".1f"),
+    "nll_gap": ("NLL minus full attention", "+.3f"),
+    "kl": ("KL", ".3f"),
+}
+_AT = "datum.budget == budget"
+_SHOWN = f"{_AT} && indexof(['real', 'control', 'oracle', 'exact'], datum.kind) >= 0"
 
 
-def _oracle_curves(
-    axes: Axes, curve: Curve, budget: Budget, metric: str, scores: stats.Interval
-) -> None:
-    fidelity = curve.mean(metric)
-    exact = curve.place(EXACT, budget)
-    for number, (name, places) in enumerate(oracle_families(curve, budget).items()):
-        line = places + ([exact] if exact is not None else [])
-        line = sorted(line, key=lambda place: fidelity[place])
-        with_intervals(axes, fidelity[line], scores, line, zorder=3, label=name, **style(number))
+def by_cost(names: Sequence[str], gain: str = "accuracy", legend: bool = False) -> alt.LayerChart:
+    """A gain against the share of bytes that choosing reads; of accuracy with the front and the margin."""
+    x = alt.X("share:Q", title=WORDS["share"]).scale(type="symlog", constant=0.02, nice=False)
+    x = x.axis(values=_TICKS, format="~g")
+    under = [*rules("exact", "margin"), _front(x)] if gain == "accuracy" else []
+    return whole([*under, *points(x, "share", gain, names, legend)])
 
 
-def _null(axes: Axes, curve: Curve, budget: Budget, metric: str) -> None:
-    """From exact Top-k's place and score down to no key at all."""
-    null, exact = null_of(curve, budget), curve.place(EXACT, budget)
-    if null is None or exact is None:
-        return
-    kept = np.linspace(0, 1, 200)
-    name = f"null: {null.score:.2f} $p^m$, m = {null.tokens:.2g} of {curve.answer_tokens:.2g} tokens need a key"
-    x = kept * curve.mean(metric)[exact]
-    axes.plot(x, null.at(kept), color="0.2", ls=":", lw=1.4, label=name, zorder=2)
+def by_fidelity(names: Sequence[str], metric: str, legend: bool = False) -> alt.LayerChart:
+    """Accuracy against a metric: oracles as lines, real indexers as points, what chance leaves dotted."""
+    x = alt.X(f"{metric}:Q", title=WORDS[metric]).scale(zero=True, nice=False)
+    null = alt.Chart(alt.NamedData("lines")).transform_filter(f"datum.line == 'null {metric}'")
+    dotted = null.mark_line(color=INK, strokeDash=[1, 3], strokeWidth=1.4).encode(x="x:Q", y="y:Q")
+    layers = [*rules("dense"), dotted, *_oracles(x, metric, legend)]
+    return whole([*layers, *points(x, metric, "accuracy", names, legend)])
 
 
-def by_bytes(curve: Curve, budget: Budget, marks: Entries) -> Figure | None:
-    """(d) Bytes read to choose keys, a decoding step, against the fidelity that they buy.
+def whole(layers: Sequence[alt.Chart]) -> alt.LayerChart:
+    """Layers as one figure, of the budget that is filled in."""
+    budget = alt.param(name="budget", value="")
+    return alt.layer(*layers).add_params(budget).properties(width=WIDTH, height=HEIGHT)
 
-    None where nothing was judged.
-    """
-    if not _judged(curve, budget):
-        return None
-    with drawing():
-        figure, left, right = two_panels(curve, budget)
-        numbered = shown(curve, budget, marks)
-        read = curve.mean("bytes_read") / 1024
-        exact = curve.place(EXACT, budget)
-        for axes, metric in ((left, "recall"), (right, "mass")):
-            if exact is not None:
-                axes.axvline(read[exact], color="0.35", lw=1, ls=(0, (5, 2)), label="every key")
-            axes.set_xscale("symlog", linthresh=1)
-            axes.set_xlim(left=-0.2, right=max(np.nanmax(read), 1) * 2)
-            axes.set_ylim(-0.05, 1.09)
-            axes.set_yticks(np.linspace(0, 1, 6))
-            axes.set_xlabel("KiB read to choose keys, a step and layer")
-            axes.set_ylabel(_WORDS[metric])
-            points(axes, numbered, read, curve.mean(metric), None)
-        key(figure, legend_lines(left), numbered.values())
-    return figure
+
+def rules(*lines: str) -> list[alt.Chart]:
+    """Level lines across a figure, named at their left end: of exact Top-k, its margin, full attention."""
+    wanted = " || ".join(f"datum.line == '{line}'" for line in lines)
+    data = alt.Chart(alt.NamedData("lines")).transform_filter(f"({wanted}) && {_AT}")
+    y, dash = alt.Y("y:Q"), alt.StrokeDash("line:N", legend=None)
+    dash = dash.scale(domain=["exact", "margin", "dense"], range=[[1, 0], [2, 3], [6, 3]])
+    words = data.properties(name="rulenames").mark_text(align="left", dx=3, dy=-6, fontSize=10.5)
+    return [
+        data.mark_rule(color=INK, opacity=0.7).encode(y=y, strokeDash=dash),
+        words.encode(x=alt.value(0), y=y, text="words:N"),
+    ]
+
+
+def points(x: Any, across: str, gain: str, names: Sequence[str], legend: bool) -> list[alt.Chart]:
+    """Intervals, marks and names of the cells at the budget: filled as good as exact Top-k, hollow worse."""
+    data = alt.Chart(alt.NamedData("cells")).transform_filter(
+        f"{_SHOWN} && isValid(datum.{across}) && isValid(datum.{gain})"
+    )
+    scale = {"domain": [0, 1]} if gain in ("accuracy", "recall") else {"zero": gain == "mass"}
+    y = alt.Y(f"{gain}:Q", title=GAINS[gain], scale=alt.Scale(nice=False, **scale))
+    marks = data.properties(name="dots").mark_point(size=75, strokeWidth=1.6)
+    words = data.properties(name="names").mark_text(fontSize=10.5)
+    drawn = [
+        marks.encode(x, y, **by_family(names, legend), fillOpacity=_filling(), tooltip=hover()),
+        words.encode(x, y, text="label:N"),
+    ]
+    if gain in _ENDS:
+        low, high = _ENDS[gain]
+        bars = data.mark_rule(color=INK, opacity=0.3)
+        drawn.insert(0, bars.encode(x, alt.Y(f"{low}:Q"), alt.Y2(f"{high}:Q")))
+    return drawn
+
+
+def hover() -> list[alt.Tooltip]:
+    """What hovering over a cell shows."""
+    return [
+        alt.Tooltip(f"{name}:{'Q' if form else 'N'}", title=title, **({"format": form} if form else {}))
+        for name, (title, form) in _HOVER.items()
+    ]  # fmt: skip
+
+
+def _filling() -> Any:
+    open_ = f"datum.verdict == '{UNDECIDED}' || datum.verdict == '{FLOOR}'"
+    when = alt.when(f"datum.verdict == '{WORSE}'").then(alt.value(0))
+    return when.when(open_).then(alt.value(0.3)).otherwise(alt.value(0.95))
+
+
+def _front(x: Any) -> alt.Chart:
+    data = alt.Chart(alt.NamedData("cells")).transform_filter(f"{_AT} && datum.front")
+    line = data.mark_line(color=INK, opacity=0.6, strokeWidth=1.2, interpolate="step-after")
+    return line.encode(x, y="accuracy:Q", order="share:Q")
+
+
+def _oracles(x: Any, metric: str, legend: bool) -> list[alt.Chart]:
+    """Oracles that lose keys: a dash a manner of loss."""
+    data = alt.Chart(alt.NamedData("cells")).transform_filter(
+        f"{_AT} && datum.kind == 'design' && isValid(datum.{metric})"
+    )
+    key = alt.Legend(title=None, orient="bottom", columns=1, labelLimit=420) if legend else None
+    dash = alt.StrokeDash("manner:N", legend=key)
+    line = data.mark_line(color=INK, opacity=0.5, strokeWidth=1.2)
+    dots = data.mark_point(color=INK, opacity=0.5, size=16)
+    return [
+        line.encode(x, y="accuracy:Q", strokeDash=dash, order=f"{metric}:Q"),
+        dots.encode(x, y="accuracy:Q", tooltip=hover()),
+    ]

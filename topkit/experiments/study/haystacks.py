@@ -46,10 +46,11 @@ def joined(several: Sequence[Sequence[Curve]]) -> list[Curve]:
     for of_seed in several:
         for curve in of_seed:
             by_key.setdefault((curve.task, curve.length, curve.sparse_from), []).append(curve)
-    return [_joined(by_key[key]) for key in sorted(by_key)]
+    return [as_one(by_key[key]) for key in sorted(by_key)]
 
 
-def _joined(curves: Sequence[Curve]) -> Curve:
+def as_one(curves: Sequence[Curve]) -> Curve:
+    """The cells that all curves have, on the haystacks of all; what else it is, the first says."""
     first = curves[0]
     if len(curves) == 1:
         return first

@@ -1,118 +1,113 @@
-"""(c) Mean recall of each layer and head, a map a real indexer: all in one axes, whose unit is an inch.
+"""Recall by layer and head: a map a real indexer, ordered by family, with what is seen in each."""
 
-An axes a map would take most of the time of a report.
-"""
-
-# pyright: strict, reportUnknownMemberType=false
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 from __future__ import annotations
 
-import math
-from textwrap import fill
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import matplotlib
+import altair as alt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 
+from topkit.experiments.study.cell_rows import Row, family, label_of, shortened
 from topkit.experiments.study.curve import Curve
-from topkit.experiments.study.drawing import STYLE, Entries, shown
+from topkit.experiments.study.drawing import MARKS
 from topkit.experiments.study.stats import Array
 from topkit.indexers.budget import Budget
 
-COLUMNS, COLOURS = 6, "viridis"
-# Of a map, and from one to the next.
-_WIDTH, _HEIGHT, _RIGHT, _DOWN = 1.45, 1.35, 1.65, 1.95
-_LEFT, _BOTTOM, _TOP, _BAR = 0.55, 0.5, 0.5, 0.95
-_TICK = 0.04
+# Maps of a picture; the page has all.
+MOST = 24
+# A head that loses so much of its keys is named.
+LOW = 0.5
+_HOVER = [
+    alt.Tooltip("layer:O", title="layer"),
+    alt.Tooltip("head:O", title="query head"),
+    alt.Tooltip("recall:Q", title="recall", format=".2f"),
+]
 
 
-def by_head(curve: Curve, budget: Budget, marks: Entries) -> Figure | None:
-    """Maps of one scale; None where there is nothing. Layers and heads are numbered at the edge."""
-    numbered = shown(curve, budget, marks)
-    maps = [
-        (e, curve.heads[c]) for p, e in numbered.items() if (c := curve.cells[p]) in curve.heads
-    ]
-    if not maps:
-        return None
-    columns = min(len(maps), COLUMNS)
-    rows = math.ceil(len(maps) / columns)
-    shape = tuple(int(most) for most in np.max([recall.shape for _, recall in maps], axis=0))
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = _sheet(columns, rows)
-        for place, (entry, recall) in enumerate(maps):
-            row, column = divmod(place, columns)
-            corner = _LEFT + column * _RIGHT, _BOTTOM + (rows - 1 - row) * _DOWN
-            _map(axes, corner, _padded(recall, shape))
-            title = fill(entry.name, 26, max_lines=3, placeholder=" …")
-            axes.text(corner[0], corner[1] + _HEIGHT + 0.06, title, fontsize=7, va="bottom")
-            if column == 0:
-                _layers(axes, corner, shape[0])
-            if place + columns >= len(maps):
-                _heads(axes, corner, shape[1])
-        _bar(figure)
-    return figure
+@dataclass(frozen=True)
+class HeadMap:
+    """An indexer's mean recall [layers, heads], NaN where nothing was judged."""
+
+    name: str
+    family: str
+    recall: Array
+
+    @property
+    def rows(self) -> list[Row]:
+        """A row a layer and head that was judged."""
+        return [
+            {"name": shortened(self.name, 24), "layer": layer, "head": head, "recall": round(float(value), 2)}
+            for (layer, head), value in np.ndenumerate(self.recall)
+            if np.isfinite(value)
+        ]
+
+    @property
+    def takeaway(self) -> str:
+        """Its mean, its weakest layer, and how many heads lose half of their keys."""
+        judged = np.isfinite(self.recall)
+        layers = [(float(np.nanmean(row)), n) for n, row in enumerate(self.recall) if np.isfinite(row).any()]  # fmt: skip
+        lowest, layer = min(layers)
+        low = int((self.recall[judged] < LOW).sum())
+        heads = f"{low} of {judged.sum()} heads below {LOW:g}" if low else f"no head below {LOW:g}"
+        return f"mean {np.nanmean(self.recall):.2f}; layer {layer} lowest, {lowest:.2f}; {heads}"
 
 
-def _sheet(columns: int, rows: int) -> tuple[Figure, Axes]:
-    """A figure and its one axes, in inches."""
-    width = _LEFT + columns * _RIGHT + _BAR
-    height = _BOTTOM + (rows - 1) * _DOWN + _HEIGHT + _TOP
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    axes.set(xlim=(0, width), ylim=(0, height))
-    return figure, axes
+def head_maps(curve: Curve, budget: Budget) -> list[HeadMap]:
+    """The maps of the indexers at a budget, by family, the best first in each."""
+    places = curve.where("real", "control", budget=budget)
+    cells = [curve.cells[place] for place in places if curve.cells[place] in curve.heads]
+    made = [HeadMap(label_of(cell), family(cell), curve.heads[cell]) for cell in cells]
+    there = [one for one in made if np.isfinite(one.recall).any()]
+    order = list(MARKS)
+    return sorted(
+        there,
+        key=lambda one: (
+            order.index(one.family) if one.family in MARKS else len(order),
+            one.family,
+            -float(np.nanmean(one.recall)),
+        ),
+    )
 
 
-def _padded(recall: Array, shape: tuple[int, ...]) -> Array:
-    """The map in the shape of all; NaN where a layer or head was not judged."""
-    whole = np.full(shape, np.nan)
-    whole[: recall.shape[0], : recall.shape[1]] = recall
-    return whole
+def weakest(maps: Sequence[HeadMap]) -> str:
+    """Which layer loses most over all indexers, as a heading."""
+    shape = tuple(np.max([one.recall.shape for one in maps], axis=0))
+    whole = np.full((len(maps), *shape), np.nan)
+    for n, one in enumerate(maps):
+        whole[n, : one.recall.shape[0], : one.recall.shape[1]] = one.recall
+    judged = np.isfinite(whole)
+    sums, counts = np.where(judged, whole, 0).sum((0, 2)), judged.sum((0, 2))
+    layers = np.divide(sums, counts, out=np.full(shape[0], np.nan), where=counts > 0)
+    lowest, highest = int(np.nanargmin(layers)), int(np.nanargmax(layers))
+    if lowest == highest:
+        return f"Recall by head: {layers[lowest]:.2f} on average"
+    return (
+        f"Layer {lowest} loses most of its keys (recall {layers[lowest]:.2f} on average), "
+        f"layer {highest} the fewest ({layers[highest]:.2f})"
+    )
 
 
-def _map(axes: Axes, corner: tuple[float, float], recall: Array) -> None:
-    x, y = corner
-    limits = axes.get_xlim(), axes.get_ylim()
-    extent = (x, x + _WIDTH, y, y + _HEIGHT)
-    axes.imshow(recall, vmin=0, vmax=1, cmap=COLOURS, aspect="auto", extent=extent)
-    axes.set(xlim=limits[0], ylim=limits[1])
-    edges = [[(x, y + _HEIGHT), (x, y), (x + _WIDTH, y)]]
-    layers, heads = recall.shape
-    edges += [[(x - _TICK, at), (x, at)] for at in _across(y + _HEIGHT, -_HEIGHT, layers)]
-    edges += [[(at, y - _TICK), (at, y)] for at in _across(x, _WIDTH, heads)]
-    axes.add_collection(LineCollection(edges, colors="black", linewidths=0.8), autolim=False)
+def one_map() -> alt.Chart:
+    """A map alone."""
+    return _map(alt.Chart(alt.NamedData("cells"))).properties(width=180, height=130)
 
 
-def _layers(axes: Axes, corner: tuple[float, float], count: int) -> None:
-    x, y = corner
-    for number, at in zip(_ticks(count), _across(y + _HEIGHT, -_HEIGHT, count), strict=True):
-        axes.text(x - 2 * _TICK, at, str(number), ha="right", va="center")
-    axes.text(x - 0.4, y + _HEIGHT / 2, "layer", rotation=90, ha="center", va="center")
+def all_maps() -> alt.FacetChart:
+    """All maps of a picture, on one scale."""
+    chart = _map(alt.Chart(), legend=True).properties(width=120, height=105)
+    by_name = alt.Facet("name:N", sort=None, title=None, header=alt.Header(labelLimit=0, labelFontSize=9))  # fmt: skip
+    return chart.facet(by_name, columns=6, data=alt.NamedData("cells"))
 
 
-def _heads(axes: Axes, corner: tuple[float, float], count: int) -> None:
-    x, y = corner
-    for number, at in zip(_ticks(count), _across(x, _WIDTH, count), strict=True):
-        axes.text(at, y - 2 * _TICK, str(number), ha="center", va="top")
-    axes.text(x + _WIDTH / 2, y - 0.25, "query head", ha="center", va="top")
-
-
-def _across(begin: float, span: float, count: int) -> Array:
-    """The middles of those of `count` equal pieces that are numbered."""
-    return begin + span * (np.array(_ticks(count)) + 0.5) / count
-
-
-def _ticks(count: int) -> list[int]:
-    return list(range(0, count, max(1, math.ceil(count / 8))))
-
-
-def _bar(figure: Figure) -> None:
-    scale = ScalarMappable(Normalize(0, 1), COLOURS)
-    width, height = figure.get_size_inches()
-    size = min(0.8 * height, 4.0)
-    place = (1 - (_BAR - 0.15) / width, (1 - size / height) / 2, 0.12 / width, size / height)
-    figure.colorbar(scale, cax=figure.add_axes(place), label="mean recall")
+def _map(chart: alt.Chart, legend: bool = False) -> alt.Chart:
+    key = alt.Legend(title="recall", orient="right") if legend else None
+    axis = alt.Axis(labelOverlap=True, labelAngle=0, ticks=False, domain=False, titlePadding=2, grid=False)  # fmt: skip
+    return chart.mark_rect().encode(
+        alt.X("head:O", title="query head", axis=axis),
+        alt.Y("layer:O", title="layer", axis=axis),
+        color=alt.Color("recall:Q", legend=key).scale(domain=[0, 1], scheme="viridis"),
+        tooltip=_HOVER,
+    )

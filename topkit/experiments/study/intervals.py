@@ -13,6 +13,7 @@ from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.kinds import EXACT
 from topkit.experiments.study.sentences import judged, said
 from topkit.experiments.study.stats import Interval
+from topkit.indexers.budget import Budget
 
 MARGIN = 0.05
 
@@ -22,6 +23,7 @@ class Intervals:
 
     def __init__(self, curve: Curve, margin: float = MARGIN) -> None:
         self.curve, self.margin = curve, margin
+        self._against: dict[int, Interval] = {}
 
     @cached_property
     def accuracy(self) -> Interval:
@@ -66,14 +68,22 @@ class Intervals:
             return level, "", ""
         return level, said(gap[place], signed=True, digits=3), said(kl, digits=3)
 
+    @cached_property
+    def exact(self) -> dict[Budget | None, int]:
+        """The place of exact Top-k at each budget that it was run at."""
+        return {cell.budget: p for p, cell in enumerate(self.curve.cells) if cell.indexer == EXACT}
+
     def to_exact(self, place: int) -> Interval | None:
         """The paired difference of one cell to exact Top-k at its budget."""
-        exact = self.curve.place(EXACT, self.curve.cells[place].budget)
-        return None if exact in (None, place) else self.against(exact)[place]
+        exact = self.exact.get(self.curve.cells[place].budget)
+        return None if exact is None or exact == place else self.against(exact)[place]
 
     def against(self, base: int) -> Interval:
         """The paired difference of each cell to the one at a place."""
-        return stats.difference(self.curve.rates, self.curve.trials, base)
+        if base not in self._against:
+            gaps = stats.difference(self.curve.rates, self.curve.trials, base)
+            self._against[base] = gaps
+        return self._against[base]
 
     def verdict(self, place: int) -> str:
         """Of a cell against full attention: as good, worse, better (to audit), or undecided."""

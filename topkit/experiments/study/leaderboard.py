@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
 
 from topkit.experiments.runs.parts import write_whole
@@ -18,8 +19,9 @@ from topkit.experiments.study.blocks import (
     Heading,
     Items,
     Paragraph,
-    as_html,
+    Panel,
     as_markdown,
+    in_page,
 )
 from topkit.experiments.study.board_tables import (
     MORE_NOTE,
@@ -30,8 +32,11 @@ from topkit.experiments.study.board_tables import (
 )
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.goals import ACCURACY, MASS
-from topkit.experiments.study.page import PAGE, save_figure
+from topkit.experiments.study.drawing import families as families_of
+from topkit.experiments.study.page import render
+from topkit.experiments.study.pictures import pictures
 from topkit.experiments.study.reading import RUNS, STUDY, Reading, reading, study_of
+from topkit.experiments.study.sheet import Sheet
 from topkit.experiments.study.standings import Standings, standings
 from topkit.experiments.study.surprises import surprises
 
@@ -54,16 +59,13 @@ def write_leaderboard(folder: Path, read: Reading, place: Path, study: Mapping[s
     """
     made = list(blocks(read, place, study))
     notes = [*read.origin, *(f"Not finished: {line}" for line in read.absent)]
-    figured = folder / "figures"
-    drawn = {
-        block: save_figure(figured, block.name, block.draw(), block.caption)
-        for block in made
-        if isinstance(block, Drawn)
-    }
-    body = [drawn[block] if isinstance(block, Drawn) else as_html(block) for block in made]
-    body += [as_html(Heading("The run")), as_html(Items(notes))]
-    page = PAGE.format(title=TITLE, body="\n".join(body))
-    markdown = f"# {TITLE}\n\n{as_markdown([*made, Heading('The run'), Items(notes)], 'figures')}\n"
+    every = [*made, Heading("The run"), Items(notes)]
+    with pictures(sum(isinstance(block, Drawn) for block in made)) as drawn:
+        sheet = Sheet(folder / "figures", drawn)
+        shown = in_page(every, sheet)
+        rows = [row for block in made if isinstance(block, Drawn) for p in block.panels for row in p.data["cells"]]  # fmt: skip
+        page = render("blocks.html", sheet, title=TITLE, made=shown, families=families_of(rows))
+    markdown = f"# {TITLE}\n\n{as_markdown(every, 'figures')}\n"
     for name, text in (("report.html", page), (MARKDOWN, markdown)):
         write_whole(folder / name, partial(_write, text), parents=False)
     return folder / "report.html"
@@ -112,13 +114,11 @@ def _of_model(boards: Sequence[Standings], curves: Sequence[Curve], level: int) 
     first = boards[0]
     yield Heading(first.model, level)
     yield Paragraph(_lead(first, curves))
-    marks = figures.numbered(boards)
     slug = "".join(c if c.isalnum() or c in ".-" else "-" for c in first.model)
-    drawn = [("by-bytes", figures.by_bytes, figures.CAPTION)] if first.goals else []
-    drawn += [("by-k", figures.by_k, figures.BY_K)] if first.goals and len(first.ks) > 1 else []
-    for name, draw, caption in drawn:
-        named = f"leaderboard-{name}-{slug}"
-        yield Drawn(named, partial(draw, boards, marks), f"{first.model}. {caption}")
+    if first.goals:
+        yield _by_bytes(boards, f"leaderboard-by-bytes-{slug}")
+    if first.goals and len(first.ks) > 1:
+        yield _by_k(boards, f"leaderboard-by-k-{slug}")
     yield Heading(f"Pareto fronts, {first.model}", level + 1)
     yield Items([line for goal in (ACCURACY, MASS) if (line := front_line(boards, goal))])
     for board in boards:
@@ -130,6 +130,39 @@ def _of_model(boards: Sequence[Standings], curves: Sequence[Curve], level: int) 
             yield Paragraph(f"Not there: {'; '.join(board.left_out)}.")
     yield Heading(f"Families, {first.model}", level + 1)
     yield families(boards)
+
+
+def _by_bytes(boards: Sequence[Standings], name: str) -> Drawn:
+    goals = figures.goals_of(boards)
+    rows = {goal: figures.board_rows(boards, goal) for goal in goals}
+    names = families_of([row for its in rows.values() for row in its])
+    panels = [
+        Panel(f"{name}-{goal}", f"{name}-{goal}", partial(figures.by_bytes, names, goal), {"cells": rows[goal]},
+              f"{boards[0].model}: {goal} against bytes. {front_line(boards, goal)}")
+        for goal in goals
+    ]  # fmt: skip
+
+    def draw() -> alt.TopLevelMixin:
+        return alt.vconcat(*(figures.by_bytes(names, goal, True, goal) for goal in goals))
+
+    return Drawn(name, draw, rows, f"{boards[0].model}. {figures.CAPTION}", panels)
+
+
+def _by_k(boards: Sequence[Standings], name: str) -> Drawn:
+    goals, ks = figures.goals_of(boards), boards[0].ks
+    rows = {(goal, n): figures.board_rows(boards, goal, n) for goal in goals for n in range(len(ks))}  # fmt: skip
+    names = families_of([row for its in rows.values() for row in its])
+    panels = [
+        Panel(f"{name}-{goal}-{ks[n]}", f"{name}-{goal}", partial(figures.at_k, names, goal), {"cells": its},
+              f"{boards[0].model}, k = {ks[n]}: {goal} against bytes.")
+        for (goal, n), its in rows.items()
+    ]  # fmt: skip
+
+    def draw() -> alt.TopLevelMixin:
+        return alt.vconcat(*(figures.by_k(names, goal, True) for goal in goals))
+
+    data = {goal: [row for n in range(len(ks)) for row in rows[goal, n]] for goal in goals}
+    return Drawn(name, draw, data, f"{boards[0].model}. {figures.BY_K}", panels)
 
 
 def _lead(board: Standings, curves: Sequence[Curve]) -> str:

@@ -1,78 +1,84 @@
-"""The HTML of a report: one page that needs nothing else, its lists and its figures."""
+"""The HTML of a page that needs nothing else: a template, its style and scripts, and who may run."""
 
 # pyright: strict, reportUnknownMemberType=false
 from __future__ import annotations
 
 import base64
-import io
+import hashlib
 from collections.abc import Sequence
-from html import escape
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from matplotlib.figure import Figure
+import vl_convert as vlc
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from topkit.experiments.study.drawing import STYLE, drawing
-from topkit.experiments.study.pictures import Pictures
+from topkit.experiments.study.drawing import mark_of
+from topkit.experiments.study.sheet import Sheet
 
-HERE = Pictures(None)
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light; }}
-body {{ font: 16px/1.55 Georgia, "Times New Roman", serif; color: #1a1a1a; background: #fff;
-  max-width: 68rem; margin: 0 auto; padding: 2rem 1.5rem 4rem; }}
-h1 {{ font-size: 1.7rem; line-height: 1.25; margin: 0 0 .4rem; }}
-h2 {{ font-size: 1.25rem; margin: 2.6rem 0 .5rem; border-top: 1px solid #ccc; padding-top: 1.2rem; }}
-h3 {{ font-size: 1rem; margin: 1.6rem 0 .3rem; }}
-p, li {{ max-width: 46rem; }}
-p.lead {{ color: #555; margin-top: 0; }}
-figure {{ margin: 1rem 0 1.6rem; }}
-figure img {{ max-width: 100%; height: auto; display: block; }}
-figcaption, .note {{ font-size: .88rem; color: #444; max-width: 52rem; }}
-.findings li {{ margin-bottom: .45rem; }}
-.box {{ border: 1px solid #999; background: #f7f7f5; padding: .4rem 1.2rem .8rem; margin: 1.5rem 0; }}
-.audit {{ border-left: 5px solid #b3541e; padding: .2rem 1rem; background: #fdf6f0; }}
-.table {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font: 12px/1.4 ui-monospace, Menlo, Consolas, monospace;
-  font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: right; padding: .16rem .5rem; border-bottom: 1px solid #e4e4e4;
-  white-space: nowrap; }}
-th {{ border-bottom: 1px solid #888; vertical-align: bottom; }}
-th:first-child, td:first-child {{ text-align: left; }}
-tr.kind td {{ font-weight: bold; border-bottom: none; padding-top: .7rem; }}
-code {{ font: .88em ui-monospace, Menlo, Consolas, monospace; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-def save_figure(
-    folder: Path, name: str, figure: Figure, caption: str, pictures: Pictures = HERE
-) -> str:
-    """Save as SVG and, by way of `pictures`, as PNG; inline the SVG."""
-    folder.mkdir(exist_ok=True)
-    vector = io.BytesIO()
-    pictures.add(figure, folder / f"{name}.png", STYLE)
-    with drawing():
-        figure.savefig(vector, format="svg", metadata={"Date": None})
-    (folder / f"{name}.svg").write_bytes(vector.getvalue())
-    inlined = base64.b64encode(vector.getvalue()).decode()
+def render(template: str, sheet: Sheet | None = None, **context: Any) -> str:
+    """A template of `templates/` as a page; all of them extend base.html.
+
+    sheet: its figures, with Vega's scripts where there are any. Nothing but the page's own scripts runs,
+    and nothing is loaded: the page's policy names them by their digests.
+    """
+    drawn = sheet is not None and bool(sheet.figures)
+    scripts = [_asset("tables.js"), *([vega(), _asset("figures.js")] if drawn else [])]
+    return _environment().get_template(template).render(
+        style=Markup(_asset("style.css")),
+        scripts=[Markup(script) for script in scripts],
+        policy=policy(scripts),
+        data=sheet.json() if sheet is not None and drawn else "",
+        **context,
+    )  # fmt: skip
+
+
+def policy(scripts: Sequence[str]) -> str:
+    """The content security policy of a page with these scripts and no others."""
+    digests = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
-        f'<figure id="{name}"><img alt="{escape(caption, quote=True)}" '
-        f'src="data:image/svg+xml;base64,{inlined}"><figcaption>{escape(caption)}</figcaption></figure>'
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
     )
 
 
-def listed(items: Sequence[str], style: str = "") -> str:
-    """Items as a list of the page; `style` is its class."""
-    shown = "".join(f"<li>{escape(item)}</li>" for item in items)
-    return f'<ul class="{style}">{shown}</ul>' if style else f"<ul>{shown}</ul>"
+@cache
+def vega() -> str:
+    """Vega's scripts as vl-convert bundles them; its interpreter needs no `eval`."""
+    return _in_tag(vlc.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+
+
+@cache
+def _asset(name: str) -> str:
+    return _in_tag((TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def _in_tag(script: str) -> str:
+    """A script that does not end the element that it stands in; line ends as a browser reads them."""
+    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--").replace("\r\n", "\n")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["mark_of"] = mark_of  # pyright: ignore[reportArgumentType]
+    environment.filters["code"] = inline
+    return environment
+
+
+def inline(text: str) -> Markup:
+    """Escaped, with what stands in backquotes as code."""
+    parts = str(Markup.escape(text)).split("`")
+    pieces = (f"<code>{part}</code>" if n % 2 else part for n, part in enumerate(parts))
+    return Markup("".join(pieces))

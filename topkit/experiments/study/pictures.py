@@ -1,47 +1,49 @@
-"""Figures as PNG: drawn here, or by a second process while this one draws the next as SVG."""
+"""Figures as SVG and PNG: drawn here, or by a second process while this one goes on."""
 
 # pyright: strict, reportUnknownMemberType=false
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
+import vl_convert as vlc
+
+from topkit.experiments.study.drawing import Spec
 
 # Figures below which a process is not worth its start.
 FEWEST = 8
 
 
-def save(figure: Figure, path: Path, style: dict[Any, Any]) -> None:
-    """Write a figure, drawn in a style, as PNG."""
-    with matplotlib.rc_context(style):
-        figure.savefig(path, dpi=160, metadata={"Software": None})
+def save(spec: Spec, path: Path) -> None:
+    """Write a figure in Vega as PATH.svg and PATH.png."""
+    vector = vlc.vega_to_svg(spec)
+    # A name may hold dots.
+    path.with_name(f"{path.name}.svg").write_text(vector, encoding="utf-8")
+    path.with_name(f"{path.name}.png").write_bytes(vlc.svg_to_png(vector, scale=2))
 
 
 class Pictures:
-    """PNGs that are written by the time the context of `pictures` ends."""
+    """Figures that are written by the time the context of `pictures` ends."""
 
     def __init__(self, other: subprocess.Popen[bytes] | None) -> None:
         self._other = other
-        self._sent: list[tuple[Figure, Path, dict[Any, Any]]] = []
+        self._sent: list[tuple[Spec, Path]] = []
 
-    def add(self, figure: Figure, path: Path, style: dict[Any, Any]) -> None:
-        """Have a figure written; it is not to be changed any more."""
+    def add(self, spec: Spec, path: Path) -> None:
+        """Have a figure written."""
         if self._other is None:
-            save(figure, path, style)
+            save(spec, path)
             return
-        self._sent.append((figure, path, style))
+        self._sent.append((spec, path))
         # One that has died is seen by its exit code.
         with suppress(OSError):
             assert self._other.stdin is not None
-            pickle.dump(self._sent[-1], self._other.stdin)
+            self._other.stdin.write(json.dumps([spec, str(path)]).encode() + b"\n")
 
     def close(self) -> None:
         """Wait for the other process; draw here whatever it was that it could not."""
@@ -49,13 +51,13 @@ class Pictures:
             return
         self._other.communicate()
         if self._other.returncode:
-            for figure, path, style in self._sent:
-                save(figure, path, style)
+            for spec, path in self._sent:
+                save(spec, path)
 
 
 @contextmanager
 def pictures(count: int) -> Generator[Pictures]:
-    """Where so many figures are saved as PNG: by a second process where there are many, and two cores."""
+    """Where so many figures are saved: by a second process where there are many, and two cores."""
     several = count >= FEWEST and (os.cpu_count() or 1) > 1 and bool(sys.executable)
     other = _started() if several else None
     made = Pictures(other)
@@ -82,9 +84,9 @@ def _started() -> subprocess.Popen[bytes] | None:
 
 
 def _serve() -> None:
-    with suppress(EOFError):
-        while True:
-            save(*pickle.load(sys.stdin.buffer))
+    for line in sys.stdin.buffer:
+        spec, path = json.loads(line)
+        save(spec, Path(path))
 
 
 if __name__ == "__main__":

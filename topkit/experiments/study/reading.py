@@ -36,11 +36,15 @@ ABOUT = {
 
 @dataclass(frozen=True)
 class Reading:
-    """The curves of one or several runs; origin: sentences; absent: what was to be run, a line each."""
+    """The curves of one or several runs; origin: sentences; absent: what was to be run, a line each.
+
+    described: what run.json says of each run, where it has one.
+    """
 
     curves: list[Curve]
     origin: list[str]
     absent: list[str]
+    described: tuple[Mapping[str, Any], ...] = ()
 
 
 def load_study(*places: Path) -> list[Curve]:
@@ -57,6 +61,7 @@ def reading(places: Sequence[Path], study: Mapping[str, Any]) -> Reading:
     if RUNS not in study or (places[0] / run_file.NAME).exists():
         return _of_run(places, keeps=True)
     curves, origin, absent = list[Curve](), list[str](), list[str]()
+    described: list[Mapping[str, Any]] = []
     models = list(dict.fromkeys(one["model"] for one in study[RUNS]))
     for model in models:
         folders = [one["folder"] for one in study[RUNS] if one["model"] == model]
@@ -68,6 +73,7 @@ def reading(places: Sequence[Path], study: Mapping[str, Any]) -> Reading:
                 own.append(_of_run(there, keeps=False))
                 origin += [f"{name}: {line}" for line in (*own[-1].origin, *_said(there[0]))]
                 absent += [f"{name}: {line}" for line in own[-1].absent]
+                described += own[-1].described
             else:
                 absent.append(f"{places[0] / folder} was not run yet.")
         for curve in joined([read.curves for read in own]):
@@ -76,7 +82,7 @@ def reading(places: Sequence[Path], study: Mapping[str, Any]) -> Reading:
         raise InputError(f"{places[0]} holds a study none of whose runs has begun; run it first")
     # Beside one another what differs in the model alone.
     curves.sort(key=lambda curve: (curve.task, curve.length, curve.sparse_from))
-    return Reading(curves, origin, absent)
+    return Reading(curves, origin, absent, tuple(described))
 
 
 def _said(run: Path) -> list[str]:
@@ -91,7 +97,7 @@ def _of_run(places: Sequence[Path], keeps: bool) -> Reading:
     tables = keep_condensed(places[0]) if alone else condensed(*places)
     described = [run for place in places if (run := run_file.read(place)) is not None]
     origin = list(dict.fromkeys(line for one in described for line in sentences(one)))
-    return Reading(curves_of(*tables), origin, unfinished(described, tables[0]))
+    return Reading(curves_of(*tables), origin, unfinished(described, tables[0]), tuple(described))
 
 
 def study_of(path: Path) -> dict[str, Any]:

@@ -3,31 +3,36 @@
 # pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from topkit.documents import path_of
 from topkit.errors import InputError
 from topkit.experiments.runs.parts import write_whole
-from topkit.experiments.study.accuracy_by_k import by_budget
+from topkit.experiments.study import headings
 from topkit.experiments.study.aims import checks
-from topkit.experiments.study.budget_figures import MOST, figures_of
-from topkit.experiments.study.captions import CAPTIONS, METHOD, NOT_SHOWN, TWO_MODELS
-from topkit.experiments.study.cells_table import cells_table
+from topkit.experiments.study.answer import Answer, answers
+from topkit.experiments.study.captions import METHOD, NOT_SHOWN, TWO_MODELS
+from topkit.experiments.study.cell_rows import Row, cell_rows
+from topkit.experiments.study.cells_table import CellsTable, cells_table
 from topkit.experiments.study.curve import Curve
-from topkit.experiments.study.drawing import entries
+from topkit.experiments.study.drawing import families
 from topkit.experiments.study.equal_recipes import LEADERBOARD
 from topkit.experiments.study.findings import Findings
+from topkit.experiments.study.first_screen import first_screen, overview
 from topkit.experiments.study.intervals import MARGIN
 from topkit.experiments.study.leaderboard import write_leaderboard
 from topkit.experiments.study.models_compared import comparisons
 from topkit.experiments.study.models_compared import sentences as carried
-from topkit.experiments.study.page import PAGE, listed, save_figure
-from topkit.experiments.study.pictures import Pictures, pictures
-from topkit.experiments.study.reading import RUNS, STUDY, Reading, reading, study_of
-from topkit.experiments.study.two_models import CAPTION, by_model
+from topkit.experiments.study.page import render
+from topkit.experiments.study.pictures import pictures
+from topkit.experiments.study.reading import STUDY, Reading, reading, study_of
+from topkit.experiments.study.run_facts import run_facts
+from topkit.experiments.study.section import PICTURES, Part, parts_of, save_by_budget
+from topkit.experiments.study.sheet import Sheet
+from topkit.experiments.study.two_models import compared_shown
 from topkit.indexers.budget import Budget, Budgets, parse_budgets
 
 
@@ -69,10 +74,8 @@ def reported(
     budgets = None if k is None else _run_at(parse_budgets(k), read.curves)
     shown = [(curve, _at(curve, budgets)) for curve in read.curves]
     all_findings = [Findings(curve, margin, k) for curve, ks in shown for k in ks]
-    with pictures(MOST * len(all_findings)) as drawn:
-        body = list(_body(all_findings, study, folder / "figures", read, budgets, drawn))
-    title = "How good must an indexer be before the model notices?"
-    page = PAGE.format(title=title, body="\n".join(body))
+    with pictures(PICTURES * len(all_findings)) as drawn:
+        page = _page(all_findings, study, Sheet(folder / "figures", drawn), read, budgets)
     write_whole(
         folder / "report.html", lambda path: path.write_text(page, encoding="utf-8"), parents=False
     )
@@ -97,46 +100,77 @@ def _at(curve: Curve, budgets: Sequence[Budget] | None) -> list[Budget | None]:
     return [k for k in budgets or () if k in curve.budgets] or [curve.budget]
 
 
-def _body(
+def _page(
     all_findings: Sequence[Findings],
     study: Mapping[str, Any],
-    folder: Path,
+    sheet: Sheet,
     read: Reading,
     budgets: Sequence[Budget] | None,
-    drawn: Pictures,
-) -> Iterator[str]:
-    yield f'<p class="lead">{escape(_lead(all_findings, study))}</p>'
-    yield f'<p class="note">{escape(" ".join(read.origin))}</p>'
-    if read.absent:
-        yield f'<div class="audit"><h3>Not finished</h3>{listed(read.absent)}</div>'
-    for findings in all_findings:
-        if len(all_findings) > 1:
-            yield f"<h3>{escape(_title(findings))}</h3>"
-        yield listed(findings.sentences(), "findings")
+) -> str:
     # One a curve, whatever its budgets: what is of all of its cells.
     alone = list({id(f.curve): f for f in all_findings}.values())
-    compared = comparisons([findings.curve for findings in alone])
-    for one in compared:
-        yield f"<h3>{escape(' and '.join(one.models))}</h3>"
-        yield listed(list(carried(one)), "findings")
-    audits = [f"{f.curve.title}: {line}" for f in alone for line in f.audits()]
-    if audits:
-        yield f'<div class="audit"><h3>To audit</h3>{listed(audits)}</div>'
-    yield _not_shown(alone)
     curves = [findings.curve for findings in alone]
-    marks = entries(curves)
-    yield "<h2>Accuracy against the budget</h2>"
-    yield save_figure(folder, "accuracy-by-k", by_budget(curves, marks), CAPTIONS["k"], drawn)
-    if compared:
-        yield "<h2>From one model to the other</h2>"
-        yield save_figure(folder, "accuracy-by-model", by_model(compared, marks), CAPTION, drawn)
-    for findings in alone:
-        yield f"<h2>{escape(findings.curve.title)}</h2>"
-        several = [other for other in all_findings if other.curve is findings.curve]
-        for other in several:
-            yield from figures_of(other, marks, folder, drawn, named=len(several) > 1)
-        yield cells_table(findings, budgets)
-    yield from _method(alone, study)
+    rows = {id(findings.curve): cell_rows(findings) for findings in alone}
+    names = families([row for of_curve in rows.values() for row in of_curve])
+    found = answers(all_findings)
+    screens = [first_screen(one, sheet, names, rows) for one in found]
+    compared = comparisons(curves)
+    sections = [
+        _section(f, [g for g in all_findings if g.curve is f.curve], sheet, names, rows[id(f.curve)], budgets)
+        for f in alone
+    ]  # fmt: skip
+    save_by_budget(curves, rows, sheet, names)
+    return render(
+        "report.html",
+        sheet,
+        title=f"topkit report: {study.get('model', 'a model')}",
+        lead=_lead(all_findings, study),
+        screens=screens,
+        families=names,
+        absent=read.absent,
+        overview=overview(alone, rows) if len(alone) > 1 else None,
+        compared=compared_shown(compared, sheet),
+        sections=sections,
+        findings=[(_title(f) if len(all_findings) > 1 else "", f.sentences()) for f in all_findings],
+        carried=[(" and ".join(one.models), list(carried(one))) for one in compared],
+        audits=[f"{f.curve.title}: {line}" for f in alone for line in f.audits()],
+        not_shown=_not_shown(alone),
+        method=_method(alone, study),
+        facts=run_facts(read.described, study),
+        origin=read.origin,
+    )
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A setting: what is seen of it, its parts at each budget, its table."""
+
+    title: str
+    slug: str
+    verdict: str
+    level: str
+    parts: list[tuple[str, list[Part]]]
+    table: CellsTable
+    table_title: str
+
+
+def _section(
+    findings: Findings,
+    several: Sequence[Findings],
+    sheet: Sheet,
+    names: Sequence[str],
+    rows: list[Row],
+    budgets: Sequence[Budget] | None,
+) -> _Section:
+    parts: list[tuple[str, list[Part]]] = []
+    for one in several:
+        named = len(several) > 1
+        at = f"-k-{str(one.budget).replace('%', 'pct')}" if named else ""
+        parts.append((f"k = {one.budget}" if named else "", parts_of(one, sheet, names, rows, at)))
+    answer = Answer(several[0], (several[0],))
+    table = cells_table(findings, budgets)
+    seen = headings.of_cells(rows) if budgets is None else table.title
+    return _Section(findings.curve.title, findings.curve.slug, answer.sentence(), answer.level(), parts, table, seen)  # fmt: skip
 
 
 def _lead(all_findings: Sequence[Findings], study: Mapping[str, Any]) -> str:
@@ -145,9 +179,12 @@ def _lead(all_findings: Sequence[Findings], study: Mapping[str, Any]) -> str:
     cells = max(len(curve.cells) for curve in curves)
     prompts = sum(int(curve.questions.sum()) for curve in curves)
     model = study.get("model", "a model")
-    settings = (
-        "; ".join(curve.title for curve in curves) if len(curves) < 4 else f"{len(curves)} tasks"
-    )
+    lengths: dict[str, list[str]] = {}
+    for curve in curves:
+        its = lengths.setdefault(curve.task, [])
+        its += [f"{curve.length:,}"] if f"{curve.length:,}" not in its else []
+    tasks = [f"{task} at {', '.join(its)} tokens" for task, its in lengths.items()]
+    settings = "; ".join(tasks) if len(tasks) < 4 else f"{len(tasks)} tasks"
     return f"{model}, {settings}: {cells} cells, {prompts} questions each."
 
 
@@ -156,7 +193,7 @@ def _title(findings: Findings) -> str:
     return findings.curve.title + at
 
 
-def _not_shown(all_findings: Sequence[Findings]) -> str:
+def _not_shown(all_findings: Sequence[Findings]) -> list[str]:
     words = {
         "sparse_from": " or ".join(
             dict.fromkeys(f"the {f.curve.sparse_from}" for f in all_findings)
@@ -164,20 +201,13 @@ def _not_shown(all_findings: Sequence[Findings]) -> str:
         "cells": max(len(f.curve.cells) for f in all_findings),
         "models": _models_run(len({f.curve.model for f in all_findings})),
     }
-    items = [line.format(**words) for line in NOT_SHOWN]
-    return f'<div class="box"><h3>What this does not show</h3>{listed(items)}</div>'
+    return [line.format(**words) for line in NOT_SHOWN]
 
 
 def _models_run(count: int) -> str:
     return "One model was run" if count == 1 else f"{count} models were run"
 
 
-def _method(all_findings: Sequence[Findings], study: Mapping[str, Any]) -> Iterator[str]:
-    yield "<h2>How it was computed</h2>"
+def _method(all_findings: Sequence[Findings], study: Mapping[str, Any]) -> list[str]:
     several = TWO_MODELS if len({f.curve.model for f in all_findings}) > 1 else ()
-    yield listed([*METHOD, *several, *(line for f in all_findings for line in checks(f, study))])
-    constants = {name: value for name, value in study.items() if name not in ("aims", RUNS)}
-    if constants:
-        yield "<h3>The run</h3>"
-        items = [f"{name}: {value}" for name, value in constants.items()]
-        yield listed(items)
+    return [*METHOD, *several, *(line for f in all_findings for line in checks(f, study))]
