@@ -12,7 +12,7 @@ from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.kinds import name_of
 from topkit.experiments.study.sentences import said
-from topkit.experiments.study.stats import Interval
+from topkit.experiments.study.tidy import tidy
 from topkit.experiments.study.trivial import note
 from topkit.grammar import short
 from topkit.indexers.spec import recorded
@@ -23,7 +23,7 @@ _KINDS = ("trained words", "held-out words")
 def accuracy(curves: Sequence[Curve], as_json: bool) -> list[dict[str, Any]]:
     """One row a task, length and cell; numbers for a program, or text for the eye."""
     if as_json:
-        return [row for curve in curves for row in _numbers(curve)]
+        return tidy(curves)
     # With one kind of words only, its accuracy is the accuracy.
     kinds = _KINDS if any(len(set(curve.held_out)) > 1 for curve in curves) else ()
     return [row for curve in curves for row in _words(curve, kinds)]
@@ -85,42 +85,6 @@ def _place(row: dict[str, int] | None) -> str:
     return ", ".join(f"{name} {number}" for name, number in (row or {}).items())
 
 
-def _numbers(curve: Curve) -> list[dict[str, Any]]:
-    findings = Findings(curve)
-    rows = []
-    for place, cell in enumerate(curve.cells):
-        value, low, high = findings.accuracy[place]
-        row = {
-            "task": curve.task,
-            "length": curve.length,
-            "sparse_from": curve.sparse_from,
-            "indexer": None if cell.indexer is None else repr(cell.indexer),
-            "k": None if cell.budget is None else str(cell.budget),
-            "haystacks": len(curve.haystacks),
-            "haystacks_left_out": curve.dropped,
-            "questions": int(curve.questions.sum()),
-            "tokens": _finite(float(np.mean(curve.tokens))) if curve.tokens.size else None,
-            "measure": curve.measure,
-            "accuracy": value,
-            "low": low,
-            "high": high,
-            **{name.replace(" ", "_"): float(x[place].value) for name, x in findings.apart.items()},
-            **_bounds("nll", findings.losses["nll"], place),
-            **_bounds("nll_less_dense", findings.nll_to_dense, place),
-            **_bounds("kl", findings.losses["kl"], place),
-        }
-        row |= {name: _finite(curve.mean(name)[place]) for name in curve.fidelity}
-        rows.append(row | {"note": note(curve, place)})
-    return rows
-
-
-def _bounds(name: str, interval: Interval | None, place: int) -> dict[str, float | None]:
-    names = (name, f"{name}_low", f"{name}_high")
-    if interval is None:
-        return dict.fromkeys(names)
-    return {name: _finite(x) for name, x in zip(names, interval[place], strict=True)}
-
-
 def _words(curve: Curve, kinds: Sequence[str]) -> list[dict[str, Any]]:
     findings = Findings(curve)
     return [
@@ -152,10 +116,6 @@ def _words(curve: Curve, kinds: Sequence[str]) -> list[dict[str, Any]]:
         }
         for place, cell in enumerate(curve.cells)
     ]
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _short(value: float | None, digits: int = 3) -> str:

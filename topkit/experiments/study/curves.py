@@ -34,6 +34,7 @@ FIDELITY = (
     "recall",
     "own_recall",
     "mass",
+    "mass_ratio",
     "unit_recall",
     "unit_mass",
     "ws",
