@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,37 @@ def accuracy(curves: Sequence[Curve], as_json: bool) -> list[dict[str, Any]]:
     # With one kind of words only, its accuracy is the accuracy.
     kinds = _KINDS if any(len(set(curve.held_out)) > 1 for curve in curves) else ()
     return [row for curve in curves for row in _words(curve, kinds)]
+
+
+def printable(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Rows of `tidy` as a table in print: what tells cells apart, and the numbers that a reader looks for."""
+    several = [name for name in ("model", "task", "length") if len({row[name] for row in rows}) > 1]
+    return [
+        {
+            **{name: str(row[name]) for name in several},
+            "indexer": "full attention"
+            if row["indexer"] is None
+            else short(recorded(row["indexer"])),
+            "k": row["k"] or "",
+            "accuracy [95 %]": _said(row, ("accuracy", "low", "high")),
+            "minus exact": _said(row, ("to_exact", "to_exact_low", "to_exact_high"), "+"),
+            "verdict": row["verdict"] or "",
+            "recall": _short(row["recall"], 2),
+            "mass": _short(row["mass"], 2),
+            "KiB read": _short(row["bytes_read"] and row["bytes_read"] / 1024, 1),
+            "index KiB": _short(row["index_bytes"] and row["index_bytes"] / 1024, 1),
+        }
+        for row in rows
+    ]
+
+
+def _said(row: Mapping[str, Any], names: tuple[str, str, str], sign: str = "") -> str:
+    value, low, high = (row[name] for name in names)
+    if value is None:
+        return ""
+    if low is None:
+        return f"{value:{sign}.2f}"
+    return f"{value:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 
 
 def left_out(curves: Sequence[Curve]) -> list[str]:

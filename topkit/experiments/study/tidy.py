@@ -98,12 +98,14 @@ def _of_curve(curve: Curve, margin: float, model: str) -> list[Row]:
             "verdict": verdict_of(of, place) or None,
             **_bounds("to_dense", _to_dense(of, place)),
             "verdict_to_dense": of.verdict(place) or None,
-            **{name.replace(" ", "_").replace("-", "_"): _apart(of, name, place) for name in _KINDS},
+            **{
+                name.replace(" ", "_").replace("-", "_"): _apart(of, name, place) for name in _KINDS
+            },
             **_bounds("nll", of.losses["nll"][place]),
             **_bounds("nll_less_dense", None if nll is None else nll[place]),
             **_bounds("kl", of.losses["kl"][place]),
             **{name: _finite(curve.mean(name)[place]) for name in FIDELITY},
-            "note": note(curve, place) or None,
+            "note": note(curve, place),
         }
         rows.append(row)
     return rows
