@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from topkit.experiments.runs.frames import to_pandas, to_polars
     from topkit.experiments.runs.plan import run
     from topkit.experiments.study.advice import advise
+    from topkit.experiments.study.any_report import report
     from topkit.experiments.study.citation import cite
-    from topkit.experiments.study.report import write_report as report
     from topkit.experiments.study.study import run_study as study
     from topkit.experiments.study.tidy import cells
     from topkit.experiments.study.verify import verify
@@ -47,7 +47,7 @@ __getattr__, __dir__ = lazily(
         "load": "topkit.experiments.model.load",
         "measure": "topkit.experiments.measure.measure",
         "merge": "topkit.experiments.evaluate.merge",
-        "report": "topkit.experiments.study.report:write_report",
+        "report": "topkit.experiments.study.any_report",
         "run": "topkit.experiments.runs.plan",
         "study": "topkit.experiments.study.study:run_study",
         "survey": "topkit.experiments.measure.survey",

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from topkit.cli.exports import Exports
+from topkit.experiments.measure.measured import Measured
 from topkit.experiments.measure.summary import EXACT
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.findings import Findings
@@ -97,6 +99,15 @@ def fidelity(summary: list[dict[str, Any]], metrics: Sequence[str] = ()) -> list
         }
         for row in summary
     ]
+
+
+def export_measured(
+    exports: Exports, measured: Measured, metrics: Sequence[str], citation: str
+) -> None:
+    """Write and print what was measured, an indexer and budget a row."""
+    rows = measured.summary(metrics)
+    plain = [{**row, "worst_row": _place(row["worst_row"])} for row in rows]
+    exports.write(rows, plain, fidelity(rows, metrics), citation)
 
 
 def _of_list(row: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Folders that study or evaluate wrote; those of several shards are joined.",
+            help="Folders that study, evaluate or measure wrote; those of several shards are joined.",
         ),
     ],
     require: Annotated[
@@ -60,7 +60,7 @@ def report(
 ) -> None:
     """Write RUN/report.html and its figures, of one run or of several that are joined.
 
-    With --csv, --latex or --json: the numbers of every cell instead of the page (docs/exports.md).
+    Of a folder of `measure`: a page of its indexers' fidelity. With --csv, --latex or --json: the numbers of every cell instead of the page (docs/exports.md).
     """
     from topkit.experiments.study.equivalence import AGAINST, require_equivalent
     from topkit.experiments.study.reading import load_study
@@ -74,9 +74,9 @@ def report(
     if exports.wanted:
         _export(exports, runs, margin, k)
     else:
-        from topkit.experiments.study.report import reported
+        from topkit.experiments.study.any_report import any_reported
 
-        path, absent = reported(runs, margin, k, out)
+        path, absent = any_reported(runs, margin, k, out)
         for line in absent:
             typer.echo(line, err=True)
         typer.echo(path)
@@ -85,8 +85,16 @@ def report(
 
 
 def _export(exports: Exports, runs: list[Path], margin: float, k: str | None) -> None:
-    from topkit.cli.summary import printable
     from topkit.experiments.study.citation import citation
+    from topkit.experiments.study.measured_run import is_measurement, measured_of
+
+    if is_measurement(runs[0]):
+        from topkit.cli.summary import export_measured
+
+        measured, described = measured_of(runs[0])
+        export_measured(exports, measured, (), citation([described], runs[:1]))
+        return
+    from topkit.cli.summary import printable
     from topkit.experiments.study.tidy import rows_of_run
 
     rows, read = rows_of_run(runs, margin, k)
