@@ -31,16 +31,18 @@ _HOVER = {
 def by_layer(names: Sequence[str], metric: str) -> alt.LayerChart:
     """A line an indexer through its layers, named at the last."""
     x = alt.X("layer:Q", title="layer").scale(nice=False).axis(tickMinStep=1, format="d")
-    return _lines(names, x, "layer:Q", metric)
+    return _lines(names, x, "layer:Q", metric, ["name:N", "budget:N"])
 
 
 def by_k(names: Sequence[str], metric: str) -> alt.LayerChart:
     """A line an indexer through its budgets, named at the largest."""
     x = alt.X("kept:Q", title="keys kept, k").scale(type="log", base=2, nice=False)
-    return _lines(names, x, "kept:Q", metric)
+    return _lines(names, x, "kept:Q", metric, ["name:N"])
 
 
-def _lines(names: Sequence[str], x: alt.X, order: str, metric: str) -> alt.LayerChart:
+def _lines(
+    names: Sequence[str], x: alt.X, order: str, metric: str, line: list[str]
+) -> alt.LayerChart:
     data = alt.Chart(alt.NamedData("cells")).transform_filter(f"isValid(datum.{metric})")
     domain = {} if metric == "lost" else {"domain": [0, 1]}
     y = alt.Y(f"{metric}:Q", title=WORDS[metric], scale=alt.Scale(nice=False, **domain))
@@ -53,7 +55,7 @@ def _lines(names: Sequence[str], x: alt.X, order: str, metric: str) -> alt.Layer
     ends = data.transform_filter("datum.last").properties(name="names")
     dots = data.properties(name="dots").mark_point(size=45, strokeWidth=1.3)
     return alt.layer(
-        lines.encode(x, y, detail=["name:N", "budget:N"], stroke=look["stroke"], order=order),
+        lines.encode(x, y, detail=line, stroke=look["stroke"], order=order),
         dots.encode(x, y, fillOpacity=alt.value(0.6), tooltip=shown, **look),
         ends.mark_text(fontSize=10.5).encode(x, y, text="label:N"),
     ).properties(width=WIDTH, height=HEIGHT)

@@ -75,15 +75,15 @@ def sentence(summary: Sequence[Mapping[str, Any]]) -> str:
     if not at:
         return f"No attention weight was measured at k = {budget}."
     best, worst = (f(at, key=lambda row: row["mass"]) for f in (max, min))
-    said = f"`{_name(best)}` keeps {best['mass']:.2f} of the attention weight with k = {budget}{_of(best)}"
+    said = f"{_name(best)} keeps {best['mass']:.2f} of the attention weight with k = {budget}{_of(best)}"
     if best is worst:
         return f"{said}."
-    return f"{said}, the most of {len(at)}; `{_name(worst)}` keeps {worst['mass']:.2f}, the least."
+    return f"{said}, the most of {len(at)} indexers; {_name(worst)} keeps {worst['mass']:.2f}, the least."
 
 
 def _of(row: Mapping[str, Any]) -> str:
     ratio = row["mass_ratio"]
-    return f", {ratio:.0%} of what as many keys can have" if ratio is not None else ""
+    return f", {ratio:.1%} of what as many keys can have" if ratio is not None else ""
 
 
 def _exact() -> Any:
@@ -174,7 +174,7 @@ def _ends(rows: Sequence[Row], metric: str) -> str:
 
 
 def _table(summary: Sequence[Mapping[str, Any]]) -> Table:
-    columns = ["indexer", "k", "recall [95 %]", "1st percentile", "worst", "mass", "of the best", "output error", "KiB read", "B a key"]  # fmt: skip
+    columns = ["indexer", "k", "recall [95 %]", "1st percentile", "worst", "mass", "over the best mass", "output error", "KiB read", "B a key"]  # fmt: skip
     named, noted = (any(test(row) for row in summary) for test in (_named, lambda r: r["note"]))
     rows = [
         [
