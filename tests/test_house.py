@@ -174,7 +174,17 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-HEAVY = {"transformers", "tokenizers", "pyarrow", "scipy", "faiss", "altair", "jinja2", "vl_convert", "pandas"}
+HEAVY = {
+    "transformers",
+    "tokenizers",
+    "pyarrow",
+    "scipy",
+    "faiss",
+    "altair",
+    "jinja2",
+    "vl_convert",
+    "pandas",
+}
 
 
 def test_import_topkit_loads_nothing_heavy() -> None:

@@ -94,7 +94,9 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a new folder for the run, which stays")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        run = write_run(asked.keep or Path(scratch) / "run", asked.cells, asked.haystacks, asked.tasks)
+        run = write_run(
+            asked.keep or Path(scratch) / "run", asked.cells, asked.haystacks, asked.tasks
+        )
         begin = time.perf_counter()
         from topkit.experiments.study.report import write_report
 

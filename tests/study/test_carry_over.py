@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from numpy.typing import NDArray
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.study.carry_over import Agreement, agreement
 from topkit.experiments.study.curve import Curve
-from topkit.experiments.study.drawing import entries
 from topkit.experiments.study.models_compared import comparisons, sentences
-from topkit.experiments.study.two_models import by_model
+from topkit.experiments.study.pictures import Pictures
+from topkit.experiments.study.sheet import Sheet
+from topkit.experiments.study.two_models import compared_shown, rows_of
+from topkit.grammar import short
 from topkit.indexers.budget import parse_budgets
 from topkit.indexers.spec import parse
 
@@ -153,7 +156,7 @@ def spread(order: tuple[str, ...]) -> dict[str, float]:
     return {spec: 0.05 + 0.08 * place for place, spec in enumerate(order)}
 
 
-def test_models_are_compared_on_what_both_have_where_exact_top_k_tells():
+def test_models_are_compared_on_what_both_have_where_exact_top_k_tells(tmp_path: Path):
     one, other = curve("one", spread(REAL)), curve("two", spread(REAL))
     (found,) = comparisons([one, other])
     assert found.shared and [str(k) for k in found.budgets[0]] == ["16"]
@@ -164,8 +167,14 @@ def test_models_are_compared_on_what_both_have_where_exact_top_k_tells():
     (apart,) = comparisons([one, replace(other, task="kv-recall")])
     assert not apart.shared and "each on settings of its own" in " ".join(sentences(apart))
     assert comparisons([one]) == comparisons([one, replace(other, cells=other.cells[:4])]) == []
-    figure = by_model([found], entries([one, other]))
-    assert "Spearman over 6 families 1.00" in figure.axes[0].get_title("left")
+    rows, ends = rows_of(found)
+    assert [row["name"] for row in rows] == [short(recipe) for recipe in found.indexers]
+    assert [row["first"] for row in rows] == pytest.approx(list(found.found.first), abs=1e-4)
+    assert ends[0]["first"] == ends[0]["second"] < ends[1]["first"] == ends[1]["second"]
+    sheet = Sheet(tmp_path, Pictures(None))
+    ((heading, shown),) = compared_shown([found], sheet)
+    assert "much the same order with one and two (Spearman 1.00 over 6 families)" in heading
+    assert shown.name in sheet.figures and (tmp_path / f"{shown.name}.png").exists()
 
 
 def test_a_reversed_order_is_said_with_what_moves():

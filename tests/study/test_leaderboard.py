@@ -9,18 +9,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import vl_convert as vlc
 import yaml
 
 from topkit.errors import InputError
 from topkit.experiments.runs.cells import Cell
-from topkit.experiments.study.blocks import Heading, Items, Paragraph, Table, as_html, as_markdown
-from topkit.experiments.study.board_figures import by_bytes, by_k, numbered, points
+from topkit.experiments.study.blocks import Heading, Items, Paragraph, Table, as_markdown, in_page
+from topkit.experiments.study.board_figures import board_rows, by_bytes, by_k, points
 from topkit.experiments.study.board_tables import families, front_line, table
 from topkit.experiments.study.curve import Curve
+from topkit.experiments.study.drawing import compiled, filled
+from topkit.experiments.study.drawing import families as families_of
 from topkit.experiments.study.equal_recipes import KEY_BYTES, LEADERBOARD, RAN, ran
 from topkit.experiments.study.leaderboard import boards_of
+from topkit.experiments.study.page import render
+from topkit.experiments.study.pictures import Pictures
 from topkit.experiments.study.reading import Reading
 from topkit.experiments.study.report import write_report
+from topkit.experiments.study.sheet import Sheet
 from topkit.experiments.study.standings import Standings, standings
 from topkit.experiments.study.study import run_study
 from topkit.experiments.study.study_file import read_study
@@ -206,21 +212,31 @@ def test_a_study_of_two_models_has_the_boards_of_both(tmp_path: Path):
         assert [board.model for (board,) in boards] == wanted
 
 
-def test_figures_have_a_panel_a_goal_and_a_column_a_k():
+def test_figures_show_every_recipe_the_front_and_exact_top_k():
     boards = known("one", RECIPES)
-    marks = numbered(boards)
-    assert sorted(entry.number for entry in marks.values()) == [1, 2, 3, 4, 5, 6]
-    assert len(by_bytes(boards, marks).axes) == 2
-    figure = by_k(boards, marks)
-    assert [axes.get_title("left") for axes in figure.axes[:2]] == ["k = 8", "k = 16"]
+    rows = board_rows(boards, "accuracy")
+    names = families_of(rows)
+    assert names == ["exact", "quantized", "pages", "window", "control"]
+    recipes = {row["name"]: row for row in rows if row["kind"] == "recipe"}
+    assert len(recipes) == 6 and all(row["last"] for row in recipes.values())
+    assert recipes["sign()"]["front"] and not recipes["quest(page_size=16)"]["front"]
+    (exact,) = (row for row in rows if row["kind"] == "exact")
+    assert exact["gain"] == pytest.approx(0.95, abs=0.05)
+    at = [board_rows(boards, "accuracy", k) for k in (0, 1)]
+    assert [{row["k"] for row in its} for its in at] == [{"k = 8"}, {"k = 16"}]
+    for chart, data in ((by_bytes(names, "mass"), "cells"), (by_k(names, "mass"), "mass")):
+        spec = filled(compiled(chart), {data: board_rows(boards, "mass", 0)})
+        vector = vlc.vega_to_svg(spec)
+        assert "sign()" in vector and "mass: attention weight kept" in vector
 
 
-def test_blocks_say_the_same_in_markdown_and_html():
+def test_blocks_say_the_same_in_markdown_and_html(tmp_path: Path):
     blocks = [Heading("A & B", 3), Paragraph("so `x<y`"), Items(["one"]), Table(["a"], [["`b`"]])]
     assert as_markdown(blocks, "") == "### A & B\n\nso `x<y`\n\n- one\n\n| a |\n| --- |\n| `b` |"
-    page = "".join(map(as_html, blocks))
+    made = in_page(blocks, Sheet(tmp_path, Pictures(None)))
+    page = "".join(render("blocks.html", title="t", made=made, families=[]).split("\n"))
     assert "<h3>A &amp; B</h3><p>so <code>x&lt;y</code></p>" in page
-    assert "<li>one</li>" in page and "<td><code>b</code></td>" in page
+    assert "<li>one</li>" in page and '<th scope="row"><code>b</code></th>' in page
 
 
 def test_a_leaderboard_runs_to_its_page_and_lets_another_join(tmp_path: Path):
@@ -241,7 +257,7 @@ def test_a_leaderboard_runs_to_its_page_and_lets_another_join(tmp_path: Path):
     before = {path.name for path in (out / "accuracy").glob("*.parquet")}
     report = run_study(file, out=out, device="cpu", indexers=["sign()"])
     assert "sign()" in (out / "leaderboard.md").read_text()
-    assert "<table>" in Path(report).read_text()
+    assert "<table" in Path(report).read_text()
     after = {path.name for path in (out / "accuracy").glob("*.parquet")}
     assert before < after
     run_study(file, out=out, device="cpu")

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import altair as alt
 import pytest
-from matplotlib.figure import Figure
 
 from topkit.experiments.study import pictures as module
-from topkit.experiments.study.drawing import STYLE, drawing
+from topkit.experiments.study.drawing import compiled, filled
 from topkit.experiments.study.pictures import Pictures, pictures
 
 
-def figure(number: int) -> Figure:
-    with drawing():
-        made = Figure(figsize=(2, 1))
-        made.subplots().plot([0, number], [1, 0])
-    return made
+def figure(number: int) -> dict[str, Any]:
+    chart = alt.Chart(alt.NamedData("cells"), width=60, height=30).mark_point()
+    return filled(compiled(chart.encode(x="x:Q")), {"cells": [{"x": 1}, {"x": number}]})
 
 
 def drawn(made: Pictures, folder: Path) -> list[bytes]:
     folder.mkdir()
-    for number in range(2):
-        made.add(figure(number), folder / f"{number}.png", STYLE)
+    for number in range(3):
+        made.add(figure(number), folder / f"of.k-1.{number}")
     made.close()
-    return [(folder / f"{number}.png").read_bytes() for number in range(2)]
+    return [(folder / f"of.k-1.{n}.{kind}").read_bytes() for n in range(3) for kind in ("png", "svg")]  # fmt: skip
 
 
 @pytest.mark.parametrize("fails", ["no", "at once", "at the start"])
@@ -55,4 +54,4 @@ def test_a_place_that_cannot_be_written_is_an_error(
 ) -> None:
     monkeypatch.setattr(module.os, "cpu_count", lambda: 2)
     with pytest.raises(FileNotFoundError), pictures(99) as made:
-        made.add(figure(1), tmp_path / "absent" / "a.png", STYLE)
+        made.add(figure(1), tmp_path / "absent" / "a")

@@ -2,155 +2,52 @@
 
 from __future__ import annotations
 
-import base64
+import json
 import re
 import runpy
 import shutil
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
 
+from known_study import REAL, WHOLE, cell, cells, keep, tables, with_accuracy, write
 from topkit.errors import GateFailed, InputError, Undecided
 from topkit.experiments.evaluate.condensed import condensed
-from topkit.experiments.runs.cells import DENSE, Cell
-from topkit.experiments.runs.parts import write_part
-from topkit.experiments.runs.run_file import describe
-from topkit.experiments.study import figures, head_maps
-from topkit.experiments.study.accuracy_by_k import by_budget
+from topkit.experiments.runs.cells import DENSE
+from topkit.experiments.study import pictures
 from topkit.experiments.study.aims import checks
+from topkit.experiments.study.cell_rows import cell_rows
 from topkit.experiments.study.curves import curves, load
-from topkit.experiments.study.drawing import drawing, entries
 from topkit.experiments.study.equivalence import require_equivalent
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.kinds import EXACT, family_of, kind_of
 from topkit.experiments.study.null import null_of
 from topkit.experiments.study.ordering import Ordering, Prediction
+from topkit.experiments.study.pictures import Pictures
 from topkit.experiments.study.report import write_report
+from topkit.experiments.study.section import lines_of
 from topkit.experiments.study.sentences import FLOOR, judged, orders, predicts
 from topkit.experiments.study.stats import Interval
 from topkit.experiments.study.trivial import note
 from topkit.indexers import sign
 from topkit.indexers.budget import Budget
-from topkit.indexers.spec import parse
 
 ROOT = Path(__file__).parents[2]
 
-# A study whose truth is known: accuracy is a function of mass, and of nothing else.
-REAL = {  # spec: recall, mass, bytes a step
-    "quantized(dtype='fp8_e4m3', hadamard=False, scale='float')": (0.97, 0.93, 40960),
-    "quantized(dtype='int8', hadamard=False, scale='float')": (0.985, 0.935, 43008),
-    "quantized(dtype='int4', hadamard=False, scale='float')": (0.80, 0.90, 24576),
-    "quantized(dtype='int2', hadamard=False, scale='float')": (0.50, 0.74, 14336),
-    "sign()": (0.42, 0.70, 8192),
-    "quest(page_size=16)": (0.36, 0.62, 8192),
-    "streaming_llm(sink=4, window=64)": (0.12, 0.30, 0),
-    "keep(sign(), sink=4, window=16)": (0.40, 0.79, 8192),
-    "refine(sign(), factor=4)": (0.84, 0.91, 16384),
-    "shared(quantized(dtype='int8', hadamard=False, scale='float'), per='group', how='sum')": (
-        0.66,
-        0.80,
-        43008,
-    ),
-    "faiss_ivf(nlist=64, nprobe=8)": (0.70, 0.83, 90112),
-    "top_p(sign(), mass=0.9)": (0.41, 0.69, 8192),
-    "random()": (0.01, 0.04, 0),
-}
-MANNERS = {"": 0.0, "miss='boundary', fill='next', ": 0.45, "persist='stream', per='layer', ": -0.1}
 
-
-def truth(mass: float) -> float:
-    """Accuracy that a cell of that mass has."""
-    return float(1 / (1 + np.exp(-12 * (mass - 0.62)))) * 0.98
-
-
-def cells() -> dict[tuple[str, str], tuple[float, float, float]]:
-    """(indexer, budget) to recall, mass and bytes."""
-    found: dict[tuple[str, str], tuple[float, float, float]] = {
-        (DENSE, ""): (np.nan, np.nan, np.nan)
-    }
-    for k in (4, 8, 16, 32, 64):
-        found["exact()", str(k)] = (1.0, 0.95 - 1.3 / k, 262144)
-    for manner, help_ in MANNERS.items():
-        for p in (0.2, 0.4, 0.6, 0.8, 0.9):
-            mass = 0.91 * (p + (1 - p) * max(help_, 0)) * (1 + min(help_, 0))
-            words = manner or "miss='uniform', fill='uniform', "
-            found[f"degraded({p}, {words.rstrip(', ')})", "32"] = (p, mass, 262144)
-    return found | {(spec, "32"): values for spec, values in REAL.items()}
-
-
-def tables(
-    haystacks: int = 24, questions: int = 4, seed: int = 0, task: str = "niah-multikey"
-) -> tuple[pa.Table, pa.Table]:
-    """The condensed tables: haystacks and heads."""
-    rng = np.random.default_rng(seed)
-    ease = rng.random((haystacks, questions))
-    rows, heads = [], []
-    for (indexer, budget), (recall, mass, read) in cells().items():
-        right = 1.0 if indexer == DENSE else truth(mass)
-        setting = {"task": task, "length": 4096, "sparse_from": "question"}
-        cell = {"indexer": indexer, "budget": budget, "k": int(budget or 0)}
-        for haystack in range(haystacks):
-            own = rng.random(questions)
-            won = np.where(rng.random(questions) < 0.5, own, ease[haystack]) < right
-            rows.append(
-                setting
-                | cell
-                | {"haystack": haystack, "questions": questions, "answer_tokens": 6.0}
-                | {"wording": "code", "family": "trained"}
-                | {"exact_match": float(won.mean()), "token_accuracy": float(won.mean())}
-                | {
-                    "recall": recall + rng.normal(0, 0.004),
-                    "mass": mass + rng.normal(0, 0.004),
-                    "output_error": 1 - mass,
-                    "kept": 32.0,
-                    "bytes_read": read,
-                    "index_bytes": read,
-                    "nll": 1.0,
-                    "kl": 0.1,
-                }
-            )
-        for layer in range(8) if indexer != DENSE else ():
-            for head in range(6):
-                seen = float(np.clip(recall + rng.normal(0, 0.08), 0, 1))
-                heads.append(setting | cell | {"layer": layer, "head": head, "recall": seen})
-    return pa.Table.from_pylist(rows), pa.Table.from_pylist(heads)
-
-
-WHOLE = "quantized(dtype='int8', hadamard=False, scale='float')"
+@pytest.fixture(autouse=True)
+def without_pictures(request, monkeypatch):
+    """Pages without their PNG and SVG, but where these are what is tested."""
+    if "page" not in request.fixturenames:
+        monkeypatch.setattr(Pictures, "add", lambda *_: None)
+        monkeypatch.setattr(pictures, "FEWEST", 10**6)
 
 
 @pytest.fixture(scope="module")
 def curve():
     return curves(*tables())[0]
-
-
-def cell(spec):
-    return Cell() if spec == DENSE else Cell(parse(spec), Budget(32))
-
-
-def keep(run, table, rows):
-    """A table of a run in one part; the run has no identity."""
-    run.mkdir(parents=True, exist_ok=True)
-    write_part(run / table, "rows", rows, run=describe(run, {}))
-
-
-def write(run, haystacks, heads):
-    keep(run, "curve/haystacks", haystacks)
-    keep(run, "curve/heads", heads)
-    return run
-
-
-def with_accuracy(table, change):
-    """The table with each (cell, haystack)'s accuracy given by `change(rows)`."""
-    rows = table.to_pylist()
-    for row, rate in zip(rows, change(rows), strict=True):
-        row["exact_match"] = rate
-    return pa.Table.from_pylist(rows)
 
 
 def test_cells_are_told_apart_by_what_they_know():
@@ -399,62 +296,6 @@ def test_one_haystack_has_no_interval():
     assert all("[one haystack]" in text for text in findings.nats(1))
 
 
-def texts(figure):
-    """Every text that is drawn, with its box; tick labels outside the axes' range are not."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
-    hidden = set()
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            ticks = [t for t in axis.get_major_ticks() if not low <= t.get_loc() <= high]
-            hidden |= {text for t in ticks for text in (t.label1, t.label2)}
-    for text in set(figure.findobj(Text)) - hidden:
-        if text.get_visible() and text.get_text().strip():
-            box = Text.get_window_extent(text, renderer)
-            if box.width > 0:
-                yield text.get_text(), box
-
-
-@pytest.mark.parametrize("draw", ["by_fidelity", "by_head", "by_bytes", "by_budget"])
-@pytest.mark.parametrize("crowded", [False, True])
-def test_no_label_covers_another_or_leaves_the_figure(draw, crowded):
-    haystacks, heads = tables()
-    if crowded:
-        rows = haystacks.to_pylist()
-        for row in rows:
-            if kind_of(cell(row["indexer"])) == "real":
-                row |= {"recall": 0.9, "mass": 0.95, "exact_match": 1.0, "bytes_read": 4096.0}
-        haystacks = pa.Table.from_pylist(rows)
-    curve = curves(haystacks, heads)[0]
-    marks = entries([curve])
-    figure = (
-        by_budget([curve], marks)
-        if draw == "by_budget"
-        else getattr(head_maps if draw == "by_head" else figures, draw)(curve, curve.budget, marks)
-    )
-    with drawing():
-        drawn = list(texts(figure))
-    assert len(drawn) > 10
-    for (one, a), (other, b) in combinations(drawn, 2):
-        assert not a.padded(-0.5).overlaps(b.padded(-0.5)), f"{one!r} covers {other!r}"
-    for text, box in drawn:
-        inside = figure.bbox.padded(2)
-        assert inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1), text
-
-
-def test_an_indexer_looks_the_same_in_every_figure(curve):
-    marks = entries([curve])
-    drawn = [draw(curve, curve.budget, marks) for draw in (figures.by_fidelity, figures.by_bytes)]
-    drawn.append(by_budget([curve], marks))
-    fidelity, read, by_k = (
-        {t.get_text() for t in figure.legends[0].get_texts()} for figure in drawn if figure
-    )
-    numbered = {name for name in fidelity if name[0].isdigit()}
-    assert len(numbered) == len(REAL) and numbered <= read and numbered <= by_k
-
-
 def by_percent(haystacks=3):
     """Three recipes and full attention at 32 keys and at 1 % of 4,096; top_p keeps fewer than k."""
     names = (DENSE, "exact()", "sign()", "top_p(sign(), mass=0.9)")
@@ -471,11 +312,15 @@ def by_percent(haystacks=3):
 
 def test_budgets_in_per_cent_stand_at_the_keys_kept_and_every_recipe_has_a_line():
     curve = curves(*by_percent())[0]
-    axes = by_budget([curve], entries([curve])).axes[0]
-    lines = [tuple(np.asarray(line.get_xdata(), dtype=float)) for line in axes.get_lines()]
-    assert (12.5, 21.5) in lines
-    assert lines.count((32.0, 41.0)) >= 2  # exact Top-k and sign()
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["32", "41\n1%"]
+    lines = {}
+    for row in cell_rows(Findings(curve)):
+        if row["kept"] is not None:
+            lines.setdefault(row["name"], []).append((row["budget"], row["kept"], row["last"]))
+    assert lines == {
+        "top_p(sign())": [("32", 12.5, False), ("1%", 21.5, True)],
+        "exact Top-k": [("32", 32.0, False), ("1%", 41.0, True)],
+        "sign()": [("32", 32.0, False), ("1%", 41.0, True)],
+    }
     rows = [r | {"kept": None} for r in by_percent()[0].to_pylist()]
     unseen = curves(pa.Table.from_pylist(rows, by_percent()[0].schema), by_percent()[1])[0]
     assert set(unseen.kept[1:]) == {32.0, 41.0}  # nothing was counted: k itself
@@ -494,31 +339,29 @@ def test_the_null_starts_at_exact_top_k_and_counts_the_tokens_that_need_a_key():
     null = null_of(curve, Budget(32))
     assert null is not None and null.tokens == pytest.approx(5)
     assert null.at(np.array([1.0, 0.5, 0.0])) == pytest.approx([0.9, 0.9 / 32, 0.0])
-    figure = figures.by_fidelity(curve, Budget(32), entries([curve]))
-    assert figure is not None
-    left, right = figure.axes
-    for axes, metric in ((left, "recall"), (right, "mass")):
-        (line,) = [x for x in axes.get_lines() if str(x.get_label()).startswith("null")]
+    lines = lines_of(Findings(curve, budget=Budget(32)))
+    for metric in ("recall", "mass"):
+        end = [row for row in lines if row["line"] == f"null {metric}"][-1]
         exact = curve.mean(metric)[curve.place(EXACT, Budget(32))]
-        assert np.asarray(line.get_xydata())[-1] == pytest.approx([exact, 0.9])
+        assert (end["x"], end["y"]) == pytest.approx((exact, 0.9), abs=1e-4)
     without = [r for r in rows if not r["indexer"].startswith("streaming_llm")]
     curve = curves(pa.Table.from_pylist(without), heads)[0]
     assert null_of(curve, Budget(32)) is None
-    figure = figures.by_fidelity(curve, Budget(32), entries([curve]))
-    assert figure is not None
-    assert not any("null" in t.get_text() for t in figure.legends[0].get_texts())
+    lines = lines_of(Findings(curve, budget=Budget(32)))
+    assert [row["line"] for row in lines] == ["exact", "margin", "dense"]
 
 
 def test_a_report_shows_the_budgets_that_were_chosen(tmp_path):
     run = write(tmp_path, *by_percent())
     page = write_report(run, k="32, 1%").read_text()
     slug = "niah-multikey-4096-question"
-    for name in ("accuracy-by-fidelity", "bytes-by-fidelity"):
+    for name in ("accuracy-by-recall", "accuracy-by-mass", "accuracy-by-bytes", "bytes-by-mass"):
         for k in ("32", "1pct"):
             assert f'<figure id="{name}-{slug}-k-{k}">' in page
     assert "exact Top-k at k = 32 scores" in page and "exact Top-k at k = 1% scores" in page
     one = write_report(run, k=["1%"]).read_text()
-    assert f'<figure id="accuracy-by-fidelity-{slug}">' in one and "-k-" not in one
+    assert f'<figure id="accuracy-by-recall-{slug}">' in one
+    assert not re.search(r'<figure id="[^"]*-k-(32|1pct)"', one)
     table = one[one.index("Cells at these budgets") :]
     assert len(re.findall(r"<td>1%</td>", table)) == 3 and "<td>32</td>" not in table
     with pytest.raises(InputError, match=r"nothing was run at k = 7; there is -k 32,1%"):
@@ -532,21 +375,35 @@ def page(tmp_path_factory):
 
 def test_the_page_stands_alone_and_shows_every_figure(page):
     run, page = page.parent, page.read_text()
-    loads = re.findall(r'(?:src|href)\s*=\s*"([^"]{0,60})', page) + re.findall(
-        r"url\(([^)]*)", page
-    )
-    assert loads and all(target.startswith("data:image/svg+xml;base64,") for target in loads)
-    assert not re.search(r"@import|<script|<link|<iframe", page)
-    for image in re.findall(r"base64,([^\"]+)", page):
-        vector = base64.b64decode(image).decode()
-        assert not re.search(r'(?:href|src)="(?!#|data:)', vector)
+    # What is between scripts' tags may speak of addresses; the page itself loads nothing.
+    markup = re.sub(r"(<script[^>]*>).*?</script>", r"\1", page, flags=re.S)
+    assert not re.search(r"(?:src|href)\s*=|url\(|@import|<link|<iframe", markup)
     slug = "niah-multikey-4096-question"
-    names = ["accuracy-by-k", *(f"{n}-{slug}" for n in ("accuracy-by-fidelity", "recall-by-head"))]
-    for name in [*names, f"bytes-by-fidelity-{slug}"]:
-        assert f'<figure id="{name}">' in page
-        assert (run / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-        assert (run / "figures" / f"{name}.svg").stat().st_size > 1000
+    for name in ("accuracy-by-k", "accuracy-by-recall", "accuracy-by-mass", "recall-by-head"):
+        assert re.search(f'<figure id="{name}-{slug}(-0)?">', page)
+    for name in (
+        "accuracy-by-bytes",
+        "bytes-by-fidelity",
+        "accuracy-by-fidelity",
+        "recall-by-head",
+    ):
+        assert (run / "figures" / f"{name}-{slug}.png").read_bytes()[:4] == b"\x89PNG"
+        assert (run / "figures" / f"{name}-{slug}.svg").stat().st_size > 1000
+    assert (run / "figures" / "accuracy-by-k.svg").exists()
     assert "What this does not show" in page
+
+
+def test_nothing_of_the_tables_is_markup_or_script_in_the_page(tmp_path):
+    """A task and an indexer whose names hold markup: shown as texts, whole."""
+    evil = "</script><img src=x onerror=alert(1)>"
+    haystacks, heads = tables(haystacks=3, task=evil)
+    rows = [{**r, "indexer": f"gone.package:{'z'}()"} if r["indexer"] == "sign()" else r for r in haystacks.to_pylist()]  # fmt: skip
+    page = write_report(write(tmp_path, pa.Table.from_pylist(rows), heads)).read_text()
+    markup = re.sub(r"(<script>).*?</script>", r"\1", page, flags=re.S)
+    assert "<img" not in markup and "&lt;img src=x onerror=alert(1)&gt;" in page
+    held = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', page, re.S)
+    assert len(held) == 1 and json.loads(held[0])["figures"]
+    assert "Content-Security-Policy" in page and "unsafe-eval" not in page
 
 
 def test_figures_of_what_was_never_judged_are_left_out(tmp_path):
@@ -557,7 +414,7 @@ def test_figures_of_what_was_never_judged_are_left_out(tmp_path):
         row |= dict.fromkeys(("recall", "mass", "output_error", "kept", "bytes_read"))
     typed = pa.Table.from_pylist(rows, haystacks.schema)
     page = write_report(write(tmp_path, typed, heads.slice(0, 0))).read_text()
-    assert re.findall('<figure id="([a-z-]+)', page) == ["accuracy-by-k"]
+    assert re.findall('<figure id="([a-z-]+)', page) == ["accuracy-by-k-niah-multikey-"]
 
 
 @pytest.mark.parametrize(
@@ -578,10 +435,12 @@ def test_a_damaged_study_is_named(tmp_path, held):
 
 
 def test_every_accuracy_on_the_page_has_an_interval(page):
-    rows = re.findall(r"<tr><td>(.*?)</tr>", page.read_text())
+    table = page.read_text().split('aria-label="Every cell"')[1].split("</table>")[0]
+    rows = re.findall(r'<tr><th scope="row">(.*?)</tr>', table)
     assert len(rows) == len(cells())
     for row in rows:
-        assert re.fullmatch(r"\d\.\d\d \[\d\.\d\d, \d\.\d\d\]", row.split("</td><td>")[2])
+        accuracy = re.split("</t[hd]><td>", row)[3]
+        assert re.fullmatch(r"\d\.\d\d \[\d\.\d\d, \d\.\d\d\]", accuracy)
 
 
 def test_the_page_is_the_same_when_written_again(page):

@@ -151,7 +151,9 @@ class Answer:
 
 def misled(rows: Sequence[Row]) -> tuple[Row, Row] | None:
     """What fails at the greatest recall and what passes at the least, where the first has more of it."""
-    judged = [row for row in rows if row["recall"] is not None and row["kind"] in ("real", "design")]
+    judged = [
+        row for row in rows if row["recall"] is not None and row["kind"] in ("real", "design")
+    ]
     fails = [row for row in judged if row["verdict"] == WORSE]
     passes = [row for row in judged if row["verdict"] in (GOOD, BETTER)]
     if not fails or not passes:
@@ -168,7 +170,7 @@ def at_cost(share: float | None) -> str:
     if share == 0:
         return " and reads nothing to choose"
     times = 1 / share
-    if 0.55 < share:
+    if share > 0.55:
         return f" at {share:.0%} of the bytes" if share < 0.995 or share > 1.005 else " at the same bytes"  # fmt: skip
     whole = round(times)
     if whole - 2 < len(_PARTS):
@@ -225,4 +227,3 @@ def _cost(row: Row) -> float:
 
 def _plural(word: str, count: int) -> str:
     return word if count == 1 else f"{word}s"
-

@@ -20,9 +20,7 @@ NOT_SHOWN = (
     "lie outside theirs.",
 )
 
-_MARKS = (
-    "Filled: shown as good as exact Top-k at the same k; pale: undecided; hollow: shown worse. Bars: 95 % intervals."
-)
+_MARKS = "Filled: shown as good as exact Top-k at the same k; pale: undecided; hollow: shown worse. Bars: 95 % intervals."
 _FIDELITY = (
     "as observed in the runs that were scored. Dashed lines through small circles: oracles, exact Top-k with a known "
     f"share of keys lost, a dash a manner of loss. {_MARKS}"

@@ -63,7 +63,10 @@ def cells_table(findings: Findings, budgets: Sequence[Budget] | None = None) -> 
         f"-{findings.margin:g}, worse where it lies below; undecided at the floor, where full attention itself "
         f"scores no more than {findings.margin:g}.",
         columns,
-        [[*_row(findings, place), *(texts[place] for texts in sometimes.values())] for place in kept],
+        [
+            [*_row(findings, place), *(texts[place] for texts in sometimes.values())]
+            for place in kept
+        ],
     )
 
 

@@ -66,21 +66,28 @@ def _curve(key: Key, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) ->
     if measure == SCORE and all(row.get(SCORE) is None for row in rows):
         measure = BARE
     cell_of = _cells(rows)
-    row_of = {(cell_of[_written(row)], row["haystack"]): row for row in rows}
-    cells = _by_kind({cell for cell, _ in row_of})
-    every = {haystack for _, haystack in row_of}
-    whole = sorted(h for h in every if all((cell, h) in row_of for cell in cells))
+    rows_of: dict[Cell, dict[int, dict[str, Any]]] = {}
+    # By their texts first: to hash a recipe takes longer than to read a row.
+    by_text: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        by_text.setdefault(_written(row), {})[row["haystack"]] = row
+    for text, its in by_text.items():
+        rows_of.setdefault(cell_of[text], {}).update(its)
+    cells = _by_kind(rows_of)
+    every = set[int]().union(*rows_of.values())
+    whole = sorted(every.intersection(*rows_of.values()))
     if not whole:
         raise InputError(
             f"no haystack of {task} at {length} was run by every cell; run the study on to its end"
         )
+    table = [[rows_of[cell][h] for h in whole] for cell in cells]
+    first = table[0]
 
     def matrix(column: str) -> Array:
-        values = [[row_of[cell, h].get(column) for h in whole] for cell in cells]
-        return np.array(values, dtype=float)
+        return np.array([[row.get(column) for row in its] for its in table], dtype=float)
 
-    questions = np.array([row_of[cells[0], h]["questions"] for h in whole], dtype=float)
-    tokens = np.array([row_of[cells[0], h]["answer_tokens"] for h in whole], dtype=float)
+    questions = np.array([row["questions"] for row in first], dtype=float)
+    tokens = np.array([row["answer_tokens"] for row in first], dtype=float)
     return Curve(
         task,
         length,
@@ -95,11 +102,11 @@ def _curve(key: Key, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) ->
         {metric: matrix(metric) for metric in FIDELITY},
         float(tokens @ questions / questions.sum()),
         _heads(heads),
-        tuple(row_of[cells[0], h].get("family") == "held-out" for h in whole),
+        tuple(row.get("family") == "held-out" for row in first),
         len(every) - len(whole),
         {name: matrix(name) for name in COUNTS},
         matrix("tokens")[0],
-        float(row_of[cells[0], whole[0]].get("parts") or 1),
+        float(first[0].get("parts") or 1),
     )
 
 
@@ -122,14 +129,15 @@ def _by_kind(cells: Iterable[Cell]) -> tuple[Cell, ...]:
 
 
 def _heads(rows: list[dict[str, Any]]) -> dict[Cell, Array]:
-    recalls: dict[Cell, dict[tuple[int, int], float]] = {}
-    cell_of = _cells(rows)
+    recalls: dict[tuple[str, str], dict[tuple[int, int], float]] = {}
     for row in rows:
         if row["recall"] is not None:
-            recalls.setdefault(cell_of[_written(row)], {})[row["layer"], row["head"]] = row[
-                "recall"
-            ]
-    return {cell: _grid(of_cell) for cell, of_cell in recalls.items()}
+            its = recalls.setdefault(_written(row), {})
+            its[row["layer"], row["head"]] = row["recall"]
+    cell_of, merged = _cells(rows), dict[Cell, dict[tuple[int, int], float]]()
+    for text, its in recalls.items():
+        merged.setdefault(cell_of[text], {}).update(its)
+    return {cell: _grid(its) for cell, its in merged.items()}
 
 
 def _grid(recalls: dict[tuple[int, int], float]) -> Array:

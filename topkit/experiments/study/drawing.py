@@ -86,7 +86,8 @@ def by_family(names: Sequence[str], legend: bool) -> dict[str, Any]:
 
 def compiled(chart: alt.TopLevelMixin) -> Spec:
     """A chart as Vega, names placed where they cover nothing."""
-    spec = {**chart.to_dict(), "config": CONFIG}
+    # Altair's own check of a chart takes longer than all else; tests draw every kind.
+    spec = {**chart.to_dict(validate=False), "config": CONFIG}
     made: Spec = vlc.vegalite_to_vega(spec)
     for group in _groups(made):
         for mark in group.get("marks", ()):

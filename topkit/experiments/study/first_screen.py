@@ -103,5 +103,3 @@ def overview(all_findings: Sequence[Findings], rows: Mapping[int, list[Row]]) ->
             ]
         )
     return table
-
-

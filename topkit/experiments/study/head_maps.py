@@ -39,7 +39,12 @@ class HeadMap:
     def rows(self) -> list[Row]:
         """A row a layer and head that was judged."""
         return [
-            {"name": shortened(self.name, 24), "layer": layer, "head": head, "recall": round(float(value), 2)}
+            {
+                "name": shortened(self.name, 24),
+                "layer": layer,
+                "head": head,
+                "recall": round(float(value), 2),
+            }
             for (layer, head), value in np.ndenumerate(self.recall)
             if np.isfinite(value)
         ]

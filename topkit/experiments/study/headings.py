@@ -20,7 +20,10 @@ def of_cost(rows: Sequence[Row]) -> str:
         words.append(f"{min(row['share'] for row in passes):.0%} of the bytes can be enough")
     if fails:
         words.append(f"{max(row['share'] for row in fails):.0%} can be too few")
-    return _sentence(", and ".join(words)) or "At no number of bytes is an indexer shown to pass or fail"
+    return (
+        _sentence(", and ".join(words))
+        or "At no number of bytes is an indexer shown to pass or fail"
+    )
 
 
 def of_fidelity(rows: Sequence[Row]) -> str:
@@ -32,7 +35,9 @@ def of_fidelity(rows: Sequence[Row]) -> str:
     passes = [row["recall"] for row in judged if row["verdict"] in (GOOD, BETTER)]
     fails = [row["recall"] for row in judged if row["verdict"] == WORSE]
     if passes and fails:
-        return f"What has a recall of {min(passes):.2f} or more passes, up to {max(fails):.2f} fails"
+        return (
+            f"What has a recall of {min(passes):.2f} or more passes, up to {max(fails):.2f} fails"
+        )
     if passes or fails:
         return f"All that is decided {'passes' if passes else 'fails'}: recall tells nothing apart"
     return "Nothing is decided at any recall"
@@ -56,7 +61,9 @@ def of_losses(rows: Sequence[Row]) -> str:
     gaps = [row["nll_gap"] for row in rows if row["kind"] in ("real", "exact") and row["nll_gap"] is not None]  # fmt: skip
     if not gaps:
         return "NLL and KL"
-    return f"Accuracy tells little here; NLL rises by {min(gaps):.2f} to {max(gaps):.2f} nats a token"
+    return (
+        f"Accuracy tells little here; NLL rises by {min(gaps):.2f} to {max(gaps):.2f} nats a token"
+    )
 
 
 def of_cells(rows: Sequence[Row]) -> str:

@@ -18,8 +18,8 @@ from topkit.experiments.study.blocks import (
     Drawn,
     Heading,
     Items,
-    Paragraph,
     Panel,
+    Paragraph,
     as_markdown,
     in_page,
 )
@@ -31,8 +31,8 @@ from topkit.experiments.study.board_tables import (
     table,
 )
 from topkit.experiments.study.curve import Curve
-from topkit.experiments.study.goals import ACCURACY, MASS
 from topkit.experiments.study.drawing import families as families_of
+from topkit.experiments.study.goals import ACCURACY, MASS
 from topkit.experiments.study.page import render
 from topkit.experiments.study.pictures import pictures
 from topkit.experiments.study.reading import RUNS, STUDY, Reading, reading, study_of

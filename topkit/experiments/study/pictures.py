@@ -17,6 +17,8 @@ from topkit.experiments.study.drawing import Spec
 
 # Figures below which a process is not worth its start.
 FEWEST = 8
+# Of so many one is left to this process, which has the page to write meanwhile.
+_OF = 3
 
 
 def save(spec: Spec, path: Path) -> None:
@@ -24,7 +26,7 @@ def save(spec: Spec, path: Path) -> None:
     vector = vlc.vega_to_svg(spec)
     # A name may hold dots.
     path.with_name(f"{path.name}.svg").write_text(vector, encoding="utf-8")
-    path.with_name(f"{path.name}.png").write_bytes(vlc.svg_to_png(vector, scale=2))
+    path.with_name(f"{path.name}.png").write_bytes(vlc.svg_to_png(vector, scale=1.5))
 
 
 class Pictures:
@@ -33,11 +35,15 @@ class Pictures:
     def __init__(self, other: subprocess.Popen[bytes] | None) -> None:
         self._other = other
         self._sent: list[tuple[Spec, Path]] = []
+        self._kept: list[tuple[Spec, Path]] = []
 
     def add(self, spec: Spec, path: Path) -> None:
         """Have a figure written."""
         if self._other is None:
             save(spec, path)
+            return
+        if len(self._sent) + 1 > (_OF - 1) * (len(self._kept) + 1):
+            self._kept.append((spec, path))
             return
         self._sent.append((spec, path))
         # One that has died is seen by its exit code.
@@ -49,8 +55,12 @@ class Pictures:
         """Wait for the other process; draw here whatever it was that it could not."""
         if self._other is None:
             return
-        self._other.communicate()
-        if self._other.returncode:
+        with suppress(OSError):
+            assert self._other.stdin is not None
+            self._other.stdin.close()
+        for spec, path in self._kept:
+            save(spec, path)
+        if self._other.wait():
             for spec, path in self._sent:
                 save(spec, path)
 

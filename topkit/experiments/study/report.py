@@ -131,7 +131,9 @@ def _page(
         overview=overview(alone, rows) if len(alone) > 1 else None,
         compared=compared_shown(compared, sheet),
         sections=sections,
-        findings=[(_title(f) if len(all_findings) > 1 else "", f.sentences()) for f in all_findings],
+        findings=[
+            (_title(f) if len(all_findings) > 1 else "", f.sentences()) for f in all_findings
+        ],
         carried=[(" and ".join(one.models), list(carried(one))) for one in compared],
         audits=[f"{f.curve.title}: {line}" for f in alone for line in f.audits()],
         not_shown=_not_shown(alone),

@@ -40,7 +40,10 @@ def _of_run(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "date", str(session["date"])
         if machine:
             gpu = f", {machine['gpu']}" if machine.get("gpu") else ""
-            yield "machine", f"{machine.get('platform')}, {machine.get('processors')} processors{gpu}"
+            yield (
+                "machine",
+                f"{machine.get('platform')}, {machine.get('processors')} processors{gpu}",
+            )
         others = [f"{name} {versions[name]}" for name in versions if name != "topkit"]
         if others:
             yield "libraries", ", ".join(others)

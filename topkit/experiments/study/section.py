@@ -122,7 +122,9 @@ class _Figures:
             for n, one in enumerate(maps)
         ]  # fmt: skip
 
-    def _shown(self, name: str, caption: str, kind: str, make: Callable[[], alt.TopLevelMixin]) -> Shown:
+    def _shown(
+        self, name: str, caption: str, kind: str, make: Callable[[], alt.TopLevelMixin]
+    ) -> Shown:
         shown = Shown(f"{name}-{self.slug}{self.at}", CAPTIONS[caption], alt_of(caption, self.shown, self.budget))  # fmt: skip
         data = {"cells": self.rows, "lines": self.lines}
         return self.sheet.show(shown, kind, make, data, self.budget)
@@ -164,4 +166,3 @@ def lines_of(findings: Findings) -> list[Row]:
                 pairs = zip((kept * reach).tolist(), null.at(kept).tolist(), strict=True)
                 rows += [{"line": f"null {metric}", "x": round(x, 4), "y": round(y, 4)} for x, y in pairs]  # fmt: skip
     return rows
-

@@ -76,4 +76,6 @@ def compared_shown(comparisons: Sequence[Comparison], sheet: Sheet) -> list[tupl
 def _order(rank: float) -> str:
     if rank != rank:
         return "no order that can be told"
-    return "much the same order" if rank > 0.7 else "a like order" if rank > 0.3 else "another order"
+    return (
+        "much the same order" if rank > 0.7 else "a like order" if rank > 0.3 else "another order"
+    )

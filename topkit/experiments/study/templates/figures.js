@@ -45,10 +45,14 @@
     for (const signal of spec.signals ?? []) if (signal.name === "budget") signal.value = budget;
     spec.autosize = { type: "fit-x", contains: "padding" };
     spec.width = place.clientWidth;
+    // Vega names a figure by its description.
+    const words = (spec.description = place.getAttribute("aria-label"));
     clear(spec);
     const { view } = await vegaEmbed(place, spec, {
       mode: "vega", ast: true, actions: false, renderer: "svg", defaultStyle: false, tooltip: show,
     });
+    place.setAttribute("role", "img");
+    place.setAttribute("aria-label", words);
     place.dataset.state = "drawn";
     new ResizeObserver(() => {
       if (place.clientWidth && view.width() !== place.clientWidth) view.width(place.clientWidth).runAsync();
