@@ -61,7 +61,9 @@ def test_a_reports_numbers_are_the_same_in_each_form(call: Call, tmp_path: Path)
         assert list(row) == list(cell)
         for name, text in row.items():
             assert text == ("" if cell[name] is None else str(cell[name]))
-    (int4,) = [c for c in said["cells"] if (c["indexer"] or "").startswith("quantized(dtype='int4'")]
+    (int4,) = [
+        c for c in said["cells"] if (c["indexer"] or "").startswith("quantized(dtype='int4'")
+    ]
     assert (int4["k"], int4["verdict"], int4["kind"]) == ("16", "as good", "real")
     assert int4["to_exact"] == pytest.approx(int4["accuracy"] - 0.953125)
     assert int4["low"] < int4["accuracy"] < int4["high"] and 0.9 < int4["mass_ratio"] <= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import topkit
-from topkit.errors import InputError
+from topkit.errors import InputError, MissingExtra
 
 TABLE = pa.table(
     {
@@ -37,6 +38,13 @@ def test_a_measurement_is_its_table():
     capture = topkit.Capture.from_tensors(*(torch.randn(1, 2, 9, 8) for _ in range(3)))
     measured = topkit.measure(capture, ["sign"], 4)
     assert topkit.to_polars(measured).height == measured.table.num_rows
+
+
+@pytest.mark.parametrize("package", ["pandas", "polars"])
+def test_what_is_not_installed_is_named(package: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"needs {package}; pip install 'topkit\[frames\]'"):
+        getattr(topkit, f"to_{package}")(TABLE)
 
 
 @pytest.mark.parametrize("wrong", [[{"a": 1}], "runs/mine", None])

@@ -218,9 +218,7 @@ def test_bad_input_is_refused(wrong: dict[str, Any], words: str):
 
 def test_of_several_models_one_is_named():
     run = ROOT / "results" / "carry-over-quick"
-    with pytest.raises(
-        InputError, match="name one: reference, smollm2"
-    ):
+    with pytest.raises(InputError, match="name one: reference, smollm2"):
         advise(run)
     named = advise(run, model="smollm2")
     assert {on.curve.model for one in named.recipes for on in one.tasks} == {"smollm2"}

@@ -26,7 +26,7 @@ from topkit.experiments.study.blocks import Block, Heading, Items, Paragraph, Ta
 from topkit.experiments.study.cell_rows import Row, family, group_of, shortened
 from topkit.experiments.study.drawing import families
 from topkit.experiments.study.kinds import name_of
-from topkit.experiments.study.measured_run import measured_of
+from topkit.experiments.study.measured_run import absent, measured_of
 from topkit.experiments.study.page import render
 from topkit.experiments.study.pictures import Pictures
 from topkit.experiments.study.run_facts import run_facts
@@ -52,7 +52,8 @@ def measure_page(run: Path) -> str:
     cells = _cells(summary)
     shown = [*_by_k(sheet, cells), *_by_layer(sheet, _layers(measured, cells))]
     panels = {"panels": shown, "caption": _caption(summary), "name": "fidelity"} if shown else None
-    before: list[Block] = [_table(summary)]
+    lacking = absent(measured, described)
+    before: list[Block] = [*([Heading("Not finished"), Items(lacking)] if lacking else []), _table(summary)]  # fmt: skip
     after: list[Block] = [
         Heading("What this does not show"),
         Paragraph(NOT_SHOWN),
