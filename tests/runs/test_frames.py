@@ -35,7 +35,7 @@ def test_values_names_and_nulls_are_kept(to: str):
 
 def test_a_measurement_is_its_table():
     pytest.importorskip("polars")
-    capture = topkit.Capture.from_tensors(*(torch.randn(1, 2, 9, 8) for _ in range(3)))
+    capture = topkit.Capture.from_tensors(torch.randn(1, 2, 3, 8), torch.randn(1, 2, 9, 8))
     measured = topkit.measure(capture, ["sign"], 4)
     assert topkit.to_polars(measured).height == measured.table.num_rows
 

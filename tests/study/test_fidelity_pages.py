@@ -22,10 +22,11 @@ from topkit.experiments.study.measured_run import absent, is_measurement, measur
 EVIL = "<img src=http://x.invalid/a onerror=alert(1)></script><script>alert(2)</script>"
 
 
-def tensors(samples: int = 6, layers: int = 1) -> topkit.Capture:
+def tensors(samples: int = 6) -> topkit.Capture:
     drawn = torch.Generator().manual_seed(0)
     shapes = ((samples, 4, 3, 16), (samples, 2, 60, 16), (samples, 2, 60, 16))
-    return topkit.Capture.from_tensors(*(torch.randn(*s, generator=drawn) for s in shapes))
+    queries, keys, values = (torch.randn(*shape, generator=drawn) for shape in shapes)
+    return topkit.Capture.from_tensors(queries, keys, values)
 
 
 @pytest.fixture

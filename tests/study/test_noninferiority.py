@@ -102,7 +102,8 @@ def test_what_stands_at_the_margin_is_decided_by_no_number():
     recipe = np.repeat([1.0, 0.75], [16, 4])
     at_it = Paired.of(recipe, np.ones(20), np.full(20, 4.0))
     assert at_it.mean == -0.05 and at_it.to_decide(0.05, 0.05) is None
-    assert at_it.to_decide(0.06, 0.05) > at_it.to_decide(0.08, 0.05) > 20
+    near, far = (at_it.to_decide(margin, 0.05) for margin in (0.06, 0.08))
+    assert near is not None and far is not None and near > far > 20
 
 
 def pair(

@@ -44,18 +44,22 @@ def _lines(
     names: Sequence[str], x: alt.X, order: str, metric: str, line: list[str]
 ) -> alt.LayerChart:
     data = alt.Chart(alt.NamedData("cells")).transform_filter(f"isValid(datum.{metric})")
-    domain = {} if metric == "lost" else {"domain": [0, 1]}
-    y = alt.Y(f"{metric}:Q", title=WORDS[metric], scale=alt.Scale(nice=False, **domain))
+    scale = alt.Scale(nice=False) if metric == "lost" else alt.Scale(nice=False, domain=[0, 1])
+    y = alt.Y(f"{metric}:Q", title=WORDS[metric], scale=scale)
     look = by_family(names, legend=False)
-    shown = [
-        alt.Tooltip(f"{name}:{'Q' if form else 'N'}", title=title, **({"format": form} if form else {}))
-        for name, (title, form) in _HOVER.items()
-    ]  # fmt: skip
+    shown = [_tooltip(name, title, form) for name, (title, form) in _HOVER.items()]
     lines = data.mark_line(strokeWidth=1.1, opacity=0.75)
     ends = data.transform_filter("datum.last").properties(name="names")
     dots = data.properties(name="dots").mark_point(size=45, strokeWidth=1.3)
-    return alt.layer(
+    layers = (
         lines.encode(x, y, detail=line, stroke=look["stroke"], order=order),
         dots.encode(x, y, fillOpacity=alt.value(0.6), tooltip=shown, **look),
         ends.mark_text(fontSize=10.5).encode(x, y, text="label:N"),
-    ).properties(width=WIDTH, height=HEIGHT)
+    )
+    return alt.LayerChart(list(layers)).properties(width=WIDTH, height=HEIGHT)
+
+
+def _tooltip(name: str, title: str, form: str) -> alt.Tooltip:
+    if form:
+        return alt.Tooltip(f"{name}:Q", title=title, format=form)
+    return alt.Tooltip(f"{name}:N", title=title)

@@ -1,6 +1,6 @@
 """The page of a measurement: which indexers keep what attention looks at, by k and by layer."""
 
-# pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: strict, reportUnknownLambdaType=false, reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
 # pyright: reportUnknownVariableType=false
 # (pyarrow comes without types.)
