@@ -56,7 +56,7 @@ def _lines(
         dots.encode(x, y, fillOpacity=alt.value(0.6), tooltip=shown, **look),
         ends.mark_text(fontSize=10.5).encode(x, y, text="label:N"),
     )
-    return alt.LayerChart(list(layers)).properties(width=WIDTH, height=HEIGHT)
+    return alt.LayerChart(layer=list(layers)).properties(width=WIDTH, height=HEIGHT)
 
 
 def _tooltip(name: str, title: str, form: str) -> alt.Tooltip:
