@@ -160,7 +160,7 @@ def test_hostile_names_stay_in_their_cells():
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
 def test_latex_sets_it(tmp_path: Path):
-    table = latex_text([{HOSTILE: HOSTILE, "é ×": "[x]", "模": "-1"}], HOSTILE) + latex_text([])
+    table = latex_text([{HOSTILE: HOSTILE, "é ±": "[x]", "模": "-1"}], HOSTILE) + latex_text([])
     head = "\\documentclass{article}" + table.splitlines()[0].removeprefix("% ")
     whole = f"{head}\\begin{{document}}\n{table}\\end{{document}}\n"
     (tmp_path / "a.tex").write_text(whole, encoding="utf-8")
