@@ -29,7 +29,7 @@ smollm2: .venv/.smollm2
 	touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) -e ".[hf,report,faiss,triton,harness,gguf,ray,dev]"
+	$(PIP) -e ".[hf,report,faiss,triton,harness,gguf,ray,frames,dev]"
 	touch $@ .venv/.study
 
 study: .venv/.study

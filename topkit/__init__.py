@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from topkit.experiments.measure.measure import measure
     from topkit.experiments.measure.survey import survey
     from topkit.experiments.model.load import load
+    from topkit.experiments.runs.frames import to_pandas, to_polars
     from topkit.experiments.runs.plan import run
-    from topkit.experiments.study.report import write_report as report
+    from topkit.experiments.study.advice import advise
+    from topkit.experiments.study.any_report import report
+    from topkit.experiments.study.citation import cite
     from topkit.experiments.study.study import run_study as study
+    from topkit.experiments.study.tidy import cells
     from topkit.experiments.study.verify import verify
     from topkit.experiments.tasks import make_task as task
     from topkit.indexers.spec import parse as indexer
@@ -32,20 +36,25 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "Capture": "topkit.experiments.capture.capture",
+        "advise": "topkit.experiments.study.advice",
         "attach": "topkit.experiments.decode.attach",
         "capture": "topkit.experiments.capture.from_model:capture_model",
+        "cells": "topkit.experiments.study.tidy",
+        "cite": "topkit.experiments.study.citation",
         "compare": "topkit.experiments.compare.compare",
         "evaluate": "topkit.experiments.evaluate.evaluate",
         "indexer": "topkit.indexers.spec:parse",
         "load": "topkit.experiments.model.load",
         "measure": "topkit.experiments.measure.measure",
         "merge": "topkit.experiments.evaluate.merge",
-        "report": "topkit.experiments.study.report:write_report",
+        "report": "topkit.experiments.study.any_report",
         "run": "topkit.experiments.runs.plan",
         "study": "topkit.experiments.study.study:run_study",
         "survey": "topkit.experiments.measure.survey",
         "task": "topkit.experiments.tasks:make_task",
         "testing": "topkit.testing:",
+        "to_pandas": "topkit.experiments.runs.frames",
+        "to_polars": "topkit.experiments.runs.frames",
         "verify": "topkit.experiments.study.verify",
     },
 )
@@ -56,8 +65,11 @@ __all__ = [
     "InputError",
     "Undecided",
     "__version__",
+    "advise",
     "attach",
     "capture",
+    "cells",
+    "cite",
     "compare",
     "evaluate",
     "indexer",
@@ -70,5 +82,7 @@ __all__ = [
     "survey",
     "task",
     "testing",
+    "to_pandas",
+    "to_polars",
     "verify",
 ]

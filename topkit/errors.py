@@ -20,6 +20,8 @@ EXTRA_OF = {
     "lm_eval": "harness",
     "accelerate": "harness",
     "ray": "ray",
+    "pandas": "frames",
+    "polars": "frames",
 }
 # Characters of an error's line; of a longer one the middle is left out.
 LONGEST = 1500

@@ -77,6 +77,22 @@ Shard = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
 Force = Annotated[bool, typer.Option("--force", help="Do again what is already there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Csv = Annotated[
+    Path | None,
+    typer.Option(
+        "--csv", parser=file, metavar="FILE|-", help="Write the numbers as CSV; - prints."
+    ),
+]
+Latex = Annotated[
+    Path | None,
+    typer.Option("--latex", parser=file, metavar="FILE|-", help="Write a LaTeX table; - prints."),
+]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html", parser=file, metavar="FILE", help="Write a page that needs nothing else."
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from topkit.cli.exports import Exports
+from topkit.experiments.measure.measured import Measured
 from topkit.experiments.measure.summary import EXACT
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.kinds import name_of
 from topkit.experiments.study.sentences import said
-from topkit.experiments.study.stats import Interval
+from topkit.experiments.study.tidy import tidy
 from topkit.experiments.study.trivial import note
 from topkit.grammar import short
 from topkit.indexers.spec import recorded
@@ -23,10 +25,41 @@ _KINDS = ("trained words", "held-out words")
 def accuracy(curves: Sequence[Curve], as_json: bool) -> list[dict[str, Any]]:
     """One row a task, length and cell; numbers for a program, or text for the eye."""
     if as_json:
-        return [row for curve in curves for row in _numbers(curve)]
+        return tidy(curves)
     # With one kind of words only, its accuracy is the accuracy.
     kinds = _KINDS if any(len(set(curve.held_out)) > 1 for curve in curves) else ()
     return [row for curve in curves for row in _words(curve, kinds)]
+
+
+def printable(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Rows of `tidy` as a table in print: what tells cells apart, and the numbers that a reader looks for."""
+    several = [name for name in ("model", "task", "length") if len({row[name] for row in rows}) > 1]
+    return [
+        {
+            **{name: str(row[name]) for name in several},
+            "indexer": "full attention"
+            if row["indexer"] is None
+            else short(recorded(row["indexer"])),
+            "k": row["k"] or "",
+            "accuracy [95 %]": _said(row, ("accuracy", "low", "high")),
+            "minus exact": _said(row, ("to_exact", "to_exact_low", "to_exact_high"), "+"),
+            "verdict": row["verdict"] or "",
+            "recall": _short(row["recall"], 2),
+            "mass": _short(row["mass"], 2),
+            "KiB read": _short(row["bytes_read"] and row["bytes_read"] / 1024, 1),
+            "index KiB": _short(row["index_bytes"] and row["index_bytes"] / 1024, 1),
+        }
+        for row in rows
+    ]
+
+
+def _said(row: Mapping[str, Any], names: tuple[str, str, str], sign: str = "") -> str:
+    value, low, high = (row[name] for name in names)
+    if value is None:
+        return ""
+    if low is None:
+        return f"{value:{sign}.2f}"
+    return f"{value:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 
 
 def left_out(curves: Sequence[Curve]) -> list[str]:
@@ -68,6 +101,15 @@ def fidelity(summary: list[dict[str, Any]], metrics: Sequence[str] = ()) -> list
     ]
 
 
+def export_measured(
+    exports: Exports, measured: Measured, metrics: Sequence[str], citation: str
+) -> None:
+    """Write and print what was measured, an indexer and budget a row."""
+    rows = measured.summary(metrics)
+    plain = [{**row, "worst_row": _place(row["worst_row"])} for row in rows]
+    exports.write(rows, plain, fidelity(rows, metrics), citation)
+
+
 def _of_list(row: dict[str, Any]) -> str:
     """A shared list's own recall and mass, judged once."""
     if row["unit"] == "head":
@@ -83,42 +125,6 @@ def _ranged(value: float | None, low: float | None, high: float | None) -> str:
 
 def _place(row: dict[str, int] | None) -> str:
     return ", ".join(f"{name} {number}" for name, number in (row or {}).items())
-
-
-def _numbers(curve: Curve) -> list[dict[str, Any]]:
-    findings = Findings(curve)
-    rows = []
-    for place, cell in enumerate(curve.cells):
-        value, low, high = findings.accuracy[place]
-        row = {
-            "task": curve.task,
-            "length": curve.length,
-            "sparse_from": curve.sparse_from,
-            "indexer": None if cell.indexer is None else repr(cell.indexer),
-            "k": None if cell.budget is None else str(cell.budget),
-            "haystacks": len(curve.haystacks),
-            "haystacks_left_out": curve.dropped,
-            "questions": int(curve.questions.sum()),
-            "tokens": _finite(float(np.mean(curve.tokens))) if curve.tokens.size else None,
-            "measure": curve.measure,
-            "accuracy": value,
-            "low": low,
-            "high": high,
-            **{name.replace(" ", "_"): float(x[place].value) for name, x in findings.apart.items()},
-            **_bounds("nll", findings.losses["nll"], place),
-            **_bounds("nll_less_dense", findings.nll_to_dense, place),
-            **_bounds("kl", findings.losses["kl"], place),
-        }
-        row |= {name: _finite(curve.mean(name)[place]) for name in curve.fidelity}
-        rows.append(row | {"note": note(curve, place)})
-    return rows
-
-
-def _bounds(name: str, interval: Interval | None, place: int) -> dict[str, float | None]:
-    names = (name, f"{name}_low", f"{name}_high")
-    if interval is None:
-        return dict.fromkeys(names)
-    return {name: _finite(x) for name, x in zip(names, interval[place], strict=True)}
 
 
 def _words(curve: Curve, kinds: Sequence[str]) -> list[dict[str, Any]]:
@@ -152,10 +158,6 @@ def _words(curve: Curve, kinds: Sequence[str]) -> list[dict[str, Any]]:
         }
         for place, cell in enumerate(curve.cells)
     ]
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _short(value: float | None, digits: int = 3) -> str:

@@ -26,6 +26,37 @@ def show_comparison(summary: Summary) -> None:
         typer.echo(summary["sentence"])
 
 
+def rows_of(summary: Summary, digits: int | None = None) -> list[dict[str, Any]]:
+    """A row for all, for each layer and for each sequence; numbers, or texts of so many digits."""
+    every = {
+        "of": "all",
+        "place": None,
+        "rows": summary["rows"],
+        **{f"recall{end}": summary["recall"][name] for end, name in _ENDS.items()},
+        **{
+            f"mass_lost{end}": (summary["mass"] or {}).get(name if end else "lost")
+            for end, name in _ENDS.items()
+        },
+        "rows_changed": summary["rows_changed"],
+    }
+    parts = [(by, one) for by in ("layer", "sample") for one in summary[f"by_{_BY[by]}"]]
+    rows = [
+        every,
+        *({**dict.fromkeys(every), **one, "of": by, "place": one[by]} for by, one in parts),
+    ]
+    rows = [{name: row[name] for name in every} for row in rows]
+    if digits is None:
+        return rows
+    return [
+        {n: f"{x:.{digits}f}" if isinstance(x, float) else x for n, x in row.items()}
+        for row in rows
+    ]
+
+
+_ENDS = {"": "mean", "_low": "low", "_high": "high"}
+_BY = {"layer": "layer", "sample": "sequence"}
+
+
 def _recall(summary: Summary) -> dict[str, str]:
     recall, rerun = summary["recall"], summary["rerun"]
     ends = (recall["low"], recall["high"])

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from topkit.cli.commands.advise import advise
 from topkit.cli.commands.bench import bench
 from topkit.cli.commands.calibrate import calibrate
 from topkit.cli.commands.capture import capture
@@ -59,6 +60,7 @@ for command in (
     compare,
     evaluate,
     report,
+    advise,
     merge,
     verify,
     study,

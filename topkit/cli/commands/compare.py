@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from topkit.cli import options as o
+from topkit.cli.exports import Exports
 from topkit.cli.progress import carry_out
 from topkit.cli.values import parse_numbers
 
@@ -47,12 +47,16 @@ def compare(
     jobs: o.MaybeJobs = None,
     runner: o.Runner = None,
     dry_run: o.DryRun = False,
+    csv: o.Csv = None,
+    latex: o.Latex = None,
+    html: o.Html = None,
     as_json: o.Json = False,
     config: o.Config = None,
 ) -> None:
     """Judge a candidate by a baseline's own selection: exit 0 safe, 1 unsafe, 3 undecided."""
     from topkit.experiments.compare.compare import compare as comparing
 
+    exports = Exports(csv, latex, as_json)
     plan = comparing.plan(
         dump,
         rerun,
@@ -72,10 +76,23 @@ def compare(
     if comparison is None:
         return
     summary = comparison.summary()
-    if as_json:
-        typer.echo(json.dumps(summary, indent=1))
-    else:
+    if exports.wanted:
+        from topkit.cli.verdict import rows_of
+
+        rows = rows_of(summary)
+        exports.write(summary, rows, rows_of(summary, digits=4), summary["sentence"])
+    if not exports.printed:
         from topkit.cli.verdict import show_comparison
 
         show_comparison(summary)
+    if html is not None:
+        from topkit import __version__
+        from topkit.experiments.study.any_report import write_page
+        from topkit.experiments.study.compare_page import compare_page
+
+        places = [("dump", dump), *([("baseline's rerun", rerun)] if rerun else [])]
+        facts = [(name, f"`{place}`") for name, place in places]
+        write_page(
+            compare_page(summary, [*facts, ("seed", str(seed)), ("topkit", __version__)]), html
+        )
     comparison.require()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from topkit.cli import options as o
+from topkit.cli.exports import Exports
 from topkit.cli.progress import carry_out
 from topkit.cli.screen import show
 from topkit.cli.values import parse_name, parse_numbers
@@ -49,6 +50,9 @@ def measure(
     shard: o.Shard = None,
     dry_run: o.DryRun = False,
     force: o.Force = False,
+    csv: o.Csv = None,
+    latex: o.Latex = None,
+    html: o.Html = None,
     as_json: o.Json = False,
     config: o.Config = None,
 ) -> None:
@@ -56,6 +60,7 @@ def measure(
     from topkit.experiments.measure.measure import measure as measuring
     from topkit.fidelity import METRICS
 
+    exports = Exports(csv, latex, as_json)
     metrics = [parse_name(name, list(METRICS), "metric") for name in metric or ()]
     plan = measuring.plan(
         capture,
@@ -79,7 +84,15 @@ def measure(
     if measured is not None and not measured.rows:
         typer.echo("[]" if as_json else f"shard {shard} has no layer of a sample")
     elif measured is not None:
-        from topkit.cli.summary import fidelity
+        from topkit.cli.summary import export_measured, fidelity
+        from topkit.experiments.study.citation import cite
 
-        rows = measured.summary(metrics)
-        show(rows if as_json else fidelity(rows, metrics), as_json)
+        if exports.wanted:
+            export_measured(exports, measured, metrics, cite(out))
+        if not exports.printed:
+            show(fidelity(measured.summary(metrics), metrics), as_json)
+        if html is not None:
+            from topkit.experiments.study.any_report import write_page
+            from topkit.experiments.study.measure_page import measure_page
+
+            write_page(measure_page(out), html)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from topkit.cli import options as o
+from topkit.cli.exports import Exports
 from topkit.errors import InputError
 
 
@@ -17,7 +17,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Folders that study or evaluate wrote; those of several shards are joined.",
+            help="Folders that study, evaluate or measure wrote; those of several shards are joined.",
         ),
     ],
     require: Annotated[
@@ -53,20 +53,53 @@ def report(
             help="Where the report goes; the first RUN by default.",
         ),
     ] = None,
+    csv: o.Csv = None,
+    latex: o.Latex = None,
     as_json: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """Write RUN/report.html and its figures, of one run or of several that are joined."""
+    """Write RUN/report.html and its figures, of one run or of several that are joined.
+
+    Of a folder of `measure`: a page of its indexers' fidelity. With --csv, --latex or --json: the numbers of every cell instead of the page (docs/exports.md).
+    """
     from topkit.experiments.study.equivalence import AGAINST, require_equivalent
     from topkit.experiments.study.reading import load_study
-    from topkit.experiments.study.report import reported
 
     if against not in AGAINST:
         raise InputError(f"--against must be dense or exact; got {against!r}")
+    exports = Exports(csv, latex, as_json)
+    if exports.wanted and out is not None:
+        raise InputError("--out is where the page goes, which --csv, --latex and --json do without")
     k = None if budgets is None else ",".join(budgets)
-    path, absent = reported(runs, margin, k, out)
-    for line in absent:
-        typer.echo(line, err=True)
-    typer.echo(json.dumps({"report": str(path)}) if as_json else path)
+    if exports.wanted:
+        _export(exports, runs, margin, k)
+    else:
+        from topkit.experiments.study.any_report import any_reported
+
+        path, absent = any_reported(runs, margin, k, out)
+        for line in absent:
+            typer.echo(line, err=True)
+        typer.echo(path)
     if require is not None:
         typer.echo(require_equivalent(load_study(*runs), require, margin, k, against), err=True)
+
+
+def _export(exports: Exports, runs: list[Path], margin: float, k: str | None) -> None:
+    from topkit.experiments.study.citation import citation
+    from topkit.experiments.study.measured_run import is_measurement, measured_of
+
+    if is_measurement(runs[0]):
+        from topkit.cli.summary import export_measured
+
+        measured, described = measured_of(runs[0])
+        export_measured(exports, measured, (), citation([described], runs[:1]))
+        return
+    from topkit.cli.summary import printable
+    from topkit.experiments.study.tidy import rows_of_run
+
+    rows, read = rows_of_run(runs, margin, k)
+    cited = citation(read.described, runs)
+    for line in read.absent:
+        typer.echo(line, err=True)
+    whole = {"citation": cited, "margin": margin, "missing": read.absent, "cells": rows}
+    exports.write(whole, rows, printable(rows), cited)

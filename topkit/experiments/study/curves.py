@@ -38,7 +38,6 @@ FIDELITY = (
     "top1",
     "hit",
     "w",
-    "ws",
     "unit_recall",
     "unit_mass",
     "ws",

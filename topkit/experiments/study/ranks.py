@@ -99,12 +99,16 @@ def paired(
 
 def holm(p: Array, alpha: float) -> NDArray[np.bool_]:
     """Which of some hypotheses are rejected, so that any true one is in at most alpha of studies."""
-    order = np.argsort(p, kind="stable")
-    steps = alpha / (len(p) - np.arange(len(p)))
-    passed = np.logical_and.accumulate(p[order] <= steps)
-    rejected = np.zeros(len(p), dtype=bool)
-    rejected[order] = passed
-    return rejected
+    return p <= holm_levels(p, alpha)
+
+
+def holm_levels(p: Array, alpha: float) -> Array:
+    """The level at which each hypothesis is tested: alpha over those left, the last for all behind it."""
+    order, steps = np.argsort(p, kind="stable"), alpha / (len(p) - np.arange(len(p)))
+    passed = int(np.logical_and.accumulate(p[order] <= steps).sum())
+    levels = np.empty(len(p))
+    levels[order] = steps[np.minimum(np.arange(len(p)), passed)] if passed < len(p) else steps
+    return levels
 
 
 def best_of_family(strata: Strata, families: Sequence[str]) -> tuple[list[str], Strata]:
