@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from front_page import five_findings, paper_claims
 from papers.table import figures, of_method
 
 from topkit.cli.listing import markdown, rows
@@ -293,6 +294,7 @@ def _leaderboard(name: str, title: str) -> str:
 
 # Page -> the tables that stand in it, each between two marks.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    ROOT / "README.md": {"five-findings": five_findings, "paper-claims": paper_claims},
     ROOT / "docs" / "findings.md": {
         "smollm2": smollm2,
         "carry-over": carry_over,
