@@ -35,4 +35,6 @@ layer = real_tensors(15)
 capture = topkit.Capture.from_tensors(layer.queries, layer.keys)
 # 16 floats of 4 bytes a key, or 64 numbers of 8 bits.
 for row in topkit.measure(capture, [sketch(dims=16), "quantized:dtype=int8"], k=64).summary():
-    print(f"{row['indexer'].split('(')[0].split(':')[-1]:12}recall {row['recall']:.2f}  mass {row['mass']:.2f}")
+    print(
+        f"{row['indexer'].split('(')[0].split(':')[-1]:12}recall {row['recall']:.2f}  mass {row['mass']:.2f}"
+    )

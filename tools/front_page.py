@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 from papers.table import rows as of_papers
@@ -22,10 +23,21 @@ RESULTS = Path(__file__).parents[1] / "results"
 ONE_MODEL, TWO_MODELS, ORACLES = "smollm2", "carry-over-quick", "fidelity-vs-accuracy"
 
 
+@cache
+def found(name: str) -> list[Findings]:
+    """What each setting of a study's results shows."""
+    return [Findings(curve) for curve in load(RESULTS / name)]
+
+
+@cache
+def of_two_models() -> Comparison:
+    (both,) = comparisons(load_study(RESULTS / TWO_MODELS))
+    return both
+
+
 def five_findings() -> str:
     """A sentence each; one whose numbers no longer bear its words ends the program."""
-    by_length = {found.curve.length: found for found in map(Findings, load(RESULTS / ONE_MODEL))}
-    (both,) = comparisons(load_study(RESULTS / TWO_MODELS))
+    by_length, both = {one.curve.length: one for one in found(ONE_MODEL)}, of_two_models()
     lines = (
         _budget(by_length[4096]),
         _four_bits(both),
@@ -53,9 +65,9 @@ def paper_claims() -> str:
     )
 
 
-def _budget(found: Findings) -> str:
-    curve = found.curve
-    dense, gaps = curve.place(None), found.to_dense
+def _budget(one: Findings) -> str:
+    curve = one.curve
+    dense, gaps = curve.place(None), one.to_dense
     assert dense is not None and gaps is not None
     places = {k: curve.place(EXACT, k) for k in curve.budgets}
     lost = [(k, -float(gaps[at].value)) for k, at in places.items() if at is not None]
@@ -64,7 +76,7 @@ def _budget(found: Findings) -> str:
     listed = ", ".join(f"{loss + 0.0:.2f} ({k})" for k, loss in others)
     return (
         f"**A small budget costs accuracy, even with exact Top-k.** SmolLM2 answers "
-        f"{found.accuracy[dense].value:.2f} of the questions at {curve.length:,} tokens with full attention; "
+        f"{one.accuracy[dense].value:.2f} of the questions at {curve.length:,} tokens with full attention; "
         f"exact Top-k scores {most:.2f} less with {first} keys a head, and as the keys double {listed}."
     )
 
@@ -82,13 +94,13 @@ def _four_bits(both: Comparison) -> str:
     )
 
 
-def _recall(found: Findings) -> str:
-    curve = found.curve
+def _recall(one: Findings) -> str:
+    curve = one.curve
     parts = list[str]()
     for spec, fails in (("degraded(0.95)", True), ("sampled(quantized(dtype=int4))", False)):
         indexer = parse(spec)
         place = _place(curve, indexer, curve.budget)
-        gap = found.to_exact(place)
+        gap = one.to_exact(place)
         assert gap is not None
         _hold(float(gap.high) < 0 if fails else float(gap.low) > 0, "recall misleads")
         recall = curve.mean("recall")[place]
@@ -99,10 +111,10 @@ def _recall(found: Findings) -> str:
     )
 
 
-def _mass(found: Findings) -> str:
-    curve, indexer = found.curve, parse("reuse(exact(),every=2)")
+def _mass(one: Findings) -> str:
+    curve, indexer = one.curve, parse("reuse(exact(),every=2)")
     place = _place(curve, indexer, curve.budget)
-    mass, score = curve.mean("mass")[place], found.accuracy[place]
+    mass, score = curve.mean("mass")[place], one.accuracy[place]
     _hold(mass > 0.7 and float(score.high) < 0.2, "mass is no guarantee")
     return (
         f"**Attention mass is no guarantee.** `{short(indexer)}`, which lets every second layer use the list of the "
@@ -123,10 +135,10 @@ def _models(both: Comparison) -> str:
 
 def _as_good_as_full() -> tuple[str, str, str]:
     words = list[str]()
-    for found in map(Findings, load(RESULTS / ONE_MODEL)):
-        curve = found.curve
+    for one in found(ONE_MODEL):
+        curve = one.curve
         k = next(k for k in curve.budgets if k.amount * 16 == curve.length)
-        score, dense = (found.accuracy[_place(curve, i, b)] for i, b in ((EXACT, k), (None, None)))
+        score, dense = (one.accuracy[_place(curve, i, b)] for i, b in ((EXACT, k), (None, None)))
         words.append(f"{score.value:.2f} of {dense.value:.2f} at {curve.length:,} tokens")
     return (
         "Decoding with exact Top-k is as good as full attention, with about 5 % of the keys (8B, 128K).",
@@ -136,10 +148,10 @@ def _as_good_as_full() -> tuple[str, str, str]:
 
 
 def _precision() -> tuple[str, str, str]:
-    (found,) = map(Findings, load(RESULTS / ORACLES))
+    (one,) = found(ORACLES)
     told = re.search(
         r"Over (\d+) oracles .* is ([\d.]+) of recall and ([\d.]+) of mass",
-        "\n".join(found.sentences()),
+        "\n".join(one.sentences()),
     )
     _hold(told is not None, "oracles are ordered")
     assert told is not None
