@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
-from pages import ROOT, code_blocks, follow
 
 import topkit
+from pages import ROOT, code_blocks, follow
 from topkit.cli.commands import app
 from topkit.contract import check_indexer
 from topkit.indexers import INDEXERS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from pages import ROOT, blocks, follow
 
 # Those that ask a model take longer; the indexers and the task of the other two are tried in test_docs.py.
