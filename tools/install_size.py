@@ -58,7 +58,7 @@ def main() -> None:
         others = sum(size for _, size in sizes.most_common()[SHOWN:])
         print(f"{others / 1e6:8.1f} MB  {rest} others")
     whole = sum(sizes.values()) / 1e6
-    limit = "" if asked.most is None else f", of at most {asked.most:,.0f}"
+    limit = "" if asked.most is None else f", of at most {asked.most:,g}"
     print(f"{whole:8.1f} MB  in all{limit}")
     raise SystemExit(asked.most is not None and whole > asked.most)
 
