@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
 
+import numpy as np
 import pytest
 import yaml
 
@@ -26,8 +27,9 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tensors_of_the_wheel_are_packed_closer_and_nothing_else_changes(tmp_path: Path) -> None:
-    # Bytes of two kinds in turns, as those of bfloat16: one says little, the other is drawn.
-    tensors = b"".join(bytes([60 + n[0] % 7, n[0]]) for n in (os.urandom(1) for _ in range(40_000)))
+    # The upper halves of float32 are bfloat16: bytes of two kinds in turns, one of which never repeats.
+    floats = np.random.default_rng(0).standard_normal(100_000).astype("<f4")
+    tensors = floats.view("<u2")[1::2].tobytes()
     texts = {"topkit/a.py": b"a = 1\n" * 100, "topkit-0.dist-info/RECORD": b""}
     wheel = tmp_path / "topkit.whl"
     with ZipFile(wheel, "w", ZIP_DEFLATED) as out:
@@ -42,7 +44,7 @@ def test_tensors_of_the_wheel_are_packed_closer_and_nothing_else_changes(tmp_pat
         assert {name: packed.read(name) for name in texts} == texts
         (entry, *_) = packed.infolist()
     assert entry.compress_type == ZIP_DEFLATED
-    assert entry.compress_size <= len(zlib.compress(tensors))
+    assert entry.compress_size < 0.99 * len(zlib.compress(tensors))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["topkit.whl"]
 
 
@@ -71,7 +73,8 @@ def test_checks_before_a_commit_are_those_of_the_environment() -> None:
     config = load_config(str(ROOT / ".pre-commit-config.yaml"))
     hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
     assert {repo["repo"] for repo in config["repos"]} == {"local"}
-    assert {hook["language"] for hook in hooks} == {"system"}
+    # pre-commit has two names for programs that are there already.
+    assert {hook["language"] for hook in hooks} <= {"system", "unsupported"}
     needed = {re.split(r"[^\w-]", x)[0] for x in PROJECT["optional-dependencies"]["dev"]}
     for hook in hooks:
         program = hook["entry"].split()[0]
