@@ -46,7 +46,7 @@ def by_package(folder: Path) -> Counter[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path(sys.prefix))
     parser.add_argument("--most", type=float, metavar="MB", help="exit 1 beyond")
     asked = parser.parse_args()
