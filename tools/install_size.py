@@ -7,7 +7,9 @@ on disk. Exit code 1 where the whole takes more than --most.
 from __future__ import annotations
 
 import argparse
+import csv
 import os
+import stat
 import sys
 from collections import Counter
 from importlib.metadata import distributions
@@ -16,14 +18,14 @@ from pathlib import Path
 SHOWN = 20
 
 
-def on_disk(folder: Path) -> dict[Path, int]:
+def on_disk(folder: Path) -> dict[str, int]:
     """Bytes that each file of a folder takes; links are nothing, and a file of two names counts once."""
-    sizes, seen = dict[Path, int](), set[tuple[int, int]]()
+    sizes, seen = dict[str, int](), set[tuple[int, int]]()
     for place, _, names in os.walk(folder):
         for name in names:
-            path = Path(place, name)
-            state = path.lstat()
-            if not path.is_symlink() and (state.st_dev, state.st_ino) not in seen:
+            path = os.path.join(place, name)
+            state = os.lstat(path)
+            if stat.S_ISREG(state.st_mode) and (state.st_dev, state.st_ino) not in seen:
                 seen.add((state.st_dev, state.st_ino))
                 sizes[path] = state.st_blocks * 512
     return sizes
@@ -31,17 +33,17 @@ def on_disk(folder: Path) -> dict[Path, int]:
 
 def by_package(folder: Path) -> Counter[str]:
     """Bytes by the package that a file belongs to; code that Python compiled goes to its source's."""
-    owner = dict[Path, str]()
     (site,) = folder.glob("lib/python*/site-packages")
+    owner = dict[str, str]()
     for package in distributions(path=[str(site)]):
-        for file in package.files or ():
-            owner[Path(os.path.normpath(site / file))] = package.metadata["Name"]
+        for path, *_ in csv.reader((package.read_text("RECORD") or "").splitlines()):
+            owner[os.path.normpath(os.path.join(site, path))] = package.metadata["Name"]
     sizes = Counter[str]()
     for path, size in on_disk(folder).items():
-        source = path
-        if path.parent.name == "__pycache__":
-            source = path.parents[1] / f"{path.name.split('.')[0]}.py"
-        sizes[owner.get(source, owner.get(path, "the environment itself"))] += size
+        place, name = os.path.split(path)
+        if os.path.basename(place) == "__pycache__":
+            path = os.path.join(os.path.dirname(place), f"{name.split('.')[0]}.py")
+        sizes[owner.get(path, "the environment itself")] += size
     return sizes
 
 
