@@ -36,8 +36,9 @@ def by_package(folder: Path) -> Counter[str]:
     (site,) = folder.glob("lib/python*/site-packages")
     owner = dict[str, str]()
     for package in distributions(path=[str(site)]):
+        name = package.metadata["Name"]  # which parses a file each time
         for path, *_ in csv.reader((package.read_text("RECORD") or "").splitlines()):
-            owner[os.path.normpath(os.path.join(site, path))] = package.metadata["Name"]
+            owner[os.path.normpath(os.path.join(site, path))] = name
     sizes = Counter[str]()
     for path, size in on_disk(folder).items():
         place, name = os.path.split(path)
