@@ -73,11 +73,11 @@ def _budget(one: Findings) -> str:
     lost = [(k, -float(gaps[at].value)) for k, at in places.items() if at is not None]
     (first, most), *others = lost
     _hold(most > lost[-1][1] + 0.2, "small budgets cost accuracy")
-    listed = ", ".join(f"{loss + 0.0:.2f} ({k})" for k, loss in others)
+    listed = ", ".join(f"{loss + 0.0:.2f} with {k}" for k, loss in others)
     return (
         f"**A small budget costs accuracy, even with exact Top-k.** SmolLM2 answers "
         f"{one.accuracy[dense].value:.2f} of the questions at {curve.length:,} tokens with full attention; "
-        f"exact Top-k scores {most:.2f} less with {first} keys a head, and as the keys double {listed}."
+        f"with exact Top-k that falls by {most:.2f} if each head keeps {first} keys, by {listed}."
     )
 
 
@@ -104,10 +104,13 @@ def _recall(one: Findings) -> str:
         assert gap is not None
         _hold(float(gap.high) < 0 if fails else float(gap.low) > 0, "recall misleads")
         recall = curve.mean("recall")[place]
-        parts.append(f"`{short(indexer)}` finds {recall:.2f} of them and scores {said(gap, True)}")
+        word = "below" if fails else "above"
+        parts.append(
+            f"`{short(indexer)}` has a recall of {recall:.2f} and scores {word} exact Top-k ({said(gap, True)})"
+        )
     return (
-        f"**Recall alone misleads.** Of the exact {curve.budget} keys of SmolLM2 at {curve.length:,} tokens, "
-        f"{', while '.join(parts)} against exact Top-k."
+        f"**Recall alone misleads.** With SmolLM2 at {curve.length:,} tokens and k = {curve.budget}, "
+        f"{', while '.join(parts)}."
     )
 
 
