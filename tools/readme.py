@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from front_page import ONE_MODEL, ORACLES, five_findings, found, of_two_models, paper_claims
 from papers.table import figures, of_method
 
 from topkit.cli.listing import markdown, rows
@@ -18,13 +19,10 @@ from topkit.errors import InputError
 from topkit.experiments.bench.machine import other_triton
 from topkit.experiments.bench.rows import read_rows
 from topkit.experiments.bench.table import table
-from topkit.experiments.study.curves import load
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.kinds import EXACT, kind_of, name_of
 from topkit.experiments.study.leaderboard import markdown_of
-from topkit.experiments.study.models_compared import comparisons
 from topkit.experiments.study.models_compared import sentences as carried
-from topkit.experiments.study.reading import load_study
 from topkit.experiments.study.sentences import said
 from topkit.grammar import short
 from topkit.indexers import INDEXERS, Indexer
@@ -119,8 +117,7 @@ def scores() -> str:
 
 def findings() -> str:
     """What the studies found: their sentences, and the cells of the first."""
-    (first,) = (Findings(curve) for curve in load(RESULTS / "fidelity-vs-accuracy"))
-    others = [Findings(curve) for curve in load(RESULTS / "tasks")]
+    (first,), others = found(ORACLES), found("tasks")
     curve, lines = first.curve, []
     for place in curve.where("real", "control", "oracle", budget=curve.budget):
         if kind_of(curve.cells[place]) != "oracle" or place == curve.place(EXACT, curve.budget):
@@ -140,25 +137,25 @@ def findings() -> str:
 
 def smollm2() -> str:
     """What SmolLM2 answers at each length with each indexer, and what it says of recall and mass."""
-    found = [Findings(curve) for curve in load(RESULTS / "smollm2")]
+    lengths = found(ONE_MODEL)
     lines = list[dict[str, str]]()
-    for cell in found[-1].curve.cells:
+    for cell in lengths[-1].curve.cells:
         if cell.indexer is None or (kind_of(cell) == "oracle" and name_of(cell) != "exact()"):
             continue
         line = {"indexer": f"`{name_of(cell)}`", "k": str(cell.budget)}
-        for one in found:
+        for one in lengths:
             length, place = one.curve.length, one.curve.cells.index(cell)
             line[f"{length:,} tokens"] = said(one.accuracy[place])
         for name in ("recall", "mass"):
-            line[f"{name}, {length:,}"] = f"{found[-1].curve.mean(name)[place]:.2f}"
+            line[f"{name}, {length:,}"] = f"{lengths[-1].curve.mean(name)[place]:.2f}"
         lines.append(line)
     lines.sort(key=lambda line: -float(line["2,048 tokens"].split()[0]))
-    return "\n\n".join([*(_told(one) for one in found), markdown(lines)])
+    return "\n\n".join([*(_told(one) for one in lengths), markdown(lines)])
 
 
 def carry_over() -> str:
     """Whether the order of indexers carries over from one model to another, and both models' cells."""
-    (one,) = comparisons(load_study(RESULTS / "carry-over-quick"))
+    one = of_two_models()
     lines = list[dict[str, str]]()
     for indexer in (parse("exact()"), *one.indexers):
         line = {"indexer": f"`{short(indexer)}`"}
@@ -293,6 +290,7 @@ def _leaderboard(name: str, title: str) -> str:
 
 # Page -> the tables that stand in it, each between two marks.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    ROOT / "README.md": {"five-findings": five_findings, "paper-claims": paper_claims},
     ROOT / "docs" / "findings.md": {
         "smollm2": smollm2,
         "carry-over": carry_over,

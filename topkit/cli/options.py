@@ -47,14 +47,18 @@ def file(name: str) -> Path:
     return Path(name)
 
 
-Seed = Annotated[int, typer.Option("--seed", help="Seed of prompts and of seeded indexers.")]
+Seed = Annotated[
+    int, typer.Option("--seed", help="Seed of the prompts, and of indexers that draw at random.")
+]
 Device = Annotated[
     str | None, typer.Option("--device", callback=_device, help="cpu, cuda or cuda:N.")
 ]
 DType = Annotated[
     str | None, typer.Option("--dtype", callback=_dtype, help="float32, bfloat16 or float16.")
 ]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows a forward pass.")]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Rows in one forward pass.")
+]
 _JOBS = typer.Option("--jobs", min=1, help="Worker processes.")
 Jobs = Annotated[int, _JOBS]
 MaybeJobs = Annotated[int | None, _JOBS]
@@ -63,7 +67,7 @@ Runner = Annotated[
     typer.Option(
         "--runner",
         metavar="serial|pool|ray",
-        help="What runs the jobs: this process, spawned ones, Ray's (ray:cpus=4,gpus=1).",
+        help="Run the jobs in this process, in a pool of processes, or as Ray tasks (ray:cpus=4,gpus=1).",
     ),
 ]
 Shard = Annotated[
@@ -71,11 +75,11 @@ Shard = Annotated[
     typer.Option(
         "--shard",
         metavar="I/N",
-        help="Share I of N, from 0/N to N-1/N, into one folder or each into its own.",
+        help="Run share I of N only, 0/N to N-1/N. Shares write into one folder, or each into its own.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
-Force = Annotated[bool, typer.Option("--force", help="Do again what is already there.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
+Force = Annotated[bool, typer.Option("--force", help="Compute again what is already there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Csv = Annotated[
     Path | None,
@@ -99,29 +103,33 @@ Config = Annotated[
         "--config",
         is_eager=True,
         callback=read_config,
-        help="YAML file of defaults: option: value.",
+        help="A YAML file with lines `option: value`, for options that are not given.",
     ),
 ]
 
-MODEL_HELP = "`reference` (bundled), `smollm2`, a folder, a .gguf file, or an id of the hub: OWNER/NAME@REVISION."
+MODEL_HELP = "`reference` (bundled), `smollm2`, a folder, a .gguf file, or OWNER/NAME@REVISION of the Hugging Face hub."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 TASK_HELP = "A task (topkit list tasks): name, or name:parameter=value,parameter=value."
 MaybeTask = Annotated[str | None, typer.Option("--task", help=TASK_HELP)]
-Length = Annotated[str, typer.Option("--length", help="Tokens of a prompt: 4096, 4k.")]
-Samples = Annotated[int, typer.Option("--samples", min=1, help="Haystacks, or pieces of text.")]
+Length = Annotated[str, typer.Option("--length", help="Length of a prompt in tokens: 4096 or 4k.")]
+Samples = Annotated[
+    int, typer.Option("--samples", min=1, help="How many haystacks, or pieces of text.")
+]
 Out = Annotated[
     Path,
     typer.Option(
         "--out",
         parser=folder,
         metavar="FOLDER",
-        help="Folder to write into; a rerun goes on there.",
+        help="Folder to write into; a rerun computes what is missing there.",
     ),
 ]
-_INDEXER = typer.Option("--indexer", help="An indexer's spec, as quest:page_size=16; repeatable.")
+_INDEXER = typer.Option(
+    "--indexer", help="An indexer (topkit list indexers), such as quest:page_size=16; repeatable."
+)
 Indexers = Annotated[list[str], _INDEXER]
 MaybeIndexers = Annotated[list[str] | None, _INDEXER]
-_BUDGETS = typer.Option("-k", help="Keys kept, in tokens or per cent: 16,32,1%.")
+_BUDGETS = typer.Option("-k", help="Keys kept: numbers, or per cent of the context, 16,32,1%.")
 Budgets = Annotated[str, _BUDGETS]
 MaybeBudgets = Annotated[str | None, _BUDGETS]
 ByteBudget = Annotated[
@@ -129,8 +137,8 @@ ByteBudget = Annotated[
     typer.Option(
         "--budget",
         metavar="bytes=N",
-        help="Bytes that choosing reads, equal for all indexers: bytes=64 a token and layer, or bytes=0.06 "
-        "of the keys'; several with commas.",
+        help="Bytes read to choose the keys, the same for all indexers: bytes=64 for each token and "
+        "layer, or bytes=0.06 of what the keys take; several with commas.",
     ),
 ]
 Margin = Annotated[
@@ -143,5 +151,5 @@ Layout = Annotated[
 ]
 Scaling = Annotated[
     float | None,
-    typer.Option("--scaling", help="What dot products are multiplied by; by default D ** -0.5."),
+    typer.Option("--scaling", help="Factor of the dot products; by default D ** -0.5."),
 ]

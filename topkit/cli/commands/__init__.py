@@ -44,7 +44,7 @@ def _version(wanted: bool) -> None:
 def topkit(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """How good must an approximate Top-k indexer be before a language model notices?"""

@@ -31,14 +31,14 @@ def bench(
     ] = None,
     compare: Annotated[
         Path | None,
-        typer.Option("--compare", help="An older CSV; exit 1 where something became slower."),
+        typer.Option("--compare", help="An older CSV; exit 1 if something became slower."),
     ] = None,
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="Seconds, to show that they run; writes nothing.")
+        bool, typer.Option("--tiny", help="Run for seconds, to show that it works; writes nothing.")
     ] = False,
     repeats: Annotated[
         int | None,
-        typer.Option("--repeats", min=1, help="Times that everything is timed, on a CPU."),
+        typer.Option("--repeats", min=1, help="How many times everything is timed, on a CPU."),
     ] = None,
     layers: Annotated[
         int | None,

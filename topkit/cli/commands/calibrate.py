@@ -23,11 +23,13 @@ def calibrate(
     out: o.Out,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="The capture's model: the file then serves it in any dtype."),
+        typer.Option(
+            "--model", help="The model that was captured; the file then serves it in every dtype."
+        ),
     ] = None,
     config: o.Config = None,
 ) -> None:
-    """Choose channels of a capture's keys, for the parameter calibration=FILE of a method."""
+    """Choose channels of the keys of a capture, for a method's parameter calibration=FILE."""
     from topkit.experiments.train.calibrate import calibrate as write
 
     path = write(capture, method, out, model=model)

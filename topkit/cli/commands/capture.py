@@ -30,13 +30,14 @@ def capture(
         ),
     ] = None,
     hidden: Annotated[
-        bool, typer.Option("--hidden", help="Hidden states, MLA's query latent and RoPE as well.")
+        bool,
+        typer.Option("--hidden", help="Save hidden states, MLA's query latent and RoPE as well."),
     ] = False,
     prefill_queries: Annotated[
         str,
         typer.Option(
             "--prefill-queries",
-            help="Queries of the last so many tokens before the first position as well, or all.",
+            help="Save the queries of this many tokens before the first position as well, or `all`.",
         ),
     ] = "0",
     seed: o.Seed = 0,
@@ -47,7 +48,7 @@ def capture(
     as_json: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """Write down what a model's attention sees, over a task or a text."""
+    """Save the queries, keys and values of a model's attention, over a task or a text."""
     from topkit.experiments.capture.from_model import capture_model
 
     plan = capture_model.plan(

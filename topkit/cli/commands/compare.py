@@ -32,12 +32,14 @@ def compare(
         Path | None,
         typer.Argument(
             metavar="RERUN",
-            help="A second dump of the same tokens: what the baseline changes from run to run.",
+            help="A second dump of the same tokens, which shows what the baseline itself changes.",
         ),
     ] = None,
     margin: Annotated[
         str,
-        typer.Option("--margin", help="What may be lost on average: recall, mass, or one of them."),
+        typer.Option(
+            "--margin", help="The mean loss that is still safe: of recall, of mass, or of both."
+        ),
     ] = "recall=0.01,mass=0.002",
     layers: Annotated[str, typer.Option("--layers", help="all, or numbers: 0,3,5.")] = "all",
     layout: o.Layout = None,

@@ -8,7 +8,7 @@ from topkit.errors import GateFailed
 
 
 def doctor(as_json: o.Json = False) -> None:
-    """Look at versions, device and disk; exit 1 when something is broken."""
+    """Check versions, device and disk; exit 1 if something is broken."""
     from topkit.cli.doctor import examine
 
     findings = examine()

@@ -16,7 +16,9 @@ from topkit.cli.values import parse_lengths, parse_name, parse_task
 def evaluate(
     model: o.Model,
     task: Annotated[list[str], typer.Option("--task", help=o.TASK_HELP + " May be repeated.")],
-    length: Annotated[str, typer.Option("--length", help="Tokens of a prompt: 4k or 4k,8k.")],
+    length: Annotated[
+        str, typer.Option("--length", help="Length of a prompt in tokens: 4k, or several, 4k,8k.")
+    ],
     samples: o.Samples,
     out: o.Out,
     indexer: o.MaybeIndexers = None,
@@ -24,7 +26,11 @@ def evaluate(
     budget: o.ByteBudget = None,
     sparse_from: Annotated[
         str,
-        typer.Option("--sparse-from", metavar="question|answer", help="Where selectors begin."),
+        typer.Option(
+            "--sparse-from",
+            metavar="question|answer",
+            help="From where on indexers choose: the question, or the answer alone.",
+        ),
     ] = "question",
     dense: Annotated[
         bool, typer.Option("--dense/--no-dense", help="Full attention as well, to compare with.")
@@ -34,8 +40,8 @@ def evaluate(
         typer.Option(
             "--observe",
             metavar="mean|answer|answer-rows|rows|no",
-            help="Fidelity: its mean over the question and over the answer, over the answer alone, a row a position "
-            "of the answer or of both, or none.",
+            help="Fidelity to record: means over the question and over the answer, over the answer alone, a row for "
+            "each position of the answer or of both, or none.",
         ),
     ] = "mean",
     shadow: Annotated[
@@ -57,7 +63,7 @@ def evaluate(
     as_json: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """Ask a model the questions of a task, with keys left out of its attention."""
+    """Ask a model the questions of a task, with and without indexers in its attention."""
     from topkit.experiments.evaluate.evaluate import evaluate as evaluation
     from topkit.experiments.evaluate.setting import OBSERVED
 

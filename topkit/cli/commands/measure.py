@@ -30,15 +30,16 @@ def measure(
         typer.Option(
             "--reference",
             metavar="SPEC",
-            help="Recall against what this indexer chooses, not exact Top-k.",
+            help="Measure recall against what this indexer chooses, not against exact Top-k.",
         ),
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", help="Show the mean of this one too; see `topkit list metrics`."),
+        typer.Option("--metric", help="Show the mean of this metric too (topkit list metrics)."),
     ] = None,
     reduce: Annotated[
-        bool, typer.Option("--reduce", help="One row a head, not one a head and position.")
+        bool,
+        typer.Option("--reduce", help="Write one row for each head: the mean over its positions."),
     ] = False,
     budget: o.ByteBudget = None,
     layout: o.Layout = None,

@@ -20,7 +20,7 @@ def merge(
     as_json: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """Join runs of one identity, as the shards of one leave them, in a folder of their own."""
+    """Join runs of the same settings, such as the shards of one run, in a new folder."""
     from topkit.experiments.evaluate.merge import merge as merging
 
     path = merging(runs, out)

@@ -18,7 +18,9 @@ def score(
         typer.Option("--out", parser=o.file, metavar="FILE", help="The JSON file to write."),
     ],
     lengths: Annotated[str, typer.Option("--length", help="Tokens: 4k,8k.")] = "4k,8k",
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Prompts a row.")] = 200,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, help="Prompts for each task and length.")
+    ] = 200,
     corpus: Annotated[
         Path | None, typer.Option("--corpus", help="Folder of books-valid.jsonl.xz: perplexity.")
     ] = None,
@@ -27,7 +29,7 @@ def score(
     jobs: o.Jobs = 1,
     config: o.Config = None,
 ) -> None:
-    """Score a model, dense, on every task: what it can do before any key is left out."""
+    """Score a model with full attention on every task."""
     from topkit.experiments.train.scores import score_model, write_scores
 
     scores = score_model(

@@ -29,17 +29,19 @@ def study(
         typer.Option(
             "--preset",
             metavar="quick|full|tasks",
-            help="Of the study fidelity-vs-accuracy: minutes, an hour, hours.",
+            help="The size of the study fidelity-vs-accuracy: minutes, an hour, or hours.",
         ),
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="A model; repeatable: a folder each.")
+        list[str] | None,
+        typer.Option("--model", help="A model; repeatable: each has its own folder."),
     ] = None,
     task: Annotated[
         list[str] | None, typer.Option("--task", help=o.TASK_HELP + " Repeatable.")
     ] = None,
     length: Annotated[
-        str | None, typer.Option("--length", help="Tokens of a prompt: 4k or 4k,8k.")
+        str | None,
+        typer.Option("--length", help="Length of a prompt in tokens: 4k, or several, 4k,8k."),
     ] = None,
     samples: Annotated[
         int | None,
@@ -50,13 +52,15 @@ def study(
     indexer: o.MaybeIndexers = None,
     seed: Annotated[
         list[int] | None,
-        typer.Option("--seed", help="Seed of prompts and of seeded indexers; repeatable."),
+        typer.Option(
+            "--seed", help="Seed of the prompts, and of indexers that draw at random; repeatable."
+        ),
     ] = None,
     pilot: Annotated[
         bool | None,
         typer.Option(
             "--pilot/--no-pilot",
-            help="A few haystacks first, which say on what tasks indexers can be told apart.",
+            help="Run a few haystacks first, to find tasks on which indexers can be told apart.",
         ),
     ] = None,
     pilot_haystacks: Annotated[
@@ -64,14 +68,17 @@ def study(
     ] = None,
     distractors: Annotated[
         str | None,
-        typer.Option("--distractors", help="The pilot's ladder: 60,16,4; the first that suits."),
+        typer.Option(
+            "--distractors",
+            help="Numbers of distractors that the pilot tries, 60,16,4; the first that suits is used.",
+        ),
     ] = None,
     sparse_from: Annotated[
         list[str] | None,
         typer.Option(
             "--sparse-from",
             metavar="question|answer",
-            help="Where selectors begin; repeatable: a folder each.",
+            help="From where on indexers choose: the question, or the answer alone; repeatable: a folder each.",
         ),
     ] = None,
     observe: Annotated[
@@ -98,7 +105,7 @@ def study(
     ] = None,
     reach: Annotated[
         float | None,
-        typer.Option("--reach", min=0, max=1, help="Half an interval's width that is aimed at."),
+        typer.Option("--reach", min=0, max=1, help="Half the width of the intervals to aim at."),
     ] = None,
     margin: Annotated[
         float | None,
@@ -128,7 +135,7 @@ def study(
 ) -> None:
     """Run a study to its report: which indexers, at which budgets, on which tasks and models.
 
-    The other options stand over what the study's file says.
+    Options replace what the study's file says.
     """
     from topkit.experiments.evaluate.setting import OBSERVED
     from topkit.experiments.study.study import run_study

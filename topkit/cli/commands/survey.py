@@ -22,17 +22,22 @@ def survey(
         ),
     ],
     sink: Annotated[
-        int, typer.Option("--sink", min=1, help="The first slots whose weight is a sink's.")
+        int, typer.Option("--sink", min=1, help="How many slots at the start count as the sink.")
     ] = 4,
     layers: Annotated[str, typer.Option("--layers", help="all, or numbers: 0,3,5.")] = "all",
     csv: Annotated[
         Path | None,
-        typer.Option("--csv", parser=o.file, metavar="FILE", help="Write a row a layer and group."),
+        typer.Option(
+            "--csv",
+            parser=o.file,
+            metavar="FILE",
+            help="Write a CSV with a row for each layer and group.",
+        ),
     ] = None,
     figure: Annotated[
         Path | None,
         typer.Option(
-            "--figure", parser=o.file, metavar="FILE", help="Draw them: FILE.png, .svg or .pdf."
+            "--figure", parser=o.file, metavar="FILE", help="Draw a figure: FILE.png, .svg or .pdf."
         ),
     ] = None,
     as_json: o.Json = False,

@@ -18,7 +18,7 @@ def verify(
     as_json: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """Hold a run or a capture to its manifests: exit 2 where a file is not as it was written."""
+    """Check that the files of a run or a capture are as they were written; exit 2 if not."""
     from topkit.experiments.runs.folder import raise_first
     from topkit.experiments.study.verify import inspect
 

@@ -1,0 +1,202 @@
+"""The parts of README.md that are made from results: five findings, and the paper's claims beside ours."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+from papers.table import rows as of_papers
+
+from topkit.cli.listing import markdown
+from topkit.experiments.study.curve import Curve
+from topkit.experiments.study.curves import load
+from topkit.experiments.study.findings import Findings
+from topkit.experiments.study.kinds import EXACT
+from topkit.experiments.study.models_compared import Comparison, comparisons
+from topkit.experiments.study.reading import load_study
+from topkit.experiments.study.sentences import said
+from topkit.grammar import short
+from topkit.indexers.spec import parse
+
+RESULTS = Path(__file__).parents[1] / "results"
+ONE_MODEL, TWO_MODELS, ORACLES = "smollm2", "carry-over-quick", "fidelity-vs-accuracy"
+
+
+@cache
+def found(name: str) -> list[Findings]:
+    """What each setting of a study's results shows."""
+    return [Findings(curve) for curve in load(RESULTS / name)]
+
+
+@cache
+def of_two_models() -> Comparison:
+    (both,) = comparisons(load_study(RESULTS / TWO_MODELS))
+    return both
+
+
+def five_findings() -> str:
+    """A sentence each; one whose numbers no longer bear its words ends the program."""
+    by_length, both = {one.curve.length: one for one in found(ONE_MODEL)}, of_two_models()
+    lines = (
+        _budget(by_length[4096]),
+        _four_bits(both),
+        _recall(by_length[2048]),
+        _mass(by_length[4096]),
+        _models(both),
+    )
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
+
+
+def paper_claims() -> str:
+    """What arXiv 2512.03494 shows, the command that asks the same here, and what came of it."""
+    return markdown(
+        [
+            {"the paper": paper, "command": command, "here": here}
+            for paper, command, here in (
+                _as_good_as_full(),
+                _precision(),
+                _lightning(),
+                _heads(),
+                ("Training with Top-k attention (SFT) helps at small k.", "", "Not measured."),
+                ("That training lowers the entropy of attention.", "", "Not measured."),
+            )
+        ]
+    )
+
+
+def _budget(one: Findings) -> str:
+    curve = one.curve
+    dense, gaps = curve.place(None), one.to_dense
+    assert dense is not None and gaps is not None
+    places = {k: curve.place(EXACT, k) for k in curve.budgets}
+    lost = [(k, -float(gaps[at].value)) for k, at in places.items() if at is not None]
+    (first, most), *others = lost
+    _hold(most > lost[-1][1] + 0.2, "small budgets cost accuracy")
+    listed = ", ".join(f"{loss + 0.0:.2f} with {k}" for k, loss in others)
+    return (
+        f"**A small budget costs accuracy, even with exact Top-k.** SmolLM2 answers "
+        f"{one.accuracy[dense].value:.2f} of the questions at {curve.length:,} tokens with full attention; "
+        f"with exact Top-k that falls by {most:.2f} if each head keeps {first} keys, by {listed}."
+    )
+
+
+def _four_bits(both: Comparison) -> str:
+    indexer, words = parse("quantized:dtype=int4"), list[str]()
+    for model, (curve,), (k,) in zip(both.models, both.curves, both.budgets, strict=True):
+        gap = Findings(curve).to_exact(_place(curve, indexer, k))
+        assert gap is not None
+        _hold(float(gap.low) < 0 < float(gap.high), "int4 and exact Top-k are not told apart")
+        words.append(f"{said(gap, signed=True)} with {_named(model)}")
+    return (
+        f"**Keys of 4 bits are not told apart from exact keys.** The accuracy of "
+        f"`{short(indexer)}` minus that of exact Top-k is {' and '.join(words)}."
+    )
+
+
+def _recall(one: Findings) -> str:
+    curve = one.curve
+    parts = list[str]()
+    for spec, fails in (("degraded(0.95)", True), ("sampled(quantized(dtype=int4))", False)):
+        indexer = parse(spec)
+        place = _place(curve, indexer, curve.budget)
+        gap = one.to_exact(place)
+        assert gap is not None
+        _hold(float(gap.high) < 0 if fails else float(gap.low) > 0, "recall misleads")
+        recall = curve.mean("recall")[place]
+        word = "below" if fails else "above"
+        parts.append(
+            f"`{short(indexer)}` has a recall of {recall:.2f} and scores {word} exact Top-k ({said(gap, True)})"
+        )
+    return (
+        f"**Recall alone misleads.** With SmolLM2 at {curve.length:,} tokens and k = {curve.budget}, "
+        f"{', while '.join(parts)}."
+    )
+
+
+def _mass(one: Findings) -> str:
+    curve, indexer = one.curve, parse("reuse(exact(),every=2)")
+    place = _place(curve, indexer, curve.budget)
+    mass, score = curve.mean("mass")[place], one.accuracy[place]
+    _hold(mass > 0.7 and float(score.high) < 0.2, "mass is no guarantee")
+    return (
+        f"**Attention mass is no guarantee.** `{short(indexer)}`, which lets every second layer use the list of the "
+        f"layer before, keeps {mass:.2f} of SmolLM2's attention mass and answers {said(score)}."
+    )
+
+
+def _models(both: Comparison) -> str:
+    indexer, scores = parse("sampled(quantized(dtype=int4))"), list[str]()
+    for model, (curve,), (k,) in zip(both.models, both.curves, both.budgets, strict=True):
+        score = Findings(curve).accuracy[_place(curve, indexer, k)]
+        scores.append(f"{said(score)} with {_named(model)}")
+    return (
+        f"**What wins on one model need not win on another.** Each asked what it can nearly do, `{short(indexer)}` "
+        f"answers {' but '.join(scores)}; over {both.found.indexers} indexers, Spearman's correlation of the two orders is {said(both.found.of_indexers)}."
+    )
+
+
+def _as_good_as_full() -> tuple[str, str, str]:
+    words = list[str]()
+    for one in found(ONE_MODEL):
+        curve = one.curve
+        k = next(k for k in curve.budgets if k.amount * 16 == curve.length)
+        score, dense = (one.accuracy[_place(curve, i, b)] for i, b in ((EXACT, k), (None, None)))
+        words.append(f"{score.value:.2f} of {dense.value:.2f} at {curve.length:,} tokens")
+    return (
+        "Decoding with exact Top-k is as good as full attention, with about 5 % of the keys (8B, 128K).",
+        "`topkit study smollm2 --out runs/s`",
+        f"With 1/16 of the keys: {', '.join(words)} (135M; [results](docs/findings.md)).",
+    )
+
+
+def _precision() -> tuple[str, str, str]:
+    (one,) = found(ORACLES)
+    told = re.search(
+        r"Over (\d+) oracles .* is ([\d.]+) of recall and ([\d.]+) of mass",
+        "\n".join(one.sentences()),
+    )
+    _hold(told is not None, "oracles are ordered")
+    assert told is not None
+    ways, recall, mass = told.groups()
+    return (
+        "Accuracy rises with the share of exact keys among those chosen (precision).",
+        "`topkit study full --out runs/f`",
+        f"Spearman's correlation of accuracy over {ways} ways to lose keys: {recall} with precision, {mass} with attention "
+        "mass ([results](docs/findings.md#the-bundled-model)).",
+    )
+
+
+def _lightning() -> tuple[str, str, str]:
+    (row,) = [row for row in of_papers() if row["claim"] == "lightning-precision"]
+    value, low, high = (f"{float(row[name]):.2f}" for name in ("value", "low", "high"))
+    return (
+        "DeepSeek-V3.2's lightning indexer finds about 60 % of the exact keys.",
+        "`python tools/paper_figures.py lightning-precision`",
+        f"{value} [{low}, {high}], of one trained for the bundled model ([results](docs/methods.md#figures-of-papers)).",
+    )
+
+
+def _heads() -> tuple[str, str, str]:
+    figure = RESULTS / ORACLES / "figures"
+    (path,) = figure.glob("recall-by-head-*.png")
+    return (
+        "That precision differs by layer and head.",
+        "`topkit report runs/f`",
+        f"[A map of each indexer's recall](results/{path.relative_to(RESULTS)}).",
+    )
+
+
+def _place(curve: Curve, indexer: object, k: object) -> int:
+    place = curve.place(indexer, k)  # type: ignore[arg-type]
+    assert place is not None, f"{curve.title} has no {indexer} at {k}"
+    return place
+
+
+def _named(model: str) -> str:
+    return {"reference": "the bundled model", "smollm2": "SmolLM2"}[model]
+
+
+def _hold(true: bool, words: str) -> None:
+    if not true:
+        raise SystemExit(f"tools/front_page.py says that {words}; the results no longer do")
