@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from kernels_used import ORDER, kernels_used
 from papers.table import figures, of_method
 
 from topkit.cli.listing import markdown, rows
@@ -55,7 +56,7 @@ def methods() -> str:
 
 
 def proofs() -> str:
-    """Of each method its slow rendering, public code that chooses the same, and whether its step can be a CUDA graph."""
+    """Of each method its slow rendering, public code that chooses the same, and what its step runs by."""
     lines, texts = (
         [],
         {path.name: path.read_text() for path in sorted(RENDERINGS.glob("test_*.py"))},
@@ -68,6 +69,7 @@ def proofs() -> str:
         # What reads another layer's choice is stepped by a graph in evaluate alone.
         steps = [one for one in _examples(name) if one.traits().fixed]
         fixed = [one for one in steps if "upstream" not in one.needs]
+        served = set[str]().union(*map(kernels_used, _examples(name)))
         lines.append(
             {
                 "method": f"`{name}`",
@@ -76,6 +78,8 @@ def proofs() -> str:
                 "slow rendering": f"`{own[0]}`" if own else "",
                 "public code": _public(name),
                 "paper's figure: ours": of_method(name),
+                "torch": "" if recipe.requires == "faiss" else "yes",
+                "Triton": ", ".join(what for what in ORDER if what in served),
                 "CUDA graph": "yes" if fixed else "",
             }
         )
