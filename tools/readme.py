@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from front_page import ONE_MODEL, ORACLES, five_findings, found, of_two_models, paper_claims
+from kernels_used import ORDER, kernels_used
 from papers.table import figures, of_method
 
 from topkit.cli.listing import markdown, rows
@@ -53,7 +54,7 @@ def methods() -> str:
 
 
 def proofs() -> str:
-    """Of each method its slow rendering, public code that chooses the same, and whether its step can be a CUDA graph."""
+    """Of each method its slow rendering, public code that chooses the same, and what its step runs by."""
     lines, texts = (
         [],
         {path.name: path.read_text() for path in sorted(RENDERINGS.glob("test_*.py"))},
@@ -66,6 +67,7 @@ def proofs() -> str:
         # What reads another layer's choice is stepped by a graph in evaluate alone.
         steps = [one for one in _examples(name) if one.traits().fixed]
         fixed = [one for one in steps if "upstream" not in one.needs]
+        served = set[str]().union(*map(kernels_used, _examples(name)))
         lines.append(
             {
                 "method": f"`{name}`",
@@ -74,6 +76,8 @@ def proofs() -> str:
                 "slow rendering": f"`{own[0]}`" if own else "",
                 "public code": _public(name),
                 "paper's figure: ours": of_method(name),
+                "torch": "" if recipe.requires == "faiss" else "yes",
+                "Triton": ", ".join(what for what in ORDER if what in served),
                 "CUDA graph": "yes" if fixed else "",
             }
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor
 
+from topkit.kernels import fp4
 from topkit.kernels.cache_append import cache_append
-from topkit.kernels.codes import PACKED_BITS, quantize, signs, stored
+from topkit.kernels.codes import PACKED_BITS, quantize, scales_stored, signs, stored
 from topkit.kernels.gather_attention import gather_attention
 from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_codes, score_lightning
 from topkit.kernels.score_select import score_select, score_select_lightning
 from topkit.kernels.select_topk import select_topk
 
-DTYPES = ("sign", "int2", "int4", "int8", "fp8_e4m3")
+DTYPES = ("sign", "int2", "int4", "int8", "fp8_e4m3", *fp4.BLOCK)
+LIGHTNING = ("fp8_e4m3", *fp4.BLOCK)
 
 
 def main() -> None:
@@ -57,8 +60,13 @@ def _same_scores(scores: Tensor, k: int) -> None:
 
 
 def _codes(dtype: str, length: int, dim: int) -> tuple[Tensor, Tensor | None]:
-    keys = drawn(2, 2, length, dim)
-    return (signs(keys), None) if dtype == "sign" else quantize(keys, dtype)
+    return _encoded(drawn(2, 2, length, dim), dtype)
+
+
+def _encoded(vectors: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
+    if dtype == "sign":
+        return signs(vectors), None
+    return fp4.quantize(vectors, dtype) if dtype in fp4.BLOCK else quantize(vectors, dtype)
 
 
 def score() -> None:
@@ -74,15 +82,15 @@ def score() -> None:
             torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-2)
 
 
-def _lightning(length: int) -> tuple[tuple[Any, Any, Any], dict[str, Any]]:
-    queries, query_scale = quantize(drawn(1, 12, 2, 128), "fp8_e4m3")
-    keys, key_scale = quantize(drawn(1, 1, length, 128), "fp8_e4m3")
+def _lightning(length: int, dtype: str) -> tuple[tuple[Any, Any, Any], dict[str, Any]]:
+    queries, query_scale = _encoded(drawn(1, 12, 2, 128), dtype)
+    keys, key_scale = _encoded(drawn(1, 1, length, 128), dtype)
     return (queries, keys, drawn(1, 2, 12)), {"query_scale": query_scale, "key_scale": key_scale}
 
 
 def lightning() -> None:
-    for length in (3, 999):
-        args, scales = _lightning(length)
+    for length, dtype in product((3, 999), LIGHTNING):
+        args, scales = _lightning(length, dtype)
         mine, theirs = (score_lightning(*args, **scales, backend=b) for b in ("triton", "torch"))
         torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-2)
 
@@ -97,8 +105,8 @@ def fused() -> None:
             )
     same = torch.zeros(1, 1, 20011, 16, dtype=torch.uint8, device="cuda")  # all ties: scored again
     score_select(drawn(1, 4, 1, 128), same, 50, dtype="sign", pool="mean", backend="triton")
-    for length in (900, 20011):
-        args, scales = _lightning(length)
+    for length, dtype in product((900, 20011), LIGHTNING):
+        args, scales = _lightning(length, dtype)
         score_select_lightning(*args, 50, **scales, backend="triton")
 
 
@@ -120,7 +128,10 @@ def append() -> None:
         for new, at in ((1, 99), (37, 3), (37, 80)):  # the last one beyond the end
             kind, width = stored(dtype, 128)
             codes = torch.zeros(2, 2, 100, width, dtype=kind, device="cuda")
-            scale = None if dtype == "sign" else torch.zeros(2, 2, 100, 1, device="cuda")
+            (kind, *_), count = scales_stored(dtype, 128)
+            scale = (
+                None if dtype == "sign" else torch.zeros(2, 2, 100, count, device="cuda").to(kind)
+            )
             keys = drawn(2, 2, new, 128, dtype=torch.bfloat16)
             place = torch.tensor([at], device="cuda")
             how = {"dtype": dtype, "hadamard": dtype in PACKED_BITS, "pow2": new == 1}

@@ -54,6 +54,8 @@ OTHERS = (
     "shared(quest(page_size=4))",
     "sampled(keep(sign(), sink=1))",
     "keep(sign(center=True, hadamard=True), sink=1)",
+    "shared(quantized(dtype='mxfp4', hadamard=True))",
+    "quantized(dtype='nvfp4', center=True)",
 )
 
 
@@ -87,9 +89,13 @@ def test_steps_are_those_of_the_kernels(model: Any, spec: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrapped", ["{}", "shared({})"])
-def test_an_indexer_that_reads_what_the_layer_was_given(wrapped: str, tmp_path: Path) -> None:
-    deep, spec = half(2), wrapped.format(lightning_for(tmp_path, heads=3, dim=64, dtype="fp8"))
+@pytest.mark.parametrize(
+    ("wrapped", "dtype"), [("{}", "fp8"), ("shared({})", "fp8"), ("{}", "mxfp4")]
+)
+def test_an_indexer_that_reads_what_the_layer_was_given(
+    wrapped: str, dtype: str, tmp_path: Path
+) -> None:
+    deep, spec = half(2), wrapped.format(lightning_for(tmp_path, heads=3, dim=64, dtype=dtype))
     given = prompt(2, padded=True)
     ours, theirs, captured = both(deep, lambda _: forced(deep, given, 11), spec=spec)
     close(ours, theirs)

@@ -60,6 +60,7 @@ def test_a_combinator_takes_over_the_laws_of_base_and_adds_its_own():
     assert sampled(keep(faiss_ivf())).traits().drifts
     for one in (shared, keep, refine, top_p, sampled):
         assert one(quantized()).traits().fixed, "what base's index does it does at fixed shapes too"
+        assert one(quantized("nvfp4", center=True)).traits().fixed
         assert not one(lightning()).traits().fixed
     assert not keep(faiss_ivf()).traits().fixed
 

@@ -45,6 +45,8 @@ FIXED = (
     "keep(refine(sign(), factor=2), sink=1, window=1)",
     "moba(page_size=4)",
     "quantized(dtype='int4', center=True)",
+    "quantized(dtype='mxfp4', hadamard=True)",
+    "quantized(dtype='nvfp4', center=True)",
     "quest(page_size=4)",
     "random()",
     "reuse(sign(), every=2)",
@@ -131,7 +133,9 @@ def test_rows_are_those_of_whole_passes(tmp_path: Path, monkeypatch: Any, sparse
 
 @pytest.mark.slow
 def test_inputs_of_the_layer_and_whole_budgets(tmp_path: Path, monkeypatch: Any) -> None:
-    lightnings = [lightning_for(tmp_path, heads=2, dim=32, dtype=d) for d in ("fp8", "fp32")]
+    lightnings = [
+        lightning_for(tmp_path, heads=2, dim=32, dtype=d) for d in ("fp8", "mxfp4", "fp32")
+    ]
     given = (model(), [*lightnings, "sign()", "exact()"], [8, "100%"])
     ours, theirs = (
         run(monkeypatch, tmp_path, *given, on, lengths=300, samples=2) for on in (True, False)
