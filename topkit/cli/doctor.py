@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from importlib import metadata
 
 CORE = ("torch", "numpy", "scipy", "safetensors", "pyarrow", "typer", "rich", "pyyaml")
-OPTIONAL = ("transformers", "tokenizers", "altair", "vl-convert-python", "jinja2", "gguf", "faiss-cpu", "faiss-gpu", "triton")
+OPTIONAL = (
+    "transformers",
+    "tokenizers",
+    "altair",
+    "vl-convert-python",
+    "jinja2",
+    "gguf",
+    "faiss-cpu",
+    "faiss-gpu",
+    "triton",
+)
 FLOORS = {"torch": (2, 9), "transformers": (5, 17), "pyarrow": (16, 0)}
 
 # Triton's release for each torch that was tried; wheels with CUDA name their own.

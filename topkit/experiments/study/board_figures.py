@@ -59,8 +59,9 @@ def board_rows(boards: Sequence[Standings], goal: str, k: int | None = None) -> 
                 {"name": label_of(cell), "label": shortened(label_of(cell)), "ran": names[n], "kind": "recipe", "family": family(cell), "bytes": bytes_[n],
                  "share": round(float(x[n]), 4), "gain": round(float(y[n]), 4), "front": n in on, "k": at}
             )  # fmt: skip
-    for row in rows:
-        row["last"] = row["share"] == max(r["share"] for r in rows if r["name"] == row["name"])
+    ends = {row["name"]: n for n, row in sorted(enumerate(rows), key=lambda at: at[1]["share"])}
+    for n, row in enumerate(rows):
+        row["last"] = ends[row["name"]] == n
     exact = boards[0].exact.get(goal)
     if exact is not None and np.isfinite(exact).all():
         level = round(float(exact.mean() if k is None else exact[k]), 4)

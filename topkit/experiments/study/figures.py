@@ -59,6 +59,7 @@ def by_cost(names: Sequence[str], gain: str = "accuracy", legend: bool = False) 
 def by_fidelity(names: Sequence[str], metric: str, legend: bool = False) -> alt.LayerChart:
     """Accuracy against a metric: oracles as lines, real indexers as points, what chance leaves dotted."""
     x = alt.X(f"{metric}:Q", title=WORDS[metric]).scale(zero=True, nice=False)
+    x = x.axis(tickCount=6)
     null = alt.Chart(alt.NamedData("lines")).transform_filter(f"datum.line == 'null {metric}'")
     dotted = null.mark_line(color=INK, strokeDash=[1, 3], strokeWidth=1.4).encode(x="x:Q", y="y:Q")
     layers = [*rules("dense"), dotted, *_oracles(x, metric, legend)]
@@ -90,7 +91,9 @@ def points(x: Any, across: str, gain: str, names: Sequence[str], legend: bool) -
         f"{_SHOWN} && isValid(datum.{across}) && isValid(datum.{gain})"
     )
     scale = {"domain": [0, 1]} if gain in ("accuracy", "recall") else {"zero": gain == "mass"}
-    y = alt.Y(f"{gain}:Q", title=GAINS[gain], scale=alt.Scale(nice=False, **scale))
+    y = alt.Y(f"{gain}:Q", title=GAINS[gain], scale=alt.Scale(nice=False, **scale)).axis(
+        tickCount=7
+    )
     marks = data.properties(name="dots").mark_point(size=75, strokeWidth=1.6)
     words = data.properties(name="names").mark_text(fontSize=10.5)
     drawn = [

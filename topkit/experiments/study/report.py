@@ -116,7 +116,7 @@ def _page(
     screens = [first_screen(one, sheet, names, rows) for one in found]
     compared = comparisons(curves)
     sections = [
-        _section(f, [g for g in all_findings if g.curve is f.curve], sheet, names, rows[id(f.curve)], budgets)
+        _section(f, [g for g in all_findings if g.curve is f.curve], sheet, names, rows[id(f.curve)], budgets, found)
         for f in alone
     ]  # fmt: skip
     save_by_budget(curves, rows, sheet, names)
@@ -163,12 +163,17 @@ def _section(
     names: Sequence[str],
     rows: list[Row],
     budgets: Sequence[Budget] | None,
+    found: Sequence[Answer],
 ) -> _Section:
     parts: list[tuple[str, list[Part]]] = []
     for one in several:
         named = len(several) > 1
+        # What the first screen shows of a setting alone is not shown twice.
+        again = named or not any(answer.findings is one for answer in found)
         at = f"-k-{str(one.budget).replace('%', 'pct')}" if named else ""
-        parts.append((f"k = {one.budget}" if named else "", parts_of(one, sheet, names, rows, at)))
+        parts.append(
+            (f"k = {one.budget}" if named else "", parts_of(one, sheet, names, rows, at, again))
+        )
     answer = Answer(several[0], (several[0],))
     table = cells_table(findings, budgets)
     seen = headings.of_cells(rows) if budgets is None else table.title
