@@ -11,7 +11,7 @@ import numpy as np
 
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.study.cell_rows import EXACT_NAME, Row, family, label_of, shortened
-from topkit.experiments.study.drawing import HEIGHT, INK, WIDTH, by_family
+from topkit.experiments.study.drawing import HEIGHT, INK, WIDTH, by_family, layered
 from topkit.experiments.study.ranks import front
 from topkit.experiments.study.standings import Standings
 from topkit.experiments.study.stats import Array
@@ -74,18 +74,18 @@ def by_bytes(
 ) -> alt.LayerChart:
     """A line a recipe through its budgets of bytes, named at its end; rows: the name of the data."""
     base = alt.Chart(alt.NamedData(rows))
-    return alt.layer(*_layers(base, names, goal, "last", legend)).properties(width=WIDTH, height=HEIGHT)  # fmt: skip
+    return layered(_layers(base, names, goal, "last", legend)).properties(width=WIDTH, height=HEIGHT)  # fmt: skip
 
 
 def at_k(names: Sequence[str], goal: str) -> alt.LayerChart:
     """The same at one k: points, those of the front named."""
     base = alt.Chart(alt.NamedData("cells"))
-    return alt.layer(*_layers(base, names, goal, "front", False)).properties(width=WIDTH, height=260)  # fmt: skip
+    return layered(_layers(base, names, goal, "front", False)).properties(width=WIDTH, height=260)  # fmt: skip
 
 
 def by_k(names: Sequence[str], goal: str, legend: bool = False) -> alt.FacetChart:
     """A column a k."""
-    chart = alt.layer(*_layers(alt.Chart(), names, goal, "front", legend)).properties(width=300, height=260)  # fmt: skip
+    chart = layered(_layers(alt.Chart(), names, goal, "front", legend)).properties(width=300, height=260)  # fmt: skip
     return chart.facet(alt.Facet("k:N", sort=None, title=None), data=alt.NamedData(goal))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import altair as alt
 
-from topkit.experiments.study.drawing import HEIGHT, INK, WIDTH, by_family
+from topkit.experiments.study.drawing import HEIGHT, INK, WIDTH, by_family, layered
 from topkit.experiments.study.sentences import FLOOR, UNDECIDED, WORSE
 
 # What accuracy is drawn against, in words.
@@ -69,7 +69,7 @@ def by_fidelity(names: Sequence[str], metric: str, legend: bool = False) -> alt.
 def whole(layers: Sequence[alt.Chart]) -> alt.LayerChart:
     """Layers as one figure, of the budget that is filled in."""
     budget = alt.param(name="budget", value="")
-    return alt.layer(*layers).add_params(budget).properties(width=WIDTH, height=HEIGHT)
+    return layered(layers).add_params(budget).properties(width=WIDTH, height=HEIGHT)
 
 
 def rules(*lines: str) -> list[alt.Chart]:
@@ -90,7 +90,9 @@ def points(x: Any, across: str, gain: str, names: Sequence[str], legend: bool) -
     data = alt.Chart(alt.NamedData("cells")).transform_filter(
         f"{_SHOWN} && isValid(datum.{across}) && isValid(datum.{gain})"
     )
-    scale = {"domain": [0, 1]} if gain in ("accuracy", "recall") else {"zero": gain == "mass"}
+    scale: dict[str, Any] = (
+        {"domain": [0, 1]} if gain in ("accuracy", "recall") else {"zero": gain == "mass"}
+    )
     y = alt.Y(f"{gain}:Q", title=GAINS[gain], scale=alt.Scale(nice=False, **scale)).axis(
         tickCount=7
     )
@@ -109,10 +111,11 @@ def points(x: Any, across: str, gain: str, names: Sequence[str], legend: bool) -
 
 def hover() -> list[alt.Tooltip]:
     """What hovering over a cell shows."""
+    forms: dict[str, dict[str, Any]] = {name: {"format": f} for name, (_, f) in _HOVER.items() if f}
     return [
-        alt.Tooltip(f"{name}:{'Q' if form else 'N'}", title=title, **({"format": form} if form else {}))
+        alt.Tooltip(f"{name}:{'Q' if form else 'N'}", title=title, **forms.get(name, {}))
         for name, (title, form) in _HOVER.items()
-    ]  # fmt: skip
+    ]
 
 
 def _filling() -> Any:
