@@ -12,7 +12,8 @@ import pytest
 from known_study import WHOLE, tables, with_accuracy, write
 from topkit.experiments.runs.cells import DENSE
 from topkit.experiments.study import pictures
-from topkit.experiments.study.answer import Answer, answers, at_cost
+from topkit.experiments.study.answer import Answer, answers
+from topkit.experiments.study.cost_words import at_cost
 from topkit.experiments.study.curves import curves
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.pictures import Pictures

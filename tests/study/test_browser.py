@@ -74,7 +74,8 @@ def test_no_error_no_request_nothing_cut(
 ) -> None:
     driver.get("about:blank")
     time.sleep(0.3)  # until the page before says no more
-    driver.get_log("performance"), driver.get_log("browser")
+    for log in ("performance", "browser"):
+        driver.get_log(log)
     opened(driver, report, width, scheme)
     all_drawn(driver)
     assert driver.get_log("browser") == []

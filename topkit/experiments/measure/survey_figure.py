@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 
@@ -65,7 +66,7 @@ def _rows(rows: Mapping[str, list[Row]], deep: bool) -> list[Row]:
 
 def _panel(
     lines: list[Row], points: list[Row], trait: str, names: list[str], deep: bool, top: float
-) -> alt.LayerChart:
+) -> Any:
     """The lines and points of all captures in one panel."""
     title = "depth: layer over the last" if deep else "layer"
     x = alt.X("depth:Q", title=title).scale(nice=False, padding=6)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from topkit.experiments.study.drawing import HEIGHT, INK, by_family
+from topkit.experiments.study.drawing import HEIGHT, INK, by_family, layered
 from topkit.experiments.study.figures import hover, whole
 
 _KEPT = "isValid(datum.kept) && datum.kept > 0 && datum.kind != 'dense'"
@@ -23,7 +23,7 @@ def by_budget(names: Sequence[str], legend: bool = False) -> alt.LayerChart:
 
 def by_budget_all(names: Sequence[str]) -> alt.FacetChart:
     """A panel a setting."""
-    chart = alt.layer(*_layers(names, True, alt.Chart())).properties(width=400, height=HEIGHT)
+    chart = layered(_layers(names, True, alt.Chart())).properties(width=400, height=HEIGHT)
     panel = alt.Facet("setting:N", sort=None, title=None)
     return chart.facet(panel, columns=2, data=alt.NamedData("cells"))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from topkit.experiments.study.cell_rows import Row, cell_rows
+from topkit.experiments.study.cost_words import at_cost
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.haystacks import as_one
@@ -19,7 +20,6 @@ from topkit.indexers.budget import Budget
 MOST = 5
 # Of a family, before others have their turn.
 ALIKE = 2
-_PARTS = "half third quarter fifth sixth seventh eighth ninth tenth".split()
 _ORDER = {GOOD: 0, BETTER: 0, UNDECIDED: 1, FLOOR: 2, "": 2, WORSE: 3}
 
 
@@ -161,23 +161,6 @@ def misled(rows: Sequence[Row]) -> tuple[Row, Row] | None:
     most = max(fails, key=lambda row: row["recall"])
     least = min(passes, key=lambda row: row["recall"])
     return (most, least) if round(most["recall"], 2) > round(least["recall"], 2) else None
-
-
-def at_cost(share: float | None) -> str:
-    """What choosing reads, in words, over what exact Top-k reads."""
-    if share is None:
-        return ""
-    if share == 0:
-        return " and reads nothing to choose"
-    times = 1 / share
-    if share > 0.55:
-        return f" at {share:.0%} of the bytes" if share < 0.995 or share > 1.005 else " at the same bytes"  # fmt: skip
-    whole = round(times)
-    if whole - 2 < len(_PARTS):
-        part = _PARTS[whole - 2]
-        about = "" if abs(times - whole) < 0.03 * whole else "about "
-        return f" at {about}{'half' if part == 'half' else ('an ' if part == 'eighth' else 'a ') + part} of the bytes"
-    return f" at 1/{whole} of the bytes"
 
 
 def answers(all_findings: Sequence[Findings]) -> list[Answer]:

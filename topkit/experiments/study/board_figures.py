@@ -11,7 +11,7 @@ import numpy as np
 
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.study.cell_rows import EXACT_NAME, Row, family, label_of, shortened
-from topkit.experiments.study.drawing import HEIGHT, INK, WIDTH, by_family
+from topkit.experiments.study.drawing import HEIGHT, INK, WIDTH, by_family, layered
 from topkit.experiments.study.ranks import front
 from topkit.experiments.study.standings import Standings
 from topkit.experiments.study.stats import Array
@@ -59,8 +59,9 @@ def board_rows(boards: Sequence[Standings], goal: str, k: int | None = None) -> 
                 {"name": label_of(cell), "label": shortened(label_of(cell)), "ran": names[n], "kind": "recipe", "family": family(cell), "bytes": bytes_[n],
                  "share": round(float(x[n]), 4), "gain": round(float(y[n]), 4), "front": n in on, "k": at}
             )  # fmt: skip
-    for row in rows:
-        row["last"] = row["share"] == max(r["share"] for r in rows if r["name"] == row["name"])
+    ends = {row["name"]: n for n, row in sorted(enumerate(rows), key=lambda at: at[1]["share"])}
+    for n, row in enumerate(rows):
+        row["last"] = ends[row["name"]] == n
     exact = boards[0].exact.get(goal)
     if exact is not None and np.isfinite(exact).all():
         level = round(float(exact.mean() if k is None else exact[k]), 4)
@@ -73,18 +74,18 @@ def by_bytes(
 ) -> alt.LayerChart:
     """A line a recipe through its budgets of bytes, named at its end; rows: the name of the data."""
     base = alt.Chart(alt.NamedData(rows))
-    return alt.layer(*_layers(base, names, goal, "last", legend)).properties(width=WIDTH, height=HEIGHT)  # fmt: skip
+    return layered(_layers(base, names, goal, "last", legend)).properties(width=WIDTH, height=HEIGHT)  # fmt: skip
 
 
 def at_k(names: Sequence[str], goal: str) -> alt.LayerChart:
     """The same at one k: points, those of the front named."""
     base = alt.Chart(alt.NamedData("cells"))
-    return alt.layer(*_layers(base, names, goal, "front", False)).properties(width=WIDTH, height=260)  # fmt: skip
+    return layered(_layers(base, names, goal, "front", False)).properties(width=WIDTH, height=260)  # fmt: skip
 
 
 def by_k(names: Sequence[str], goal: str, legend: bool = False) -> alt.FacetChart:
     """A column a k."""
-    chart = alt.layer(*_layers(alt.Chart(), names, goal, "front", legend)).properties(width=300, height=260)  # fmt: skip
+    chart = layered(_layers(alt.Chart(), names, goal, "front", legend)).properties(width=300, height=260)  # fmt: skip
     return chart.facet(alt.Facet("k:N", sort=None, title=None), data=alt.NamedData(goal))
 
 

@@ -27,10 +27,9 @@ _FIDELITY = (
 )
 _NULL = (
     " Dotted: exact Top-k's score times p^m, which chance alone would leave if each of the m tokens that need a key "
-    "lost it anew with probability 1 - p{of}. The m tokens are those that a short window on the end of the context "
+    "lost it anew with probability 1 - p. The m tokens are those that a short window on the end of the context "
     "gets wrong; where no such window was run, there is no dotted line."
 )
-_SHARE = ", at the share p of exact Top-k's mass"
 _BYTES = (
     "Bytes that a decoding step reads to choose its keys, over what exact Top-k reads for it, which is every key; reading "
     "the chosen keys and values is the same for all and not counted. The axis is linear near 0."
@@ -41,14 +40,14 @@ CAPTIONS = {
     "k": "Each recipe at its budgets, which stand at the keys that were kept on average: a budget of 1 % at as many keys "
     "as that is, one that keeps fewer than k where it keeps them. The dashed line is full attention, its band the "
     "interval. Oracles that lose keys are drawn where they were run at several budgets. Bars: 95 % intervals.",
-    "recall": f"Accuracy against recall, {_FIDELITY}{_NULL.format(of='')}",
-    "mass": f"Accuracy against mass, {_FIDELITY}{_NULL.format(of=_SHARE)}",
-    "ws": "Accuracy against the weight that the heads which read the answer give to its key after selection, "
-    f"{_FIDELITY}",
+    "recall": f"Accuracy against recall, {_FIDELITY}{_NULL}",
+    "mass": "The same against mass. Dotted: the same, at the share p of exact Top-k's mass.",
+    "ws": "The same against the weight that the heads which read the answer give to its key after selection.",
     "heads": "Mean recall of each layer and query head, against that head's own exact Top-k.",
-    "bytes": f"What the bytes buy of fidelity. {_BYTES}",
-    "nll_gap": f"NLL of the true answer minus full attention's, nats a token: less is better. {_BYTES} Bars: 95 % intervals.",
-    "kl": f"KL of the next token from full attention's, nats a token: less is better. {_BYTES}",
+    "again": f"Accuracy against cost, as in the first figure. {_MARKS}",
+    "bytes": "What the bytes buy of fidelity; the axis is that of the first figure.",
+    "nll_gap": "NLL of the true answer minus full attention's, nats a token: lower is better. Bars: 95 % intervals.",
+    "kl": "KL of the next token from full attention's, nats a token: lower is better.",
 }
 
 
@@ -64,12 +63,13 @@ def alt_of(figure: str, rows: Sequence[Mapping[str, Any]], budget: str) -> str:
     ends = (f"{row['name']} {row['accuracy']:.2f}" for row in (worst, best))
     front = [row for row in drawn if row["front"] and row["share"] is not None]
     steps = ", ".join(f"{row['name']} {row['accuracy']:.2f} at {row['share']:.2f}" for row in sorted(front, key=lambda row: row["share"]))  # fmt: skip
-    told = f" The front: {steps}." if figure == "cost" and steps else ""
+    told = f" The front: {steps}." if figure in ("cost", "again") and steps else ""
     return f"{words} Accuracy from {' to '.join(ends)}.{told}"
 
 
 _ALT = {
     "cost": "Accuracy against the bytes read to choose keys",
+    "again": "Accuracy against the bytes read to choose keys",
     "k": "Accuracy against the keys kept",
     "recall": "Accuracy against recall",
     "mass": "Accuracy against attention mass",

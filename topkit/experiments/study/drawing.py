@@ -85,6 +85,12 @@ def by_family(names: Sequence[str], legend: bool) -> dict[str, Any]:
     }
 
 
+def layered(charts: Sequence[alt.Chart]) -> alt.LayerChart:
+    """Charts upon one another, the last on top."""
+    made: Any = alt.layer(*charts)
+    return made
+
+
 def compiled(chart: alt.TopLevelMixin) -> Spec:
     """A chart as Vega, names placed where they cover nothing."""
     # Altair's own check of a chart takes longer than all else; tests draw every kind.

@@ -9,7 +9,7 @@ from typing import Any
 
 import altair as alt
 
-from topkit.experiments.study.drawing import HEIGHT, INK, WIDTH, by_family
+from topkit.experiments.study.drawing import HEIGHT, INK, WIDTH, by_family, layered
 from topkit.experiments.study.sentences import FLOOR, UNDECIDED, WORSE
 
 # What accuracy is drawn against, in words.
@@ -59,6 +59,7 @@ def by_cost(names: Sequence[str], gain: str = "accuracy", legend: bool = False) 
 def by_fidelity(names: Sequence[str], metric: str, legend: bool = False) -> alt.LayerChart:
     """Accuracy against a metric: oracles as lines, real indexers as points, what chance leaves dotted."""
     x = alt.X(f"{metric}:Q", title=WORDS[metric]).scale(zero=True, nice=False)
+    x = x.axis(tickCount=6)
     null = alt.Chart(alt.NamedData("lines")).transform_filter(f"datum.line == 'null {metric}'")
     dotted = null.mark_line(color=INK, strokeDash=[1, 3], strokeWidth=1.4).encode(x="x:Q", y="y:Q")
     layers = [*rules("dense"), dotted, *_oracles(x, metric, legend)]
@@ -68,7 +69,7 @@ def by_fidelity(names: Sequence[str], metric: str, legend: bool = False) -> alt.
 def whole(layers: Sequence[alt.Chart]) -> alt.LayerChart:
     """Layers as one figure, of the budget that is filled in."""
     budget = alt.param(name="budget", value="")
-    return alt.layer(*layers).add_params(budget).properties(width=WIDTH, height=HEIGHT)
+    return layered(layers).add_params(budget).properties(width=WIDTH, height=HEIGHT)
 
 
 def rules(*lines: str) -> list[alt.Chart]:
@@ -89,8 +90,12 @@ def points(x: Any, across: str, gain: str, names: Sequence[str], legend: bool) -
     data = alt.Chart(alt.NamedData("cells")).transform_filter(
         f"{_SHOWN} && isValid(datum.{across}) && isValid(datum.{gain})"
     )
-    scale = {"domain": [0, 1]} if gain in ("accuracy", "recall") else {"zero": gain == "mass"}
-    y = alt.Y(f"{gain}:Q", title=GAINS[gain], scale=alt.Scale(nice=False, **scale))
+    scale: dict[str, Any] = (
+        {"domain": [0, 1]} if gain in ("accuracy", "recall") else {"zero": gain == "mass"}
+    )
+    y = alt.Y(f"{gain}:Q", title=GAINS[gain], scale=alt.Scale(nice=False, **scale)).axis(
+        tickCount=7
+    )
     marks = data.properties(name="dots").mark_point(size=75, strokeWidth=1.6)
     words = data.properties(name="names").mark_text(fontSize=10.5)
     drawn = [
@@ -106,10 +111,11 @@ def points(x: Any, across: str, gain: str, names: Sequence[str], legend: bool) -
 
 def hover() -> list[alt.Tooltip]:
     """What hovering over a cell shows."""
+    forms: dict[str, dict[str, Any]] = {name: {"format": f} for name, (_, f) in _HOVER.items() if f}
     return [
-        alt.Tooltip(f"{name}:{'Q' if form else 'N'}", title=title, **({"format": form} if form else {}))
+        alt.Tooltip(f"{name}:{'Q' if form else 'N'}", title=title, **forms.get(name, {}))
         for name, (title, form) in _HOVER.items()
-    ]  # fmt: skip
+    ]
 
 
 def _filling() -> Any:

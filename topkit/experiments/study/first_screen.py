@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from topkit.experiments.study.answer import Answer, at_cost
+from topkit.experiments.study.answer import Answer
 from topkit.experiments.study.captions import CAPTIONS, alt_of
 from topkit.experiments.study.cell_rows import Row
+from topkit.experiments.study.cost_words import at_cost
 from topkit.experiments.study.figures import by_cost
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.section import lines_of

@@ -4,20 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from topkit.documents import path_of
 from topkit.errors import InputError
 from topkit.experiments.runs.parts import write_whole
-from topkit.experiments.study import headings
 from topkit.experiments.study.aims import checks
-from topkit.experiments.study.answer import Answer, answers
+from topkit.experiments.study.answer import answers
 from topkit.experiments.study.blocks import in_page
 from topkit.experiments.study.captions import METHOD, NOT_SHOWN, TWO_MODELS
-from topkit.experiments.study.cell_rows import Row, cell_rows
-from topkit.experiments.study.cells_table import CellsTable, cells_table
+from topkit.experiments.study.cell_rows import cell_rows
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import families
 from topkit.experiments.study.equal_recipes import LEADERBOARD
@@ -33,8 +30,9 @@ from topkit.experiments.study.page import render
 from topkit.experiments.study.pictures import pictures
 from topkit.experiments.study.reading import STUDY, Reading, reading, study_of
 from topkit.experiments.study.run_facts import run_facts
-from topkit.experiments.study.section import PICTURES, Part, parts_of, save_by_budget
+from topkit.experiments.study.section import PICTURES, save_by_budget
 from topkit.experiments.study.sections import sections as own_sections
+from topkit.experiments.study.setting import section_of
 from topkit.experiments.study.sheet import Sheet
 from topkit.experiments.study.two_models import compared_shown
 from topkit.indexers.budget import Budget, Budgets, parse_budgets
@@ -127,7 +125,7 @@ def _page(
     screens = [first_screen(one, sheet, names, rows) for one in found]
     compared = comparisons(curves)
     sections = [
-        _section(f, [g for g in all_findings if g.curve is f.curve], sheet, names, rows[id(f.curve)], budgets)
+        section_of(f, [g for g in all_findings if g.curve is f.curve], sheet, names, rows[id(f.curve)], budgets, found)
         for f in alone
     ]  # fmt: skip
     save_by_budget(curves, rows, sheet, names)
@@ -153,38 +151,6 @@ def _page(
         facts=run_facts(read.described, study),
         origin=read.origin,
     )
-
-
-@dataclass(frozen=True)
-class _Section:
-    """A setting: what is seen of it, its parts at each budget, its table."""
-
-    title: str
-    slug: str
-    verdict: str
-    level: str
-    parts: list[tuple[str, list[Part]]]
-    table: CellsTable
-    table_title: str
-
-
-def _section(
-    findings: Findings,
-    several: Sequence[Findings],
-    sheet: Sheet,
-    names: Sequence[str],
-    rows: list[Row],
-    budgets: Sequence[Budget] | None,
-) -> _Section:
-    parts: list[tuple[str, list[Part]]] = []
-    for one in several:
-        named = len(several) > 1
-        at = f"-k-{str(one.budget).replace('%', 'pct')}" if named else ""
-        parts.append((f"k = {one.budget}" if named else "", parts_of(one, sheet, names, rows, at)))
-    answer = Answer(several[0], (several[0],))
-    table = cells_table(findings, budgets)
-    seen = headings.of_cells(rows) if budgets is None else table.title
-    return _Section(findings.curve.title, findings.curve.slug, answer.sentence(), answer.level(), parts, table, seen)  # fmt: skip
 
 
 def _lead(all_findings: Sequence[Findings], study: Mapping[str, Any]) -> str:

@@ -35,20 +35,26 @@ class Part:
     maps: list[tuple[HeadMap, Shown]] = field(default_factory=list[tuple[HeadMap, Shown]])
 
 
-def parts_of(findings: Findings, sheet: Sheet, names: Sequence[str], rows: list[Row], at: str) -> list[Part]:  # fmt: skip
-    """What is shown at a budget. names: the families of the page; at: what names the budget in files."""
+def parts_of(
+    findings: Findings, sheet: Sheet, names: Sequence[str], rows: list[Row], at: str, again: bool
+) -> list[Part]:
+    """What is shown at a budget. names: the families of the page; at: what names the budget in files.
+
+    again: accuracy against cost is shown, too, which the first screen may have.
+    """
     curve, budget = findings.curve, findings.budget
     slug = curve.slug
-    by_k = Shown(f"accuracy-by-k-{slug}{at}", CAPTIONS["k"], alt_of("k", rows, ""))
+    by_k = Shown(f"accuracy-by-k-{slug}", CAPTIONS["k"], alt_of("k", rows, ""))
     parts = [Part(headings.of_budgets(rows))]
-    if any(row["kept"] for row in rows):
+    # It is of all budgets: once.
+    if any(row["kept"] for row in rows) and by_k.name not in sheet.figures:
         parts[0].figures.append(sheet.show(by_k, "k", partial(by_budget, names), {"cells": rows}))
     if budget is None or not curve.observed:
         return parts if parts[0].figures else []
     shown = [row for row in rows if row["budget"] == str(budget)]
     made = _Figures(findings, sheet, names, rows, shown, at)
     parts[0:0] = [
-        Part(headings.of_cost(shown), made.cost()),
+        Part(headings.of_cost(shown), made.cost(again)),
         Part(headings.of_fidelity(shown), made.fidelity()),
     ]
     if curve.running_text or made.stuck:
@@ -78,7 +84,7 @@ class _Figures:
         places = self.findings.compared("real")
         return bool(places) and self.findings.goal(places)[0] != "accuracy"
 
-    def cost(self) -> list[Shown]:
+    def cost(self, again: bool) -> list[Shown]:
         there = [row for row in self.shown if row["share"] is not None]
         if not there:
             return []
@@ -87,7 +93,12 @@ class _Figures:
         if kinds:
             draw = lambda: alt.hconcat(*(by_cost(self.names, kind, True) for kind in kinds))  # noqa: E731
             self._save("bytes-by-fidelity", "bytes", draw)
-        return [self._shown("accuracy-by-bytes", "cost", "cost", partial(by_cost, self.names))] + [
+        first = (
+            [self._shown("accuracy-by-bytes", "again", "cost", partial(by_cost, self.names))]
+            if again
+            else []
+        )
+        return first + [
             self._shown(f"bytes-by-{kind}", "bytes", f"bytes-{kind}", partial(by_cost, self.names, kind))
             for kind in kinds
         ]  # fmt: skip
@@ -97,7 +108,7 @@ class _Figures:
         if not there:
             return []
         draw = lambda: alt.hconcat(*(by_fidelity(self.names, m, True) for m in there))  # noqa: E731
-        self._save("accuracy-by-fidelity", f"fidelity-{len(there)}", draw)
+        self._save("accuracy-by-fidelity", f"fidelity-{'-'.join(there)}", draw)
         return [
             self._shown(f"accuracy-by-{m}", m, f"fidelity-{m}", partial(by_fidelity, self.names, m))
             for m in there

@@ -11,7 +11,7 @@ import altair as alt
 
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.study.cell_rows import Row, family, label_of, shortened
-from topkit.experiments.study.drawing import INK, WIDTH, by_family, families
+from topkit.experiments.study.drawing import INK, WIDTH, by_family, families, layered
 from topkit.experiments.study.models_compared import Comparison
 from topkit.experiments.study.sheet import Sheet, Shown
 
@@ -41,7 +41,7 @@ def by_model(names: Sequence[str], words: Sequence[str], goal: str, legend: bool
         dots.encode(x, y, fillOpacity=alt.value(0.6), tooltip=hover, **by_family(names, legend)),
         texts.encode(x, y, text="label:N"),
     ]
-    return alt.layer(*layers).properties(width=WIDTH, height=420)
+    return layered(layers).properties(width=WIDTH, height=420)
 
 
 def rows_of(one: Comparison) -> tuple[list[Row], list[Row]]:
