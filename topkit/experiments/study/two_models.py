@@ -64,7 +64,7 @@ def compared_shown(comparisons: Sequence[Comparison], sheet: Sheet) -> list[tupl
         rows, lines = rows_of(one)
         names, data = families(rows), {"cells": rows, "lines": lines}
         rank = float(one.found.spearman.value)
-        heading = f"Families stand in {_order(rank)} with {one.models[0]} and {one.models[1]} (Spearman {rank:.2f} over {one.found.families})"
+        heading = f"Families stand in {_order(rank)} with {one.models[0]} and {one.models[1]} (Spearman {rank:.2f} over {one.found.families} families)"
         name = NAME if number == 0 else f"{NAME}-{number + 1}"
         draw = partial(by_model, names, one.models, one.goal)
         alt_text = f"{len(rows)} indexers with {one.models[0]} and with {one.models[1]}: {heading}."
