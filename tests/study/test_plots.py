@@ -29,5 +29,5 @@ def test_what_is_not_there_is_refused(tmp_path: Path):
         plots.accuracy_by_fidelity(RUN, "kept")
     with pytest.raises(InputError, match="name one of this run's tasks"):
         plots.accuracy_by_k(RUN, "books")
-    with pytest.raises(InputError, match="as .png or .svg"):
+    with pytest.raises(InputError, match=r"as \.png or \.svg"):
         plots.save(plots.accuracy_by_k(RUN), tmp_path / "a.gif")
