@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import subprocess
@@ -19,13 +18,6 @@ from pages import ROOT
 CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
 
 
-@pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The hook that gathers pages."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return importlib.import_module("pages_of_site")
-
-
 def listed(menu: Any) -> Iterator[str]:
     """The pages of a menu, whatever their depth."""
     if isinstance(menu, str):
@@ -35,25 +27,12 @@ def listed(menu: Any) -> Iterator[str]:
             yield from listed(part)
 
 
-def test_every_page_is_in_the_menu(site: Any) -> None:
-    menu = list(listed(site.on_config({"nav": CONFIG["nav"]})["nav"]))
+def test_every_page_is_in_the_menu() -> None:
+    menu = list(listed(CONFIG["nav"]))
     assert len(menu) == len(set(menu))
     assert all((ROOT / page).exists() for page in menu)
     there = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")}
     assert there <= set(menu), "add these pages to the menu of mkdocs.yml"
-
-
-def test_a_page_that_may_be_there_is_in_the_menu_once(
-    site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (path, (section, title)) = next(iter(site.WHEN_THERE.items()))
-    monkeypatch.setattr(site, "ROOT", tmp_path)
-    config = {"nav": [{section: []}]}
-    assert site.on_config(config) == {"nav": [{section: []}]}
-    (tmp_path / path).parent.mkdir(parents=True)
-    (tmp_path / path).touch()
-    for _ in range(2):
-        assert site.on_config(config) == {"nav": [{section: [{title: path}]}]}
 
 
 @pytest.mark.slow

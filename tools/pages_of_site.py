@@ -14,8 +14,6 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\]\(([^)#\s]+)")
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
-# A page that another part of the project may add stands in the menu where it is there.
-WHEN_THERE = {"docs/claims.md": ("What was found", "Claims")}
 
 
 def pages() -> list[Path]:
@@ -32,16 +30,6 @@ def pages() -> list[Path]:
             if there.suffix == ".md":
                 waiting.append(there)
     return list(found)
-
-
-def on_config(config: Any) -> Any:
-    """Put pages that are there into the menu."""
-    for path, (section, title) in WHEN_THERE.items():
-        if (ROOT / path).exists():
-            part = next(part[section] for part in config["nav"] if section in part)
-            if {title: path} not in part:
-                part.append({title: path})
-    return config
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,7 +49,7 @@ def test_what_was_kept_says_how_far_two_softmaxes_are_apart(
     apart = (sparse - dense).abs().sum(-1) / 2
     divergence = (sparse * (sparse.clamp_min(1e-300) / dense).log()).sum(-1)
 
-    near = {"atol": 2e-6, "rtol": 1e-5}
+    near: Any = {"atol": 2e-6, "rtol": 1e-5}
     assert torch.allclose(apart, 1 - mass, **near)
     assert torch.allclose(divergence, -mass.log(), **near)
     assert torch.allclose(1 - (-divergence).exp(), apart, **near)

@@ -49,7 +49,7 @@ def bare(text: str) -> str:
     [*((kind, "plain") for kind in SPELLING), ("byte level", "fewshot"), ("always", "chat")],
 )
 def test_slots_hold_what_the_answer_says_of_its_references(kind: str, form: str) -> None:
-    made = copy.deepcopy(tokenizer(kind, "both"))
+    made: Any = copy.deepcopy(tokenizer(kind, "both"))
     if form == "chat":
         made.chat_template = TEMPLATE
     for name in (*TASKS, *MADE):
@@ -73,7 +73,7 @@ def test_slots_hold_what_the_answer_says_of_its_references(kind: str, form: str)
 @pytest.mark.parametrize("kind", SPELLING)
 def test_the_value_of_the_question_s_own_thing_is_found_among_others_alike(kind: str) -> None:
     """The text around a key is the fact about what was asked for, and no other."""
-    made = tokenizer(kind, "both")
+    made: Any = tokenizer(kind, "both")
     prompt = drawn(made, "niah-multikey")
     keys = answer_keys(prompt, made)
     assert keys is not None
@@ -118,13 +118,13 @@ class Nowhere(Task):
 
 @pytest.mark.parametrize("how", ["silent", "twice", "other"])
 def test_what_is_not_known_is_none(how: str) -> None:
-    made = tokenizer(next(iter(KINDS)), "both")
+    made: Any = tokenizer(next(iter(KINDS)), "both")
     assert answer_keys(Nowhere(how=how).sample(made, 300, 0), made) is None
     assert answer_keys(drawn(made, "books"), made) is None
 
 
 def test_keys_in_part_are_kept_and_questions_begin_with_the_first() -> None:
-    made = tokenizer(next(iter(KINDS)), "both")
+    made: Any = tokenizer(next(iter(KINDS)), "both")
     prompt = drawn(made, "niah-multikey")
     lost = replace(prompt.questions[0], facts=())
     keys = answer_keys(replace(prompt, questions=(lost, *prompt.questions[1:])), made)
@@ -157,7 +157,8 @@ FILES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_files(kind: str, name: str, tmp_path: Path) -> None:
-    made, path = tokenizer(kind, "both"), tmp_path / "rows.jsonl"
+    made: Any = tokenizer(kind, "both")
+    path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(FILES[name]) + "\n", encoding="utf-8")
     short, _, task = name.partition(":task=")
     given = {"task": task} if task else {}
