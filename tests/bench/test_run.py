@@ -121,6 +121,8 @@ def test_every_limit_is_of_a_case_that_is_run() -> None:
     inner |= {("decode", captured.what_of(s, n)) for s in captured.SPECS for n in Scale().contexts}
     inner |= {("truth", "memory above the tensors")}
     inner |= {("summary", f"{what}, 20,000,000 rows, memory") for what in ("measure", "report")}
+    inner |= {("topk-attention", f"{what}, {n}, d {d}") for what in ("memory", "thresholds")
+              for n in ("16K", "32K") for d in (64, 128)}  # fmt: skip
     assert set(targets.TARGETS) <= named | inner
 
 

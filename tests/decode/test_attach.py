@@ -153,6 +153,7 @@ BARE = {
     "reuse": "reuse(sign())",
     "previous": "previous(sign())",
     "indexcache": "indexcache(sign())",
+    "exact_group": "exact_group(sign())",
 }
 # Recipes of files, or of a model's own, have tests of their own.
 OF_FILES = ("indices", "native", "hashattention", "projected")

@@ -140,6 +140,7 @@ REMEMBERS = "h2o()"
 SPECS = ["quest(page_size=4)", "retroinfer()", "sparq()", "shared(sign())", "reuse(sign(), every=2)", REMEMBERS, "sampled(sign())", "keep(sign(), sink=2)"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_all_kinds_of_recipes_in_shadow_of_a_model_that_they_leave_as_it_is(tmp_path: Path) -> None:
     """At a budget of all keys no stream departs from the dense one: both are judged alike."""
     rows = run(tmp_path, SPECS, ["100%"], observe="rows")
@@ -174,6 +175,7 @@ def sorted_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (*(row[n] for n in names), row["position"] or 0))
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_the_cells_beside_them_nor_on_a_rerun(tmp_path: Path) -> None:
     given: dict[str, Any] = {"observe": True}
     at_once = run(tmp_path / "a", ["shared(sign())", "sign"], [4, 9], **given)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
+from device import gpu
 from topkit.errors import InputError
 from topkit.kernels.topk_attention import cuts as tiling
 from topkit.kernels.topk_attention import cuts_of, flex, keys_kept, topk_attention
@@ -233,6 +234,7 @@ def test_blocks_are_those_of_every_pair(
     assert torch.equal(seen, want.expand_as(seen))
 
 
+@gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dim", [64, 128])
@@ -254,6 +256,7 @@ def test_on_a_gpu_it_is_the_definition(dtype: torch.dtype, dim: int, padded: boo
         torch.testing.assert_close(one.double(), other, rtol=5e-2, atol=5e-2)
 
 
+@gpu
 @pytest.mark.gpu
 def test_on_a_gpu_ties_are_cut_by_slot() -> None:
     draw = torch.Generator("cuda").manual_seed(0)
@@ -267,6 +270,7 @@ def test_on_a_gpu_ties_are_cut_by_slot() -> None:
     torch.testing.assert_close(out.double(), exact, rtol=2e-2, atol=2e-2)
 
 
+@gpu
 @pytest.mark.gpu
 def test_on_a_gpu_memory_is_linear() -> None:
     """At 16K no score of all pairs is held: 8 heads of them would be 8.6 GB."""

@@ -158,7 +158,7 @@ def test_a_pilot_runs_first_and_its_rows_stay_apart(tmp_path: Path, small: Path)
         json.loads((f / "run.json").read_text())["identity"]["seed"] for f in (out, out / "pilot")
     ]
     assert seeds == [0, SEED]
-    assert "pilot: " in (out / "report.html").read_text()
+    assert "at 640 tokens is studied" in (out / "report.html").read_text()
     again = run_study.plan(small, out=out)
     assert (len(again.jobs), again.done) == (0, 3)
     assert any("is studied" in note for note in again.notes)

@@ -12,6 +12,7 @@ from topkit.experiments.study import plots
 RUN = Path(__file__).parents[2] / "results" / "fidelity-vs-accuracy"
 
 
+@pytest.mark.slow
 def test_a_figure_holds_its_numbers_and_its_citation(tmp_path: Path):
     for chart in (plots.accuracy_by_bytes(RUN), plots.accuracy_by_fidelity(RUN, "mass"), plots.accuracy_by_k(RUN)):  # fmt: skip
         spec = chart.to_dict()

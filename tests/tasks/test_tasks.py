@@ -124,6 +124,7 @@ def test_needles_stand_in_the_haystack_in_the_asked_wording(name: str, wording: 
     assert prompt.family == (HELD_OUT if held_out else TRAINED)
 
 
+@pytest.mark.slow
 def test_two_wordings_and_one_family_are_held_out() -> None:
     assert sum(w.kind == HELD_OUT for w in WORDINGS.values()) == 2
     assert [n for n in [*PLANTED, "books"] if TASKS[n].family == HELD_OUT] == ["niah-word"]

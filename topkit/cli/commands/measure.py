@@ -86,9 +86,10 @@ def measure(
         typer.echo("[]" if as_json else f"shard {shard} has no layer of a sample")
     elif measured is not None:
         from topkit.cli.summary import export_measured, fidelity
-        from topkit.experiments.study.citation import cite
 
         if exports.wanted:
+            from topkit.experiments.study.citation import cite
+
             export_measured(exports, measured, metrics, cite(out))
         if not exports.printed:
             show(fidelity(measured.summary(metrics), metrics), as_json)

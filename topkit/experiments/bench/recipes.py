@@ -24,7 +24,7 @@ WITH = {
     "sampled": "sampled(sign())", "top_p": "top_p(sign())", "twilight": "twilight(exact())",
     "previous": "previous(sign())", "vattention": "vattention(sign(), epsilon=0.1, delta=0.1)",
     "lightning": "lightning(weights='given')", "misa": "misa(weights='given')",
-    "indexcache": "indexcache(lightning(weights='given'))",
+    "indexcache": "indexcache(lightning(weights='given'))", "exact_group": "exact_group(sign())",
 }  # fmt: skip
 # Read from files of weights or of calibration, or a choice of another's.
 OF_FILES = ("double_sparsity", "loki", "hashattention", "projected", "indices", "native", "reuse")

@@ -77,6 +77,7 @@ def write(folder: Path, name: str, count: int) -> None:
             "layer": pa.array(np.full(per, part % 30)),
             "head": pa.array(np.arange(per) % HEADS),
             "trivial": pa.array(np.zeros(per, dtype=bool)),
+            "shadow": pa.array(np.zeros(per, dtype=bool)),
             "indexer": pa.DictionaryArray.from_arrays(pa.array(cell, pa.int32()), labels),
             "level": _every("head", per),
             "reference": _every("head", per),

@@ -15,8 +15,9 @@ from topkit.experiments.runs.runners import Crew
 from topkit.experiments.runs.shards import WHOLE, Shard
 from topkit.experiments.study.design import Study
 from topkit.experiments.study.pilot import asked, seed_of
+from topkit.experiments.study.reading import SPLIT
 
-PILOT, SPLIT = "pilot", "heads"
+PILOT = "pilot"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from topkit.errors import InputError
 from topkit.experiments.evaluate.condensed import condensed, keep_condensed
 from topkit.experiments.evaluate.missing import keyless, unfinished
 from topkit.experiments.runs import run_file
-from topkit.experiments.study.course import SPLIT
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.curves import curves as curves_of
 from topkit.experiments.study.equal_recipes import SCHEMA
@@ -23,6 +22,8 @@ from topkit.experiments.study.provenance import sentences
 STUDY = "study.json"
 # Of a study of several models or seeds: its runs, each in a folder below the study's.
 RUNS = "runs"
+# The run that reading heads are found on; its folder.
+SPLIT = "heads"
 # What a run's own study.json says of it.
 OF_A_RUN = ("pilot", "left out")
 _FOLDER = Text(

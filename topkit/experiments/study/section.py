@@ -150,7 +150,9 @@ def save_by_budget(
 ) -> None:
     """Have accuracy by k written of all settings, as one picture."""
     every = [{**row, "setting": curve.setting} for curve in curves for row in rows[id(curve)]]
-    sheet.save("accuracy-by-k", "k-all", partial(by_budget_all, names), {"cells": every})
+    # Without a cell that keeps some keys there is no panel, and a picture of none has no size.
+    if any(row["kept"] for row in every):
+        sheet.save("accuracy-by-k", "k-all", partial(by_budget_all, names), {"cells": every})
 
 
 def lines_of(findings: Findings) -> list[Row]:

@@ -10,11 +10,10 @@ from typing import Any
 from topkit.experiments.runs import run_file
 from topkit.experiments.study import exact_topk, law_report, predictors
 from topkit.experiments.study.blocks import Block
-from topkit.experiments.study.course import SPLIT
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.law import Law, read_law, require_unchanged
 from topkit.experiments.study.law_points import Predictions, predictions
-from topkit.experiments.study.reading import RUNS
+from topkit.experiments.study.reading import RUNS, SPLIT
 
 # Keys of study.json.
 PREDICT, LAW = "predict", "law"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -97,9 +98,16 @@ def _path(study: str | Path) -> Path:
     path = path_of(study, f"a study: a YAML file, or {', '.join(names())}")
     if str(study) in names():
         return FOLDER / f"{study}.yaml"
-    if path.suffix in (".yaml", ".yml") or path.is_file() or len(path.parts) > 1:
+    if path.suffix in (".yaml", ".yml") or _stands(path) or len(path.parts) > 1:
         return path
     raise InputError(f"unknown study {quote(str(study))}; {nearest(str(study), names())}")
+
+
+def _stands(path: Path) -> bool:
+    """Whether there is such a file; a name may be none that a file can have."""
+    with suppress(OSError):
+        return path.is_file()
+    return False
 
 
 def _written(path: Path, depth: int = 0) -> dict[str, Any]:
@@ -113,7 +121,7 @@ def _written(path: Path, depth: int = 0) -> dict[str, Any]:
     if not isinstance(like, str):
         raise InputError(f"{path}: {LIKE}: expected a study's name or file; got {quote(like)}")
     beside = path.parent / like
-    if like not in names() and not beside.is_file():
+    if like not in names() and not _stands(beside):
         raise InputError(
             f"{path}: {LIKE}: there is no study {quote(like)}, by name or from the folder of this file; "
             f"{nearest(like, names())}"

@@ -17,9 +17,9 @@ from topkit.experiments.runs.cells import require_able
 from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.runs.plan import Plan
-from topkit.experiments.study.course import SPLIT, Course, Stage
+from topkit.experiments.study.course import Course, Stage
 from topkit.experiments.study.law import require_unchanged
-from topkit.experiments.study.reading import RUNS, STUDY, study_of
+from topkit.experiments.study.reading import RUNS, SPLIT, STUDY, study_of
 from topkit.experiments.study.report import write_report
 from topkit.experiments.study.sections import LAW
 from topkit.experiments.study.stages import about_of, evaluation
