@@ -100,7 +100,7 @@ def test_folders_of_shards_are_reported_as_one(
 def test_a_report_of_some_shards_says_what_is_missing(shards: list[Path], tmp_path: Path) -> None:
     page = topkit.report([shards[2], shards[0]], out=tmp_path).read_text()
     assert "Not finished" in page and "kv-recall" in page
-    assert page.count("1 of 2 haystacks lack rows") == 1
+    assert "1 of 2 haystacks lack rows" in page
     # Of one, too: where it stands.
     assert "Not finished" in topkit.report(shards[1], out=tmp_path / "1").read_text()
 

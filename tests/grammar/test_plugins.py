@@ -199,13 +199,13 @@ def test_evaluate_its_rerun_and_its_report(run: Path) -> None:
     # Full attention scores nothing here: no loss could show.
     path = command("report", run, "--require", "leading:dims=4", "-k", 8, code=UNDECIDED)
     page = Path(path.strip()).read_text()
-    assert f"<td>{INDEXER}</td>" in page and "shown by its name" not in page
+    assert f"{INDEXER}</code>" in page and "shown by its name" not in page
 
 
 def test_a_run_is_reported_where_its_package_is_not(run: Path) -> None:
     gate = ("--require", INDEXER, "-k", 8)
     page = Path(command("report", run, *gate, without=True, code=UNDECIDED).strip()).read_text()
-    assert f"<td>{INDEXER}</td>" in page
+    assert f"{INDEXER}</code>" in page
     note = f"{INDEXER} is shown by its name, and counts as a real indexer: no module"
     assert note in page
 
