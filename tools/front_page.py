@@ -58,8 +58,16 @@ def paper_claims() -> str:
                 _precision(),
                 _lightning(),
                 _heads(),
-                ("Training with Top-k attention (SFT) helps at small k.", "", "Not measured."),
-                ("That training lowers the entropy of attention.", "", "Not measured."),
+                (
+                    "Training with Top-k attention (SFT) helps at small k.",
+                    "`topkit study topk-sft --out runs/t`",
+                    "Not measured yet.",
+                ),
+                (
+                    "That training lowers the entropy of attention.",
+                    "`topkit study entropy --out runs/e`",
+                    "Not measured yet.",
+                ),
             )
         ]
     )

@@ -129,6 +129,10 @@ def test_a_study_of_a_dump_splits_the_loss_and_goes_on(dump: Path, tmp_path: Pat
     parts[0].unlink()
     plan = topkit.study.plan(path, out=out)
     assert plan.done == len(parts) - 1 == 1
+    with pytest.raises(InputError, match="stands in its own folder"):
+        topkit.report(out, k=4)
+    with pytest.raises(InputError, match="stands in its own folder"):
+        topkit.report(out, out=tmp_path / "elsewhere")
     partial = topkit.report(out)
     assert "has 1 of 2 samples" in partial.read_text()
     topkit.run(plan)

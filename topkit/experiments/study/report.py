@@ -69,6 +69,10 @@ def reported(
         raise InputError("no run to report; name the folders of one or more")
     study = study_of(runs[0] / STUDY)
     if own := reporter(study):
+        if len(runs) > 1 or k is not None or out is not None:
+            raise InputError(
+                f"the page of {runs[0]} stands in its own folder and shows every k; leave out other runs, -k and --out"
+            )
         return own(runs[0], study), []
     read = reading(runs, study)
     folder = runs[0] if out is None else path_of(out, "a folder for the report")
