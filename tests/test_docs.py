@@ -202,6 +202,7 @@ def test_core_has_no_triton_and_no_models() -> None:
         assert name not in core
 
 
+@pytest.mark.slow
 def test_tables_made_from_the_code_are_current() -> None:
     check = [sys.executable, ROOT / "tools" / "readme.py", "--check"]
     done = subprocess.run(check, capture_output=True, text=True, cwd=ROOT)

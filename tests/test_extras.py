@@ -49,6 +49,7 @@ except topkit.InputError as error:
     assert f"pip install 'topkit[{EXTRA_OF[package]}]'" in done.stdout, done
 
 
+@pytest.mark.slow
 def test_a_study_without_what_a_cell_needs_is_refused_before_its_pilot(tmp_path: Path) -> None:
     file, out = tmp_path / "study.yaml", tmp_path / "run"
     file.write_text(
@@ -71,6 +72,7 @@ def test_the_core_measures_without_any_extra() -> None:
     assert "'indexer': 'quest" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_the_console_script_measures_and_shows_without_any_extra(tmp_path: Path) -> None:
     out = [f"{tmp_path / name}" for name in ("capture", "run")]
     code = WITHOUT.format(absent=set(EXTRA_OF)) + (

@@ -110,6 +110,7 @@ class TritonSession(Session):
         return "triton"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sign", "lightning"])
 def test_a_timed_step_by_kernels_is_one_of_attach(name: str, cache: data.Tensors) -> None:
     pytest.importorskip("triton")

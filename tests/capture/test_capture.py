@@ -213,6 +213,7 @@ def test_the_fingerprint_follows_every_tensor():
     assert len(prints) == 7
 
 
+@pytest.mark.slow
 def test_a_thousand_altered_bytes_are_a_thousand_refusals(tmp_path):
     torch.manual_seed(1)
     Capture.from_tensors(**made(keys=5, queries=2, dim=4)).save(tmp_path)

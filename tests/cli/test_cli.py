@@ -256,6 +256,7 @@ def test_a_bad_evaluation_is_refused(
     assert not list(tmp_path.rglob("*.parquet"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparse", [[], ["--indexer", "sign", "-k", 4, "--observe", "no"]])
 def test_without_fidelity_there_is_accuracy_and_a_report(
     sparse: list, call: Call, tmp_path: Path

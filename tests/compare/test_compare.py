@@ -291,6 +291,7 @@ def test_more_keys_than_a_model_lists_are_refused_and_shorter_lists_told() -> No
     assert keys_kept["baseline"] == 8 and keys_kept["candidate"] < 6
 
 
+@pytest.mark.slow
 def test_another_process_counts_the_same() -> None:
     tensors = dump(3, length=80)
     how: dict[str, Any] = dict(baseline=FP32, candidate=FP8, k=8)

@@ -113,6 +113,7 @@ def test_several_layers() -> None:
     close(ours, forced(deep, prompt(), 12))
 
 
+@pytest.mark.slow
 @to_the_bit
 @pytest.mark.parametrize("way", [{}, {"do_sample": True, "temperature": 1.5}], ids=str)
 def test_the_same_tokens_are_preferred_and_drawn(model: Any, way: dict[str, Any]) -> None:
@@ -141,6 +142,7 @@ def test_a_prompt_of_one_token(model: Any) -> None:
 # --- what comes before, between and after
 
 
+@pytest.mark.slow
 def test_a_cache_goes_on_in_every_way(model: Any) -> None:
     """Turns, direct calls, a crop and dense attention at the end find the state that they expect."""
 
@@ -185,6 +187,7 @@ def test_a_crop_between_two_steps(model: Any) -> None:
     assert captured in (8 - 2, 3)
 
 
+@pytest.mark.slow
 def test_a_copy_between_two_steps_is_a_cache_of_its_own(model: Any) -> None:
     def run(_: Any) -> Tensor:
         cache, copies = DynamicCache(config=model.config), []

@@ -268,6 +268,7 @@ def test_dense_says_what_generate_says(tmp_path):
             assert row["said_until"] == ("stop" if "\n" in words else "budget")
 
 
+@pytest.mark.slow
 def test_chance_answers_nothing_and_lightning_answers(tmp_path):
     rows = run(tmp_path, ["random", "lightning:dtype=fp8"], k=32, samples=3)
     assert not any(r["exact_match"] for r in of(rows, "random()"))
@@ -286,6 +287,7 @@ def test_chance_answers_nothing_and_lightning_answers(tmp_path):
     assert 0.2 < sum(recall["head"]) / len(recall["head"]) < 0.9
 
 
+@pytest.mark.slow
 def test_a_rerun_adds_what_is_missing(tmp_path):
     whole = run(tmp_path / "whole", ["sign", "exact"], k=[4, 16], samples=3)
     run(tmp_path / "parts", "sign", k=[4], samples=1)
@@ -397,6 +399,7 @@ def test_killed_and_resumed_gives_the_same_rows(tmp_path):
     assert not list((tmp_path / "run").glob("*/.*.tmp"))
 
 
+@pytest.mark.slow
 def test_mass_is_estimated_of_weighted_lists_alone(tmp_path):
     """Beside them, in one batch, lists without weights have none."""
     run(tmp_path, ["sampled(sign())", "sign()", "shared(sign())"], k=8, samples=1)
@@ -404,6 +407,7 @@ def test_mass_is_estimated_of_weighted_lists_alone(tmp_path):
         assert (row["mass_estimate"] is None) == ("sampled" not in row["indexer"])
 
 
+@pytest.mark.slow
 def test_each_query_on_request(tmp_path):
     run(tmp_path / "means", "sign", k=8, samples=1)
     run(tmp_path / "rows", "sign", k=8, samples=1, observe="rows")
@@ -566,6 +570,7 @@ def test_haystacks_that_a_cell_lacks_are_said_to_be_left_out(tmp_path):
     assert [[row[n] for n in counts] for row in accuracy(curves, True)] == [[1, 1, 2]] * 2
 
 
+@pytest.mark.slow
 def test_the_answer_alone_is_observed_as_beside_the_question(tmp_path):
     for observe in (True, "answer"):
         run(tmp_path / str(observe), ["sign", "exact"], k=8, samples=1, observe=observe)
@@ -578,6 +583,7 @@ def test_the_answer_alone_is_observed_as_beside_the_question(tmp_path):
     same(*accuracy)
 
 
+@pytest.mark.slow
 def test_steps_of_the_question_are_observed_as_the_answers_are(tmp_path):
     """Where they go through the selector: each position once, one after the other."""
     _, tokenizer = reference()
@@ -661,6 +667,7 @@ def everything(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("force", [False, True])
 def test_a_plan_deletes_nothing(tmp_path, force):
     """Not even what a run beside it has just begun: fidelity is written before accuracy."""

@@ -47,6 +47,7 @@ def apart(tmp_path: Path, specs: Any) -> None:
             assert said[at][0] == text and said[at][1] == pytest.approx(nll, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_of_recipes_that_remember(tmp_path: Path) -> None:
     apart(tmp_path, RECIPES)
 

@@ -182,6 +182,7 @@ def slow_logits(model: Any, ids: list[int], first: int, every: int, k: int) -> T
         model.set_attn_implementation(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparse_from", ["question", pytest.param("answer", marks=slow)])
 def test_evaluate_reads_the_choice_of_another_layer(tmp_path: Any, sparse_from: str) -> None:
     model, tokenizer = reference()

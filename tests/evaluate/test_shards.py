@@ -69,6 +69,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [root / str(number) for number in range(3)]
 
 
+@pytest.mark.slow
 def test_the_last_shard_of_a_folder_finishes_the_run(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     own = evaluate(out, shard="1/2")
@@ -105,6 +106,7 @@ def test_a_report_of_some_shards_says_what_is_missing(shards: list[Path], tmp_pa
     assert "Not finished" in topkit.report(shards[1], out=tmp_path / "1").read_text()
 
 
+@pytest.mark.slow
 def test_folders_of_shards_are_merged(whole: Path, shards: list[Path], tmp_path: Path) -> None:
     out = topkit.merge(shards[:2], tmp_path / "run")
     assert len(unfinished([require_intact(out)], condensed(out)[0])) == 1

@@ -88,6 +88,7 @@ def test_nothing_is_left_of_the_blocks(file, tmp_path) -> None:
     assert loaded.to(torch.float64).dtype == torch.float64
 
 
+@pytest.mark.slow
 def test_the_file_is_captured_measured_evaluated_and_attached_to(file, tmp_path) -> None:
     asked: Any = dict(length=300, samples=1)
     taken = capture(file, task="niah-single", out=tmp_path / "capture", **asked)

@@ -140,6 +140,7 @@ def test_weights_in_shards_are_whole_with_the_last_of_them(models, cache, tmp_pa
         load(NAME)
 
 
+@pytest.mark.slow
 def test_a_run_holds_its_revision(models, cache, tmp_path) -> None:
     old = fill(cache, NAME, models[0])
     where: Any = dict(lengths=300, samples=1, out=tmp_path / "run", dense=True, observe=False)

@@ -62,6 +62,7 @@ def square(x):
     return x * x
 
 
+@pytest.mark.slow
 def test_runners_give_the_same_results():
     jobs = [Job({"x": x}, (x,)) for x in range(5)]
     assert list(serial(square, jobs)) == [0, 1, 4, 9, 16]
@@ -76,6 +77,7 @@ def touch(path):
     return path
 
 
+@pytest.mark.slow
 def test_a_pool_that_is_left_runs_no_more_jobs(tmp_path):
     """As where Ctrl-C comes: the jobs under way end, those that wait are given up."""
     jobs = [Job({"n": n}, (str(tmp_path / str(n)),)) for n in range(200)]

@@ -32,6 +32,7 @@ def jobs(folder: Path, times: dict[int, int], count: int = 6) -> list[Job]:
     return [Job({"n": n}, (str(folder), n, times.get(n, 0))) for n in range(count)]
 
 
+@pytest.mark.slow
 def test_a_lost_worker_loses_its_job_alone_which_is_done_again_or_given_up(tmp_path: Path) -> None:
     results, done = pool(2)(dies, jobs(tmp_path, {1: ATTEMPTS, 2: 1}, 5)), list[int]()
     with pytest.raises(InputError, match=r"1 of 5 jobs were not done: their workers died") as lost:

@@ -100,6 +100,7 @@ def test_shards_write_to_one_folder_at_the_same_time(tmp_path: Path) -> None:
     assert not [p.name for p in out.glob(".lock-shard*")]
 
 
+@pytest.mark.slow
 def test_shards_that_begin_at_once_make_one_run(tmp_path: Path) -> None:
     """Four processes, one folder, none of it there."""
     made().save(tmp_path / "capture")

@@ -91,6 +91,7 @@ def test_one_order_and_its_reverse():
     assert float(turned.spearman.high) < -0.5
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_correlation_that_families_were_drawn_with():
     """Families drawn from a population whose Spearman correlation is known: covered in at least 9 of 10."""
     rng = np.random.default_rng(1)

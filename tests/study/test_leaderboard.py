@@ -239,6 +239,7 @@ def test_blocks_say_the_same_in_markdown_and_html(tmp_path: Path):
     assert "<li>one</li>" in page and '<th scope="row"><code>b</code></th>' in page
 
 
+@pytest.mark.slow
 def test_a_leaderboard_runs_to_its_page_and_lets_another_join(tmp_path: Path):
     """The second run computes the cells of what joins alone."""
     file, out = tmp_path / "small.yaml", tmp_path / "run"

@@ -27,6 +27,7 @@ def drawn(made: Pictures, folder: Path) -> list[bytes]:
     return [(folder / f"of.k-1.{n}.{kind}").read_bytes() for n in range(3) for kind in ("png", "svg")]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", ["no", "at once", "at the start"])
 def test_pictures_are_the_same_whoever_draws_them(
     fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -49,6 +50,7 @@ def test_few_figures_or_one_core_start_no_process(monkeypatch: pytest.MonkeyPatc
         assert made._other is None
 
 
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

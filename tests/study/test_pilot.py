@@ -134,6 +134,7 @@ def small(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_pilot_runs_first_and_its_rows_stay_apart(tmp_path: Path, small: Path):
     out = tmp_path / "run"
     plan = run_study.plan(small, out=out)

@@ -443,6 +443,7 @@ def test_every_accuracy_on_the_page_has_an_interval(page):
         assert re.fullmatch(r"\d\.\d\d \[\d\.\d\d, \d\.\d\d\]", accuracy)
 
 
+@pytest.mark.slow
 def test_the_page_is_the_same_when_written_again(page):
     before = page.read_text()
     assert write_report(page.parent).read_text() == before

@@ -141,6 +141,7 @@ def llama(tmp_path: Path) -> Path:
     return folder(tmp_path / "llama", like_reference())
 
 
+@pytest.mark.slow
 def test_cells_that_a_model_cannot_serve_are_left_out(tmp_path: Path, small: Any, llama: Path):
     """The bundled weights of lightning are of the reference model, whatever another's widths are."""
     plan = run_study.plan(small(), out=tmp_path / "run", model=llama)

@@ -131,6 +131,7 @@ def test_it_answers_what_stands_in_2048_tokens(task: str, model: Any, tokenizer:
         assert tokenizer.decode(said[0, ids.shape[1] :]) == question.answer
 
 
+@pytest.mark.slow
 def test_exact_match_is_what_greedy_decoding_says(model: Any, tokenizer: Any) -> None:
     found = set()
     for wording, sample in [("code", 0), ("reward", 0)]:
@@ -146,6 +147,7 @@ def test_exact_match_is_what_greedy_decoding_says(model: Any, tokenizer: Any) ->
     assert found == {True, False}
 
 
+@pytest.mark.slow
 def test_it_has_not_read_the_bundled_haystack(model: Any, tokenizer: Any) -> None:
     """Its perplexity there is that of a book kept apart, and its NLL is a mean over pieces."""
     text = " ".join(Haystack.bundled().sentences)
