@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,21 +99,32 @@ class Curve:
 
     def mean(self, metric: str) -> Array:
         """A fidelity metric over haystacks [C], of those that have something to choose unless none has."""
-        values = self.fidelity[metric]
+        if metric not in self._means:
+            self._means[metric] = self._mean(self.fidelity[metric])
+        return self._means[metric]
+
+    @cached_property
+    def _means(self) -> dict[str, Array]:
+        """Those that were asked for: figures and tables ask for each cell's."""
+        return {}
+
+    def _mean(self, values: Array) -> Array:
         weights = self.questions * (~self._trivial | self.trivial[:, None])
         weights = np.where(self._trivial & np.isnan(values), 0, weights)
         total = (np.where(weights > 0, values, 0) * weights).sum(1)
-        return np.divide(
+        means = np.divide(
             total, weights.sum(1), out=np.full(len(values), np.nan), where=weights.any(1)
         )
+        means.flags.writeable = False  # they are handed out again
+        return means
 
-    @property
+    @cached_property
     def _trivial(self) -> NDArray[np.bool_]:
         """Where nothing is to choose, since k covers all that is visible [C, H]."""
         none = np.zeros((len(self.cells), len(self.haystacks)))
         return self.counts.get("trivial", none) == 1
 
-    @property
+    @cached_property
     def trivial(self) -> NDArray[np.bool_]:
         """The cells that have nothing to choose on any haystack [C]."""
         return np.logical_and.reduce(self._trivial, 1)

@@ -6,16 +6,17 @@
 # (pyarrow comes without types.)
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from topkit.errors import InputError
 from topkit.experiments.evaluate.condensed import condensed
 from topkit.experiments.runs.cells import DENSE, Cell, in_order
+from topkit.experiments.study.columns import by_number, missing, numbered, numbers
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.kinds import kind_of
 from topkit.experiments.study.stats import Array
@@ -30,6 +31,7 @@ MEASURES = {"books": "token_accuracy", "recite": "token_accuracy"}
 LOSSES = ("nll", "kl")
 # A curve's task, length and where its selectors begin.
 Key = tuple[str, int, str]
+KEY, CELL = ("task", "length", "sparse_from"), ("indexer", "budget")
 FIDELITY = (
     "recall",
     "own_recall",
@@ -52,78 +54,74 @@ COUNTS = ("rows", "trivial_rows", "trivial")
 
 def curves(haystacks: pa.Table, heads: pa.Table) -> list[Curve]:
     """The curves of two condensed tables (see topkit.experiments.evaluate.condensed)."""
-    rows, by_head = _split(haystacks), _split(heads)
-    return [_curve(key, rows[key], by_head.get(key, [])) for key in sorted(rows)]
+    cells, rows, by_head = _Cells(), _split(haystacks), _split(heads)
+    return [_curve(key, rows[key], by_head.get(key), cells) for key in sorted(rows)]
 
 
-def _split(table: pa.Table) -> dict[Key, list[dict[str, Any]]]:
-    groups: dict[Key, list[dict[str, Any]]] = {}
-    for row in table.to_pylist():
-        groups.setdefault((row["task"], row["length"], row["sparse_from"]), []).append(row)
-    return groups
+class _Cells(dict[tuple[str, str], Cell]):
+    """The cell that an indexer and a budget of a table stand for; each is read once."""
+
+    def __missing__(self, written: tuple[str, str]) -> Cell:
+        name, budget = written
+        self[written] = Cell() if name == DENSE else Cell(recorded(name), parse_budget(budget))
+        return self[written]
 
 
-def _curve(key: Key, rows: list[dict[str, Any]], heads: list[dict[str, Any]]) -> Curve:
+def _split(table: pa.Table) -> dict[Key, pa.Table]:
+    """The rows of each curve."""
+    if not table.num_rows:
+        return {}
+    keys, of = numbered(table, KEY)
+    rows = by_number(of, len(keys))
+    return {(key[0], key[1], key[2]): table.take(its) for key, its in zip(keys, rows, strict=True)}
+
+
+def _curve(key: Key, rows: pa.Table, heads: pa.Table | None, known: _Cells) -> Curve:
     task, length, sparse_from = key
     measure = MEASURES.get(task.partition(":")[0], SCORE)
-    if measure == SCORE and all(row.get(SCORE) is None for row in rows):
+    if measure == SCORE and missing(rows, SCORE):
         measure = BARE
-    cell_of = _cells(rows)
-    rows_of: dict[Cell, dict[int, dict[str, Any]]] = {}
-    # By their texts first: to hash a recipe takes longer than to read a row.
-    by_text: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-    for row in rows:
-        by_text.setdefault(_written(row), {})[row["haystack"]] = row
-    for text, its in by_text.items():
-        rows_of.setdefault(cell_of[text], {}).update(its)
-    cells = _by_kind(rows_of)
-    every = set[int]().union(*rows_of.values())
-    whole = sorted(every.intersection(*rows_of.values()))
-    if not whole:
+    written, of = numbered(rows, CELL)
+    its = [known[name, budget] for name, budget in written]
+    cells = _by_kind(its)
+    place = {cell: number for number, cell in enumerate(cells)}
+    haystacks, at = np.unique(rows["haystack"].to_numpy(), return_inverse=True)
+    # The row of each cell on each haystack; -1 where it was not run.
+    row_of = np.full((len(cells), len(haystacks)), -1)
+    row_of[np.array([place[cell] for cell in its])[of], at] = np.arange(rows.num_rows)
+    whole = (row_of >= 0).all(0)
+    if not whole.any():
         raise InputError(
             f"no haystack of {task} at {length} was run by every cell; run the study on to its end"
         )
-    table = [[rows_of[cell][h] for h in whole] for cell in cells]
-    first = table[0]
+    table = row_of[:, whole]
+    first = rows.take(table[0]).to_pylist()
 
     def matrix(column: str) -> Array:
-        return np.array([[row.get(column) for row in its] for its in table], dtype=float)
+        return numbers(rows, column)[table]
 
-    questions = np.array([row["questions"] for row in first], dtype=float)
-    tokens = np.array([row["answer_tokens"] for row in first], dtype=float)
+    questions, tokens = matrix("questions")[0], matrix("answer_tokens")[0]
     return Curve(
         task,
         length,
         sparse_from,
         measure,
         cells,
-        tuple(whole),
+        tuple(haystacks[whole].tolist()),
         questions,
         matrix(measure),
         matrix("token_accuracy"),
         {loss: matrix(loss) for loss in LOSSES},
         {metric: matrix(metric) for metric in FIDELITY},
         float(tokens @ questions / questions.sum()),
-        _heads(heads),
+        _heads(heads, known, "recall"),
         tuple(row.get("family") == "held-out" for row in first),
-        len(every) - len(whole),
+        int((~whole).sum()),
         {name: matrix(name) for name in COUNTS},
         matrix("tokens")[0],
         float(first[0].get("parts") or 1),
-        weights=_heads(heads, "w"),
+        weights=_heads(heads, known, "w"),
     )
-
-
-def _written(row: Mapping[str, Any]) -> tuple[str, str]:
-    return row["indexer"], row["budget"]
-
-
-def _cells(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Cell]:
-    """The cell that each indexer and budget of the rows stand for."""
-    return {
-        (name, budget): Cell() if name == DENSE else Cell(recorded(name), parse_budget(budget))
-        for name, budget in set(map(_written, rows))
-    }
 
 
 def _by_kind(cells: Iterable[Cell]) -> tuple[Cell, ...]:
@@ -132,24 +130,24 @@ def _by_kind(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     return tuple(sorted(in_order(cells), key=lambda cell: kinds.index(kind_of(cell))))
 
 
-def _heads(rows: list[dict[str, Any]], column: str = "recall") -> dict[Cell, Array]:
-    known: dict[tuple[str, str], dict[tuple[int, int], float]] = {}
-    for row in rows:
-        if row.get(column) is not None:
-            its = known.setdefault(_written(row), {})
-            its[row["layer"], row["head"]] = row[column]
-    cell_of, merged = _cells(rows), dict[Cell, dict[tuple[int, int], float]]()
-    for text, its in known.items():
-        merged.setdefault(cell_of[text], {}).update(its)
-    return {cell: _grid(its) for cell, its in merged.items()}
-
-
-def _grid(recalls: dict[tuple[int, int], float]) -> Array:
-    """NaN where a layer or head was not judged."""
-    grid = np.full([1 + max(axis) for axis in zip(*recalls, strict=True)], np.nan)
-    for place, recall in recalls.items():
-        grid[place] = recall
-    return grid
+def _heads(rows: pa.Table | None, known: _Cells, column: str) -> dict[Cell, Array]:
+    """A column by layer and head of each cell that has it, NaN where a layer or head was not judged."""
+    if rows is None or missing(rows, column):
+        return {}
+    rows = rows.filter(rows[column].is_valid())
+    layer, head, values = (numbers(rows, name) for name in ("layer", "head", column))
+    layer, head = layer.astype(int), head.astype(int)
+    written, of = numbered(rows, CELL)
+    # One recipe may stand under two names.
+    merged: dict[Cell, list[NDArray[np.int64]]] = {}
+    for (name, budget), its in zip(written, by_number(of, len(written)), strict=True):
+        merged.setdefault(known[name, budget], []).append(its)
+    grids: dict[Cell, Array] = {}
+    for cell, parts in merged.items():
+        its = np.concatenate(parts)
+        grids[cell] = np.full((1 + layer[its].max(), 1 + head[its].max()), np.nan)
+        grids[cell][layer[its], head[its]] = values[its]
+    return grids
 
 
 def load(run: Path, *others: Path) -> list[Curve]:

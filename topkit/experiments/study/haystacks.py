@@ -54,8 +54,9 @@ def as_one(curves: Sequence[Curve]) -> Curve:
     first = curves[0]
     if len(curves) == 1:
         return first
-    cells = tuple(cell for cell in first.cells if all(cell in curve.cells for curve in curves))
-    places = [[curve.cells.index(cell) for cell in cells] for curve in curves]
+    known = [{cell: place for place, cell in enumerate(curve.cells)} for curve in curves]
+    cells = tuple(cell for cell in first.cells if all(cell in its for its in known))
+    places = [[its[cell] for cell in cells] for its in known]
 
     def beside(values: Sequence[Array]) -> Array:
         return np.concatenate([x[its] for x, its in zip(values, places, strict=True)], axis=1)
