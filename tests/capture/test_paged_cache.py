@@ -155,6 +155,7 @@ def test_bad_tables_and_caches_are_named() -> None:
     assert "132] bytes of fp8, or 68" in refused(index_cache=cache[..., :100])
     assert "must be bytes" in refused(index_cache=cache.float())
     assert "names page" in refused(index_cache=cache[:1])
+    assert "132] bytes of fp8, or 68" in refused(index_cache=cache[:, :0])
 
 
 @pytest.mark.parametrize("value", [float("nan"), 0.0, -1.0, float("inf")])

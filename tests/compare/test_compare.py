@@ -346,6 +346,19 @@ def test_bad_input_is_refused(changes: dict[str, Any], said: str) -> None:
         topkit.compare(dump(3, length=80), **how)
 
 
+def test_a_second_dump_of_other_index_heads_is_refused() -> None:
+    alone = [
+        Capture.from_tensors(
+            index_queries=torch.randn(3, heads, 2, 32),
+            index_keys=torch.randn(3, 1, 80, 32),
+            index_weights=torch.rand(3, 2, heads),
+        )
+        for heads in (4, 8)
+    ]
+    with pytest.raises(InputError, match=r"same tokens, .* 4 heads; got 80, .*, 8"):
+        topkit.compare(*alone, baseline=FP32, candidate=FP8, k=8)
+
+
 def test_a_gate_is_an_error_in_python() -> None:
     with pytest.raises(GateFailed, match="unsafe over 3 sequences: mean loss of recall at least"):
         topkit.compare(dump(3), baseline=FP32, candidate="random", k=8).require()

@@ -55,7 +55,9 @@ def exit_code(body: Callable[[], object]) -> int:
 def _of_others(error: Exception) -> int:
     if isinstance(error, UsageProblem):
         return _say(error.format_message(), BAD_INPUT)  # type: ignore[attr-defined]
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    # torch has no error of its own for a host without memory.
+    full = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if full or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return _say("out of memory; lower --batch-size, --jobs or --length", BAD_INPUT)
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF:
         return _say(MissingExtra(error.name), BAD_INPUT)

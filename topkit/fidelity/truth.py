@@ -244,4 +244,7 @@ def _require_finite(
     if bad.any():
         head = int(bad.nonzero()[0, 1])
         where = f"head {head}" if layer is None else f"layer {layer}, head {head}"
-        raise InputError(f"{what} hold NaN or infinity in {where}; repair the tensors first")
+        raise InputError(
+            f"{what} hold NaN or infinity in {where}, or numbers whose products float32 cannot hold; repair the "
+            "tensors first"
+        )

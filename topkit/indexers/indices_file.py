@@ -65,6 +65,8 @@ def read(path: str) -> IndicesFile:
 
 @lru_cache(maxsize=4)
 def _read(path: Path, _state: State) -> IndicesFile:
+    if not path.is_file():
+        raise _refused(path, "it is no plain file")
     if path.suffix in ENGINES:
         return _of_engine(path)
     tensors = _tensors(path)
@@ -95,6 +97,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
+                if len(set(file.files)) < len(file.files):
+                    raise ValueError("a name stands twice")
                 return {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file}
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}

@@ -158,7 +158,9 @@ def hadamard_rotate(vectors: Tensor) -> Tensor:
     """
     width = vectors.shape[-1]
     if width & (width - 1) or width == 0:
-        raise InputError(f"hadamard needs a head dim that is a power of two; got {width}")
+        raise InputError(
+            f"hadamard needs a head dim that is a power of two; got {width}; give hadamard=False"
+        )
     vectors, half = vectors.float(), 1
     while half < width:
         a, b = vectors.unflatten(-1, (-1, 2, half)).unbind(-2)

@@ -12,7 +12,7 @@ from torch import Tensor
 from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.capture import files
-from topkit.experiments.capture.lengths import whole_numbers
+from topkit.experiments.capture.lengths import slots
 from topkit.experiments.capture.names import SCALED
 from topkit.experiments.capture.rows import Said, Sample, samples_of
 from topkit.experiments.capture.stored import STORED
@@ -42,6 +42,8 @@ def samples_by_layer(
         own = list(samples_of(number, tensors, of_scales.get(number, {}), said))
         counts[number] = len(own)
         yield from own
+    if not any(counts.values()):
+        raise InputError("there is no sample: the tensors have no layer, or no row of a batch")
     if len(set(counts.values())) > 1:
         raise InputError(f"layers have several numbers of samples: {counts}; give one file each")
 
@@ -105,8 +107,8 @@ def _layers(
 
 def _tensor(name: str, x: Any) -> Tensor:
     if name == "native":
-        return whole_numbers(name, x).int()
-    x = _torch(x)
+        return slots(name, x)
+    x = _plain(name, _torch(x))
     codes = name in SCALED or name == "index_cache"
     if not isinstance(x, Tensor) or x.dtype not in (*files.FLOATS, *(STORED if codes else ())):
         kind = x.dtype if isinstance(x, Array) else type(x).__name__
@@ -123,7 +125,18 @@ def _scale(name: str, x: Any) -> Tensor:
         raise InputError(
             f"scales of {name} must be a tensor, array or number; got {type(x).__name__}"
         )
-    return x.detach()
+    return _plain(f"scales of {name}", x).detach()
+
+
+def _plain(name: str, x: Any) -> Any:
+    """A tensor whose numbers are there, each at its place."""
+    if not isinstance(x, Tensor):
+        return x
+    kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+    kind = "without numbers (meta)" if x.is_meta else kind
+    if kind != "strided":
+        raise InputError(f"{name} must be an ordinary tensor; got one that is {kind}")
+    return x
 
 
 def _torch(x: Any) -> Any:

@@ -221,6 +221,16 @@ class Capture:
             require_record(loaded, self._records[sample])
         return loaded
 
+    def shape_of(self, sample: int, layer: int) -> LayerTensors:
+        """What `load` gives; of a file its shapes alone, since a plan comes before anything is read.
+
+        Raises: InputError as `load`, but for what only the numbers show.
+        """
+        if self.dump is None or (sample, layer) not in self._entries:
+            return self.load(sample, layer)
+        with _named(self.dump.path):
+            return self.dump.shape_of(sample, layer)
+
     def only(self, sample: int, *layers: int) -> Capture:
         """The capture of some layers over one sample: what another process needs to load them.
 

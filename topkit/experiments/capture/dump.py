@@ -72,15 +72,19 @@ class Dump:
                 raise InputError(f"{path} changed since it was opened; open it again")
 
     @property
+    def digested(self) -> int:
+        """Bytes that are read for the fingerprint."""
+        sizes = (size for _, (_, size, _) in self.files)
+        return sum(size if size <= LARGE else PIECES * PIECE for size in sizes)
+
+    @property
     def bytes(self) -> int:
         """Bytes of the file, and of those that a trace reads."""
         return sum(size for _, (_, size, _) in self.files)
 
-    @property
-    def first(self) -> LayerTensors:
-        """The shapes of the first layer of the first sample."""
-        samples = _places(self)
-        return samples[min(samples)].tensors_of(meta=True)
+    def shape_of(self, sample: int, layer: int) -> LayerTensors:
+        """As `load`, on the meta device but for positions: nothing of the tensors is read."""
+        return _places(self)[sample, layer].tensors_of(meta=True)
 
     @property
     def fingerprint(self) -> str:

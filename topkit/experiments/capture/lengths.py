@@ -52,6 +52,8 @@ def padded(lengths: Any, rows: int, width: int | None, count: int) -> list[Bound
 
     Raises: InputError for lengths that are not one a row, or longer than the keys.
     """
+    if width == 0:
+        raise InputError("the keys have no tokens; give those that the queries see")
     real = [width or 0] * rows
     if lengths is not None:
         real = whole_numbers("lengths", lengths).reshape(-1).tolist()
@@ -151,6 +153,37 @@ def positions_of(positions: Any, one: Bounds, samples: int, count: int) -> Tenso
             f"positions must be [{count}] or [{samples}, {count}]; got {list(at.shape)}"
         )
     return at if at.ndim == 1 else at[one.number]
+
+
+def slots(name: str, x: Any) -> Tensor:
+    """int32, on the host, -1 for none. Raises: InputError for what is no slot of any sequence."""
+    numbers = whole_numbers(name, x)
+    if numbers.numel() and (int(numbers.min()) < -1 or int(numbers.max()) >= 1 << 31):
+        raise InputError(
+            f"{name} must be slots from 0 on, and -1 for none; got {int(numbers.min())} to {int(numbers.max())}"
+        )
+    return numbers.int()
+
+
+def require_slots(lists: Tensor, positions: Tensor, length: int) -> None:
+    """Require an engine's lists [1, Tq, K] to be slots of the sequence that their queries see.
+
+    Places that an early query has more of than keys may hold any slot.
+    Raises: InputError for one of another sequence, or of the cache.
+    """
+    if int(lists.max()) >= length:
+        raise InputError(
+            f"native must be slots of the {length} keys, counted from each sequence's first; got "
+            f"{int(lists.max())}: slots of a paged cache are to be turned into positions"
+        )
+    late = lists[0] > positions[:, None]
+    late[positions + 1 < lists.shape[2]] = False
+    if late.any():
+        row, place = late.nonzero()[0].tolist()
+        raise InputError(
+            f"native of the query at position {int(positions[row])} holds slot {int(lists[0, row, place])}, "
+            "which it does not see; give positions= where queries are of other tokens"
+        )
 
 
 def whole_numbers(name: str, x: Any) -> Tensor:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topkit.documents import quote
+
 # Python knows it from 3.13 on.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 _HEADER = 100_000_000
@@ -67,13 +69,27 @@ def tensor_at(raw: mmap.mmap, kind: torch.dtype, shape: list[int], begin: int) -
     return own.view(kind).view(shape)
 
 
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of JSON. Raises: ValueError for a name that stands twice, of which JSON would keep the last."""
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:
+            raise ValueError(f"it holds {quote(name)} twice")
+        made[name] = value
+    return made
+
+
 def safetensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a safetensors file by name. Raises: OSError, ValueError, KeyError, TypeError."""
     raw = mapped(path)
     length = int.from_bytes(raw[:8], "little")
     if len(raw) < 8 or not 0 < length <= min(_HEADER, len(raw) - 8):
         raise ValueError("its header is cut off, or it is no safetensors file")
-    header: dict[str, Any] = json.loads(raw[8 : 8 + length].decode("utf-8"))
+    header: dict[str, Any] = json.loads(
+        raw[8 : 8 + length].decode("utf-8"), object_pairs_hook=_once_each
+    )
+    if not isinstance(header, dict):
+        raise ValueError("its header names no tensors")
     end = 0
     for name, said in header.items():
         if name == "__metadata__":

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from topkit.documents import quote
 from topkit.errors import InputError
 from topkit.experiments.capture.tensors import OF_MODELS, SHAPES
@@ -42,11 +44,12 @@ _SCALE = re.compile(r"(.+?)_(?:scales?|sf)")
 OF_ALL = ("scaling", "lengths", "positions", "block_table", "cu_seqlens", "cu_seqlens_q")
 NAMES = tuple(sorted({*SHAPES, *ALIASES, "lengths"} - OF_MODELS))
 _LAYER = re.compile(r"(?:.*?(?:layers?|blocks?)[._])?(\d{1,6})[._](?:self_attn[._]|attn[._])?(.+)")
+_OF_NAME = re.compile(r"([A-Za-z_]+)[._](\d{1,6})")
 _KNOWN = {alias: name for name in NAMES for alias in (name, *ALIASES.get(name, ()))}
 
 
 def arguments(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Named tensors as arguments of `Capture.from_tensors`; `3.q` or `layers.3.q` is one of layer 3.
+    """Named tensors as arguments of `Capture.from_tensors`; `3.q`, `layers.3.q` or `q.3` is one of layer 3.
 
     Raises: InputError for a name that is none of theirs, and two names of one tensor.
     """
@@ -55,11 +58,19 @@ def arguments(tensors: Mapping[str, Any]) -> dict[str, Any]:
     # Whatever the order, an alias is the second of two.
     for given in sorted(tensors, key=lambda name: (name not in NAMES, name)):
         tensor = tensors[given]
-        at = _LAYER.fullmatch(given)
-        layer, name = (None, given) if at is None else (int(at[1]), at[2])
+        layer, name = _split(given)
         place, canonical = _place(name.lower(), given, tensors)
         _put(scales if place == "scales" else made, canonical, layer, tensor, given)
     return made | ({"scales": scales} if scales else {})
+
+
+def _split(given: str) -> tuple[int | None, str]:
+    """The layer that a name says, before or behind the tensor's, and the tensor's."""
+    if at := _LAYER.fullmatch(given):
+        return int(at[1]), at[2]
+    if at := _OF_NAME.fullmatch(given):
+        return int(at[2]), at[1]
+    return None, given
 
 
 def _place(name: str, given: str, tensors: Mapping[str, Any]) -> tuple[str, str]:
@@ -77,6 +88,12 @@ def _place(name: str, given: str, tensors: Mapping[str, Any]) -> tuple[str, str]
 
 def _put(made: dict[str, Any], name: str, layer: int | None, tensor: Any, given: str) -> None:
     if layer is None or name in OF_ALL:
+        if name in made and layer is not None and name in OF_ALL:
+            if not _alike(made[name], tensor):
+                raise InputError(
+                    f"{name} must be the same for all layers; {quote(given)} is another; give one file each"
+                )
+            return
         if name in made:
             raise _twice(name, given)
         made[name] = tensor
@@ -85,6 +102,14 @@ def _put(made: dict[str, Any], name: str, layer: int | None, tensor: Any, given:
     if not isinstance(by_layer, dict) or layer in by_layer:
         raise InputError(f"it holds {name} twice, the second time as {quote(given)}")
     by_layer[layer] = tensor
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether what is said of two layers is the same."""
+    try:
+        return torch.equal(*(torch.as_tensor(x).cpu().double() for x in (one, other)))
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 def _twice(name: str, given: str) -> InputError:

@@ -34,7 +34,7 @@ def pages_of(cache: Tensor) -> Tensor:
         cache = cache[:, :, 0]
     elif cache.ndim == 2 and cache.shape[1] in {PAGE * width for width in FORMATS}:
         cache = cache.unflatten(1, (PAGE, -1))
-    if cache.ndim != 3 or cache.shape[2] not in FORMATS:
+    if cache.ndim != 3 or cache.shape[2] not in FORMATS or 0 in cache.shape:
         raise InputError(
             "index_cache must be [pages, tokens of a page, 1, 132] bytes of fp8, or 68 of MXFP4; got "
             f"{list(cache.shape)}"

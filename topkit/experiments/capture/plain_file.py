@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from io import BytesIO
 from mmap import mmap
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,10 @@ def read_file(path: Path) -> dict[str, Any]:
 
     Raises: InputError for a file that cannot be read, or holds something else.
     """
+    if not path.is_file():
+        raise InputError(f"{path} is no plain file; give an .npz, .pt or .safetensors")
+    if path.suffix == ".jsonl":
+        raise InputError(f"{path} is a trace, which says its lengths itself; leave them out")
     if path.suffix == ".npz":
         return _read("npz", path, lambda: dict(_of_zip(path)))
     if path.suffix in TORCH:
@@ -44,6 +49,11 @@ def _read(kind: str, path: Path, read: Any) -> dict[str, Any]:
         return read()
     except InputError:
         raise
+    except UnpicklingError as error:
+        raise InputError(
+            f"{path} holds Python objects, which would be run to be read, or is no file of torch.save; save "
+            "tensors alone, by names: torch.save({'q': q, 'k': k})"
+        ) from error
     # The libraries' own errors for files that are cut off, or are something else.
     except Exception as error:
         why = " ".join(str(error).split())[:160]
@@ -55,8 +65,12 @@ def _read(kind: str, path: Path, read: Any) -> dict[str, Any]:
 def _of_zip(path: Path) -> Iterator[tuple[str, Tensor]]:
     raw = mapped(path)
     with zipfile.ZipFile(path) as archive:
+        seen = set[str]()
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
+            if name in seen:
+                raise ValueError(f"it holds {quote(name)} twice")
+            seen.add(name)
             if member.compress_type == zipfile.ZIP_STORED:
                 array = _in_place(raw, member)
             else:
@@ -77,6 +91,8 @@ def _in_place(raw: mmap, member: zipfile.ZipInfo) -> np.ndarray:
     shape, fortran, kind = read(head)
     if kind.hasobject:
         raise ValueError("it holds Python objects")
+    if any(size < 0 for size in shape):
+        raise ValueError(f"{member.filename} has the shape {shape}")
     count, first = int(np.prod(shape, dtype=np.int64)), begin + head.tell()
     if first + count * kind.itemsize > min(begin + member.file_size, len(raw)):
         raise ValueError(f"{member.filename} is cut off")

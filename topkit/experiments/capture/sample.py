@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topkit.experiments.capture.lengths import require_slots
 from topkit.experiments.capture.paged_cache import FORMATS, unpacked
 from topkit.experiments.capture.scaling import scaling_of
 from topkit.experiments.capture.stored import FP8, floats
@@ -46,6 +47,8 @@ class Sample:
             made[name] = _plain(name, floats(name, codes, scale))
         if self.cache is not None:
             made["index_keys"] = self._from_pages(meta)
+        if "native" in made and not meta:
+            require_slots(made["native"], self.positions, self.length)
         made["positions"] = self.positions
         if "queries" in made:
             made["scaling"] = torch.tensor(scaling_of(self.scaling, made), dtype=torch.float64)

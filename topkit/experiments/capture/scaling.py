@@ -30,4 +30,5 @@ def scaling_of(said: Any, tensors: Mapping[str, Tensor]) -> float:
             f"keys of {width} numbers{'' if own is None else f' and values of {own}'} are MLA's, whose scaling "
             "no width tells; give scaling=, as 192 ** -0.5 of DeepSeek-V2's heads, or the engine's sm_scale"
         )
-    return width**-0.5
+    # Keys without numbers are refused by their shape.
+    return max(width, 1) ** -0.5

@@ -211,6 +211,7 @@ def _check_shapes(tensors: Mapping[str, Tensor], where: str) -> None:
             known, source = sizes.setdefault(symbol, (size, name))
             if size != known or size == 0:
                 wanted = f"{symbol} = {known} as in {source}" if known else f"{symbol} > 0"
+                wanted = "1 where its form says so" if symbol == "1" else wanted
                 raise InputError(
                     f"{where}: {name} [{', '.join(form)}] must have {wanted}; got {list(x.shape)}"
                 )

@@ -68,10 +68,10 @@ def compare(
     for recipe in recipes:
         _require_listed(recipe, question.budget, dump)
     if "mass" in margins:
-        _require_weights(recipes[0], dump.load(dump.samples[0], chosen[0]))
+        _require_weights(recipes[0], dump.shape_of(dump.samples[0], chosen[0]))
     for recipe in recipes:
         for layer in chosen if "native" in recipe.needs else chosen[:1]:
-            require_inputs(recipe, dump.load(dump.samples[0], layer))
+            require_inputs(recipe, dump.shape_of(dump.samples[0], layer))
         _require_model(recipe, dump)
         if reason := without_source(recipe, chosen, dump.layers, "the dump"):
             raise InputError(reason)

@@ -161,7 +161,7 @@ def _digest(dump: Capture, sample: int, layer: int) -> str:
 
 def _require_same(first: LayerTensors, second: LayerTensors) -> None:
     one, other = (
-        (x.keys.shape[2], tuple(x.positions.tolist()), x.queries.shape[1]) for x in (first, second)
+        (x.keys.shape[2], tuple(x.positions.tolist()), _heads(x)) for x in (first, second)
     )
     if one != other:
         raise InputError(
@@ -169,6 +169,12 @@ def _require_same(first: LayerTensors, second: LayerTensors) -> None:
             f"and heads: {one[0]} keys, queries at {quote(list(one[1]))}, {one[2]} heads; got {other[0]}, "
             f"{quote(list(other[1]))}, {other[2]}"
         )
+
+
+def _heads(x: LayerTensors) -> int:
+    """Query heads, or those of an index alone."""
+    of_index = x.index_queries if x.index_only else None
+    return (x.queries if of_index is None else of_index).shape[1]
 
 
 def _flat(x: Tensor, kept: Tensor) -> np.ndarray:

@@ -72,7 +72,7 @@ def measure(
     chosen = _layers(capture, layers)
     longest = max(record["tokens"] for record in capture.manifest["samples"])
     cells = with_own_k(cells, capture.manifest.get("own_k"), longest)
-    t = capture.load(capture.samples[0], chosen[0])
+    t = capture.shape_of(capture.samples[0], chosen[0])
     shape = shape_of(t.queries, t.keys, t.values, longest)
     equal = at_budgets(cells, parse_byte_budgets(budget), shape)
     cells = equal.cells
@@ -80,7 +80,7 @@ def measure(
     # Of a model whose own indexer chooses in some layers, others have no list.
     seen = chosen if any("native" in recipe.needs for recipe in recipes) else chosen[:1]
     for layer in seen:
-        require_all(cells, setting, capture.load(capture.samples[0], layer))
+        require_all(cells, setting, capture.shape_of(capture.samples[0], layer))
     _require_model(recipes, capture)
     for recipe in recipes:
         if reason := without_source(recipe, chosen, capture.layers, "the capture"):

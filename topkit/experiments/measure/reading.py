@@ -16,14 +16,14 @@ DISK, SCORE, GPU = 1e9, 15e-9, 1 / 100
 def reading(request: Request) -> tuple[str, ...]:
     """A line of bytes and minutes where the capture is a file of others; nothing for a capture's own folder.
 
-    Minutes: the bytes twice, for the digest and for the tensors, and a score of each query head and key for each
-    cell and its judge, by all cores.
+    Minutes: the bytes of the digest and of the tensors of the layers that are asked, and a score of each query head
+    and key for each cell and its judge, by all cores.
     """
     capture = request.capture
     if capture.dump is None:
         return ()
     records = {record["sample"]: record for record in capture.manifest["samples"]}
-    first = capture.dump.first
+    first = capture.shape_of(capture.samples[0], capture.layers[0])
     index = first.index_queries if first.index_only else None
     heads = (first.queries if index is None else index).shape[1]
     scores = sum(
@@ -32,10 +32,12 @@ def reading(request: Request) -> tuple[str, ...]:
     )
     recipes = len({cell.indexer for cell in request.cells}) + 1
     each = SCORE * (GPU if request.setting.device.startswith("cuda") else 1 / _cores())
-    seconds = 2 * capture.dump.bytes / DISK + scores * recipes * each
-    places = len(request.places)
+    places, there = len(request.places), len(capture.manifest["files"])
+    tensors = capture.dump.bytes * places // there
+    seconds = (capture.dump.digested + tensors) / DISK + scores * recipes * each
+    part = ", read" if places == there else f", of which {readable(tensors)} are read,"
     return (
-        f"{capture.dump.path.name}: {readable(capture.dump.bytes)}, read a layer of a sample at a time "
+        f"{capture.dump.path.name}: {readable(capture.dump.bytes)}{part} a layer of a sample at a time "
         f"({places} of them); {_minutes(seconds)}",
         *(("a learned indexer's tensors alone: judged against the Top-k of its float32 scores",)
           if first.index_only else ()),

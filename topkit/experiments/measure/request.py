@@ -107,7 +107,7 @@ class Request:
 
     def rows(self) -> int:
         """Rows at the level of heads."""
-        heads = self.capture.load(*self.every[0]).queries.shape[1]
+        heads = self.capture.shape_of(*self.every[0]).queries.shape[1]
         positions = {s["sample"]: len(s["positions"]) for s in self.capture.manifest["samples"]}
         rows = sum(1 if self.setting.reduce else positions[sample] for sample, _ in self.places)
         return rows * len(self.cells) * heads

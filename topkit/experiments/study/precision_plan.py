@@ -205,7 +205,7 @@ def _of_model(course: Course, study: Study, name: str) -> Iterator[Made]:
 def _of_capture(course: Course, path: Path) -> Made:
     """The samples of a capture, or of a file of tensors."""
     study, capture = course.study, Capture.open(path)
-    first = capture.load(capture.samples[0], capture.layers[0])
+    first = capture.shape_of(capture.samples[0], capture.layers[0])
     served, notes = list[Indexer](), list[str]()
     for recipe in (r for r in _recipes(study) if not (first.index_only and r in ORACLES)):
         try:

@@ -42,7 +42,7 @@ def calibrate(
         raise InputError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if not isinstance(capture, Capture):
         capture = Capture.open(capture)
-    capture.load(capture.samples[0], capture.layers[0]).require_attention("a calibration")
+    capture.shape_of(capture.samples[0], capture.layers[0]).require_attention("a calibration")
     name, learn = METHODS[method]
     tensors = {
         f"{layer}.{name}": learn(capture.load(sample, layer) for sample in capture.samples)
