@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from topkit.experiments.decode.driver import tokens
 from topkit.experiments.evaluate.batch import Asked, Batch, dense_output
 from topkit.experiments.evaluate.built import Built
 from topkit.experiments.evaluate.lists import Chosen, stacked
@@ -47,9 +48,21 @@ class ShadowStream(Stream):
         every = slice(0, self.questions)
         return [(every, max(k, length) if cell.budget == UNCAPPED else k) for cell, k in ks if k is not None]  # fmt: skip
 
-    def read(self, layer: int, prefix: Prefix, cache: Any, inputs: dict[str, Any]) -> None:
-        """Append what the dense stream read, and choose nothing."""
-        self._driver(layer, prefix).append(self.indices[layer], cache, inputs)
+    @property
+    def remembers(self) -> bool:
+        return self.indexer is not None and self.indexer.traits().remembers
+
+    def read(self, layer: int, prefix: Prefix, cache: Any, inputs: dict[str, Any], choosing: bool) -> None:  # fmt: skip
+        """Append what the dense stream read, and choose nothing; `choosing`: as if it chose meanwhile."""
+        assert self.indexer is not None
+        index, driver = self.indices[layer], self._driver(layer, prefix)
+        lacks, begin = cache.length - index.length, index.length
+        # Who sees no further than a query's own key when it chooses has read one key at a time.
+        each = 1 if choosing and not self.indexer.traits().causal_codes else lacks
+        inputs = {name: x for name, x in inputs.items() if name in self.indexer.needs}
+        for first in range(0, lacks, each):
+            own = {name: tokens(x, slice(first, first + each)) for name, x in inputs.items()}
+            driver.append(index, cache.until(begin + first + each), own)
 
 
 def shadow_streams(
@@ -98,9 +111,10 @@ class Shadowed(Batch):
         output, first, exact = dense_output(asked, prefix), 0, None
         for stream in self.shadows:
             if asked.layer in stream.indices:
-                if not self.choosing:
+                # What is not judged matters to those alone that remember it.
+                if not self.choosing or (self.observer is None and not stream.remembers):
                     if stream.indices[asked.layer].length < asked.cache.length:
-                        stream.read(asked.layer, prefix, asked.cache, inputs)
+                        stream.read(asked.layer, prefix, asked.cache, inputs, self.choosing)
                     continue
                 whole = slice(0, stream.questions)
                 every = list(self._chosen(stream, prefix, asked, whole, inputs))
