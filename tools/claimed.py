@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from topkit.errors import InputError
+from topkit.experiments.runs import run_file
 from topkit.experiments.study import exact_topk, stats
 from topkit.experiments.study.course import SPLIT
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.equality import EQUAL, equality
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.heads import mended
+from topkit.experiments.study.kept_model import note_of, require_first
 from topkit.experiments.study.kinds import EXACT, family_of, manner_of, name_of
 from topkit.experiments.study.law import Law, read_law, require_unchanged
 from topkit.experiments.study.law_points import Predictions, predictions
@@ -165,7 +168,7 @@ def missed_key() -> Answer:
         ]
         ends = [float(score.high) for _, score in found]
         verdict = SUPPORTED if ends and max(ends) < 0.1 else NOT if ends and min(ends) > 0.5 else UNDECIDED  # fmt: skip
-        return Answer(verdict, _folders(there("law", "law-quick")), numbers)
+        return Answer(verdict, _folders(_of_law()), numbers)
     numbers = list[str]()
     for curve in curves("fidelity-vs-accuracy", "smollm2"):
         place = curve.place(parse("degraded(0.95)"))
@@ -260,7 +263,7 @@ def retrieval_heads() -> Answer:
     ]
     lows, highs = [float(x.low) for _, x in found], [float(x.high) for _, x in found]
     verdict = UNDECIDED if not found else NOT if min(lows) > 0.9 else SUPPORTED if max(highs) < 0.9 else UNDECIDED  # fmt: skip
-    return Answer(verdict if found else NOT_RUN, _folders(there("law", "law-quick")), numbers)
+    return Answer(verdict if found else NOT_RUN, _folders(_of_law()), numbers)
 
 
 def law() -> Answer:
@@ -271,19 +274,29 @@ def law() -> Answer:
         words.append(UNDECIDED if one is None else one.word)
         numbers += [f"{found.model}: {line}" for line in law_sentences(registered, found)]
     verdict = NOT if "refuted" in words else SUPPORTED if words and set(words) == {"held"} else UNDECIDED  # fmt: skip
-    return Answer(verdict if words else NOT_RUN, _folders(there("law", "law-quick")), numbers)
+    return Answer(verdict if words else NOT_RUN, _folders(_of_law()), numbers)
 
 
 def _law_runs() -> Iterator[tuple[Law, Predictions]]:
-    """What the law predicts of each model that was run: of the whole study, else of the quick one."""
-    for name in there("law") or there("law-quick"):
+    """What the law predicts of each model that was run: of the whole studies, else of the quick one."""
+    for name in _of_law():
         folder, study = RESULTS / name, study_of(RESULTS / name / STUDY)
         registered = read_law(study["law"]["name"])
         require_unchanged(registered, study["law"]["sha256"], folder)
         own = [{"model": study.get("model", ""), "folder": ".", SPLIT: SPLIT}]
         for run in study.get(RUNS, own):
             places = folder / run["folder"], folder / run[SPLIT]
-            yield registered, predictions(run["model"], *places, registered)
+            if registered.kept.is_called(run["model"]):
+                require_first(registered, places[0])
+                if not note_of(registered, places[0]).exists():
+                    raise InputError(f"{note_of(registered, places[0])} is missing: it says which run of the kept model was the first")  # fmt: skip
+            if (places[0] / run_file.NAME).exists():
+                yield registered, predictions(run["model"], *places, registered)
+
+
+def _of_law() -> list[str]:
+    """The results that the law's claims are read from: its two models', and the one that was kept for the end."""
+    return [*(there("law") or there("law-quick")), *there("law-third")]
 
 
 def _folders(names: list[str]) -> str:

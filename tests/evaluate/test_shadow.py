@@ -201,6 +201,20 @@ def test_rows_do_not_depend_on_the_cells_beside_them_nor_on_a_rerun(tmp_path: Pa
                 assert row[f"{prefix}ws"] == pytest.approx(np.mean(mine)), prefix
 
 
+UNJUDGED = ["clusterkv(sink=2, update=4)", "previous(sign(), every=3)", "h2o()", "reuse(sign(), every=2)", "snapkv(window=4)"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_what_the_question_s_steps_choose_unjudged_changes_no_row(tmp_path: Path) -> None:
+    """Of recipes that remember, that read one key at a time, and that read another layer's list."""
+    judged = run(tmp_path / "a", [*UNJUDGED, "sign"], observe="rows")
+    alone = run(tmp_path / "b", [*UNJUDGED, "sign"], observe="answer-rows")
+    both = sorted_rows([row for row in judged if row["steps"] == "answer"]), sorted_rows(alone)
+    assert len(alone) > 0 and any(row["shadow"] for row in alone)
+    for ours, theirs in zip(*both, strict=True):
+        assert ours == theirs
+
+
 def test_without_a_key_there_is_no_weight_and_the_plan_says_so(tmp_path: Path) -> None:
     books = make_task("books", tokens=4)
     rows = run(tmp_path, ["exact"], task=[books, TASK], shadow=False, observe=True)

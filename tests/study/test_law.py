@@ -68,7 +68,7 @@ def test_the_registered_law_is_what_was_published():
     """Its numbers are a promise: whoever changes them registers another law."""
     assert names() == ["answer-key"]
     assert (LAW.half, LAW.slope, LAW.heads, LAW.error, LAW.families) == (0.27, 6, 3, 0.05, 18)
-    assert set(LAW.models) == {"reference", "smollm2"}
+    assert set(LAW.models) == {"reference", "smollm2"} and LAW.dense == 0.5
     for study in ("law", "law-quick"):
         made = read_study(study)
         assert made.law == LAW and made.shadow and made.observe == "answer-rows"
@@ -206,7 +206,7 @@ def points(
             forms = {"observed": p, "shadow": p}
             cell = Cell(parse(spec), parse_budget(k))
             metrics = {"ws": p, "recall": 1 - p, "mass": p, "top1": 0.5, "output_error": 1 - p}
-            made.append(Point(task, 64, cell, haystacks, scored, forms, dict.fromkeys(forms, 0.02), metrics))  # fmt: skip
+            made.append(Point(task, 64, cell, haystacks, scored, 1.0, forms, dict.fromkeys(forms, 0.02), metrics))  # fmt: skip
     return Predictions("reference", Reading([(7, 5)], [0.5, 1.0]), made, [(0.0, 3), (0.5, 2)])
 
 
@@ -234,8 +234,19 @@ def test_what_the_law_was_chosen_on_is_not_counted():
     assert outcome(LAW, seen, "observed") is None
     said = " ".join(sentences(LAW, seen))
     assert "No task that the law is registered to predict" in said and "kv-recall" in said
-    other = replace(points(0.0, task="niah-word"), model="a third model")
+    other = replace(points(0.0, task="niah-word"), model="elsewhere/third/model")
     assert len(counted(LAW, other)) == len(other.points)  # the one that is kept for the end
+    assert not counted(LAW, replace(other, model="a fourth/model"))
+
+
+def test_a_task_that_full_attention_does_not_do_is_not_counted():
+    """Its scores lie near nought, and so does whatever is predicted."""
+    found = points(0.0)
+    poor = replace(found, points=[replace(p, dense=0.4, scored=0.0) for p in found.points])
+    assert outcome(LAW, poor, "observed") is None
+    said = " ".join(sentences(LAW, poor))
+    assert "full attention scores less than 0.5 on them: niah-word (0.40)" in said
+    assert "registered for them" not in said
 
 
 def test_the_line_of_a_prediction():

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from topkit.experiments.decode.driver import piece, tokens
 from topkit.experiments.evaluate.batch import Asked, Batch, dense_output
 from topkit.experiments.evaluate.built import Built
-from topkit.experiments.evaluate.lists import Chosen, stacked
+from topkit.experiments.evaluate.lists import Chosen, Lists, require_choices, stacked
 from topkit.experiments.evaluate.observer import Observer, exact_of, judged_lists
 from topkit.experiments.evaluate.own_indexer import RowsIndex
 from topkit.experiments.evaluate.shared_prefix import passed
@@ -21,6 +23,7 @@ from topkit.experiments.evaluate.streams import Prefix, Stream
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.judged import Exact
 from topkit.indexers.budget import UNCAPPED
+from topkit.kernels.blocks import blocks
 
 
 class ShadowStream(Stream):
@@ -47,9 +50,30 @@ class ShadowStream(Stream):
         every = slice(0, self.questions)
         return [(every, max(k, length) if cell.budget == UNCAPPED else k) for cell, k in ks if k is not None]  # fmt: skip
 
-    def read(self, layer: int, prefix: Prefix, cache: Any, inputs: dict[str, Any]) -> None:
-        """Append what the dense stream read, and choose nothing."""
-        self._driver(layer, prefix).append(self.indices[layer], cache, inputs)
+    def by_cell(self, chosen: Sequence[Chosen], first: int) -> list[list[Chosen]]:
+        """What each of its cells chose, whose rows stand behind `first` others."""
+        cells = list[list[Chosen]]()
+        for n in range(len(self.budgets)):
+            begin = first + n * self.questions
+            rows = slice(begin, begin + self.questions)
+            cells.append([replace(one, rows=rows) for one in chosen[n :: len(self.budgets)]])
+        return cells
+
+    @property
+    def remembers(self) -> bool:
+        return self.indexer is not None and self.indexer.traits().remembers
+
+    def read(self, layer: int, prefix: Prefix, cache: Any, inputs: dict[str, Any], choosing: bool) -> None:  # fmt: skip
+        """Append what the dense stream read, and choose nothing; `choosing`: as if it chose meanwhile."""
+        assert self.indexer is not None
+        index, driver = self.indices[layer], self._driver(layer, prefix)
+        lacks, begin = cache.length - index.length, index.length
+        # Who sees no further than a query's own key when it chooses has read one key at a time.
+        each = 1 if choosing and not self.indexer.traits().causal_codes else lacks
+        inputs = {name: x for name, x in inputs.items() if name in self.indexer.needs}
+        for first in range(0, lacks, each):
+            own = {name: tokens(x, slice(first, first + each)) for name, x in inputs.items()}
+            driver.append(index, cache.until(begin + first + each), own)
 
 
 def shadow_streams(
@@ -95,38 +119,45 @@ class Shadowed(Batch):
     observer: Observer | None = None
 
     def _sparse(self, asked: Asked, prefix: Prefix, inputs: dict[str, Any]) -> Tensor:
-        output, first, exact = dense_output(asked, prefix), 0, None
+        first, cells = 0, list[list[Chosen]]()
         for stream in self.shadows:
             if asked.layer in stream.indices:
-                if not self.choosing:
-                    if stream.indices[asked.layer].length < asked.cache.length:
-                        stream.read(asked.layer, prefix, asked.cache, inputs)
-                    continue
-                whole = slice(0, stream.questions)
-                every = list(self._chosen(stream, prefix, asked, whole, inputs))
-                if self.observer is not None:
-                    exact = exact or exact_of(asked, self._most(asked.cache.length))
-                    for n in range(len(stream.budgets)):
-                        self._judge(asked, exact, every[n :: len(stream.budgets)], first + n * stream.questions)  # fmt: skip
+                # What is not judged matters to those alone that remember it.
+                if self.choosing and (self.observer is not None or stream.remembers):
+                    whole = slice(0, stream.questions)
+                    every = list(self._chosen(stream, prefix, asked, whole, inputs))
+                    cells += stream.by_cell(every, first)
+                elif stream.indices[asked.layer].length < asked.cache.length:
+                    stream.read(asked.layer, prefix, asked.cache, inputs, self.choosing)
             first += stream.rows
-        return output
+        if cells and self.observer is not None:
+            self._judge(self.observer, asked, cells)
+        return dense_output(asked, prefix)
 
-    def _most(self, length: int) -> int:
-        """The greatest budget of all cells."""
-        return max(k for stream in self.shadows for _, k in stream._runs(length))
+    def _judge(self, observer: Observer, asked: Asked, cells: Sequence[Sequence[Chosen]]) -> None:
+        """Judge what all cells chose at once, as many of them as make no more floats than their choice."""
+        length, heads = asked.cache.length, asked.queries.shape[1]
+        exact = exact_of(asked, max(k for stream in self.shadows for _, k in stream._runs(length)))
+        most = max(1, piece(asked.queries, length) // len(asked.stops))
+        for begin in range(0, len(cells), most):
+            chosen = [one for cell in cells[begin : begin + most] for one in cell]
+            stacks = stacked(chosen, heads, length)
+            require_choices(chosen, stacks, asked.stops)
+            for lists in stacks:
+                self._judge_lists(observer, asked, exact, lists)
 
-    def _judge(self, asked: Asked, exact: Exact, chosen: Sequence[Chosen], first: int) -> None:
-        """Judge what one cell chose, whose rows stand behind `first` others."""
-        observer, name = self.observer, repr(chosen[0].indexer)
-        assert observer is not None
-        for lists in stacked(chosen, asked.queries.shape[1], asked.cache.length):
-            own, about = asked, exact
-            if lists.place != slice(0, len(asked.stops)):
-                own = asked.of(slice(None), lists.place)
-                about = exact_of(own, exact.k)
-            output = lists.attend(own.scores, own.cache, own.scaling, own.softmax)
-            wanted = observer.wanted(own, lists, first)
-            every = slice(0, len(lists.numbers))
-            for places, judged in judged_lists(about, lists, every, output, wanted, name):
-                numbers = [first + lists.numbers[place] for place in places]
-                observer.board.note(own.layer, numbers, own.first, judged)
+    def _judge_lists(self, observer: Observer, asked: Asked, exact: Exact, lists: Lists) -> None:
+        """Judge lists against the exact rows of the questions, which all cells share."""
+        if lists.place != slice(0, len(asked.stops)):
+            asked = asked.of(slice(None), lists.place)
+            exact = exact_of(asked, exact.k)
+        device, count = asked.queries.device, len(asked.queries)
+        rows = torch.tensor([number % count for number in lists.numbers], device=device)
+        own, wanted = asked.of(rows), observer.wanted(asked, lists)
+        output = lists.attend(own.scores, own.cache, own.scaling, own.softmax)
+        for part in blocks(len(rows), lists.selection.indices[0].numel(), device):
+            keys = None if wanted is None else wanted[part]
+            about = exact.of(rows[part])
+            for places, judged in judged_lists(about, lists, part, output[part], keys):
+                numbers = [lists.numbers[place] for place in places]
+                observer.board.note(asked.layer, numbers, asked.first, judged)

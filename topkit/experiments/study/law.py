@@ -7,6 +7,7 @@ it is run, and fits nothing to what it predicts.
 # pyright: strict
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,35 @@ SCHEMA: Any = {
     "planned haystacks": Whole(2),
     "least families": Whole(2),
     "refuted above": _SHARE,
+    "least full attention": _SHARE,
     "models": {str: {"tasks": [str], "why": str}},
-    "kept for the end": {"model": str, "tasks": [str], "why": str},
+    "kept for the end": {
+        "model": str,
+        "made by": str,
+        "recipe": {str: Whole()},
+        "tasks": [str],
+        "why": str,
+    },
     "seen": [str],
 }
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The model that a law keeps for the end, and its tasks.
+
+    model: the last names of its path; made_by: the command that makes it; recipe: numbers of the recipe.json that
+    this leaves beside it.
+    """
+
+    model: str
+    made_by: str
+    recipe: Mapping[str, int]
+    tasks: tuple[str, ...]
+
+    def is_called(self, model: str) -> bool:
+        names = Path(self.model).parts
+        return Path(model).parts[-len(names) :] == names
 
 
 @dataclass(frozen=True)
@@ -45,8 +71,9 @@ class Law:
 
     half: the weight at which half of the steps go right; slope: of the logistic in ln(weight); heads: how many
     read the answer, found on `split` haystacks of their own; haystacks, families: the least of which there is a
-    verdict; error: the mean error above which the law is refuted; models, kept: what it must predict, each a
-    model's tasks; seen: the kinds of task that its form was chosen on, which no verdict counts.
+    verdict; error: the mean error above which the law is refuted; dense: what full attention must score on a task
+    that counts; models, kept: what it must predict, each a model's tasks; seen: the kinds of task that its form was
+    chosen on, which no verdict counts.
     """
 
     name: str
@@ -59,9 +86,16 @@ class Law:
     haystacks: int
     families: int
     error: float
+    dense: float
     models: dict[str, tuple[str, ...]]
-    kept: tuple[str, tuple[str, ...]]
+    kept: Kept
     seen: tuple[str, ...]
+
+    def tasks_of(self, model: str) -> tuple[str, ...]:
+        """What it must predict of a model; nothing of one that it does not name."""
+        if self.kept.is_called(model):
+            return self.kept.tasks
+        return self.models.get(model, ())
 
     def step(self, weights: Array) -> Array:
         """The chance that a step is right, of the answer key's weight after selection."""
@@ -104,8 +138,9 @@ def read_law(law: str | Path) -> Law:
         held["planned haystacks"],
         held["least families"],
         float(held["refuted above"]),
+        float(held["least full attention"]),
         {model: _tasks(its["tasks"]) for model, its in held["models"].items()},
-        (kept["model"], _tasks(kept["tasks"])),
+        Kept(kept["model"], kept["made by"], kept["recipe"], _tasks(kept["tasks"])),
         tuple(held["seen"]),
     )
 

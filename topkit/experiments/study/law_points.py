@@ -29,7 +29,7 @@ _LAW = dict(zip(FORMS, ("law", "law_shadow"), strict=True))
 class Point:
     """A cell on a task at a length: what it scored, what is predicted by each form, and what was observed.
 
-    noise: the standard error, over haystacks, of score minus prediction, by form.
+    dense: what full attention scored; noise: the standard error, over haystacks, of score minus prediction, by form.
     """
 
     task: str
@@ -37,6 +37,7 @@ class Point:
     cell: Cell
     haystacks: int
     scored: float
+    dense: float
     predicted: Mapping[str, float]
     noise: Mapping[str, float]
     metrics: Mapping[str, float]
@@ -114,7 +115,8 @@ def _point(
     metrics = {name: _mean([row.get(name) for row, _ in rows], share) for name in RIVALS}
     metrics["ws"] = _mean([found["ws"] for _, found in rows], share)
     cell = Cell(recorded(indexer), parse_budget(budget))
-    return Point(task, length, cell, len(rows), float(scored @ share), predicted, noise, metrics)
+    mean = float(scored @ share)
+    return Point(task, length, cell, len(rows), mean, float(ceiling), predicted, noise, metrics)
 
 
 def _error(gaps: Any, share: Any) -> float:

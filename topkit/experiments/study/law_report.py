@@ -43,11 +43,16 @@ class Outcome:
     haystacks: int
 
 
-def counted(law: Law, found: Predictions) -> list[Point]:
-    """The points of tasks that the law is registered to predict of a model; another model is the kept one."""
-    tasks = law.models.get(found.model, law.kept[1])
+def registered(law: Law, found: Predictions) -> list[Point]:
+    """The points of tasks that the law is registered to predict of a model."""
+    tasks = law.tasks_of(found.model)
     unseen = [point for point in found.points if point.task.partition(":")[0] not in law.seen]
     return [point for point in unseen if point.task in tasks]
+
+
+def counted(law: Law, found: Predictions) -> list[Point]:
+    """Of these, the points of tasks that full attention does."""
+    return [point for point in registered(law, found) if point.dense >= law.dense]
 
 
 def outcome(law: Law, found: Predictions, form: str) -> Outcome | None:
@@ -89,9 +94,13 @@ def sentences(law: Law, found: Predictions) -> Iterator[str]:
             f"{one.law.by_chance:.3f})."
         )
     if not outcomes:
-        yield "No task that the law is registered to predict of this model was run with two families."
+        yield "No task that the law is registered to predict of this model was run with two families and can be counted."
+    asked = registered(law, found)
+    lost = {f"{p.task} ({p.dense:.2f})": None for p in asked if p.dense < law.dense}
+    if lost:
+        yield f"Not counted, since full attention scores less than {law.dense:g} on them: {', '.join(lost)}."
     tasks = dict.fromkeys(point.task for point in found.points)
-    other = [task for task in tasks if task not in {point.task for point in counted(law, found)}]
+    other = [task for task in tasks if task not in {point.task for point in asked}]
     if other:
         yield f"Not counted, since the law was chosen on them or is not registered for them: {', '.join(other)}."
     heads = ", ".join(f"{layer}.{head}" for layer, head in found.reading.heads)

@@ -17,6 +17,7 @@ from topkit.experiments.runs.cells import require_able
 from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.runs.plan import Plan
+from topkit.experiments.study import kept_model
 from topkit.experiments.study.course import Course, Stage
 from topkit.experiments.study.law import require_unchanged
 from topkit.experiments.study.reading import RUNS, SPLIT, STUDY, study_of
@@ -53,10 +54,15 @@ def _require_room(course: Course) -> None:
 
 
 def _require_law(course: Course) -> None:
-    """A folder's law is the one that it was begun with."""
+    """A folder's law is the one that it was begun with; the model that it keeps for the end has its turn."""
     law, said = course.study.law, study_of(course.out / STUDY).get(LAW)
-    if law is not None and said is not None and not course.force:
+    if law is None:
+        return
+    if said is not None and not course.force:
         require_unchanged(law, said["sha256"], course.out)
+    for run in course.runs:
+        if law.kept.is_called(run.model):
+            kept_model.require_its_turn(law, run.model, run.out, course.force)
 
 
 def _plan(
@@ -128,6 +134,9 @@ class StudyPlan(Plan[Path]):
                 _write(course.out / STUDY, {**course.about, RUNS: _listed(course)})
             if not (stage.pilot or stage.split):
                 _write(stage.out / STUDY, about_of(course, stage))
+                law = course.study.law
+                if law is not None and law.kept.is_called(stage.model):
+                    kept_model.note(law, stage.out)
             yield jobs
 
     def result(self, results: Sequence[None]) -> Path | Plan[Path]:
