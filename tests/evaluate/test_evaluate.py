@@ -372,6 +372,8 @@ def test_codes_held_once_for_all_rows_give_the_rows_of_copies(tmp_path, monkeypa
         "sparq",
         "tactic",
         "clusterkv:update=4",
+        *("quest", "moba", "infllm", "hisa:page_size=16,pages=4", "twilight", "snapkv:window=8"),
+        *("h2o", "retrieval_attention:ef=16", "previous(quantized())", "tidaldecode(quantized())"),
     ]
     copied = run(tmp_path / "a", specs, k=16)
     monkeypatch.setattr(built, "COPIED", 0)

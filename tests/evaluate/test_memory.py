@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from topkit.contract.memory import tensors_in_reach
 from topkit.errors import InputError
 from topkit.experiments.evaluate.memory import bytes_a_key, memory_of, require_room
 from topkit.experiments.evaluate.setting import Setting
@@ -19,7 +21,8 @@ from topkit.experiments.model.load import REFERENCE
 from topkit.experiments.runs.cells import Cell, parse_cells
 from topkit.experiments.runs.fidelity_rows import TABLES
 from topkit.experiments.tasks import make_task
-from topkit.indexers.base import Step
+from topkit.indexers.base import Cache, Step
+from topkit.indexers.branched import branched
 from topkit.indexers.scored import Codes, Scored
 from topkit.indexers.spec import parse
 
@@ -220,18 +223,82 @@ def codes_held(spec: str, asked: Asked) -> tuple[int, float]:
 FOUR = 1 + 2 * 4 * 9 / 8
 
 
-@pytest.mark.parametrize("spec", ["magicpig()", "rabitq(rerank=True)", "sparq()", "loki()"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(
+            "magicpig()",
+            "rabitq(rerank=True)",
+            "sparq()",
+            "loki()",
+            "quest()",
+            "hisa()",
+            "infllm()",
+        ),
+        *("snapkv()", "twilight()", "previous(quantized())"),
+    ],
+)
 def test_codes_of_many_rows_are_counted_once(spec: str) -> None:
-    """Those of few keys are copied, so that they are appended to in place; pages and votes are in any case."""
+    """Those of few keys are copied, so that they are appended to in place."""
     few = replace(LONG, length=1024)
-    for one, asked, times in (
-        (spec, LONG, 1),
-        (spec, few, FOUR),
-        ("quest()", LONG, FOUR),
-        ("snapkv()", LONG, FOUR),
-    ):
-        held, whole = codes_held(one, asked)
+    for asked, times in ((LONG, 1), (few, FOUR)):
+        held, whole = codes_held(spec, asked)
         assert held == pytest.approx(times * whole, abs=1)
+
+
+@pytest.mark.parametrize(("spec", "times"), [("h2o()", 2), ("retrieval_attention()", 1)])
+def test_what_is_of_one_row_is_not_counted_for_each(spec: str, times: int) -> None:
+    """Votes are held with what came since, too."""
+    for length in (1024, TOKENS):
+        held, whole = codes_held(spec, replace(LONG, length=length))
+        assert held == pytest.approx(times * whole, abs=1)
+
+
+def test_what_builds_apart_from_its_base_is_counted_apart() -> None:
+    """Of one list of codes, read by two; and of codes that another recipe has for itself."""
+    base, _ = codes_held("quantized()", LONG)
+    cells = parse_cells(["quantized()", "top_p(quantized())"], 8)
+    apart = [memory_of(ASKING, LONG, one, 12) for one in (cells, parse_cells("exact()", 8))]
+    assert apart[0] - apart[1] < 2 * base
+    held, _ = codes_held("twilight(quantized())", LONG)
+    assert held == pytest.approx(base + KEYS / 2 + LAYERS * GROUPS * TOKENS * 8, abs=1)
+
+
+SMALL = Shape(0, layers=1, heads=(4, 2), width=(32, 32), passing=0, vocabulary=1, bytes=4)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("quest()", "quest(min_pages=3)", "moba()", "hisa()", "infllm(representatives=2)"),
+        *("hisa(weights='given', dtype='fp8')", "snapkv()", "h2o()", "retrieval_attention()"),
+        *("twilight()", "twilight(sign())", "quantized(dtype='int4')", "magicpig(tables=20)"),
+        *("rabitq()", "sparq()", "misa(weights='given')", "clusterkv(per_cluster=16)"),
+    ],
+)
+def test_what_is_planned_is_what_rows_hold(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2,048 keys and eight rows, with each row's first token behind them."""
+    monkeypatch.setattr("topkit.experiments.evaluate.memory.COPIED", 0)
+    asked, rows = Asked(2048, questions=8, tail=1, answer=1), 8
+    planned = [memory_of(SMALL, asked, parse_cells(one, 8), 16) for one in (spec, "exact()")]
+    recipe, drawn = parse(spec), torch.Generator().manual_seed(0)
+
+    def step(count: int, first: int, end: int) -> tuple[Tensor, Step]:
+        keys, values = torch.randn(2, count, 2, end, 32, generator=drawn)
+        asks = keys[:, :, -64:].repeat(1, 2, 1, 1)
+        inputs = {"cache": Cache(keys, values), "prefill_queries": asks}
+        inputs["index_keys"] = keys[:, :1, first:]
+        return keys[:, :, first:], Step(kv_heads=2, inputs=inputs).given_to(recipe)
+
+    trunk = recipe.build(*step(1, 0, 2048))
+    twin = branched(trunk, rows)
+    twin.append(*step(rows, 2048, 2049))
+    storages = [x.untyped_storage() for one in (trunk, twin) for x in tensors_in_reach(one)]
+    held = sum({x.data_ptr(): x.nbytes() for x in storages}.values())
+    few = max(64, 2 * getattr(recipe, "page_size", 0))  # with room for keys to come, or a page
+    own = rows * few * bytes_a_key(recipe, SMALL, 2048)
+    assert planned[0] - planned[1] <= held + 4096
+    assert held <= (planned[0] - planned[1]) * 1.02 + own
 
 
 def test_clusters_are_counted_once_until_keys_that_came_behind_are_clustered() -> None:

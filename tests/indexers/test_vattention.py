@@ -6,6 +6,7 @@ import copy
 import pickle
 import warnings
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -54,6 +55,20 @@ def test_a_smaller_epsilon_or_delta_reads_more_and_k_caps_it():
     assert kept(epsilon=0.3) < kept(epsilon=0.1) < kept(epsilon=0.05)
     assert kept(epsilon=0.1, delta=0.5) < kept(epsilon=0.1, delta=0.05)
     assert kept(k=40, epsilon=0.01) == 4 * 40
+
+
+def test_delta_is_of_errors_to_both_sides_and_twice_that_of_the_authors_code():
+    """The size of the sample by their theorem, with the quantile of 1 - delta / 2; and by their code, of 1 - delta."""
+    torch.manual_seed(2)
+    keys, queries = torch.randn(1, 1, 2000, 16), torch.randn(1, 1, 1, 16)
+    weights = (0.25 * queries @ keys.mT).exp().flatten()
+    theorem, code = NormalDist().inv_cdf(1 - 0.1 / 2), NormalDist().inv_cdf(1 - 0.1)
+    for delta, quantile in ((0.1, theorem), (2 * 0.1, code)):
+        recipe = vattention(epsilon=0.1, delta=delta, heavy=0.0, sample=0.05, sink=0, window=0)
+        own = [selected(recipe, queries, keys, 2000, seed).indices for seed in range(20)]
+        mean = sum(int((slots >= 0).sum()) for slots in own) / 20
+        share = float(weights.std() / weights.mean()) / 0.1
+        assert 100 < mean == pytest.approx((quantile * share) ** 2, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
 import pytest
 import vl_convert as vlc
@@ -228,6 +229,16 @@ def test_figures_show_every_recipe_the_front_and_exact_top_k():
         spec = filled(compiled(chart), {data: board_rows(boards, "mass", 0)})
         vector = vlc.vega_to_svg(spec)
         assert "sign()" in vector and "mass: attention weight kept" in vector
+
+
+def test_several_k_are_drawn_for_both_goals_in_one_figure():
+    boards = known("one", RECIPES)
+    goals = ("accuracy", "mass")
+    data = {goal: [row for k in (0, 1) for row in board_rows(boards, goal, k)] for goal in goals}
+    names = families_of([row for rows in data.values() for row in rows])
+    spec = compiled(alt.vconcat(*(by_k(names, goal, True) for goal in goals)))
+    vector = vlc.vega_to_svg(filled(spec, data))
+    assert "accuracy" in vector and "mass: attention weight kept" in vector
 
 
 def test_blocks_say_the_same_in_markdown_and_html(tmp_path: Path):

@@ -177,7 +177,9 @@ def test_bad_files_are_refused(keys: dict[str, Any], says: str, tmp_path: Path) 
 
 
 def test_captures_and_shards_have_their_place(dump: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="captures are of a study of its own kind"):
+    with pytest.raises(
+        InputError, match="captures are of a leaderboard, or of a study of its own kind"
+    ):
         topkit.study.plan("quick", out=tmp_path / "run", captures=[str(dump)])
     with pytest.raises(InputError, match="has no shards"):
         topkit.study.plan(study_file(tmp_path, captures=[str(dump)]), out=tmp_path / "run", shard="0/2")  # fmt: skip

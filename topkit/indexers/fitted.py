@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -78,5 +79,13 @@ class FittedIndex(ScoredIndex):
 
 def of_rows(x: Tensor, rows: Tensor) -> Tensor:
     """Of a tensor [B, ...] that nobody writes to: row i becomes what row rows[i] was; rows that are all one are held once."""
-    once = len(x) == 1 or x.stride(0) == 0
-    return x[:1].expand(len(rows), *x.shape[1:]) if once else x[rows]
+    return x[:1].expand(len(rows), *x.shape[1:]) if _all_one(x) else x[rows]
+
+
+def once(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `change` makes of a tensor [B, ...], row by row; of rows that are all one it is made once."""
+    return change(x[:1]).expand(len(x), *x.shape[1:]) if _all_one(x) else change(x)
+
+
+def _all_one(x: Tensor) -> bool:
+    return len(x) == 1 or x.stride(0) == 0

@@ -73,23 +73,27 @@ class h2o(Indexer):
         votes = prompt_votes(step.prefill_queries, keys, step)
         slots = torch.arange(keys.shape[2], device=keys.device)
         real = slots >= step.starts(keys.device)[:, None, None]
-        kept = Kept(slots.where(real, -1).expand_as(votes), votes)
-        return H2OIndex(self, keys.shape[2], {MOST: kept})
+        kept = Kept(slots.where(real, -1).expand_as(votes).contiguous(), votes)
+        return H2OIndex(self, keys.shape[2], {MOST: kept}, len(votes))
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The slots that were not evicted, ascending but for -1, and their votes [B, Hq, n]."""
+    """The slots that were not evicted, ascending but for -1, and their votes [B or 1, Hq, n]."""
 
     slots: Tensor
     votes: Tensor
 
     def with_new(self, slots: Tensor) -> Kept:
         """These and new slots [B or 1, 1, t], which have no vote yet."""
-        new = slots.expand(*self.slots.shape[:2], -1)
-        return Kept(
-            torch.cat([self.slots, new], -1), torch.cat([self.votes, torch.zeros_like(new)], -1)
-        )
+        rows = max(len(slots), len(self.slots))
+        old, votes = (x.expand(rows, -1, -1) for x in (self.slots, self.votes))
+        new = slots.expand(*old.shape[:2], -1)
+        return Kept(torch.cat([old, new], -1), torch.cat([votes, torch.zeros_like(new)], -1))
+
+    def of(self, rows: Tensor) -> Kept:
+        """Row i becomes what row rows[i] was; one row stands for all."""
+        return self if len(self.slots) == 1 else Kept(self.slots[rows], self.votes[rows])
 
     def among(self, places: Tensor) -> Kept:
         """Those at places [B, Hq, m], -1 for none."""
@@ -100,11 +104,15 @@ class Kept:
 
 @dataclass
 class H2OIndex(Index):
-    """A cache for each budget: one that is new goes on from the nearest, as a budget in per cent grows."""
+    """A cache for each budget: one that is new goes on from the nearest, as a budget in per cent grows.
+
+    Rows that begin alike are one until their queries have voted.
+    """
 
     recipe: h2o
     length_: int
     kept: dict[int, Kept] = field(default_factory=dict[int, Kept])
+    rows: int = 1
 
     @property
     def length(self) -> int:
@@ -112,9 +120,9 @@ class H2OIndex(Index):
 
     @property
     def nbytes(self) -> int:
-        tensors = [x for kept in self.kept.values() for x in (kept.slots, kept.votes)]
-        sizes = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
-        return sum(sizes.values())
+        """What each row alone would hold."""
+        tensors = {id(x): x for kept in self.kept.values() for x in (kept.slots, kept.votes)}
+        return sum(self.rows * x[0].numel() * x.element_size() for x in tensors.values())
 
     def append(self, keys: Tensor, step: Step) -> None:
         stop = self.length_ + keys.shape[2]
@@ -132,7 +140,7 @@ class H2OIndex(Index):
         self.length_ = length
 
     def reorder(self, rows: Tensor) -> None:
-        self.kept = {k: Kept(kept.slots[rows], kept.votes[rows]) for k, kept in self.kept.items()}
+        self.kept, self.rows = {k: kept.of(rows) for k, kept in self.kept.items()}, len(rows)
 
     def fork(self) -> Index:
         return replace(self, kept=dict(self.kept))
@@ -157,11 +165,12 @@ class H2OIndex(Index):
         rank = (kept.slots.double() + _NEWEST).where(recent, kept.votes)
         places = select_topk(rank.masked_fill(kept.slots < 0, -torch.inf), k, backend="torch")
         best = kept.among(places)
-        slots = best.slots[:, :, None]
-        scores = chosen_scores(queries, slots, step, self.length_)
-        weights = step.weights(scores).nan_to_num(0.0)[:, :, 0]
         # By slot again: equal votes go to the lower one.
         order = best.slots.masked_fill(best.slots < 0, MOST).argsort(-1)
+        order, slots = (x.expand(len(queries), -1, -1) for x in (order, best.slots))
+        best, slots = Kept(slots, best.votes.expand_as(slots)), slots[:, :, None]
+        scores = chosen_scores(queries, slots, step, self.length_)
+        weights = step.weights(scores).nan_to_num(0.0)[:, :, 0]
         after = Kept(best.slots, best.votes + weights).among(order)
         cost: dict[str, Any] = self._cost(kept, best, step)
         return Selection(compact(slots, k), **cost), after

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from topkit.indexers.base import Index, Step
 from topkit.indexers.lightning import lightning
-from topkit.indexers.paged_index import PagedIndex
 from topkit.indexers.scored import ScoredIndex
 from topkit.indexers.two_stage import TwoStageIndex
 from topkit.kernels.score import score_lightning
@@ -43,15 +42,14 @@ class IndexBlocks(TwoStageIndex):
         return self._keys(first)
 
     def _keys(self, first: int) -> Tensor:
-        codes = {name: code[:, :, first:] for name, code in self.own.codes.items()}
-        return self.scorer.vectors_of(codes)
+        return self.scorer.vectors_of(self.own.since(first))
 
     def reorder(self, rows: Tensor) -> None:
         super().reorder(rows)
         self.own.reorder(rows)
 
     def fork(self) -> Index:
-        twin, own = PagedIndex.fork(self), self.own.fork()
+        twin, own = super().fork(), self.own.fork()
         assert isinstance(twin, IndexBlocks) and isinstance(own, ScoredIndex)
         return replace(twin, own=own)
 
@@ -59,7 +57,7 @@ class IndexBlocks(TwoStageIndex):
         vectors, gates = self.scorer.asked(queries, step)
         rows, _, count, width = slots.shape
         at = slots.clamp_min(0).flatten(1)
-        codes = {name: _of_slots(code[:, 0], at) for name, code in self.own.codes.items()}
+        codes = self.own.of_slots(at[:, None])
         keys = self.scorer.vectors_of(codes).view(rows * count, 1, width, -1)
         each = vectors.movedim(2, 1).reshape(rows * count, vectors.shape[1], 1, -1)
         own = gates.reshape(rows * count, 1, -1)
@@ -68,11 +66,3 @@ class IndexBlocks(TwoStageIndex):
 
     def slot_bytes(self, queries: Tensor, lists: int, step: Step) -> float:
         return self.own.bytes_per_key(step)
-
-
-def _of_slots(codes: Tensor, slots: Tensor) -> Tensor:
-    """Codes [B, T, W] of slots [B, n]."""
-    kind = codes.dtype
-    if kind == torch.float8_e4m3fn:  # torch gathers none
-        codes = codes.view(torch.uint8)
-    return codes.gather(1, slots[..., None].expand(-1, -1, codes.shape[2])).view(kind)

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from topkit.errors import InputError
 from topkit.indexers.base import Index, Step
 from topkit.indexers.checks import whole
+from topkit.indexers.fitted import of_rows
 from topkit.indexers.local_queries import local_weights, mean_query
 from topkit.indexers.paged import Paged, Pages
 from topkit.indexers.paged_index import PagedIndex
@@ -119,12 +120,12 @@ class RepresentedIndex(PagedIndex):
 
     @property
     def nbytes(self) -> int:
-        own = sum(x.untyped_storage().nbytes() for x in (self.mean, self.weights))
+        own = sum(x.numel() * x.element_size() for x in (self.mean, self.weights))
         return super().nbytes + own
 
     def reorder(self, rows: Tensor) -> None:
         super().reorder(rows)
-        self.mean, self.weights = self.mean[rows], self.weights[rows]
+        self.mean, self.weights = (of_rows(x, rows) for x in (self.mean, self.weights))
 
     def summaries(self, keys: Tensor, begin: Tensor) -> Pages:
         assert isinstance(self.recipe, infllm)

@@ -38,12 +38,11 @@ class MinMax(Scored):
 def estimates(index: ScoredIndex, queries: Tensor, slots: Tensor, step: Step) -> Tensor:
     """The scores [B, Hq, Tq, n] that an index's codes give to chosen slots [B, Hq, Tq, n]; -inf for -1."""
     rows, heads, count, width = slots.shape
-    group = heads // next(iter(index.codes.values())).shape[1]
+    group = heads // next(iter(index.earliest.values())).shape[1]
     lists = slots.clamp_min(0).reshape(rows, heads // group, -1)
     own: Codes = {}
-    for name, code in index.codes.items():
-        at = lists[..., None].expand(-1, -1, -1, code.shape[-1])
-        each = code.gather(2, at).view(rows, heads, count, width, -1).movedim(2, 1)
+    for name, code in index.of_slots(lists).items():
+        each = code.view(rows, heads, count, width, -1).movedim(2, 1)
         own[name] = each.reshape(rows * count, heads, width, code.shape[-1])
     vectors = queries.movedim(2, 1).reshape(rows * count, heads, 1, -1)
     scores = index.recipe.score(vectors, own, step)

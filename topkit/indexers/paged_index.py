@@ -13,7 +13,7 @@ from torch import Tensor
 
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.growing import ROUND, Growing
-from topkit.indexers.pages import PageRecipe, Pages, above, by_page, summarised
+from topkit.indexers.pages import PageRecipe, Pages, above, by_page, bytes_of_page, summarised
 from topkit.indexers.scored import cut_each
 from topkit.kernels.select_pages import select_pages
 
@@ -36,6 +36,11 @@ class PagedIndex(Index):
     @property
     def length(self) -> int:
         return self.slots
+
+    @property
+    def before(self) -> int:
+        """Pages that stand elsewhere, before `pages`."""
+        return 0
 
     @property
     def nbytes(self) -> int:
@@ -75,15 +80,24 @@ class PagedIndex(Index):
         # No summary gives a key back: the pages that the cut goes through are made anew.
         start = step.starts()
         closed = max(int(length - start.max()) // self.recipe.page_size, 0)
-        rows = next(iter(self.pages.values())).shape[0]
-        self.pages = {name: pages[:, :, :closed] for name, pages in self.pages.items() if closed}
+        rows = self.streams
+        self.keep(closed)
         self.slots = int(start.min()) + closed * self.recipe.page_size if closed else 0
         keys = self.keys_from(self.slots, length, step)
         self._append(keys.expand(rows, -1, -1, -1), step, closed)
 
+    @property
+    def streams(self) -> int:
+        """The rows; there are pages."""
+        return next(iter(self.pages.values())).shape[0]
+
+    def keep(self, closed: int) -> None:
+        """Forget all pages behind the first `closed`."""
+        self.pages = {name: pages[:, :, :closed] for name, pages in self.pages.items() if closed}
+
     def keys_from(self, first: int, length: int, step: Step) -> Tensor:
         """The keys of the slots from `first` on that are summarised, for pages that are made anew."""
-        return step.cache.keys[:, :, first:length]
+        return step.cache.until(length).since(first)
 
     def reorder(self, rows: Tensor) -> None:
         self.pages = {name: pages[rows] for name, pages in self.pages.items()}
@@ -110,8 +124,7 @@ class PagedIndex(Index):
 
     @property
     def _page_bytes(self) -> int:
-        each = (pages[0, :, 0].numel() * pages.element_size() for pages in self.pages.values())
-        return sum(each)
+        return bytes_of_page(self.pages)
 
     def select(self, queries: Tensor, k: int, step: Step) -> Selection:
         # A page larger than all that is there is one of just that size.
@@ -144,13 +157,17 @@ class PagedIndex(Index):
         count, device = queries.shape[2], queries.device
         if step.stop is None:
             step = replace(step, stop=step.stops(self.slots, count, device))
-        scores = self.recipe.visible_scores(queries, pages, step)
+        scores = self.of_pages(queries, pages, step)
         if self.recipe.current_first:
             seen = step.seen(step.slots(self.slots), count, device)[:, None, :, None]
             first = torch.arange(scores.shape[-1], device=device) * self.recipe.page_size
             current = (first < seen) & (first + self.recipe.page_size >= seen)
             scores = above(scores.amax(-1, keepdim=True)).where(current, scores)
         return scores
+
+    def of_pages(self, queries: Tensor, pages: Pages, step: Step) -> Tensor:
+        """The recipe's scores of these pages and those before them, -inf where a query sees no key of one."""
+        return self.recipe.visible_scores(queries, pages, step)
 
     def _of_slots(self, scores: Tensor, length: int, step: Step) -> Tensor:
         """Scores [B, Hs, Tq, P] of pages as those of the first `length` slots."""
@@ -173,6 +190,7 @@ class PagedIndex(Index):
         page = first + torch.arange(reached, device=keys.device)
         begin = page * size + start - self.slots
         new = self.summaries(keys.detach(), begin)
+        page, after = page - self.before, after - self.before
         if self.pages:
             # What a padded row does not reach is written behind the last page.
             room = after + (step.start is not None)

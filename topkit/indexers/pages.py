@@ -62,11 +62,7 @@ class PageRecipe(Indexer):
 
     def visible_scores(self, queries: Tensor, pages: Pages, step: Step) -> Tensor:
         """`score` [B, Hs, Tq, P] in float32, -inf where a query sees no key of a page."""
-        scores = scored(self, queries, pages, step)
-        count, device = queries.shape[2], queries.device
-        first = torch.arange(scores.shape[-1], device=device) * self.page_size
-        seen = step.stops(0, count, device) - step.starts(device)[:, None]
-        return scores.masked_fill(first >= seen[:, None, :, None], -torch.inf)
+        return unseen(scored(self, queries, pages, step), self.page_size, step)
 
 
 def summarised(recipe: PageRecipe, keys: Tensor, real: Tensor) -> Pages:
@@ -94,6 +90,14 @@ def scored(recipe: PageRecipe, queries: Tensor, pages: Pages, step: Step) -> Ten
     return scores
 
 
+def unseen(scores: Tensor, size: int, step: Step) -> Tensor:
+    """Scores [B, Hs, Tq, P] of pages of so many keys, -inf where a query, whose `stop` is known, sees none of one."""
+    device = scores.device
+    first = torch.arange(scores.shape[-1], device=device) * size
+    seen = step.stops(0, scores.shape[2], device) - step.starts(device)[:, None]
+    return scores.masked_fill(first >= seen[:, None, :, None], -torch.inf)
+
+
 def by_page(keys: Tensor, begin: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Keys [B, Hk, t, D] in pages of which each begins at its key of `begin` [B or 1, P], and which are.
 
@@ -104,6 +108,11 @@ def by_page(keys: Tensor, begin: Tensor, size: int) -> tuple[Tensor, Tensor]:
     real = ((at >= 0) & (at < count)).expand(rows, -1, -1)
     at = at.clamp(0, count - 1).flatten(1)[:, None, :, None].expand(rows, heads, -1, width)
     return keys.gather(2, at).view(rows, heads, -1, size, width), real[:, None, ..., None]
+
+
+def bytes_of_page(pages: Pages) -> int:
+    """Bytes of one page's summaries, over all heads of the layer."""
+    return sum(x[0, :, 0].numel() * x.element_size() for x in pages.values())
 
 
 def above(best: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.checks import whole
+from topkit.indexers.fitted import of_rows, once
 from topkit.indexers.key_graph import Search, linked
 from topkit.indexers.scored import masked
 from topkit.indexers.stated_cost import Cost, Shape, least
@@ -92,7 +93,8 @@ class KeyGraph(Index):
 
     @property
     def nbytes(self) -> int:
-        return sum(x.untyped_storage().nbytes() for x in (self.table, self.entries))
+        """What each row alone would hold."""
+        return sum(x.numel() * x.element_size() for x in (self.table, self.entries))
 
     def append(self, keys: Tensor, step: Step) -> None:
         self.slots += keys.shape[2]
@@ -101,11 +103,12 @@ class KeyGraph(Index):
         self.slots = length
         if length < self.table.shape[2]:
             kept = self.table[:, :, :length]
-            self.table = kept.masked_fill(kept >= length, -1)
-            self.entries = self.entries.masked_fill(self.entries >= length, -1)
+            self.table, self.entries = (
+                once(x, lambda x: x.masked_fill(x >= length, -1)) for x in (kept, self.entries)
+            )
 
     def reorder(self, rows: Tensor) -> None:
-        self.table, self.entries = self.table[rows], self.entries[rows]
+        self.table, self.entries = (of_rows(x, rows) for x in (self.table, self.entries))
 
     def fork(self) -> Index:
         return replace(self)
@@ -121,7 +124,7 @@ class KeyGraph(Index):
             return Selection(slots, keys_scored=seen, bytes_read=seen * cache.key_bytes)
         visible = step.visible(self.slots, queries.shape[2], queries.device)
         among = None if visible is None else visible[..., :known]
-        walk = Search(queries, cache.keys[:, :, :known], self.table, among, beam)
+        walk = Search(queries, cache.until(known).keys, self.table, among, beam)
         slots, scores, met, passed = walk.run(self.entries)
         newer, tail = self._newer(queries, visible, step)
         slots, scores = torch.cat([slots, newer], -1), torch.cat([scores, tail], -1)

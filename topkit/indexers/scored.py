@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from topkit.errors import InputError
@@ -194,6 +195,14 @@ def best(scores: Tensor, k: int, step: Step, bytes_per_key: float) -> Selection:
     return Selection(slots, keys_scored=seen, bytes_read=seen * bytes_per_key)
 
 
+def gathered(codes: Tensor, slots: Tensor) -> Tensor:
+    """Codes [B, Hc, T, W] of slots [B, Hc, n]."""
+    kind = codes.dtype
+    if kind == torch.float8_e4m3fn:  # torch gathers none
+        codes = codes.view(torch.uint8)
+    return codes.gather(2, slots[..., None].expand(-1, -1, -1, codes.shape[3])).view(kind)
+
+
 def cut_each(chosen: Selection, ks: Sequence[int]) -> dict[int, Selection]:
     """The selection of the largest of `ks`, best first, as those of all of them."""
     return {k: chosen.cut(k) for k in ks}
@@ -238,6 +247,14 @@ class ScoredIndex(Index):
     def whole(self) -> Codes:
         """The codes of all slots and rows."""
         return self.codes
+
+    def since(self, first: int) -> Codes:
+        """The codes of the slots from `first` on, of every row."""
+        return {name: code[:, :, first:] for name, code in self.codes.items()}
+
+    def of_slots(self, slots: Tensor) -> Codes:
+        """The codes [B, Hc, n, W] of slots [B, Hc, n], of every row."""
+        return {name: gathered(code, slots) for name, code in self.codes.items()}
 
     def of_codes(self, make: Callable[[Codes], Tensor]) -> Tensor:
         """What `make` makes of codes, of each slot for itself, slots along the last dimension."""

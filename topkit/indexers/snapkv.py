@@ -64,14 +64,13 @@ class snapkv(Scored):
         votes = self._votes(keys, step)[..., None]
         return Ballot(self, codes={"votes": votes}, slots=keys.shape[2])
 
-    def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
-        return codes["votes"].mT.repeat(1, 1, queries.shape[2], 1)
+    def encode(self, keys: Tensor, step: Step) -> Codes:
+        """Of keys that their votes [B, Hq, t, 1] stand for."""
+        return {"votes": keys}
 
-    def write(self, keys: Tensor, codes: Codes, at: int | Tensor, step: Step) -> None:
-        slots = torch.arange(keys.shape[2], device=keys.device) + at
-        heads = codes["votes"].shape[1]
-        newer = _newer(slots)[None, None, :, None].expand(keys.shape[0], heads, -1, -1)
-        codes["votes"].index_copy_(2, slots, newer)
+    def score(self, queries: Tensor, codes: Codes, step: Step) -> Tensor:
+        votes = codes["votes"].mT  # of a row for all, where rows begin alike
+        return votes.repeat(len(queries) // len(votes), 1, queries.shape[2], 1)
 
     def _votes(self, keys: Tensor, step: Step) -> Tensor:
         """A score for each slot of a prompt [B, Hq, T]."""
@@ -87,7 +86,14 @@ class snapkv(Scored):
 
 
 class Ballot(ScoredIndex):
-    """Votes of the prompt's keys, which no part of them alone could tell."""
+    """Votes of the prompt's keys; a key that is appended stands above them, the newest highest."""
+
+    def append(self, keys: Tensor, step: Step) -> None:
+        rows, _, count, _ = keys.shape
+        at = self.slots if step.at is None else step.at
+        newer = _newer(torch.arange(count, device=keys.device) + at)
+        heads = self.earliest["votes"].shape[1]
+        super().append(newer[None, None, :, None].expand(rows, heads, -1, -1), step)
 
 
 def _newer(slots: Tensor) -> Tensor:

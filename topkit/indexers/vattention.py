@@ -40,7 +40,8 @@ class vattention(Combinator):
     is left, n keys, is sampled uniformly: first max(2, sample * n), whose standard deviation sd of exp(score)
     and mean give the sum D of all, then (z sd n / (epsilon D))^2 in all, z the normal quantile of
     1 - delta / 2; each of b drawn keys stands for n / b. k caps the list: where it holds no such sample, the
-    bound is not kept. Source: arXiv 2510.05688, section 4 (the bound of the denominator).
+    bound is not kept. The theorem counts errors to both sides, as here; the authors' code takes the quantile of
+    1 - delta, and its delta is twice as large here. Source: arXiv 2510.05688, section 4 (the bound of the denominator).
     """
 
     base: Indexer = exact()  # noqa: RUF009 (a frozen value)

@@ -96,7 +96,7 @@ def study(
         list[Path] | None,
         typer.Option(
             "--capture",
-            help="lightning-precision: a capture, or a file of tensors, in place of models and tasks; repeatable.",
+            help="lightning-precision, leaderboard: a capture, or a file of tensors, in place of models and tasks; repeatable.",
         ),
     ] = None,
     corpus: Annotated[

@@ -38,7 +38,7 @@ class Built:
 
     def of(self, indexer: Indexer) -> dict[int, Index]:
         if indexer not in self._indices:
-            if _wraps(indexer):
+            if wraps(indexer):
                 base = self.of(indexer.base)
                 indices: dict[int, Index] = {n: Wrapped(indexer, one) for n, one in base.items()}
             else:
@@ -72,7 +72,7 @@ class Built:
         return twin
 
 
-def _wraps(indexer: Indexer) -> TypeGuard[Combinator]:
+def wraps(indexer: Indexer) -> TypeGuard[Combinator]:
     """Whether a recipe builds nothing beside what its base builds."""
     plain = isinstance(indexer, Combinator) and type(indexer).build is Combinator.build
     return plain and not indexer.traits().remembers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import groupby
 
@@ -10,7 +11,7 @@ import torch
 
 from topkit.errors import InputError
 from topkit.experiments.decode.driver import PIECE
-from topkit.experiments.evaluate.built import COPIED
+from topkit.experiments.evaluate.built import COPIED, wraps
 from topkit.experiments.evaluate.shape import Asked, Shape
 from topkit.experiments.evaluate.stepped import ROUND, STEPS, is_fixed
 from topkit.experiments.model.attention_call import LOGITS
@@ -18,9 +19,11 @@ from topkit.experiments.runs.cells import Cell, chunks
 from topkit.indexers.base import Cache, Indexer, Step
 from topkit.indexers.branched import held_once
 from topkit.indexers.clustered import Clustered
-from topkit.indexers.combinator import Combinator
+from topkit.indexers.combinator import leaf as innermost
 from topkit.indexers.faiss_probed import replayed
+from topkit.indexers.h2o import h2o
 from topkit.indexers.paged import Paged
+from topkit.indexers.retrieval_attention import retrieval_attention
 from topkit.indexers.scored import Scored
 from topkit.indexers.stated_cost import Shape as CostShape
 from topkit.indexers.stated_cost import stated
@@ -139,22 +142,25 @@ def _codes(shape: Shape, asked: Asked, cells: Sequence[Cell], together: int) -> 
         whole = asked.length * shape.layers * bytes_a_key(leaf, shape, asked.length)
         total += whole if leaf not in leaves else 0
         leaves.add(leaf)
-        if not _shared(leaf, shape, asked, rows):
-            total += 2 * rows * whole * 9 / 8
+        total += whole * _copies(leaf, shape, asked, rows)
     return int(total)
 
 
-def _shared(leaf: Indexer, shape: Shape, asked: Asked, rows: int) -> bool:
-    """Whether rows of a recipe share the codes of their prefix to the end of what is asked."""
+def _copies(leaf: Indexer, shape: Shape, asked: Asked, rows: int) -> float:
+    """How often rows of a recipe hold the codes of their prefix beside it, to the end of what is asked."""
+    each = 2 * rows * 9 / 8
     if isinstance(leaf, Clustered):  # until keys of their own are clustered
-        return not leaf.update or asked.tail < leaf.update
+        return each if leaf.update and asked.tail >= leaf.update else 0
+    if isinstance(leaf, h2o):  # once with what came since, until queries have voted
+        return 1
     keys = asked.length * shape.heads[1] * shape.width[0]
-    return keys * rows > COPIED and held_once(leaf)
+    shared = isinstance(leaf, retrieval_attention) or (keys * rows > COPIED and held_once(leaf))
+    return 0 if shared else each
 
 
 def _leaf(indexer: Indexer) -> Indexer:
-    """The recipe whose codes it chooses from."""
-    while isinstance(indexer, Combinator):
+    """The recipe whose codes it chooses from; one that builds more than its base, or apart from it, itself."""
+    while wraps(indexer):
         indexer = indexer.base
     return indexer
 
@@ -169,10 +175,12 @@ def bytes_a_key(recipe: Indexer, shape: Shape, length: int) -> float:
     groups, width = shape.heads[1], shape.width[0]
     if isinstance(recipe, Stateless):
         return 0
-    if recipe.requires == "faiss":
+    if innermost(recipe).requires == "faiss":
         elsewhere = shape.on_device and recipe.traits().host
         return 0 if elsewhere else 4 * groups * width
     layer = CostShape(shape.heads[0], groups, *shape.width, T=length, e=shape.bytes)
+    if isinstance(recipe, h2o):  # what evicts begins with every key
+        layer = replace(layer, k=length)
     cost = stated(recipe, layer)
     if cost is not None:
         return cost.index

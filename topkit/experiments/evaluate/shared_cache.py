@@ -61,8 +61,11 @@ class SharedCache(Cache):
     def until(self, stop: int) -> Cache:
         if stop == self.length:
             return self
-        if stop < self.prefix.length:
-            return super().until(stop)
+        if stop <= self.prefix.length:  # views: of rows that are all one
+            own, rows = self.prefix.until(stop), len(self.tail.keys)
+            assert own.values is not None
+            each = (x.expand(rows, -1, -1, -1) for x in (own.keys, own.values))
+            return Cache(*each)
         tail = self.tail.until(stop - self.prefix.length)
         return SharedCache(self.prefix, self.prefix_norms, tail)
 

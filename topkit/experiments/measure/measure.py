@@ -66,7 +66,7 @@ def measure(
     """
     capture = opened(capture, layout, scaling)
     cells = parse_cells(indexers, k, dense=False)
-    setting = _setting(out, reference, reduce, seed, device)
+    setting = setting_of(out, reference, reduce, seed, device)
     workers = crew(runner, jobs, setting.device)
     setting = replace(setting, threads=workers.threads)
     chosen = _layers(capture, layers)
@@ -110,13 +110,14 @@ def _require_model(recipes: Iterable[Indexer], capture: Capture) -> None:
             )
 
 
-def _setting(
+def setting_of(
     out: str | Path | None,
     reference: str | Indexer | None,
     reduce: bool,
     seed: int,
     device: str | None,
 ) -> Setting:
+    """What all jobs of a measurement have in common. Raises: InputError where there is no such device."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():

@@ -17,7 +17,11 @@ from topkit.experiments.study.standings import Standings
 from topkit.experiments.study.stats import Array
 from topkit.indexers.base import Indexer
 
-WORDS = {"accuracy": "accuracy", "mass": "mass: attention weight kept"}
+WORDS = {
+    "accuracy": "accuracy",
+    "mass": "mass: attention weight kept",
+    "recall": "recall: share of the exact Top-k",
+}
 CAPTION = (
     "Each recipe at the budgets of bytes, a line through them, the mean over k. The step is the Pareto front: "
     "what no other reaches at as few bytes. Dashed: exact Top-k, which reads every key."
@@ -100,8 +104,8 @@ def _layers(base: alt.Chart, names: Sequence[str], goal: str, named: str, legend
         color=INK, opacity=0.7, strokeWidth=1.3, interpolate="step-after"
     )
     lines = recipes.mark_line(strokeWidth=0.8, opacity=0.6)
-    dots = recipes.properties(name="dots").mark_point(size=50, strokeWidth=1.3)
-    words = recipes.transform_filter(f"datum.{named}").properties(name="names")
+    dots = recipes.properties(name=f"dots_{goal}").mark_point(size=50, strokeWidth=1.3)
+    words = recipes.transform_filter(f"datum.{named}").properties(name=f"names_{goal}")
     hover = [
         alt.Tooltip("ran:N", title="recipe"),
         alt.Tooltip("bytes:N", title="budget"),

@@ -22,7 +22,7 @@ MORE_NOTE = f"`{MORE}`: counted, more than {NEAR:.0%} above the budget; what it 
 
 def table(board: Standings) -> Table:
     """The recipes in their order by accuracy, by mass where there is none."""
-    leading = board.goals.get(ACCURACY) or board.goals.get(MASS)
+    leading = board.goals[_leading([board])] if board.goals else None
     order = [leading.places[n] for n in leading.ranks.order] if leading else []
     order += [place for place in range(len(board.recipes)) if place not in order]
     columns = ["recipe", "family", "of the keys' bytes"]
@@ -66,10 +66,11 @@ def families(boards: Sequence[Standings]) -> Table:
     """Each family's rank by accuracy and by mass at each budget."""
     heads = [(board, goal, its) for board in boards for goal, its in board.goals.items()]
     names = dict.fromkeys(name for _, _, its in heads for name in its.families)
-    columns = ["family", "best recipe, by accuracy"]
+    leading = _leading(boards)
+    columns = ["family", f"best recipe, by {leading}"]
     columns += [f"{goal}{f', {board.bytes}' if board.bytes else ''}" for board, goal, _ in heads]
     rows = [
-        [name, _best(boards[-1], name), *(_family(its, name, goal) for _, goal, its in heads)]
+        [name, _best(boards[-1], name, leading), *(_family(its, name, goal) for _, goal, its in heads)]
         for name in sorted(names, key=lambda name: [-_score(its, name) for _, _, its in heads[-2:]])
     ]  # fmt: skip
     return Table(columns, rows)
@@ -88,9 +89,14 @@ def _family(goal: Goal, name: str, of: str) -> str:
     return f"{goal.of_families.words(place)} ({score})"
 
 
-def _best(board: Standings, family: str) -> str:
+def _leading(boards: Sequence[Standings]) -> str:
+    """By what recipes are put in order: accuracy, and mass where nobody answered."""
+    return ACCURACY if any(ACCURACY in board.goals for board in boards) else MASS
+
+
+def _best(board: Standings, family: str, leading: str) -> str:
     """The best recipe of a family at the last budget, on all haystacks."""
-    goal = board.goals.get(ACCURACY)
+    goal = board.goals.get(leading)
     places = [p for p in goal.places if board.families[p] == family] if goal else []
     if not goal or not places:
         return ""

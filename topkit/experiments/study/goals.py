@@ -12,7 +12,7 @@ from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.ranks import Ranks, best_of_family, ranks
 from topkit.experiments.study.stats import Array
 
-ACCURACY, MASS = "accuracy", "mass"
+ACCURACY, MASS, RECALL = "accuracy", "mass", "recall"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Goal:
 
 
 def _scores(curve: Curve, goal: str) -> Array:
-    return curve.rates if goal == ACCURACY else curve.fidelity[MASS]
+    return curve.rates if goal == ACCURACY else curve.fidelity[goal]
 
 
 def values(curves: Sequence[Curve], every: Sequence[list[list[int]]], goal: str) -> Array:

@@ -31,7 +31,7 @@ from topkit.experiments.study.board_tables import (
 )
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import families as families_of
-from topkit.experiments.study.goals import ACCURACY, MASS
+from topkit.experiments.study.goals import ACCURACY
 from topkit.experiments.study.reading import RUNS, STUDY, Reading, reading, study_of
 from topkit.experiments.study.standings import Standings, standings
 from topkit.experiments.study.surprises import surprises
@@ -94,20 +94,21 @@ def blocks(read: Reading, place: Path, study: Mapping[str, Any], level: int = 2)
     yield Paragraph(HOW)
     for boards in models:
         curves = [curve for curve in read.curves if curve.setting in boards[0].settings]
-        yield from _of_model(boards, curves, level)
+        yield from of_model(boards, _lead(boards[0], curves), level)
 
 
-def _of_model(boards: Sequence[Standings], curves: Sequence[Curve], level: int) -> Iterator[Block]:
+def of_model(boards: Sequence[Standings], lead: str, level: int) -> Iterator[Block]:
+    """The blocks of one model's boards; lead: what they are of."""
     first = boards[0]
     yield Heading(first.model, level)
-    yield Paragraph(_lead(first, curves))
+    yield Paragraph(lead)
     slug = "".join(c if c.isalnum() or c in ".-" else "-" for c in first.model)
     if first.goals:
         yield _by_bytes(boards, f"leaderboard-by-bytes-{slug}")
     if first.goals and len(first.ks) > 1:
         yield _by_k(boards, f"leaderboard-by-k-{slug}")
     yield Heading(f"Pareto fronts, {first.model}", level + 1)
-    yield Items([line for goal in (ACCURACY, MASS) if (line := front_line(boards, goal))])
+    yield Items([line for goal in figures.goals_of(boards) if (line := front_line(boards, goal))])
     for board in boards:
         yield Heading(_title(board), level + 1)
         yield table(board)

@@ -8,10 +8,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+# A leaderboard of captures, in place of models and tasks.
+CAPTURED = "captured-leaderboard"
 # Where each kind's two functions are: plan_of(course) gives its plan, write_report(folder, study) its report. By
 # name: they are looked up when they are wanted, and may stand in a room above this one.
 KINDS: dict[str, str] = {
     "lightning-precision": "topkit.experiments.study.precision_plan",
+    CAPTURED: "topkit.experiments.study.captured_plan",
     "scale": "topkit.experiments.study.scale",
     "topk-sft": "topkit.experiments.train.topk_sft",
     "entropy": "topkit.experiments.train.entropy",

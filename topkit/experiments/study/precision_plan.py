@@ -21,7 +21,6 @@ from topkit.experiments.capture.capture import Capture
 from topkit.experiments.capture.tensors import LayerTensors
 from topkit.experiments.evaluate.job import prompt_of
 from topkit.experiments.evaluate.setting import Setting
-from topkit.experiments.measure.replay import require_inputs
 from topkit.experiments.model.compatibility import probe, unserved
 from topkit.experiments.model.digests import weights_digest
 from topkit.experiments.model.load import load_once
@@ -32,6 +31,7 @@ from topkit.experiments.runs.identity import of_all
 from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.parts import PART, digest, write_whole
 from topkit.experiments.runs.plan import WITH_TRANSFORMERS, Plan
+from topkit.experiments.study.captured_recipes import served
 from topkit.experiments.study.course import Course
 from topkit.experiments.study.design import Study
 from topkit.experiments.study.kinds import innermost
@@ -184,14 +184,14 @@ def _of_model(course: Course, study: Study, name: str) -> Iterator[Made]:
     recipes = _recipes(study)
     reasons = unserved(model, recipes, records)
     notes = [f"{short(recipe)} is left out: {why}" for recipe, why in reasons.items()]
-    served = [recipe for recipe in recipes if recipe not in reasons]
+    left = [recipe for recipe in recipes if recipe not in reasons]
     setting = Setting(
         out=course.out, model=name, device=study.device, dtype=study.dtype, seed=study.seed[0],
         text=study.text, threads=course.crew.threads,
     )  # fmt: skip
     for task, length in study.settings:
         shape = shape_of(first.queries, first.keys, first.values, length)
-        cells, more = _cells(study, served, shape)
+        cells, more = _cells(study, left, shape)
         title = f"{name}, {task_name(task)}, {length:,} tokens"
         what = {"weights": digest_of, "task": task_name(task), "length": length, "dtype": str(model.dtype)}  # fmt: skip
         what |= {"seed": setting.seed, "text": str(setting.text)}
@@ -206,20 +206,10 @@ def _of_capture(course: Course, path: Path) -> Made:
     """The samples of a capture, or of a file of tensors."""
     study, capture = course.study, Capture.open(path)
     first = capture.shape_of(capture.samples[0], capture.layers[0])
-    served, notes = list[Indexer](), list[str]()
-    for recipe in (r for r in _recipes(study) if not (first.index_only and r in ORACLES)):
-        try:
-            require_inputs(recipe, first)
-        except InputError as error:
-            notes.append(f"{short(recipe)} is left out: {error}")
-            continue
-        own = capture.manifest["origin"].get("weights_sha256")
-        if own is not None and recipe.models() and own not in recipe.models():
-            notes.append(f"{short(recipe)} is left out: it was made for another model")
-            continue
-        served.append(recipe)
+    asked = (r for r in _recipes(study) if not (first.index_only and r in ORACLES))
+    kept, notes = served(asked, capture)
     shape = shape_of(first.queries, first.keys, first.values, first.keys.shape[2])
-    cells, more = _cells(study, served, shape)
+    cells, more = _cells(study, kept, shape)
     what = {"capture": capture.fingerprint, "seed": study.seed[0]}
     setting = Setting(
         out=course.out, model="", device=study.device, seed=study.seed[0],

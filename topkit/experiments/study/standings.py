@@ -57,18 +57,27 @@ class Standings:
         return short(first) + (", ..." if others else "")
 
 
-def standings(model: str, curves: Sequence[Curve], about: Mapping[str, Any]) -> list[Standings]:
+def standings(
+    model: str,
+    curves: Sequence[Curve],
+    about: Mapping[str, Any],
+    goals: Sequence[str] = (ACCURACY, MASS),
+) -> list[Standings]:
     """The standings of a model, one a budget of bytes, by its curves and what its study.json says of recipes."""
     rows: list[Row] = about.get(RAN, [])
     budgets = dict.fromkeys(row["bytes"] for row in rows)
     return [
-        _of_budget(model, curves, [row for row in rows if row["bytes"] == budget], about)
+        _of_budget(model, curves, [row for row in rows if row["bytes"] == budget], about, goals)
         for budget in budgets
     ]
 
 
 def _of_budget(
-    model: str, curves: Sequence[Curve], rows: Sequence[Row], about: Mapping[str, Any]
+    model: str,
+    curves: Sequence[Curve],
+    rows: Sequence[Row],
+    about: Mapping[str, Any],
+    goals: Sequence[str],
 ) -> Standings:
     by_recipe: dict[str, list[Row]] = {}
     for row in rows:
@@ -82,7 +91,7 @@ def _of_budget(
         if isinstance(found, str):
             lines.append(f"{short(recorded(recipe))} {found}")
         elif _kind(recipe) == "oracle":
-            exact = {goal: values(curves, [found], goal)[0] for goal in (ACCURACY, MASS)}
+            exact = {goal: values(curves, [found], goal)[0] for goal in goals}
         else:
             there[recipe] = found
     recipes = [recorded(recipe) for recipe in there]
@@ -103,7 +112,7 @@ def _of_budget(
         reads=_reads(curves, every_place),
         goals={
             goal: made
-            for goal in (ACCURACY, MASS)
+            for goal in goals
             if (made := goal_of(curves, every_place, families, goal)) is not None
         },
         exact=exact,

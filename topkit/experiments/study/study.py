@@ -18,7 +18,7 @@ from topkit.experiments.study.course import Course
 from topkit.experiments.study.design import Pilot, Study
 from topkit.experiments.study.equal_recipes import LEADERBOARD
 from topkit.experiments.study.heads_page import HEADS
-from topkit.experiments.study.own_kinds import KIND, planner
+from topkit.experiments.study.own_kinds import CAPTURED, KIND, planner
 from topkit.experiments.study.readers import listed
 from topkit.experiments.study.sections import LAW, PREDICT
 from topkit.experiments.study.study_file import read_study
@@ -73,7 +73,7 @@ def run_study(
     plan and in the report that says why. preset: of the study `fidelity-vs-accuracy`, quick, full or tasks.
     runner and shard: as `evaluate` has them; a pilot is no shard's, but run by the first to come. budget:
     of bytes, as `measure` has it; indexers that read more are left out, with a note. captures: folders or
-    files of tensors, which the study lightning-precision measures in place of models and tasks. corpus: the
+    files of tensors, which lightning-precision and leaderboards measure in place of models and tasks. corpus: the
     folder of books that a study that trains reads; without one, the bundled excerpt. groups: KV groups in which
     alone each indexer is exact, as "3/1,4/0", or "all".
     Returns: the report's path; of a shard that others outlast, OUT.
@@ -115,17 +115,20 @@ def run_study(
         law=None if law is None else str(law),
         groups=groups,
     )
-    if study.captures and not study.kind:
-        raise InputError("captures are of a study of its own kind, as lightning-precision is")
+    kind = study.kind or (CAPTURED if study.captures and study.leaderboard else "")
+    if study.captures and not kind:
+        raise InputError(
+            "captures are of a leaderboard, or of a study of its own kind, as lightning-precision is"
+        )
     course = Course(
         study=study,
         out=path_of(out, "a folder for the study"),
-        about={**about, **_about(study), **({KIND: study.kind} if study.kind else {})},
+        about={**about, **_about(study), **({KIND: kind} if kind else {})},
         crew=crew(runner, jobs, study.device or ""),
         shard=parse_shard(shard),
         force=force,
     )
-    return planner(study.kind)(course) if study.kind else plan_of(course)
+    return planner(kind)(course) if kind else plan_of(course)
 
 
 def _about(study: Study) -> dict[str, Any]:

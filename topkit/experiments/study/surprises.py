@@ -22,7 +22,7 @@ _FEW = 3
 BASELINES = ("control", "window")
 
 
-def surprises(boards: Sequence[Standings]) -> list[str]:
+def surprises(boards: Sequence[Standings], units: str = "haystacks") -> list[str]:
     """Of the boards of all models: only what tests show; one line where they show none."""
     lines = [
         line
@@ -32,7 +32,7 @@ def surprises(boards: Sequence[Standings]) -> list[str]:
     models = dict.fromkeys(board.model for board in boards)
     for pair in combinations(models, 2):
         lines += _moved(boards, *pair)
-    return lines or ["The haystacks show none: no recipe is told apart from what one would expect."]
+    return lines or [f"The {units} show none: no recipe is told apart from what one would expect."]
 
 
 def _frugal(board: Standings) -> Iterator[str]:
