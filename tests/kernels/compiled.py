@@ -37,6 +37,7 @@ from topkit.kernels.score_select import triton_impl as score_select
 from topkit.kernels.select_mass import triton_impl as select_mass
 from topkit.kernels.select_pages import triton_impl as select_pages
 from topkit.kernels.select_topk import triton_impl as select_topk
+from topkit.kernels.topk_attention import triton_impl as thresholds
 
 BACKEND, ARCH = sys.argv[1], sys.argv[2]
 TARGET = GPUTarget(BACKEND, int(ARCH) if ARCH.isdigit() else ARCH, 64 if BACKEND == "hip" else 32)
@@ -67,6 +68,7 @@ def compiles_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any
     kernel = run(self, *args, grid=grid, warmup=True, **options)
     compiled[self.__name__] = max(kernel.metadata.shared, compiled.get(self.__name__, 0))
     four_neighbours(kernel.asm["ttgir"])
+    one_row_each(kernel.asm["ttgir"])
     return kernel
 
 
@@ -83,6 +85,20 @@ def four_neighbours(ttgir: str) -> None:
                 r"dot_op.*kWidth = (4|8|16)", told
             )
             assert rows or (blocked and int(blocked[1]) % 4 == 0), told
+
+
+def one_row_each(ttgir: str) -> None:
+    """Holds that what appends to a list a row is handed a thread's scores of one row, all of them."""
+    layouts = dict(re.findall(r"^(#\w+) = (.*)$", ttgir, re.M))
+    for line in ttgir.splitlines():
+        if "elementwise_inline_asm" in line and "atom.relaxed" in line and "add.u64 place" in line:
+            layout = re.search(r": tensor<\w+xf32, (#\w+)>, tensor", line)
+            assert layout, line
+            told = layouts[layout[1]]
+            places = json.loads(told.partition("register = ")[2].partition("], lane")[0] + "]")
+            packed = re.search(r"packed_element = (\d+)", line)
+            assert packed and 1 << len(places) == int(packed[1]), (told, line)
+            assert all(place[:2] == [0, 0] for place in places), told
 
 
 JITFunction.run = compiles_only
@@ -140,6 +156,18 @@ def keys(dim: int) -> Callable[[], None]:
             page_bounds.append_bounds(kv, low, high, at, 16, start)
             pages = page_bounds.score_bounds(q, low, high, 16, start, stop)
             select_pages.select_pages(pages, 64, 5, 16, start, stop)
+
+    return compiles
+
+
+def threshold(dim: int) -> Callable[[], None]:
+    def compiles() -> None:
+        q = torch.zeros(1, 4, 300, dim, dtype=torch.bfloat16)
+        k = torch.zeros(1, 2, 5000, dim, dtype=torch.bfloat16)
+        for start in (None, torch.tensor([7])):
+            for most in (50, 1000):
+                kept = torch.full((1, 300), most)
+                thresholds.ends(q, k, kept, start, most)
 
     return compiles
 
@@ -211,6 +239,7 @@ OPERATIONS: dict[str, Callable[[], None]] = {
     "force_ends": ends,
     "keys 64": keys(64),
     "keys 128": keys(128),
+    **{f"topk_attention {dim}": threshold(dim) for dim in (64, 128)},
     "gather_attention 64": gather(64),
     "gather_attention 128": gather(128),
     **{f"quantize_append {dtype}": append(dtype) for dtype in CODES},

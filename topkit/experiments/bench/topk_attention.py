@@ -16,6 +16,7 @@ from topkit.experiments.bench.session import Case, Session
 from topkit.kernels.topk_attention import cuts_of, keys_kept, topk_attention
 
 FLASH, RATIO = "SDPA flash", "0.01"
+SELECTED = "bmm and select_topk"
 MEMORY = "times q, k, v and gradients"
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -61,10 +62,12 @@ def _case(session: Session, length: int, dim: int) -> Iterator[Row]:
             "topk-attention", f"memory, {what}", OURS,
             lambda: {"spans": [_peak(ours, inputs, grad)], "unit": MEMORY, "k": k, **shape},
         )  # fmt: skip
-    yield session.attempt(
-        "topk-attention", f"thresholds, {what}", OURS,
-        lambda: {"spans": _thresholds(session, inputs, kept), "k": k, **shape},
-    )  # fmt: skip
+    # Of few scores, where a GPU has the kernels; and of all, which are written.
+    for name, backend in {SELECTED: "torch", OURS: "auto"}.items():
+        yield session.attempt(
+            "topk-attention", f"thresholds, {what}", name,
+            lambda b=backend: {"spans": _thresholds(session, inputs, kept, b), "k": k, **shape},
+        )  # fmt: skip
 
 
 def _dense(session: Session) -> dict[str, Attend]:
@@ -95,9 +98,10 @@ def _spans(session: Session, attend: Attend, inputs: list[Tensor], grad: Tensor)
     return timing.streamed(lambda: _both(attend, inputs, grad), session.device)
 
 
-def _thresholds(session: Session, inputs: list[Tensor], kept: Tensor) -> list[float]:
+def _thresholds(session: Session, inputs: list[Tensor], kept: Tensor, backend: str) -> list[float]:
+    """Microseconds of finding where each query's list is cut."""
     queries, keys, _ = inputs
-    return timing.streamed(lambda: cuts_of(queries, keys, kept[:1]), session.device)
+    return timing.streamed(lambda: cuts_of(queries, keys, kept, backend=backend), session.device)
 
 
 def _peak(attend: Attend, inputs: list[Tensor], grad: Tensor) -> float:

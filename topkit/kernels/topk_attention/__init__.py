@@ -10,7 +10,8 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.kernels import checks
 from topkit.kernels.topk_attention import reference, tiled
-from topkit.kernels.topk_attention.cuts import Cuts, cuts_of
+from topkit.kernels.topk_attention.cuts import Cuts
+from topkit.kernels.topk_attention.thresholds import cuts_of
 
 __all__ = ["Cuts", "cuts_of", "keys_kept", "topk_attention"]
 

@@ -1,4 +1,4 @@
-"""Where each query's list of keys is cut: a threshold a row, found in tiles of queries."""
+"""Where each query's list of keys is cut: a threshold a row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from topkit.errors import InputError
 from topkit.kernels.select_topk import select_topk
 from topkit.kernels.topk_attention.reference import products, visible
 
@@ -55,44 +54,6 @@ def tiles(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, int]]:
         first = stop
 
 
-def cuts_of(
-    queries: Tensor, keys: Tensor, kept: Tensor, start: Tensor | None = None, slack: float = 0.0
-) -> Cuts:
-    """The cuts of all queries, TILE scores at a time.
-
-    Shapes: as `topk_attention`, kept [B or 1, Tq]. slack: how far scores that are computed again may be off,
-    relative to a score that is tied.
-    """
-    made: list[Cuts] = []
-    with torch.no_grad():
-        most = max(1, int(kept.max()))
-        for part, seen in tiles(queries, keys):
-            some, its = queries[:, :, part], kept[:, part]
-            if not queries.is_cuda:
-                made.append(cuts_of_scores(seen_scores(some, keys[:, :, :seen], start), its, slack))
-                continue
-            # What a query does not see is passed over by the selection, which is one pass less over the scores.
-            scores = products(some, keys[:, :, :seen])
-            if start is not None:
-                hidden = torch.arange(seen, device=start.device) < start[:, None, None, None]
-                scores.masked_fill_(hidden, float("-inf"))
-            stop = torch.arange(seen - its.shape[1], seen, device=scores.device) + 1
-            slots = select_topk(scores, min(most + 1, seen), stop=stop, check=False)
-            made.append(_cuts(scores, slots, its, slack))
-    cuts = Cuts(*(torch.cat([getattr(one, f.name) for one in made], 2) for f in fields(Cuts)))
-    if queries.is_cuda:
-        _require_numbers(cuts, kept, start, keys.shape[2])
-    return cuts
-
-
-def _require_numbers(cuts: Cuts, kept: Tensor, start: Tensor | None, length: int) -> None:
-    """Refuse rows that should keep a key and were found none, as of NaN; the GPU is waited for once."""
-    slots = torch.arange(length - kept.shape[1], length, device=kept.device)
-    asked = (kept > 0) & (slots >= (0 if start is None else start[:, None]))
-    if (asked[:, None] & (cuts.high == float("inf"))).any():
-        raise InputError("scores hold NaN; check the queries and keys that made them")
-
-
 def seen_scores(queries: Tensor, keys: Tensor, start: Tensor | None) -> Tensor:
     """q . k [B, Hq, Tq, T], -inf for what a query does not see: the newest tokens' queries."""
     seen = visible(queries.shape[2], keys.shape[2], start, queries.device)
@@ -105,19 +66,21 @@ def cuts_of_scores(scores: Tensor, kept: Tensor, slack: float = 0.0) -> Cuts:
     Raises: InputError for NaN.
     """
     most = max(1, int(kept.max()))
-    return _cuts(scores, select_topk(scores, min(most + 1, scores.shape[-1])), kept, slack)
+    return cuts_of_slots(
+        scores, select_topk(scores, min(most + 1, scores.shape[-1])), kept[:, None], slack
+    )
 
 
-def _cuts(scores: Tensor, slots: Tensor, kept: Tensor, slack: float) -> Cuts:
-    """The cuts of rows whose best slots, one more than stay, are known."""
+def cuts_of_slots(scores: Tensor, slots: Tensor, kept: Tensor, slack: float) -> Cuts:
+    """The cuts of rows whose best slots, one more than stay, are known; kept broadcasts to the rows."""
     there = slots >= 0
     ranked = scores.gather(-1, slots.clamp_min(0)).masked_fill(~there, float("-inf"))
     # The first that is left out may be none.
     ranked = torch.nn.functional.pad(ranked, (0, 1), value=float("-inf"))
     slots = torch.nn.functional.pad(slots, (0, 1), value=-1)
-    count = torch.minimum(kept[:, None].expand(scores.shape[:-1]), there.sum(-1))[..., None]
+    count = torch.minimum(kept.expand(scores.shape[:-1]), there.sum(-1))[..., None]
     inner = (count - 1).clamp_min(0)
-    return _between(
+    return between(
         ranked.gather(-1, inner)[..., 0],
         ranked.gather(-1, count)[..., 0],
         slots.gather(-1, inner)[..., 0],
@@ -125,7 +88,7 @@ def _cuts(scores: Tensor, slots: Tensor, kept: Tensor, slack: float) -> Cuts:
     )
 
 
-def _between(last: Tensor, first: Tensor, slot: Tensor, slack: float) -> Cuts:
+def between(last: Tensor, first: Tensor, slot: Tensor, slack: float) -> Cuts:
     """The cuts between the last score that stays and the first that is left out, -inf for none of them."""
     lowest = torch.full_like(last, float("-inf"))
     middle = first + (last - first) / 2

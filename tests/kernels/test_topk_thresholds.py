@@ -1,0 +1,242 @@
+"""The kernels that find where lists of keys are cut: on a GPU, or in Triton's interpreter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from device import CUDA, DEVICE, gpu
+from topkit.errors import InputError
+from topkit.kernels.topk_attention import cuts_of, flex, keys_kept, sample
+from topkit.kernels.topk_attention.sample import Plan
+
+impl = pytest.importorskip("topkit.kernels.topk_attention.triton_impl")
+
+# Candidates that there is room for in the interpreter, so that rows are sampled which are short.
+ROOM = 384
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter tiles are small, and rows are long that are not."""
+    if not CUDA:
+        monkeypatch.setattr(impl, "CONFIG", impl.Config(16, 128, 1, 1))
+        monkeypatch.setattr(Plan, "capacity", property(lambda plan: ROOM))
+
+
+def drawn(
+    heads: int = 2, groups: int = 1, count: int = 3, length: int = 701, dim: int = 16, rows: int = 1,
+    dtype: torch.dtype = torch.bfloat16, levels: int = 0, seed: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Queries and keys; with levels, of so many whole numbers about zero, whose products are exact."""
+    draw = torch.Generator().manual_seed(seed)
+    shapes = (rows, heads, count, dim), (rows, groups, length, dim)
+    if levels:
+        made = [torch.randint(-levels, levels + 1, s, generator=draw) for s in shapes]
+    else:
+        made = [torch.randn(s, generator=draw) for s in shapes]
+    q, k = (x.to(DEVICE, dtype) for x in made)
+    return q, k
+
+
+def slow(q: Tensor, k: Tensor, kept: Tensor, start: list[int]) -> Tensor:
+    """Which keys each query keeps, by Python's sort of scores in float64."""
+    (rows, heads, count, _), (_, groups, length, _) = q.shape, k.shape
+    stays = torch.zeros(rows, heads, count, length, dtype=torch.bool)
+    queries, keys = q.double().cpu(), k.double().cpu()
+    for b in range(rows):
+        for h in range(heads):
+            for i in range(count):
+                seen = range(start[b], length - count + i + 1)
+                scores = (keys[b, h * groups // heads] @ queries[b, h, i]).tolist()
+                best = sorted(seen, key=lambda s: (-scores[s], s))
+                stays[b, h, i, best[: int(kept[b % len(kept), i])]] = True
+    return stays
+
+
+def held(
+    q: Tensor, k: Tensor, kept: Tensor, start: list[int] | None = None, **options: Any
+) -> None:
+    """Hold the cuts to the slow rendering."""
+    first = None if start is None else torch.tensor(start, device=DEVICE)
+    cuts = cuts_of(q, k, kept.to(DEVICE), first, backend="triton", **options)
+    group = q.shape[1] // k.shape[1]
+    scores = (q.float() @ k.float().repeat_interleave(group, 1).mT).cpu()
+    slots, places = torch.arange(k.shape[2]), torch.arange(k.shape[2] - q.shape[2], k.shape[2])
+    begin = torch.tensor([0] * len(q) if start is None else start)
+    seen = (slots <= places[:, None]) & (slots >= begin[:, None, None, None])
+    low, high, last = (x.cpu() for x in (cuts.low, cuts.high, cuts.last))
+    keep = type(cuts)(low, high, last).keep(scores.masked_fill(~seen, float("-inf")))
+    assert torch.equal(keep, slow(q, k, kept, start or [0] * len(q)))
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {"heads": 1},
+    "newest": {"length": 650, "count": 1},
+    "short": {"length": 97, "heads": 1},
+    "one key": {"count": 1, "length": 1},
+    "64": {"dim": 64, "heads": 1, "count": 1},
+    "128": {"dim": 128, "heads": 1, "count": 1},
+    "group": {"heads": 4, "groups": 2, "count": 1},
+    "float16": {"dtype": torch.float16, "heads": 1},
+    "rows": {"rows": 2, "heads": 1, "count": 2},
+    "longer than a tile": {"count": 18, "length": 18, "heads": 1},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cuts_are_the_slow_rendering(case: str) -> None:
+    q, k = drawn(**CASES[case])
+    held(q, k, torch.arange(q.shape[2])[None] * 3 + 1)
+
+
+@pytest.mark.parametrize("kept", [[0, 1, 2], [699, 700, 701], [800, 800, 350]])
+def test_nothing_one_key_and_all(kept: list[int]) -> None:
+    held(*drawn(heads=1), torch.tensor([kept]))
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_ties_are_cut_by_slot(levels: int) -> None:
+    q, k = drawn(heads=1, levels=levels)
+    held(q, k, torch.tensor([[2, 7, 30]]), slack=flex.SLACK)
+
+
+def test_a_plateau_is_cut_by_slot() -> None:
+    q, k = drawn(levels=2)
+    held(q, k[:, :, :1].expand(-1, -1, 701, -1), torch.tensor([[1, 7, 350]]))
+
+
+def test_padding_is_not_seen() -> None:
+    q, k = drawn(rows=2, heads=1, count=2)
+    k[1, :, :50] = float("nan")
+    held(q, k, torch.tensor([[4, 6], [0, 3]]), [0, 50])
+
+
+@pytest.mark.parametrize("where", ["query", "key", "all stays"])
+def test_nan_is_refused(where: str) -> None:
+    q, k = drawn(heads=1)
+    (q if where == "query" else k)[0, 0, 1, 2] = float("nan")
+    kept = torch.full((1, 3), 701 if where == "all stays" else 2, device=DEVICE)
+    with pytest.raises(InputError, match="scores hold NaN"):
+        cuts_of(q, k, kept, backend="triton")
+
+
+@pytest.mark.skipif(CUDA, reason="rows are short")
+@pytest.mark.parametrize("off", [-1.0, 1.0])
+def test_what_the_sample_misjudges_is_left_and_cut_again(off: float) -> None:
+    """Keys of the sample are better than all others, or worse: too few reach the floor, or too many."""
+    q, k = drawn(heads=1)
+    q = q.abs()
+    k = k.abs() * 0.25
+    k[:, :, Plan(701, 9).places(k.device)] += off
+    kept = torch.tensor([[30, 30, 30]])
+    assert not impl.ends(q, k, kept, None, 30).told.any()
+    held(q, k, kept)
+
+
+def test_what_the_sample_judges_right_is_told() -> None:
+    q, k = drawn(length=1201, heads=1, count=2)
+    kept = torch.tensor([[1, 20]], device=DEVICE)
+    ends = impl.ends(q, k, kept, None, 20)
+    assert ends.told.all()
+    scores = (q.double() @ k.double().mT).masked_fill(
+        ~torch.ones(2, 1201, dtype=torch.bool, device=DEVICE).tril(1199), float("-inf")
+    )
+    best = scores.sort(-1, descending=True).values
+    at = kept[:, None, :, None].expand(1, 1, 2, 1)
+    near = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(ends.last.double(), best.gather(-1, at - 1)[..., 0], **near)
+    torch.testing.assert_close(ends.first.double(), best.gather(-1, at)[..., 0], **near)
+
+
+def test_memory_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is little room, few rows stand in it at a time: neither it nor what is cut depends on the others."""
+    q, k = drawn(heads=1, count=17, length=20)
+    made: list[int] = []
+    empty = torch.empty
+
+    def noted(*size: Any, **options: Any) -> Tensor:
+        out = empty(*size, **options)
+        made.append(out.nbytes)
+        return out
+
+    monkeypatch.setattr(torch, "empty", noted)
+    monkeypatch.setattr(impl, "LEAST", 1)
+    monkeypatch.setattr(impl, "SHARE", 0)
+    monkeypatch.setattr(impl, "SAMPLED", 20)
+    held(q, k, torch.full((1, 17), 3))
+    assert made and max(made) <= 4 * impl.CONFIG.queries * (Plan(20, 3).capacity + 1)
+
+
+def test_few_rows_are_cut_again_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from topkit.kernels.topk_attention import thresholds
+
+    monkeypatch.setattr(thresholds, "TILE_CUDA", 1000)
+    q, k = drawn(rows=2, groups=2, count=2, length=140, levels=2)
+    same = k[:, :, :1].expand(-1, -1, 140, -1)
+    held(q, same, torch.tensor([[3, 5], [60, 1]]), [0, 9])
+
+
+def test_samples_are_spread_and_rows_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    for length in (1, 15, 16, 17, 1000, 40000):
+        places = Plan(length, 10).places(torch.device("cpu"))
+        assert (places // sample.SPARSITY).tolist() == list(range(-(-length // sample.SPARSITY)))
+        assert int(places.max()) < length
+    for k, capacity in ((1, 640), (41, 768), (328, 1664), (1638, 4096)):
+        assert Plan(1 << 15, k).capacity <= capacity
+        assert k < Plan(1 << 15, k).capacity <= sample.LARGEST
+    assert Plan(100, 50).capacity == 128
+
+
+def test_what_the_kernels_do_not_take_is_refused() -> None:
+    q, k = drawn(heads=1)
+    kept = torch.full((1, 3), 2, device=DEVICE)
+    with pytest.raises(InputError, match=r"must be bfloat16 or float16; got torch\.float32"):
+        cuts_of(q.float(), k.float(), kept, backend="triton")
+    with pytest.raises(InputError, match="head dimension of 16, 32, 64 or 128; got 12"):
+        cuts_of(q[..., :12], k[..., :12], kept, backend="triton")
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("ratio", ["0.01", "0.05"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_on_a_gpu_long_rows_are_cut_as_by_all_scores(dim: int, ratio: str, padded: bool) -> None:
+    q, k = drawn(8, 2, 6000, 6000, dim, rows=2, seed=1)
+    start = torch.tensor([0, 1000], device=DEVICE) if padded else None
+    kept = keys_kept(ratio, 6000, 6000, start=start, device=DEVICE)
+    found = cuts_of(q, k, kept, start, backend="triton")
+    want = cuts_of(q, k, kept, start, backend="torch")
+    # Sums are in another order.
+    torch.testing.assert_close(found.high, want.high, rtol=1e-5, atol=1e-4)
+    most = int(kept.max())
+    assert impl.ends(q, k, kept, start, most).told.float().mean() > 0.998
+
+
+@gpu
+@pytest.mark.gpu
+def test_on_a_gpu_exact_scores_give_the_same_cuts() -> None:
+    """Products of whole numbers are exact in any order; nearly all rows tie where they are cut."""
+    q, k = drawn(4, 2, 5000, 5000, 64, levels=3, seed=2)
+    kept = keys_kept("0.02", 5000, 5000, device=DEVICE)
+    found, want = (cuts_of(q, k, kept, backend=form) for form in ("triton", "torch"))
+    for name in ("low", "high", "last"):
+        assert torch.equal(getattr(found, name), getattr(want, name)), name
+
+
+@gpu
+@pytest.mark.gpu
+def test_on_a_gpu_memory_is_linear() -> None:
+    """8 heads of 32K: all scores would be 34 GB, all candidates 1.5 GB."""
+    q, k = drawn(8, 8, 32768, 32768, 64)
+    kept = keys_kept("0.01", 32768, 32768, device=DEVICE)
+    cuts_of(q, k, kept)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    cuts_of(q, k, kept)
+    assert torch.cuda.max_memory_allocated() - before <= 8 * (q.nbytes + k.nbytes)
