@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from topkit.experiments.study.cell_rows import Row, cell_rows
+from topkit.experiments.study.cell_rows import Row
 from topkit.experiments.study.cost_words import at_cost
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.findings import Findings
@@ -38,9 +38,9 @@ class Answer:
     def budget(self) -> str:
         return str(self.findings.budget or "")
 
-    @cached_property
+    @property
     def rows(self) -> list[Row]:
-        return cell_rows(self.findings)
+        return self.findings.rows
 
     @cached_property
     def shown(self) -> list[Row]:
@@ -144,7 +144,7 @@ class Answer:
     @cached_property
     def _by_setting(self) -> list[dict[str, str]]:
         return [
-            {row["name"]: row["verdict"] for row in cell_rows(of) if row["budget"] == self.budget}
+            {row["name"]: row["verdict"] for row in of.rows if row["budget"] == self.budget}
             for of in self.each
         ]
 

@@ -15,7 +15,6 @@ from topkit.experiments.study.cell_rows import Row, family, group_of, shortened
 from topkit.experiments.study.drawing import families
 from topkit.experiments.study.kinds import name_of
 from topkit.experiments.study.page import render
-from topkit.experiments.study.pictures import Pictures
 from topkit.experiments.study.sheet import Sheet, Shown
 from topkit.indexers.spec import recorded
 
@@ -27,7 +26,7 @@ def compare_page(summary: Mapping[str, Any], facts: Sequence[tuple[str, str]]) -
 
     facts: terms of the block of the run, and what they are.
     """
-    sheet = Sheet(Path(), Pictures(None))
+    sheet = Sheet(Path(), None)
     layers = _by_layer(summary)
     shown = _figures(sheet, layers)
     panels = {"panels": shown, "caption": "The mean of each layer.", "name": "by-layer"}

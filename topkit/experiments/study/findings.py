@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
+from topkit.experiments.study.cell_rows import Row, cell_rows
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.intervals import MARGIN, Intervals
 from topkit.experiments.study.kinds import EXACT, family_of, kind_of, manner_of, name_of, words_of
@@ -38,6 +40,11 @@ class Findings(Intervals):
     def __init__(self, curve: Curve, margin: float = MARGIN, budget: Budget | None = None) -> None:
         super().__init__(curve, margin)
         self.budget = curve.budget if budget is None else budget
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """What figures and tables show: a row a cell, whatever the budget."""
+        return cell_rows(self)
 
     def compared(self, *kinds: str) -> list[int]:
         """The places of the cells of some kinds at the budget that were judged; exact Top-k is no one of them.

@@ -28,7 +28,6 @@ from topkit.experiments.study.drawing import families
 from topkit.experiments.study.kinds import name_of
 from topkit.experiments.study.measured_run import absent, measured_of
 from topkit.experiments.study.page import render
-from topkit.experiments.study.pictures import Pictures
 from topkit.experiments.study.run_facts import run_facts
 from topkit.experiments.study.sheet import Sheet, Shown
 from topkit.indexers.budget import parse_budget
@@ -48,7 +47,7 @@ def measure_page(run: Path) -> str:
     summary = measured.summary()
     if not summary:
         raise InputError(f"{run} holds no rows of a measurement; run `topkit measure` to its end")
-    sheet = Sheet(Path(), Pictures(None))
+    sheet = Sheet(Path(), None)
     cells = _cells(summary)
     shown = [*_by_k(sheet, cells), *_by_layer(sheet, _layers(measured, cells))]
     panels = {"panels": shown, "caption": _caption(summary), "name": "fidelity"} if shown else None

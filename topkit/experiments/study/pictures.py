@@ -10,10 +10,12 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import vl_convert as vlc
 
-from topkit.experiments.study.drawing import Spec
+if TYPE_CHECKING:  # which imports Altair; the second process does without
+    from topkit.experiments.study.drawing import Spec
 
 # Figures below which a process is not worth its start.
 FEWEST = 8
