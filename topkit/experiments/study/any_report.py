@@ -29,7 +29,8 @@ def report(
     one of `measure`. out: the folder to write to; by default the first run's. k: the budgets that are shown, of a run
     with answers. pictures: whether its figures are written as PNG and SVG, too; without it where it has at most four
     settings. The condensed tables of one run's answers are written as well, under RUN/curve.
-    Returns: the page's path. Raises: InputError when the run holds no rows, or none at a budget, naming a part that
+    Returns: the page's path; of a run without rows yet, of a page that says so. Raises: InputError for a folder without
+    a run, when nothing was run at a budget, naming a part that
     is not as the run wrote it, and for runs that cannot be joined.
     """
     return any_reported(run, margin, k, out, pictures)[0]

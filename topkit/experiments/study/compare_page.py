@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import topkit
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.study import fidelity_figures as figures
 from topkit.experiments.study.blocks import Block, Heading, Items, Table, in_page
@@ -45,6 +46,7 @@ def compare_page(summary: Mapping[str, Any], facts: Sequence[tuple[str, str]]) -
     return render(
         "blocks.html",
         sheet,
+        f"topkit {topkit.__version__}, {summary['candidate']} against {summary['baseline']} at k = {summary['k']}",
         title=title[:1].upper() + title[1:],
         made=made,
         families=families(layers) if shown else [],

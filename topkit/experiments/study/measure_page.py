@@ -24,6 +24,8 @@ from topkit.experiments.runs.parts import batches
 from topkit.experiments.study import fidelity_figures as figures
 from topkit.experiments.study.blocks import Block, Heading, Items, Paragraph, Table, in_page
 from topkit.experiments.study.cell_rows import Row, family, group_of, shortened
+from topkit.experiments.study.citation import citation
+from topkit.experiments.study.cost_words import at_cost
 from topkit.experiments.study.drawing import families
 from topkit.experiments.study.kinds import name_of
 from topkit.experiments.study.measured_run import absent, measured_of
@@ -61,7 +63,12 @@ def measure_page(run: Path) -> str:
     ]
     made = [*in_page(before, sheet), *([panels] if panels else []), *in_page(after, sheet)]
     return render(
-        "blocks.html", sheet, title=sentence(summary), made=made, families=families(cells)
+        "blocks.html",
+        sheet,
+        citation([described], [run]),
+        title=sentence(summary),
+        made=made,
+        families=families(cells),
     )
 
 
@@ -71,11 +78,13 @@ def sentence(summary: Sequence[Mapping[str, Any]]) -> str:
     budget = max(dict.fromkeys(budgets), key=budgets.count)
     # Exact Top-k has all of it, and says nothing.
     at = [row for row in summary if row["budget"] == budget and row["mass"] is not None]
-    at = [row for row in at if _cell(row).indexer != _exact()] or at
+    exact = next((row for row in at if _cell(row).indexer == _exact()), None)
+    # Nor has one that ignores the keys anything to say.
+    at = [row for row in at if group_of(_cell(row)) not in ("exact", "control")] or at
     if not at:
         return f"No attention weight was measured at k = {budget}."
     best, worst = (f(at, key=lambda row: row["mass"]) for f in (max, min))
-    said = f"{_name(best)} keeps {best['mass']:.2f} of the attention weight with k = {budget}{_of(best)}"
+    said = f"{_name(best)} keeps {best['mass']:.2f} of the attention weight with k = {budget}{_of(best)}{at_cost(_share(best, exact))}"
     if best is worst:
         return f"{said}."
     return f"{said}, the most of {len(at)} indexers; {_name(worst)} keeps {worst['mass']:.2f}, the least."
@@ -84,6 +93,12 @@ def sentence(summary: Sequence[Mapping[str, Any]]) -> str:
 def _of(row: Mapping[str, Any]) -> str:
     ratio = row["mass_ratio"]
     return f", {ratio:.1%} of what as many keys can have" if ratio is not None else ""
+
+
+def _share(row: Mapping[str, Any], exact: Mapping[str, Any] | None) -> float | None:
+    """The bytes that choosing reads, over exact Top-k's."""
+    read, base = row.get("bytes_read"), exact and exact.get("bytes_read")
+    return read / base if read is not None and base and row is not exact else None
 
 
 def _exact() -> Any:

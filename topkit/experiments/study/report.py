@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from topkit.documents import path_of
-from topkit.errors import InputError
+from topkit.errors import InputError, NoRows
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.study.aims import checks
 from topkit.experiments.study.answer import answers
 from topkit.experiments.study.blocks import in_page
 from topkit.experiments.study.captions import METHOD, NOT_SHOWN, TWO_MODELS
+from topkit.experiments.study.citation import citation
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import families
+from topkit.experiments.study.empty_page import write_empty
 from topkit.experiments.study.equal_recipes import LEADERBOARD
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.first_screen import first_screen, overview
@@ -57,7 +59,7 @@ def write_report(
     one that most real indexers were run at, and every cell in the table; a leaderboard shows all. pictures: whether figures are
     written as PNG and SVG, too; without it where a page has at most MOST_DRAWN settings. The condensed tables of one
     run's rows are written as well, under RUN/curve.
-    Raises: InputError when the run holds no rows, or none at a budget, naming a part that is not as the
+    A run without rows yet gets a page that says so. Raises: InputError when nothing was run at a budget, naming a part that is not as the
     run wrote it, and for runs that cannot be joined.
     """
     return reported(run, margin, k, out, pictures)[0]
@@ -82,8 +84,12 @@ def reported(
                 f"the page of {runs[0]} stands in its own folder and shows every k; leave out other runs, -k and --out"
             )
         return own(runs[0], study), []
-    read = reading(runs, study)
     folder = runs[0] if out is None else path_of(out, "a folder for the report")
+    try:
+        read = reading(runs, study)
+    except NoRows as none:
+        folder.mkdir(parents=True, exist_ok=True)
+        return write_empty(folder, str(none), runs, study), [str(none)]
     folder.mkdir(parents=True, exist_ok=True)
     if study.get(HEADS):
         return write_heads(folder, read), read.absent
@@ -97,7 +103,8 @@ def reported(
     with drawing(PICTURES * len(all_findings) * wanted) as drawn:
         sheet = Sheet(folder / "figures", drawn if wanted else None)
         asked = in_page(own_sections(study, all_findings, runs[0]), sheet)
-        page = _page(all_findings, study, sheet, read, budgets, asked)
+        cite = citation(read.described, runs)
+        page = _page(all_findings, study, sheet, read, budgets, asked, cite)
     write_whole(
         folder / "report.html", lambda path: path.write_text(page, encoding="utf-8"), parents=False
     )
@@ -130,6 +137,7 @@ def _page(
     read: Reading,
     budgets: Sequence[Budget] | None,
     asked: Sequence[Mapping[str, Any]],
+    cite: str,
 ) -> str:
     # One a curve, whatever its budgets: what is of all of its cells.
     alone = list({id(f.curve): f for f in all_findings}.values())
@@ -147,6 +155,7 @@ def _page(
     return render(
         "report.html",
         sheet,
+        cite,
         title=f"topkit report: {study.get('model', 'a model')}",
         lead=_lead(all_findings, study),
         screens=screens,
