@@ -84,7 +84,9 @@ def sentence(summary: Sequence[Mapping[str, Any]]) -> str:
     if not at:
         return f"No attention weight was measured at k = {budget}."
     best, worst = (f(at, key=lambda row: row["mass"]) for f in (max, min))
-    said = f"{_name(best)} keeps {best['mass']:.2f} of the attention weight with k = {budget}{_of(best)}{at_cost(_share(best, exact))}"
+    cost = at_cost(_share(best, exact))
+    said = f"{_name(best)} keeps {best['mass']:.2f} of the attention weight with k = {budget}{_of(best)}"
+    said += cost and f",{cost}"
     if best is worst:
         return f"{said}."
     return f"{said}, the most of {len(at)} indexers; {_name(worst)} keeps {worst['mass']:.2f}, the least."
