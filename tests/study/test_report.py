@@ -411,6 +411,9 @@ def test_the_page_stands_alone_and_shows_every_figure(page):
         assert (run / "figures" / f"{name}-{slug}.svg").stat().st_size > 1000
     assert (run / "figures" / "accuracy-by-k.svg").exists()
     assert "What this does not show" in page
+    # A line below each figure; maps share one.
+    alone = re.findall(r"<figcaption>(?:(?!</figcaption>).)*Cite: ", page, re.S)
+    assert len(alone) == len(re.findall(r'<figure id="(?!recall-by-head)', page))
 
 
 def test_nothing_of_the_tables_is_markup_or_script_in_the_page(tmp_path):
