@@ -47,6 +47,10 @@ class MissingExtra(InputError):
         return MissingExtra, (self.package,)  # it comes back from worker processes
 
 
+class NoRows(InputError):
+    """A run that is there and holds nothing to show yet (exit 2, where a page cannot say so)."""
+
+
 class GateFailed(RuntimeError):
     """A gate that the caller set was not met (exit 1)."""
 

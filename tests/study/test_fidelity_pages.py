@@ -51,6 +51,7 @@ def test_a_measurement_says_first_what_keeps_most(measured: Path):
     assert "the most of 2 indexers; sign() keeps 0." in text
     for word in ("recall [95 %]", "What this does not show", "The run", "topkit: 0.2.0", "seed: 0", "layers: 0"):  # fmt: skip
         assert word in text
+    assert f"Cite: {topkit.cite(measured)}" in text
     rows = measured_of(measured)[0].summary()
     for row in rows:
         assert f"{row['recall']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" in text
@@ -82,6 +83,9 @@ def test_the_sentence_is_made_from_the_numbers():
     exact = {**row, "indexer": "exact()", "mass": 0.9}
     assert "sign() keeps 0.50" in sentence([exact, row]) and "0.90" not in sentence([exact, row])
     assert "0.90" in sentence([exact])
+    cheap, whole = {**row, "bytes_read": 25.0}, {**exact, "bytes_read": 100.0}
+    assert "with k = 4, at a quarter of the bytes." in sentence([whole, cheap])
+    assert "the least" not in sentence([row, {**row, "indexer": "random()", "mass": 0.1}])
     assert sentence([{**row, "mass": None}]) == "No attention weight was measured at k = 4."
 
 

@@ -26,7 +26,7 @@ from topkit.experiments.study.kinds import EXACT, family_of, kind_of
 from topkit.experiments.study.null import null_of
 from topkit.experiments.study.ordering import Ordering, Prediction
 from topkit.experiments.study.pictures import Pictures
-from topkit.experiments.study.report import write_report
+from topkit.experiments.study.report import MOST_DRAWN, reported, write_report
 from topkit.experiments.study.section import lines_of
 from topkit.experiments.study.sentences import FLOOR, judged, orders, predicts
 from topkit.experiments.study.stats import Interval
@@ -368,6 +368,26 @@ def test_a_report_shows_the_budgets_that_were_chosen(tmp_path):
         write_report(run, k=[32, 7])
 
 
+def test_pictures_of_many_settings_are_written_where_asked_for(tmp_path, monkeypatch):
+    drawn = list[str]()
+    monkeypatch.setattr(Pictures, "add", lambda _, spec, path: drawn.append(path.name))
+    names = (DENSE, "exact()", "sign()")
+    rows = [r for r in tables(haystacks=2)[0].to_pylist() if r["indexer"] in names]
+    none = tables(haystacks=2)[1].slice(0, 0)
+    several = [{**row, "task": f"task-{n}"} for n in range(MOST_DRAWN + 1) for row in rows]
+    run = write(tmp_path / "many", pa.Table.from_pylist(several), none)
+    path, lines = reported(run)
+    assert not drawn and not (run / "figures").exists()
+    assert "5 settings stand in the page alone; --pictures" in lines[0]
+    assert "stand in the page alone" not in path.read_text()
+    assert reported(run, pictures=True)[1] == []
+    assert sum(name.startswith("accuracy-by-fidelity-task-") for name in drawn) == 5
+    drawn.clear()
+    one = write(tmp_path / "one", pa.Table.from_pylist(rows), none)
+    assert reported(one, pictures=False)[1] == [] and not drawn
+    assert reported(one)[1] == [] and "accuracy-by-k" in drawn
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     return write_report(write(tmp_path_factory.mktemp("run"), *tables()))
@@ -391,6 +411,9 @@ def test_the_page_stands_alone_and_shows_every_figure(page):
         assert (run / "figures" / f"{name}-{slug}.svg").stat().st_size > 1000
     assert (run / "figures" / "accuracy-by-k.svg").exists()
     assert "What this does not show" in page
+    # A line below each figure; maps share one.
+    alone = re.findall(r"<figcaption>(?:(?!</figcaption>).)*Cite: ", page, re.S)
+    assert len(alone) == len(re.findall(r'<figure id="(?!recall-by-head)', page))
 
 
 def test_nothing_of_the_tables_is_markup_or_script_in_the_page(tmp_path):

@@ -53,6 +53,13 @@ def report(
             help="Where the report goes; the first RUN by default.",
         ),
     ] = None,
+    pictures: Annotated[
+        bool | None,
+        typer.Option(
+            "--pictures/--no-pictures",
+            help="Write the figures of each setting as PNG and SVG, too; by default of at most four settings.",
+        ),
+    ] = None,
     csv: o.Csv = None,
     latex: o.Latex = None,
     as_json: o.Json = False,
@@ -76,7 +83,7 @@ def report(
     else:
         from topkit.experiments.study.any_report import any_reported
 
-        path, absent = any_reported(runs, margin, k, out)
+        path, absent = any_reported(runs, margin, k, out, pictures)
         for line in absent:
             typer.echo(line, err=True)
         typer.echo(path)

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from topkit.errors import InputError
+from topkit.errors import InputError, NoRows
 from topkit.experiments.evaluate.haystack_means import (
     ACCURACY,
     FIDELITY,
@@ -22,7 +22,7 @@ from topkit.experiments.evaluate.haystack_means import (
     UNITS,
     HaystackMeans,
 )
-from topkit.experiments.runs import manifest
+from topkit.experiments.runs import manifest, run_file
 from topkit.experiments.runs.cell_parts import write_rows
 from topkit.experiments.runs.fidelity_rows import LABELS, TABLES
 from topkit.experiments.runs.folder import require_intact
@@ -83,6 +83,8 @@ def _kept(run: Path, origin: str) -> Tables | None:
     haystacks, heads = (run / name for name in CONDENSED)
     if not any((run / "accuracy").glob("*.parquet")):
         if not haystacks.is_dir():
+            if (run / run_file.NAME).exists():
+                raise NoRows(f"{run} holds no rows yet; run the same command to its end")
             raise InputError(
                 f"{run} holds no run: expected {run / 'accuracy'} or {haystacks.parent}"
             )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from topkit.experiments.study.cell_rows import Row, cell_rows
+from topkit.experiments.study.cell_rows import Row
 from topkit.experiments.study.cost_words import at_cost
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.findings import Findings
@@ -38,9 +38,9 @@ class Answer:
     def budget(self) -> str:
         return str(self.findings.budget or "")
 
-    @cached_property
+    @property
     def rows(self) -> list[Row]:
-        return cell_rows(self.findings)
+        return self.findings.rows
 
     @cached_property
     def shown(self) -> list[Row]:
@@ -72,8 +72,10 @@ class Answer:
             return "no indexer was run: nothing is shown of any"
         if exact is None:
             return f"nothing is shown: exact Top-k was not run at k = {k}, to which indexers are compared"
-        if exact["accuracy"] is None or exact["accuracy"] <= self.findings.margin:
-            return f"nothing is shown: exact Top-k itself scores {exact['accuracy'] or 0:.2f} at k = {k}, and no loss of {margin} could show"
+        if exact["accuracy"] is None:
+            return f"nothing is shown: exact Top-k, to which indexers are compared, has no score at k = {k}"
+        if exact["accuracy"] <= self.findings.margin:
+            return f"nothing is shown: exact Top-k itself scores {exact['accuracy']:.2f} at k = {k}, and no loss of {margin} could show"
         if self.holding:
             best = self.holding[0]
             level = "better than exact Top-k (to audit)" if best["verdict"] == BETTER else f"as exact Top-k does (within {margin}, k = {k})"  # fmt: skip
@@ -84,7 +86,7 @@ class Answer:
             return f"every one of {worse} indexers answers worse than exact Top-k at k = {k}, by more than {margin}"
         return (
             f"nothing is shown to answer as exact Top-k does (within {margin}, k = {k}): of {len(self.real)} "
-            f"indexers {worse} are worse, and {haystacks} {_plural('haystack', haystacks)} leave {len(self.real) - worse} undecided"
+            f"indexers {worse} {'is' if worse == 1 else 'are'} worse, and {haystacks} {_plural('haystack', haystacks)} {'leaves' if haystacks == 1 else 'leave'} {len(self.real) - worse} undecided"
         )
 
     def _misleads(self) -> Iterator[str]:
@@ -124,7 +126,7 @@ class Answer:
 
     def chosen(self) -> list[Row]:
         """Exact Top-k and the indexers to choose from: what holds, the cheapest first, then what may."""
-        exact = [self.exact] if self.exact is not None else []
+        exact = [row for row in [self.exact] if row is not None and row["accuracy"] is not None]
         scored = [row for row in self.real if row["accuracy"] is not None]
         ends = misled(self.shown)
         order = sorted(scored, key=lambda row: (_ORDER[row["verdict"]], _cost(row) if row["verdict"] in (GOOD, BETTER) else -row["accuracy"]))  # fmt: skip
@@ -144,7 +146,7 @@ class Answer:
     @cached_property
     def _by_setting(self) -> list[dict[str, str]]:
         return [
-            {row["name"]: row["verdict"] for row in cell_rows(of) if row["budget"] == self.budget}
+            {row["name"]: row["verdict"] for row in of.rows if row["budget"] == self.budget}
             for of in self.each
         ]
 

@@ -21,16 +21,19 @@ def report(
     margin: float = MARGIN,
     k: Budgets | None = None,
     out: str | Path | None = None,
+    pictures: bool | None = None,
 ) -> Path:
-    """Write RUN/report.html; of a run with answers its figures as well, RUN/figures/*.png and *.svg.
+    """Write RUN/report.html; of a run with answers its figures as well, as RUN/figures/*.png and *.svg.
 
     run: the folder of a run, or of several of one identity, as shards leave them, whose rows are joined; or
     one of `measure`. out: the folder to write to; by default the first run's. k: the budgets that are shown, of a run
-    with answers. The condensed tables of one run's answers are written as well, under RUN/curve.
-    Returns: the page's path. Raises: InputError when the run holds no rows, or none at a budget, naming a part that
+    with answers. pictures: whether its figures are written as PNG and SVG, too; without it where it has at most four
+    settings. The condensed tables of one run's answers are written as well, under RUN/curve.
+    Returns: the page's path; of a run without rows yet, of a page that says so. Raises: InputError for a folder without
+    a run, when nothing was run at a budget, naming a part that
     is not as the run wrote it, and for runs that cannot be joined.
     """
-    return any_reported(run, margin, k, out)[0]
+    return any_reported(run, margin, k, out, pictures)[0]
 
 
 def any_reported(
@@ -38,12 +41,13 @@ def any_reported(
     margin: float = MARGIN,
     k: Budgets | None = None,
     out: str | Path | None = None,
+    pictures: bool | None = None,
 ) -> tuple[Path, list[str]]:
-    """As `report`; beside the path, what was to be run and is not there, a line each."""
+    """As `report`; beside the path what is not there, a line each: rows that were to be run, and pictures."""
     several = list(run) if isinstance(run, list | tuple) else [run]
     runs = [path_of(one, "the folder of a run") for one in several]
     if not any(is_measurement(one) for one in runs):
-        return reported(run, margin, k, out)
+        return reported(run, margin, k, out, pictures)
     if len(runs) > 1:
         raise InputError(
             "a page of a measurement is of one folder; join its shards by `topkit merge`"

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import topkit
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.study import fidelity_figures as figures
 from topkit.experiments.study.blocks import Block, Heading, Items, Table, in_page
@@ -15,7 +16,6 @@ from topkit.experiments.study.cell_rows import Row, family, group_of, shortened
 from topkit.experiments.study.drawing import families
 from topkit.experiments.study.kinds import name_of
 from topkit.experiments.study.page import render
-from topkit.experiments.study.pictures import Pictures
 from topkit.experiments.study.sheet import Sheet, Shown
 from topkit.indexers.spec import recorded
 
@@ -27,7 +27,7 @@ def compare_page(summary: Mapping[str, Any], facts: Sequence[tuple[str, str]]) -
 
     facts: terms of the block of the run, and what they are.
     """
-    sheet = Sheet(Path(), Pictures(None))
+    sheet = Sheet(Path(), None)
     layers = _by_layer(summary)
     shown = _figures(sheet, layers)
     panels = {"panels": shown, "caption": "The mean of each layer.", "name": "by-layer"}
@@ -46,6 +46,7 @@ def compare_page(summary: Mapping[str, Any], facts: Sequence[tuple[str, str]]) -
     return render(
         "blocks.html",
         sheet,
+        f"topkit {topkit.__version__}, {summary['candidate']} against {summary['baseline']} at k = {summary['k']}",
         title=title[:1].upper() + title[1:],
         made=made,
         families=families(layers) if shown else [],

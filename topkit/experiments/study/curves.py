@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from topkit.errors import InputError
+from topkit.errors import NoRows
 from topkit.experiments.evaluate.condensed import condensed
 from topkit.experiments.runs.cells import DENSE, Cell, in_order
 from topkit.experiments.study.columns import by_number, missing, numbered, numbers
@@ -91,7 +91,7 @@ def _curve(key: Key, rows: pa.Table, heads: pa.Table | None, known: _Cells) -> C
     row_of[np.array([place[cell] for cell in its])[of], at] = np.arange(rows.num_rows)
     whole = (row_of >= 0).all(0)
     if not whole.any():
-        raise InputError(
+        raise NoRows(
             f"no haystack of {task} at {length} was run by every cell; run the study on to its end"
         )
     table = row_of[:, whole]

@@ -3,10 +3,12 @@
 # pyright: strict
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 
+from topkit.experiments.study.cell_rows import Row, cell_rows
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.intervals import MARGIN, Intervals
 from topkit.experiments.study.kinds import EXACT, family_of, kind_of, manner_of, name_of, words_of
@@ -39,12 +41,18 @@ class Findings(Intervals):
         super().__init__(curve, margin)
         self.budget = curve.budget if budget is None else budget
 
+    @cached_property
+    def rows(self) -> list[Row]:
+        """What figures and tables show: a row a cell, whatever the budget."""
+        return cell_rows(self)
+
     def compared(self, *kinds: str) -> list[int]:
         """The places of the cells of some kinds at the budget that were judged; exact Top-k is no one of them.
 
         Nor are cells whose k covers the whole context, where fidelity tells nothing.
         """
-        judged = np.isfinite(self.curve.mean("recall")) & ~self.curve.trivial
+        numbers = self.curve.mean("recall") + self.curve.mean("mass") + self.accuracy.value
+        judged = np.isfinite(numbers) & ~self.curve.trivial
         places = self.curve.where(*kinds, budget=self.budget)
         return [p for p in places if judged[p] and self.curve.cells[p].indexer != EXACT]
 
@@ -55,8 +63,9 @@ class Findings(Intervals):
         """
         low, high = (x[list(places)] for x in (self.accuracy.low, self.accuracy.high))
         stuck = (low <= _EDGE) | (high >= 1 - _EDGE)
-        if self.curve.running_text or stuck.mean() > 0.5:
-            return "minus NLL, in nats a token,", -self.curve.losses["nll"][list(places)]
+        nll = self.curve.losses["nll"][list(places)]
+        if np.isfinite(nll).all() and (self.curve.running_text or stuck.mean() > 0.5):
+            return "minus NLL, in nats a token,", -nll
         return "accuracy", self.curve.rates[list(places)]
 
     def sentences(self) -> list[str]:
@@ -72,8 +81,8 @@ class Findings(Intervals):
         return [line for line in lines if line]
 
     def audits(self) -> list[str]:
-        """What looks too good to be true."""
-        lines: list[str] = []
+        """What is no number, and what looks too good to be true."""
+        lines = list(self._unscored())
         for place, cell in enumerate(self.curve.cells):
             if self.verdict(place) == BETTER:
                 gap = said(self.to_dense[place], signed=True)  # type: ignore[index]
@@ -86,6 +95,14 @@ class Findings(Intervals):
                     f"The control {words_of(cell)} scores {score}: it should be near chance."
                 )
         return lines
+
+    def _unscored(self) -> Iterator[str]:
+        """What has no accuracy, since a haystack has no score that is a number."""
+        missing = ~np.isfinite(self.curve.rates)
+        cells = [words_of(self.curve.cells[place]) for place in np.flatnonzero(missing.any(1))]
+        if cells:
+            named = ", ".join(cells[:4]) + (f" and {len(cells) - 4} more" if cells[4:] else "")
+            yield f"No accuracy of {named}: on {missing.any(0).sum()} of {missing.shape[1]} haystacks a score is no number."
 
     def _level(self) -> str:
         curve, words = self.curve, list[str]()
@@ -106,6 +123,8 @@ class Findings(Intervals):
         ):
             return ""
         level = said(self.losses["nll"][dense], digits=3)
+        if not level:
+            return ""
         words = f"Full attention's NLL is {level} nats a token"
         exact = curve.place(EXACT, self.budget)
         if exact is not None and self.nll_to_dense is not None:

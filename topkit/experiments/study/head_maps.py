@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import altair as alt
 import numpy as np
@@ -49,15 +50,17 @@ class HeadMap:
             if np.isfinite(value)
         ]
 
-    @property
+    @cached_property
     def takeaway(self) -> str:
         """Its mean, its weakest layer, and how many heads lose half of their keys."""
         judged = np.isfinite(self.recall)
-        layers = [(float(np.nanmean(row)), n) for n, row in enumerate(self.recall) if np.isfinite(row).any()]  # fmt: skip
-        lowest, layer = min(layers)
+        sums, counts = np.where(judged, self.recall, 0).sum(1), judged.sum(1)
+        layers = np.divide(sums, counts, out=np.full(len(sums), np.inf), where=counts > 0)
+        layer = int(layers.argmin())
         low = int((self.recall[judged] < LOW).sum())
         heads = f"{low} of {judged.sum()} heads below {LOW:g}" if low else f"no head below {LOW:g}"
-        return f"mean {np.nanmean(self.recall):.2f}; layer {layer} lowest, {lowest:.2f}; {heads}"
+        mean = sums.sum() / counts.sum()
+        return f"mean {mean:.2f}; layer {layer} lowest, {layers[layer]:.2f}; {heads}"
 
 
 def head_maps(curve: Curve, budget: Budget) -> list[HeadMap]:

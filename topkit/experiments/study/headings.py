@@ -45,7 +45,8 @@ def of_fidelity(rows: Sequence[Row]) -> str:
 
 def of_budgets(rows: Sequence[Row]) -> str:
     """How exact Top-k's accuracy grows with k, full attention's beside it."""
-    exact = sorted((r for r in rows if r["kind"] == "exact" and r["kept"]), key=lambda r: r["kept"])
+    scored = [r for r in rows if r["kind"] == "exact" and r["kept"] and r["accuracy"] is not None]
+    exact = sorted(scored, key=lambda row: row["kept"])
     dense = next((row["accuracy"] for row in rows if row["kind"] == "dense"), None)
     if not exact:
         return "Accuracy by the keys kept"

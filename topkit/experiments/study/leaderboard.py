@@ -29,6 +29,7 @@ from topkit.experiments.study.board_tables import (
     front_line,
     table,
 )
+from topkit.experiments.study.citation import citation
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import families as families_of
 from topkit.experiments.study.goals import ACCURACY
@@ -59,7 +60,8 @@ def write_leaderboard(folder: Path, read: Reading, place: Path, study: Mapping[s
 def write_blocks(folder: Path, title: str, name: str, made: Sequence[Block], read: Reading) -> Path:
     """Write a page's blocks, and what its runs say, as report.html and NAME.md; returns the report's path."""
     notes = [*read.origin, *(f"Not finished: {line}" for line in read.absent)]
-    return write_page(folder, name, title, [*made, Heading("The run"), Items(notes)])
+    cite = citation(read.described, [folder])
+    return write_page(folder, name, title, [*made, Heading("The run"), Items(notes)], cite)
 
 
 def markdown_of(run: Path, figures: str, level: int = 2) -> str:

@@ -24,11 +24,12 @@ from topkit.experiments.runs.parts import batches
 from topkit.experiments.study import fidelity_figures as figures
 from topkit.experiments.study.blocks import Block, Heading, Items, Paragraph, Table, in_page
 from topkit.experiments.study.cell_rows import Row, family, group_of, shortened
+from topkit.experiments.study.citation import citation
+from topkit.experiments.study.cost_words import at_cost
 from topkit.experiments.study.drawing import families
 from topkit.experiments.study.kinds import name_of
 from topkit.experiments.study.measured_run import absent, measured_of
 from topkit.experiments.study.page import render
-from topkit.experiments.study.pictures import Pictures
 from topkit.experiments.study.run_facts import run_facts
 from topkit.experiments.study.sheet import Sheet, Shown
 from topkit.indexers.budget import parse_budget
@@ -48,7 +49,7 @@ def measure_page(run: Path) -> str:
     summary = measured.summary()
     if not summary:
         raise InputError(f"{run} holds no rows of a measurement; run `topkit measure` to its end")
-    sheet = Sheet(Path(), Pictures(None))
+    sheet = Sheet(Path(), None)
     cells = _cells(summary)
     shown = [*_by_k(sheet, cells), *_by_layer(sheet, _layers(measured, cells))]
     panels = {"panels": shown, "caption": _caption(summary), "name": "fidelity"} if shown else None
@@ -62,7 +63,12 @@ def measure_page(run: Path) -> str:
     ]
     made = [*in_page(before, sheet), *([panels] if panels else []), *in_page(after, sheet)]
     return render(
-        "blocks.html", sheet, title=sentence(summary), made=made, families=families(cells)
+        "blocks.html",
+        sheet,
+        citation([described], [run]),
+        title=sentence(summary),
+        made=made,
+        families=families(cells),
     )
 
 
@@ -72,11 +78,15 @@ def sentence(summary: Sequence[Mapping[str, Any]]) -> str:
     budget = max(dict.fromkeys(budgets), key=budgets.count)
     # Exact Top-k has all of it, and says nothing.
     at = [row for row in summary if row["budget"] == budget and row["mass"] is not None]
-    at = [row for row in at if _cell(row).indexer != _exact()] or at
+    exact = next((row for row in at if _cell(row).indexer == _exact()), None)
+    # Nor has one that ignores the keys anything to say.
+    at = [row for row in at if group_of(_cell(row)) not in ("exact", "control")] or at
     if not at:
         return f"No attention weight was measured at k = {budget}."
     best, worst = (f(at, key=lambda row: row["mass"]) for f in (max, min))
+    cost = at_cost(_share(best, exact))
     said = f"{_name(best)} keeps {best['mass']:.2f} of the attention weight with k = {budget}{_of(best)}"
+    said += cost and f",{cost}"
     if best is worst:
         return f"{said}."
     return f"{said}, the most of {len(at)} indexers; {_name(worst)} keeps {worst['mass']:.2f}, the least."
@@ -85,6 +95,12 @@ def sentence(summary: Sequence[Mapping[str, Any]]) -> str:
 def _of(row: Mapping[str, Any]) -> str:
     ratio = row["mass_ratio"]
     return f", {ratio:.1%} of what as many keys can have" if ratio is not None else ""
+
+
+def _share(row: Mapping[str, Any], exact: Mapping[str, Any] | None) -> float | None:
+    """The bytes that choosing reads, over exact Top-k's."""
+    read, base = row.get("bytes_read"), exact and exact.get("bytes_read")
+    return read / base if read is not None and base and row is not exact else None
 
 
 def _exact() -> Any:

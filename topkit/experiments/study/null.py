@@ -34,9 +34,8 @@ def null_of(curve: Curve, budget: Budget) -> Null | None:
     exact, tokens = curve.place(EXACT, budget), key_tokens(curve)
     if curve.measure == "token_accuracy" or exact is None or tokens is None:
         return None
-    return Null(
-        float(curve.rates[exact] @ curve.questions / curve.questions.sum()), tokens / curve.parts
-    )
+    score = float(curve.rates[exact] @ curve.questions / curve.questions.sum())
+    return Null(score, tokens / curve.parts) if np.isfinite(score + tokens) else None
 
 
 def key_tokens(curve: Curve) -> float | None:

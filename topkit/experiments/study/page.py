@@ -20,10 +20,10 @@ from topkit.experiments.study.sheet import Sheet
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(template: str, sheet: Sheet | None = None, **context: Any) -> str:
+def render(template: str, sheet: Sheet | None = None, cite: str = "", **context: Any) -> str:
     """A template of `templates/` as a page; all of them extend base.html.
 
-    sheet: its figures, with Vega's scripts where there are any. Nothing but the page's own scripts runs,
+    sheet: its figures, with Vega's scripts where there are any; cite: the line to cite them by. Nothing but the page's own scripts runs,
     and nothing is loaded: the page's policy names them by their digests.
     """
     drawn = sheet is not None and bool(sheet.figures)
@@ -32,6 +32,7 @@ def render(template: str, sheet: Sheet | None = None, **context: Any) -> str:
         style=Markup(_asset("style.css")),
         scripts=[Markup(script) for script in scripts],
         policy=policy(scripts),
+        cite=cite,
         data=sheet.json() if sheet is not None and drawn else "",
         **context,
     )  # fmt: skip
@@ -74,7 +75,13 @@ def _environment() -> Environment:
     )
     environment.globals["mark_of"] = mark_of  # pyright: ignore[reportArgumentType]
     environment.filters["code"] = inline
+    environment.filters["breaking"] = breaking
     return environment
+
+
+def breaking(name: str) -> Markup:
+    """Escaped; a line may end behind an opening bracket, rather than within a word."""
+    return Markup(str(Markup.escape(name)).replace("(", "(<wbr>"))
 
 
 def inline(text: str) -> Markup:

@@ -10,20 +10,25 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import vl_convert as vlc
 
-from topkit.experiments.study.drawing import Spec
+if TYPE_CHECKING:  # which imports Altair; the second process does without
+    from topkit.experiments.study.drawing import Spec
 
 # Figures below which a process is not worth its start.
 FEWEST = 8
 # Of so many one is left to this process, which has the page to write meanwhile.
 _OF = 3
+# Names stand on lines and bars: a white rim keeps them legible, as the page's style does there.
+_TEXTS = '<g class="mark-text role-mark'
+_HALO = '<g stroke="white" stroke-width="3" stroke-linejoin="round" paint-order="stroke"'
 
 
 def save(spec: Spec, path: Path) -> None:
     """Write a figure in Vega as PATH.svg and PATH.png."""
-    vector = vlc.vega_to_svg(spec)
+    vector = vlc.vega_to_svg(spec).replace(_TEXTS, _HALO + _TEXTS[2:])
     # A name may hold dots.
     path.with_name(f"{path.name}.svg").write_text(vector, encoding="utf-8")
     path.with_name(f"{path.name}.png").write_bytes(vlc.svg_to_png(vector, scale=1.5))

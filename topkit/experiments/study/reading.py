@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from topkit.documents import SHA256, Number, Text, Whole, read_json
-from topkit.errors import InputError
+from topkit.errors import NoRows
 from topkit.experiments.evaluate.condensed import condensed, keep_condensed
 from topkit.experiments.evaluate.missing import keyless, unfinished
 from topkit.experiments.runs import run_file
@@ -64,7 +64,7 @@ def load_study(*places: Path) -> list[Curve]:
 def reading(places: Sequence[Path], study: Mapping[str, Any]) -> Reading:
     """What folders of one identity hold together: each of a run, or each of a study of several.
 
-    Raises: InputError when they hold no rows, naming a part that is not as its run wrote it, and for
+    Raises: NoRows when they hold none; InputError naming a part that is not as its run wrote it, and for
     runs that cannot be joined.
     """
     if RUNS not in study or (places[0] / run_file.NAME).exists():
@@ -78,9 +78,13 @@ def reading(places: Sequence[Path], study: Mapping[str, Any]) -> Reading:
         for folder in folders:
             # Of several shards some may not have come to it yet.
             there = [p / folder for p in places if (p / folder / run_file.NAME).exists()]
+            of = name if len(models) > 1 else folder
             if there:
-                own.append(_of_run(there, keeps=False))
-                of = name if len(models) > 1 else folder
+                try:
+                    own.append(_of_run(there, keeps=False))
+                except NoRows as none:
+                    absent.append(f"{of}: {none}")
+                    continue
                 origin += [f"{of}: {line}" for line in (*own[-1].origin, *_said(there[0]))]
                 absent += [f"{of}: {line}" for line in own[-1].absent]
                 described += own[-1].described
@@ -89,7 +93,7 @@ def reading(places: Sequence[Path], study: Mapping[str, Any]) -> Reading:
         for curve in joined([read.curves for read in own]):
             curves.append(replace(curve, model=name if len(models) > 1 else ""))
     if not curves:
-        raise InputError(f"{places[0]} holds a study none of whose runs has begun; run it first")
+        raise NoRows(f"{places[0]} holds a study none of whose runs has rows yet; run it first")
     # Beside one another what differs in the model alone.
     curves.sort(key=lambda curve: (curve.task, curve.length, curve.sparse_from))
     return Reading(curves, origin, absent, tuple(described))
@@ -108,7 +112,10 @@ def _of_run(places: Sequence[Path], keeps: bool) -> Reading:
     described = [run for place in places if (run := run_file.read(place)) is not None]
     origin = list(dict.fromkeys(line for one in described for line in sentences(one)))
     origin += keyless(tables[0])
-    return Reading(curves_of(*tables), origin, unfinished(described, tables[0]), tuple(described))
+    curves = curves_of(*tables)
+    if not curves:
+        raise NoRows(f"{places[0]} holds no rows yet; run the same command to its end")
+    return Reading(curves, origin, unfinished(described, tables[0]), tuple(described))
 
 
 def study_of(path: Path) -> dict[str, Any]:

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from topkit.documents import path_of
-from topkit.errors import InputError
+from topkit.errors import InputError, NoRows
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.study.aims import checks
 from topkit.experiments.study.answer import answers
 from topkit.experiments.study.blocks import in_page
 from topkit.experiments.study.captions import METHOD, NOT_SHOWN, TWO_MODELS
-from topkit.experiments.study.cell_rows import cell_rows
+from topkit.experiments.study.citation import citation
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import families
+from topkit.experiments.study.empty_page import write_empty
 from topkit.experiments.study.equal_recipes import LEADERBOARD
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.first_screen import first_screen, overview
@@ -27,7 +28,7 @@ from topkit.experiments.study.models_compared import comparisons
 from topkit.experiments.study.models_compared import sentences as carried
 from topkit.experiments.study.own_kinds import reporter
 from topkit.experiments.study.page import render
-from topkit.experiments.study.pictures import pictures
+from topkit.experiments.study.pictures import pictures as drawing
 from topkit.experiments.study.reading import STUDY, Reading, reading, study_of
 from topkit.experiments.study.run_facts import run_facts
 from topkit.experiments.study.section import PICTURES, save_by_budget
@@ -37,23 +38,31 @@ from topkit.experiments.study.sheet import Sheet
 from topkit.experiments.study.two_models import compared_shown
 from topkit.indexers.budget import Budget, Budgets, parse_budgets
 
+# Settings at a budget whose pictures nobody has to ask for: each takes about two seconds.
+MOST_DRAWN = 4
+NOT_DRAWN = (
+    "the figures of {} settings stand in the page alone; --pictures writes them as PNG and SVG, too"
+)
+
 
 def write_report(
     run: str | Path | Sequence[str | Path],
     margin: float = MARGIN,
     k: Budgets | None = None,
     out: str | Path | None = None,
+    pictures: bool | None = None,
 ) -> Path:
     """Write RUN/report.html and RUN/figures/*.png, *.svg; returns the report's path.
 
     run: the folder of a run, or of several of one identity, as shards leave them, whose rows are joined.
     out: where to write to; by default the first run's folder. k: the budgets that are shown; without it the
-    one that most real indexers were run at, and every cell in the table; a leaderboard shows all. The condensed tables of one run's
-    rows are written as well, under RUN/curve.
-    Raises: InputError when the run holds no rows, or none at a budget, naming a part that is not as the
+    one that most real indexers were run at, and every cell in the table; a leaderboard shows all. pictures: whether figures are
+    written as PNG and SVG, too; without it where a page has at most MOST_DRAWN settings. The condensed tables of one
+    run's rows are written as well, under RUN/curve.
+    A run without rows yet gets a page that says so. Raises: InputError when nothing was run at a budget, naming a part that is not as the
     run wrote it, and for runs that cannot be joined.
     """
-    return reported(run, margin, k, out)[0]
+    return reported(run, margin, k, out, pictures)[0]
 
 
 def reported(
@@ -61,8 +70,9 @@ def reported(
     margin: float = MARGIN,
     k: Budgets | None = None,
     out: str | Path | None = None,
+    pictures: bool | None = None,
 ) -> tuple[Path, list[str]]:
-    """As `write_report`; beside the path, what was to be run and is not there, a line each."""
+    """As `write_report`; beside the path what is not there, a line each: rows that were to be run, and pictures."""
     several = list(run) if isinstance(run, list | tuple) else [run]
     runs = [path_of(one, "the folder of a run") for one in several]
     if not runs:
@@ -74,8 +84,12 @@ def reported(
                 f"the page of {runs[0]} stands in its own folder and shows every k; leave out other runs, -k and --out"
             )
         return own(runs[0], study), []
-    read = reading(runs, study)
     folder = runs[0] if out is None else path_of(out, "a folder for the report")
+    try:
+        read = reading(runs, study)
+    except NoRows as none:
+        folder.mkdir(parents=True, exist_ok=True)
+        return write_empty(folder, str(none), runs, study), [str(none)]
     folder.mkdir(parents=True, exist_ok=True)
     if study.get(HEADS):
         return write_heads(folder, read), read.absent
@@ -84,14 +98,18 @@ def reported(
     budgets = None if k is None else _run_at(parse_budgets(k), read.curves)
     shown = [(curve, _at(curve, budgets)) for curve in read.curves]
     all_findings = [Findings(curve, margin, k) for curve, ks in shown for k in ks]
-    with pictures(PICTURES * len(all_findings)) as drawn:
-        sheet = Sheet(folder / "figures", drawn)
+    few = len(all_findings) <= MOST_DRAWN
+    wanted = few if pictures is None else pictures
+    with drawing(PICTURES * len(all_findings) * wanted) as drawn:
+        sheet = Sheet(folder / "figures", drawn if wanted else None)
         asked = in_page(own_sections(study, all_findings, runs[0]), sheet)
-        page = _page(all_findings, study, sheet, read, budgets, asked)
+        cite = citation(read.described, runs)
+        page = _page(all_findings, study, sheet, read, budgets, asked, cite)
     write_whole(
         folder / "report.html", lambda path: path.write_text(page, encoding="utf-8"), parents=False
     )
-    return folder / "report.html", read.absent
+    left = [NOT_DRAWN.format(len(all_findings))] if pictures is None and not few else []
+    return folder / "report.html", [*read.absent, *left]
 
 
 def _run_at(budgets: Sequence[Budget], curves: Sequence[Curve]) -> Sequence[Budget]:
@@ -119,11 +137,12 @@ def _page(
     read: Reading,
     budgets: Sequence[Budget] | None,
     asked: Sequence[Mapping[str, Any]],
+    cite: str,
 ) -> str:
     # One a curve, whatever its budgets: what is of all of its cells.
     alone = list({id(f.curve): f for f in all_findings}.values())
     curves = [findings.curve for findings in alone]
-    rows = {id(findings.curve): cell_rows(findings) for findings in alone}
+    rows = {id(findings.curve): findings.rows for findings in alone}
     names = families([row for of_curve in rows.values() for row in of_curve])
     found = answers(all_findings)
     screens = [first_screen(one, sheet, names, rows) for one in found]
@@ -136,6 +155,7 @@ def _page(
     return render(
         "report.html",
         sheet,
+        cite,
         title=f"topkit report: {study.get('model', 'a model')}",
         lead=_lead(all_findings, study),
         screens=screens,

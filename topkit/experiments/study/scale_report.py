@@ -18,6 +18,7 @@ from topkit.experiments.runs.cells import Cell
 from topkit.experiments.study import stats
 from topkit.experiments.study.block_page import write_page
 from topkit.experiments.study.blocks import Block, Drawn, Heading, Items, Paragraph, Table
+from topkit.experiments.study.citation import citation
 from topkit.experiments.study.course import folders
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.kinds import EXACT
@@ -89,7 +90,8 @@ def write_report(folder: Path, study: Mapping[str, Any]) -> Path:
     read = reading([folder], study)
     sizes = _sizes(folder, study, read.curves)
     notes = [*read.origin, *(f"Not finished: {line}" for line in read.absent)]
-    return write_page(folder, NAME, TITLE, list(blocks(sizes, study, notes)))
+    cite = citation(read.described, [folder])
+    return write_page(folder, NAME, TITLE, list(blocks(sizes, study, notes)), cite)
 
 
 def _sizes(folder: Path, study: Mapping[str, Any], curves: Sequence[Curve]) -> list[Size]:

@@ -178,4 +178,5 @@ def lines_of(findings: Findings) -> list[Row]:
             if np.isfinite(reach):
                 pairs = zip((kept * reach).tolist(), null.at(kept).tolist(), strict=True)
                 rows += [{"line": f"null {metric}", "x": round(x, 4), "y": round(y, 4)} for x, y in pairs]  # fmt: skip
-    return rows
+    # What has no score has no level.
+    return [row for row in rows if np.isfinite(row["y"])]

@@ -33,10 +33,10 @@ class Shown:
 
 @dataclass
 class Sheet:
-    """The figures of one page, and the pictures of them in a folder."""
+    """The figures of one page, and the pictures of them in a folder, where any are written."""
 
     folder: Path
-    pictures: Pictures
+    pictures: Pictures | None
     kinds: dict[str, Spec] = field(default_factory=dict[str, Spec])
     tables: dict[str, Any] = field(default_factory=dict[str, Any])
     figures: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -68,6 +68,8 @@ class Sheet:
         budget: str = "",
     ) -> None:
         """Have a figure written as FOLDER/NAME.png and .svg."""
+        if self.pictures is None:
+            return
         if kind not in self._files:
             self._files[kind] = compiled(make())
         self.folder.mkdir(parents=True, exist_ok=True)
