@@ -1,6 +1,7 @@
 """The leaderboard of captures: one measurement after the other, and then the page."""
 
-# pyright: strict
+# pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (pyarrow comes without types.)
 from __future__ import annotations
 
 import json
