@@ -161,7 +161,7 @@ def _as_good_as_full() -> tuple[str, str, str]:
 def _precision() -> tuple[str, str, str]:
     (one,) = found(ORACLES)
     told = re.search(
-        r"(\d+) oracles .* is ([\d.]+) for recall and ([\d.]+) for mass",
+        r"Over (\d+) oracles .* is ([\d.]+) of recall and ([\d.]+) of mass",
         "\n".join(one.sentences()),
     )
     _hold(told is not None, "oracles are ordered")
