@@ -20,6 +20,7 @@ from topkit.errors import InputError
 from topkit.experiments.bench.machine import other_triton
 from topkit.experiments.bench.rows import read_rows
 from topkit.experiments.bench.table import table
+from topkit.experiments.study import captured_board
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.kinds import EXACT, kind_of, name_of
 from topkit.experiments.study.leaderboard import markdown_of
@@ -292,6 +293,15 @@ def _leaderboard(name: str, title: str) -> str:
     return f"## {title}\n\n{markdown_of(run, f'../results/{name}/figures', 3)}"
 
 
+def leaderboard_captures() -> str:
+    """What lists keep of captures of both models."""
+    run = RESULTS / "leaderboard-captures"
+    if not run.is_dir():
+        return ""
+    made = captured_board.markdown_of(run, f"../results/{run.name}/figures", 3)
+    return f"## By mass, on captures of two models\n\n{made}"
+
+
 # Page -> the tables that stand in it, each between two marks.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {"five-findings": five_findings, "paper-claims": paper_claims},
@@ -309,6 +319,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "docs" / "leaderboard.md": {
         "leaderboard": leaderboard,
         "leaderboard-quick": leaderboard_quick,
+        "leaderboard-captures": leaderboard_captures,
     },
     ROOT / "docs" / "speed.md": {"speed": speed, "recipes": recipes, "gpu": gpu},
     ROOT / "docs" / "survey.md": {"traits": traits, "remedies": remedies},

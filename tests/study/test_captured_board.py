@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -105,9 +106,7 @@ def test_it_runs_to_its_page_and_lets_another_join(tmp_path: Path):
     assert "sign(center=True)" in whole  # it stays
     assert after == {p.name for p in (out / "dump" / "fidelity").glob("*.parquet")}
     # The small tables stand for the rows.
-    for part in (out / "dump" / "fidelity").glob("*.parquet"):
-        part.unlink()
-    (out / "dump" / "fidelity").rmdir()
+    rmtree(out / "dump")
     assert markdown_of(out, "figures") in whole
 
 

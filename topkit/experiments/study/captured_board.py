@@ -1,6 +1,7 @@
 """The leaderboard of captures: recipes ranked by the mass and the recall of their lists, at equal bytes."""
 
-# pyright: strict
+# pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (pyarrow comes without types.)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,6 +1,7 @@
 """The leaderboard of captures: one measurement after the other, and then the page."""
 
-# pyright: strict
+# pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (pyarrow comes without types.)
 from __future__ import annotations
 
 import json
@@ -105,6 +106,7 @@ def _of_capture(course: Course, path: Path, name: str) -> tuple[dict[str, Any], 
     first = capture.load(capture.samples[0], capture.layers[0])
     shape = shape_of(first.queries, first.keys, first.values, tokens)
     equal = at_budgets(cells, study.budget, shape, leave_out=True)
+    told = ran(cells, study.budget, {tokens: shape})
     about = {
         "name": name,
         "folder": name,
@@ -112,9 +114,9 @@ def _of_capture(course: Course, path: Path, name: str) -> tuple[dict[str, Any], 
         "samples": len(capture.samples),
         "layers": list(capture.layers),
         "tokens": tokens,
-        **ran(cells, study.budget, {tokens: shape}),
+        **told,
+        RAN: _beside(told[RAN], _before(course.out, capture)),
     }
-    about[RAN] = _beside(about[RAN], _before(course.out, capture))
     setting = setting_of(course.out / name, None, True, study.seed[0], study.device)
     setting = replace(setting, threads=course.crew.threads)
     request = Request(capture, equal.cells, tuple(capture.layers), setting, course.force)

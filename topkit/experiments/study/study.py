@@ -140,7 +140,8 @@ def _about(study: Study) -> dict[str, Any]:
     if study.groups is not None:
         return {"model": ", ".join(study.model), HEADS: True, "about": study.about}
     if study.leaderboard:
-        return {"model": ", ".join(study.model), LEADERBOARD: True, "about": study.about}
+        model = {} if study.captures else {"model": ", ".join(study.model)}
+        return {**model, LEADERBOARD: True, "about": study.about}
     law = study.law and {"name": study.law.written, "sha256": study.law.sha256}
     said = {"about": study.about, PREDICT: study.predict, LAW: law}
     return {
