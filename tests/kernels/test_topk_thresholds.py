@@ -147,7 +147,7 @@ def test_what_the_sample_judges_right_is_told() -> None:
     )
     best = scores.sort(-1, descending=True).values
     at = kept[:, None, :, None].expand(1, 1, 2, 1)
-    near = {"rtol": 1e-5, "atol": 1e-5}
+    near: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(ends.last.double(), best.gather(-1, at - 1)[..., 0], **near)
     torch.testing.assert_close(ends.first.double(), best.gather(-1, at)[..., 0], **near)
 
