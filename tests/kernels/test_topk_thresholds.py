@@ -231,11 +231,11 @@ def test_what_a_thread_appends_by_ptx_are_its_scores_that_reach_the_floor(capaci
             want[row] += [s for s in scores[row] if not s < floors[row]]
     for row, at in enumerate(lists):
         assert memory[at] == len(want[row])  # counted, even where there was no room
-        kept = [memory[a] for a in sorted(memory) if at < a <= at + 4 * capacity]
-        beyond = [a for a in memory if at + 4 * capacity < a < at + 8000]
-        assert not beyond
+        written = {address - at for address in memory if at < address < at + 8000}
+        assert max(written) <= 4 * capacity
         if len(want[row]) <= capacity:
-            assert str(kept) == str(want[row])
+            kept = [memory[at + 4 * (nth + 1)] for nth in range(len(want[row]))]
+            assert len(written) == len(kept) and str(kept) == str(want[row])
     assert (max(map(len, want)) > capacity) == (capacity == 13)
 
 
