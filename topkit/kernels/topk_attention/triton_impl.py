@@ -2,8 +2,11 @@
 
 Every SPARSITY-th key is scored, which tells a floor that somewhat more than the wanted keys of a row reach; then
 every key is scored once, in tiles, and what reaches the floor is kept; the wanted one is sought among those.
-Of N keys and k wanted, a row costs N (1 + 1 / SPARSITY) products, two comparisons of each score, and about
-2 k + 8 SPARSITY writes. A row that the sample misjudged, and one that ties where it is cut, is left to another.
+Of n visible keys and k wanted, a row costs (1 + 1 / SPARSITY) n products, two comparisons of each score, n / SPARSITY
+scores written and read again, and about k + MARGIN (SPARSITY k)^1/2 + 8 SPARSITY others: at 32K keys and 1 % of them
+2,048 and 780, where all are 32,768. Two histograms in place of the list would need a second pass of products.
+A score is one product over the head dimension, summed as FlexAttention sums it. A row that the sample misjudged,
+and one that ties where it is cut, is left to `thresholds`.
 """
 
 # A kernel's values are not what Python, and pyright, take them for.
