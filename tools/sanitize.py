@@ -28,6 +28,7 @@ from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_codes, score_lightning
 from topkit.kernels.score_select import score_select, score_select_lightning
 from topkit.kernels.select_topk import select_topk
+from topkit.kernels.topk_attention import cuts_of, keys_kept
 
 DTYPES = ("sign", "int2", "int4", "int8", "fp8_e4m3", *fp4.BLOCK)
 LIGHTNING = ("fp8_e4m3", *fp4.BLOCK)
@@ -39,6 +40,20 @@ def main() -> None:
         watched()
         torch.cuda.synchronize()
         print(f"{name}: ran", flush=True)
+
+
+def thresholds() -> None:
+    for dim, (count, length) in product((16, 64, 128), ((1, 1), (5, 3001), (300, 2900))):
+        q = drawn(2, 4, count, dim, dtype=torch.bfloat16)
+        k = drawn(2, 2, length, dim, dtype=torch.bfloat16)
+        start = torch.tensor([0, length // 2], device="cuda")
+        for first in (None, start):
+            kept = keys_kept("0.02", count, length, start=first, device="cuda")
+            mine, theirs = (cuts_of(q, k, kept, first, backend=b) for b in ("triton", "torch"))
+            torch.testing.assert_close(mine.high, theirs.high, rtol=1e-4, atol=1e-4)
+    same = drawn(1, 1, 1, 64, dtype=torch.bfloat16).expand(-1, -1, 3000, -1)  # cut again: all tie
+    kept = keys_kept("0.02", 300, 3000, device="cuda")
+    cuts_of(drawn(1, 1, 300, 64, dtype=torch.bfloat16), same, kept, backend="triton")
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -150,6 +165,7 @@ WATCHED = {
     "score": score,
     "score, lightning": lightning,
     "score_select": fused,
+    "thresholds": thresholds,
     "gather_attention": gather,
     "quantize_append": append,
     "cache_append": cache,

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
 from device import gpu
+from peak import peak
 from topkit.errors import InputError
 from topkit.kernels.topk_attention import cuts as tiling
 from topkit.kernels.topk_attention import cuts_of, flex, keys_kept, topk_attention
@@ -176,6 +177,16 @@ def test_memory_is_linear_in_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, _ = drawn(count=300, length=300)
     widths = [(part.stop - part.start) * seen * 8 for part, seen in tiling.tiles(q, k)]
     assert max(widths) <= max(1 << 12, 300 * 8) and sum(widths) < 300 * 300 * 8
+
+    def passed(length: int) -> int:
+        inputs = [x.requires_grad_() for x in drawn(1, 1, 1, length, length, dtype=torch.float32)]
+        kept = keys_kept("0.01", length, length)
+        own = sum(x.nbytes for x in inputs)
+        return peak(lambda: attended(inputs, kept, backend="tiled").sum().backward())[1] - own
+
+    monkeypatch.setattr(tiling, "TILE", 1 << 14)
+    # Twice the tokens: twice what is held of them, where all pairs would be four times as many.
+    assert passed(600) < 2.2 * passed(300)
 
 
 def test_a_ratio_keeps_a_share_of_what_is_seen_rounded_up() -> None:

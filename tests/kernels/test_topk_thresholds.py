@@ -14,6 +14,7 @@ from topkit.kernels.topk_attention import cuts_of, flex, keys_kept, sample
 from topkit.kernels.topk_attention.sample import Plan
 
 impl = pytest.importorskip("topkit.kernels.topk_attention.triton_impl")
+row_append = pytest.importorskip("topkit.kernels.topk_attention.row_append")
 
 # Candidates that there is room for in the interpreter, so that rows are sampled which are short.
 ROOM = 384
@@ -147,7 +148,7 @@ def test_what_the_sample_judges_right_is_told() -> None:
     )
     best = scores.sort(-1, descending=True).values
     at = kept[:, None, :, None].expand(1, 1, 2, 1)
-    near = {"rtol": 1e-5, "atol": 1e-5}
+    near: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(ends.last.double(), best.gather(-1, at - 1)[..., 0], **near)
     torch.testing.assert_close(ends.first.double(), best.gather(-1, at)[..., 0], **near)
 
@@ -178,6 +179,64 @@ def test_few_rows_are_cut_again_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     q, k = drawn(rows=2, groups=2, count=2, length=140, levels=2)
     same = k[:, :, :1].expand(-1, -1, 140, -1)
     held(q, same, torch.tensor([[3, 5], [60, 1]]), [0, 9])
+
+
+COMPARED: dict[str, Any] = {
+    "setp.geu.f32": lambda x, y: not x < y,
+    "setp.geu.and.f32": lambda x, y, also: not x < y and also,
+    "setp.ne.u32": lambda x, y: x != y,
+    "setp.le.u32": lambda x, y: x <= y,
+}
+
+
+def run_ptx(text: str, registers: dict[str, Any], memory: dict[int, Any]) -> None:
+    """One thread's pass through the instructions that `row_append` uses; an address names four bytes."""
+    for line in text.strip().strip("{}").split(";"):
+        words = line.replace(",", " ").replace("[", " ").replace("]", " ").split()
+        skipped = words and words[0].startswith("@") and not registers[words.pop(0)[1:]]
+        if skipped or not words or words[0].startswith("."):
+            continue
+        kind, to, *names = words
+        given = [registers[n] if n in registers else int(n) for n in names if n != "+"]
+        if kind == "st.global.b32":
+            memory[registers[to] + given[0]] = given[1]
+        elif kind == "atom.relaxed.gpu.global.add.u32":
+            registers[to] = memory[given[0]]
+            memory[given[0]] += given[1]
+        elif kind in ("mov.u32", "mov.b32"):
+            registers[to] = given[0]
+        elif kind in ("add.u32", "add.u64"):
+            registers[to] = given[0] + given[1]
+        elif kind == "mad.wide.u32":
+            registers[to] = given[0] * given[1] + given[2]
+        else:
+            registers[to] = COMPARED[kind](*given)
+
+
+@pytest.mark.parametrize("capacity", [100, 13])
+def test_what_a_thread_appends_by_ptx_are_its_scores_that_reach_the_floor(capacity: int) -> None:
+    """The instructions as they stand: two rows a thread, eight threads one after the other."""
+    draw, each, nan = torch.Generator().manual_seed(0), 4, float("nan")
+    lists, floors = (1000, 9000), (0.5, -0.25)
+    memory: dict[int, Any] = dict.fromkeys(lists, 0)
+    want: list[list[float]] = [[], []]
+    for thread in range(8):
+        scores = torch.randn(2, each, generator=draw).tolist()
+        scores[0][1] = nan if thread == 3 else scores[0][1]
+        operands = [scores, [[f] * each for f in floors], [[at] * each for at in lists]]
+        flat = [one for kind in operands for row in kind for one in row]
+        registers = {f"${each + i}": one for i, one in enumerate(flat)} | {"p": False}
+        run_ptx(row_append._append(each, capacity), registers, memory)
+        for row in (0, 1):
+            want[row] += [s for s in scores[row] if not s < floors[row]]
+    for row, at in enumerate(lists):
+        assert memory[at] == len(want[row])  # counted, even where there was no room
+        written = {address - at for address in memory if at < address < at + 8000}
+        assert max(written) <= 4 * capacity
+        if len(want[row]) <= capacity:
+            kept = [memory[at + 4 * (nth + 1)] for nth in range(len(want[row]))]
+            assert len(written) == len(kept) and str(kept) == str(want[row])
+    assert (max(map(len, want)) > capacity) == (capacity == 13)
 
 
 def test_samples_are_spread_and_rows_have_room(monkeypatch: pytest.MonkeyPatch) -> None:

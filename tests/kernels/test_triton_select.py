@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from device import CUDA, DEVICE, gpu
+from peak import peak
 from topkit.errors import InputError
 from topkit.kernels import fp4
 from topkit.kernels.codes import quantize, signs
@@ -353,6 +354,23 @@ def test_queries_in_tiles_select_as_all_at_once(lightning, backend, monkeypatch)
     monkeypatch.setattr("topkit.kernels.score_select.SCORES", 2 * heads * length)
     assert torch.equal(select(**given), whole)
     assert sizes == [2, 2, 1]
+
+
+def test_memory_is_linear_in_queries_and_in_keys(monkeypatch):
+    """All scores of 400 queries and 2,000 keys are 6.4 MB; twice as many queries add their lists, and no more."""
+    monkeypatch.setattr("topkit.kernels.score_select.SCORES", 1 << 16)
+    most, lists = {}, {}
+    for length, count in ((2000, 200), (2000, 400), (4000, 200)):
+        queries = torch.randn(1, 2, count, 32)
+        codes, scale = quantize(torch.randn(1, 1, length, 32), "int8")
+        given = {"dtype": "int8", "scale": scale, "backend": "torch"}
+        found, most[length, count] = peak(lambda g=given, q=queries, c=codes: score_select(q, c, 16, **g))  # fmt: skip
+        lists[length, count] = found.nbytes
+    first = 2000, 200
+    assert most[first] < 4 * 2 * 200 * 2000 / 2
+    # What tiles chose, the same in one piece, and what stands beside each query.
+    assert most[2000, 400] - most[first] <= 3 * (lists[2000, 400] - lists[first])
+    assert most[4000, 200] < 2 * most[first]
 
 
 def test_keys_that_are_all_alike_are_chosen_from_the_first():

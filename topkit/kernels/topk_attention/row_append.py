@@ -68,15 +68,13 @@ def _append(each, capacity):
     )
     write = "\n".join(
         f"""add.u32 mine{row}, mine{row}, at{row};
-        setp.gt.u32 p, mine{row}, {capacity};
-        @p bra full{row};
+        setp.le.u32 room, mine{row}, {capacity};
         mad.wide.u32 place, at{row}, 4, {lists[row]};
-        {_written(values[row], floors[row])}
-        full{row}:"""
+        {_written(values[row], floors[row])}"""
         for row in rows
     )
     return f"""{{
-    .reg .pred p;
+    .reg .pred p, room;
     .reg .b32 mine<2>, at<2>;
     .reg .b64 place;
     mov.u32 mine0, 0;
@@ -92,9 +90,9 @@ def _append(each, capacity):
 
 @triton.constexpr_function
 def _written(values, floor):
-    """PTX that writes what reaches the floor, from behind `place` on."""
+    """PTX that writes what reaches the floor behind `place`, if there is room."""
     return "\n".join(
-        f"""setp.geu.f32 p, {value}, {floor};
+        f"""setp.geu.and.f32 p, {value}, {floor}, room;
         @p st.global.b32 [place + 4], {value};
         @p add.u64 place, place, 4;"""
         for value in values

@@ -2,8 +2,11 @@
 
 Every SPARSITY-th key is scored, which tells a floor that somewhat more than the wanted keys of a row reach; then
 every key is scored once, in tiles, and what reaches the floor is kept; the wanted one is sought among those.
-Of N keys and k wanted, a row costs N (1 + 1 / SPARSITY) products, two comparisons of each score, and about
-2 k + 8 SPARSITY writes. A row that the sample misjudged, and one that ties where it is cut, is left to another.
+Of n visible keys and k wanted, a row costs (1 + 1 / SPARSITY) n products, two comparisons of each score, n / SPARSITY
+scores written and read again, and about k + MARGIN (SPARSITY k)^1/2 + 8 SPARSITY others: at 32K keys and 1 % of them
+2,048 and 780, where all are 32,768. Two histograms in place of the list would need a second pass of products.
+A score is one product over the head dimension, summed as FlexAttention sums it. A row that the sample misjudged,
+and one that ties where it is cut, is left to `thresholds`.
 """
 
 # A kernel's values are not what Python, and pyright, take them for.
@@ -42,7 +45,8 @@ class Config(NamedTuple):
     stages: int
 
 
-CONFIG = Config(128, 64, 8, 3)
+# 16 queries a warp: Hopper's products then leave a thread scores of two rows alone.
+CONFIG = Config(128, 64, 8, 2)
 
 
 class Ends(NamedTuple):
@@ -64,17 +68,15 @@ def ends(queries: Tensor, keys: Tensor, kept: Tensor, start: Tensor | None, k: i
     last = torch.empty(shape, dtype=torch.float32, device=queries.device)
     first, told = torch.empty_like(last), torch.empty_like(last, dtype=torch.bool)
     with torch.cuda.device_of(queries):  # Triton launches on the current device
-        floors = _floors(queries, keys, kept, start, plan)
-        _among(queries, keys, kept, start, plan, floors, Ends(last, first, told))
+        rows = floors(queries, keys, kept, start, plan)
+        _among(queries, keys, kept, start, plan, rows, Ends(last, first, told))
     return Ends(last, first, told)
 
 
-def _floors(
-    queries: Tensor, keys: Tensor, kept: Tensor, start: Tensor | None, plan: Plan
-) -> Tensor:
+def floors(queries: Tensor, keys: Tensor, kept: Tensor, start: Tensor | None, plan: Plan) -> Tensor:
     """A floor of each row [B, Hq, Tq], in the order of integers, from the sample's scores: a tile at a time."""
     (rows, heads, count, _), ahead = queries.shape, keys.shape[2] - queries.shape[2]
-    floors = torch.empty(rows, heads, count, dtype=torch.int32, device=queries.device)
+    out = torch.empty(rows, heads, count, dtype=torch.int32, device=queries.device)
     places = plan.places(queries.device)
     sampled = keys[:, :, places]
     width = max(1, SAMPLED // (rows * heads * len(places)))
@@ -83,11 +85,11 @@ def _floors(
         seen = triton.cdiv(ahead + stop, SPARSITY)
         scores = products(queries[:, :, begin:stop], sampled[:, :, :seen])
         floor_of_row[(stop - begin, rows * heads)](
-            scores, scores.stride(), places, kept, kept.stride(), start, floors, floors.stride(),
+            scores, scores.stride(), places, kept, kept.stride(), start, out, out.stride(),
             begin, ahead, heads, seen, MARGIN, plan.capacity, max(512, triton.next_power_of_2(seen)),
             128, num_warps=4,
         )  # fmt: skip
-    return floors
+    return out
 
 
 def _among(
@@ -109,7 +111,7 @@ def _among(
         rows * heads, width, plan.capacity + 1, dtype=torch.int32, device=queries.device
     )
     hopper = not backend.interpreted() and backend.capability(queries.device)[0] == 9
-    each = config.queries * config.keys // (2 * 32 * config.warps) if hopper else 0
+    each = config.keys // 4 if hopper and config.queries == 16 * config.warps else 0
     size = max(512, triton.next_power_of_2(plan.capacity))
     for begin in range(0, count, width):
         lists[..., 0].zero_()
