@@ -65,7 +65,7 @@ def test_a_shape_below_zero_is_not_the_rest_of_the_file(tmp_path: Path) -> None:
         (K.to_sparse(), "keys must be an ordinary tensor; got one that is sparse_coo"),
         (K.to("meta"), "without numbers"),
         (torch.nested.nested_tensor([K[0]]), "nested"),
-        (K.cfloat(), "floating-point"),
+        (K.to(torch.complex64), "floating-point"),
         (3.0, "got float"),
     ],
 )

@@ -58,8 +58,9 @@ def reading(request: Request) -> tuple[str, ...]:
 def _rotates(recipe: Indexer | None) -> bool:
     """Whether a recipe rotates the index keys that it is given."""
     own = None if recipe is None else leaf(recipe)
-    given = isinstance(own, lightning) and own.weights == GIVEN
-    return given and own.hadamard and own.dtype != "fp32"
+    if not isinstance(own, lightning) or own.weights != GIVEN:
+        return False
+    return own.hadamard and own.dtype != "fp32"
 
 
 def _minutes(seconds: float) -> str:
