@@ -18,6 +18,7 @@ import torch
 import transformers
 
 import topkit
+from topkit.cli.verdict import FLAT
 from topkit.experiments.capture.from_model import capture_passages
 from topkit.experiments.capture.prompts import Passage
 from topkit.experiments.measure.survey import write_csv
@@ -25,7 +26,7 @@ from topkit.experiments.train.lightning import export_weights
 
 DTYPES = ("fp8", "fp8,scale=float", "mxfp4", "nvfp4", "int4")
 # What may be lost of attention's mass where recall has no say.
-MASS = 0.002
+MASS = {"mass": 0.002}
 VOCABULARY, LAST = 512, 16
 TINY: dict[str, Any] = dict(
     vocab_size=VOCABULARY, hidden_size=128, intermediate_size=128, moe_intermediate_size=32,
@@ -75,7 +76,9 @@ def rows(case: Case) -> Iterator[dict[str, object]]:
             "sequences": x["sequences"],
             "rows": x["rows"],
             "verdict": x["verdict"],
-            "by mass alone": replace(said, margins={"mass": MASS}).verdict.word,
+            "by mass alone": ""
+            if _by_chance(x["mass"])
+            else replace(said, margins=MASS).verdict.word,
             "to decide": x["sequences_to_decide"],
             "recall": x["recall"]["mean"],
             "low": x["recall"]["low"],
@@ -84,9 +87,15 @@ def rows(case: Case) -> Iterator[dict[str, object]]:
             "worst row": x["recall"]["worst"],
             "mass lost": x["mass"]["lost"],
             "mass of the baseline": x["mass"]["baseline"],
+            "mass by chance": x["mass"]["chance"],
             "rows changed": x["rows_changed"],
             "by ties": x["changed_by_ties"],
         }
+
+
+def _by_chance(mass: dict[str, float]) -> bool:
+    """Whether the baseline's lists hold hardly more than as many keys at random: what is lost then says nothing."""
+    return mass["baseline"] - mass["chance"] < FLAT * (1 - mass["chance"])
 
 
 def printed(every: list[dict[str, Any]]) -> Iterator[str]:
