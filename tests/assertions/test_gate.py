@@ -381,6 +381,18 @@ BAD |= {
         {**RAGGED, "cu_seqlens": [0, 1, 3], "block_table": [[1, 2, 3]], "page_size": 2},
         r"block_table must be \[2, pages\], a line for each sequence",
     ),
+    "no queries": (
+        {"indices": torch.zeros(2, 2, 0, 1).long(), "queries": torch.ones(2, 2, 0, 4), "keys": torch.ones(2, 1, 9, 4)},
+        "queries must hold at least one row",
+    ),
+    "sparse keys": (
+        {"queries": torch.ones(1, 2, 1, 4), "keys": torch.ones(1, 1, 9, 4).to_sparse()},
+        "keys must be an ordinary tensor; got one that is sparse_coo",
+    ),
+    "indices without numbers": (
+        {"indices": torch.zeros(2, 1, device="meta").long(), "scores": torch.ones(2, 4)},
+        "indices must be an ordinary tensor",
+    ),
     "heads that stand first": (
         {"queries": torch.ones(3, 2, 4), "keys": torch.ones(9, 1, 4)},
         "goes with cu_seqlens",

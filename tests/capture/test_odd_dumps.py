@@ -65,7 +65,7 @@ def test_a_shape_below_zero_is_not_the_rest_of_the_file(tmp_path: Path) -> None:
         (K.to_sparse(), "keys must be an ordinary tensor; got one that is sparse_coo"),
         (K.to("meta"), "without numbers"),
         (torch.nested.nested_tensor([K[0]]), "nested"),
-        (K.cfloat(), "floating-point"),
+        (K.to(torch.complex64), "floating-point"),
         (3.0, "got float"),
     ],
 )
@@ -146,6 +146,21 @@ def test_lists_of_an_engine_are_slots_that_their_queries_see() -> None:
     early = Capture.from_tensors(Q, K, native=right, positions=[1, 2, 3])
     rows = topkit.measure(early, "native", 4).summary()
     assert rows[0]["kept"] == 3  # 2, 3 and 4 keys
+
+
+@pytest.mark.parametrize("of_index", [True, False])
+def test_lists_of_one_step_need_no_dimension_of_tokens(of_index: bool) -> None:
+    lists = torch.stack([torch.randperm(40)[:8] for _ in range(2)])
+    step = {"queries": torch.randn(2, 4, 8), "keys": torch.randn(2, 1, 40, 8)}
+    if of_index:
+        step = {f"index_{name}": x for name, x in step.items()} | {
+            "index_weights": torch.ones(2, 4)
+        }
+    for native in (lists, lists[:, None]):
+        capture = Capture.from_tensors(step | {"native": native})
+        for row in (0, 1):
+            own = capture.load(row, 0).native
+            assert own is not None and own.tolist() == [[lists[row].tolist()]]
 
 
 def test_a_host_without_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -463,15 +463,16 @@ def test_a_bad_measurement_is_refused(
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-def test_nan_is_refused_with_its_layer_and_head(
-    refused: Callable[..., str], tmp_path: Path
-) -> None:
+def test_nan_is_refused_with_its_layer_and_head(call: Call, tmp_path: Path) -> None:
+    """By the last line: a file's plan comes before its numbers are read."""
     keys = torch.ones(1, 2, 50, 16)
     keys[0, 1, 7, 3] = torch.nan
     save_file({"queries": torch.ones(1, 4, 3, 16), "keys": keys}, tmp_path / "own.safetensors")
-    line = refused(
+    code, out, err = call(
         "measure", tmp_path / "own.safetensors", "--indexer", "sign", "-k", 4, "--out", tmp_path
     )
+    line = err.splitlines()[-1]
+    assert (code, out) == (2, "") and line.startswith("topkit: ")
     assert "layer 0" in line
     assert "head 1" in line
 

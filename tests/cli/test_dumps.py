@@ -47,6 +47,27 @@ def test_a_file_in_an_engines_layout_is_measured(call: Call, tmp_path: Path) -> 
     assert saved[0] == 0
 
 
+def test_keys_of_a_cache_may_be_rotated_already(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = torch.randint(0, 120, (4, 64 * 128), dtype=torch.uint8)
+    scales = torch.ones(4, 64).view(torch.uint8)
+    dump = {"index_q": torch.randn(1, 4, 128), "weights": torch.rand(1, 4)}
+    dump |= {"index_k_cache": torch.cat([codes, scales], 1), "seq_lens": torch.tensor([200])}
+    torch.save(dump | {"block_table": torch.tensor([[2, 0, 1, 3]])}, tmp_path / "step.pt")
+    for number, (dtype, said) in enumerate(
+        [("fp32", False), ("mxfp4", True), ("mxfp4,hadamard=false", False)]
+    ):
+        recipe = f"lightning:weights=given,dtype={dtype}"
+        words = ("--indexer", recipe, "-k", 8, "--out", tmp_path / str(number))
+        code, _, err = call(tmp_path / "step.pt", *words)
+        assert code == 0 and ("say hadamard=false" in err) == said
+        beside = ["--baseline", "lightning:weights=given", "--candidate", recipe, "-k", "8"]
+        plan = run(app, ["compare", str(tmp_path / "step.pt"), *beside, "--dry-run"])
+        err = capsys.readouterr().err
+        assert plan == 0 and ("say hadamard=false" in err) == said and "float32 scores" not in err
+
+
 def test_bad_dumps_are_one_line_and_exit_2(call: Call, tmp_path: Path) -> None:
     q, k = torch.randn(40, 12, 8), torch.randn(40, 2, 8)
     torch.save({"q": q, "k": k}, tmp_path / "a.pt")

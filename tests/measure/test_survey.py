@@ -209,3 +209,18 @@ def test_the_command_shows_and_writes_them(
     assert "sink cosine" in capsys.readouterr().out
     assert run(app, ["survey", str(tmp_path / "nothing")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_file_in_an_engines_layout_is_surveyed(tmp_path: Path) -> None:
+    q, k = torch.randn(3, 4, 8), torch.randn(40, 2, 8)
+    torch.save({"q": q, "k": k}, tmp_path / "a.pt")
+    rows = topkit.survey(tmp_path / "a.pt", layout="thd", scaling=0.5).rows
+    wanted = topkit.Capture.from_tensors(q.transpose(0, 1), k.transpose(0, 1), scaling=0.5)
+    assert (
+        rows == topkit.survey(wanted).rows
+        and rows != topkit.survey(tmp_path / "a.pt", layout="thd").rows
+    )
+    from topkit.cli.commands import app
+    from topkit.cli.exits import run
+
+    assert run(app, ["survey", str(tmp_path / "a.pt"), "--layout", "thd", "--scaling", "0.5"]) == 0

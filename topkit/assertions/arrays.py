@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from topkit.errors import InputError
+from topkit.kernels import checks
 
 Array = Tensor | np.ndarray[Any, Any] | Sequence[Any]
 
@@ -21,6 +22,7 @@ def tensor(x: Array | int, name: str) -> Tensor:
     Raises: InputError for text, objects, ragged lists and complex numbers.
     """
     if isinstance(x, Tensor):
+        checks.ordinary(name, x)
         out = x.detach()
     elif isinstance(x, (np.ndarray, np.number, list, tuple, int)):
         try:

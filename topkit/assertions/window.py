@@ -98,6 +98,8 @@ def _check_shapes(queries: Tensor, keys: Tensor) -> None:
             f"{list(queries.shape)} and {list(keys.shape)} ([tokens, heads, D] goes with cu_seqlens)"
         )
     (rows, heads, _, width), (batch, groups, length, _) = queries.shape, keys.shape
+    if 0 in (rows, heads, queries.shape[2]):
+        raise InputError(f"queries must hold at least one row; got {list(queries.shape)}")
     fit = groups > 0 and heads % groups == 0 and width == keys.shape[3] and batch in {1, rows}
     if not fit or length == 0 or width == 0:
         raise InputError(

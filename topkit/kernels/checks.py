@@ -29,6 +29,14 @@ def tensors(**named: object) -> None:
             raise InputError(f"{name} must be a tensor; got {type(value).__name__}")
 
 
+def ordinary(name: str, tensor: Tensor) -> None:
+    """Require a tensor whose numbers are there, each at its place."""
+    kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+    kind = "without numbers (meta)" if tensor.is_meta else kind
+    if kind != "strided":
+        raise InputError(f"{name} must be an ordinary tensor; got one that is {kind}")
+
+
 def typed(name: str, tensor: Tensor, dtypes: Sequence[torch.dtype]) -> None:
     """Require one of some dtypes."""
     if tensor.dtype not in dtypes:

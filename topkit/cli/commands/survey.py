@@ -18,13 +18,15 @@ def survey(
         list[Path],
         typer.Argument(
             metavar="CAPTURE...",
-            help="A capture's folder, or a safetensors file; several, to be compared.",
+            help="A capture's folder, or a file: .safetensors, .npz, .pt; several, to be compared.",
         ),
     ],
     sink: Annotated[
         int, typer.Option("--sink", min=1, help="How many slots at the start count as the sink.")
     ] = 4,
     layers: Annotated[str, typer.Option("--layers", help="all, or numbers: 0,3,5.")] = "all",
+    layout: o.Layout = None,
+    scaling: o.Scaling = None,
     csv: Annotated[
         Path | None,
         typer.Option(
@@ -49,7 +51,7 @@ def survey(
 
     wanted = None if layers == "all" else parse_numbers(layers)
     made = {
-        name: surveying(capture, sink=sink, layers=wanted)
+        name: surveying(capture, sink=sink, layers=wanted, layout=layout, scaling=scaling)
         for name, capture in _named(captures).items()
     }
     one = next(iter(made.values())) if len(made) == 1 else None

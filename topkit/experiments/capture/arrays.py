@@ -17,6 +17,7 @@ from topkit.experiments.capture.names import SCALED
 from topkit.experiments.capture.rows import Said, Sample, samples_of
 from topkit.experiments.capture.stored import STORED
 from topkit.experiments.capture.tensors import OF_INDEX
+from topkit.kernels import checks
 
 Array = Tensor | np.ndarray
 ByLayer = Array | Mapping[int, Array] | Sequence[Array]
@@ -130,12 +131,8 @@ def _scale(name: str, x: Any) -> Tensor:
 
 def _plain(name: str, x: Any) -> Any:
     """A tensor whose numbers are there, each at its place."""
-    if not isinstance(x, Tensor):
-        return x
-    kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
-    kind = "without numbers (meta)" if x.is_meta else kind
-    if kind != "strided":
-        raise InputError(f"{name} must be an ordinary tensor; got one that is {kind}")
+    if isinstance(x, Tensor):
+        checks.ordinary(name, x)
     return x
 
 

@@ -72,6 +72,11 @@ class Dump:
                 raise InputError(f"{path} changed since it was opened; open it again")
 
     @property
+    def paged(self) -> bool:
+        """Whether index keys come from an engine's cache, stored as it stores them."""
+        return any(sample.cache is not None for sample in _places(self).values())
+
+    @property
     def digested(self) -> int:
         """Bytes that are read for the fingerprint."""
         sizes = (size for _, (_, size, _) in self.files)

@@ -29,6 +29,8 @@ def one_token(
         if x is None or y is None or (x.ndim, y.ndim) != (3, 4) or len(x) != len(y):
             continue
         made[asks] = x.unsqueeze(2 if layout == "bhtd" else 1)
-        if asks == "index_queries" and made.get("index_weights", x).ndim == 2:
-            made["index_weights"] = made["index_weights"].unsqueeze(1)
+        beside = ("native", "index_weights") if asks == "index_queries" else ("native",)
+        for name in beside:
+            if name in made and made[name].ndim == 2 and len(made[name]) == len(x):
+                made[name] = made[name].unsqueeze(1)
     return made

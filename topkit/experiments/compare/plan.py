@@ -12,7 +12,7 @@ from topkit.experiments.compare.comparison import Comparison
 from topkit.experiments.compare.gathered import gathered
 from topkit.experiments.compare.layer import LayerRows, Question, compare_layer
 from topkit.experiments.measure.layer import Setting
-from topkit.experiments.measure.reading import reading
+from topkit.experiments.measure.reading import JUDGED, reading
 from topkit.experiments.measure.request import Request
 from topkit.experiments.runs.cells import Cell
 from topkit.experiments.runs.jobs import Job
@@ -77,8 +77,9 @@ def plan_of(
     memory = crew.workers * (PROCESS + 3 * largest // 2 + min(MEMORY, 2 * largest))
     cells = tuple(Cell(r, question.budget) for r in (question.baseline, question.candidate))
     setting = Setting(question.seed, question.device, None, False, None)
-    # Its other line is of what measure judges by.
-    said = reading(Request(dump, cells, tuple(layers), setting, False))[:1]
+    # Here the baseline judges.
+    every = reading(Request(dump, cells, tuple(layers), setting, False))
+    said = [line for line in every if line != JUDGED]
     line = dump.manifest.get("outline")
     return ComparePlan(
         jobs=tuple(_job(question, dump, rerun, *place) for place in places),

@@ -90,11 +90,14 @@ def measure(
 
 
 def opened(
-    capture: Capture | str | Path, layout: str | None = None, scaling: float | None = None
+    capture: Capture | str | Path,
+    layout: str | None = None,
+    scaling: float | None = None,
+    verify: bool = True,
 ) -> Capture:
     """The capture that is meant. Raises: InputError as `Capture.open`, and where a Capture is told its layout."""
     if not isinstance(capture, Capture):
-        return Capture.open(capture, layout=layout, scaling=scaling)
+        return Capture.open(capture, verify=verify, layout=layout, scaling=scaling)
     if (layout, scaling) != (None, None):
         raise InputError("layout and scaling are of files; give them to Capture.from_tensors")
     return capture

@@ -7,10 +7,21 @@ import os
 
 from topkit.experiments.capture.files import readable
 from topkit.experiments.measure.request import Request
+from topkit.indexers.base import Indexer
+from topkit.indexers.combinator import leaf
+from topkit.indexers.lightning import GIVEN, lightning
 
 # Bytes of a disk in a second, and seconds of a core for a score of one query head and key: measured on CPUs, of
 # recipes that score keys. On a GPU a score takes this share of it.
 DISK, SCORE, GPU = 1e9, 15e-9, 1 / 100
+
+
+JUDGED = "a learned indexer's tensors alone: judged against the Top-k of its float32 scores"
+# Engines differ: DeepSeek's own code and SGLang rotate, others need not.
+TWICE = (
+    "index keys are those of a cache: where the engine rotated them before it stored them, say hadamard=false, for "
+    "fp8, int4 and fp4 rotate (docs/dumps.md)"
+)
 
 
 def reading(request: Request) -> tuple[str, ...]:
@@ -39,9 +50,17 @@ def reading(request: Request) -> tuple[str, ...]:
     return (
         f"{capture.dump.path.name}: {readable(capture.dump.bytes)}{part} a layer of a sample at a time "
         f"({places} of them); {_minutes(seconds)}",
-        *(("a learned indexer's tensors alone: judged against the Top-k of its float32 scores",)
-          if first.index_only else ()),
+        *((JUDGED,) if first.index_only else ()),
+        *((TWICE,) if capture.dump.paged and any(_rotates(c.indexer) for c in request.cells) else ()),
     )  # fmt: skip
+
+
+def _rotates(recipe: Indexer | None) -> bool:
+    """Whether a recipe rotates the index keys that it is given."""
+    own = None if recipe is None else leaf(recipe)
+    if not isinstance(own, lightning) or own.weights != GIVEN:
+        return False
+    return own.hadamard and own.dtype != "fp32"
 
 
 def _minutes(seconds: float) -> str:

@@ -19,6 +19,7 @@ from topkit.documents import path_of
 from topkit.errors import InputError
 from topkit.experiments.capture.capture import Capture
 from topkit.experiments.capture.tensors import LayerTensors
+from topkit.experiments.measure.measure import opened
 from topkit.experiments.runs.parts import write_whole
 from topkit.kernels.checks import at_least_one
 from topkit.kernels.precision import full_precision
@@ -85,15 +86,20 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> Path:
 
 @full_precision()
 def survey(
-    capture: Capture | str | Path, *, sink: int = 4, layers: Sequence[int] | None = None
+    capture: Capture | str | Path,
+    *,
+    sink: int = 4,
+    layers: Sequence[int] | None = None,
+    layout: str | None = None,
+    scaling: float | None = None,
 ) -> Survey:
     """What the keys and the attention weights of a capture are like.
 
+    layout and scaling: of dumps that are files, as `measure` has them.
     Raises: InputError for what is no capture, and layers that it does not hold.
     """
     sink = at_least_one("sink", sink)
-    if not isinstance(capture, Capture):
-        capture = Capture.open(capture, verify=False)
+    capture = opened(capture, layout, scaling, verify=False)
     wanted = capture.layers if layers is None else list(dict.fromkeys(layers))
     unknown = [layer for layer in wanted if layer not in capture.layers]
     if unknown or not wanted:
