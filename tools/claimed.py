@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
+from committed import RESULTS, curves, folders, there
 
 from topkit.errors import InputError
 from topkit.experiments.runs import run_file
 from topkit.experiments.study import exact_topk, stats
 from topkit.experiments.study.course import SPLIT
-from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.equality import EQUAL, equality
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.heads import mended
@@ -25,14 +24,13 @@ from topkit.experiments.study.law_report import sentences as law_sentences
 from topkit.experiments.study.ordering import family_means, ordering
 from topkit.experiments.study.planner import haystacks_needed
 from topkit.experiments.study.predictors import predicted
-from topkit.experiments.study.reading import RUNS, STUDY, load_study, study_of
+from topkit.experiments.study.reading import RUNS, STUDY, study_of
 from topkit.experiments.study.sentences import WORSE, said
 from topkit.experiments.study.stats import Interval
 from topkit.grammar import short
 from topkit.indexers.budget import parse_budget
 from topkit.indexers.spec import parse
 
-RESULTS = Path(__file__).parents[1] / "results"
 SUPPORTED, NOT, UNDECIDED, NOT_RUN = "supported", "not supported", "undecided", "not run yet"
 MARGIN = 0.01
 
@@ -58,16 +56,6 @@ class Claim:
     answer: Callable[[], Answer]
 
 
-def there(*names: str) -> list[str]:
-    """Those of some results that are committed."""
-    return [name for name in names if (RESULTS / name / STUDY).exists()]
-
-
-def curves(*names: str) -> Iterator[Curve]:
-    for name in there(*names):
-        yield from load_study(RESULTS / name)
-
-
 def exact_equals() -> Answer:
     """At 5 % of the keys and more, where the paper has both nearly level."""
     names = there("exact-topk", "exact-topk-quick") or there("smollm2", "fidelity-vs-accuracy")
@@ -82,7 +70,7 @@ def exact_equals() -> Answer:
             f"{said(one.exact)}, difference {said(one.found.gap, signed=True)}: {one.found.word}"
         )
         numbers.append(f"{line}; {one.found.plan}" if one.found.plan else line)
-    return Answer(verdict if enough else NOT_RUN, _folders(names), numbers)
+    return Answer(verdict if enough else NOT_RUN, folders(names), numbers)
 
 
 def rises_in_a_manner() -> Answer:
@@ -102,7 +90,7 @@ def rises_in_a_manner() -> Answer:
                 f"{said(gap, signed=True)}"
             )
     verdict = SUPPORTED if rises and all(rises) else UNDECIDED
-    return Answer(verdict if numbers else NOT_RUN, _folders(names), numbers)
+    return Answer(verdict if numbers else NOT_RUN, folders(names), numbers)
 
 
 def rises_over_methods() -> Answer:
@@ -128,7 +116,7 @@ def rises_over_methods() -> Answer:
             f"{said(order.recall)}; mean error on a family left out: {errors}"
         )
     verdict = SUPPORTED if set(trends) == {"yes"} else NOT if "no" in trends else UNDECIDED
-    return Answer(verdict if numbers else NOT_RUN, _folders(names), numbers)
+    return Answer(verdict if numbers else NOT_RUN, folders(names), numbers)
 
 
 def longer_contexts() -> Answer:
@@ -142,12 +130,12 @@ def longer_contexts() -> Answer:
             losses.append((curve.length, loss))
             numbers.append(f"{curve.title}: exact Top-k at k = {curve.length // 32} loses {said(loss)}")  # fmt: skip
     if len(losses) < 2:
-        return Answer(NOT_RUN, _folders(names), numbers)
+        return Answer(NOT_RUN, folders(names), numbers)
     (short_, one), (long, other) = losses[0], losses[-1]
     gap = _apart(other, one)
     numbers.append(f"the loss at {long:,} tokens minus that at {short_:,}: {said(gap, signed=True)}")  # fmt: skip
     verdict = SUPPORTED if gap.high < 0 else NOT if gap.low > 0 else UNDECIDED
-    return Answer(verdict, _folders(names), numbers)
+    return Answer(verdict, folders(names), numbers)
 
 
 def _apart(one: Interval, other: Interval) -> Interval:
@@ -168,7 +156,7 @@ def missed_key() -> Answer:
         ]
         ends = [float(score.high) for _, score in found]
         verdict = SUPPORTED if ends and max(ends) < 0.1 else NOT if ends and min(ends) > 0.5 else UNDECIDED  # fmt: skip
-        return Answer(verdict, _folders(_of_law()), numbers)
+        return Answer(verdict, folders(_of_law()), numbers)
     numbers = list[str]()
     for curve in curves("fidelity-vs-accuracy", "smollm2"):
         place = curve.place(parse("degraded(0.95)"))
@@ -179,7 +167,7 @@ def missed_key() -> Answer:
                 f"{curve.title}: exact Top-k at k = {curve.cells[place].budget} that loses each key with a chance of "
                 f"0.05, anew at each step and head: {said(gap, signed=True)} of its accuracy"
             )
-    on = f"{_folders(there('fidelity-vs-accuracy', 'smollm2'))}, which did not record whether the lost key was the answer's (`hit`)"  # fmt: skip
+    on = f"{folders(there('fidelity-vs-accuracy', 'smollm2'))}, which did not record whether the lost key was the answer's (`hit`)"  # fmt: skip
     return Answer(UNDECIDED if numbers else NOT_RUN, on, numbers)
 
 
@@ -234,10 +222,6 @@ def identities() -> Answer:
     )  # fmt: skip
 
 
-def not_run() -> Answer:
-    return Answer(NOT_RUN, "nothing yet")
-
-
 def heads() -> Answer:
     """Few: at least one KV group is shown to matter under some poor indexer, and under none more than a quarter."""
     names = there("heads") or there("heads-quick")
@@ -250,7 +234,7 @@ def heads() -> Answer:
     ]
     shares = [len(one.helping) / len(one.groups) for _, one in found]
     verdict = UNDECIDED if not any(shares) else SUPPORTED if max(shares) <= 0.25 else NOT
-    return Answer(verdict if found else NOT_RUN, _folders(names), numbers)
+    return Answer(verdict if found else NOT_RUN, folders(names), numbers)
 
 
 def retrieval_heads() -> Answer:
@@ -263,7 +247,7 @@ def retrieval_heads() -> Answer:
     ]
     lows, highs = [float(x.low) for _, x in found], [float(x.high) for _, x in found]
     verdict = UNDECIDED if not found else NOT if min(lows) > 0.9 else SUPPORTED if max(highs) < 0.9 else UNDECIDED  # fmt: skip
-    return Answer(verdict if found else NOT_RUN, _folders(_of_law()), numbers)
+    return Answer(verdict if found else NOT_RUN, folders(_of_law()), numbers)
 
 
 def law() -> Answer:
@@ -274,7 +258,7 @@ def law() -> Answer:
         words.append(UNDECIDED if one is None else one.word)
         numbers += [f"{found.model}: {line}" for line in law_sentences(registered, found)]
     verdict = NOT if "refuted" in words else SUPPORTED if words and set(words) == {"held"} else UNDECIDED  # fmt: skip
-    return Answer(verdict if words else NOT_RUN, _folders(_of_law()), numbers)
+    return Answer(verdict if words else NOT_RUN, folders(_of_law()), numbers)
 
 
 def _law_runs() -> Iterator[tuple[Law, Predictions]]:
@@ -297,7 +281,3 @@ def _law_runs() -> Iterator[tuple[Law, Predictions]]:
 def _of_law() -> list[str]:
     """The results that the law's claims are read from: its two models', and the one that was kept for the end."""
     return [*(there("law") or there("law-quick")), *there("law-third")]
-
-
-def _folders(names: list[str]) -> str:
-    return ", ".join(f"`results/{name}`" for name in names) if names else "nothing yet"

@@ -15,6 +15,9 @@ import yaml
 
 from topkit.errors import InputError
 from topkit.experiments.runs.cells import Cell
+from topkit.experiments.runs.runners import crew
+from topkit.experiments.study.course import Course
+from topkit.experiments.study.kinds import family_of, kind_of, manner_of
 from topkit.experiments.study.law import (
     FOLDER,
     answer_chance,
@@ -35,8 +38,11 @@ from topkit.experiments.study.law_verdict import (
     verdict,
 )
 from topkit.experiments.study.ordering import left_out_errors
+from topkit.experiments.study.reading import RUNS, STUDY, study_of
 from topkit.experiments.study.study import run_study
 from topkit.experiments.study.study_file import read_study
+from topkit.experiments.study.study_plan import listed
+from topkit.experiments.tasks import task_name
 from topkit.indexers.budget import parse_budget
 from topkit.indexers.spec import parse
 
@@ -69,14 +75,30 @@ def test_the_registered_law_is_what_was_published():
     assert names() == ["answer-key"]
     assert (LAW.half, LAW.slope, LAW.heads, LAW.error, LAW.families) == (0.27, 6, 3, 0.05, 18)
     assert set(LAW.models) == {"reference", "smollm2"} and LAW.dense == 0.5
-    for study in ("law", "law-quick"):
+    for study in ("law", "law-quick", "law-short"):
         made = read_study(study)
         assert made.law == LAW and made.shadow and made.observe == "answer-rows"
         for model in made.model:
             settings = made.of(model).settings
             assert {task.name for task, _ in settings}.isdisjoint(LAW.seen)
-    full = read_study("law")
-    assert all(full.at(length) >= LAW.haystacks for _, length in full.settings)
+    for study in (read_study("law"), read_study("law-short")):
+        assert set(study.model) == set(LAW.models)
+        for model in study.model:
+            own = study.of(model)
+            assert all(own.at(length) >= LAW.haystacks for _, length in own.settings)
+            assert {task_name(task) for task, _ in own.settings} <= set(LAW.tasks_of(model))
+            cells = [cell for cell in own.cells if cell.indexer is not None]
+            families = {manner_of(c) if kind_of(c) == "oracle" else family_of(c) for c in cells}
+            # Of which smollm2 leaves one out, that was trained for the other model.
+            assert len(families) - 1 >= LAW.families
+
+
+def test_what_a_course_of_two_models_says_of_its_runs_is_read_back(tmp_path: Path):
+    """Each model has a folder, and in it the split that its reading heads are found on."""
+    course = Course(study=read_study("law"), out=tmp_path, about={}, crew=crew(None, 1, "cpu"))
+    (tmp_path / STUDY).write_text(json.dumps({RUNS: listed(course)}))
+    said = study_of(tmp_path / STUDY)[RUNS]
+    assert [one["heads"] for one in said] == ["smollm2/heads", "reference/heads"]
 
 
 def test_an_answer_is_right_where_all_its_steps_are():

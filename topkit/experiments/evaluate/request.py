@@ -131,7 +131,8 @@ class Request:
                 self.identity,
                 contents,
                 model=self.setting.model,
-                tasks=[{"task": task_name(task), **task.parameters()} for task in part.tasks],
+                # RULER's own has a parameter of that name, which its text says already.
+                tasks=[{**task.parameters(), "task": task_name(task)} for task in part.tasks],
                 lengths=list(part.lengths),
                 samples=part.haystacks,
                 **({"first": part.first} if part.first else {}),

@@ -29,9 +29,10 @@ OF_A_RUN = ("pilot", "left out")
 _FOLDER = Text(
     r"[\w.-]*[\w-][\w.-]*(/from-[a-z]+)?(/seed-[0-9]+)?", "a folder below the study's own"
 )
+_SPLIT = Text(rf"([\w.-]*[\w-][\w.-]*/)?{SPLIT}", "a folder below the study's own")
 ABOUT = {
     "model?": str,
-    "runs?": [{"model": str, "seed": Whole(), "folder": _FOLDER, f"{SPLIT}?": _FOLDER}],
+    "runs?": [{"model": str, "seed": Whole(), "folder": _FOLDER, f"{SPLIT}?": _SPLIT}],
     "law?": {"name": str, "sha256": SHA256},
     "aims?": {
         "reach?": Number(0, 1),

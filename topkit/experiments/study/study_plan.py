@@ -131,7 +131,7 @@ class StudyPlan(Plan[Path]):
         with self.evaluations[0].opened() as jobs:
             # Before the jobs, so that a study cut short can be reported as what it is.
             if course.several:
-                _write(course.out / STUDY, {**course.about, RUNS: _listed(course)})
+                _write(course.out / STUDY, {**course.about, RUNS: listed(course)})
             if not (stage.pilot or stage.split):
                 _write(stage.out / STUDY, about_of(course, stage))
                 law = course.study.law
@@ -160,7 +160,8 @@ def _words(stage: Stage) -> str:
     return f"{stage.model}, {what}"
 
 
-def _listed(course: Course) -> list[dict[str, Any]]:
+def listed(course: Course) -> list[dict[str, Any]]:
+    """What study.json says of the runs of a course."""
     return [
         {
             "model": run.model,

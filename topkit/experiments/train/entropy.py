@@ -68,13 +68,13 @@ def sentences(start: Start) -> list[str]:
         where = f"{start.name}, {title}"
         before = float(start.heads(BEFORE, task, ENTROPY).mean())
         for arm in start.trained:
-            change = _change(start, task, ENTROPY, arm, BEFORE)
+            change = change_of(start, task, ENTROPY, arm, BEFORE)
             what = "densely" if arm == DENSE else f"at {arm}"
             line = (
                 f"{where}: trained {what}, entropy goes from {before:.2f} nats by {_words(change)}"
             )
             if arm != DENSE and DENSE in start.models:
-                beside = _change(start, task, ENTROPY, arm, DENSE)
+                beside = change_of(start, task, ENTROPY, arm, DENSE)
                 line += f", beside dense training by {_words(beside)}: {_verdict(beside)}"
             lines.append(f"{line}.")
         for arm in (BEFORE, *start.ratios):
@@ -105,7 +105,7 @@ def _losses(start: Start, task: int) -> list[str]:
     return [name for name in start.measures(task) if name.startswith(MASS)]
 
 
-def _change(start: Start, task: int, measure: str, arm: str, base: str) -> Interval:
+def change_of(start: Start, task: int, measure: str, arm: str, base: str) -> Interval:
     """The mean over heads after one training minus after another, or before any."""
     after, before = (start.heads(one, task, measure).mean((1, 2, 3)) for one in (arm, base))
     return mean((after - before)[None], np.ones(len(after)))[0]
@@ -130,10 +130,10 @@ def _changes(start: Start, task: int) -> Table:
     for arm in start.models:
         nats, share = (start.heads(arm, task, name) for name in (ENTROPY, RELATIVE))
         row = ["before" if arm == BEFORE else arm, f"{nats.mean():.2f}", f"{share.mean():.3f}"]
-        row.append("" if arm == BEFORE else _words(_change(start, task, ENTROPY, arm, BEFORE)))
+        row.append("" if arm == BEFORE else _words(change_of(start, task, ENTROPY, arm, BEFORE)))
         row.append(
             "" if arm in (BEFORE, DENSE) or DENSE not in start.models
-            else _words(_change(start, task, ENTROPY, arm, DENSE))
+            else _words(change_of(start, task, ENTROPY, arm, DENSE))
         )  # fmt: skip
         rows.append([*row, *(f"{x:.2f}" for x in nats.mean((0, 1, 3)))])
     heads = ["trained", "nats", "H / ln n", "minus before", "minus dense"]
