@@ -37,7 +37,7 @@ def plan(count: int | None, there: int) -> str:
     if count is None:
         return "no number of haystacks that can be run would decide"
     return (
-        f"about {count:,} haystacks would decide, of which {there:,} were run, were the two equal"
+        f"were the two equal, about {count:,} haystacks would show it; {there:,} were run"
     )
 
 
