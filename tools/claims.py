@@ -28,22 +28,27 @@ not be had where these results were made; `topkit evaluate MODEL --task helmet:f
 ([tasks.md](tasks.md)) run them where it is."""
 
 ABSTRACT = "arXiv 2512.03494, abstract"
+# Those that the README names too.
+EXACT_EQUALS = "Exact Top-k decoding equals full attention"
+RISES = "Accuracy rises with the precision of Top-k: in one manner of loss"
+TRAINED = "Training through Top-k makes a model do better with it"
+ENTROPY = "Models trained through Top-k attend with less entropy"
 CLAIMS = (
     Claim(
-        "Exact Top-k decoding equals full attention",
+        EXACT_EQUALS,
         ABSTRACT,
         "keeping the keys of the largest scores while decoding does as well as full attention or better",
         "are the two equal within 0.01 at 5 % of the keys and more, the share from which summaries of the paper have "
         "them level?",
-        "topkit study exact-topk",
+        "topkit study exact-topk --out runs/exact-topk",
         claimed.exact_equals,
     ),
     Claim(
-        "Accuracy rises with the precision of Top-k: in one manner of loss",
+        RISES,
         ABSTRACT,
         "task performance and the fidelity of the approximation go together",
         "does exact Top-k that loses fewer keys, in the same manner, score more?",
-        "topkit study precision",
+        "topkit study precision --out runs/precision",
         claimed.rises_in_a_manner,
     ),
     Claim(
@@ -51,24 +56,24 @@ CLAIMS = (
         ABSTRACT,
         "task performance and the fidelity of the approximation go together",
         "over families of real indexers, does accuracy rise with recall, and what predicts a family left out?",
-        "topkit study precision",
+        "topkit study precision --out runs/precision",
         claimed.rises_over_methods,
     ),
     Claim(
-        "Training through Top-k makes a model do better with it",
+        TRAINED,
         ABSTRACT,
         "Top-k in training as in decoding makes Top-k decoding markedly better",
-        "trained at a ratio and decoded at the same, does a model score more than one trained densely on the same "
-        "batches, over paired seeds?",
-        "topkit study topk-sft",
+        "trained by exact Top-k attention, does a model answer more with few keys than one trained alike by full "
+        "attention?",
+        "topkit study topk-sft --out runs/topk-sft",
         trained_claims.sft_helps,
     ),
     Claim(
-        "Models trained through Top-k attend with less entropy",
+        ENTROPY,
         ABSTRACT,
         "after training through Top-k the entropy of attention falls on downstream tasks",
-        "is the mean entropy of all heads lower than after dense training on the same batches, over paired seeds?",
-        "topkit study entropy",
+        "does the entropy of attention at question and answer fall further with Top-k training than with dense?",
+        "topkit study entropy --out runs/entropy",
         trained_claims.entropy_falls,
     ),
     Claim(
@@ -85,7 +90,7 @@ CLAIMS = (
         "arXiv 2504.17768 (by a summary)",
         "the share of keys that can be left out grows with the length of the context",
         "does exact Top-k lose less at 1/32 of the keys in a longer context?",
-        "topkit study smollm2 --task niah-single:wording=code",
+        "topkit study smollm2 --task niah-single:wording=code --out runs/smollm2",
         claimed.longer_contexts,
     ),
     Claim(
@@ -93,7 +98,7 @@ CLAIMS = (
         "arXiv 2605.06763, abstract",
         "leaving out even one critical key leads to sharp spikes of error",
         "of answers with a step whose key all reading heads missed, how many are right? (supported below 0.1)",
-        "topkit study law",
+        "topkit study law --out runs/law",
         claimed.missed_key,
     ),
     Claim(
@@ -101,7 +106,7 @@ CLAIMS = (
         "RTPurbo, arXiv 2605.16928 (not read: as others cite it)",
         "most heads do with a local or sparse view, and few retrieve",
         "how many KV groups raise a poor indexer by being exact alone? (supported: some, and no more than a quarter)",
-        "topkit study heads",
+        "topkit study heads --out runs/heads",
         claimed.heads,
     ),
     Claim(
@@ -110,7 +115,7 @@ CLAIMS = (
         "heads that retrieve vary over the steps of an answer, and static ones cannot stand in for them",
         "in a dense pass, are the heads that read answers on average those of each step? (not supported above 0.9 of the "
         "steps, supported below)",
-        "topkit study law",
+        "topkit study law --out runs/law",
         claimed.retrieval_heads,
     ),
     Claim(
@@ -118,7 +123,7 @@ CLAIMS = (
         "sglang#26209, sglang#27059 (descriptions)",
         "GSM8K 0.980 with fp8 index keys and 0.965 with fp4; 0.955 and 0.930 on another machine",
         "can numbers like these show a cost, and what would rows of fidelity have said?",
-        "topkit study precision",
+        "topkit study precision --out runs/precision",
         claimed.fp4_keys,
     ),
     Claim(
@@ -127,7 +132,7 @@ CLAIMS = (
         "half of the steps go right where the reading heads leave the answer's key a weight of 0.27; a mean error above "
         "0.05 on unseen families refutes it",
         "does it hold on tasks, families and a model that it was not chosen on?",
-        "topkit study law",
+        "topkit study law --out runs/law",
         claimed.law,
     ),
 )

@@ -6,6 +6,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+from claimed import Claim
+from claims import CLAIMS, ENTROPY, EXACT_EQUALS, RISES, TRAINED
 from papers.table import rows as of_papers
 
 from topkit.cli.listing import markdown
@@ -49,28 +51,35 @@ def five_findings() -> str:
 
 
 def paper_claims() -> str:
-    """What arXiv 2512.03494 shows, the command that asks the same here, and what came of it."""
-    return markdown(
-        [
-            {"the paper": paper, "command": command, "here": here}
-            for paper, command, here in (
-                _as_good_as_full(),
-                _precision(),
-                _lightning(),
-                _heads(),
-                (
-                    "Training with Top-k attention (SFT) helps at small k.",
-                    "`topkit study topk-sft --out runs/t`",
-                    "Not measured yet.",
-                ),
-                (
-                    "That training lowers the entropy of attention.",
-                    "`topkit study entropy --out runs/e`",
-                    "Not measured yet.",
-                ),
-            )
-        ]
+    """What arXiv 2512.03494 shows, what came of it here, and the verdict and command of docs/claims.md."""
+    full, rises, trained, entropy = (
+        next(claim for claim in CLAIMS if claim.name == name)
+        for name in (EXACT_EQUALS, RISES, TRAINED, ENTROPY)
     )
+    lines = [
+        _as_claimed(
+            "Decoding with exact Top-k is as good as full attention, with about 5 % of the keys (8B, 128K).",
+            full,
+            _as_good_as_full(),
+        ),
+        _as_claimed(
+            "Accuracy rises with the share of exact keys among those chosen (precision).",
+            rises,
+            _precision(),
+        ),
+        _lightning(),
+        _heads(),
+        _as_claimed("Training with Top-k attention (SFT) helps at small k.", trained),
+        _as_claimed("That training lowers the entropy of attention.", entropy),
+    ]
+    heads = ("the paper", "command", "here")
+    return markdown([dict(zip(heads, line, strict=True)) for line in lines])
+
+
+def _as_claimed(paper: str, claim: Claim, numbers: str = "") -> tuple[str, str, str]:
+    """The verdict of the claims' page stands first, so that the two pages cannot disagree."""
+    verdict = f"**{claim.answer().verdict.capitalize()}**"
+    return paper, f"`{claim.command}`", f"{verdict}: {numbers}" if numbers else f"{verdict}."
 
 
 def _budget(one: Findings) -> str:
@@ -92,7 +101,7 @@ def _budget(one: Findings) -> str:
 def _four_bits(both: Comparison) -> str:
     indexer, words = parse("quantized:dtype=int4"), list[str]()
     for model, (curve,), (k,) in zip(both.models, both.curves, both.budgets, strict=True):
-        gap = Findings(curve).to_exact(_place(curve, indexer, k))
+        gap = Findings(curve).to_exact(place_of(curve, indexer, k))
         assert gap is not None
         _hold(float(gap.low) < 0 < float(gap.high), "int4 and exact Top-k are not told apart")
         words.append(f"{said(gap, signed=True)} with {_named(model)}")
@@ -107,7 +116,7 @@ def _recall(one: Findings) -> str:
     parts = list[str]()
     for spec, fails in (("degraded(0.95)", True), ("sampled(quantized(dtype=int4))", False)):
         indexer = parse(spec)
-        place = _place(curve, indexer, curve.budget)
+        place = place_of(curve, indexer, curve.budget)
         gap = one.to_exact(place)
         assert gap is not None
         _hold(float(gap.high) < 0 if fails else float(gap.low) > 0, "recall misleads")
@@ -124,7 +133,7 @@ def _recall(one: Findings) -> str:
 
 def _mass(one: Findings) -> str:
     curve, indexer = one.curve, parse("reuse(exact(),every=2)")
-    place = _place(curve, indexer, curve.budget)
+    place = place_of(curve, indexer, curve.budget)
     mass, score = curve.mean("mass")[place], one.accuracy[place]
     _hold(mass > 0.7 and float(score.high) < 0.2, "mass is no guarantee")
     return (
@@ -136,7 +145,7 @@ def _mass(one: Findings) -> str:
 def _models(both: Comparison) -> str:
     indexer, scores = parse("sampled(quantized(dtype=int4))"), list[str]()
     for model, (curve,), (k,) in zip(both.models, both.curves, both.budgets, strict=True):
-        score = Findings(curve).accuracy[_place(curve, indexer, k)]
+        score = Findings(curve).accuracy[place_of(curve, indexer, k)]
         scores.append(f"{said(score)} with {_named(model)}")
     return (
         f"**What wins on one model need not win on another.** Each asked what it can nearly do, `{short(indexer)}` "
@@ -144,34 +153,28 @@ def _models(both: Comparison) -> str:
     )
 
 
-def _as_good_as_full() -> tuple[str, str, str]:
+def _as_good_as_full() -> str:
     words = list[str]()
     for one in found(ONE_MODEL):
         curve = one.curve
         k = next(k for k in curve.budgets if k.amount * 16 == curve.length)
-        score, dense = (one.accuracy[_place(curve, i, b)] for i, b in ((EXACT, k), (None, None)))
+        score, dense = (one.accuracy[place_of(curve, i, b)] for i, b in ((EXACT, k), (None, None)))
         words.append(f"{score.value:.2f} of {dense.value:.2f} at {curve.length:,} tokens")
-    return (
-        "Decoding with exact Top-k is as good as full attention, with about 5 % of the keys (8B, 128K).",
-        "`topkit study smollm2 --out runs/s`",
-        f"With 1/16 of the keys: {', '.join(words)} (135M; [results](docs/findings.md)).",
-    )
+    return f"with 1/16 of the keys {', '.join(words)} (135M; [results](docs/findings.md))."
 
 
-def _precision() -> tuple[str, str, str]:
+def _precision() -> str:
     (one,) = found(ORACLES)
     told = re.search(
-        r"Over (\d+) oracles .* is ([\d.]+) of recall and ([\d.]+) of mass",
+        r"(\d+) oracles .* is ([\d.]+) for recall and ([\d.]+) for mass",
         "\n".join(one.sentences()),
     )
     _hold(told is not None, "oracles are ordered")
     assert told is not None
     ways, recall, mass = told.groups()
     return (
-        "Accuracy rises with the share of exact keys among those chosen (precision).",
-        "`topkit study full --out runs/f`",
-        f"Spearman's correlation of accuracy over {ways} ways to lose keys: {recall} with precision, {mass} with attention "
-        "mass ([results](docs/findings.md#the-bundled-model)).",
+        f"which keys are lost matters more. Over {ways} ways to lose keys, Spearman's correlation of accuracy is "
+        f"{recall} with precision, {mass} with attention mass ([results](docs/findings.md#the-bundled-model))."
     )
 
 
@@ -195,7 +198,7 @@ def _heads() -> tuple[str, str, str]:
     )
 
 
-def _place(curve: Curve, indexer: object, k: object) -> int:
+def place_of(curve: Curve, indexer: object, k: object) -> int:
     place = curve.place(indexer, k)  # type: ignore[arg-type]
     assert place is not None, f"{curve.title} has no {indexer} at {k}"
     return place

@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from front_page import ONE_MODEL, ORACLES, five_findings, found, of_two_models, paper_claims
+from findings_page import carry_over, findings, smollm2
+from front_page import five_findings, paper_claims
 from kernels_used import ORDER, kernels_used
 from papers.table import figures, of_method
 
@@ -21,12 +22,7 @@ from topkit.experiments.bench.machine import other_triton
 from topkit.experiments.bench.rows import read_rows
 from topkit.experiments.bench.table import table
 from topkit.experiments.study import captured_board
-from topkit.experiments.study.findings import Findings
-from topkit.experiments.study.kinds import EXACT, kind_of, name_of
 from topkit.experiments.study.leaderboard import markdown_of
-from topkit.experiments.study.models_compared import sentences as carried
-from topkit.experiments.study.sentences import said
-from topkit.grammar import short
 from topkit.indexers import INDEXERS, Indexer
 from topkit.indexers.spec import parse
 
@@ -118,71 +114,6 @@ def scores() -> str:
     books = ", ".join(f"{title} {value:.1f}" for title, value in held["perplexity"].items())
     machine = f"{held['gpu']}, torch {held['torch']}, transformers {held['transformers']}"
     return f"{markdown(lines)}\n\nPerplexity of books kept apart, a token: {books}. ({machine}.)"
-
-
-def findings() -> str:
-    """What the studies found: their sentences, and the cells of the first."""
-    (first,), others = found(ORACLES), found("tasks")
-    curve, lines = first.curve, []
-    for place in curve.where("real", "control", "oracle", budget=curve.budget):
-        if kind_of(curve.cells[place]) != "oracle" or place == curve.place(EXACT, curve.budget):
-            lines.append(
-                {
-                    "indexer": f"`{name_of(curve.cells[place])}`",
-                    "accuracy": said(first.accuracy[place]),
-                    "recall": f"{curve.mean('recall')[place]:.2f}",
-                    "mass": f"{curve.mean('mass')[place]:.2f}",
-                    "KiB read, a step and layer": f"{curve.mean('bytes_read')[place] / 1024:.0f}",
-                }
-            )
-    lines.sort(key=lambda line: line["accuracy"], reverse=True)
-    parts = [_told(first), markdown(lines), *(_told(f) for f in others)]
-    return "\n\n".join(parts)
-
-
-def smollm2() -> str:
-    """What SmolLM2 answers at each length with each indexer, and what it says of recall and mass."""
-    lengths = found(ONE_MODEL)
-    lines = list[dict[str, str]]()
-    for cell in lengths[-1].curve.cells:
-        if cell.indexer is None or (kind_of(cell) == "oracle" and name_of(cell) != "exact()"):
-            continue
-        line = {"indexer": f"`{name_of(cell)}`", "k": str(cell.budget)}
-        for one in lengths:
-            length, place = one.curve.length, one.curve.cells.index(cell)
-            line[f"{length:,} tokens"] = said(one.accuracy[place])
-        for name in ("recall", "mass"):
-            line[f"{name}, {length:,}"] = f"{lengths[-1].curve.mean(name)[place]:.2f}"
-        lines.append(line)
-    lines.sort(key=lambda line: -float(line["2,048 tokens"].split()[0]))
-    return "\n\n".join([*(_told(one) for one in lengths), markdown(lines)])
-
-
-def carry_over() -> str:
-    """Whether the order of indexers carries over from one model to another, and both models' cells."""
-    one = of_two_models()
-    lines = list[dict[str, str]]()
-    for indexer in (parse("exact()"), *one.indexers):
-        line = {"indexer": f"`{short(indexer)}`"}
-        for model, (curve,), (budget,) in zip(one.models, one.curves, one.budgets, strict=True):
-            place = curve.place(indexer, budget)
-            assert place is not None
-            line[f"{model}, k = {budget}"] = said(Findings(curve).accuracy[place])
-            line[f"mass, {model}"] = f"{curve.mean('mass')[place]:.2f}"
-        lines.append(line)
-    lines.sort(key=lambda line: -float(line[f"smollm2, k = {one.budgets[1][0]}"].split()[0]))
-    each = "; ".join(
-        f"{curve.title}: {len(curve.haystacks)} haystacks, {int(curve.questions.sum())} questions"
-        for (curve,) in one.curves
-    )
-    sentences = "\n".join(f"- {line}" for line in carried(one))
-    return f"({each}.)\n\n{sentences}\n\n{markdown(lines)}"
-
-
-def _told(found: Findings) -> str:
-    prompts = int(found.curve.questions.sum())
-    title = f"**{found.curve.title}** ({prompts} questions, {len(found.curve.haystacks)} haystacks)"
-    return "\n".join([f"{title}:", "", *(f"- {line}" for line in found.sentences())])
 
 
 def _useless(rows: Sequence[Mapping[str, str]]) -> list[str]:

@@ -163,7 +163,7 @@ def test_models_are_compared_on_what_both_have_where_exact_top_k_tells(tmp_path:
     assert found.shared and [str(k) for k in found.budgets[0]] == ["16"]
     assert len(found.indexers) == 7 and len(set(found.families)) == 6
     lines = " ".join(sentences(found))
-    assert "from one to two? Over 6 families, it does" in lines
+    assert "from one to two? It does over 6 families" in lines
     assert "No indexer is shown to stand otherwise" in lines
     (apart,) = comparisons([one, replace(other, task="kv-recall")])
     assert not apart.shared and "each on settings of its own" in " ".join(sentences(apart))
@@ -185,6 +185,21 @@ def test_a_reversed_order_is_said_with_what_moves():
     assert "reversed" in lines[0]
     assert "stand otherwise with two than with one" in lines[2]
     assert "faiss_ivf" in lines[2] and lines[2].count("[") <= 6
+
+
+def test_what_fails_with_both_models_is_not_said_to_move():
+    """Exact Top-k scores less with the second: that changes the gap of what scores nothing, and says nothing of it."""
+    pair = list[Curve]()
+    for model, exact in (("one", 0.6), ("two", 0.35)):
+        made = curve(model, spread(REAL))
+        rates = made.rates.copy()
+        rates[1] += exact - 0.6
+        rates[3:5] = 0  # the first indexer at both k
+        pair.append(replace(made, rates=rates))
+    (found,) = comparisons(pair)
+    told = list(sentences(found))[2]
+    assert f"{len(REAL) - 1} of {len(REAL)} indexers stand otherwise" in told
+    assert " sign() " not in told
 
 
 def test_running_text_is_compared_by_its_nll():

@@ -91,7 +91,7 @@ def test_verdicts_both_ways_and_at_the_floor():
 def test_a_margin_that_the_sample_cannot_decide_names_the_planners_number():
     few = curve({Cell(): right(1.0, 40), cell("exact()", "5%"): right(0.975, 40)})
     needed = haystacks_needed(0.01, 2 / 41)
-    with pytest.raises(Undecided, match=f"about {needed:,} haystacks would decide, of which 40"):
+    with pytest.raises(Undecided, match=f"about {needed:,} haystacks would show it; 40 were run"):
         require_equivalent([few], "exact()", margin=0.01)
     with pytest.raises(GateFailed, match="worse"):
         require_equivalent([BOTH], "exact()", margin=0.01, budget="0.4%")

@@ -36,9 +36,7 @@ def plan(count: int | None, there: int) -> str:
     """How many haystacks a verdict takes, of which some are there, in words."""
     if count is None:
         return "no number of haystacks that can be run would decide"
-    return (
-        f"about {count:,} haystacks would decide, of which {there:,} were run, were the two equal"
-    )
+    return f"were the two equal, about {count:,} haystacks would show it; {there:,} were run"
 
 
 def equality(curve: Curve, place: int, base: int, margin: float) -> Equality:

@@ -142,25 +142,33 @@ class Findings(Intervals):
         if exact is None:
             return ""
         score, gaps = float(self.accuracy.value[exact]), self.against(exact)
-        cost = f"cost at most {self.margin:g} of exact Top-k's accuracy at k = {self.budget}"
         if score <= self.margin:
             return f"Exact Top-k itself scores {score:.2f} at k = {self.budget}: no loss of {self.margin:g} could show."
         verdicts = {p: judged(gaps[p], self.margin) for p in self.compared("real", "oracle")}
 
-        def named(place: int) -> str:
-            name = name_of(curve.cells[place])
-            return f"{name} (recall {recall[place]:.2f}, mass {mass[place]:.2f})"
+        def against(place: int) -> str:
+            return f"for {name_of(curve.cells[place])} (mass {mass[place]:.2f})"
 
         fine = [p for p, verdict in verdicts.items() if verdict in (GOOD, BETTER)]
         worse = [p for p, verdict in verdicts.items() if verdict == WORSE]
         least = min(fine, key=lambda p: recall[p], default=None)
         most = max(worse, key=lambda p: recall[p], default=None)
+        base = f"exact Top-k at k = {self.budget}"
+        words = list[str]()
         if least is None:
-            words = [f"No cell is shown to {cost}."]
+            words.append(
+                f"No indexer is shown to lose at most {self.margin:g} of accuracy against {base}."
+            )
         else:
-            words = [f"The least recall shown to {cost} is that of {named(least)}."]
+            words.append(
+                f"A recall of {recall[least]:.2f} is enough {against(least)}: its accuracy minus that of {base} is "
+                f"{said(gaps[least], signed=True)}, which excludes a loss of more than {self.margin:g}."
+            )
         if most is not None:
-            words.append(f"The greatest recall shown to cost more is that of {named(most)}.")
+            words.append(
+                f"A recall of {recall[most]:.2f} is too little {against(most)}: its accuracy minus that of {base} is "
+                f"{said(gaps[most], signed=True)}."
+            )
         if least is not None and most is not None and recall[least] < recall[most]:
             words.append("So recall alone does not say whether the model notices.")
         return " ".join(words)
@@ -181,10 +189,10 @@ class Findings(Intervals):
         places = self.compared("real")
         families = [family_of(self.curve.cells[place]) for place in places]
         count = len(set(families))
-        over = f"Over {len(places)} real indexers of {count} families at k = {self.budget}"
+        over = f"{len(places)} real indexers of {count} families at k = {self.budget}"
         if self.budget is None or count < FEWEST or len(self.curve.haystacks) < 2:
             few = f"fewer than {FEWEST} families" if count < FEWEST else "fewer than 2 haystacks"
-            return f"Over real indexers, nothing is shown: there are {few} to compare."
+            return f"What recall and mass predict of real indexers is not shown: there are {few} to compare."
         word, goal = self.goal(places)
         predicted = predicts(over, word, prediction(*self._means(places, goal), families))
         return f"{predicted} {orders(word.partition(',')[0], self._order(places, goal, families))}"
@@ -194,12 +202,12 @@ class Findings(Intervals):
         places = self.compared("oracle")
         manners = [manner_of(self.curve.cells[place]) for place in places]
         if len(places) < FEWEST:
-            return f"Over oracles, nothing is shown: there are fewer than {FEWEST} to compare."
+            return ""
         word, goal = self.goal(places)
         several = len(set(manners)) > 1
         found = prediction(*self._means(places, goal), manners) if several else None
         alone = [str(place) for place in places]
-        over = f"Over {len(places)} oracles at k = {self.budget}"
+        over = f"{len(places)} oracles at k = {self.budget}"
         return designed(over, word.partition(",")[0], self._order(places, goal, alone), found)
 
     def _held_out(self) -> str:

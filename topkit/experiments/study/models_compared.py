@@ -22,6 +22,8 @@ from topkit.indexers.budget import Budget
 BETWEEN = (0.3, 0.95)
 # Moves that a sentence names.
 _MOST = 6
+# Accuracies that an indexer which fails may reach by chance.
+_FLOOR = 0.01
 
 
 @dataclass(frozen=True)
@@ -145,38 +147,46 @@ def sentences(comparison: Comparison) -> Iterator[str]:
     """What is shown of two models, the order first, then what moves."""
     found, (one, other) = comparison.found, comparison.models
     yield (
-        f"Does the order of indexers carry over from {one} to {other}? Over {found.families} families, "
-        f"{_trend(comparison)}: Spearman {said(found.spearman)}, Kendall {said(found.kendall)} of "
-        f"{comparison.goal} {_where(comparison)}; over their {found.indexers} indexers Spearman "
+        f"Does the order of indexers carry over from {one} to {other}? {_trend(comparison)} over {found.families} "
+        f"families: Spearman's correlation of {comparison.goal} is {said(found.spearman)}, Kendall's "
+        f"{said(found.kendall)} ({_where(comparison)}). Over the {found.indexers} indexers themselves Spearman's is "
         f"{said(found.of_indexers)}."
     )
     yield (
-        f"Haystacks alone would leave {_half(found.halves[0])} ({one}) and {_half(found.halves[1])} "
-        f"({other}): Spearman's between halves of one model's own haystacks, raised to their full number."
+        f"With itself a model agrees at {found.halves[0]:.2f} ({one}) and {found.halves[1]:.2f} ({other}): Spearman's "
+        "correlation between halves of its haystacks, raised to their full number. More cannot be expected."
     )
-    moved = [c for c in _by_size(found) if found.move.low[c] > 0 or found.move.high[c] < 0]
+    moved = [
+        c
+        for c in _by_size(found)
+        if (found.move.low[c] > 0 or found.move.high[c] < 0) and not _on_floor(comparison, c)
+    ]
     if not moved:
         yield f"No indexer is shown to stand otherwise against exact Top-k with {other} than with {one}."
         return
     named = ", ".join(
         f"{short(comparison.indexers[c])} {said(found.move[c], signed=True)}" for c in moved[:_MOST]
     )
-    more = f", and {len(moved) - _MOST} more" if len(moved) > _MOST else ""
+    most = f"; the {_MOST} that move most" if len(moved) > _MOST else ""
     yield (
-        f"Against exact Top-k these stand otherwise with {other} than with {one} ({comparison.goal}, each "
-        f"interval by itself): {named}{more}."
+        f"{len(moved)} of {found.indexers} indexers stand otherwise with {other} than with {one}{most} (gap in "
+        f"{comparison.goal} to exact Top-k with {other} minus that with {one}, each interval by itself): {named}."
     )
+
+
+def _on_floor(comparison: Comparison, c: int) -> bool:
+    """Whether an indexer fails with both models, so that its gaps are exact Top-k's own scores."""
+    sides = zip(comparison.curves, comparison.budgets, strict=True)
+    means = [_goals(x, [comparison.indexers[c]], ks).mean() for side, ks in sides for x in side]
+    return comparison.goal == "accuracy" and max(means) <= _FLOOR
 
 
 def _trend(comparison: Comparison) -> str:
     _, low, high = comparison.found.spearman
     if low > 0:
-        return "it does in part" if float(comparison.found.spearman.value) < 0.9 else "it does"
-    return "it is reversed" if high < 0 else "nothing is shown"
-
-
-def _half(value: float) -> str:
-    return f"{value:.2f}"
+        whole = float(comparison.found.spearman.value) >= 0.9
+        return "It does" if whole else "In part"
+    return "It is reversed" if high < 0 else "That is not shown"
 
 
 def _where(comparison: Comparison) -> str:
@@ -185,7 +195,7 @@ def _where(comparison: Comparison) -> str:
         f"{model} at k = {', '.join(map(str, ks))}"
         for model, ks in zip(comparison.models, comparison.budgets, strict=True)
     )
-    return f"{on} ({at})"
+    return f"{on}: {at}"
 
 
 def _by_size(found: Agreement) -> list[int]:

@@ -45,36 +45,39 @@ def judged(gap: Interval, margin: float, base: float = 1.0) -> str:
 
 
 def predicts(over: str, goal: str, found: Prediction) -> str:
-    """How far off a family left out is predicted, and which of recall and mass predicts better."""
+    """How far off a family left out is predicted, and whether recall or mass predicts it better."""
     recall, mass, neither = (said(x) for x in (found.recall, found.mass, found.neither))
-    shown = said(found.mass_minus_recall, signed=True)
+    gap = said(found.mass_minus_recall, signed=True)
     _, low, high = found.mass_minus_recall
-    if high < 0:
-        better = f"Mass predicts better (mass minus recall {shown})."
-    elif low > 0:
-        better = f"Recall predicts better (mass minus recall {shown})."
-    else:
-        better = f"Which of the two predicts better is not decided (mass minus recall {shown})."
+    better = "Mass" if high < 0 else "Recall" if low > 0 else ""
+    shown = (
+        f"{better} predicts better" if better else "Which of the two predicts better is not decided"
+    )
     return (
-        f"{over}, {goal} of a family left out is predicted with a mean error of {recall} from recall, "
-        f"of {mass} from mass, of {neither} from neither. {better}"
+        f"{over}: each family was left out in turn, and its {goal} predicted from the others. The mean error is "
+        f"{recall} by recall, {mass} by mass, and {neither} by the mean of the others. {shown} (mean error by mass minus "
+        f"that by recall: {gap})."
     )
 
 
 def orders(goal: str, found: Ordering) -> str:
-    """Whether a goal rises with recall and with mass, family by family, and which orders it better."""
+    """Whether a goal rises with recall and with mass from family to family, and which orders it better."""
     recall, mass = _trend(found.recall), _trend(found.mass)
-    numbers = f"recall {said(found.recall)}, mass {said(found.mass)}"
+    numbers = (
+        f"Spearman's correlation: {said(found.recall)} with recall, {said(found.mass)} with mass"
+    )
     if not recall and not mass:
-        return f"Of an order of the families nothing is shown (Spearman: {numbers})."
+        return (
+            f"That {goal} rises with recall or mass from family to family is not shown ({numbers})."
+        )
     if recall == mass:
-        trend = f"{goal} {recall} both recall and mass"
+        trend = f"{recall} both recall and mass"
     elif recall and mass:
-        trend = f"{goal} {recall} recall and {mass} mass"
+        trend = f"{recall} recall and {mass} mass"
     else:
         one, other = ("recall", "mass") if recall else ("mass", "recall")
-        trend = f"{goal} {recall or mass} {one}; with {other} nothing is shown"
-    return f"Family by family, {trend} (Spearman: {numbers}). {_better(found.mass_minus_recall)}"
+        trend = f"{recall or mass} {one}, which is not shown of {other}"
+    return f"From family to family, {goal} {trend} ({numbers}). {_better(found.mass_minus_recall)}"
 
 
 def _trend(correlation: Interval) -> str:
@@ -84,26 +87,28 @@ def _trend(correlation: Interval) -> str:
 
 def _better(gap: Interval) -> str:
     _, low, high = gap
-    shown = said(gap, signed=True)
-    if low > 0:
-        return f"Mass orders it better (mass minus recall {shown})."
-    if high < 0:
-        return f"Recall orders it better (mass minus recall {shown})."
-    return f"Which of the two orders it better is not decided (mass minus recall {shown})."
+    better = "Mass" if low > 0 else "Recall" if high < 0 else ""
+    shown = (
+        f"{better} orders it better"
+        if better
+        else "Which of the two orders it better is not decided"
+    )
+    return f"{shown} (correlation of mass minus that of recall: {said(gap, signed=True)})."
 
 
 def designed(over: str, goal: str, order: Ordering, found: Prediction | None) -> str:
     """Of oracles, which are chosen and not drawn: estimates, of which there are no intervals."""
     words = (
-        f"{over} (design points, not a sample: without intervals), Spearman's correlation with {goal} is "
-        f"{float(order.recall.value):.2f} of recall and {float(order.mass.value):.2f} of mass"
+        f"{over} (chosen, not sampled, hence no intervals): Spearman's correlation with {goal} is "
+        f"{float(order.recall.value):.2f} for recall and {float(order.mass.value):.2f} for mass."
     )
-    if found is not None:
-        words += (
-            f"; a manner of loss left out is predicted with a mean error of {float(found.recall.value):.2f} from "
-            f"recall, of {float(found.mass.value):.2f} from mass, of {float(found.neither.value):.2f} from neither"
-        )
-    return f"{words}."
+    if found is None:
+        return words
+    recall, mass, neither = (float(x.value) for x in (found.recall, found.mass, found.neither))
+    return (
+        f"{words} With one manner of loss left out and predicted from the others, the mean error is {recall:.2f} by "
+        f"recall, {mass:.2f} by mass, and {neither:.2f} by the mean of the others."
+    )
 
 
 def sentence(words: str) -> str:
