@@ -256,7 +256,9 @@ def law() -> Answer:
     for registered, found in _law_runs():
         one = outcome(registered, found, "observed")
         words.append(UNDECIDED if one is None else one.word)
-        numbers += [f"{found.model}: {line}" for line in law_sentences(registered, found)]
+        numbers += [
+            f"{found.model}: {line.removesuffix('.')}" for line in law_sentences(registered, found)
+        ]
     verdict = NOT if "refuted" in words else SUPPORTED if words and set(words) == {"held"} else UNDECIDED  # fmt: skip
     return Answer(verdict if words else NOT_RUN, folders(_of_law()), numbers)
 

@@ -19,7 +19,8 @@ def of_cost(rows: Sequence[Row]) -> str:
     if passes:
         words.append(f"{min(row['share'] for row in passes):.0%} of the bytes can be enough")
     if fails:
-        words.append(f"{max(row['share'] for row in fails):.0%} can be too few")
+        of = "" if passes else " of the bytes"
+        words.append(f"{max(row['share'] for row in fails):.0%}{of} can be too few")
     return (
         _sentence(", and ".join(words))
         or "At no number of bytes is an indexer shown to pass or fail"

@@ -89,12 +89,15 @@ def sentences(law: Law, found: Predictions) -> Iterator[str]:
     outcomes = [one for form in FORMS if (one := outcome(law, found, form)) is not None]
     for one in outcomes:
         yield (
-            f"{one.form.capitalize()}: {one.word}. {one.why[0].upper()}{one.why[1:]} ({one.cells} cells of "
-            f"{one.families} families, {one.haystacks} haystacks a task; sampling alone would leave "
-            f"{one.law.by_chance:.3f})."
+            f"{one.form.capitalize()}: {one.word}. {one.why[0].upper()}{one.why[1:]} (mean error on a family "
+            f"{said(one.law.error, digits=3)}, of which sampling alone would leave {one.law.by_chance:.3f}; "
+            f"{one.cells} cells of {one.families} families, {one.haystacks} haystacks a task)."
         )
     if not outcomes:
         yield "No task that the law is registered to predict of this model was run with two families and can be counted."
+    if fitted := list(_fitted(counted(law, found))):
+        errors = ", ".join(f"{said(made.error, digits=3)} from `{name}`" for name, made in fitted)
+        yield f"Curves fitted to the other families predict a family with a mean error of {errors}."
     asked = registered(law, found)
     lost = {f"{p.task} ({p.dense:.2f})": None for p in asked if p.dense < law.dense}
     if lost:
@@ -131,6 +134,12 @@ def _rows(law: Law, found: Predictions) -> Iterator[list[str]]:
         one = outcome(law, found, form)
         if one is not None:
             yield _row(f"the law, {form}", one.law, "nothing")
+    for name, made in _fitted(points):
+        yield _row(f"`{name}`", made, "the other families")
+
+
+def _fitted(points: Sequence[Point]) -> Iterator[tuple[str, Tested]]:
+    """Each measure by itself, as the best curve through the other families predicts a family from it."""
     families = [point.family for point in points]
     if len(set(families)) < 2:
         return
@@ -138,8 +147,7 @@ def _rows(law: Law, found: Predictions) -> Iterator[list[str]]:
     for name, sign in {"ws": 1, **RIVALS}.items():
         values = sign * np.array([point.metrics[name] for point in points])
         if np.isfinite(values).all():
-            made = assessed(rival(values, scored, families), scored, families)
-            yield _row(f"`{name}`", made, "the other families")
+            yield name, assessed(rival(values, scored, families), scored, families)
 
 
 def _row(name: str, found: Tested, fitted: str) -> list[str]:
