@@ -22,7 +22,7 @@ run in `results/`, which the command beside it repeats; brackets are 95 % interv
 
 - *Supported*: the intervals show it, on what was asked. *Not supported*: they show the contrary. *Undecided*: neither.
 - Two small models were asked for what stands in their context. A verdict is about them, not about a paper's own models.
-- **Not run**: HELMET and LongBench v2, on which arXiv 2512.03494 rests, since their data could not be had. topkit reads
+- HELMET and LongBench v2, on which arXiv 2512.03494 rests, were **not run**: their data could not be had. topkit reads
   their files: `topkit evaluate MODEL --task helmet:file=...` and `longbench-v2:file=...` ([tasks.md](tasks.md))."""
 
 ABSTRACT = "arXiv 2512.03494, abstract"
