@@ -17,15 +17,14 @@ from topkit.cli.listing import markdown
 PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
 INTRO = """# Claims
 
-What others published of Top-k and of sparse attention, and what topkit's committed results say of it. Made by
-`python tools/claims.py` from `results/`; each section names the runs that its numbers are of and the commands that
-repeat them, and the table the command that asks best; with 95 % intervals ([statistics.md](statistics.md)). *Supported*: the intervals show it, on what was asked. *Not supported*: they show the
-contrary. *Undecided*: they show neither. Two small models were asked, by tasks that stand in their context: a
-verdict is of these, and no verdict on a paper's own models.
+What others published about Top-k and sparse attention, and what topkit's own results say to it. Each section names the
+runs in `results/` that its numbers come from, and the commands that repeat them; brackets are 95 % intervals
+([statistics.md](statistics.md)). `python tools/claims.py` makes this page.
 
-Read by topkit's loaders and **not run**: HELMET and LongBench v2, on which arXiv 2512.03494 rests. Their data could
-not be had where these results were made; `topkit evaluate MODEL --task helmet:file=...` and `longbench-v2:file=...`
-([tasks.md](tasks.md)) run them where it is."""
+- *Supported*: the intervals show it, on what was asked. *Not supported*: they show the contrary. *Undecided*: neither.
+- Two small models were asked for what stands in their context. A verdict is about them, not about a paper's own models.
+- HELMET and LongBench v2, on which arXiv 2512.03494 rests, were **not run**: their data could not be had. topkit reads
+  their files: `topkit evaluate MODEL --task helmet:file=...` and `longbench-v2:file=...` ([tasks.md](tasks.md))."""
 
 ABSTRACT = "arXiv 2512.03494, abstract"
 # Those that the README names too.
@@ -161,7 +160,7 @@ def _section(claim: Claim, answer: Answer) -> str:
         *(f"- {line}." for line in answer.numbers),
     ]
     if answer.verdict == claimed.NOT_RUN and claim.command:
-        lines.append(f"- `{claim.command}` answers it; `-quick` where there is one, within 10 minutes of two cores.")  # fmt: skip
+        lines.append(f"- `{claim.command}` answers it; the study with `-quick` behind its name, where there is one, tries it in minutes.")  # fmt: skip
     return "\n".join([f"## {claim.name}: {answer.verdict}", "", *lines])
 
 

@@ -84,17 +84,16 @@ def _as_claimed(paper: str, claim: Claim, numbers: str = "") -> tuple[str, str, 
 
 def _budget(one: Findings) -> str:
     curve = one.curve
-    dense, gaps = curve.place(None), one.to_dense
-    assert dense is not None and gaps is not None
+    dense = place_of(curve, None, None)
     places = {k: curve.place(EXACT, k) for k in curve.budgets}
-    lost = [(k, -float(gaps[at].value)) for k, at in places.items() if at is not None]
-    (first, most), *others = lost
-    _hold(most > lost[-1][1] + 0.2, "small budgets cost accuracy")
-    listed = ", ".join(f"{loss + 0.0:.2f} with {k}" for k, loss in others)
+    scores = [(k, float(one.accuracy.value[at])) for k, at in places.items() if at is not None]
+    (first, least), *others = scores
+    _hold(least < scores[-1][1] - 0.2, "small budgets cost accuracy")
+    listed = ", ".join(f"{score:.2f} with {k}" for k, score in others)
     return (
-        f"**A small budget costs accuracy, even with exact Top-k.** SmolLM2 answers "
-        f"{one.accuracy[dense].value:.2f} of the questions at {curve.length:,} tokens with full attention; "
-        f"with exact Top-k that falls by {most:.2f} if each head keeps {first} keys, by {listed}."
+        f"**A small budget costs accuracy, even with exact Top-k.** With full attention SmolLM2 answers "
+        f"{one.accuracy[dense].value:.2f} of the questions at {curve.length:,} tokens. With exact Top-k it answers "
+        f"{least:.2f} if each head keeps {first} keys, {listed}."
     )
 
 
@@ -106,8 +105,8 @@ def _four_bits(both: Comparison) -> str:
         _hold(float(gap.low) < 0 < float(gap.high), "int4 and exact Top-k are not told apart")
         words.append(f"{said(gap, signed=True)} with {_named(model)}")
     return (
-        f"**Keys of 4 bits are not told apart from exact keys.** The accuracy of "
-        f"`{short(indexer)}` minus that of exact Top-k is {' and '.join(words)}."
+        f"**No difference between keys of 4 bits and exact keys is shown.** The accuracy of `{short(indexer)}` "
+        f"minus that of exact Top-k is {' and '.join(words)}."
     )
 
 
@@ -137,8 +136,8 @@ def _mass(one: Findings) -> str:
     mass, score = curve.mean("mass")[place], one.accuracy[place]
     _hold(mass > 0.7 and float(score.high) < 0.2, "mass is no guarantee")
     return (
-        f"**Attention mass is no guarantee.** `{short(indexer)}`, which lets every second layer use the list of the "
-        f"layer before, keeps {mass:.2f} of SmolLM2's attention mass and answers {said(score)}."
+        f"**Attention mass is no guarantee.** `{short(indexer)}`, in which every second layer reuses the list of the layer "
+        f"before, keeps {mass:.2f} of SmolLM2's attention mass and answers {said(score)} of the questions."
     )
 
 
@@ -148,8 +147,9 @@ def _models(both: Comparison) -> str:
         score = Findings(curve).accuracy[place_of(curve, indexer, k)]
         scores.append(f"{said(score)} with {_named(model)}")
     return (
-        f"**What wins on one model need not win on another.** Each asked what it can nearly do, `{short(indexer)}` "
-        f"answers {' but '.join(scores)}; over {both.found.indexers} indexers, Spearman's correlation of the two orders is {said(both.found.of_indexers)}."
+        f"**What wins on one model may lose on another.** On a task that each model can nearly do, `{short(indexer)}` "
+        f"answers {' but '.join(scores)}. Over {both.found.indexers} indexers, Spearman's correlation of the two "
+        f"models' orders is {said(both.found.of_indexers)}."
     )
 
 
@@ -193,7 +193,7 @@ def _heads() -> tuple[str, str, str]:
     (path,) = figure.glob("recall-by-head-*.png")
     return (
         "That precision differs by layer and head.",
-        "`topkit report runs/f`",
+        "`topkit study full --out runs/full`",
         f"[A map of each indexer's recall](results/{path.relative_to(RESULTS)}).",
     )
 
