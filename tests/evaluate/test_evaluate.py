@@ -119,8 +119,8 @@ def by_sign(k, query, keys, scores):
 @pytest.mark.parametrize(
     ("indexer", "chosen", "sparse_from"),
     [
-        ("exact()", top, "question"),
         ("sign()", by_sign, "answer"),
+        pytest.param("exact()", top, "question", marks=pytest.mark.slow),
         pytest.param("exact()", top, "answer", marks=pytest.mark.slow),
         pytest.param("sign()", by_sign, "question", marks=pytest.mark.slow),
     ],
@@ -195,7 +195,9 @@ def test_slots_that_are_none_are_refused_by_the_recipes_name(tmp_path, more, wha
 
 
 # None is 100%.
-@pytest.mark.parametrize("k", [None, LENGTH + 100, pytest.param("100%", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "k", [LENGTH + 100, *(pytest.param(k, marks=pytest.mark.slow) for k in (None, "100%"))]
+)
 def test_where_k_covers_the_whole_context_numbers_stay_numbers(tmp_path, k):
     specs = ["sign()", "shared(sign())", "top_p(mass=0.5)"]
     run(tmp_path, specs, k=k, samples=2)

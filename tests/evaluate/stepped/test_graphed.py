@@ -107,9 +107,8 @@ def same(ours: tuple[list[dict], Any], theirs: tuple[list[dict], Any]) -> None:
             assert (a == b).all(), name
 
 
-@pytest.mark.parametrize(
-    "sparse_from", ["question", pytest.param("answer", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sparse_from", ["question", "answer"])
 def test_rows_are_those_of_whole_passes(tmp_path: Path, monkeypatch: Any, sparse_from: str) -> None:
     """Of haystacks of two lengths, and so two seeds, in the same buffers."""
     made, count = model(), list[Any]()
