@@ -33,6 +33,7 @@ NEEDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("statement", "package"), NEEDS.items())
 def test_what_is_missing_names_its_extra(statement: str, package: str) -> None:
     code = (

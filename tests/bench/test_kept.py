@@ -49,6 +49,7 @@ def test_what_is_kept_is_the_mass_of_the_chosen_slots(spec: str) -> None:
     assert ours["mass_ratio"] == pytest.approx(float(torch.stack(ratios).mean()), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_rows_stand_side_by_side_and_serve_the_steps() -> None:
     at = session()
     (case,) = kept.kept_cases(at)

@@ -380,6 +380,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 100, 100_000])
 def test_where_no_more_can_be_written_one_line_says_so_and_nothing_half_written_stays(
     tmp_path: Path, limit: int

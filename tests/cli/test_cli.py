@@ -368,6 +368,7 @@ def test_measure_prints_numbers_that_are_in_its_table(
     assert "2 of 2 jobs done" in err
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_in_json_what_would_be_done(
     call: Call, tensors: Path, tmp_path: Path
 ) -> None:
@@ -500,6 +501,7 @@ def test_shards_say_what_is_left_and_their_folders_are_merged(
     assert "lies within it" in refused("merge", out[0], "--out", out[0])
 
 
+@pytest.mark.slow
 def test_what_recipes_print_is_not_on_stdout(tensors: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\n"

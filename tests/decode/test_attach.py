@@ -52,6 +52,7 @@ def speculating(model: Any) -> dict[str, dict[str, Any]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["sign()", "quest(page_size=4)", "faiss_ivf()", "exact()"])
 def test_drafts_change_nothing(model: Any, spec: str) -> None:
     """Prompt lookup and assistants crop the cache; their first call brings the prompt and drafts."""
@@ -159,6 +160,7 @@ BARE = {
 OF_FILES = ("indices", "native", "hashattention", "projected")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in INDEXERS if name not in OF_FILES])
 def test_every_indexer_generates(model: Any, name: str, tmp_path: Any) -> None:
     """Beams of padded rows, and drafts: as the indexer would on a fresh index at every call."""

@@ -16,6 +16,7 @@ from topkit.experiments.decode.attach import attach
 pytest.importorskip("triton")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     ["shared(sign())", "sign", "shared(quantized(dtype='int4'))", "keep(shared(sign()), sink=1)"],

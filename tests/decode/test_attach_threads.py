@@ -53,6 +53,7 @@ def stepped(model: Any, ids: Tensor, steps: int) -> Tensor:
     return torch.cat(logits, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["sign", "random", "quest(page_size=4)"])
 def test_generate_beside_generate_and_forward(spec: str) -> None:
     model, given, other = tiny(), prompt(2, padded=True), prompt(1, 31, seed=4)

@@ -519,6 +519,7 @@ def test_rows_of_two_models_never_mix(tmp_path):
     assert not (tmp_path / "study.json").exists()  # it told of what is gone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "change"),
     [

@@ -94,6 +94,7 @@ def test_its_own_lists_say_what_generate_says(
     assert said[f"native() {OWN_K}"] != said["dense"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparse_from", ["question", "answer"])
 def test_other_cells_say_what_an_attached_model_says(sparse_from: str, tmp_path: Path) -> None:
     """Behind a prefix of the model's own: full attention, less of each list, and recipes in its place."""

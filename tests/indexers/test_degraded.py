@@ -141,6 +141,7 @@ def test_what_takes_the_place_of_the_lost(fill):
         assert abs(mean - 0.5) < 4.5 * math.sqrt(1 / 12 / len(fillers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("miss", ["uniform", "page"])
 @pytest.mark.parametrize("per", ["head", "group", "layer"])
 @pytest.mark.parametrize("persist", ["step", "stream"])

@@ -13,6 +13,7 @@ from topkit.kernels.counter_noise import counter_noise, reference
 pytest.importorskip("triton")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("on_device", [False, True])

@@ -54,6 +54,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("miss", "fill"), PAIRS)
 def test_the_kernel_loses_and_fills_as_the_definition_does(miss: str, fill: str) -> None:
     from topkit.kernels.degrade import triton_impl

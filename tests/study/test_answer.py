@@ -116,6 +116,7 @@ SAID = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_bad_runs_have_a_page_that_says_so(case: str, tmp_path: Path) -> None:
     table, heads = tables(haystacks=3)

@@ -149,6 +149,7 @@ def test_distractors_are_as_many_as_asked(name: str) -> None:
         assert len(found) == prompt.parameters["questions"] * each + distractors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [0, 0.25, 0.5, 0.75, 1])
 def test_depth_is_where_the_needle_stands(depth: float) -> None:
     for name in ("niah-single", "niah-multikey", "kv-recall"):

@@ -254,6 +254,7 @@ def test_held_out_wordings_and_family_are_never_trained(read: list[str]) -> None
     assert not {value for _, value in facts(told, TRAINED)} & set(NOUNS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in TASKS if n != "books"])
 def test_evaluation_asks_nothing_that_training_asked(
     name: str, read: list[str], tokenizer: Any
