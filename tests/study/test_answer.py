@@ -43,7 +43,7 @@ def test_the_cheapest_that_holds_is_named_with_its_cost_and_recall_is_told_to_mi
     assert words.startswith(
         "`sign()` answers as exact Top-k does (within 0.1, k = 32) at 1/32 of the bytes"
     )
-    assert words.endswith("recall alone misleads: 0.97 can fail, 0.42 can pass.")
+    assert words.endswith("recall alone misleads: a recall of 0.97 can fail, one of 0.42 can pass.")
     chosen = answer(scored(held, 0.2)).chosen()
     assert [row["name"] for row in chosen[:2]] == ["exact Top-k", "sign()"] and len(chosen) == 5
     assert chosen[1]["verdict"] == GOOD
@@ -69,7 +69,7 @@ def test_the_level_says_from_which_k_on_exact_top_k_is_enough() -> None:
 
     table, _ = tables(haystacks=64)
     words = answer(with_accuracy(table, grown)).level()
-    assert "exact Top-k is shown as good as full attention from k = 16 on" in words
+    assert "exact Top-k is shown as good as full attention (within 0.1) from k = 16 on" in words
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ class Answer:
         ends = misled(self.shown)
         if ends is not None:
             fails, passes = ends
-            yield f"recall alone misleads: {fails['recall']:.2f} can fail, {passes['recall']:.2f} can pass"
+            yield f"recall alone misleads: a recall of {fails['recall']:.2f} can fail, one of {passes['recall']:.2f} can pass"
 
     def level(self) -> str:
         """What full attention and exact Top-k score, and from which k on exact Top-k is as good."""
@@ -107,9 +107,10 @@ class Answer:
             words.append(f"exact Top-k at k = {of.budget} {said(of.accuracy[exact])}")
         held = self.enough
         if dense is not None and of.exact:
+            within = f"(within {of.margin:g})"
             words.append(
-                f"exact Top-k is shown as good as full attention from k = {held} on" if held is not None
-                else "at no k that was run is exact Top-k shown as good as full attention"
+                f"exact Top-k is shown as good as full attention {within} from k = {held} on" if held is not None
+                else f"at no k that was run is exact Top-k shown as good as full attention {within}"
             )  # fmt: skip
         return "; ".join(words) + "." if words else ""
 

@@ -112,7 +112,7 @@ def _groups(spec: Spec) -> Iterator[Spec]:
 
 
 def _placing(group: Spec) -> Spec:
-    """Vega's placing of labels in a group: those of the front first; what finds no place is left out."""
+    """Vega's placing of labels in a group: those of the front first, the most accurate on top; what finds no place is left out."""
     update = group.get("encode", {}).get("update", {})
     size = [update.get(side, {}).get("signal", side) for side in ("width", "height")]
     return {
@@ -121,7 +121,7 @@ def _placing(group: Spec) -> Spec:
         "anchor": _ANCHORS,
         "offset": [7],
         "padding": 0,
-        "sort": {"field": "datum.front", "order": "descending"},
+        "sort": {"field": ["datum.front", "datum.accuracy"], "order": ["descending", "descending"]},
     }
 
 

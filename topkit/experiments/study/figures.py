@@ -34,7 +34,7 @@ _HOVER = {
     "accuracy": ("accuracy", ".2f"),
     "low": ("from", ".2f"),
     "high": ("to", ".2f"),
-    "gap": ("minus exact Top-k", "+.2f"),
+    "gap": ("minus exact Top-k", "+.3f"),
     "verdict": ("verdict", ""),
     "recall": ("recall", ".3f"),
     "mass": ("mass", ".3f"),

@@ -77,7 +77,7 @@ def _choice(row: Row, answer: Answer) -> Choice:
         return Choice(row, "1" if row["share"] else "", "the measure", "", "")
     words, share = row["verdict"] or "not compared", row["share"]
     if row["gap"] is not None:
-        words += f" ({row['gap']:+.2f})"
+        words += f" ({row['gap']:+.3f})"
     settings = answer.settings(row["name"]) if len(answer.each) > 1 else ""
     cost = "" if share is None else f"{share:.2f}"
     return Choice(row, cost, words, settings, _TONES.get(row["verdict"], ""))
