@@ -13,9 +13,12 @@ from scipy import stats as scipy_stats
 import topkit
 from tests.tiny import READS_REFERENCE, folder, tiny
 from topkit.errors import InputError
+from topkit.experiments.runs.shards import Shard
 from topkit.experiments.study.stats import Array
 from topkit.experiments.study.study import run_study
 from topkit.experiments.study.study_file import read_study
+from topkit.experiments.train import arms
+from topkit.experiments.train.arms import Arm
 from topkit.experiments.train.found import Start, gaps
 from topkit.experiments.train.topk_sft import sentences
 
@@ -123,8 +126,8 @@ def test_a_whole_study_trains_evaluates_pairs_and_goes_on(
     out = tmp_path / "out"
     report = study(model, out, "topk-sft")
     parts = sorted((out / "parts").iterdir())
-    arms = [json.loads(part.read_text())["arm"] for part in parts]
-    assert {(a["attention"], a["ratio"], a["seed"]) for a in arms} == {
+    made = [json.loads(part.read_text())["arm"] for part in parts]
+    assert {(a["attention"], a["ratio"], a["seed"]) for a in made} == {
         ("before", "", 0), ("dense", "", 0), ("dense", "", 1), ("topk", "5%", 0), ("topk", "5%", 1)
     }  # fmt: skip
     page, text = report.read_text(), (out / "topk-sft.md").read_text()
@@ -139,6 +142,36 @@ def test_a_whole_study_trains_evaluates_pairs_and_goes_on(
 
 
 @pytest.mark.slow
+def test_shards_share_the_corpus_and_leave_the_parts_of_one_process(
+    tmp_path: Path, model: Path
+) -> None:
+    out, whole = tmp_path / "out", study(model, tmp_path / "whole", "topk-sft").parent
+    assert study(model, out, "topk-sft", shard="1/2") == out
+    assert not (out / "report.html").exists() and len(list((out / "parts").iterdir())) == 2
+    assert study(model, out, "topk-sft", shard="0/2") == out / "report.html"
+
+    def files(folder: Path) -> dict[str, str]:
+        return {path.name: path.read_text() for path in folder.iterdir()}
+
+    assert files(out / "parts") == files(whole / "parts")
+    # Tokens are made once, and not by each model.
+    assert len(list(out.rglob("tokens.npy"))) == len(list(whole.rglob("tokens.npy"))) == 1
+
+
+def test_shards_deal_each_attention_evenly(tmp_path: Path) -> None:
+    every: Any = [
+        (None, Arm("m", "m", *rest), None)
+        for rest in (("before", "", 0), *(one for seed in range(4) for one in (("dense", "", seed), ("topk", "1%", seed))))
+    ]  # fmt: skip
+    shares = [arms._own(every, Shard(n, 2)) for n in range(2)]
+    assert sorted(one[1] for own in shares for one in own) == sorted(one[1] for one in every)
+    for own in shares:
+        kinds = [arm.attention for _, arm, _ in own]
+        assert kinds.count("dense") == kinds.count("topk") == 2
+        assert [one for one in every if one in own] == own
+
+
+@pytest.mark.slow
 def test_a_study_of_entropy_has_every_head_before_and_after(tmp_path: Path, model: Path) -> None:
     out = tmp_path / "out"
     report = study(model, out, "entropy")
@@ -150,8 +183,8 @@ def test_a_study_of_entropy_has_every_head_before_and_after(tmp_path: Path, mode
 def test_what_cannot_be_a_study_that_trains_is_refused(tmp_path: Path, model: Path) -> None:
     with pytest.raises(InputError, match="exact Top-k"):
         study(model, tmp_path / "a", "topk-sft", indexers="sign", budgets="5%")
-    with pytest.raises(InputError, match="has no shards"):
-        study(model, tmp_path / "b", "topk-sft", shard="0/2")
+    with pytest.raises(InputError, match="one of several that write there"):
+        study(model, tmp_path / "b", "topk-sft", shard="0/2", force=True)
     with pytest.raises(InputError, match="do not fit"):
         study(model, tmp_path / "c", "topk-sft", tasks="niah-multikey:distractors=60")
     file = tmp_path / "wrong.yaml"

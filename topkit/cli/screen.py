@@ -31,8 +31,13 @@ def show(table: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     console.print(shown)
 
 
-def say_unfinished(run: Path, as_json: bool) -> None:
-    """Say that a shard is done, and that others of its run are not: its rows alone are no result."""
+def say_unfinished(run: Path, as_json: bool, lacks: str | None = None) -> None:
+    """Say that a shard is done, and that others of its run are not: its rows alone are no result.
+
+    lacks: what this machine lacks to write a page, so that even the last shard writes none.
+    """
     line = f"jobs of other shards are left; `topkit report {run}` says which, once there are rows"
+    if lacks:
+        line = f"no page was written: {lacks}; once all shards are done, `topkit report {run}` writes it"
     typer.echo(line, err=True)
     typer.echo(json.dumps({"run": str(run), "finished": False}) if as_json else run)

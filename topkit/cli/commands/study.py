@@ -173,7 +173,9 @@ def study(
     )
     path = carry_out(plan, dry_run, as_json)
     if path is not None and path.suffix != ".html":
-        say_unfinished(path, as_json)
+        from topkit.experiments.study.ending import not_drawn
+
+        say_unfinished(path, as_json, not_drawn())
     elif path is not None:
         typer.echo(json.dumps({"report": str(path)}) if as_json else path)
 

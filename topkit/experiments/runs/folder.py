@@ -47,8 +47,7 @@ def claim(
     """
     require_no_capture(out)
     who = who or Who()
-    name = str(who.shard).replace("/", "-of-")
-    lock = locked(out, who.waits) if who.shard.whole else shared(out, name, who.of)
+    lock = locked(out, who.waits) if who.shard.whole else shared(out, who.shard.name, who.of)
     with lock as hold:
         require_same(out, identity, contents, force=force)
         if hold.alone:

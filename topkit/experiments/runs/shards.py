@@ -39,6 +39,11 @@ class Shard:
                 "another folder"
             )
 
+    @property
+    def name(self) -> str:
+        """Its name in a file's name."""
+        return f"{self.number}-of-{self.of}"
+
     def holds(self, place: int) -> bool:
         """Whether the job at a place of the run's list is of this share."""
         return place % self.of == self.number

@@ -23,14 +23,14 @@ from topkit.experiments.runs.equal_cells import at_budgets, shape_of
 from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.runs.plan import Plan
-from topkit.experiments.study.captured_board import CAPTURED, write_report
+from topkit.experiments.runs.shards import WHOLE
+from topkit.experiments.study.captured_board import CAPTURED
 from topkit.experiments.study.captured_recipes import served
 from topkit.experiments.study.course import Course, folders
+from topkit.experiments.study.ending import ended
 from topkit.experiments.study.equal_recipes import RAN, ran
 from topkit.experiments.study.kinds import kind_of
 from topkit.experiments.study.reading import STUDY, study_of
-
-__all__ = ["plan_of", "write_report"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,9 @@ class CapturedPlan(Plan[Path]):
 
     def result(self, results: Sequence[None]) -> Path | Plan[Path]:
         following = self.left[1:]
-        return _of(following, self.out, self.about) if following else write_report(self.out, self.about)  # fmt: skip
+        if following:
+            return _of(following, self.out, self.about)
+        return ended(self.out, WHOLE)
 
 
 def plan_of(course: Course) -> CapturedPlan:

@@ -14,8 +14,6 @@ from topkit.experiments.study.kinds import words_of
 from topkit.experiments.study.leaderboard import write_blocks
 from topkit.experiments.study.reading import Reading
 
-# What study.json calls such a study.
-HEADS = "heads"
 NAME = "heads"
 TITLE = "Which heads must be right"
 HOW = (

@@ -31,20 +31,19 @@ from topkit.experiments.runs.identity import of_all
 from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.parts import PART, digest, write_whole
 from topkit.experiments.runs.plan import WITH_TRANSFORMERS, Plan
+from topkit.experiments.runs.shards import WHOLE
 from topkit.experiments.study.captured_recipes import served
 from topkit.experiments.study.course import Course
 from topkit.experiments.study.design import Study
+from topkit.experiments.study.ending import ended
 from topkit.experiments.study.kinds import innermost
 from topkit.experiments.study.precision import ORACLES, Judge, plain
-from topkit.experiments.study.precision_report import write_report
 from topkit.experiments.study.reading import STUDY
 from topkit.experiments.tasks import Task, task_name
 from topkit.grammar import short
 from topkit.indexers.base import Indexer
 from topkit.indexers.noise import seed_of
 from topkit.indexers.stated_cost import Shape
-
-__all__ = ["plan_of", "write_report"]
 
 PARTS = "precision"
 
@@ -121,7 +120,7 @@ class PrecisionPlan(Plan[Path]):
         yield self.jobs
 
     def result(self, results: Sequence[None]) -> Path:
-        return write_report(self.out, self.about)
+        return ended(self.out, WHOLE)
 
 
 def plan_of(course: Course) -> PrecisionPlan:

@@ -20,6 +20,8 @@ from topkit.experiments.study.haystacks import joined
 from topkit.experiments.study.provenance import sentences
 
 STUDY = "study.json"
+# Its keys: of a study of heads, and what is asked beside the curves.
+HEADS, PREDICT, LAW = "heads", "predict", "law"
 # Of a study of several models or seeds: its runs, each in a folder below the study's.
 RUNS = "runs"
 # The run that reading heads are found on; its folder.

@@ -21,7 +21,7 @@ from topkit.experiments.study.empty_page import write_empty
 from topkit.experiments.study.equal_recipes import LEADERBOARD
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.first_screen import first_screen, overview
-from topkit.experiments.study.heads_page import HEADS, write_heads
+from topkit.experiments.study.heads_page import write_heads
 from topkit.experiments.study.intervals import MARGIN
 from topkit.experiments.study.leaderboard import write_leaderboard
 from topkit.experiments.study.models_compared import comparisons
@@ -29,7 +29,7 @@ from topkit.experiments.study.models_compared import sentences as carried
 from topkit.experiments.study.own_kinds import reporter
 from topkit.experiments.study.page import render
 from topkit.experiments.study.pictures import pictures as drawing
-from topkit.experiments.study.reading import STUDY, Reading, reading, study_of
+from topkit.experiments.study.reading import HEADS, STUDY, Reading, reading, study_of
 from topkit.experiments.study.run_facts import run_facts
 from topkit.experiments.study.section import PICTURES, save_by_budget
 from topkit.experiments.study.sections import sections as own_sections

@@ -12,11 +12,11 @@ from typing import Any
 from topkit.errors import InputError
 from topkit.experiments.model.load import load_once, resolve
 from topkit.experiments.study.course import Course
-from topkit.experiments.study.scale_report import PARAMETERS, write_report
 from topkit.experiments.study.study_plan import StudyPlan
 from topkit.experiments.study.study_plan import plan_of as plan_of_curves
 
-__all__ = ["plan_of", "write_report"]
+# What study.json says of the models: the number of parameters of each.
+PARAMETERS = "parameters"
 
 
 def plan_of(course: Course) -> StudyPlan:

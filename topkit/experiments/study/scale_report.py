@@ -24,9 +24,9 @@ from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.kinds import EXACT
 from topkit.experiments.study.lines import Series, lines
 from topkit.experiments.study.reading import RUNS, reading
+from topkit.experiments.study.scale import PARAMETERS
 from topkit.experiments.study.stats import Array
 
-PARAMETERS = "parameters"
 TITLE = "Top-k at several sizes of one recipe"
 NAME = "scale"
 # A head reads the answer that gives its key so much of its weight, on average over the answer's steps.

@@ -13,10 +13,7 @@ from topkit.experiments.study.blocks import Block
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.law import Law, read_law, require_unchanged
 from topkit.experiments.study.law_points import Predictions, predictions
-from topkit.experiments.study.reading import RUNS, SPLIT
-
-# Keys of study.json.
-PREDICT, LAW = "predict", "law"
+from topkit.experiments.study.reading import LAW, PREDICT, RUNS, SPLIT
 
 
 def sections(

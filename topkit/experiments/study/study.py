@@ -16,11 +16,11 @@ from topkit.experiments.runs.runners import crew
 from topkit.experiments.runs.shards import Shard, parse_shard
 from topkit.experiments.study.course import Course
 from topkit.experiments.study.design import Pilot, Study
+from topkit.experiments.study.ending import page_writer
 from topkit.experiments.study.equal_recipes import LEADERBOARD
-from topkit.experiments.study.heads_page import HEADS
 from topkit.experiments.study.own_kinds import CAPTURED, KIND, planner
 from topkit.experiments.study.readers import listed
-from topkit.experiments.study.sections import LAW, PREDICT
+from topkit.experiments.study.reading import HEADS, LAW, PREDICT
 from topkit.experiments.study.study_file import read_study
 from topkit.experiments.study.study_plan import plan_of
 from topkit.grammar import nearest
@@ -76,7 +76,7 @@ def run_study(
     files of tensors, which lightning-precision and leaderboards measure in place of models and tasks. corpus: the
     folder of books that a study that trains reads; without one, the bundled excerpt. groups: KV groups in which
     alone each indexer is exact, as "3/1,4/0", or "all".
-    Returns: the report's path; of a shard that others outlast, OUT.
+    Returns: the report's path; of a shard that others outlast, or whose machine cannot draw, OUT.
     Raises: InputError for an unknown study, key or value, for a study whose pilot finds nothing to tell
     indexers apart by, and as `evaluate` does.
     """
@@ -120,12 +120,16 @@ def run_study(
         raise InputError(
             "captures are of a leaderboard, or of a study of its own kind, as lightning-precision is"
         )
+    share = parse_shard(shard)
+    if share.whole:
+        # What its page lacks is said now, and not when hours have passed.
+        page_writer()
     course = Course(
         study=study,
         out=path_of(out, "a folder for the study"),
         about={**about, **_about(study), **({KIND: kind} if kind else {})},
         crew=crew(runner, jobs, study.device or ""),
-        shard=parse_shard(shard),
+        shard=share,
         force=force,
     )
     return planner(kind)(course) if kind else plan_of(course)

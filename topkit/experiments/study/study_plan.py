@@ -19,10 +19,9 @@ from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.runs.plan import Plan
 from topkit.experiments.study import kept_model
 from topkit.experiments.study.course import Course, Stage
+from topkit.experiments.study.ending import ended
 from topkit.experiments.study.law import require_unchanged
-from topkit.experiments.study.reading import RUNS, SPLIT, STUDY, study_of
-from topkit.experiments.study.report import write_report
-from topkit.experiments.study.sections import LAW
+from topkit.experiments.study.reading import LAW, RUNS, SPLIT, STUDY, study_of
 from topkit.experiments.study.stages import about_of, evaluation
 
 
@@ -143,7 +142,7 @@ class StudyPlan(Plan[Path]):
         self.evaluations[0].result(results)
         if self.at + 1 == len(self.course.stages):
             # Of shards, the last to end finds all of them whole.
-            return self.course.out if self.left_over else write_report(self.course.out)
+            return self.course.out if self.left_over else ended(self.course.out, self.course.shard)
         following = self.course.stages[self.at + 1]
         later = list(self.evaluations[1:])
         if self.course.study.of(following.model).pilot is not None:  # which has chosen by now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,10 +18,13 @@ from topkit.experiments.evaluate.plan import plan_parts
 from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.model.load import load_once
 from topkit.experiments.runs.jobs import Job
+from topkit.experiments.runs.lock import locked, shared
 from topkit.experiments.runs.parts import PART, digest, write_whole
 from topkit.experiments.runs.plan import WITH_TRANSFORMERS, Plan, run
+from topkit.experiments.runs.shards import WHOLE, Shard
 from topkit.experiments.study.course import Course, folders
 from topkit.experiments.study.design import Study
+from topkit.experiments.study.ending import ended
 from topkit.experiments.study.kinds import EXACT
 from topkit.experiments.study.own_kinds import KIND
 from topkit.experiments.study.reading import STUDY, load_study
@@ -31,13 +34,16 @@ from topkit.experiments.train.head_measures import head_measures
 from topkit.experiments.train.recipe import Sft
 from topkit.experiments.train.sft import ratio_of, train_sft
 
-PARTS, MODELS, RUNS = "parts", "models", "evaluated"
+PARTS, MODELS, RUNS, TOKENS = "parts", "models", "evaluated", "tokens"
+# The kinds of studies whose models are evaluated; of others the heads are measured alone.
+EVALUATED = ("topk-sft",)
+NOTE = "shard {}: one in {} models"
 BEFORE, DENSE, TOPK = "before", "dense", "topk"
 # Haystacks of each task whose heads are measured.
 MEASURED = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Arm:
     """One model of a study: a start, how it is trained (`before`: not), at what ratio, with which seed."""
 
@@ -57,10 +63,14 @@ class Arm:
 
 @dataclass(frozen=True)
 class Training:
-    """What a job needs beside its arm. accuracy: whether the model is evaluated, or its heads measured alone."""
+    """What a job needs beside its arm. accuracy: whether the model is evaluated, or its heads measured alone.
+
+    tokens: where those of the corpus stand that all trainings of a start read.
+    """
 
     out: Path
     models: Path
+    tokens: Path
     study: Study
     recipe: Sft
     corpus: Path | None
@@ -69,6 +79,10 @@ class Training:
     workers: int
     threads: int | None
     accuracy: bool
+
+
+# A job's arguments: what it needs, its model, and where its part stands.
+Work = tuple[Training, Arm, Path]
 
 
 def make_arm(training: Training, arm: Arm, part: Path) -> None:
@@ -89,6 +103,7 @@ def make_arm(training: Training, arm: Arm, part: Path) -> None:
             workers=training.workers,
             stop_after=math.inf,
             books=training.books,
+            tokens=training.tokens,
             report=lambda line: None,
         )
         model = str(folder / "model")
@@ -146,68 +161,91 @@ class ArmsPlan(Plan[Path]):
 
     out: Path
     about: Mapping[str, Any] = field(repr=False)
-    write: Any = field(repr=False)
+    # The models of this share.
+    names: tuple[str, ...] = ()
+    shard: Shard = WHOLE
+    force: bool = False
     verb: ClassVar[str] = "training and evaluating"
     work: ClassVar[Any] = staticmethod(make_arm)
 
     def describe(self) -> list[dict[str, Any]]:
-        return [{"out": str(self.out), "models": self.about["arms"], **self.numbers}]
+        return [{"out": str(self.out), "models": list(self.names), **self.numbers}]
 
     def lines(self) -> list[str]:
-        count = len(self.jobs) + self.done
-        return [*self.about["arms"], f"{self.done} of {count} models done"]
+        return [*self.names, f"{self.done} of {len(self.names)} models done"]
 
     @contextmanager
     def opened(self) -> Generator[Sequence[Job]]:
         text = json.dumps(self.about, indent=1) + "\n"
-        write_whole(self.out / STUDY, lambda to: to.write_text(text, encoding="utf-8"))
-        yield self.jobs
+        shard, of = self.shard, f"{self.shard.of} {text}"
+        lock = locked(self.out) if shard.whole else shared(self.out, shard.name, of)
+        with lock as hold:
+            write_whole(self.out / STUDY, lambda to: to.write_text(text, encoding="utf-8"))
+            hold.begun()
+            yield [job for job in self.jobs if self.force or not job.arguments[-1].exists()]
 
     def result(self, results: Sequence[None]) -> Path:
-        return self.write(self.out, self.about)
+        return self.out if self.left_over else ended(self.out, self.shard)
+
+    @property
+    def left_over(self) -> int:
+        if self.shard.whole:
+            return 0
+        return sum(not (self.out / PARTS / name).exists() for name in self.about[PARTS])
 
 
-def plan_arms(course: Course, write: Any, accuracy: bool) -> ArmsPlan:
+def plan_of(course: Course) -> ArmsPlan:
     """The plan of a study that trains; models whose parts are there are done.
 
-    Raises: InputError for shards, and for indexers other than exact Top-k.
+    Raises: InputError for indexers other than exact Top-k, and for a shard by force.
     """
     study = course.study
-    if not course.shard.whole:
-        raise InputError(
-            "a study that trains has no shards; its trainings go on where they stopped"
-        )
+    course.shard.require_no(course.force, course.out)
     if any(cell.indexer not in (None, EXACT) for cell in study.cells):
         raise InputError("a study that trains decodes by exact Top-k; leave other indexers out")
-    jobs, names = list[Job](), list[str]()
-    parts = dict[str, str]()
+    every = list(_every(course, study.kind in EVALUATED))
+    own = _own(every, course.shard)
+    left = [one for one in own if course.force or not one[-1].exists()]
+    about = {**course.about, KIND: study.kind, "topkit": topkit.__version__}
+    about |= {"arms": [arm.name for _, arm, _ in every], PARTS: [part.name for *_, part in every]}
+    return ArmsPlan(
+        jobs=tuple(Job({"model": one[1].name}, one) for one in left),
+        done=len(own) - len(left),
+        rows=len(own),
+        bytes=len(own) * PART,
+        memory=course.crew.workers * 4 * WITH_TRANSFORMERS,
+        workers=course.crew.workers,
+        runner=course.crew.runner,
+        notes=() if course.shard.whole else (NOTE.format(course.shard, course.shard.of),),
+        out=course.out,
+        about=about,
+        names=tuple(arm.name for _, arm, _ in own),
+        shard=course.shard,
+        force=course.force,
+    )
+
+
+def _own(every: Sequence[Work], shard: Shard) -> list[Work]:
+    """The share of a shard, in the order of all: seed by seed, as a page pairs them."""
+    # Dealt attention by attention: they differ in what they cost.
+    dealt = sorted(arm for _, arm, _ in every)
+    mine = {arm for place, arm in enumerate(dealt) if shard.holds(place)}
+    return [one for one in every if one[1] in mine]
+
+
+def _every(course: Course, accuracy: bool) -> Iterator[Work]:
+    """All models of a study, each with where its part stands: a name of all that it depends on."""
+    study = course.study
     for start, folder in zip(study.model, folders(study.model), strict=True):
         own = study.of(start)
         _require_room(own, start)
-        training = _training(course, own, start, accuracy)
+        training = _training(course, own, start, folder, accuracy)
         for arm in _arms(own, start, folder):
             what = {**asdict(arm), "recipe": asdict(training.recipe), "topkit": topkit.__version__}
             what |= {"corpus": str(training.corpus), "books": training.books, "accuracy": accuracy}
             what["asked"] = [(task_name(t), n, own.at(n)) for t, n in own.settings]
             what["budgets"] = [str(k) for k in own.budgets]
-            part = course.out / PARTS / f"{arm.name}-{digest(what)}.json"
-            parts[arm.name] = part.name
-            names.append(arm.name)
-            if course.force or not part.exists():
-                jobs.append(Job({"model": arm.name}, (training, arm, part)))
-    about = {**course.about, KIND: study.kind, "topkit": topkit.__version__, "arms": names}
-    return ArmsPlan(
-        jobs=tuple(jobs),
-        done=len(names) - len(jobs),
-        rows=len(names),
-        bytes=len(names) * PART,
-        memory=course.crew.workers * 4 * WITH_TRANSFORMERS,
-        workers=course.crew.workers,
-        runner=course.crew.runner,
-        out=course.out,
-        about={**about, PARTS: list(parts.values())},
-        write=write,
-    )
+            yield training, arm, course.out / PARTS / f"{arm.name}-{digest(what)}.json"
 
 
 def _require_room(study: Study, start: str) -> None:
@@ -219,14 +257,16 @@ def _require_room(study: Study, start: str) -> None:
             make_prompt(task, tokenizer, length, sample, seed=study.seed[0], haystack=text)
 
 
-def _training(course: Course, study: Study, start: str, accuracy: bool) -> Training:
+def _training(course: Course, study: Study, start: str, folder: str, accuracy: bool) -> Training:
     said = dict(study.training)
     sizes = {name: said[name] for name in ("steps", "rows", "length", "peak", "warmup", "least") if name in said}  # fmt: skip
     recipe = replace(Sft.of(start), **sizes)
     device = study.device or "cpu"
+    text = {"start": start, "corpus": str(study.corpus), "books": said.get("books")}
     return Training(
         out=course.out,
         models=said.get("models", course.out / MODELS),
+        tokens=course.out / TOKENS / f"{folder}-{digest(text)}",
         study=replace(study, own={}),
         recipe=recipe,
         corpus=study.corpus,

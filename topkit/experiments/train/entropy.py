@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from topkit.experiments.study.blocks import Block, Drawn, Heading, Items, Paragraph, Table
-from topkit.experiments.study.course import Course
 from topkit.experiments.study.lines import Series, lines
 from topkit.experiments.study.ordering import Ordering, ordering
 from topkit.experiments.study.stats import Interval, mean
-from topkit.experiments.train.arms import BEFORE, DENSE, ArmsPlan, plan_arms
+from topkit.experiments.train.arms import BEFORE, DENSE
 from topkit.experiments.train.arms_page import write_page
-from topkit.experiments.train.found import Start, starts
+from topkit.experiments.train.found import Start
 from topkit.experiments.train.head_measures import ENTROPY, RELATIVE
 
 TITLE = "Attention's entropy, before and after training with Top-k attention"
@@ -31,16 +30,9 @@ LOST = "Each head before training: what it loses at the smallest k against its e
 MASS = "mass at "
 
 
-def plan_of(course: Course) -> ArmsPlan:
-    """The plan of a course. Raises: as `plan_arms`."""
-    return plan_arms(course, write_report, accuracy=False)
-
-
 def write_report(folder: Path, study: Mapping[str, Any]) -> Path:
     """Write report.html, entropy.md and figures; returns the report's path."""
-    found = starts(folder, study)
-    absent = [f"{name} is not there yet" for name in found[0].absent]
-    return write_page(folder, "entropy", TITLE, list(_blocks(found)), study, absent)
+    return write_page(folder, "entropy", TITLE, _blocks, study)
 
 
 def _blocks(found: list[Start]) -> Iterator[Block]:

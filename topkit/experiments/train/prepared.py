@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from topkit.experiments.model.load import resolve
+from topkit.experiments.runs.lock import by_turns
 from topkit.experiments.train.corpus import books, tokenise
 from topkit.experiments.train.mixture import Mixture
 
@@ -31,14 +32,18 @@ def prepared(
 ) -> Mixture:
     """Books with facts and questions woven in, for the model `name`; its tokens are made once in out/text.
 
+    Of several processes that ask for them, one makes them and the others wait.
     corpus: the folder of books-train.jsonl.xz, of which the first `most` are read (None: all).
     """
     text, file = Path(out) / "text", resolve(name) / "tokenizer.json"
     # A .gguf file holds its tokenizer itself.
     encoder = file.read_text() if file.is_file() else tokenizer.backend_tokenizer.to_str()
     if not (text / "ends.npy").exists():
-        texts = (book["text"] for book in islice(books(corpus, "train"), most))
-        tokenise(texts, Tokenizer.from_str(encoder)).save(text)
+        text.mkdir(parents=True, exist_ok=True)
+        with by_turns(text):
+            if not (text / "ends.npy").exists():
+                texts = (book["text"] for book in islice(books(corpus, "train"), most))
+                tokenise(texts, Tokenizer.from_str(encoder)).save(text)
     return Mixture(text, encoder, seed + _APART)
 
 

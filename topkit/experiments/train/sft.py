@@ -46,13 +46,15 @@ def train_sft(
     workers: int = 0,
     stop_after: float = math.inf,
     books: int | None = None,
+    tokens: Path | None = None,
     report: Callable[[str], object] = print,
 ) -> bool:
     """Fine-tune a model on the training mixture, books with facts and questions woven in; goes on where it stopped.
 
     attention: "topk", each query to its ceil(ratio x visible) best keys, or "dense". ratio: 0.01 or "1%".
     Whatever the attention, equal recipes read the same batches in the same order. books: how many of the
-    corpus are read (None: all); without a corpus the bundled excerpt, which is for trying. The training sees other draws of the mixture than the reference model's own.
+    corpus are read (None: all); without a corpus the bundled excerpt, which is for trying. tokens: a folder in which
+    several trainings share those of the corpus; by default out. The training sees other draws of the mixture than the reference model's own.
     Files: out/model (a folder that every command takes as MODEL), out/difference/NAME-HASH.safetensors,
     text, training_log.csv, recipe.json, and until the end checkpoints/. Returns whether the recipe's end was reached.
     Raises: InputError for a ratio outside (0, 1], a model whose attention cannot be trained so, a folder that
@@ -70,7 +72,7 @@ def train_sft(
     _begin(out, told)
     if (out / DONE).exists():
         return True
-    mixture = prepared(name, tokenizer, corpus, out, recipe.seed, books)
+    mixture = prepared(name, tokenizer, corpus, tokens or out, recipe.seed, books)
     loaded.train()
     with training_attention(loaded, share, recipe.least):
         done = Loop(

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from topkit.experiments.study.blocks import Block, Drawn, Heading, Items, Paragraph, Table
-from topkit.experiments.study.course import Course
 from topkit.experiments.study.lines import Series, lines
 from topkit.experiments.study.stats import Interval, mean
-from topkit.experiments.train.arms import BEFORE, DENSE, ArmsPlan, plan_arms
+from topkit.experiments.train.arms import BEFORE, DENSE
 from topkit.experiments.train.arms_page import write_page
-from topkit.experiments.train.found import Start, gaps, starts
+from topkit.experiments.train.found import Start, gaps
 from topkit.experiments.train.head_measures import READING, SINK
 from topkit.indexers.budget import parse_budget
 
@@ -30,16 +29,9 @@ HOW = (
 READERS = 8
 
 
-def plan_of(course: Course) -> ArmsPlan:
-    """The plan of a course. Raises: as `plan_arms`."""
-    return plan_arms(course, write_report, accuracy=True)
-
-
 def write_report(folder: Path, study: Mapping[str, Any]) -> Path:
     """Write report.html, topk-sft.md and figures; returns the report's path."""
-    found = starts(folder, study)
-    absent = [f"{name} is not there yet" for name in found[0].absent]
-    return write_page(folder, "topk-sft", TITLE, list(_blocks(found)), study, absent)
+    return write_page(folder, "topk-sft", TITLE, _blocks, study)
 
 
 def _blocks(found: list[Start]) -> Iterator[Block]:
