@@ -10,6 +10,7 @@ from topkit.experiments.runs import run_file
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.reading import RUNS, STUDY, load_study, study_of
 from topkit.experiments.study.study_file import read_study
+from topkit.experiments.tasks import task_name
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -34,17 +35,24 @@ def folders(names: list[str]) -> str:
 
 
 def _command(name: str) -> str:
-    """What made results, by study.json and run.json: a study's name, its model, and a number of haystacks of its own."""
+    """What made results, by study.json and run.json: a study's name, and what was asked otherwise than it says."""
     folder = RESULTS / name
     about = study_of(folder / STUDY)
     study, said = read_study(about.get("preset", about["study"])), about.get("model", "")
     words = ["topkit", "study", about.get("preset", about["study"])]
-    if said != ", ".join(study.model):
-        words += [word for model in said.split(", ") for word in ("--model", model)]
+    models = said.split(", ") if said else list(study.model)
+    if models != list(study.model):
+        words += [word for model in models for word in ("--model", model)]
+    own = [study.of(model) for model in models if model in study.model] or [study]
     places = [folder / run["folder"] for run in about.get(RUNS, [{"folder": "."}])]
-    runs = [run for place in places if (run := run_file.read(place)) is not None]
-    asked = {one["samples"] for run in runs for one in run["asked"] if "samples" in one}
-    own = {study.of(model).at(n) for model in study.model for _, n in study.of(model).settings}
-    if len(asked) == 1 and not asked <= own:
-        words += ["--samples", str(*asked)]
+    asked = [one for place in places if (run := run_file.read(place)) for one in run["asked"]]
+    tasks = {task["task"] for one in asked for task in one["tasks"]}
+    if tasks < {task_name(task) for one in own for task, _ in one.settings}:
+        words += [word for task in sorted(tasks) for word in ("--task", task)]
+    budgets = {cell["budget"] for one in asked for cell in one["cells"]} - {""}
+    if not {str(budget) for one in own for budget in one.budgets} <= budgets:
+        words += ["-k", ",".join(sorted(budgets, key=lambda k: float(k.rstrip("%"))))]
+    samples = {one["samples"] for one in asked if "samples" in one}
+    if len(samples) == 1 and not samples <= {one.at(n) for one in own for _, n in one.settings}:
+        words += ["--samples", str(*samples)]
     return shlex.join(words)
