@@ -673,3 +673,33 @@ def test_the_installed_script_leaves_with_the_code() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("topkit: ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+        MemoryError(),
+    ],
+)
+def test_whoever_runs_out_of_memory_is_told(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A graph that finds no room on a GPU raises what torch raises of any fault of CUDA."""
+
+    def body() -> None:
+        raise error
+
+    assert exit_code(body) == 2
+    assert "out of memory; lower --batch-size" in capsys.readouterr().err
+
+
+def test_another_fault_of_cuda_is_no_lack_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    assert exit_code(body) == 70
+    assert "out of memory" not in capsys.readouterr().err
