@@ -150,7 +150,7 @@ def _apart(one: Interval, other: Interval) -> Interval:
 
 def missed_key() -> Answer:
     """What answers score whose key all reading heads missed; before that is known, what a rare loss costs."""
-    if of_law := list(_law_runs()):
+    if of_law := list(law_runs()):
         found = [(one, broken(one)) for _, one in of_law if one.missed]
         numbers = [
             f"{one.model}: the {sum(n for _, n in one.missed):,} answers with a step whose key all reading heads missed "
@@ -242,7 +242,7 @@ def heads() -> Answer:
 
 def retrieval_heads() -> Answer:
     """Whether the heads that read answers on average are those of each step, in a dense pass."""
-    found = [(one, steady(one)) for _, one in _law_runs()]
+    found = [(one, steady(one)) for _, one in law_runs()]
     numbers = [
         f"{one.model}: at {said(share)} of the steps the head with the largest weight on the answer's key is one of the "
         f"{len(one.reading.heads)} that are so on average"
@@ -256,7 +256,7 @@ def retrieval_heads() -> Answer:
 def law() -> Answer:
     """The project's own: each model's verdict, observed."""
     numbers, words = list[str](), list[str]()
-    for registered, found in _law_runs():
+    for registered, found in law_runs():
         one = outcome(registered, found, "observed")
         words.append(UNDECIDED if one is None else one.word)
         numbers += [
@@ -266,7 +266,7 @@ def law() -> Answer:
     return Answer(verdict if words else NOT_RUN, folders(_of_law()), numbers)
 
 
-def _law_runs() -> Iterator[tuple[Law, Predictions]]:
+def law_runs() -> Iterator[tuple[Law, Predictions]]:
     """What the law predicts of each model that was run: of the whole studies, else of the quick one."""
     for name in _of_law():
         folder, study = RESULTS / name, study_of(RESULTS / name / STUDY)

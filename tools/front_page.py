@@ -1,4 +1,4 @@
-"""The parts of README.md that are made from results: five findings, and the paper's claims beside ours."""
+"""The parts of README.md that are made from results: what was found, and the paper's claims beside ours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from claimed import Claim
+from claimed import Claim, law_runs
 from claims import CLAIMS, ENTROPY, EXACT_EQUALS, RISES, TRAINED
 from papers.table import rows as of_papers
 
@@ -15,6 +15,7 @@ from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.curves import load
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.kinds import EXACT
+from topkit.experiments.study.law_report import counted, fitted
 from topkit.experiments.study.models_compared import Comparison, comparisons
 from topkit.experiments.study.reading import load_study
 from topkit.experiments.study.sentences import said
@@ -38,7 +39,7 @@ def of_two_models() -> Comparison:
     return both
 
 
-def five_findings() -> str:
+def what_was_found() -> str:
     """A sentence each; one whose numbers no longer bear its words ends the program."""
     by_length, both = {one.curve.length: one for one in found(ONE_MODEL)}, of_two_models()
     lines = (
@@ -47,6 +48,7 @@ def five_findings() -> str:
         _recall(by_length[2048]),
         _mass(by_length[4096]),
         _models(both),
+        _weight(),
     )
     return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
 
@@ -151,6 +153,22 @@ def _models(both: Comparison) -> str:
         f"**What wins on one model may lose on another.** On a task that each model can nearly do, `{short(indexer)}` "
         f"answers {' but '.join(scores)}. Over {both.found.indexers} indexers, Spearman's correlation of the two "
         f"models' orders is {said(both.found.of_indexers)}."
+    )
+
+
+def _weight() -> str:
+    """Of the bundled model, the first that the law's study was run on."""
+    law, found = next((law, one) for law, one in law_runs() if one.model == "reference")
+    errors = {name: one.error for name, one in fitted(counted(law, found))}
+    words = [f"from {name} by {said(errors[name], digits=3)}" for name in ("recall", "mass")]
+    _hold(
+        float(errors["ws"].high) < min(float(errors[name].low) for name in ("recall", "mass")),
+        "weight tells",
+    )
+    return (
+        f"**What the answer's key keeps of its weight tells accuracy.** With the bundled model it is enough to know what "
+        f"{law.heads} heads still give to that key after selection: predicted from it, the accuracy of a family left out is "
+        f"wrong by {said(errors['ws'], digits=3)}, {', '.join(words)}."
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from findings_page import carry_over, findings, smollm2
-from front_page import five_findings, paper_claims
+from front_page import paper_claims, what_was_found
 from kernels_used import ORDER, kernels_used
 from papers.table import figures, of_method
 
@@ -235,7 +235,7 @@ def leaderboard_captures() -> str:
 
 # Page -> the tables that stand in it, each between two marks.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"five-findings": five_findings, "paper-claims": paper_claims},
+    ROOT / "README.md": {"what-was-found": what_was_found, "paper-claims": paper_claims},
     ROOT / "docs" / "findings.md": {
         "smollm2": smollm2,
         "carry-over": carry_over,

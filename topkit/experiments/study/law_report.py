@@ -95,8 +95,8 @@ def sentences(law: Law, found: Predictions) -> Iterator[str]:
         )
     if not outcomes:
         yield "No task that the law is registered to predict of this model was run with two families and can be counted."
-    if fitted := list(_fitted(counted(law, found))):
-        errors = ", ".join(f"{said(made.error, digits=3)} from `{name}`" for name, made in fitted)
+    if curves := list(fitted(counted(law, found))):
+        errors = ", ".join(f"{said(made.error, digits=3)} from `{name}`" for name, made in curves)
         yield f"Curves fitted to the other families predict a family with a mean error of {errors}."
     asked = registered(law, found)
     lost = {f"{p.task} ({p.dense:.2f})": None for p in asked if p.dense < law.dense}
@@ -134,11 +134,11 @@ def _rows(law: Law, found: Predictions) -> Iterator[list[str]]:
         one = outcome(law, found, form)
         if one is not None:
             yield _row(f"the law, {form}", one.law, "nothing")
-    for name, made in _fitted(points):
+    for name, made in fitted(points):
         yield _row(f"`{name}`", made, "the other families")
 
 
-def _fitted(points: Sequence[Point]) -> Iterator[tuple[str, Tested]]:
+def fitted(points: Sequence[Point]) -> Iterator[tuple[str, Tested]]:
     """Each measure by itself, as the best curve through the other families predicts a family from it."""
     families = [point.family for point in points]
     if len(set(families)) < 2:
@@ -150,11 +150,11 @@ def _fitted(points: Sequence[Point]) -> Iterator[tuple[str, Tested]]:
             yield name, assessed(rival(values, scored, families), scored, families)
 
 
-def _row(name: str, found: Tested, fitted: str) -> list[str]:
+def _row(name: str, found: Tested, curve_of: str) -> list[str]:
     return [
         name,
         said(found.error, digits=3),
         said(found.slope),
         said(found.intercept, signed=True),
-        fitted,
+        curve_of,
     ]
