@@ -135,8 +135,8 @@ def test_shards_of_runs_need_nothing_that_draws(command: str, tmp_path: Path) ->
 
     out = tmp_path / "run"
     if command == "measure":
-        made = (torch.randn(2, 2, 9, 8) for _ in range(3))
-        topkit.Capture.from_tensors(*made).save(tmp_path / "capture")
+        one = torch.randn(2, 2, 9, 8)
+        topkit.Capture.from_tensors(one, one, one).save(tmp_path / "capture")
         words = [str(tmp_path / "capture"), "-k", "4"]
     else:
         model = folder(tmp_path / "model", tiny("qwen3", **READS_REFERENCE))
