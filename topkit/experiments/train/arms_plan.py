@@ -33,7 +33,7 @@ from topkit.experiments.train.sft import ratio_of
 MODELS, TOKENS = "models", "tokens"
 # The kinds of studies whose models are evaluated; of others the heads are measured alone.
 EVALUATED = ("topk-sft",)
-NOTE = "shard {}: one in {} models"
+NOTE = "shard {}: one in {} of the models"
 
 
 @dataclass(frozen=True, kw_only=True)
