@@ -280,3 +280,20 @@ def test_rates_warm_up_and_fall_in_a_line() -> None:
     rates = np.array([RECIPE.rate(step) for step in range(RECIPE.steps)])
     assert rates.argmax() in (1, 2) and rates[1] == RECIPE.peak
     assert (np.diff(rates[1:]) <= 0).all() and rates[-1] > 0.1 * RECIPE.peak
+
+
+def test_time_counts_from_the_call_on_and_trainings_share_tokens(
+    start: Path, tmp_path: Path
+) -> None:
+    def call(out: Path, tokens: Path | None = None) -> bool:
+        return train_sft(
+            start, None, out, attention="dense", recipe=RECIPE, stop_after=0, tokens=tokens,
+            report=lambda line: None,
+        )  # fmt: skip
+
+    one, other = tmp_path / "one", tmp_path / "other"
+    # The first call makes tokens, and has no time left for a step; they are there for another training.
+    assert not call(one)
+    assert (one / "text" / "ends.npy").exists() and not (one / "checkpoints").exists()
+    assert not call(other, one)
+    assert (other / "checkpoints").exists() and not (other / "text").exists()

@@ -33,6 +33,7 @@ def merge(runs: str | Path | Sequence[str | Path], out: str | Path) -> Path:
         raise InputError("no run to merge; name the folders of one or more")
     out = path_of(out, "a folder for the run")
     _require_apart(places, out)
+    _require_joinable(places)
     within = _runs_within(places)
     for name in within:
         merge([run / name for run in places if (run / name / run_file.NAME).exists()], out / name)
@@ -41,6 +42,16 @@ def merge(runs: str | Path | Sequence[str | Path], out: str | Path) -> Path:
     else:
         _merge(places, out)
     return out
+
+
+def _require_joinable(places: Sequence[Path]) -> None:
+    """Raises: InputError for a study whose rows are its own kind's, which are not joined."""
+    for place in places:
+        kind = (run_file.read(place) or {"identity": {}})["identity"].get("kind")
+        if kind is not None:
+            raise InputError(
+                f"{place} holds a study {kind}, which is not merged: its shards write into one folder"
+            )
 
 
 def _runs_within(places: Sequence[Path]) -> list[str]:
