@@ -4,7 +4,7 @@
 
 Of each part: `gpu`, what its kernels take; `host`, how long a call takes to return; and `wall`, a call behind the
 other. Where `wall` is far above `gpu` the GPU waits for the host. --configs: tries configurations of the kernels
-that find thresholds, the best first; --attend: options of FlexAttention, forward and backward apart.
+that find thresholds, the best first; --attend: those of the kernels that attend.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,14 @@ from topkit.experiments.bench.scale import Scale
 from topkit.experiments.bench.session import Session
 from topkit.experiments.bench.timing import settle, streamed
 from topkit.kernels.backend import interpreted
-from topkit.kernels.topk_attention import cuts_of, flex, keys_kept, topk_attention, triton_impl
+from topkit.kernels.topk_attention import (
+    cuts_of,
+    flash,
+    flex,
+    keys_kept,
+    topk_attention,
+    triton_impl,
+)
 from topkit.kernels.topk_attention.sample import Plan
 from topkit.kernels.topk_attention.thresholds import cuts_begun
 from topkit.kernels.topk_attention.triton_impl import Config, Found
@@ -38,9 +45,16 @@ from topkit.kernels.topk_attention.triton_impl import Config, Found
 Call = Callable[[], Any]
 # A warp for each 16 queries, as Hopper's products stand.
 GRID = [Config(16 * warps, *rest, warps, stages) for warps, rest, stages in product((4, 8), ((64,), (128,)), (2, 3))]  # fmt: skip
-# Forward and backward are apart, so that one trial is of both.
-FORWARD = ((128, 128, 8, 3), (128, 64, 4, 3), (128, 64, 8, 3), (64, 64, 4, 3), (128, 128, 4, 2))
-BACKWARD = ((64, 128, 128, 64, 8, 3), (64, 64, 64, 64, 4, 3), (64, 128, 128, 64, 4, 2), (32, 64, 64, 32, 4, 3), (64, 64, 64, 64, 8, 2))  # fmt: skip
+# The three passes are apart, so that one trial is of all of them: forward, of queries, of keys and values.
+TRIALS = [
+    [(128, 128, 8, 3), (128, 64, 8, 3), (64, 128, 8, 3)],
+    [(128, 64, 8, 3), (128, 64, 8, 2), (64, 128, 8, 2)],
+    [(128, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3)],
+    [(64, 64, 4, 3), (64, 128, 4, 2), (64, 64, 4, 2)],
+    [(128, 128, 8, 2), (128, 128, 8, 2), (128, 128, 8, 2)],
+    [(64, 128, 4, 3), (128, 64, 4, 2), (32, 128, 8, 3)],
+]
+KERNELS = {"forward": "attend", "queries": "of_queries", "keys_and_values": "of_keys_and_values"}
 CALLS = 8
 
 
@@ -112,8 +126,10 @@ def _parts(case: Case) -> None:
             cuts, _ = cuts_begun(q, k, kept, None, flex.SLACK, most=case.most)
         scaling = q.shape[3] ** -0.5
         parts |= {
-            "attention, forward": lambda: flex.attend(q, k, v, cuts, scaling=scaling),
-            "attention, both": lambda: case.both(flex.attend(*case.inputs, cuts, scaling=scaling)),
+            "by kernels, forward": lambda: flash.attend(q, k, v, cuts, scaling=scaling),
+            "by kernels, both": lambda: case.both(flash.attend(*case.inputs, cuts, scaling=scaling)),
+            "FlexAttention, forward": lambda: flex.attend(q, k, v, cuts, scaling=scaling),
+            "FlexAttention, both": lambda: case.both(flex.attend(*case.inputs, cuts, scaling=scaling)),
             "Top-k attention, both": lambda: case.both(topk_attention(*case.inputs, kept, most=case.most)),
             "flash, forward": lambda: scaled_dot_product_attention(q, k, v, is_causal=True),
             "flash, both": lambda: case.both(scaled_dot_product_attention(*case.inputs, is_causal=True)),
@@ -173,37 +189,30 @@ def _configs(case: Case, tiny: bool) -> None:
         print(f"{took:8.3f}  {name}")
 
 
-def _trials() -> Iterator[dict[str, Any]]:
-    yield {}
-    yield {"BLOCKS_ARE_CONTIGUOUS": True}
-    for (m, n, warps, stages), (m1, n1, m2, n2, its_warps, its_stages) in zip(
-        FORWARD, BACKWARD, strict=True
-    ):
-        yield {
-            "fwd_BLOCK_M": m, "fwd_BLOCK_N": n, "fwd_num_warps": warps, "fwd_num_stages": stages,
-            "bwd_BLOCK_M1": m1, "bwd_BLOCK_N1": n1, "bwd_BLOCK_M2": m2, "bwd_BLOCK_N2": n2,
-            "bwd_num_warps": its_warps, "bwd_num_stages": its_stages,
-        }  # fmt: skip
-
-
 def _attend(case: Case) -> None:
-    """Options of FlexAttention: milliseconds of both, and of each kernel."""
-    cuts = cuts_of(case.q, case.k, case.kept, slack=flex.SLACK, most=case.most)
+    """Configurations of the kernels that attend: milliseconds of each of the three passes."""
+    cuts = cuts_of(case.q, case.k, case.kept, slack=flash.SLACK, most=case.most)
     scaling = case.q.shape[3] ** -0.5
-    for options in _trials():
-        torch._dynamo.reset()
-        flex._compiled.cache_clear()
-        attend = lambda options=options: case.both(flex.attend(*case.inputs, cuts, scaling=scaling, options=options))  # noqa: E731  # fmt: skip
-        try:
-            wall, host, kernels = _timed(attend, case.device)
-        except Exception as error:  # what does not fit, whatever the compiler or the driver raises
-            print(f"{options}: {str(error).splitlines()[0][:90]}", file=sys.stderr)
-            continue
-        its = " ".join(
-            f"{took:7.3f} {name[-36:]:<36}" for name, took in kernels.items() if "tem_" in name
-        )
-        told = " ".join(str(x) for x in options.values()) if len(options) > 1 else str(options)
-        print(f"wall {wall:7.3f}  host {host:6.3f}  {its} {told}", flush=True)  # fmt: skip
+    now = flash.configs(case.q, case.v)
+    tried: list[tuple[str, float, str]] = []
+    for trial in TRIALS:
+        made = flash.Configs(*(flash.Config(*one) for one in trial))
+        for name, config in zip(flash.Configs._fields, made, strict=True):
+            # One that does not fit leaves the others.
+            flash.CONFIGS = dict.fromkeys(flash.CONFIGS, now._replace(**{name: config}))
+            attend = lambda: case.both(flash.attend(*case.inputs, cuts, scaling=scaling))  # noqa: E731
+            try:
+                attend()
+                _, _, kernels = _timed(attend, case.device)
+            except (
+                Exception
+            ) as error:  # what does not fit, whatever the compiler or the driver raises
+                print(f"{name} {config}: {str(error).splitlines()[0][:90]}", file=sys.stderr)
+                continue
+            tried.append((name, kernels.get(KERNELS[name], 0.0), str(config)))
+    flash.CONFIGS = dict.fromkeys(flash.CONFIGS, now)
+    for name, took, config in sorted(tried):
+        print(f"{took:8.3f}  {name}  {config}")
 
 
 if __name__ == "__main__":

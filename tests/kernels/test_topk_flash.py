@@ -10,7 +10,7 @@ from torch import Tensor
 
 from device import CUDA, DEVICE
 from topkit.errors import InputError
-from topkit.kernels.topk_attention import cuts_of, topk_attention
+from topkit.kernels.topk_attention import Cuts, cuts_of, topk_attention
 
 flash = pytest.importorskip("topkit.kernels.topk_attention.flash")
 
@@ -35,6 +35,16 @@ def drawn(
     return q.to(DEVICE), k.to(DEVICE), v.to(DEVICE), grad.to(DEVICE)
 
 
+def attended(inputs: list[Tensor], cuts: Cuts, start: Tensor | None) -> Tensor:
+    q, k, v = inputs
+    return flash.attend(q, k, v, cuts, scaling=0.3, start=start)
+
+
+def defined(inputs: list[Tensor], kept: Tensor, **options: Any) -> Tensor:
+    q, k, v = inputs
+    return topk_attention(q, k, v, kept, **options)
+
+
 def held(
     q: Tensor, k: Tensor, v: Tensor, grad: Tensor, kept: Tensor, start: Tensor | None = None
 ) -> None:
@@ -44,8 +54,8 @@ def held(
     inputs = [x.to(dtype).requires_grad_() for x in (q, k, v)]
     exact = [x.detach().double().requires_grad_() for x in inputs]
     cuts = cuts_of(inputs[0], inputs[1], kept.expand(len(q), -1), start, flash.SLACK)
-    out = flash.attend(*inputs, cuts, scaling=0.3, start=start)
-    want = topk_attention(*exact, kept, scaling=0.3, start=start, backend="torch")
+    out = attended(inputs, cuts, start)
+    want = defined(exact, kept, scaling=0.3, start=start, backend="torch")
     torch.testing.assert_close(out.double(), want, **near)
     made = torch.autograd.grad(out, inputs, grad.to(dtype))
     for one, other in zip(made, torch.autograd.grad(want, exact, grad.double()), strict=True):
@@ -80,7 +90,7 @@ def test_padding_is_not_seen_whatever_it_holds() -> None:
     dtype = torch.bfloat16 if CUDA else torch.float32
     inputs = [x.to(dtype).requires_grad_() for x in (q, k, v)]
     cuts = cuts_of(inputs[0], inputs[1].detach().nan_to_num(), kept.expand(2, -1), start)
-    out = flash.attend(*inputs, cuts, scaling=0.3, start=start)
+    out = attended(inputs, cuts, start)
     made = torch.autograd.grad(out, inputs, grad.to(dtype))
     assert (out[1, :, :19] == 0).all() and all((x[1, :, :19] == 0).all() for x in made)
     held(q, k.nan_to_num(), v.nan_to_num(), grad, kept, start)
@@ -104,9 +114,9 @@ def test_half_types_are_attended_with_their_thresholds(dtype: torch.dtype) -> No
     q, k, v, grad = (x.to(dtype) for x in drawn(count=20, length=20))
     inputs = [x.requires_grad_() for x in (q, k, v)]
     kept = torch.full((20,), 5, device=DEVICE)
-    out = topk_attention(*inputs, kept, backend="flash", most=5)
+    out = defined(inputs, kept, backend="flash", most=5)
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    want = topk_attention(*exact, kept, backend="torch")
+    want = defined(exact, kept, backend="torch")
     assert out.dtype == dtype
     near: dict[str, Any] = {"rtol": 2e-2, "atol": 2e-2}
     torch.testing.assert_close(out.double(), want, **near)

@@ -1,5 +1,8 @@
 """Top-k attention on a GPU by kernels of its own: flash attention that knows each row's cut, and its best score."""
 
+# A kernel's values are not what Python, and pyright, take them for.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import math

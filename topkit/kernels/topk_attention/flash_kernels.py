@@ -135,14 +135,16 @@ def of_keys_and_values(
             sums = tl.load(lse + place, mask=there, other=float("inf"))
             common = tl.load(delta + place, mask=there, other=0.0)
             edge = (tl.load(its_ties + at // TIES) > 0) | (begin < first) | (begin + N - 1 > ahead + at)  # fmt: skip
-            its_low, its_last = its_high, tl.full([M], -1, tl.int32)
+            scores = dot(k, tl.trans(q), UPCAST)
+            stays = scores > its_high[None, :]
             if edge:
                 its_low = tl.load(low + place, mask=there, other=float("inf"))
                 its_last = tl.load(last + place, mask=there, other=-1)
-            weights = _weights(
-                dot(k, tl.trans(q), UPCAST), slot[:, None], (ahead + query)[None, :], first,
-                its_low[None, :], its_high[None, :], its_last[None, :], sums[None, :], scale, edge,
-            )  # fmt: skip
+                stays = _stays(
+                    scores, slot[:, None], (ahead + query)[None, :], first, its_low[None, :],
+                    its_high[None, :], its_last[None, :],
+                )  # fmt: skip
+            weights = tl.where(stays, tl.exp2(scores * scale - sums[None, :]), 0.0)
             by_values += dot(weights.to(grad.dtype), grad, UPCAST)
             of_scores = weights * (dot(v, tl.trans(grad), UPCAST) - common[None, :])
             by_keys += dot(of_scores.to(q.dtype), q, UPCAST)
@@ -158,8 +160,13 @@ def _weights(scores, slot, place, first, low, high, last, reference, scale, edge
     """
     stays = scores > high
     if edge:
-        stays = (scores > tl.where(slot <= last, low, high)) & (slot <= place) & (slot >= first)
+        stays = _stays(scores, slot, place, first, low, high, last)
     return tl.where(stays, tl.exp2(scores * scale - reference), 0.0)
+
+
+@triton.jit
+def _stays(scores, slot, place, first, low, high, last):
+    return (scores > tl.where(slot <= last, low, high)) & (slot <= place) & (slot >= first)
 
 
 @triton.jit

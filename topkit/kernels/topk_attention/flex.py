@@ -26,19 +26,14 @@ def attend(
     *,
     scaling: float,
     start: Tensor | None = None,
-    options: dict[str, Any] | None = None,
 ) -> Tensor:
-    """The attention output [B, Hq, Tq, Dv] over what the cuts keep; differentiable.
-
-    options: FlexAttention's `kernel_options`, beside its defaults.
-    """
+    """The attention output [B, Hq, Tq, Dv] over what the cuts keep; differentiable."""
     score_mod = _score_mod(cuts, scaling)
     sizes = queries.shape[2], keys.shape[2], queries.device
     mask = _causal(*sizes) if start is None else block_mask(start, *sizes)
     grouped = queries.shape[1] != keys.shape[1]
     return _compiled()(
-        queries, keys, values, score_mod=score_mod, block_mask=mask, scale=scaling, enable_gqa=grouped,
-        kernel_options=options,
+        queries, keys, values, score_mod=score_mod, block_mask=mask, scale=scaling, enable_gqa=grouped
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def floors_of_rows(
     D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SPARSITY: tl.constexpr, CAPACITY: tl.constexpr,
     UPCAST: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The floors of M queries of a head, in the order of integers.
+    """The floors of M queries of a head, in the order of integers; N is at most 64.
 
     The sample is scored anew for each four bars that its scores are held to, since products cost less than
     scores that are written and read. Shapes: sampled [B, Hk, S, D], in the slots `places`, one in each SPARSITY.
@@ -51,21 +51,20 @@ def floors_of_rows(
     # Nothing stays: what counts is whether a score is NaN. And of short rows all is kept.
     floor = tl.where(k <= 0, INFINITY, MINUS_INFINITY + 1)
     if tl.max(wanted.to(tl.int32)) > 0:
-        there, total = tl.zeros([M], tl.int32), tl.zeros([M], tl.float32)
-        bottom = tl.full([M], MOST, tl.float32)
+        total, bottom = tl.zeros([M], tl.float32), tl.full([M], MOST, tl.float32)
         high = -bottom
         for at in tl.range(begin, end, N, num_stages=STAGES):
             scores, seen = _scored(q, sampled, sampled_by, places, at, first, place, end, D, N, UPCAST)  # fmt: skip
-            there += tl.sum(seen.to(tl.int32), 1)
             total += tl.sum(tl.where(seen, scores, 0.0), 1)
             high = tl.maximum(high, tl.max(tl.where(seen, scores, -MOST), 1))
             bottom = tl.minimum(bottom, tl.min(tl.where(seen, scores, MOST), 1))
         # Of the sample, `share` are expected among the k best, with a standard deviation of its root.
-        share = k.to(tl.float32) * there.to(tl.float32) / tl.maximum(visible, 1).to(tl.float32)
-        least = (share + margin * tl.sqrt(tl.maximum(share, 0.0)) + 8).to(tl.int32)
+        share = tl.maximum(k, 0).to(tl.float32) / SPARSITY
+        least = (share + margin * tl.sqrt(share) + 8).to(tl.int32)
         most = least + least // 8
         high, bottom = tl.minimum(high, MOST), tl.maximum(bottom, -MOST)
-        low = total / tl.maximum(there, 1).to(tl.float32)
+        # Near the mean, from where the search goes.
+        low = total * SPARSITY / tl.maximum(visible, SPARSITY).to(tl.float32)
         low = tl.minimum(tl.maximum(low, bottom), high)
         searching, passed = wanted, 0
         while (tl.max(searching.to(tl.int32)) > 0) & (passed < PASSES):
@@ -75,10 +74,16 @@ def floors_of_rows(
             for at in tl.range(begin, end, N, num_stages=STAGES):
                 scores, seen = _scored(q, sampled, sampled_by, places, at, first, place, end, D, N, UPCAST)  # fmt: skip
                 scores = tl.where(seen, scores, float("-inf"))
-                n0 += _reaching(scores, low)
-                n1 += _reaching(scores, one)
-                n2 += _reaching(scores, two)
-                n3 += _reaching(scores, three)
+                # Four counts, of N at most, in one sum.
+                reach = tl.where(scores >= low[:, None], 1, 0)
+                reach = tl.where(scores >= one[:, None], 1 + (1 << 8), reach)
+                reach = tl.where(scores >= two[:, None], 1 + (1 << 8) + (1 << 16), reach)
+                reach = tl.where(scores >= three[:, None], 1 + (1 << 8) + (1 << 16) + (1 << 24), reach)  # fmt: skip
+                counts = tl.sum(reach, 1)
+                n0 += counts & 0xFF
+                n1 += (counts >> 8) & 0xFF
+                n2 += (counts >> 16) & 0xFF
+                n3 += counts >> 24
             under = n0 < least  # the mean is too high, as the first bar of all
             bar = tl.where(n3 >= least, three, tl.where(n2 >= least, two, tl.where(n1 >= least, one, low)))  # fmt: skip
             reach = tl.where(n3 >= least, n3, tl.where(n2 >= least, n2, tl.where(n1 >= least, n1, n0)))  # fmt: skip
@@ -111,8 +116,3 @@ def _scored(
 @triton.jit
 def _between(low, high, share: tl.constexpr):
     return low * (1 - share) + high * share
-
-
-@triton.jit
-def _reaching(scores, bar):
-    return tl.sum((scores >= bar[:, None]).to(tl.int32), 1)
