@@ -55,7 +55,7 @@ TRIALS = [
     [(64, 128, 4, 3), (128, 64, 4, 2), (32, 128, 8, 3)],
 ]
 KERNELS = {"forward": "attend", "queries": "of_queries", "keys_and_values": "of_keys_and_values"}
-CALLS = 8
+CALLS = 4
 
 
 class Case:
@@ -126,12 +126,9 @@ def _parts(case: Case) -> None:
             cuts, _ = cuts_begun(q, k, kept, None, flex.SLACK, most=case.most)
         scaling = q.shape[3] ** -0.5
         parts |= {
-            "by kernels, forward": lambda: flash.attend(q, k, v, cuts, scaling=scaling),
             "by kernels, both": lambda: case.both(flash.attend(*case.inputs, cuts, scaling=scaling)),
-            "FlexAttention, forward": lambda: flex.attend(q, k, v, cuts, scaling=scaling),
             "FlexAttention, both": lambda: case.both(flex.attend(*case.inputs, cuts, scaling=scaling)),
             "Top-k attention, both": lambda: case.both(topk_attention(*case.inputs, kept, most=case.most)),
-            "flash, forward": lambda: scaled_dot_product_attention(q, k, v, is_causal=True),
             "flash, both": lambda: case.both(scaled_dot_product_attention(*case.inputs, is_causal=True)),
         }  # fmt: skip
     for name, call in parts.items():
@@ -154,8 +151,13 @@ def _timed(call: Call, device: torch.device) -> tuple[float, float, dict[str, fl
         call()
         spans.append((time.perf_counter() - began) * 1e3)
     settle(device)
+    return wall, float(np.median(spans)), _kernels(call, device)
+
+
+def _kernels(call: Call, device: torch.device) -> dict[str, float]:
+    """Milliseconds of each kernel of a call."""
     if device.type != "cuda":
-        return wall, float(np.median(spans)), {}
+        return {}
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         for _ in range(CALLS):
             call()
@@ -165,7 +167,7 @@ def _timed(call: Call, device: torch.device) -> tuple[float, float, dict[str, fl
         if event.device_type == DeviceType.CUDA:
             took = event.time_range.elapsed_us() / 1e3 / CALLS
             kernels[event.name] = kernels.get(event.name, 0.0) + took
-    return wall, float(np.median(spans)), kernels
+    return kernels
 
 
 def _configs(case: Case, tiny: bool) -> None:
@@ -203,7 +205,7 @@ def _attend(case: Case) -> None:
             attend = lambda: case.both(flash.attend(*case.inputs, cuts, scaling=scaling))  # noqa: E731
             try:
                 attend()
-                _, _, kernels = _timed(attend, case.device)
+                kernels = _kernels(attend, case.device)
             except (
                 Exception
             ) as error:  # what does not fit, whatever the compiler or the driver raises

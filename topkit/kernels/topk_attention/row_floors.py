@@ -25,7 +25,7 @@ def floors_of_rows(
     D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SPARSITY: tl.constexpr, CAPACITY: tl.constexpr,
     UPCAST: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The floors of M queries of a head, in the order of integers; N is at most 64.
+    """The floors of M queries of a head, in the order of integers; N is at most 128.
 
     The sample is scored anew for each four bars that its scores are held to, since products cost less than
     scores that are written and read. Shapes: sampled [B, Hk, S, D], in the slots `places`, one in each SPARSITY.
@@ -83,7 +83,7 @@ def floors_of_rows(
                 n0 += counts & 0xFF
                 n1 += (counts >> 8) & 0xFF
                 n2 += (counts >> 16) & 0xFF
-                n3 += counts >> 24
+                n3 += (counts >> 24) & 0xFF
             under = n0 < least  # the mean is too high, as the first bar of all
             bar = tl.where(n3 >= least, three, tl.where(n2 >= least, two, tl.where(n1 >= least, one, low)))  # fmt: skip
             reach = tl.where(n3 >= least, n3, tl.where(n2 >= least, n2, tl.where(n1 >= least, n1, n0)))  # fmt: skip
