@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def _parts(case: Case) -> None:
-    q, k, v, kept = case.q, case.k, case.v, case.kept
+    q, k, kept = case.q, case.k, case.kept
     found, other = case.found(), case.found()
     rows = triton_impl.floors(q, k, kept, None, case.plan)
     parts: dict[str, Call] = {
