@@ -146,8 +146,11 @@ def test_what_the_sample_misjudges_is_left_and_cut_again(off: float) -> None:
     held(q, k, kept)
 
 
-def test_what_the_sample_judges_right_is_told() -> None:
+@pytest.mark.parametrize("far", [0.0, 100.0])
+def test_what_the_sample_judges_right_is_told(far: float) -> None:
+    """Also where the first key, one of the sample, has a score that is far above the others."""
     q, k = drawn(length=1201, heads=1, count=2)
+    k[:, :, 0] += far * q.mean(2)
     kept = torch.tensor([[1, 20]], device=DEVICE)
     found = impl.cut_rows(q, k, kept, None, 20)
     assert found.state.tolist() == [0, 0]

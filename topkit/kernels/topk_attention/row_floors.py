@@ -51,11 +51,14 @@ def floors_of_rows(
     # Nothing stays: what counts is whether a score is NaN. And of short rows all is kept.
     floor = tl.where(k <= 0, INFINITY, MINUS_INFINITY + 1)
     if tl.max(wanted.to(tl.int32)) > 0:
-        total, bottom = tl.zeros([M], tl.float32), tl.full([M], MOST, tl.float32)
+        total, squares = tl.zeros([M], tl.float32), tl.zeros([M], tl.float32)
+        bottom = tl.full([M], MOST, tl.float32)
         high = -bottom
         for at in tl.range(begin, end, N, num_stages=STAGES):
             scores, seen = _scored(q, sampled, sampled_by, places, at, first, place, end, D, N, UPCAST)  # fmt: skip
-            total += tl.sum(tl.where(seen, scores, 0.0), 1)
+            its = tl.where(seen, scores, 0.0)
+            total += tl.sum(its, 1)
+            squares += tl.sum(its * its, 1)
             high = tl.maximum(high, tl.max(tl.where(seen, scores, -MOST), 1))
             bottom = tl.minimum(bottom, tl.min(tl.where(seen, scores, MOST), 1))
         # Of the sample, `share` are expected among the k best, with a standard deviation of its root.
@@ -63,12 +66,16 @@ def floors_of_rows(
         least = (share + margin * tl.sqrt(share) + 8).to(tl.int32)
         most = least + least // 8
         high, bottom = tl.minimum(high, MOST), tl.maximum(bottom, -MOST)
-        # Near the mean, from where the search goes.
-        low = total * SPARSITY / tl.maximum(visible, SPARSITY).to(tl.float32)
+        # Near the mean, from where the search goes: by standard deviations first, since of a few scores far above
+        # the others, as a model's first key has them, a quarter is farther than all the others lie.
+        there = tl.maximum(visible, SPARSITY).to(tl.float32) / SPARSITY
+        low = total / there
+        step = tl.sqrt(tl.maximum(squares / there - low * low, 0.0))
         low = tl.minimum(tl.maximum(low, bottom), high)
+        step = tl.minimum(step, high * 0.25 - low * 0.25)
         searching, passed = wanted, 0
         while (tl.max(searching.to(tl.int32)) > 0) & (passed < PASSES):
-            one, two, three = _between(low, high, 0.25), _between(low, high, 0.5), _between(low, high, 0.75)  # fmt: skip
+            one, two, three = low + step, low + 2 * step, low + 3 * step
             n0, n1 = tl.zeros([M], tl.int32), tl.zeros([M], tl.int32)
             n2, n3 = tl.zeros([M], tl.int32), tl.zeros([M], tl.int32)
             for at in tl.range(begin, end, N, num_stages=STAGES):
@@ -90,6 +97,7 @@ def floors_of_rows(
             above = tl.where(n1 < least, one, tl.where(n2 < least, two, tl.where(n3 < least, three, high)))  # fmt: skip
             high = tl.where(searching, tl.where(under, low, above), high)
             low = tl.where(searching, tl.where(under, bottom, bar), low)
+            step = high * 0.25 - low * 0.25
             searching = searching & (under | (reach > most))
             passed += 1
         floor = tl.where(wanted, keys_of(low), floor)
@@ -111,8 +119,3 @@ def _scored(
     slot = tl.load(places + at, mask=inside, other=-1)
     seen = (slot >= first)[None, :] & (slot[None, :] <= place[:, None])
     return dot(q, k, UPCAST), seen
-
-
-@triton.jit
-def _between(low, high, share: tl.constexpr):
-    return low * (1 - share) + high * share
