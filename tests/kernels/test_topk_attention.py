@@ -225,6 +225,7 @@ def test_what_does_not_belong_together_is_refused() -> None:
         ("scaling must be", {"scaling": -1.0}),
         ("backend must be", {"backend": "triton"}),
         ('backend "flex": needs tensors on a CUDA GPU', {"backend": "flex"}),
+        ('backend "flash": (needs tensors on a CUDA GPU|takes bfloat16)', {"backend": "flash"}),
     ]
     for message, change in wrong:
         with pytest.raises(InputError, match=message):
@@ -272,10 +273,15 @@ def test_on_a_gpu_the_definition_of_half_types_has_gradients() -> None:
 
 @gpu
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [("flex", torch.float32), ("flex", torch.bfloat16), ("flash", torch.bfloat16), ("flash", torch.float16)],
+)  # fmt: skip
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("padded", [False, True])
-def test_on_a_gpu_it_is_the_definition(dtype: torch.dtype, dim: int, padded: bool) -> None:
+def test_on_a_gpu_it_is_the_definition(
+    backend: str, dtype: torch.dtype, dim: int, padded: bool
+) -> None:
     draw = torch.Generator("cuda").manual_seed(0)
     shapes = [(2, 8, 1024, dim), (2, 2, 1024, dim), (2, 2, 1024, dim)]
     inputs = [torch.randn(s, generator=draw, device="cuda").to(dtype).requires_grad_() for s in shapes]  # fmt: skip
@@ -283,9 +289,9 @@ def test_on_a_gpu_it_is_the_definition(dtype: torch.dtype, dim: int, padded: boo
     kept = keys_kept("0.05", 1024, 1024, start=start, least=4, device="cuda")
     want = torch.randn(2, 8, 1024, dim, generator=draw, device="cuda").to(dtype)
     doubles = [x.detach().double().requires_grad_() for x in inputs]
-    out = attended(inputs, kept, start=start, backend="flex")
+    out = attended(inputs, kept, start=start, backend=backend)
     exact = attended(doubles, kept, start=start, backend="torch")
-    near = 2e-2 if dtype == torch.bfloat16 else 1e-3
+    near = 1e-3 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(out.double(), exact, rtol=near, atol=near)
     grads = torch.autograd.grad(out, inputs, want)
     for one, other in zip(grads, torch.autograd.grad(exact, doubles, want.double()), strict=True):
@@ -294,14 +300,28 @@ def test_on_a_gpu_it_is_the_definition(dtype: torch.dtype, dim: int, padded: boo
 
 @gpu
 @pytest.mark.gpu
-def test_on_a_gpu_ties_are_cut_by_slot() -> None:
+@pytest.mark.parametrize("backend", ["flex", "flash"])
+def test_on_a_gpu_ties_are_cut_by_slot(backend: str) -> None:
     draw = torch.Generator("cuda").manual_seed(0)
     q = torch.randn(1, 2, 512, 64, generator=draw, device="cuda", dtype=torch.bfloat16)
     k = torch.randn(1, 2, 512, 64, generator=draw, device="cuda", dtype=torch.bfloat16)
     k = k[:, :, torch.arange(512, device="cuda") // 3]  # each key three times
     v = torch.randn(1, 2, 512, 64, generator=draw, device="cuda", dtype=torch.bfloat16)
     kept = torch.arange(512, device="cuda") % 7 + 1
-    out = topk_attention(q, k, v, kept, backend="flex")
+    out = topk_attention(q, k, v, kept, backend=backend)
+    exact = attended([x.double() for x in (q, k, v)], kept, backend="torch")
+    torch.testing.assert_close(out.double(), exact, rtol=2e-2, atol=2e-2)
+
+
+@gpu
+@pytest.mark.gpu
+def test_on_a_gpu_thousands_of_tied_rows_are_cut_and_attended_again() -> None:
+    """Whole numbers tie nearly everywhere; their products are exact in any order."""
+    draw = torch.Generator("cuda").manual_seed(0)
+    q, k = (torch.randint(-2, 3, (1, 4, 2048, 64), generator=draw, device="cuda").bfloat16() for _ in range(2))  # fmt: skip
+    v = torch.randn(1, 4, 2048, 64, generator=draw, device="cuda", dtype=torch.bfloat16)
+    kept = keys_kept("0.05", 2048, 2048, device="cuda")
+    out = topk_attention(q, k, v, kept, backend="flash", most=103)
     exact = attended([x.double() for x in (q, k, v)], kept, backend="torch")
     torch.testing.assert_close(out.double(), exact, rtol=2e-2, atol=2e-2)
 

@@ -13,6 +13,7 @@ from topkit.errors import InputError
 from topkit.kernels.topk_attention import Cuts, cuts_of, topk_attention
 
 flash = pytest.importorskip("topkit.kernels.topk_attention.flash")
+impl = pytest.importorskip("topkit.kernels.topk_attention.triton_impl")
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +23,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         small = flash.Config(16, 16, 1, 1)
         configs = flash.Configs(flash.Config(32, 16, 1, 1), small, small)
         monkeypatch.setattr(flash, "CONFIGS", dict.fromkeys(flash.CONFIGS, configs))
+        monkeypatch.setattr(impl, "CONFIG", impl.Config(16, 128, 1, 1))
 
 
 def drawn(
@@ -123,6 +125,17 @@ def test_half_types_are_attended_with_their_thresholds(dtype: torch.dtype) -> No
     made = torch.autograd.grad(out, inputs, grad)
     for one, other in zip(made, torch.autograd.grad(want, exact, grad.double()), strict=True):
         torch.testing.assert_close(one.double(), other, rtol=5e-2, atol=5e-2)
+
+
+def test_it_attends_again_where_many_rows_are_tied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their cuts are then changed when the first attention has begun."""
+    monkeypatch.setattr(impl, "AGAIN", 0)
+    q, k, v, _ = (x.bfloat16() for x in drawn(count=20, length=20))
+    k = k[:, :, torch.arange(20, device=DEVICE) // 4]
+    kept = torch.full((20,), 6, device=DEVICE)
+    out = topk_attention(q, k, v, kept, backend="flash")
+    want = topk_attention(q.double(), k.double(), v.double(), kept, backend="torch")
+    torch.testing.assert_close(out.double(), want, rtol=2e-2, atol=2e-2)
 
 
 def test_what_the_kernels_do_not_take_is_refused() -> None:
