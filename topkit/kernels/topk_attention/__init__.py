@@ -50,14 +50,14 @@ def topk_attention(
     scale = queries.shape[-1] ** -0.5 if scaling is None else scaling
     kept = _check(queries, keys, values, kept, scale, start)
     checks.one_of("backend", backend, BACKENDS)
-    own = None if backend in ("torch", "tiled") else _on_a_gpu(backend, queries, values)
+    own = _on_a_gpu(backend, queries, values)
     if own is not None:
         cuts, settle = cuts_begun(queries, keys, kept, start, own.SLACK, most=most)
         out = own.attend(queries, keys, values, cuts, scaling=scale, start=start)
         # The GPU has the attention to do while the host waits for the cuts.
-        return (
-            own.attend(queries, keys, values, cuts, scaling=scale, start=start) if settle() else out
-        )
+        if settle():
+            out = own.attend(queries, keys, values, cuts, scaling=scale, start=start)
+        return out
     form = reference if backend == "torch" else tiled
     return form.topk_attention(queries, keys, values, kept, scaling=scale, start=start)
 
@@ -137,10 +137,12 @@ def _check(
 
 
 def _on_a_gpu(backend: str, queries: Tensor, values: Tensor) -> Any:
-    """The module that attends on a GPU, None for tiles.
+    """The module that attends on a GPU, None for another form.
 
     Raises: InputError for "flex" and "flash" where they cannot run.
     """
+    if backend == "auto" and not queries.is_cuda:
+        return None
     for name, unsupported in (("flash", _not_by_flash), ("flex", _not_by_flex)):
         if backend not in (name, "auto"):
             continue
