@@ -37,10 +37,14 @@ class Configs(NamedTuple):
     keys_and_values: Config
 
 
-# By head dimension, up to it.
+# By head dimension, up to it. Hopper's products take more queries at a time than others have registers for.
 CONFIGS = {
     64: Configs(Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(64, 128, 8, 3)),
     128: Configs(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(64, 128, 8, 2)),
+}
+OTHERS = {
+    64: Configs(Config(128, 64, 4, 3), Config(64, 64, 4, 3), Config(64, 64, 4, 2)),
+    128: Configs(Config(64, 64, 4, 2), Config(64, 32, 4, 2), Config(32, 64, 4, 2)),
 }
 
 
@@ -58,8 +62,9 @@ def attend(
 
 
 def configs(queries: Tensor, values: Tensor) -> Configs:
-    """Those for the head dimensions of queries and values."""
-    return CONFIGS[64 if max(queries.shape[3], values.shape[3]) <= 64 else 128]
+    """Those for the head dimensions of queries and values, and their GPU."""
+    of = CONFIGS if backend.interpreted() or backend.capability(queries.device)[0] >= 9 else OTHERS
+    return of[64 if max(queries.shape[3], values.shape[3]) <= 64 else 128]
 
 
 class _Flash(torch.autograd.Function):
