@@ -41,7 +41,7 @@ def topk_attention(
     multiple of Hk; kept [Tq] or [B or 1, Tq], whole numbers; start [B], the first real slots -> [B, Hq, Tq, Dv]
     in queries' dtype. A query that sees nothing, as padding does, gets zeros.
     backend: "torch" is the definition, which holds all scores; "tiled", any device; "flash", a GPU,
-    half types by kernels of its own; "flex", a GPU, by FlexAttention, which is slower; both sum the scores of half
+    half types by kernels of its own; "flex", a GPU, by FlexAttention, which is compiled first; both sum the scores of half
     types in float32; "auto", on a GPU the first of these that takes it, else tiled. most: what no query keeps
     more than, where it is known: a GPU is then not waited for to learn it.
     Raises: InputError where shapes, dtypes or devices do not belong together, for scores that hold NaN, and for
