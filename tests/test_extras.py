@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import topkit
 from topkit.errors import EXTRA_OF, InputError, MissingExtra, extras_named
 
 # A process in which some packages are not there.
@@ -63,6 +65,99 @@ def test_a_study_without_what_a_cell_needs_is_refused_before_its_pilot(tmp_path:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert "needs faiss, which is not installed; pip install 'topkit[faiss]'" in done.stderr
     assert not out.exists()
+
+
+# What only pages need.
+DRAWING = {package for package, extra in EXTRA_OF.items() if extra == "report"}
+SHARDED = """
+model: {model}
+tasks: ["niah-single:wording=trained"]
+lengths: 256
+haystacks: 2
+indexers: [exact]
+budgets: [50%]
+pilot: false
+"""
+TRAINS = (
+    SHARDED
+    + """
+kind: topk-sft
+training: {{ratios: [50%], steps: 1, rows: 1, length: 48, warmup: 1}}
+"""
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [SHARDED, TRAINS], ids=["a curve", "one that trains"])
+def test_shards_run_where_nothing_can_be_drawn_and_a_whole_study_is_refused(
+    lines: str, tmp_path: Path
+) -> None:
+    from tests.tiny import READS_REFERENCE, folder, tiny
+
+    model = folder(tmp_path / "model", tiny("qwen3", **READS_REFERENCE))
+    file, out = tmp_path / "study.yaml", tmp_path / "run"
+    file.write_text(lines.format(model=model))
+    code = WITHOUT.format(absent=DRAWING) + "from topkit.cli import main\nmain()"
+
+    def study(*more: str) -> subprocess.CompletedProcess[str]:
+        words = [
+            sys.executable,
+            "-c",
+            code,
+            "study",
+            str(file),
+            "--out",
+            str(out),
+            "--jobs",
+            "1",
+            *more,
+        ]
+        return subprocess.run(words, capture_output=True, text=True)
+
+    refused = study()
+    assert refused.returncode == 2 and "pip install 'topkit[report]'" in refused.stderr
+    assert refused.stderr.count("\n") == 1 and not out.exists()
+    for shard in ("0/2", "1/2"):
+        done = study("--shard", shard)
+        assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
+        said = done.stderr.splitlines()[-1]
+        assert "pip install 'topkit[report]'" in said and f"`topkit report {out}` writes it" in said
+    assert not (out / "report.html").exists()
+    assert topkit.report(out) == out / "report.html"
+    page = (out / "report.html").read_text()
+    assert "Not finished" not in page and "is not there yet" not in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["measure", "evaluate"])
+def test_shards_of_runs_need_nothing_that_draws(command: str, tmp_path: Path) -> None:
+    from tests.tiny import READS_REFERENCE, folder, tiny
+
+    out = tmp_path / "run"
+    if command == "measure":
+        one = torch.randn(2, 2, 9, 8)
+        topkit.Capture.from_tensors(one, one, one).save(tmp_path / "capture")
+        words = [str(tmp_path / "capture"), "-k", "4"]
+    else:
+        model = folder(tmp_path / "model", tiny("qwen3", **READS_REFERENCE))
+        words = [
+            str(model),
+            "--task",
+            "niah-single",
+            "--length",
+            "256",
+            "--samples",
+            "2",
+            "-k",
+            "4",
+        ]
+    code = WITHOUT.format(absent=DRAWING) + "from topkit.cli import main\nmain()"
+    words = ["-c", code, command, *words, "--indexer", "sign", "--out", str(out)]
+    for shard in ("0/2", "1/2"):
+        line = [sys.executable, *words, "--shard", shard]
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert topkit.verify(out).files >= 2
 
 
 def test_the_core_measures_without_any_extra() -> None:

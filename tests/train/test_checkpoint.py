@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,54 @@ def test_the_oldest_beyond_those_kept_go(tmp_path: Path) -> None:
     for step in (2, 9, 10, 11):
         Checkpoints(tmp_path, kept=3).save(step, *small())
     assert {path.name.split("-")[1] for path in tmp_path.iterdir()} == {"9", "10", "11"}
+
+
+def in_passes(folder: Path, said: list[str], slow: list[Any]) -> Loop:
+    """Steps of 7 rows, two of them a pass; time is up within the step that `slow` names."""
+
+    def batches(start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for step in range(start, STEPS):
+            rng = np.random.default_rng(step)
+            yield rng.integers(9, size=(7, 5)).astype(np.uint16), rng.random((7, 5))
+
+    def losses(model: nn.Module, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        slow.append(len(ids))
+        each = model(ids.float()).square().mean(-1)
+        loss = (each * weights[:, 1:].sum(-1)).sum() / weights[:, 1:].sum()
+        return loss, loss * 2
+
+    return Loop(
+        steps=STEPS, batches=batches, losses_of=losses, rate_of=lambda step: 0.1,
+        checkpoints=Checkpoints(folder / "checkpoints", said.append), log=folder / "log.csv",
+        autocast=None, logged=1, most=10,
+    )  # fmt: skip
+
+
+def test_passes_add_up_to_the_batch(tmp_path: Path) -> None:
+    found = []
+    for name, most in (("whole", None), ("parts", 10)):
+        (tmp_path / name).mkdir()
+        model, optimizer = small()
+        rows: list[Any] = []
+        loop = replace(in_passes(tmp_path / name, [], rows), most=most)
+        assert loop.run(model, optimizer, float("inf"))
+        assert rows[:4] == ([7] * 4 if most is None else [2, 2, 2, 1])
+        log = (tmp_path / name / "log.csv").read_text().splitlines()[1:]
+        found.append(([float(line.split(",")[1]) for line in log], model.state_dict()))
+    (one, whole), (other, parts) = found
+    assert one == pytest.approx(other, abs=2e-5)
+    assert all(torch.allclose(whole[n], parts[n], atol=1e-5) for n in whole)
+
+
+def test_a_step_that_comes_too_late_is_taken_again(tmp_path: Path) -> None:
+    model, optimizer = small()
+    before, said = {n: x.clone() for n, x in model.state_dict().items()}, list[str]()
+    # No time at all: nothing is changed but that a checkpoint is there.
+    assert not in_passes(tmp_path, said, []).run(model, optimizer, 0)
+    assert same(model.state_dict(), before) and "no step was done in the time given" in said[0]
+    assert [path.name[:7] for path in files(tmp_path)] == ["step-0-"]
+    assert in_passes(tmp_path, said, []).run(model, optimizer, float("inf"))
+    (tmp_path / "whole").mkdir()
+    other, its = small()
+    assert in_passes(tmp_path / "whole", said, []).run(other, its, float("inf"))
+    assert same(model.state_dict(), other.state_dict())

@@ -76,7 +76,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer: A
     """The recipe's mixture in the bundled vocabulary."""
     folder = tmp_path_factory.mktemp("text")
     texts = (book["text"] for book in corpora.books(corpus, "train"))
-    corpora.tokenise(texts, tokenizer.backend_tokenizer).save(folder)
+    assert corpora.keep_tokens(texts, tokenizer.backend_tokenizer, folder)
     return Mixture(folder, (REFERENCE / "tokenizer.json").read_text())
 
 
@@ -346,7 +346,8 @@ def test_the_recipe_runs_stops_and_goes_on_to_the_same_weights(
     recipe, how = Recipe.tiny(), {"device": "cpu", "workers": 0, "report": lambda line: None}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train_reference(corpus, whole, recipe=recipe, **how)
-    for _ in range(recipe.steps - 1):
+    # The first call makes tokens, and has no time left for a step.
+    for _ in range(recipe.steps):
         assert not train_reference(corpus, parts, recipe=recipe, stop_after=0, **how)
         assert not (parts / "model" / "model.safetensors").exists()
     assert train_reference(corpus, parts, recipe=recipe, stop_after=0, **how)

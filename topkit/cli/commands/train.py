@@ -126,14 +126,16 @@ def train(
     ] = False,
     stop_after: Annotated[
         float,
-        typer.Option("--stop-after", min=0, help="Seconds; a rerun goes on from there."),
+        typer.Option(
+            "--stop-after", min=0, help="Seconds from the start on; a rerun goes on from there."
+        ),
     ] = math.inf,
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=0, help="The same in minutes.")
     ] = None,
     seed: o.Seed = 0,
     device: o.Device = None,
-    jobs: o.Jobs = 14,
+    jobs: o.MaybeJobs = None,
     config: o.Config = None,
 ) -> None:
     """Train the bundled model, or a lightning indexer or projected's maps for a model, or go on with a model.
@@ -144,6 +146,8 @@ def train(
     if learnt_of is not None and name == "reference":
         raise typer.BadParameter(f"reference is learnt of no model; got {learnt_of!r}")
     model = learnt_of or model
+    # They make batches; of more than cores each would wait for the others' imports.
+    jobs = jobs or min(14, os.cpu_count() or 1)
     stop_after = stop_after if minutes is None else min(stop_after, 60 * minutes)
     if name == "sft":
         how = {"corpus": corpus, "attention": attention, "ratio": ratio, "stop_after": stop_after}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import lzma
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ from tokenizers import Tokenizer
 
 from topkit.errors import InputError
 from topkit.experiments.runs.parts import write_whole
+from topkit.experiments.train.deadline import NEVER, Deadline
 
+# Books whose tokens are made and kept at once: a second's work.
+TEXTS = 4
 EXCERPT = Path(__file__).parents[2] / "data" / "excerpt.txt"
 
 
@@ -23,12 +27,17 @@ def books(corpus: Path | str | None, split: str) -> Iterator[dict]:
     if corpus is None:
         yield {"title": EXCERPT.name, "author": "", "text": EXCERPT.read_text(encoding="utf-8")}
         return
+    with lzma.open(require_books(corpus, split), "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def require_books(corpus: Path | str, split: str) -> Path:
+    """The file of a split. Raises: InputError where it is not there."""
     path = Path(corpus) / f"books-{split}.jsonl.xz"
     if not path.is_file():
         raise InputError(f"no {path.name} in {corpus}; give the folder that holds the books")
-    with lzma.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
+    return path
 
 
 def _save(values: np.ndarray, path: Path) -> None:
@@ -56,24 +65,42 @@ class Text:
         )
 
 
-def tokenise(texts: Iterator[str], tokenizer: Tokenizer, batch: int = 64) -> Text:
-    """All texts as one run of tokens; paragraphs are encoded apart, so that cores share the work."""
-    runs: list[np.ndarray] = []
-    stops = np.array(
-        [bool(set(tokenizer.decode([i])) & set(".!?")) for i in range(tokenizer.get_vocab_size())]
-    )
-    waiting: list[str] = []
+def keep_tokens(
+    texts: Iterator[str], tokenizer: Tokenizer, folder: Path, deadline: Deadline = NEVER
+) -> bool:
+    """Make the tokens of texts in a folder, where they are not there; whether all are, or time ran out before.
 
-    def flush() -> None:
-        encoded = tokenizer.encode_batch_fast(waiting, add_special_tokens=False)
-        runs.extend(np.array(e.ids, dtype=np.uint16) for e in encoded)
-        waiting.clear()
+    What was made is kept, and a further call of the same texts goes on from there; each makes some at least.
+    """
+    if (folder / "ends.npy").exists():
+        return True
+    pieces, late = list[Path](), False
+    while some := list(islice(texts, TEXTS)):
+        piece = folder / f"piece-{len(pieces)}.npy"
+        pieces.append(piece)
+        if piece.exists():
+            continue
+        if late:
+            return False
+        write_whole(piece, partial(_save, tokenise(some, tokenizer)))
+        late = deadline.passed
+    tokens = np.concatenate([np.load(piece) for piece in pieces])
+    Text(tokens, np.flatnonzero(_stops(tokenizer)[tokens]) + 1).save(folder)
+    for piece in pieces:
+        piece.unlink()
+    return True
 
-    for text in texts:
-        # Whole paragraphs, so that no word is cut.
-        waiting += [part + "\n\n" for part in text.split("\n\n") if part.strip()]
-        if len(waiting) >= batch * 256:
-            flush()
-    flush()
-    tokens = np.concatenate(runs)
-    return Text(tokens, np.flatnonzero(stops[tokens]) + 1)
+
+def tokenise(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+    """All texts as one run of tokens, uint16; paragraphs are encoded apart, so that cores share the work."""
+    # Whole paragraphs, so that no word is cut.
+    parts = [part + "\n\n" for text in texts for part in text.split("\n\n") if part.strip()]
+    encoded = tokenizer.encode_batch_fast(parts, add_special_tokens=False)
+    none = np.array([], dtype=np.uint16)
+    return np.concatenate([none, *(np.array(one.ids, dtype=np.uint16) for one in encoded)])
+
+
+def _stops(tokenizer: Tokenizer) -> np.ndarray:
+    """Whether a token ends a sentence, by its number."""
+    words = (tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size()))
+    return np.array([bool(set(word) & set(".!?")) for word in words])

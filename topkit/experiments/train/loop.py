@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,15 @@ from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.experiments.train.checkpoint import Checkpoints
-from topkit.experiments.train.world import World
+from topkit.experiments.train.deadline import Deadline
+from topkit.experiments.train.world import World, part_of
 
 # Steps between two rows of the log.
 LOGGED = 50
 # Seconds between two checkpoints.
 SAVED = 60.0
+# Tokens of one pass on a CPU: 2 GB of the reference model's activations, and seconds of two cores.
+PASS = 8 << 10
 ALONE = World()
 
 
@@ -32,7 +34,7 @@ class Loop:
     losses_of: of (model, *batch on the device) the loss and what is logged beside it, a number;
     rate_of: the learning rate of a step; batches: those from a step on, each by its number alone, so that a
     training that was killed comes to the same weights. world: the processes that share each batch's rows; the
-    first of them writes.
+    first of them writes. most: tokens of one pass; a batch of more rows is read in several, whose gradients add up.
     """
 
     steps: int
@@ -46,10 +48,13 @@ class Loop:
     logged: int = LOGGED
     saved: float = SAVED
     world: World = ALONE
+    most: int | None = None
 
     def run(self, model: Any, optimizer: torch.optim.Optimizer, stop_after: float) -> bool:
         """Take the steps that are left, for `stop_after` seconds at most; returns whether the end was reached.
 
+        A step of one pass is always taken to its end; of several, one that comes too late is taken again by the
+        next call.
         Raises: InputError naming the step whose loss or gradient is NaN or infinite; the weights from
         before it are kept as a checkpoint.
         """
@@ -59,14 +64,19 @@ class Loop:
         self.world.wait()
         losses_of = self.world.losses_of(model, self.losses_of)
         log = Log(self.log, start, self.checkpoints.report) if self.world.first else None
-        began = saved = time.monotonic()
+        deadline, saved = Deadline.within(stop_after), time.monotonic()
         for step, whole in enumerate(self.batches(start), start):
             rate = self.rate_of(step)
             batch, share = self.world.own(whole)
-            take = partial(self._step, model, optimizer, losses_of, share)
-            losses = take(step, [_on(x, device) for x in batch], rate)
+            passes = [
+                ([_on(x, device) for x in part], of) for part, of in self._passes(batch, share)
+            ]
+            losses = self._step(model, optimizer, losses_of, passes, step, rate, deadline)
+            if losses is None:
+                self._leave(step, model, optimizer, step == start)
+                return False
             last, now = step + 1 == self.steps, time.monotonic()
-            stop = last or self.world.agreed(now - began > stop_after, device)
+            stop = last or self.world.agreed(deadline.passed, device)
             if log is not None:
                 log.add(losses, math.prod(whole[0].shape) - whole[0].shape[0])
                 if stop or (step + 1) % self.logged == 0:
@@ -78,28 +88,47 @@ class Loop:
                 return last
         return True
 
+    def _passes(self, batch: list[Any], share: float) -> Iterator[tuple[list[Any], float]]:
+        """The parts that a batch is read in, each with its share of the whole loss."""
+        rows, length = batch[0].shape
+        fit = max(1, self.most // length) if self.most and self.world.size == 1 else rows
+        if rows <= fit:
+            yield batch, share
+            return
+        for first in range(0, rows, fit):
+            part, of = part_of(batch, slice(first, first + fit))
+            yield part, share * of
+
     def _step(
         self,
         model: Any,
         optimizer: torch.optim.Optimizer,
         losses_of: Callable[..., tuple[Tensor, Tensor]],
-        share: float,
+        passes: Sequence[tuple[list[Tensor], float]],
         step: int,
-        batch: list[Tensor],
         rate: float,
-    ) -> Tensor:
-        """One step of the optimizer by this process's share of a batch; the losses [2] before it, of the whole."""
+        deadline: Deadline,
+    ) -> Tensor | None:
+        """One step of the optimizer by this process's share of a batch; the losses [2] before it, of the whole.
+
+        None, and nothing changed, where the deadline passes between two passes.
+        """
         for group in optimizer.param_groups:
             group["lr"] = rate
-        try:
-            with torch.autocast(batch[0].device.type, self.autocast, self.autocast is not None):
-                loss, beside = losses_of(model, *batch)
-        except InputError as error:  # as of scores that hold NaN
-            raise self._stopped(str(error), step, model, optimizer) from error
         optimizer.zero_grad(set_to_none=True)
-        # Processes take the mean of their gradients.
-        (loss * (share * self.world.size)).backward()
-        losses = self.world.summed(torch.stack([loss.detach(), beside.detach()]) * share)
+        found: list[Tensor] = []
+        for batch, share in passes:
+            if found and deadline.passed:
+                return None
+            try:
+                with torch.autocast(batch[0].device.type, self.autocast, self.autocast is not None):
+                    loss, beside = losses_of(model, *batch)
+            except InputError as error:  # as of scores that hold NaN
+                raise self._stopped(str(error), step, model, optimizer) from error
+            # Processes take the mean of their gradients.
+            (loss * (share * self.world.size)).backward()
+            found.append(torch.stack([loss.detach(), beside.detach()]) * share)
+        losses = self.world.summed(torch.stack(found).sum(0))
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)
         # Before the optimizer steps: what it would do with NaN cannot be undone.
         if not bool(torch.isfinite(losses[0]) & torch.isfinite(norm)):
@@ -107,6 +136,16 @@ class Loop:
             raise self._stopped(what, step, model, optimizer)
         optimizer.step()
         return losses
+
+    def _leave(self, step: int, model: Any, optimizer: torch.optim.Optimizer, none: bool) -> None:
+        """Keep the state before a step that was not ended in time; `none`: no other was either."""
+        optimizer.zero_grad(set_to_none=True)
+        self.checkpoints.save(step, model, optimizer)
+        if none:
+            self.checkpoints.report(
+                f"no step was done in the time given: on this machine one takes longer; give it more, or a GPU (step {step} "
+                "is taken again)"
+            )
 
     def _stopped(
         self, what: str, step: int, model: Any, optimizer: torch.optim.Optimizer

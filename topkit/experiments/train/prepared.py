@@ -15,7 +15,8 @@ from torch import Tensor
 
 from topkit.experiments.model.load import resolve
 from topkit.experiments.runs.lock import by_turns
-from topkit.experiments.train.corpus import books, tokenise
+from topkit.experiments.train.corpus import books, keep_tokens
+from topkit.experiments.train.deadline import NEVER, Deadline
 from topkit.experiments.train.mixture import Mixture
 
 # What sets these draws apart from those that the reference model was trained on.
@@ -29,21 +30,24 @@ def prepared(
     out: Path | str,
     seed: int,
     most: int | None = None,
-) -> Mixture:
+    deadline: Deadline = NEVER,
+) -> Mixture | None:
     """Books with facts and questions woven in, for the model `name`; its tokens are made once in out/text.
 
     Of several processes that ask for them, one makes them and the others wait.
-    corpus: the folder of books-train.jsonl.xz, of which the first `most` are read (None: all).
+    corpus: the folder of books-train.jsonl.xz, of which the first `most` are read (None: all). Returns None where
+    time ran out; a further call goes on.
     """
     text, file = Path(out) / "text", resolve(name) / "tokenizer.json"
     # A .gguf file holds its tokenizer itself.
     encoder = file.read_text() if file.is_file() else tokenizer.backend_tokenizer.to_str()
     if not (text / "ends.npy").exists():
         text.mkdir(parents=True, exist_ok=True)
+        texts = (book["text"] for book in islice(books(corpus, "train"), most))
         with by_turns(text):
-            if not (text / "ends.npy").exists():
-                texts = (book["text"] for book in islice(books(corpus, "train"), most))
-                tokenise(texts, Tokenizer.from_str(encoder)).save(text)
+            whole = keep_tokens(texts, Tokenizer.from_str(encoder), text, deadline)
+        if not whole or deadline.passed:
+            return None
     return Mixture(text, encoder, seed + _APART)
 
 

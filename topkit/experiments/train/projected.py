@@ -18,6 +18,7 @@ from topkit.experiments.model.attention_call import AttentionCall
 from topkit.experiments.model.digests import weights_digests
 from topkit.experiments.model.load import load
 from topkit.experiments.model.record import NOT_SWITCHED
+from topkit.experiments.train.deadline import Deadline
 from topkit.experiments.train.lightning import save_weights
 from topkit.experiments.train.prepared import drawn, prepared
 from topkit.indexers.projected_file import KIND
@@ -169,8 +170,11 @@ def train_projected_for(
 
     corpus: the folder of books-train.jsonl.xz. Files: those of `train_projected`, and out/text, the corpus as tokens.
     """
+    deadline = Deadline.within(stop_after)
     model, tokenizer = load(name, device)
-    mixture = prepared(name, tokenizer, corpus, out, seed, most=_BOOKS)
+    mixture = prepared(name, tokenizer, corpus, out, seed, _BOOKS, deadline)
+    if mixture is None:
+        return None
     return train_projected(
         model,
         lambda start: drawn(mixture, range(start, steps), rows, length, workers),
@@ -179,7 +183,7 @@ def train_projected_for(
         rank=rank,
         steps=steps,
         seed=seed,
-        stop_after=stop_after,
+        stop_after=deadline.left,
         report=lambda step, loss: report(f"step {step} KL {loss:.4f}"),
     )
 

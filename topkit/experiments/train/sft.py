@@ -22,8 +22,9 @@ from topkit.experiments.model.digests import weights_digest
 from topkit.experiments.model.load import load, require_positions, silence
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.train.checkpoint import Checkpoints
+from topkit.experiments.train.deadline import Deadline
 from topkit.experiments.train.difference import apply_difference, save_difference
-from topkit.experiments.train.loop import Loop
+from topkit.experiments.train.loop import PASS, Loop
 from topkit.experiments.train.mixture import ANSWER, Mixture
 from topkit.experiments.train.prepared import prepared, weighted
 from topkit.experiments.train.recipe import Sft
@@ -60,7 +61,7 @@ def train_sft(
     Raises: InputError for a ratio outside (0, 1], a model whose attention cannot be trained so, a folder that
     was begun with another recipe, and a loss that is no number.
     """
-    name, out = str(model), Path(out)
+    name, out, deadline = str(model), Path(out), Deadline.within(stop_after)
     recipe = recipe or Sft.of(name)
     share = ratio_of(attention, ratio)
     loaded, tokenizer = _clean(*load(model, device, "float32"))
@@ -72,7 +73,9 @@ def train_sft(
     _begin(out, told)
     if (out / DONE).exists():
         return True
-    mixture = prepared(name, tokenizer, corpus, tokens or out, recipe.seed, books)
+    mixture = prepared(name, tokenizer, corpus, tokens or out, recipe.seed, books, deadline)
+    if mixture is None:
+        return False
     loaded.train()
     with training_attention(loaded, share, recipe.least):
         done = Loop(
@@ -84,7 +87,8 @@ def train_sft(
             log=out / "training_log.csv",
             # A CPU has bf16 products slower than float32.
             autocast=torch.bfloat16 if loaded.device.type == "cuda" else None,
-        ).run(loaded, optimizer_of(loaded, recipe.peak, recipe.weight_decay), stop_after)
+            most=PASS if loaded.device.type == "cpu" else None,
+        ).run(loaded, optimizer_of(loaded, recipe.peak, recipe.weight_decay), deadline.left)
     if done:
         _save(loaded, tokenizer, start, told, out, report)
         # Three times the weights, and of no use any more.

@@ -18,6 +18,7 @@ from topkit.experiments.model.digests import weights_digests
 from topkit.experiments.model.load import load
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.train.checkpoint import Checkpoints
+from topkit.experiments.train.deadline import Deadline
 from topkit.experiments.train.lightning import in_bytes, save_weights
 from topkit.experiments.train.loop import Loop
 from topkit.experiments.train.prepared import drawn, prepared
@@ -180,20 +181,22 @@ def train_for(
         raise InputError(
             "training asks for a CUDA GPU and there is none; use --quick, or --device cpu"
         )
-    stages = stages or Stages()
+    stages, deadline = stages or Stages(), Deadline.within(stop_after)
     model, tokenizer = load(name, device)
-    mixture = prepared(name, tokenizer, corpus, out, stages.seed, most)
+    mixture = prepared(name, tokenizer, corpus, out, stages.seed, most, deadline)
+    if mixture is None:
+        return None
     shares = DATA[data]
-    mixture = mixture if shares is None else replace(mixture, shares=shares)
+    made = mixture if shares is None else replace(mixture, shares=shares)
     return train_weights(
         model,
-        lambda start: drawn(mixture, range(start, stages.every), rows, length, workers),
+        lambda start: drawn(made, range(start, stages.every), rows, length, workers),
         out,
         stages,
         name=f"{Path(name).name}-{data}",
         data=data,
         start_from=start_from,
-        stop_after=stop_after,
+        stop_after=deadline.left,
         small=small,
         report=report,
     )

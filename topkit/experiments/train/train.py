@@ -19,10 +19,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from topkit.errors import InputError
+from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.tasks.request import random_for
 from topkit.experiments.train.checkpoint import Checkpoints, load_weights
-from topkit.experiments.train.corpus import books, tokenise
-from topkit.experiments.train.loop import Loop
+from topkit.experiments.train.corpus import books, keep_tokens, require_books
+from topkit.experiments.train.deadline import NEVER, Deadline
+from topkit.experiments.train.loop import PASS, Loop
 from topkit.experiments.train.mixture import ANSWER, Mixture
 from topkit.experiments.train.recipe import Recipe, new_model
 from topkit.experiments.train.tokenizer import save_tokenizer, train_tokenizer
@@ -30,20 +32,38 @@ from topkit.experiments.train.world import World
 
 
 def prepare(
-    corpus: Path, out: Path, recipe: Recipe, start_from: Path | str | None = None, sample: int = 40
-) -> Mixture:
-    """The tokenizer and the tokens of the training books, made once in `out`."""
+    corpus: Path,
+    out: Path,
+    recipe: Recipe,
+    start_from: Path | str | None = None,
+    deadline: Deadline = NEVER,
+) -> bool:
+    """Make the tokenizer and the tokens of the training books, once, in `out`; whether they are there.
+
+    Where time ran out before, a further call goes on.
+    """
     folder = out / "text"
-    if not (folder / "ends.npy").exists():
-        if start_from is None:
-            rng = random_for("tokenizer", recipe.seed)
-            texts = [book["text"][:150_000] for book in islice(books(corpus, "train"), sample)]
-            tokenizer = train_tokenizer([*texts, *_examples(rng)], recipe.vocabulary)
-        else:
-            tokenizer = Tokenizer.from_file(str(Path(start_from) / "tokenizer.json"))
-        save_tokenizer(tokenizer, out / "model")
-        tokenise((book["text"] for book in books(corpus, "train")), tokenizer).save(folder)
-    return Mixture(folder, (out / "model" / "tokenizer.json").read_text(), recipe.seed)
+    if (folder / "ends.npy").exists():
+        return True
+    made = folder / "tokenizer.json"
+    if not made.exists():
+        tokenizer = _tokenizer(corpus, recipe, start_from)
+        write_whole(made, lambda to: to.write_text(tokenizer.to_str(), encoding="utf-8"))
+    tokenizer = Tokenizer.from_file(str(made))
+    save_tokenizer(tokenizer, out / "model")
+    texts = (book["text"] for book in books(corpus, "train"))
+    return keep_tokens(texts, tokenizer, folder, deadline) and not deadline.passed
+
+
+def _tokenizer(
+    corpus: Path, recipe: Recipe, start_from: Path | str | None, sample: int = 40
+) -> Tokenizer:
+    """Learnt from some books and what tasks plant, or that of the model to start from."""
+    if start_from is not None:
+        return Tokenizer.from_file(str(Path(start_from) / "tokenizer.json"))
+    texts = [book["text"][:150_000] for book in islice(books(corpus, "train"), sample)]
+    rng = random_for("tokenizer", recipe.seed)
+    return train_tokenizer([*texts, *_examples(rng)], recipe.vocabulary)
 
 
 def _examples(rng: np.random.Generator) -> Iterator[str]:
@@ -109,7 +129,9 @@ def train_reference(
     stop_after: float = math.inf,
     report: Callable[[str], object] = print,
 ) -> bool:
-    """Train to the recipe's end, or for `stop_after` seconds; a further call goes on from there.
+    """Train to the recipe's end, or for `stop_after` seconds from the call on; a further call goes on from there.
+
+    Whatever the time, a call makes some of the books' tokens, or takes a step.
 
     `start_from` is the folder of a model whose weights and tokenizer training goes on with, its
     digits' embeddings drawn anew.
@@ -118,14 +140,19 @@ def train_reference(
     Raises: InputError when there is no such GPU or corpus, `out` was begun with another recipe, or the model to
     start from has another shape.
     """
+    deadline = Deadline.within(stop_after)
     recipe, out, world = recipe or Recipe(), Path(out), World.joined(device)
     report = world.said_by(report)
     _check(out, recipe, start_from, device)
+    require_books(corpus, "train")
+    late = False
     if world.first:
-        prepare(Path(corpus), out, recipe, start_from)
-        (out / "recipe.json").write_text(_text(recipe))
-    world.wait()
-    mixture = prepare(Path(corpus), out, recipe, start_from)
+        write_whole(out / "recipe.json", lambda to: to.write_text(_text(recipe)))
+        late = not prepare(Path(corpus), out, recipe, start_from, deadline)
+    if world.agreed(late, torch.device(device)):
+        return False
+    tokenizer = (out / "model" / "tokenizer.json").read_text()
+    mixture = Mixture(out / "text", tokenizer, recipe.seed)
     model = _first(recipe, mixture, start_from).to(device).train()
     compiled = torch.compile(weighted_loss, dynamic=False) if device == "cuda" else weighted_loss
     done = Loop(
@@ -137,7 +164,8 @@ def train_reference(
         log=out / "training_log.csv",
         world=world,
         autocast=torch.bfloat16 if device.startswith("cuda") else None,
-    ).run(model, optimizer_of(model, recipe.peak, recipe.weight_decay), stop_after)
+        most=PASS if device == "cpu" else None,
+    ).run(model, optimizer_of(model, recipe.peak, recipe.weight_decay), deadline.left)
     # A call after the end comes straight here, in case this was cut off.
     if done and world.first:
         model.to(torch.bfloat16).save_pretrained(out / "model")

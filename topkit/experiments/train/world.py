@@ -68,14 +68,9 @@ class World:
             raise InputError(
                 f"a batch of {rows} rows cannot be shared by {self.size} processes; start at most {rows}"
             )
-        at = slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
-        own = [x[at] if x.ndim == batch[0].ndim else x for x in batch]
-        weights = batch[1] if len(batch) > 1 and batch[1].ndim == batch[0].ndim else None
-        if weights is None:
-            return own, (at.stop - at.start) / rows
-        # As the loss weighs: what is predicted are all tokens but the first.
-        part, whole = (float(x[:, 1:].astype("float64").sum()) for x in (weights[at], weights))
-        return own, part / whole if whole else 1 / self.size
+        return part_of(
+            batch, slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
+        )
 
     def losses_of(
         self, model: nn.Module, losses_of: Callable[..., tuple[Tensor, Tensor]]
@@ -104,6 +99,19 @@ class World:
         """Until all processes have come here."""
         if self.size > 1:
             dist.barrier()
+
+
+def part_of(batch: Sequence[Any], at: slice) -> tuple[list[Any], float]:
+    """Some rows of a batch, and what of its loss they are, as `World.own` says."""
+    rows = len(batch[0])
+    own = [x[at] if x.ndim == batch[0].ndim else x for x in batch]
+    share = len(own[0]) / rows
+    weights = batch[1] if len(batch) > 1 and batch[1].ndim == batch[0].ndim else None
+    if weights is None:
+        return own, share
+    # As the loss weighs: what is predicted are all tokens but the first.
+    part, whole = (float(x[:, 1:].astype("float64").sum()) for x in (weights[at], weights))
+    return own, part / whole if whole else share
 
 
 class _Losses(nn.Module):
