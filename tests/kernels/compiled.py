@@ -167,7 +167,7 @@ def threshold(dim: int) -> Callable[[], None]:
         for start in (None, torch.tensor([7])):
             for most in (50, 1000):
                 kept = torch.full((1, 300), most)
-                thresholds.ends(q, k, kept, start, most)
+                thresholds.cut_rows(q, k, kept, start, most)
 
     return compiles
 

@@ -18,7 +18,7 @@ from device import gpu
 from peak import peak
 from topkit.errors import InputError
 from topkit.kernels.topk_attention import cuts as tiling
-from topkit.kernels.topk_attention import cuts_of, flex, keys_kept, topk_attention
+from topkit.kernels.topk_attention import cuts_of, flex, keys_kept, most_kept, topk_attention
 from topkit.kernels.topk_attention.reference import best, products, visible
 
 FORMS = ("torch", "tiled")
@@ -117,6 +117,12 @@ def test_gradients_are_those_of_finite_differences(
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize(("heads", "groups"), [(4, 2), (3, 1), (2, 2)])
+def test_products_have_the_gradient_of_finite_differences(heads: int, groups: int) -> None:
+    q, k, _ = drawn(2, heads, groups, 2, 3, 4)
+    assert torch.autograd.gradcheck(products, [q.requires_grad_(), k.requires_grad_()])
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 3), st.sampled_from([(1, 1), (4, 2), (3, 1)]), st.integers(1, 12), st.integers(0, 9),
@@ -194,7 +200,9 @@ def test_a_ratio_keeps_a_share_of_what_is_seen_rounded_up() -> None:
         share = Fraction(str(ratio))
         kept = keys_kept(ratio, 500, 500)[0].tolist()
         assert kept == [math.ceil(share * (n + 1)) for n in range(500)]
+        assert most_kept(ratio, 500) == max(kept)
     assert keys_kept(0.01, 1, 300).item() == 3 and keys_kept(0.07, 1, 100).item() == 7
+    assert most_kept("0.01", 300, least=4) == 4 and most_kept(1, 3, least=4) == 3
     padded = keys_kept("0.5", 3, 6, start=torch.tensor([0, 4]), least=2)
     assert padded.tolist() == [[2, 3, 3], [0, 1, 2]]
     for ratio in (0, -0.1, 1.01, "2"):
@@ -243,6 +251,23 @@ def test_blocks_are_those_of_every_pair(
         want = want & (slots >= first[:, None, None, None])
     seen = create_mask(made.mask_mod, 1 if start is None else 2, 1, count, length, device="cpu")
     assert torch.equal(seen, want.expand_as(seen))
+
+
+@gpu
+@pytest.mark.gpu
+def test_on_a_gpu_the_definition_of_half_types_has_gradients() -> None:
+    shapes = [(1, 4, 200, 64), (1, 2, 200, 64), (1, 2, 200, 64)]
+    draw = torch.Generator("cuda").manual_seed(0)
+    inputs = [torch.randn(s, generator=draw, device="cuda").bfloat16().requires_grad_() for s in shapes]  # fmt: skip
+    doubles = [x.detach().double().requires_grad_() for x in inputs]
+    kept = torch.full((200,), 20, device="cuda")
+    want = torch.randn(1, 4, 200, 64, generator=draw, device="cuda")
+    both = [
+        torch.autograd.grad(attended(x, kept, backend="torch"), x, want.to(x[0].dtype))
+        for x in (inputs, doubles)
+    ]
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=5e-2, atol=5e-2)
 
 
 @gpu

@@ -12,6 +12,7 @@ from device import CUDA, DEVICE, gpu
 from topkit.errors import InputError
 from topkit.kernels.topk_attention import cuts_of, flex, keys_kept, sample
 from topkit.kernels.topk_attention.sample import Plan
+from topkit.kernels.topk_attention.thresholds import cuts_begun
 
 impl = pytest.importorskip("topkit.kernels.topk_attention.triton_impl")
 row_append = pytest.importorskip("topkit.kernels.topk_attention.row_append")
@@ -25,6 +26,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the interpreter tiles are small, and rows are long that are not."""
     if not CUDA:
         monkeypatch.setattr(impl, "CONFIG", impl.Config(16, 128, 1, 1))
+        monkeypatch.setattr(impl, "FLOORS", impl.Config(16, 64, 1, 1))
         monkeypatch.setattr(Plan, "capacity", property(lambda plan: ROOM))
 
 
@@ -117,12 +119,13 @@ def test_padding_is_not_seen() -> None:
 
 
 @pytest.mark.parametrize("where", ["query", "key", "all stays"])
-def test_nan_is_refused(where: str) -> None:
+def test_nan_is_refused_when_cuts_are_settled(where: str) -> None:
     q, k = drawn(heads=1)
     (q if where == "query" else k)[0, 0, 1, 2] = float("nan")
     kept = torch.full((1, 3), 701 if where == "all stays" else 2, device=DEVICE)
+    _, settle = cuts_begun(q, k, kept, backend="triton", most=701)
     with pytest.raises(InputError, match="scores hold NaN"):
-        cuts_of(q, k, kept, backend="triton")
+        settle()
 
 
 @pytest.mark.skipif(CUDA, reason="rows are short")
@@ -134,23 +137,25 @@ def test_what_the_sample_misjudges_is_left_and_cut_again(off: float) -> None:
     k = k.abs() * 0.25
     k[:, :, Plan(701, 9).places(k.device)] += off
     kept = torch.tensor([[30, 30, 30]])
-    assert not impl.ends(q, k, kept, None, 30).told.any()
+    found = impl.cut_rows(q, k, kept, None, 30)
+    assert found.state.tolist() == [3, 0] and sorted(found.left.tolist()) == [0, 1, 2]
     held(q, k, kept)
 
 
 def test_what_the_sample_judges_right_is_told() -> None:
     q, k = drawn(length=1201, heads=1, count=2)
     kept = torch.tensor([[1, 20]], device=DEVICE)
-    ends = impl.ends(q, k, kept, None, 20)
-    assert ends.told.all()
+    found = impl.cut_rows(q, k, kept, None, 20)
+    assert found.state.tolist() == [0, 0]
     scores = (q.double() @ k.double().mT).masked_fill(
         ~torch.ones(2, 1201, dtype=torch.bool, device=DEVICE).tril(1199), float("-inf")
     )
     best = scores.sort(-1, descending=True).values
     at = kept[:, None, :, None].expand(1, 1, 2, 1)
+    last, out = (best.gather(-1, rank)[..., 0] for rank in (at - 1, at))
     near: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(ends.last.double(), best.gather(-1, at - 1)[..., 0], **near)
-    torch.testing.assert_close(ends.first.double(), best.gather(-1, at)[..., 0], **near)
+    torch.testing.assert_close(found.cuts.high.double(), (last + out) / 2, **near)
+    assert torch.equal(found.cuts.low, found.cuts.high) and (found.cuts.last == -1).all()
 
 
 def test_memory_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,15 +172,18 @@ def test_memory_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", noted)
     monkeypatch.setattr(impl, "LEAST", 1)
     monkeypatch.setattr(impl, "SHARE", 0)
-    monkeypatch.setattr(impl, "SAMPLED", 20)
     held(q, k, torch.full((1, 17), 3))
-    assert made and max(made) <= 4 * impl.CONFIG.queries * (Plan(20, 3).capacity + 1)
+    assert max(made) == 4 * impl.CONFIG.queries * (Plan(20, 3).capacity + 1)
 
 
-def test_few_rows_are_cut_again_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by_kernel", [0, 3])
+def test_rows_beyond_those_of_the_kernel_are_cut_again_a_few_at_a_time(
+    by_kernel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from topkit.kernels.topk_attention import thresholds
 
     monkeypatch.setattr(thresholds, "TILE_CUDA", 1000)
+    monkeypatch.setattr(impl, "AGAIN", by_kernel)
     q, k = drawn(rows=2, groups=2, count=2, length=140, levels=2)
     same = k[:, :, :1].expand(-1, -1, 140, -1)
     held(q, same, torch.tensor([[3, 5], [60, 1]]), [0, 9])
@@ -273,8 +281,8 @@ def test_on_a_gpu_long_rows_are_cut_as_by_all_scores(dim: int, ratio: str, padde
     want = cuts_of(q, k, kept, start, backend="torch")
     # Sums are in another order.
     torch.testing.assert_close(found.high, want.high, rtol=1e-5, atol=1e-4)
-    most = int(kept.max())
-    assert impl.ends(q, k, kept, start, most).told.float().mean() > 0.998
+    left = int(impl.cut_rows(q, k, kept, start, int(kept.max())).state[0])
+    assert left < 0.002 * found.high.numel()
 
 
 @gpu

@@ -13,7 +13,7 @@ from topkit.experiments.bench import timing
 from topkit.experiments.bench.rows import OURS, Row
 from topkit.experiments.bench.scale import length_of
 from topkit.experiments.bench.session import Case, Session
-from topkit.kernels.topk_attention import cuts_of, keys_kept, topk_attention
+from topkit.kernels.topk_attention import cuts_of, keys_kept, most_kept, topk_attention
 
 FLASH, RATIO = "SDPA flash", "0.01"
 SELECTED = "bmm and select_topk"
@@ -38,7 +38,7 @@ def _case(session: Session, length: int, dim: int) -> Iterator[Row]:
     grad = session.drawn(1, heads, length, dim, dtype=dtype)
     kept = keys_kept(RATIO, length, length, device=session.device)
     shape = {"dtype": str(dtype).removeprefix("torch."), "batch": 1, "length": length}
-    k = int(kept.max())
+    k = most_kept(RATIO, length)
     dense: tuple[str, float] | None = None
     for name, attend in _dense(session).items():
         row = session.attempt(
@@ -48,7 +48,7 @@ def _case(session: Session, length: int, dim: int) -> Iterator[Row]:
             dense = name, row["median"]
         yield row
     masked: Attend = lambda q, key, v: topk_attention(q, key, v, kept, backend="torch")  # noqa: E731
-    ours: Attend = lambda q, key, v: topk_attention(q, key, v, kept)  # noqa: E731
+    ours: Attend = lambda q, key, v: topk_attention(q, key, v, kept, most=k)  # noqa: E731
     for name, attend in {"masked dense": masked, OURS: ours}.items():
         against = dense if name == OURS else None
 
@@ -66,7 +66,7 @@ def _case(session: Session, length: int, dim: int) -> Iterator[Row]:
     for name, backend in {SELECTED: "torch", OURS: "auto"}.items():
         yield session.attempt(
             "topk-attention", f"thresholds, {what}", name,
-            lambda b=backend: {"spans": _thresholds(session, inputs, kept, b), "k": k, **shape},
+            lambda b=backend: {"spans": _thresholds(session, inputs, kept, k, b), "k": k, **shape},
         )  # fmt: skip
 
 
@@ -98,10 +98,14 @@ def _spans(session: Session, attend: Attend, inputs: list[Tensor], grad: Tensor)
     return timing.streamed(lambda: _both(attend, inputs, grad), session.device)
 
 
-def _thresholds(session: Session, inputs: list[Tensor], kept: Tensor, backend: str) -> list[float]:
+def _thresholds(
+    session: Session, inputs: list[Tensor], kept: Tensor, most: int, backend: str
+) -> list[float]:
     """Microseconds of finding where each query's list is cut."""
     queries, keys, _ = inputs
-    return timing.streamed(lambda: cuts_of(queries, keys, kept, backend=backend), session.device)
+    return timing.streamed(
+        lambda: cuts_of(queries, keys, kept, backend=backend, most=most), session.device
+    )
 
 
 def _peak(attend: Attend, inputs: list[Tensor], grad: Tensor) -> float:

@@ -15,7 +15,7 @@ from topkit.experiments.decode.padding import Padding
 from topkit.experiments.model.attention import switched_attention
 from topkit.experiments.model.attention_call import AttentionCall
 from topkit.experiments.model.record import NOT_SWITCHED
-from topkit.kernels.topk_attention import keys_kept, topk_attention
+from topkit.kernels.topk_attention import keys_kept, most_kept, topk_attention
 
 # Tokens of the pass that shows whether a model can be trained so.
 PROBED = 8
@@ -46,7 +46,8 @@ class TopkAttention:
         kept = keys_kept(self.ratio, count, length, start=start, least=self.least, device=device)
         # Norms may have left queries and keys in float32 where values are in the dtype of autocast.
         q, k = (x.to(call.values.dtype) for x in (call.queries, call.keys))
-        out = topk_attention(q, k, call.values, kept, scaling=call.scaling, start=start)
+        most = most_kept(self.ratio, length, least=self.least)
+        out = topk_attention(q, k, call.values, kept, scaling=call.scaling, start=start, most=most)
         return out.transpose(1, 2).contiguous()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import torch
@@ -11,9 +12,9 @@ from topkit.errors import InputError
 from topkit.kernels import checks
 from topkit.kernels.topk_attention import reference, tiled
 from topkit.kernels.topk_attention.cuts import Cuts
-from topkit.kernels.topk_attention.thresholds import cuts_of
+from topkit.kernels.topk_attention.thresholds import cuts_begun, cuts_of
 
-__all__ = ["Cuts", "cuts_of", "keys_kept", "topk_attention"]
+__all__ = ["Cuts", "cuts_of", "keys_kept", "most_kept", "topk_attention"]
 
 BACKENDS = ("auto", "torch", "tiled", "flex")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -28,6 +29,7 @@ def topk_attention(
     scaling: float | None = None,
     start: Tensor | None = None,
     backend: str = "auto",
+    most: int | None = None,
 ) -> Tensor:
     """softmax(scaling q k) v of each query over its `kept` best visible keys, ties by the lowest slot.
 
@@ -36,7 +38,8 @@ def topk_attention(
     multiple of Hk; kept [Tq] or [B or 1, Tq], whole numbers; start [B], the first real slots -> [B, Hq, Tq, Dv]
     in queries' dtype. A query that sees nothing, as padding does, gets zeros.
     backend: "torch" is the definition, which holds all scores; "tiled", any device; "flex", a GPU, the scores of
-    half types summed in float32; "auto", flex on a GPU for what it takes, else tiled.
+    half types summed in float32; "auto", flex on a GPU for what it takes, else tiled. most: what no query keeps
+    more than, where it is known: a GPU is then not waited for to learn it.
     Raises: InputError where shapes, dtypes or devices do not belong together, for scores that hold NaN, and for
     "flex" where it cannot run.
     """
@@ -49,8 +52,14 @@ def topk_attention(
     if backend == "flex" or (backend == "auto" and not own):
         from topkit.kernels.topk_attention import flex
 
-        cuts = cuts_of(queries, keys, kept, start, flex.SLACK)
-        return flex.attend(queries, keys, values, cuts, scaling=scale, start=start)
+        cuts, settle = cuts_begun(queries, keys, kept, start, flex.SLACK, most=most)
+        out = flex.attend(queries, keys, values, cuts, scaling=scale, start=start)
+        # The GPU has the attention to do while the host waits for the cuts.
+        return (
+            flex.attend(queries, keys, values, cuts, scaling=scale, start=start)
+            if settle()
+            else out
+        )
     form = reference if backend == "torch" else tiled
     return form.topk_attention(queries, keys, values, kept, scaling=scale, start=start)
 
@@ -70,15 +79,28 @@ def keys_kept(
     `start` [B] on; of `count` queries the last stands in slot `length` - 1.
     Raises: InputError for a ratio outside (0, 1].
     """
-    share = Fraction(str(ratio))
-    if not 0 < share <= 1:
-        raise InputError(f"ratio must lie in (0, 1]; got {ratio}")
+    share = _share(ratio)
     checks.at_least_one("least", least)
     seen = torch.arange(length - count + 1, length + 1, device=device)[None]
     if start is not None:
         seen = (seen - start.to(seen.device)[:, None]).clamp_min(0)
     part = (seen * share.numerator + share.denominator - 1) // share.denominator
     return torch.minimum(part.clamp_min(least), seen)
+
+
+def most_kept(ratio: Fraction | str | float, length: int, *, least: int = 1) -> int:
+    """What no query of `length` keys keeps more than, by `keys_kept`.
+
+    Raises: InputError for a ratio outside (0, 1].
+    """
+    return min(length, max(least, math.ceil(_share(ratio) * length)))
+
+
+def _share(ratio: Fraction | str | float) -> Fraction:
+    share = Fraction(str(ratio))
+    if not 0 < share <= 1:
+        raise InputError(f"ratio must lie in (0, 1]; got {ratio}")
+    return share
 
 
 def _check(

@@ -20,7 +20,7 @@ TILE, TILE_CUDA = 1 << 24, 1 << 25
 class Cuts:
     """A key stays where its score exceeds `high`, or exceeds `low` and its slot is at most `last`.
 
-    Shapes: all [B, Hq, Tq]; scores are q . k, not scaled. Between two different scores low = high is their middle,
+    Shapes: all [B, Hq, Tq], `last` int32; scores are q . k, not scaled. Between two different scores low = high is their middle,
     so that a score that is computed again, in another order, falls on the same side; where the last score kept
     and the first left out are equal, both lie about it, and `last` is the last slot kept.
     """
@@ -100,4 +100,4 @@ def between(last: Tensor, first: Tensor, slot: Tensor, slack: float) -> Cuts:
     around = slack * last.abs()
     low = torch.where(tied, torch.nextafter(last - around, lowest), middle)
     high = torch.where(tied, last + around, middle)
-    return Cuts(low, high, torch.where(tied, slot, -1))
+    return Cuts(low, high, torch.where(tied, slot, -1).int())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from topkit.kernels.select_topk.reference import select_topk
 
@@ -26,22 +29,44 @@ def topk_attention(
     # A query that sees nothing has zeros, and no gradient.
     nothing = ~chosen.any(-1, keepdim=True)
     weights = logits.masked_fill(nothing, 0.0).softmax(-1).masked_fill(nothing, 0.0)
-    by_group = weights.unflatten(1, (values.shape[1], -1)).flatten(2, 3)
-    out = by_group @ values.to(by_group.dtype)
+    out = _by_group(weights, values) @ values.to(weights.dtype)
     return out.view(*scores.shape[:3], -1).to(queries.dtype)
 
 
 def products(queries: Tensor, keys: Tensor) -> Tensor:
-    """q . k of every query with every key of its group [B, Hq, Tq, T], in float32 or float64."""
-    dtype = torch.promote_types(queries.dtype, torch.float32)
-    by_group = queries.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)
-    if queries.is_cuda and queries.dtype in (torch.bfloat16, torch.float16):
-        # Products of half types are exact in float32: nothing is converted, and tensor cores sum them.
-        pairs = by_group.flatten(0, 1), keys.flatten(0, 1).mT
-        scores = torch.bmm(*pairs, out_dtype=torch.float32)  # pyright: ignore[reportCallIssue]
-    else:
-        scores = by_group.to(dtype) @ keys.to(dtype).mT
-    return scores.view(*queries.shape[:3], keys.shape[2])
+    """q . k of every query with every key of its group [B, Hq, Tq, T], in float32 or float64; differentiable."""
+    return _Products.apply(queries, keys)  # type: ignore[no-any-return]
+
+
+class _Products(torch.autograd.Function):
+    """Of half types on a GPU torch multiplies into float32, and knows no derivative of that."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor) -> Tensor:
+        ctx.save_for_backward(queries, keys)
+        by_group = _by_group(queries, keys)
+        if queries.is_cuda and queries.dtype in (torch.bfloat16, torch.float16):
+            # Products of half types are exact in float32: nothing is converted, and tensor cores sum them.
+            pairs = by_group.flatten(0, 1), keys.flatten(0, 1).mT
+            scores = torch.bmm(*pairs, out_dtype=torch.float32)  # pyright: ignore[reportCallIssue]
+        else:
+            dtype = torch.promote_types(queries.dtype, torch.float32)
+            scores = by_group.to(dtype) @ keys.to(dtype).mT
+        return scores.view(*queries.shape[:3], keys.shape[2])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        queries, keys = ctx.saved_tensors
+        of_scores = _by_group(grad, keys)
+        of_queries = (of_scores @ keys.to(grad.dtype)).view_as(queries)
+        of_keys = of_scores.mT @ _by_group(queries, keys).to(grad.dtype)
+        return of_queries.to(queries.dtype), of_keys.to(keys.dtype)
+
+
+def _by_group(per_head: Tensor, keys: Tensor) -> Tensor:
+    """[B, Hq, n, m] -> [B, Hk, Hq / Hk * n, m]."""
+    return per_head.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)
 
 
 def visible(count: int, length: int, start: Tensor | None, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""The floor of a row from its sample's scores, and the ends of its list from those that reach the floor."""
+"""The cut of a row, from its list of those scores that reach its floor."""
 
 # A kernel's values are not what Python, and pyright, take them for.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 
 from topkit.kernels.select_topk.bisect_topk import reached_by
-from topkit.kernels.select_topk.histogram_topk import store_floor
 from topkit.kernels.select_topk.keys import (
     INFINITY,
     LOWEST,
@@ -22,7 +21,7 @@ from topkit.kernels.select_topk.keys import (
 
 
 @triton.jit
-def _row(kept, kept_by, start, index, query, ahead, heads):
+def wanted_of_row(kept, kept_by, start, index, query, ahead, heads):
     """How many keys a query keeps, and the first and the last slot that it sees."""
     batch = (index // heads).to(tl.int64)
     k = tl.load(kept + batch * kept_by[0] + query * kept_by[1]).to(tl.int32)
@@ -32,43 +31,16 @@ def _row(kept, kept_by, start, index, query, ahead, heads):
     return k, first, ahead + query
 
 
-@triton.jit(do_not_specialize=["begin", "seen"])
-def floor_of_row(
-    scores, scores_by, places, kept, kept_by, start, floors, floors_by,
-    begin, ahead, heads, seen, margin, CAPACITY: tl.constexpr, SIZE: tl.constexpr, THREADS: tl.constexpr,
-):  # fmt: skip
-    """The floor of a row: a key of the sample that more of it reach than are expected of the wanted ones."""
-    index, query = tl.program_id(1), begin + tl.program_id(0)
-    k, first, place = _row(kept, kept_by, start, index, query, ahead, heads)
-    visible = place - first + 1
-    batch, head = (index // heads).to(tl.int64), (index % heads).to(tl.int64)
-    out = floors + batch * floors_by[0] + head * floors_by[1] + query
-    if (k >= visible) | (k <= 0):  # all stays, or nothing: what counts is whether a score is NaN
-        tl.store(out, INFINITY)
-    elif visible <= CAPACITY:
-        tl.store(out, MINUS_INFINITY + 1)
-    else:
-        at = tl.arange(0, SIZE)
-        slot = tl.load(places + at, mask=at < seen, other=-1).to(tl.int32)
-        there = (slot >= first) & (slot <= place)
-        row = scores + batch * scores_by[0] + head * scores_by[1]
-        x = tl.load(row + tl.program_id(0).to(tl.int64) * scores_by[2] + at, mask=there, other=float("-inf"))  # fmt: skip
-        # Of the sample, `share` are expected among the k best, with a standard deviation of its root.
-        share = k.to(tl.float32) * tl.sum(there.to(tl.int32)) / visible
-        least = (share + margin * tl.sqrt(share) + 8).to(tl.int32)
-        store_floor(keys_of(x), least, least + least // 8, out, THREADS)
-
-
 @triton.jit(do_not_specialize=["begin"])
-def ends_of_row(
-    lists, kept, kept_by, start, floors, floors_by, last, first_out, told,
-    begin, ahead, heads, width, CAPACITY: tl.constexpr, SIZE: tl.constexpr,
+def cut_of_row(
+    lists, kept, kept_by, start, floors, low, high, last, left, state,
+    begin, count, ahead, heads, width, CAPACITY: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """The ends of a row, from its list."""
+    """The cut of a row, from its list; a row that its list does not tell, or that ties there, is left."""
     index, query = tl.program_id(1), begin + tl.program_id(0)
-    k, first, place = _row(kept, kept_by, start, index, query, ahead, heads)
+    k, first, place = wanted_of_row(kept, kept_by, start, index, query, ahead, heads)
     visible = place - first + 1
-    row = (index // heads).to(tl.int64) * floors_by[0] + (index % heads) * floors_by[1] + query
+    row = index * count + query
     lists += (index.to(tl.int64) * width + tl.program_id(0)) * (CAPACITY + 1)
     n, floor = tl.load(lists), tl.load(floors + row)
     lower, known = tl.full([], LOWEST, tl.int32), n <= CAPACITY
@@ -78,9 +50,25 @@ def ends_of_row(
             lower, upper, known = _ends(lists, n, floor, k, visible, SIZE // 2)
         else:
             lower, upper, known = _ends(lists, n, floor, k, visible, SIZE)
-    tl.store(last + row, tl.where(lower == LOWEST, float("-inf"), float_of(lower)))
-    tl.store(first_out + row, tl.where(upper == LOWEST, float("-inf"), float_of(upper)))
-    tl.store(told + row, known)
+    if known:
+        bar = cut_between(lower, upper)
+        tl.store(low + row, bar)
+        tl.store(high + row, bar)
+        tl.store(last + row, -1)
+    else:
+        at = tl.atomic_add(state, 1, sem="relaxed")
+        tl.store(left + at, row)
+
+
+@triton.jit
+def cut_between(lower, upper):
+    """The middle of the last score that stays and the first that is left out, LOWEST for none, which differ."""
+    stays, out = float_of(lower), float_of(upper)
+    bar = out + (stays - out) / 2
+    bar = tl.where(bar < stays, bar, out)
+    # All that is seen stays; of nothing, nothing.
+    bar = tl.where(upper == LOWEST, float("-inf"), bar)
+    return tl.where(lower == LOWEST, float("inf"), bar)
 
 
 @triton.jit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -37,9 +38,14 @@ class Plan:
 
     def places(self, device: torch.device) -> Tensor:
         """The slots of the sample, one in each stretch of SPARSITY, by a hash: no period of the keys follows it."""
-        stretch = torch.arange(-(-self.length // SPARSITY), device=device)
-        inside = (stretch * 0x45D9F3B >> 7) % SPARSITY
-        return (stretch * SPARSITY + inside).clamp_max(self.length - 1)
+        return _places(self.length, device)
+
+
+@lru_cache(64)
+def _places(length: int, device: torch.device) -> Tensor:
+    stretch = torch.arange(-(-length // SPARSITY), device=device)
+    inside = (stretch * 0x45D9F3B >> 7) % SPARSITY
+    return (stretch * SPARSITY + inside).clamp_max(length - 1).int()
 
 
 def unsupported(queries: Tensor, keys: Tensor, k: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 
 import torch
@@ -14,13 +15,18 @@ from topkit.kernels.topk_attention import sample
 from topkit.kernels.topk_attention.cuts import (
     TILE_CUDA,
     Cuts,
-    between,
     cuts_of_scores,
     cuts_of_slots,
     seen_scores,
     tiles,
 )
 from topkit.kernels.topk_attention.reference import products
+
+NAN = "scores hold NaN; check the queries and keys that made them"
+
+
+# Whether cuts that were begun changed when they were settled.
+Settle = Callable[[], bool]
 
 
 def cuts_of(
@@ -30,34 +36,81 @@ def cuts_of(
     start: Tensor | None = None,
     slack: float = 0.0,
     backend: str = "auto",
+    most: int | None = None,
 ) -> Cuts:
     """The cuts of all queries, in memory that is linear in queries and keys.
 
     Shapes: as `topk_attention`, kept [B or 1, Tq]. slack: how far scores that are computed again may be off,
     relative to a score that is tied. backend: "triton" writes few scores, and takes half types; "torch" selects
-    among all of a tile's.
+    among all of a tile's. most: what no query keeps more than, where it is known.
     Raises: InputError for scores that hold NaN, and for "triton" where it cannot run.
     """
+    cuts, settle = cuts_begun(queries, keys, kept, start, slack, backend, most)
+    settle()
+    return cuts
+
+
+def cuts_begun(
+    queries: Tensor,
+    keys: Tensor,
+    kept: Tensor,
+    start: Tensor | None = None,
+    slack: float = 0.0,
+    backend: str = "auto",
+    most: int | None = None,
+) -> tuple[Cuts, Settle]:
+    """As `cuts_of`, before a GPU is waited for: and what waits, raises, and cuts again, in place, what is left.
+
+    What attends in between attends again where cuts changed, as where thousands of rows are tied. With `most` the
+    host is ahead of the GPU all along.
+    """
     with torch.no_grad():
-        most = max(1, int(kept.max()))
-        own = sample.unsupported(queries, keys, most)
+        bound = max(1, int(kept.max())) if most is None else most
+        own = sample.unsupported(queries, keys, bound)
         if resolve(backend, queries, own) == "torch":
-            return _in_tiles(queries, keys, kept, start, slack, most)
+            return _in_tiles(queries, keys, kept, start, slack), lambda: False
         from topkit.kernels.topk_attention import triton_impl
 
-        last, first, told = triton_impl.ends(queries, keys, kept, start, most)
-        cuts = between(last, first, torch.full_like(last, -1, dtype=torch.long), 0.0)
-        left = (~told).nonzero()  # the GPU is waited for once
-        if len(left):
-            _cut_again(queries, keys, kept, start, slack, most, left, cuts)
-        return cuts
+        cuts, left, state = triton_impl.cut_rows(queries, keys, kept, start, bound, slack)
+        told = _told_later(state)
+
+    def settle() -> bool:
+        count, nan = told()
+        if nan:
+            raise InputError(NAN)
+        if count <= triton_impl.AGAIN:
+            return False
+        rest = left[triton_impl.AGAIN : count].long().sort().values
+        with torch.no_grad():
+            _cut_again(queries, keys, kept, start, slack, rest, cuts)
+        return True
+
+    return cuts, settle
+
+
+def _told_later(numbers: Tensor) -> Callable[[], list[int]]:
+    """What gives numbers of a GPU as they are now: it waits for what was launched before, not for what follows."""
+    if not numbers.is_cuda:
+        return numbers.tolist
+    there = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    with torch.cuda.device_of(numbers):
+        there.copy_(numbers, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+
+    def wait() -> list[int]:
+        done.synchronize()
+        return there.tolist()
+
+    return wait
 
 
 def _in_tiles(
-    queries: Tensor, keys: Tensor, kept: Tensor, start: Tensor | None, slack: float, most: int
+    queries: Tensor, keys: Tensor, kept: Tensor, start: Tensor | None, slack: float
 ) -> Cuts:
     """The cuts, of a tile of scores at a time."""
     made: list[Cuts] = []
+    most = max(1, int(kept.max()))
     for part, seen in tiles(queries, keys):
         some, its = queries[:, :, part], kept[:, part]
         if not queries.is_cuda:
@@ -82,7 +135,7 @@ def _require_numbers(cuts: Cuts, kept: Tensor, start: Tensor | None, length: int
     slots = torch.arange(length - kept.shape[1], length, device=kept.device)
     asked = (kept > 0) & (slots >= (0 if start is None else start[:, None]))
     if (asked[:, None] & (cuts.high == float("inf"))).any():
-        raise InputError("scores hold NaN; check the queries and keys that made them")
+        raise InputError(NAN)
 
 
 def _cut_again(
@@ -91,22 +144,22 @@ def _cut_again(
     kept: Tensor,
     start: Tensor | None,
     slack: float,
-    most: int,
     left: Tensor,
     cuts: Cuts,
 ) -> None:
-    """Find the cuts of the queries that are left [n, 3] (row, head, query) from all of their scores, in place.
+    """Find the cuts of the queries that are left [n], in order, from all of their scores, in place.
 
     They stand side by side as the queries of their KV head, which is scored at once.
     """
     (rows, heads, count, _), (_, groups, length, _) = queries.shape, keys.shape
-    row, head, query = left.unbind(1)
+    row, head, query = torch.unravel_index(left, queries.shape[:3])
     # As `left` is in order, so are the KV heads of it.
     pair = row * groups + head // (heads // groups)
     each = pair.bincount(minlength=rows * groups)
     nth = torch.arange(len(left), device=left.device) - (each.cumsum(0) - each)[pair]
     width = max(1, TILE_CUDA // (rows * groups * length))
     slots = torch.arange(length, device=left.device)
+    most = max(1, int(kept.max()))
     for begin in range(0, int(each.max()), width):
         some = (nth >= begin) & (nth < begin + width)
         b, h, q, p, at = (x[some] for x in (row, head, query, pair, nth - begin))

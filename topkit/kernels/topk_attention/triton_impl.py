@@ -2,11 +2,11 @@
 
 Every SPARSITY-th key is scored, which tells a floor that somewhat more than the wanted keys of a row reach; then
 every key is scored once, in tiles, and what reaches the floor is kept; the wanted one is sought among those.
-Of n visible keys and k wanted, a row costs (1 + 1 / SPARSITY) n products, two comparisons of each score, n / SPARSITY
-scores written and read again, and about k + MARGIN (SPARSITY k)^1/2 + 8 SPARSITY others: at 32K keys and 1 % of them
-2,048 and 780, where all are 32,768. Two histograms in place of the list would need a second pass of products.
+Of n visible keys and k wanted, a row costs (1 + 5 / SPARSITY) n products, two comparisons of each score, and about
+k + MARGIN (SPARSITY k)^1/2 + 8 SPARSITY scores written and read: at 32K keys and 1 % of them 780, where all are
+32,768. Two histograms in place of the list would need a second pass of products.
 A score is one product over the head dimension, summed as FlexAttention sums it. A row that the sample misjudged,
-and one that ties where it is cut, is left to `thresholds`.
+and one that ties where it is cut, is cut again by all of its scores. Nothing waits for the GPU.
 """
 
 # A kernel's values are not what Python, and pyright, take them for.
@@ -25,19 +25,23 @@ from torch import Tensor
 from topkit.kernels import backend
 from topkit.kernels.gather_attention.triton_impl import dot
 from topkit.kernels.select_topk.keys import INFINITY, float_of
-from topkit.kernels.topk_attention.reference import products
+from topkit.kernels.topk_attention.cuts import Cuts
+from topkit.kernels.topk_attention.row_again import cut_rows_again
 from topkit.kernels.topk_attention.row_append import append_rows
-from topkit.kernels.topk_attention.row_ends import ends_of_row, floor_of_row
+from topkit.kernels.topk_attention.row_ends import cut_of_row
+from topkit.kernels.topk_attention.row_floors import floors_of_rows
 from topkit.kernels.topk_attention.sample import MARGIN, SPARSITY, Plan
 
-# Scores of the sample that are held at a time.
-SAMPLED = 1 << 25
 # Room for candidates: a share of the bytes of queries and keys, and at least so many bytes.
 SHARE, LEAST = 4, 1 << 26
+# Rows that are cut again without asking the host: it takes many in tiles.
+AGAIN = 1 << 10
+# Programs that do so, a multiprocessor; and scores that one looks at at a time.
+PROGRAMS, WIDE = 2, 1 << 12
 
 
 class Config(NamedTuple):
-    """How the pass over all keys is cut up."""
+    """How a pass over keys is cut up."""
 
     queries: int
     keys: int
@@ -46,62 +50,67 @@ class Config(NamedTuple):
 
 
 # 16 queries a warp: Hopper's products then leave a thread scores of two rows alone.
-CONFIG = Config(128, 64, 8, 2)
+CONFIG = Config(64, 128, 4, 3)
+# That of the pass over the sample.
+FLOORS = Config(64, 64, 4, 3)
 
 
-class Ends(NamedTuple):
-    """The last score that stays and the first that is left out, -inf for none; which rows are told: [B, Hq, Tq]."""
+class Found(NamedTuple):
+    """Cuts; the rows [n] left to be cut again, places in [B, Hq, Tq]; how many these are, and 1 for NaN [2]."""
 
-    last: Tensor
-    first: Tensor
-    told: Tensor
+    cuts: Cuts
+    left: Tensor
+    state: Tensor
 
 
-def ends(queries: Tensor, keys: Tensor, kept: Tensor, start: Tensor | None, k: int) -> Ends:
-    """The ends of all rows; k is the most that one keeps.
+def cut_rows(
+    queries: Tensor, keys: Tensor, kept: Tensor, start: Tensor | None, k: int, slack: float = 0.0
+) -> Found:
+    """The cuts of all rows, but for rows that are left beyond the first AGAIN; k is the most that one keeps.
 
     Shapes: as topkit.kernels.topk_attention.topk_attention, kept [B or 1, Tq].
     """
     queries, keys = (x if x.stride(3) == 1 else x.contiguous() for x in (queries, keys))
-    plan, shape = Plan(keys.shape[2], k), queries.shape[:3]
+    plan, shape, device = Plan(keys.shape[2], k), queries.shape[:3], queries.device
     kept = kept.expand(shape[0], -1)
-    last = torch.empty(shape, dtype=torch.float32, device=queries.device)
-    first, told = torch.empty_like(last), torch.empty_like(last, dtype=torch.bool)
+    low = torch.empty(shape, dtype=torch.float32, device=device)
+    last = torch.empty(shape, dtype=torch.int32, device=device)
+    left = torch.empty(shape.numel(), dtype=torch.int32, device=device)
+    state = torch.zeros(2, dtype=torch.int32, device=device)
+    found = Found(Cuts(low, torch.empty_like(low), last), left, state)
     with torch.cuda.device_of(queries):  # Triton launches on the current device
         rows = floors(queries, keys, kept, start, plan)
-        _among(queries, keys, kept, start, plan, rows, Ends(last, first, told))
-    return Ends(last, first, told)
+        among(queries, keys, kept, start, plan, rows, found)
+        again(queries, keys, kept, start, slack, found)
+    return found
 
 
 def floors(queries: Tensor, keys: Tensor, kept: Tensor, start: Tensor | None, plan: Plan) -> Tensor:
-    """A floor of each row [B, Hq, Tq], in the order of integers, from the sample's scores: a tile at a time."""
-    (rows, heads, count, _), ahead = queries.shape, keys.shape[2] - queries.shape[2]
+    """A floor of each row [B, Hq, Tq], in the order of integers, from the sample's scores."""
+    (rows, heads, count, dim), ahead = queries.shape, keys.shape[2] - queries.shape[2]
     out = torch.empty(rows, heads, count, dtype=torch.int32, device=queries.device)
     places = plan.places(queries.device)
     sampled = keys[:, :, places]
-    width = max(1, SAMPLED // (rows * heads * len(places)))
-    for begin in range(0, count, width):
-        stop = min(begin + width, count)
-        seen = triton.cdiv(ahead + stop, SPARSITY)
-        scores = products(queries[:, :, begin:stop], sampled[:, :, :seen])
-        floor_of_row[(stop - begin, rows * heads)](
-            scores, scores.stride(), places, kept, kept.stride(), start, out, out.stride(),
-            begin, ahead, heads, seen, MARGIN, plan.capacity, max(512, triton.next_power_of_2(seen)),
-            128, num_warps=4,
-        )  # fmt: skip
+    config = FLOORS
+    floors_of_rows[(triton.cdiv(count, config.queries), rows * heads)](
+        queries, queries.stride(), sampled, sampled.stride(), places, kept, kept.stride(), start, out,
+        count, ahead, heads, heads // keys.shape[1], MARGIN,
+        dim, config.queries, config.keys, SPARSITY, plan.capacity, _upcast(queries), config.stages,
+        num_warps=config.warps,
+    )  # fmt: skip
     return out
 
 
-def _among(
+def among(
     queries: Tensor,
     keys: Tensor,
     kept: Tensor,
     start: Tensor | None,
     plan: Plan,
     floors: Tensor,
-    out: Ends,
+    out: Found,
 ) -> None:
-    """Fill in the ends, by what reaches the floors: as many rows at a time as there is room for."""
+    """Fill in the cuts, by what reaches the floors: as many rows at a time as there is room for."""
     (rows, heads, count, dim), length = queries.shape, keys.shape[2]
     room = max(LEAST, SHARE * (queries.nbytes + keys.nbytes)) // (4 * plan.capacity + 4)
     config = CONFIG
@@ -114,46 +123,70 @@ def _among(
     each = config.keys // 4 if hopper and config.queries == 16 * config.warps else 0
     size = max(512, triton.next_power_of_2(plan.capacity))
     for begin in range(0, count, width):
-        lists[..., 0].zero_()
         part = min(width, count - begin)
         _collect[(triton.cdiv(part, config.queries), rows * heads)](
-            queries, queries.stride(), keys, keys.stride(), start, floors, floors.stride(), lists,
+            queries, queries.stride(), keys, keys.stride(), start, floors, lists,
             begin, count, length - count, heads, heads // keys.shape[1], width,
-            dim, config.queries, config.keys, plan.capacity, each,
-            backend.interpreted() and queries.dtype == torch.bfloat16, config.stages,
+            dim, config.queries, config.keys, plan.capacity, each, _upcast(queries), config.stages,
             num_warps=config.warps,
         )  # fmt: skip
-        ends_of_row[(part, rows * heads)](
-            lists, kept, kept.stride(), start, floors, floors.stride(), *out,
-            begin, length - count, heads, width, plan.capacity, size, num_warps=max(1, size // 2048),
+        cut_of_row[(part, rows * heads)](
+            lists, kept, kept.stride(), start, floors, out.cuts.low, out.cuts.high, out.cuts.last,
+            out.left, out.state,
+            begin, count, length - count, heads, width, plan.capacity, size, num_warps=max(1, size // 2048),
         )  # fmt: skip
+
+
+def again(
+    queries: Tensor, keys: Tensor, kept: Tensor, start: Tensor | None, slack: float, out: Found
+) -> None:
+    """Cut the rows that are left, AGAIN of them at most, by all of their scores."""
+    (_, heads, count, dim), length = queries.shape, keys.shape[2]
+    programs = min(
+        PROGRAMS * backend.multiprocessors(queries.device), AGAIN, max(1, LEAST // (4 * length))
+    )
+    scratch = torch.empty(programs, length, dtype=torch.int32, device=queries.device)
+    config = CONFIG
+    cut_rows_again[(programs,)](
+        queries, queries.stride(), keys, keys.stride(), kept, kept.stride(), start, out.left, out.state, scratch,
+        out.cuts.low, out.cuts.high, out.cuts.last, AGAIN, slack, count, length - count, heads,
+        heads // keys.shape[1], length,
+        dim, config.queries, config.keys, WIDE, _upcast(queries), num_warps=config.warps,
+    )  # fmt: skip
+
+
+def _upcast(queries: Tensor) -> bool:
+    """Triton's interpreter multiplies the bits of bfloat16."""
+    return backend.interpreted() and queries.dtype == torch.bfloat16
 
 
 @triton.jit(do_not_specialize=["begin"])
 def _collect(
-    queries, queries_by, keys, keys_by, start, floors, floors_by, lists,
+    queries, queries_by, keys, keys_by, start, floors, lists,
     begin, count, ahead, heads, group, width,
     D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, CAPACITY: tl.constexpr, EACH: tl.constexpr,
     UPCAST: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Score the keys that M queries of a head see, and append to each one's list what reaches its floor."""
-    index = tl.program_id(1)
+    index, block = tl.program_id(1), tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
     batch, head = (index // heads).to(tl.int64), (index % heads).to(tl.int64)
-    local = tl.program_id(0) * M + tl.arange(0, M)
+    local = block * M + tl.arange(0, M)
     query = begin + local
     real = query < count
     d = tl.arange(0, D)
     queries += batch * queries_by[0] + head * queries_by[1]
     q = tl.load(queries + query.to(tl.int64)[:, None] * queries_by[2] + d[None, :], mask=real[:, None], other=0.0)  # fmt: skip
-    floor = tl.load(floors + batch * floors_by[0] + head * floors_by[1] + query, mask=real, other=INFINITY)  # fmt: skip
+    floor = tl.load(floors + index.to(tl.int64) * count + query, mask=real, other=INFINITY)  # fmt: skip
     floor = float_of(floor)
     lists += (index.to(tl.int64) * width + local) * (CAPACITY + 1)
+    tl.store(lists, 0)
+    tl.debug_barrier()  # before others of its threads count there
     first = 0
     if start is not None:
         first = tl.load(start + batch).to(tl.int32)
     place = tl.where(real, ahead + query, -1)
-    lowest = ahead + begin + tl.program_id(0) * M
-    highest = ahead + tl.minimum(begin + tl.program_id(0) * M + M, count) - 1
+    lowest = ahead + begin + block * M
+    highest = ahead + tl.minimum(begin + block * M + M, count) - 1
     keys += batch * keys_by[0] + (head // group) * keys_by[1]
     for slots in tl.range(first // N * N, highest + 1, N, num_stages=STAGES):
         slot = slots + tl.arange(0, N)

@@ -1,0 +1,128 @@
+"""The cuts of rows that their lists do not tell: all of a row's scores are written, and the wanted one sought."""
+
+# A kernel's values are not what Python, and pyright, take them for.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from topkit.kernels.gather_attention.triton_impl import dot
+from topkit.kernels.select_topk.bisect_topk import middle
+from topkit.kernels.select_topk.keys import LOWEST, NOT_A_NUMBER, float_of, keys_of
+from topkit.kernels.topk_attention.row_ends import cut_between, wanted_of_row
+
+
+@triton.jit
+def cut_rows_again(
+    queries, queries_by, keys, keys_by, kept, kept_by, start, left, state, scratch, low, high, last,
+    limit, slack, count, ahead, heads, group, length,
+    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Cut the rows that are left, `limit` of them at most; of NaN, say so.
+
+    Shapes: left [n], places in [B, Hq, Tq]; state [2], how many are left, and whether a score is NaN; scratch
+    [programs, T]. M, a query so many times, is what a product of tensor cores takes.
+    """
+    scratch += tl.program_id(0).to(tl.int64) * length
+    d = tl.arange(0, D)
+    for nth in range(tl.program_id(0), tl.minimum(tl.load(state), limit), tl.num_programs(0)):
+        row = tl.load(left + nth)
+        index, query = row // count, row % count
+        batch, head = (index // heads).to(tl.int64), (index % heads).to(tl.int64)
+        k, first, place = wanted_of_row(kept, kept_by, start, index, query, ahead, heads)
+        its = queries + batch * queries_by[0] + head * queries_by[1] + query.to(tl.int64) * queries_by[2]  # fmt: skip
+        q = tl.load(its + tl.zeros([M, 1], tl.int64) + d[None, :])
+        begin, top = first // N * N, tl.full([], LOWEST, tl.int32)
+        for slots in range(begin, place + 1, N):
+            slot = slots + tl.arange(0, N)
+            at = batch * keys_by[0] + (head // group) * keys_by[1] + slot.to(tl.int64)[None, :] * keys_by[2]  # fmt: skip
+            key = tl.load(keys + at + d[:, None], mask=slot[None, :] <= place, other=0.0)
+            score = keys_of(tl.max(dot(q, key, UPCAST), 0))  # its rows are one and the same
+            score = tl.where((slot >= first) & (slot <= place), score, LOWEST)
+            tl.store(scratch + slot, score, mask=slot <= place)
+            top = tl.maximum(top, tl.max(score))
+        tl.debug_barrier()
+        if top == NOT_A_NUMBER:
+            tl.store(state + 1, 1)
+        else:
+            _cut(scratch, begin, place + 1, k, top, slack, low + row, high + row, last + row, WIDE)
+        tl.debug_barrier()  # before the next row is written
+
+
+@triton.jit
+def _cut(scores, begin, end, k, top, slack, low, high, last, WIDE: tl.constexpr):
+    """The cut of a row of scores, in the order of integers."""
+    bottom = tl.full([], LOWEST + 1, tl.int32)
+    reach = _reaching(scores, begin, end, bottom, WIDE)
+    if (k <= 0) | (reach <= k):  # nothing stays, or all
+        nothing = (k <= 0) | (reach == 0)
+        bar = tl.where(nothing, float("inf"), float("-inf"))
+        tl.store(low, bar)
+        tl.store(high, bar)
+        tl.store(last, -1)
+    else:
+        # The greatest that k reach, or any that no more do.
+        while (bottom < top) & (reach > k):
+            pivot = middle(bottom, top)
+            count = _reaching(scores, begin, end, pivot, WIDE)
+            if count >= k:
+                bottom, reach = pivot, count
+            else:
+                top = pivot - 1
+        if reach == k:
+            least, next_one = _about(scores, begin, end, bottom, WIDE)
+            bar = cut_between(least, next_one)
+            tl.store(low, bar)
+            tl.store(high, bar)
+            tl.store(last, -1)
+        else:
+            tied = float_of(bottom)
+            around = slack * tl.abs(tied)
+            under = keys_of(tied - around)
+            # The next float below; of zero, whose two signs are one place, it is two away.
+            tl.store(low, float_of(under - 1 - (under == 0).to(tl.int32)))
+            tl.store(high, tied + around)
+            wanted = k - _reaching(scores, begin, end, bottom + 1, WIDE)
+            tl.store(last, _slot_of_nth(scores, begin, end, bottom, wanted, WIDE))
+
+
+@triton.jit
+def _part(scores, begin, end, WIDE: tl.constexpr):
+    at = begin + tl.arange(0, WIDE)
+    return tl.load(scores + at, mask=at < end, other=LOWEST)
+
+
+@triton.jit
+def _reaching(scores, begin, end, bar, WIDE: tl.constexpr):
+    """How many reach a bar, which is above the lowest."""
+    total = tl.full([], 0, tl.int32)
+    for at in range(begin, end, WIDE):
+        total += tl.sum((_part(scores, at, end, WIDE) >= bar).to(tl.int32))
+    return total
+
+
+@triton.jit
+def _about(scores, begin, end, bar, WIDE: tl.constexpr):
+    """The least that reaches a bar, and the greatest that does not, LOWEST for none."""
+    least, below = tl.full([], NOT_A_NUMBER, tl.int32), tl.full([], LOWEST, tl.int32)
+    for at in range(begin, end, WIDE):
+        x = _part(scores, at, end, WIDE)
+        least = tl.minimum(least, tl.min(tl.where(x >= bar, x, NOT_A_NUMBER)))
+        below = tl.maximum(below, tl.max(tl.where(x < bar, x, LOWEST)))
+    return least, below
+
+
+@triton.jit
+def _slot_of_nth(scores, begin, end, tied, wanted, WIDE: tl.constexpr):
+    """The slot of the `wanted`-th score that is `tied`."""
+    found, before = tl.full([], -1, tl.int32), tl.full([], 0, tl.int32)
+    for at in range(begin, end, WIDE):
+        same = (_part(scores, at, end, WIDE) == tied).to(tl.int32)
+        nth = before + tl.cumsum(same, 0)
+        slot = at + tl.arange(0, WIDE)
+        found = tl.maximum(found, tl.max(tl.where((same > 0) & (nth <= wanted), slot, -1)))
+        before += tl.sum(same)
+    return found
