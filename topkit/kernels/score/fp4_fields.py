@@ -94,3 +94,36 @@ def e4m3(bits):
     magnitude = bits & 0x7F
     half = ((bits & 0x80) << 8) | tl.where(magnitude == 0x7F, 0x7E00, magnitude << 7)
     return half.to(tl.int16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def side_by_side(operands):
+    """Both halves' operands [R, W] as one [R, 2 W], whose dimensions are in the order in which a thread that
+    read 16 bytes of a key holds what a tensor core takes of it: nothing is moved. Queries' are in the same one.
+    """
+    low, high = operands
+    ROWS: tl.constexpr = low.shape[0]
+    WIDTH: tl.constexpr = low.shape[1]
+    WORD: tl.constexpr = 32 // low.dtype.primitive_bitwidth  # operands that a register holds
+    x = tl.reshape(tl.join(low, high), [ROWS, WIDTH // 16, 16 // WORD, WORD, 2])
+    return tl.reshape(tl.permute(x, 0, 4, 2, 1, 3), [ROWS, 2 * WIDTH])
+
+
+@triton.jit
+def crossed(x):
+    """Rows [R, W] in the order in which a tensor core's four warps take those that they have read."""
+    ROWS: tl.constexpr = x.shape[0]
+    WIDTH: tl.constexpr = x.shape[1]
+    if ROWS % 64 == 0:
+        x = tl.permute(tl.reshape(x, [ROWS // 64, 2, 4, 8, WIDTH]), 0, 2, 1, 3, 4)
+        x = tl.reshape(x, [ROWS, WIDTH])
+    return x
+
+
+@triton.jit
+def uncrossed(x):
+    """What was found of `crossed` rows [R], in their own order."""
+    ROWS: tl.constexpr = x.shape[0]
+    if ROWS % 64 == 0:
+        x = tl.reshape(tl.permute(tl.reshape(x, [ROWS // 64, 4, 2, 8]), 0, 2, 1, 3), [ROWS])
+    return x

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from topkit.kernels.backend import has_pdl
 from topkit.kernels.pdl import wait_then_launch
-from topkit.kernels.score.fp4_fields import fields
+from topkit.kernels.score.fp4_fields import fields, side_by_side
 from topkit.kernels.score.layout import Layout
 
 
@@ -56,10 +56,10 @@ def _ready(
     at = words + batch * words_by[0] + head * words_by[1] + query * words_by[2]
     word = tl.load(at, mask=real, other=0)[:, None]
     operands, scale = fields(x, word, LAYOUT)
-    columns += index * (LAYOUT.planes * LAYOUT.bytes * LAYOUT.columns)
-    at = columns + head[:, None] * LAYOUT.bytes + byte[None, :]
-    tl.store(at, operands[0])
-    tl.store(at + LAYOUT.columns * LAYOUT.bytes, operands[1])
+    LENGTH: tl.constexpr = LAYOUT.operands[1]
+    columns += index * (LENGTH * LAYOUT.columns)
+    at = columns + head[:, None] * LENGTH + tl.arange(0, LENGTH)[None, :]
+    tl.store(at, side_by_side(operands))
     at = gates + batch * gates_by[0] + query * gates_by[1] + head * gates_by[2]
     unit = tl.load(at, mask=real, other=0.0)
     # What is positive of a product comes twice.

@@ -119,6 +119,17 @@ class Layout:
         return self.sharing * self.width
 
     @property
+    def joined(self) -> bool:
+        """Whether both halves of bytes are one operand, in fp4's own order (topkit.kernels.score.fp4_fields)."""
+        return self.blocked and self.gated
+
+    @property
+    def operands(self) -> tuple[int, int]:
+        """Of a row of keys: how many, and their length."""
+        planes = 1 if self.joined else self.planes
+        return planes, self.bytes * self.planes // planes
+
+    @property
     def columns(self) -> int:
         """Of a product: two digits of each head's query for each key of a row, one of lightning's."""
         return self.sharing * self.padded * (1 if self.gated else 2)

@@ -21,7 +21,7 @@ from torch import Tensor
 from topkit.kernels import fp4
 from topkit.kernels.backend import has_pdl, interpreted
 from topkit.kernels.pdl import wait_then_launch
-from topkit.kernels.score.fp4_fields import fields
+from topkit.kernels.score.fp4_fields import crossed, fields, side_by_side, uncrossed
 from topkit.kernels.score.fp4_queries import ready_packed
 from topkit.kernels.score.layout import Config, Layout, Source
 from topkit.kernels.score.queries import TRAILING, of_list, ready
@@ -188,9 +188,10 @@ def scores_of(source, x, prepared, batch, group, row, length, LAYOUT: tl.constex
         if LAYOUT.pow2:
             scale = ((scale.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
     if LAYOUT.gated and LAYOUT.blocked:
-        products = tl.dot(x[1], columns[1], tl.dot(x[0], columns[0]))
+        products = tl.dot(crossed(side_by_side(x)), columns[0])
         # Twice what is positive of it, at half of the cost of a maximum; NaN stays.
-        scores = tl.sum((products + tl.abs(products)) * unit[None, :], 1)[:, None]
+        scores = tl.sum((products + tl.abs(products)) * unit[None, :], 1)
+        scores = uncrossed(scores)[:, None]
     elif LAYOUT.gated:
         hits = tl.maximum(tl.dot(x, columns[0]), 0.0, propagate_nan=tl.PropagateNan.ALL)
         scores = tl.sum(hits * unit[None, :], 1)[:, None]
