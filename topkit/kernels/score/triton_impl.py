@@ -160,11 +160,13 @@ def codes_of(source, batch, group, row, length, LAYOUT: tl.constexpr):
     """The codes of rows [R]."""
     _, _, codes, by, _, _, _, _, _, _ = source
     codes += batch.to(tl.int64) * by[0] + group.to(tl.int64) * by[1]
+    if LAYOUT.blocked:  # the last key stands for what is beyond it, and is not kept
+        row = tl.minimum(row, length - 1)
     at = row[:, None] * LAYOUT.bytes + tl.arange(0, LAYOUT.bytes)[None, :]
-    there = at < length * LAYOUT.width
-    if LAYOUT.blocked:  # whatever is read beyond the last key stands for numbers, and is not kept
-        x = tl.load(codes + at, mask=there)
+    if LAYOUT.blocked:
+        x = tl.load(codes + at)
     else:
+        there = at < length * LAYOUT.width
         x = tl.load(codes + at, mask=there, other=0.0 if LAYOUT.bits == 0 else 0)
     return x
 
@@ -180,7 +182,7 @@ def scores_of(source, x, prepared, batch, group, row, length, LAYOUT: tl.constex
     if LAYOUT.dtype != "sign":
         scales += batch.to(tl.int64) * scales_by[0] + group.to(tl.int64) * scales_by[1]
     if LAYOUT.blocked:
-        word = tl.load(scales + row, mask=row < length, other=0)
+        word = tl.load(scales + tl.minimum(row, length - 1))
         x, scale = fields(x, word[:, None], LAYOUT)
     elif LAYOUT.dtype != "sign":
         slot = slots_of(row, LAYOUT)
