@@ -35,45 +35,61 @@ LOOKED_UP = tl.constexpr("""{
     lop3.b32 $0, $0, c, 0x80808080, 0xF8;
     lop3.b32 $1, $1, $2, 0x80808080, 0xF8;
 }""")
+# The same in one table for all, so that bytes need not be neighbours.
+LOOKED_UP_ALIKE = tl.constexpr(
+    LOOKED_UP.value.replace("$3", f"{LOWER.value:#x}").replace("$7", f"{UPPER.value:#x}")
+)
 
 
 @triton.jit
-def fields(x, word, LAYOUT: tl.constexpr):
+def scales_of(words, row, LAYOUT: tl.constexpr):
+    """The bits of the scales of rows [R]: [R, BLOCKS]."""
+    at = words.to(tl.pointer_type(tl.uint8)) + row[:, None] * LAYOUT.blocks
+    return tl.load(at + tl.arange(0, LAYOUT.blocks)[None, :])
+
+
+@triton.jit
+def fields(x, bits, LAYOUT: tl.constexpr):
     """Operands of keys' bytes [R, W], those of low halves and of high ones, and a scale of each key [R, 1].
 
-    word: the scales of a key's blocks [R, 1]. Operands of nvfp4 hold them, and its scale means nothing.
+    bits: of the scales of a key's blocks [R, BLOCKS]. Operands of nvfp4 hold them, and its scale means nothing.
     """
-    BLOCKS: tl.constexpr = LAYOUT.blocks
-    block = tl.arange(0, LAYOUT.bytes)[None, :] // (LAYOUT.bytes // BLOCKS)
+    bits = bits.to(tl.int32)
     if LAYOUT.dtype == "mxfp4":
-        largest = _byte(word, 0)
-        for n in tl.static_range(1, BLOCKS):
-            largest = tl.maximum(largest, _byte(word, n))
-        low, high = e2m1(x, tl.maximum(_byte(word, block) - largest + ROOM, -ROOM))
-        bits = tl.where(largest == 255, 0x7FC00000, largest << 23)
-        operands = (low, high)
-        scale = bits.to(tl.float32, bitcast=True)
+        largest = tl.max(bits, 1)[:, None]
+        doublings = tl.maximum(bits - largest + ROOM, -ROOM)
+        lower = LOWER + doublings * TWICE_LOWER
+        upper = UPPER + doublings * TWICE_UPPER
+        operands = e2m1(x, _of_bytes(lower, LAYOUT), _of_bytes(upper, LAYOUT))
+        largest = tl.where(largest == 255, 0x7FC00000, largest << 23)
+        scale = largest.to(tl.float32, bitcast=True)
     else:
-        low, high = e2m1(x, tl.zeros([1, 1], tl.int32))
-        own = e4m3(_byte(word, block))
+        low, high = e2m1(x, None, None)
+        own = _of_bytes(e4m3(bits), LAYOUT)
         operands = (low.to(tl.float16) * own, high.to(tl.float16) * own)
-        scale = word
+        scale = bits
     return operands, scale
 
 
 @triton.jit
-def _byte(word, n):
-    return ((word >> (8 * n)) & 0xFF).to(tl.int32)
+def _of_bytes(x, LAYOUT: tl.constexpr):
+    """What blocks have [R, BLOCKS], of each of their bytes [R, W]."""
+    shape: tl.constexpr = [x.shape[0], LAYOUT.blocks, LAYOUT.bytes // LAYOUT.blocks]
+    return tl.reshape(tl.broadcast_to(x[:, :, None], shape), [x.shape[0], LAYOUT.bytes])
 
 
 @triton.jit
-def e2m1(x, doublings):
-    """e5m2 of the low and of the high halves of bytes, times a power of two that four neighbours share."""
-    lower = LOWER + doublings * TWICE_LOWER
-    upper = UPPER + doublings * TWICE_UPPER
+def e2m1(x, lower, upper):
+    """e5m2 of the low and of the high halves of bytes, looked up in tables that four neighbours share, or None."""
     if PLAIN:
+        if lower is None:
+            lower, upper = LOWER, UPPER
         low = _looked_up(x.to(tl.int32) & 15, lower, upper)
         high = _looked_up((x.to(tl.int32) >> 4) & 15, lower, upper)
+    elif lower is None:
+        low, high = tl.inline_asm_elementwise(
+            LOOKED_UP_ALIKE, "=&r,=&r,r", [x], dtype=(tl.int8, tl.int8), is_pure=True, pack=4
+        )
     else:
         low, high = tl.inline_asm_elementwise(
             LOOKED_UP, "=&r,=&r,r,r,r,r,r,r,r,r,r", [x, lower, upper],

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from topkit.kernels.backend import has_pdl
 from topkit.kernels.pdl import wait_then_launch
-from topkit.kernels.score.fp4_fields import fields, side_by_side
+from topkit.kernels.score.fp4_fields import fields, scales_of, side_by_side
 from topkit.kernels.score.layout import Layout
 
 
@@ -53,9 +53,10 @@ def _ready(
     real = head < LAYOUT.group
     at = queries + batch * by[0] + head[:, None] * by[1] + query * by[2] + byte[None, :]
     x = tl.load(at, mask=real[:, None], other=0)
-    at = words + batch * words_by[0] + head * words_by[1] + query * words_by[2]
-    word = tl.load(at, mask=real, other=0)[:, None]
-    operands, scale = fields(x, word, LAYOUT)
+    head_or_last = tl.minimum(head, LAYOUT.group - 1)
+    words += batch * words_by[0] + query * words_by[2]
+    bits = scales_of(words, head_or_last * words_by[1], LAYOUT)
+    operands, scale = fields(x, bits, LAYOUT)
     LENGTH: tl.constexpr = LAYOUT.operands[1]
     columns += index * (LENGTH * LAYOUT.columns)
     at = columns + head[:, None] * LENGTH + tl.arange(0, LENGTH)[None, :]

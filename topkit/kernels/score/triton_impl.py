@@ -21,7 +21,7 @@ from torch import Tensor
 from topkit.kernels import fp4
 from topkit.kernels.backend import has_pdl, interpreted
 from topkit.kernels.pdl import wait_then_launch
-from topkit.kernels.score.fp4_fields import crossed, fields, side_by_side, uncrossed
+from topkit.kernels.score.fp4_fields import crossed, fields, scales_of, side_by_side, uncrossed
 from topkit.kernels.score.fp4_queries import ready_packed
 from topkit.kernels.score.layout import Config, Layout, Source
 from topkit.kernels.score.queries import TRAILING, of_list, ready
@@ -182,8 +182,8 @@ def scores_of(source, x, prepared, batch, group, row, length, LAYOUT: tl.constex
     if LAYOUT.dtype != "sign":
         scales += batch.to(tl.int64) * scales_by[0] + group.to(tl.int64) * scales_by[1]
     if LAYOUT.blocked:
-        word = tl.load(scales + tl.minimum(row, length - 1))
-        x, scale = fields(x, word[:, None], LAYOUT)
+        bits = scales_of(scales, tl.minimum(row, length - 1), LAYOUT)
+        x, scale = fields(x, bits, LAYOUT)
     elif LAYOUT.dtype != "sign":
         slot = slots_of(row, LAYOUT)
         scale = tl.load(scales + slot, mask=slot < length, other=0)
