@@ -1,8 +1,8 @@
 """Fields of fp4 as operands of a product, in registers; scales of blocks are put into them.
 
 mxfp4: an e2m1 is looked up among the eight e5m2 numbers that it may be in its block, of which each is the e2m1
-times a power of two: that of its block over that of the key's largest block, by 2**13. A block of less than
-2**-26 of the largest is taken for one of that. nvfp4: its e5m2 becomes fp16 and is multiplied by its block's scale,
+times a power of two: that of its block over that of the key's largest block, by 2**13, or by 2 where products are
+float16. A block of less than 2**-13 of one in these units is taken for one of that. nvfp4: its e5m2 becomes fp16 and is multiplied by its block's scale,
 read 2**-8 times as large; a product of both has 6 bits, and is exact.
 """
 
@@ -20,8 +20,8 @@ PLAIN = tl.constexpr(interpreted())  # the interpreter has no inline assembly
 # e5m2 of 0, 0.5, 1, 1.5 and of 2, 3, 4, 6, and what doubles them: an exponent ends in bit 2; zero stays.
 LOWER, UPPER = tl.constexpr(0x3E3C3800), tl.constexpr(0x46444240)
 TWICE_LOWER, TWICE_UPPER = tl.constexpr(0x04040400), tl.constexpr(0x04040404)
-# Doublings of the largest block, and of the smallest in the other direction: e5m2 has no more.
-ROOM = tl.constexpr(13)
+# Doublings of a block, in either direction: e5m2 has no more.
+MOST = tl.constexpr(13)
 # Of bytes a, their magnitudes looked up nibble by nibble, then put in order, and given signs.
 LOOKED_UP = tl.constexpr("""{
     .reg .b32 a, b, c;
@@ -57,7 +57,7 @@ def fields(x, bits, LAYOUT: tl.constexpr):
     bits = bits.to(tl.int32)
     if LAYOUT.dtype == "mxfp4":
         largest = tl.max(bits, 1)[:, None]
-        doublings = tl.maximum(bits - largest + ROOM, -ROOM)
+        doublings = tl.maximum(bits - largest + LAYOUT.room, -MOST)
         lower = LOWER + doublings * TWICE_LOWER
         upper = UPPER + doublings * TWICE_UPPER
         operands = e2m1(x, _of_bytes(lower, LAYOUT), _of_bytes(upper, LAYOUT))

@@ -17,6 +17,7 @@ from torch import Tensor
 from topkit.kernels.backend import has_pdl
 from topkit.kernels.pdl import wait_then_launch
 from topkit.kernels.score.fp4_fields import fields, scales_of, side_by_side
+from topkit.kernels.score.gated_sum import shared_unit
 from topkit.kernels.score.layout import Layout
 
 
@@ -67,6 +68,7 @@ def _ready(
     unit *= 0.5 / (LAYOUT.group * LAYOUT.dim) ** 0.5 * LAYOUT.worth * LAYOUT.worth
     if LAYOUT.dtype == "mxfp4":
         unit *= tl.reshape(scale, [LAYOUT.padded])
+    shared = shared_unit(unit)
     units += index * (2 * LAYOUT.padded)
-    tl.store(units + head, unit)
-    tl.store(units + LAYOUT.padded + head, tl.zeros_like(unit))
+    tl.store(units + head, unit / shared)
+    tl.store(units + LAYOUT.padded + head, tl.zeros_like(unit) + shared)
