@@ -24,8 +24,8 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-
 from configs import tokens
+
 from topkit.experiments.bench import formulas
 from topkit.experiments.bench.codes import random_codes, random_queries, scores
 from topkit.experiments.bench.scale import Scale

@@ -74,8 +74,9 @@ def fields(x, bits, LAYOUT: tl.constexpr):
 @triton.jit
 def _of_bytes(x, LAYOUT: tl.constexpr):
     """What blocks have [R, BLOCKS], of each of their bytes [R, W]."""
-    shape: tl.constexpr = [x.shape[0], LAYOUT.blocks, LAYOUT.bytes // LAYOUT.blocks]
-    return tl.reshape(tl.broadcast_to(x[:, :, None], shape), [x.shape[0], LAYOUT.bytes])
+    EACH: tl.constexpr = LAYOUT.bytes // LAYOUT.blocks
+    x = tl.broadcast_to(x[:, :, None], [x.shape[0], LAYOUT.blocks, EACH])
+    return tl.reshape(x, [x.shape[0], LAYOUT.bytes])
 
 
 @triton.jit
