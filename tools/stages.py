@@ -52,7 +52,16 @@ def as_they_are(x, bits, LAYOUT: tl.constexpr):
 @triton.jit
 def without_relu(x, columns, unit, shared, LAYOUT: tl.constexpr):
     products = tl.dot(x, columns, out_dtype=tl.float16)
-    return tl.sum(tl.dot(products, gated_sum._digits(unit)), 1) * tl.max(shared, 0)
+    return tl.sum(tl.dot(products, gated_sum.digits(unit, gated_sum.COLUMNS)), 1) * tl.max(
+        shared, 0
+    )
+
+
+@triton.jit
+def in_16_columns(x, columns, unit, shared, LAYOUT: tl.constexpr):
+    products = tl.dot(x, columns, out_dtype=tl.float16)
+    units = gated_sum.digits(unit, 16)
+    return tl.sum(tl.dot(products + tl.abs(products), units), 1) * tl.max(shared, 0)
 
 
 @triton.jit
@@ -70,7 +79,9 @@ def in_float32(x, columns, unit, shared, LAYOUT: tl.constexpr):
 def rounded(x, columns, unit, shared, LAYOUT: tl.constexpr):
     products = tl.dot(x, columns)
     products = (products + tl.abs(products)).to(tl.float16)
-    return tl.sum(tl.dot(products, gated_sum._digits(unit)), 1) * tl.max(shared, 0)
+    return tl.sum(tl.dot(products, gated_sum.digits(unit, gated_sum.COLUMNS)), 1) * tl.max(
+        shared, 0
+    )
 
 
 # Float32 products take twice as many registers.
@@ -82,6 +93,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "no relu": {"gated_sum": without_relu},
     "products added up": {"gated_sum": added_up},
     "neither of both": {"fields": as_they_are, "gated_sum": added_up},
+    "units in 16 columns": {"gated_sum": in_16_columns},
     "sums in float32": {"gated_sum": in_float32},
     "products rounded": {"gated_sum": rounded},
 }

@@ -37,6 +37,7 @@ from topkit.kernels.score_select import triton_impl as score_select
 from topkit.kernels.select_mass import triton_impl as select_mass
 from topkit.kernels.select_pages import triton_impl as select_pages
 from topkit.kernels.select_topk import triton_impl as select_topk
+from topkit.kernels.topk_attention import flash
 from topkit.kernels.topk_attention import triton_impl as thresholds
 
 BACKEND, ARCH = sys.argv[1], sys.argv[2]
@@ -167,7 +168,9 @@ def threshold(dim: int) -> Callable[[], None]:
         for start in (None, torch.tensor([7])):
             for most in (50, 1000):
                 kept = torch.full((1, 300), most)
-                thresholds.cut_rows(q, k, kept, start, most)
+                cuts = thresholds.cut_rows(q, k, kept, start, most).cuts
+                own = q.requires_grad_(), k, k
+                flash.attend(*own, cuts, scaling=0.1, start=start).sum().backward()
 
     return compiles
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from device import CUDA, DEVICE, gpu
 from topkit.errors import InputError
-from topkit.kernels.topk_attention import cuts_of, flex, keys_kept, sample
+from topkit.kernels.topk_attention import Cuts, cuts_of, flex, keys_kept, sample
 from topkit.kernels.topk_attention.sample import Plan
 from topkit.kernels.topk_attention.thresholds import cuts_begun
 
@@ -71,8 +72,11 @@ def held(
     slots, places = torch.arange(k.shape[2]), torch.arange(k.shape[2] - q.shape[2], k.shape[2])
     begin = torch.tensor([0] * len(q) if start is None else start)
     seen = (slots <= places[:, None]) & (slots >= begin[:, None, None, None])
-    low, high, last = (x.cpu() for x in (cuts.low, cuts.high, cuts.last))
-    keep = type(cuts)(low, high, last).keep(scores.masked_fill(~seen, float("-inf")))
+    scores = scores.masked_fill(~seen, float("-inf"))
+    keep = Cuts(*(getattr(cuts, field.name).cpu() for field in fields(Cuts))).keep(scores)
+    best = scores.amax(-1).masked_fill(kept.expand(len(q), -1)[:, None] == 0, float("-inf"))
+    there = cuts.top.cpu().masked_fill(best == float("-inf"), float("-inf"))
+    torch.testing.assert_close(there, best, rtol=1e-5, atol=1e-5)
     assert torch.equal(keep, slow(q, k, kept, start or [0] * len(q)))
 
 

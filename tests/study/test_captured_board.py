@@ -86,6 +86,7 @@ def test_it_runs_to_its_page_and_lets_another_join(tmp_path: Path):
     assert report == out / "report.html" and "the units are its samples" in told
     assert "### dump, bytes=0.08: 10.24 bytes a token and layer" in told
     assert (out / "figures" / "leaderboard-by-bytes-dump.png").exists()
+    assert f"Cite: {topkit.cite(out)}" in report.read_text() and ", run " in topkit.cite(out)
     (about,) = json.loads((out / "study.json").read_text())["captured"]
     (ran,) = {
         row["ran"]

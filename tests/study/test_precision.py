@@ -121,6 +121,7 @@ def test_a_study_of_a_dump_splits_the_loss_and_goes_on(dump: Path, tmp_path: Pat
         assert loss.sharing + loss.scoring + loss.quantisation == pytest.approx(missing)
         assert (loss.quantisation == 0) == (one == lightning("given"))
     assert setting.loss(parse("sign()"), "12") is None
+    assert f"Cite: {topkit.cite(out)}" in report.read_text() and ", run " in topkit.cite(out)
     page = (out / "precision.md").read_text()
     assert "one list for all heads costs" in page and "Hadamard's rotation changes" in page
     # A part that is gone is done again, and no other; a report alone reads what is there.

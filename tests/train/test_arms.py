@@ -17,8 +17,8 @@ from topkit.experiments.runs.shards import Shard
 from topkit.experiments.study.stats import Array
 from topkit.experiments.study.study import run_study
 from topkit.experiments.study.study_file import read_study
-from topkit.experiments.train import arms
 from topkit.experiments.train.arms import Arm
+from topkit.experiments.train.arms_plan import own_share
 from topkit.experiments.train.found import Start, gaps
 from topkit.experiments.train.topk_sft import sentences
 
@@ -131,6 +131,7 @@ def test_a_whole_study_trains_evaluates_pairs_and_goes_on(
         ("before", "", 0), ("dense", "", 0), ("dense", "", 1), ("topk", "5%", 0), ("topk", "5%", 1)
     }  # fmt: skip
     page, text = report.read_text(), (out / "topk-sft.md").read_text()
+    assert f"Cite: {topkit.cite(out)}" in page and ", run " in topkit.cite(out)
     assert "2 paired seeds" in text and "the weight on slot 0" in text and "<table>" in page
     assert (out / "figures").glob("accuracy-*.png")
     # A part that is gone is made again from the model that stands there, and nothing else is.
@@ -163,7 +164,7 @@ def test_shards_deal_each_attention_evenly(tmp_path: Path) -> None:
         (None, Arm("m", "m", *rest), None)
         for rest in (("before", "", 0), *(one for seed in range(4) for one in (("dense", "", seed), ("topk", "1%", seed))))
     ]  # fmt: skip
-    shares = [arms._own(every, Shard(n, 2)) for n in range(2)]
+    shares = [own_share(every, Shard(n, 2)) for n in range(2)]
     assert sorted(one[1] for own in shares for one in own) == sorted(one[1] for one in every)
     for own in shares:
         kinds = [arm.attention for _, arm, _ in own]

@@ -31,10 +31,10 @@ from topkit.experiments.tasks.words import NOUNS
 from topkit.experiments.train import corpus as corpora
 from topkit.experiments.train import mixture as mixtures
 from topkit.experiments.train.mixture import ANSWER, ASKED, DIGIT, Mixture
+from topkit.experiments.train.reference_text import examples
 from topkit.experiments.train.scores import exact_match, interval, perplexity, rows
 from topkit.experiments.train.train import (
     Recipe,
-    _examples,
     batches,
     new_model,
     train_reference,
@@ -248,7 +248,7 @@ def test_held_out_wordings_and_family_are_never_trained(read: list[str]) -> None
         assert not any(start in text for text in read)
     assert not {value for _, value in seen} & set(NOUNS)
     assert TASKS["niah-word"].family == HELD_OUT
-    told = list(_examples(random_for("tokenizer", 0)))
+    told = list(examples(random_for("tokenizer", 0)))
     assert facts(told, TRAINED)
     assert not facts(told, [name for name in WORDINGS if name not in TRAINED])
     assert not {value for _, value in facts(told, TRAINED)} & set(NOUNS)

@@ -10,14 +10,14 @@ from typing import Any
 
 from topkit.experiments.study.blocks import Block, Heading, Items, Paragraph, as_markdown
 from topkit.experiments.study.captured_units import LAYERS, Units, condensed, units_of
+from topkit.experiments.study.citation import of_study
 from topkit.experiments.study.goals import MASS, RECALL
 from topkit.experiments.study.leaderboard import NAME, of_model
 from topkit.experiments.study.measured_run import absent, measured_of
-from topkit.experiments.study.reading import STUDY, study_of
+from topkit.experiments.study.reading import CAPTURED, STUDY, study_of
 from topkit.experiments.study.standings import Standings, standings
 from topkit.experiments.study.surprises import surprises
 
-CAPTURED = "captured"
 TITLE = "Published selectors at equal bytes, on captured tensors"
 HOW = (
     "A recipe's score on a sample is its mean over layers, heads, positions and k; its score is the mean over samples, "
@@ -79,7 +79,7 @@ def write_report(folder: Path, study: Mapping[str, Any]) -> Path:
 
     notes = [*_origins(study), *_unfinished(folder, study[CAPTURED])]
     made = [*blocks(folder, study), Heading("The run"), Items(notes)]
-    return write_page(folder, NAME, TITLE, made)
+    return write_page(folder, NAME, TITLE, made, of_study(folder, study))
 
 
 def _origins(study: Mapping[str, Any]) -> list[str]:

@@ -24,13 +24,12 @@ from topkit.experiments.runs.jobs import Job
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.runs.plan import Plan
 from topkit.experiments.runs.shards import WHOLE
-from topkit.experiments.study.captured_board import CAPTURED
 from topkit.experiments.study.captured_recipes import served
 from topkit.experiments.study.course import Course, folders
 from topkit.experiments.study.ending import ended
 from topkit.experiments.study.equal_recipes import RAN, ran
 from topkit.experiments.study.kinds import kind_of
-from topkit.experiments.study.reading import STUDY, study_of
+from topkit.experiments.study.reading import CAPTURED, STUDY, study_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 from topkit.documents import path_of
 from topkit.errors import InputError
 from topkit.experiments.runs import run_file
-from topkit.experiments.study.reading import RUNS, STUDY, study_of
+from topkit.experiments.study.reading import CAPTURED, RUNS, STUDY, study_of
 
 _DIGITS = 12  # of an id and a commit, as git shortens its own
 
@@ -27,6 +27,11 @@ def cite(run: str | Path | Sequence[str | Path]) -> str:
     if not described:
         raise InputError(f"{', '.join(map(str, places)) or 'no folder'} holds no run to cite")
     return citation(described, places)
+
+
+def of_study(folder: Path, study: Mapping[str, Any]) -> str:
+    """The line of the page of a study of its own kind; where an earlier topkit wrote no run.json, its version and folder."""
+    return citation(_described(folder) or [{"identity": study}], [folder])
 
 
 def citation(described: Iterable[Mapping[str, Any]], places: Sequence[Path]) -> str:
@@ -53,5 +58,6 @@ def _described(place: Path) -> list[Mapping[str, Any]]:
     if (place / run_file.NAME).exists():
         folders = [place]
     else:
-        folders = [place / one["folder"] for one in study_of(place / STUDY).get(RUNS, ())]
+        study = study_of(place / STUDY)
+        folders = [place / one["folder"] for one in study.get(RUNS) or study.get(CAPTURED, ())]
     return [run for folder in folders if (run := run_file.read(folder)) is not None]

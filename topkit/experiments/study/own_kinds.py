@@ -18,8 +18,8 @@ KINDS: dict[str, tuple[str, str]] = {
     "lightning-precision": (f"{_STUDY}.precision_plan", f"{_STUDY}.precision_report"),
     CAPTURED: (f"{_STUDY}.captured_plan", f"{_STUDY}.captured_board"),
     "scale": (f"{_STUDY}.scale", f"{_STUDY}.scale_report"),
-    "topk-sft": (f"{_TRAIN}.arms", f"{_TRAIN}.topk_sft"),
-    "entropy": (f"{_TRAIN}.arms", f"{_TRAIN}.entropy"),
+    "topk-sft": (f"{_TRAIN}.arms_plan", f"{_TRAIN}.topk_sft"),
+    "entropy": (f"{_TRAIN}.arms_plan", f"{_TRAIN}.entropy"),
 }
 KIND = "kind"
 

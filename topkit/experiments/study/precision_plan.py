@@ -37,6 +37,7 @@ from topkit.experiments.study.course import Course
 from topkit.experiments.study.design import Study
 from topkit.experiments.study.ending import ended
 from topkit.experiments.study.kinds import innermost
+from topkit.experiments.study.own_run import describe_study
 from topkit.experiments.study.precision import ORACLES, Judge, plain
 from topkit.experiments.study.reading import STUDY
 from topkit.experiments.tasks import Task, task_name
@@ -102,6 +103,8 @@ class PrecisionPlan(Plan[Path]):
 
     out: Path
     about: Mapping[str, Any] = field(repr=False)
+    device: str = "cpu"
+    force: bool = False
     verb: ClassVar[str] = "judging"
     work: ClassVar[Any] = staticmethod(judge_sample)
 
@@ -115,6 +118,7 @@ class PrecisionPlan(Plan[Path]):
 
     @contextmanager
     def opened(self) -> Generator[Sequence[Job]]:
+        describe_study(self.out, self.about, self.device, self.force)
         text = json.dumps(self.about, indent=1) + "\n"
         write_whole(self.out / STUDY, lambda to: to.write_text(text, encoding="utf-8"))
         yield self.jobs
@@ -160,6 +164,8 @@ def plan_of(course: Course) -> PrecisionPlan:
         notes=tuple(dict.fromkeys(note for _, _, _, notes in made for note in notes)),
         out=course.out,
         about=about,
+        device=course.study.device or "cpu",
+        force=course.force,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from topkit.experiments.study.block_page import write_page
 from topkit.experiments.study.blocks import Block, Drawn, Heading, Items, Paragraph, Table
+from topkit.experiments.study.citation import of_study
 from topkit.experiments.study.lines import Series, lines
 from topkit.experiments.study.precision import SUMMED, plain
 from topkit.experiments.study.precision_sentences import learnt_on, sentences, target_budget
@@ -40,7 +41,7 @@ CAPTION = (
 def write_report(folder: Path, study: Mapping[str, Any]) -> Path:
     """Write report.html, precision.md and figures into a study's folder; returns the report's path."""
     every = gathered(folder / "precision", study["settings"])
-    return write_page(folder, NAME, TITLE, list(blocks(every, study)))
+    return write_page(folder, NAME, TITLE, list(blocks(every, study)), of_study(folder, study))
 
 
 def blocks(every: list[Gathered], study: Mapping[str, Any]) -> Iterator[Block]:

@@ -24,6 +24,8 @@ STUDY = "study.json"
 HEADS, PREDICT, LAW = "heads", "predict", "law"
 # Of a study of several models or seeds: its runs, each in a folder below the study's.
 RUNS = "runs"
+# Of a leaderboard of captures: the measurement of each, likewise.
+CAPTURED = "captured"
 # The run that reading heads are found on; its folder.
 SPLIT = "heads"
 # What a run's own study.json says of it.

@@ -8,6 +8,7 @@ from typing import Any
 
 from topkit.experiments.study import block_page
 from topkit.experiments.study.blocks import Block, Heading, Items
+from topkit.experiments.study.citation import of_study
 from topkit.experiments.train.found import Start, starts
 
 # Of study.json, what is said elsewhere on the page.
@@ -29,4 +30,4 @@ def write_page(
     absent = [f"{name} is not there yet" for name in found[0].absent]
     run = [f"{key}: {value}" for key, value in study.items() if key not in SILENT]
     made = [*blocks(found), Heading("The run"), Items([*absent, *run])]
-    return block_page.write_page(folder, name, title, made)
+    return block_page.write_page(folder, name, title, made, of_study(folder, study))

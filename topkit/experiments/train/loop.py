@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,14 +15,15 @@ from torch import Tensor
 from topkit.errors import InputError
 from topkit.experiments.train.checkpoint import Checkpoints
 from topkit.experiments.train.deadline import Deadline
+from topkit.experiments.train.training_log import Log
 from topkit.experiments.train.world import World, part_of
 
 # Steps between two rows of the log.
 LOGGED = 50
 # Seconds between two checkpoints.
 SAVED = 60.0
-# Tokens of one pass on a CPU: 2 GB of the reference model's activations, and seconds of two cores.
-PASS = 8 << 10
+# Tokens of one pass on a CPU: 1 GB of the reference model's activations, and seconds of two cores.
+PASS = 4 << 10
 ALONE = World()
 
 
@@ -167,37 +167,3 @@ def _on(x: Any, device: torch.device) -> Tensor:
     if not tensor.is_floating_point() and tensor.dtype == torch.uint16:
         tensor = tensor.to(torch.int32)
     return tensor.to(device, non_blocking=True).to(kind)
-
-
-class Log:
-    """Rows of a CSV, each with the mean losses since the row before; those from `start` on are another run's."""
-
-    def __init__(self, path: Path, start: int, report: Callable[[str], object]) -> None:
-        self.path, self.report = path, report
-        self.began, self.tokens = time.monotonic(), 0
-        self.losses: list[Tensor] = []
-        if path.exists():
-            names, *rows = path.read_text().splitlines(keepends=True) or [""]
-            kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= start]
-            path.write_text(names + "".join(kept)) if kept else path.unlink()
-
-    def add(self, losses: Tensor, tokens: int) -> None:
-        self.losses.append(losses)
-        self.tokens += tokens
-
-    def write(self, step: int, rate: float) -> None:
-        mean, answer = torch.stack(self.losses).mean(0).tolist()
-        self.losses = []
-        seconds = time.monotonic() - self.began
-        new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            rows = csv.writer(file)
-            if new:
-                names = ["step", "loss", "answer_nll", "learning_rate", "tokens_this_run"]
-                rows.writerow([*names, "seconds_this_run"])
-            losses = [f"{mean:.5f}", f"{answer:.5f}"]
-            rows.writerow([step, *losses, f"{rate:.3e}", self.tokens, f"{seconds:.1f}"])
-        self.report(
-            f"step {step} loss {mean:.4f} answers {answer:.4f} "
-            f"{self.tokens / seconds:,.0f} tokens/s {seconds:.0f} s"
-        )

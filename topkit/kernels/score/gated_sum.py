@@ -13,8 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Of the product with units: the fewest that there are.
-COLUMNS = tl.constexpr(16)
+# Of the product with units: as few as a warp multiplies alone, without the three others.
+COLUMNS = tl.constexpr(8)
 
 
 @triton.jit
@@ -30,7 +30,7 @@ def gated_sum(x, columns, unit, shared, LAYOUT: tl.constexpr):
     # What is positive comes twice, at half of the cost of a maximum; NaN stays.
     if LAYOUT.dtype == "mxfp4":
         products = tl.dot(x, columns, out_dtype=tl.float16)
-        sums = tl.sum(tl.dot(products + tl.abs(products), _digits(unit)), 1)
+        sums = tl.sum(tl.dot(products + tl.abs(products), digits(unit, COLUMNS)), 1)
     else:
         products = tl.dot(x, columns)
         sums = tl.sum((products + tl.abs(products)) * unit[None, :], 1)
@@ -38,9 +38,10 @@ def gated_sum(x, columns, unit, shared, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _digits(unit):
+def digits(unit, COLUMNS: tl.constexpr):
+    """Units [H] as columns [H, COLUMNS], the others zero."""
     column = tl.arange(0, COLUMNS)[None, :]
     leading = unit.to(tl.float16)
     trailing = (unit - leading.to(tl.float32)).to(tl.float16)
-    digits = tl.where(column == 0, leading[:, None], trailing[:, None])
-    return tl.where(column < 2, digits, 0.0)
+    both = tl.where(column == 0, leading[:, None], trailing[:, None])
+    return tl.where(column < 2, both, 0.0)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from topkit.errors import InputError
 from topkit.kernels import checks
+from topkit.kernels.backend import interpreted, resolve
 from topkit.kernels.topk_attention import reference, tiled
 from topkit.kernels.topk_attention.cuts import Cuts
 from topkit.kernels.topk_attention.thresholds import cuts_begun, cuts_of
 
 __all__ = ["Cuts", "cuts_of", "keys_kept", "most_kept", "topk_attention"]
 
-BACKENDS = ("auto", "torch", "tiled", "flex")
+BACKENDS = ("auto", "torch", "tiled", "flex", "flash")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -37,28 +40,23 @@ def topk_attention(
     start <= s <= T - Tq + i. Shapes: queries [B, Hq, Tq, D]; keys [B, Hk, T, D], values [B, Hk, T, Dv], Hq a
     multiple of Hk; kept [Tq] or [B or 1, Tq], whole numbers; start [B], the first real slots -> [B, Hq, Tq, Dv]
     in queries' dtype. A query that sees nothing, as padding does, gets zeros.
-    backend: "torch" is the definition, which holds all scores; "tiled", any device; "flex", a GPU, the scores of
-    half types summed in float32; "auto", flex on a GPU for what it takes, else tiled. most: what no query keeps
+    backend: "torch" is the definition, which holds all scores; "tiled", any device; "flash", a GPU,
+    half types by kernels of its own; "flex", a GPU, by FlexAttention, which is slower; both sum the scores of half
+    types in float32; "auto", on a GPU the first of these that takes it, else tiled. most: what no query keeps
     more than, where it is known: a GPU is then not waited for to learn it.
     Raises: InputError where shapes, dtypes or devices do not belong together, for scores that hold NaN, and for
-    "flex" where it cannot run.
+    "flash" and "flex" where they cannot run.
     """
     scale = queries.shape[-1] ** -0.5 if scaling is None else scaling
     kept = _check(queries, keys, values, kept, scale, start)
     checks.one_of("backend", backend, BACKENDS)
-    own = _unsupported(queries, values)
-    if backend == "flex" and own:
-        raise InputError(f'backend "flex": {own}')
-    if backend == "flex" or (backend == "auto" and not own):
-        from topkit.kernels.topk_attention import flex
-
-        cuts, settle = cuts_begun(queries, keys, kept, start, flex.SLACK, most=most)
-        out = flex.attend(queries, keys, values, cuts, scaling=scale, start=start)
+    own = None if backend in ("torch", "tiled") else _on_a_gpu(backend, queries, values)
+    if own is not None:
+        cuts, settle = cuts_begun(queries, keys, kept, start, own.SLACK, most=most)
+        out = own.attend(queries, keys, values, cuts, scaling=scale, start=start)
         # The GPU has the attention to do while the host waits for the cuts.
         return (
-            flex.attend(queries, keys, values, cuts, scaling=scale, start=start)
-            if settle()
-            else out
+            own.attend(queries, keys, values, cuts, scaling=scale, start=start) if settle() else out
         )
     form = reference if backend == "torch" else tiled
     return form.topk_attention(queries, keys, values, kept, scaling=scale, start=start)
@@ -138,7 +136,39 @@ def _check(
     return kept
 
 
-def _unsupported(queries: Tensor, values: Tensor) -> str | None:
+def _on_a_gpu(backend: str, queries: Tensor, values: Tensor) -> Any:
+    """The module that attends on a GPU, None for tiles.
+
+    Raises: InputError for "flex" and "flash" where they cannot run.
+    """
+    for name, unsupported in (("flash", _not_by_flash), ("flex", _not_by_flex)):
+        if backend not in (name, "auto"):
+            continue
+        why = unsupported(queries, values)
+        if why is None:
+            return import_module(f"topkit.kernels.topk_attention.{name}")
+        if backend == name:
+            raise InputError(f'backend "{name}": {why}')
+    return None
+
+
+def _not_by_flash(queries: Tensor, values: Tensor) -> str | None:
+    """What the kernels do not take, as a sentence."""
+    if not queries.is_cuda and not interpreted():
+        return f"needs tensors on a CUDA GPU; these are on {queries.device}"
+    if resolve("auto" if queries.is_cuda else "triton", queries) == "torch":
+        return "needs Triton and an NVIDIA GPU of compute capability 8.0 or more"
+    if queries.dtype not in (torch.bfloat16, torch.float16):
+        return f"takes bfloat16 and float16; got {queries.dtype}"
+    for width in (queries.shape[3], values.shape[3]):
+        if width not in (16, 32, 64, 128):
+            return f"takes head dimensions of 16, 32, 64 and 128; got {width}"
+    if queries.shape[0] * queries.shape[1] > checks.MOST_BLOCKS:
+        return f"takes at most {checks.MOST_BLOCKS} heads of all rows; got {tuple(queries.shape)}"
+    return None
+
+
+def _not_by_flex(queries: Tensor, values: Tensor) -> str | None:
     """What FlexAttention does not take, as a sentence."""
     if not queries.is_cuda:
         return f"needs tensors on a CUDA GPU; these are on {queries.device}"

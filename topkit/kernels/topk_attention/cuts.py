@@ -14,13 +14,15 @@ from topkit.kernels.topk_attention.reference import products, visible
 
 # Scores that are held at a time, and on a GPU, where each tile costs a few launches.
 TILE, TILE_CUDA = 1 << 24, 1 << 25
+# How far a score of bf16 products, summed in float32 in another order, may be off.
+SLACK = 2e-6
 
 
 @dataclass(frozen=True)
 class Cuts:
     """A key stays where its score exceeds `high`, or exceeds `low` and its slot is at most `last`.
 
-    Shapes: all [B, Hq, Tq], `last` int32; scores are q . k, not scaled. Between two different scores low = high is their middle,
+    `top` is the row's best score, -inf of none. Shapes: all [B, Hq, Tq], `last` int32; scores are q . k, not scaled. Between two different scores low = high is their middle,
     so that a score that is computed again, in another order, falls on the same side; where the last score kept
     and the first left out are equal, both lie about it, and `last` is the last slot kept.
     """
@@ -28,6 +30,7 @@ class Cuts:
     low: Tensor
     high: Tensor
     last: Tensor
+    top: Tensor
 
     def of(self, part: slice) -> Cuts:
         """Those of some queries."""
@@ -80,15 +83,17 @@ def cuts_of_slots(scores: Tensor, slots: Tensor, kept: Tensor, slack: float) -> 
     slots = torch.nn.functional.pad(slots, (0, 1), value=-1)
     count = torch.minimum(kept.expand(scores.shape[:-1]), there.sum(-1))[..., None]
     inner = (count - 1).clamp_min(0)
+    stays = ranked.gather(-1, inner).masked_fill(count == 0, float("-inf"))
     return between(
-        ranked.gather(-1, inner)[..., 0],
+        stays[..., 0],
         ranked.gather(-1, count)[..., 0],
         slots.gather(-1, inner)[..., 0],
+        ranked[..., 0],
         slack,
     )
 
 
-def between(last: Tensor, first: Tensor, slot: Tensor, slack: float) -> Cuts:
+def between(last: Tensor, first: Tensor, slot: Tensor, top: Tensor, slack: float) -> Cuts:
     """The cuts between the last score that stays and the first that is left out, -inf for none of them."""
     lowest = torch.full_like(last, float("-inf"))
     middle = first + (last - first) / 2
@@ -100,4 +105,4 @@ def between(last: Tensor, first: Tensor, slot: Tensor, slack: float) -> Cuts:
     around = slack * last.abs()
     low = torch.where(tied, torch.nextafter(last - around, lowest), middle)
     high = torch.where(tied, last + around, middle)
-    return Cuts(low, high, torch.where(tied, slot, -1).int())
+    return Cuts(low, high, torch.where(tied, slot, -1).int(), top)

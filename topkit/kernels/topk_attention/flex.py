@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from topkit.kernels.topk_attention.cuts import Cuts
+from topkit.kernels.topk_attention.cuts import SLACK, Cuts
 
-# How far a score of bf16 products, summed in float32 in another order, may be off.
-SLACK = 2e-6
+__all__ = ["SLACK", "attend", "block_mask"]
+
 # Queries, and keys, of a block of FlexAttention.
 SIZE = 128
 

@@ -17,7 +17,7 @@ from topkit.kernels.topk_attention.row_ends import cut_between, wanted_of_row
 
 @triton.jit
 def cut_rows_again(
-    queries, queries_by, keys, keys_by, kept, kept_by, start, left, state, scratch, low, high, last,
+    queries, queries_by, keys, keys_by, kept, kept_by, start, left, state, scratch, low, high, last, best,
     limit, slack, count, ahead, heads, group, length,
     D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -48,6 +48,7 @@ def cut_rows_again(
         if top == NOT_A_NUMBER:
             tl.store(state + 1, 1)
         else:
+            tl.store(best + row, tl.where(top == LOWEST, float("-inf"), float_of(top)))
             _cut(scratch, begin, place + 1, k, top, slack, low + row, high + row, last + row, WIDE)
         tl.debug_barrier()  # before the next row is written
 

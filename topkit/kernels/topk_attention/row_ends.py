@@ -33,7 +33,7 @@ def wanted_of_row(kept, kept_by, start, index, query, ahead, heads):
 
 @triton.jit(do_not_specialize=["begin"])
 def cut_of_row(
-    lists, kept, kept_by, start, floors, low, high, last, left, state,
+    lists, kept, kept_by, start, floors, low, high, last, top, left, state,
     begin, count, ahead, heads, width, CAPACITY: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """The cut of a row, from its list; a row that its list does not tell, or that ties there, is left."""
@@ -44,17 +44,18 @@ def cut_of_row(
     lists += (index.to(tl.int64) * width + tl.program_id(0)) * (CAPACITY + 1)
     n, floor = tl.load(lists), tl.load(floors + row)
     lower, known = tl.full([], LOWEST, tl.int32), n <= CAPACITY
-    upper = lower
+    upper, highest = lower, lower
     if known:
         if n <= SIZE // 2:  # as most often: half the work
-            lower, upper, known = _ends(lists, n, floor, k, visible, SIZE // 2)
+            lower, upper, highest, known = _ends(lists, n, floor, k, visible, SIZE // 2)
         else:
-            lower, upper, known = _ends(lists, n, floor, k, visible, SIZE)
+            lower, upper, highest, known = _ends(lists, n, floor, k, visible, SIZE)
     if known:
         bar = cut_between(lower, upper)
         tl.store(low + row, bar)
         tl.store(high + row, bar)
         tl.store(last + row, -1)
+        tl.store(top + row, tl.where(highest == LOWEST, float("-inf"), float_of(highest)))
     else:
         at = tl.atomic_add(state, 1, sem="relaxed")
         tl.store(left + at, row)
@@ -73,7 +74,7 @@ def cut_between(lower, upper):
 
 @triton.jit
 def _ends(lists, n, floor, k, visible, SIZE: tl.constexpr):
-    """The k-th best key of n and the next, LOWEST for none; and whether these are a row's own, and differ."""
+    """The k-th best key of n, the next, and the best, LOWEST for none; and whether the first two differ, and are a row's own."""
     at = tl.arange(0, SIZE)
     x = tl.load(lists + 1 + at, mask=at < n, other=0).to(tl.float32, bitcast=True)
     key = tl.where(at < n, keys_of(x), LOWEST)
@@ -91,4 +92,4 @@ def _ends(lists, n, floor, k, visible, SIZE: tl.constexpr):
                 lower = tl.min(tl.where(key >= low, key, INFINITY))
                 upper = tl.max(tl.where(key < low, key, LOWEST))
                 known = reaching == k
-    return lower, upper, known
+    return lower, upper, highest, known

@@ -48,8 +48,8 @@ def floors_of_rows(
     end = (ahead + tl.minimum(block * M + M, count) - 1) // SPARSITY + 1
 
     wanted = real & (k > 0) & (k < visible) & (visible > CAPACITY)
-    # All stays, or nothing: what counts is whether a score is NaN. And of short rows all is kept.
-    floor = tl.where((k >= visible) | (k <= 0), INFINITY, MINUS_INFINITY + 1)
+    # Nothing stays: what counts is whether a score is NaN. And of short rows all is kept.
+    floor = tl.where(k <= 0, INFINITY, MINUS_INFINITY + 1)
     if tl.max(wanted.to(tl.int32)) > 0:
         there, total = tl.zeros([M], tl.int32), tl.zeros([M], tl.float32)
         bottom = tl.full([M], MOST, tl.float32)

@@ -77,7 +77,7 @@ def cut_rows(
     last = torch.empty(shape, dtype=torch.int32, device=device)
     left = torch.empty(shape.numel(), dtype=torch.int32, device=device)
     state = torch.zeros(2, dtype=torch.int32, device=device)
-    found = Found(Cuts(low, torch.empty_like(low), last), left, state)
+    found = Found(Cuts(low, torch.empty_like(low), last, torch.empty_like(low)), left, state)
     with torch.cuda.device_of(queries):  # Triton launches on the current device
         rows = floors(queries, keys, kept, start, plan)
         among(queries, keys, kept, start, plan, rows, found)
@@ -132,7 +132,7 @@ def among(
         )  # fmt: skip
         cut_of_row[(part, rows * heads)](
             lists, kept, kept.stride(), start, floors, out.cuts.low, out.cuts.high, out.cuts.last,
-            out.left, out.state,
+            out.cuts.top, out.left, out.state,
             begin, count, length - count, heads, width, plan.capacity, size, num_warps=max(1, size // 2048),
         )  # fmt: skip
 
@@ -149,7 +149,7 @@ def again(
     config = CONFIG
     cut_rows_again[(programs,)](
         queries, queries.stride(), keys, keys.stride(), kept, kept.stride(), start, out.left, out.state, scratch,
-        out.cuts.low, out.cuts.high, out.cuts.last, AGAIN, slack, count, length - count, heads,
+        out.cuts.low, out.cuts.high, out.cuts.last, out.cuts.top, AGAIN, slack, count, length - count, heads,
         heads // keys.shape[1], length,
         dim, config.queries, config.keys, WIDE, _upcast(queries), num_warps=config.warps,
     )  # fmt: skip
