@@ -74,10 +74,10 @@ def compiles_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any
 
 
 def four_neighbours(ttgir: str) -> None:
-    """Holds that what looks fp4 up four bytes at a time is handed bytes of one key, side by side."""
+    """Holds that what looks fp4 up four bytes at a time, by a block's table, is handed bytes of one, side by side."""
     layouts = dict(re.findall(r"^(#\w+) = (.*)$", ttgir, re.M))
     for line in ttgir.splitlines():
-        if "elementwise_inline_asm" in line and "0x6420" in line:
+        if "elementwise_inline_asm" in line and "$7" in line and "0x6420" in line:
             layout = re.search(r": tensor<\w+xi8, (#.*?)>, tensor", line)
             assert layout, line
             told = layouts.get(layout[1], layout[1])

@@ -22,10 +22,9 @@ fields = pytest.importorskip("topkit.kernels.score.fp4_fields")
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], dtype=torch.float64)
-# Against fp16 operands queries have 22 bits and sums are float32; tensor cores keep about 14 bits of a
-# sum of products of fp8, of which lightning's mxfp4 are.
+# Against fp16 operands queries have 22 bits and sums are float32; lightning's mxfp4 has products in float16.
 PLAIN = 1e-5
-GATED = {"mxfp4": 2e-3 if CUDA else 1e-5, "nvfp4": 1e-5}
+GATED = {"mxfp4": 2e-3 if CUDA else 5e-4, "nvfp4": 1e-5}
 
 
 def meant(codes: Tensor, scale: Tensor, dtype: str) -> Tensor:
@@ -341,7 +340,7 @@ def run_ptx(text: str, named: dict[str, int]) -> dict[str, int]:
 
 def test_the_ptx_looks_up_what_the_plain_form_does():
     """Every byte, in every place of its word, at powers of two from the least to the largest that there is room for."""
-    room = fields.ROOM.value
+    room = fields.MOST.value
     for doublings in (-room, -2, 0, 1, room):
         lower, upper = (
             table.value + doublings * twice.value

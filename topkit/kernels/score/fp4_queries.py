@@ -16,7 +16,8 @@ from torch import Tensor
 
 from topkit.kernels.backend import has_pdl
 from topkit.kernels.pdl import wait_then_launch
-from topkit.kernels.score.fp4_fields import fields
+from topkit.kernels.score.fp4_fields import fields, scales_of, side_by_side
+from topkit.kernels.score.gated_sum import shared_unit
 from topkit.kernels.score.layout import Layout
 
 
@@ -53,19 +54,21 @@ def _ready(
     real = head < LAYOUT.group
     at = queries + batch * by[0] + head[:, None] * by[1] + query * by[2] + byte[None, :]
     x = tl.load(at, mask=real[:, None], other=0)
-    at = words + batch * words_by[0] + head * words_by[1] + query * words_by[2]
-    word = tl.load(at, mask=real, other=0)[:, None]
-    operands, scale = fields(x, word, LAYOUT)
-    columns += index * (LAYOUT.planes * LAYOUT.bytes * LAYOUT.columns)
-    at = columns + head[:, None] * LAYOUT.bytes + byte[None, :]
-    tl.store(at, operands[0])
-    tl.store(at + LAYOUT.columns * LAYOUT.bytes, operands[1])
+    head_or_last = tl.minimum(head, LAYOUT.group - 1)
+    words += batch * words_by[0] + query * words_by[2]
+    bits = scales_of(words, head_or_last * words_by[1], LAYOUT)
+    operands, scale = fields(x, bits, LAYOUT)
+    LENGTH: tl.constexpr = LAYOUT.operands[1]
+    columns += index * (LENGTH * LAYOUT.columns)
+    at = columns + head[:, None] * LENGTH + tl.arange(0, LENGTH)[None, :]
+    tl.store(at, side_by_side(operands))
     at = gates + batch * gates_by[0] + query * gates_by[1] + head * gates_by[2]
     unit = tl.load(at, mask=real, other=0.0)
     # What is positive of a product comes twice.
     unit *= 0.5 / (LAYOUT.group * LAYOUT.dim) ** 0.5 * LAYOUT.worth * LAYOUT.worth
     if LAYOUT.dtype == "mxfp4":
         unit *= tl.reshape(scale, [LAYOUT.padded])
+    shared = shared_unit(unit)
     units += index * (2 * LAYOUT.padded)
-    tl.store(units + head, unit)
-    tl.store(units + LAYOUT.padded + head, tl.zeros_like(unit))
+    tl.store(units + head, unit / shared)
+    tl.store(units + LAYOUT.padded + head, tl.zeros_like(unit) + shared)

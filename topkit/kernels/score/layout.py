@@ -10,8 +10,6 @@ from torch import Tensor
 from topkit.kernels.fp4 import BLOCK
 
 BITS = {"sign": 1, "int2": 2, "int4": 4, "int8": 8}
-# What one is of a field's number once it is an operand (topkit.kernels.score.fp4_fields).
-WORTH = {"mxfp4": 2.0**-13, "nvfp4": 2.0**8}
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,14 @@ class Layout:
         return self.dim // BLOCK[self.dtype]
 
     @property
+    def room(self) -> int:
+        """Doublings of mxfp4's largest block (topkit.kernels.score.fp4_fields): few where products are float16."""
+        return 1 if self.gated else 13
+
+    @property
     def worth(self) -> float:
-        """What a product of operands is multiplied by, beside queries' units and keys' scales."""
-        return WORTH.get(self.dtype, 1.0)
+        """What one is of a field's number once it is an operand, beside units and scales."""
+        return {"mxfp4": 2.0**-self.room, "nvfp4": 2.0**8}.get(self.dtype, 1.0)
 
     @property
     def made_ready(self) -> bool:
@@ -109,14 +112,25 @@ class Layout:
 
     @property
     def padded(self) -> int:
-        """Heads scored, padded: a product has a power of two of columns, and at least 8."""
-        least = 1 if self.gated else 4 // self.sharing
+        """Heads scored, padded: a product has a power of two of columns, and at least 8; 16 are added up by another."""
+        least = (16 if self.dtype == "mxfp4" else 1) if self.gated else 4 // self.sharing
         return max(1 << (self.heads - 1).bit_length(), least)
 
     @property
     def bytes(self) -> int:
         """Of a row of keys, in one plane of their fields."""
         return self.sharing * self.width
+
+    @property
+    def joined(self) -> bool:
+        """Whether both halves of bytes are one operand, in fp4's own order (topkit.kernels.score.fp4_fields)."""
+        return self.blocked and self.gated
+
+    @property
+    def operands(self) -> tuple[int, int]:
+        """Of a row of keys: how many, and their length."""
+        planes = 1 if self.joined else self.planes
+        return planes, self.bytes * self.planes // planes
 
     @property
     def columns(self) -> int:

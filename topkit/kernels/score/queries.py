@@ -118,15 +118,16 @@ def of_list(columns, by, units, units_by, batch, group, query, LAYOUT: tl.conste
     batch, group, query = batch.to(tl.int64), group.to(tl.int64), query.to(tl.int64)
     columns += batch * by[0] + group * by[1] + query * by[2]
     units += batch * units_by[0] + group * units_by[1] + query * units_by[2]
-    head, byte = tl.arange(0, LAYOUT.padded), tl.arange(0, LAYOUT.bytes)
+    PLANES: tl.constexpr = LAYOUT.operands[0]
+    LENGTH: tl.constexpr = LAYOUT.operands[1]
+    head, byte = tl.arange(0, LAYOUT.padded), tl.arange(0, LENGTH)
     unit = tl.load(units + head, cache_modifier=".cg")
     total = tl.load(units + LAYOUT.padded + head, cache_modifier=".cg")
-    PLANES: tl.constexpr = LAYOUT.planes
     # A column's bytes one behind the other, as the product wants them.
     column = tl.arange(0, LAYOUT.columns)
     planes = ()
     for plane in tl.static_range(PLANES):
-        at = (plane * LAYOUT.columns + column)[None, :] * LAYOUT.bytes + byte[:, None]
+        at = (plane * LAYOUT.columns + column)[None, :] * LENGTH + byte[:, None]
         planes = planes + (tl.load(columns + at, cache_modifier=".cg"),)  # noqa: RUF005 - Triton has no other way
     return unit, total, planes
 

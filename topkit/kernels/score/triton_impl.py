@@ -21,8 +21,9 @@ from torch import Tensor
 from topkit.kernels import fp4
 from topkit.kernels.backend import has_pdl, interpreted
 from topkit.kernels.pdl import wait_then_launch
-from topkit.kernels.score.fp4_fields import fields
+from topkit.kernels.score.fp4_fields import crossed, fields, scales_of, side_by_side, uncrossed
 from topkit.kernels.score.fp4_queries import ready_packed
+from topkit.kernels.score.gated_sum import gated_sum
 from topkit.kernels.score.layout import Config, Layout, Source
 from topkit.kernels.score.queries import TRAILING, of_list, ready
 
@@ -37,8 +38,8 @@ CONFIGS = {
     "mxfp4": Config(128, 8, 4, 3),
     "nvfp4": Config(128, 8, 4, 3),
     "lightning fp8_e4m3": Config(128, 8, 4, 3),
-    # As many bytes a program as fp8's has; four of them fit into a multiprocessor's registers, not three.
-    "lightning mxfp4": Config(128, 16, 4, 3, 128),
+    # As many bytes a program as fp8's has; five of them fit into a multiprocessor's registers, not four.
+    "lightning mxfp4": Config(128, 16, 4, 3, 96),
     "lightning nvfp4": Config(128, 8, 4, 3),
 }
 
@@ -160,11 +161,13 @@ def codes_of(source, batch, group, row, length, LAYOUT: tl.constexpr):
     """The codes of rows [R]."""
     _, _, codes, by, _, _, _, _, _, _ = source
     codes += batch.to(tl.int64) * by[0] + group.to(tl.int64) * by[1]
+    if LAYOUT.blocked:  # the last key stands for what is beyond it, and is not kept
+        row = tl.minimum(row, length - 1)
     at = row[:, None] * LAYOUT.bytes + tl.arange(0, LAYOUT.bytes)[None, :]
-    there = at < length * LAYOUT.width
-    if LAYOUT.blocked:  # whatever is read beyond the last key stands for numbers, and is not kept
-        x = tl.load(codes + at, mask=there)
+    if LAYOUT.blocked:
+        x = tl.load(codes + at)
     else:
+        there = at < length * LAYOUT.width
         x = tl.load(codes + at, mask=there, other=0.0 if LAYOUT.bits == 0 else 0)
     return x
 
@@ -180,17 +183,16 @@ def scores_of(source, x, prepared, batch, group, row, length, LAYOUT: tl.constex
     if LAYOUT.dtype != "sign":
         scales += batch.to(tl.int64) * scales_by[0] + group.to(tl.int64) * scales_by[1]
     if LAYOUT.blocked:
-        word = tl.load(scales + row, mask=row < length, other=0)
-        x, scale = fields(x, word[:, None], LAYOUT)
+        bits = scales_of(scales, tl.minimum(row, length - 1), LAYOUT)
+        x, scale = fields(x, bits, LAYOUT)
     elif LAYOUT.dtype != "sign":
         slot = slots_of(row, LAYOUT)
         scale = tl.load(scales + slot, mask=slot < length, other=0)
         if LAYOUT.pow2:
             scale = ((scale.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
     if LAYOUT.gated and LAYOUT.blocked:
-        products = tl.dot(x[1], columns[1], tl.dot(x[0], columns[0]))
-        # Twice what is positive of it, at half of the cost of a maximum; NaN stays.
-        scores = tl.sum((products + tl.abs(products)) * unit[None, :], 1)[:, None]
+        x = crossed(side_by_side(x))
+        scores = uncrossed(gated_sum(x, columns[0], unit, total, LAYOUT))[:, None]
     elif LAYOUT.gated:
         hits = tl.maximum(tl.dot(x, columns[0]), 0.0, propagate_nan=tl.PropagateNan.ALL)
         scores = tl.sum(hits * unit[None, :], 1)[:, None]
