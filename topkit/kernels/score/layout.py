@@ -122,15 +122,17 @@ class Layout:
         return self.sharing * self.width
 
     @property
-    def joined(self) -> bool:
-        """Whether both halves of bytes are one operand, in fp4's own order (topkit.kernels.score.fp4_fields)."""
-        return self.blocked and self.gated
+    def operands(self) -> tuple[int, int]:
+        """Of a row of keys: how many, and their length; both halves of fp4's bytes are one."""
+        planes = 1 if self.blocked else self.planes
+        return planes, self.bytes * self.planes // planes
 
     @property
-    def operands(self) -> tuple[int, int]:
-        """Of a row of keys: how many, and their length."""
-        planes = 1 if self.joined else self.planes
-        return planes, self.bytes * self.planes // planes
+    def neighbours(self) -> int:
+        """Operands of fp4 beside each other that a tensor core takes of a thread; with few columns the compiler says."""
+        if self.dtype == "mxfp4":
+            return 4 if self.gated or self.columns <= 8 else 2
+        return 8 if self.columns <= 8 else 2
 
     @property
     def columns(self) -> int:

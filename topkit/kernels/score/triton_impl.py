@@ -185,14 +185,14 @@ def scores_of(source, x, prepared, batch, group, row, length, LAYOUT: tl.constex
     if LAYOUT.blocked:
         bits = scales_of(scales, tl.minimum(row, length - 1), LAYOUT)
         x, scale = fields(x, bits, LAYOUT)
+        x = crossed(side_by_side(x, LAYOUT))
     elif LAYOUT.dtype != "sign":
         slot = slots_of(row, LAYOUT)
         scale = tl.load(scales + slot, mask=slot < length, other=0)
         if LAYOUT.pow2:
             scale = ((scale.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
     if LAYOUT.gated and LAYOUT.blocked:
-        x = crossed(side_by_side(x))
-        scores = uncrossed(gated_sum(x, columns[0], unit, total, LAYOUT))[:, None]
+        scores = uncrossed(gated_sum(x, columns[0], unit, total, LAYOUT)[:, None])
     elif LAYOUT.gated:
         hits = tl.maximum(tl.dot(x, columns[0]), 0.0, propagate_nan=tl.PropagateNan.ALL)
         scores = tl.sum(hits * unit[None, :], 1)[:, None]
@@ -200,8 +200,7 @@ def scores_of(source, x, prepared, batch, group, row, length, LAYOUT: tl.constex
         COLUMNS: tl.constexpr = LAYOUT.columns
         leading = (tl.arange(0, COLUMNS) % 2 == 0)[None, :]
         if LAYOUT.blocked:
-            products = tl.dot(x[0].to(tl.float16), columns[0])
-            products = tl.dot(x[1].to(tl.float16), columns[1], products)
+            products = uncrossed(tl.dot(x, columns[0]))
             products *= tl.where(leading, 1.0, TRAILING)
         elif BITS == 0:
             products = tl.dot(x.to(tl.float16), columns[0])
