@@ -97,12 +97,12 @@ FORMS: dict[str, dict[str, Any]] = {
     "sums in float32": {"gated_sum": in_float32},
     "products rounded": {"gated_sum": rounded},
 }
+# Programs end together where they fill a GPU a whole number of times: by how many tiles each has.
 CONFIGS = {
-    "rows": (64, 256),
-    "tiles": (8, 32, 64),
-    "warps": (8,),
-    "stages": (2, 4, 5),
-    "registers": (None, 80, 128),
+    "tiles": (10, 16, 20, 25, 34, 50, 100),
+    "rows": (256,),
+    "stages": (4,),
+    "registers": (None, 128),
 }
 
 
