@@ -97,9 +97,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "sums in float32": {"gated_sum": in_float32},
     "products rounded": {"gated_sum": rounded},
 }
-# Programs end together where they fill a GPU a whole number of times: by how many tiles each has.
 CONFIGS = {
-    "tiles": (10, 16, 20, 25, 34, 50, 100),
+    "tiles": (16, 25, 64, 128),
+    "resident": (4, 6, None),
     "rows": (256,),
     "stages": (4,),
     "registers": (None, 128),

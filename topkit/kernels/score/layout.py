@@ -17,6 +17,8 @@ class Config:
     """Rows of keys a tile, tiles a program, warps, tiles that are on their way at a time.
 
     registers: at most so many a thread where scores are written, or as many as the compiler takes.
+    resident: programs that a multiprocessor holds at once, which are then given as many tiles, at most `tiles`, as
+    fill the GPU with them a whole number of times.
     """
 
     rows: int
@@ -24,6 +26,15 @@ class Config:
     warps: int
     stages: int
     registers: int | None = None
+    resident: int | None = None
+
+    def share(self, tiles: int, lists: int, multiprocessors: int) -> int:
+        """Tiles a program, of lists of so many each."""
+        if self.resident is None:
+            return self.tiles
+        at_once = multiprocessors * self.resident
+        turns = -(-tiles * lists // (at_once * self.tiles))
+        return -(-tiles // max(1, turns * at_once // lists))
 
 
 @dataclass(frozen=True)

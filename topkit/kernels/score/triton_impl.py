@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from topkit.kernels import fp4
-from topkit.kernels.backend import has_pdl, interpreted
+from topkit.kernels.backend import has_pdl, interpreted, multiprocessors
 from topkit.kernels.pdl import wait_then_launch
 from topkit.kernels.score.fp4_fields import crossed, fields, scales_of, side_by_side, uncrossed
 from topkit.kernels.score.fp4_queries import ready_packed
@@ -38,8 +38,8 @@ CONFIGS = {
     "mxfp4": Config(128, 8, 4, 3),
     "nvfp4": Config(128, 8, 4, 3),
     "lightning fp8_e4m3": Config(128, 8, 4, 3),
-    # Five programs fit into a multiprocessor's registers, not four; 8 x 1M keys fill an H200 with them 3.98 times.
-    "lightning mxfp4": Config(128, 25, 4, 3, 96),
+    # A program begins slowly, so it has many tiles; five fit into a multiprocessor's registers, not four.
+    "lightning mxfp4": Config(128, 64, 4, 3, 96, 5),
     "lightning nvfp4": Config(128, 8, 4, 3),
 }
 
@@ -248,7 +248,8 @@ def seen(start, stop, batch, query, length):
     return first, end
 
 
-@triton.jit
+# Tiles change with the length; a kernel for each would be compiled amid decoding.
+@triton.jit(do_not_specialize=["tiles"])
 def _score(
     source, start, stop, out, by, length, groups, tiles,
     LAYOUT: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
@@ -295,10 +296,11 @@ def score_codes(
     tiles = triton.cdiv(triton.cdiv(length, layout.sharing), config.rows)
     if out.numel() == 0:
         return out
+    each = config.share(tiles, rows * groups * count, multiprocessors(codes.device))
     with torch.cuda.device_of(codes):  # Triton launches on the current device
-        _score[(triton.cdiv(tiles, config.tiles), rows * groups, count)](
+        _score[(triton.cdiv(tiles, each), rows * groups, count)](
             source.packed(), *window(start, stop), out, out.stride(), length, groups,
-            config.tiles, layout, config.rows, config.stages, num_warps=config.warps,
+            each, layout, config.rows, config.stages, num_warps=config.warps,
             maxnreg=config.registers, launch_pdl=has_pdl(codes.device),
         )  # fmt: skip
     return out
