@@ -1,9 +1,9 @@
 """Fields of fp4 as operands of a product, in registers; scales of blocks are put into them.
 
 mxfp4: an e2m1 is looked up among the eight e5m2 numbers that it may be in its block, of which each is the e2m1
-times a power of two: that of its block over that of the key's largest block, by 2**13, or by 2 where products are
-float16. A block of less than 2**-13 of one in these units is taken for one of that. nvfp4: its e5m2 becomes fp16 and is multiplied by its block's scale,
-read 2**-8 times as large; a product of both has 6 bits, and is exact.
+times a power of two: that of its block over that of the key's largest block, by 2**13, or by 2 for lightning, whose
+products are float16. One of less than 2**-13 is taken for that. nvfp4: its e5m2 becomes fp16 and is multiplied by its
+block's scale, read 2**-8 times as large; a product of both has 6 bits, and is exact.
 """
 
 # A kernel's values are not what Python, and pyright, take them for.
