@@ -98,11 +98,11 @@ FORMS: dict[str, dict[str, Any]] = {
     "products rounded": {"gated_sum": rounded},
 }
 CONFIGS = {
-    "rows": (64, 256),
-    "tiles": (8, 32, 64),
-    "warps": (8,),
-    "stages": (2, 4, 5),
-    "registers": (None, 80, 128),
+    "tiles": (16, 25, 64, 128),
+    "resident": (4, 6, None),
+    "rows": (256,),
+    "stages": (4,),
+    "registers": (None, 128),
 }
 
 

@@ -107,6 +107,7 @@ backend.multiprocessors = lambda device: 132
 backend.capability = lambda device: (int(ARCH) // 10, int(ARCH) % 10) if ARCH.isdigit() else (0, 0)
 
 gather_attention.multiprocessors = backend.multiprocessors
+score.multiprocessors = score_select.multiprocessors = backend.multiprocessors
 CODES = ("sign", "int2", "int4", "int8", "fp8_e4m3", *fp4.BLOCK)
 
 

@@ -163,6 +163,22 @@ def test_lightning_is_the_gated_sum_of_what_is_positive(dtype, shape):
     assert error(score_lightning(**given, backend="torch"), want) <= 1e-5
 
 
+@pytest.mark.parametrize("size", [2.0**-60, 1.0, 2.0**60])
+@pytest.mark.parametrize("dtype", fp4.BLOCK)
+def test_the_largest_products_of_lightning_are_finite(dtype, size):
+    """All components alike and the largest that their blocks hold, at gates of any size."""
+    given = lightning(dtype, batch=1, heads=3, dim=128, length=9)
+    given["queries"].fill_(0x77)
+    given["keys"].fill_(0x77)
+    given["keys"][:, :, ::2] = 0xFF
+    for name in ("query_scale", "key_scale"):
+        given[name].view(torch.uint8).fill_(120 if dtype == "mxfp4" else 0x30)
+    given["gates"] *= size
+    want = slow_lightning(**given, dtype=dtype)
+    assert want.isfinite().any() and want.nan_to_num(0, 0, 0).abs().max() > 0
+    assert error(score_lightning(**given, backend="triton"), want) <= GATED[dtype]
+
+
 def of_scales(scale: Tensor, dtype: str) -> dict[str, Any]:
     """Keys [1, 1, T, 64] of all codes whose blocks have these scales, and queries."""
     g = torch.Generator().manual_seed(5)

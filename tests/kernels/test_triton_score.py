@@ -15,6 +15,7 @@ from topkit.kernels.codes import exponents, factors, levels, quantize, signs, un
 from topkit.kernels.score import reference, score_codes, score_lightning
 
 impl = pytest.importorskip("topkit.kernels.score.triton_impl")
+layout = pytest.importorskip("topkit.kernels.score.layout")
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -406,3 +407,18 @@ def test_a_captured_graph_replays_on_new_input(dtype):
                 given[name].copy_(new)
         graph.replay()
         assert error(found, slow(**given)) <= bound(dtype)
+
+
+@pytest.mark.parametrize("lists", [1, 8, 64, 659, 1000])
+@pytest.mark.parametrize("tiles", [1, 13, 1024, 8192])
+def test_programs_fill_a_gpu_a_whole_number_of_times(tiles, lists):
+    config = layout.Config(128, 64, 4, 3, resident=5)
+    each = config.share(tiles, lists, 132)
+    programs = -(-tiles // each) * lists
+    turns = -(-programs // 660)
+    assert 1 <= each <= 64 or lists > 660
+    if tiles * lists >= 660 * 64:  # enough for each program to have as much as it may
+        assert programs >= 0.95 * turns * 660
+    elif lists <= 660:
+        assert turns == 1
+    assert layout.Config(128, 64, 4, 3).share(tiles, lists, 132) == 64

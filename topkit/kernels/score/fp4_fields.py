@@ -1,9 +1,9 @@
 """Fields of fp4 as operands of a product, in registers; scales of blocks are put into them.
 
 mxfp4: an e2m1 is looked up among the eight e5m2 numbers that it may be in its block, of which each is the e2m1
-times a power of two: that of its block over that of the key's largest block, by 2**13, or by 2 where products are
-float16. A block of less than 2**-13 of one in these units is taken for one of that. nvfp4: its e5m2 becomes fp16 and is multiplied by its block's scale,
-read 2**-8 times as large; a product of both has 6 bits, and is exact.
+times a power of two: that of its block over that of the key's largest block, by 2**13, or by 2 for lightning, whose
+products are float16. One of less than 2**-13 is taken for that. nvfp4: its e5m2 becomes fp16 and is multiplied by its
+block's scale, read 2**-8 times as large; a product of both has 6 bits, and is exact.
 """
 
 # A kernel's values are not what Python, and pyright, take them for.
@@ -60,15 +60,17 @@ def fields(x, bits, LAYOUT: tl.constexpr):
         doublings = tl.maximum(bits - largest + LAYOUT.room, -MOST)
         lower = LOWER + doublings * TWICE_LOWER
         upper = UPPER + doublings * TWICE_UPPER
-        operands = e2m1(x, _of_bytes(lower, LAYOUT), _of_bytes(upper, LAYOUT))
+        low, high = e2m1(x, _of_bytes(lower, LAYOUT), _of_bytes(upper, LAYOUT))
+        if not LAYOUT.gated:
+            low, high = low.to(tl.float16), high.to(tl.float16)
         largest = tl.where(largest == 255, 0x7FC00000, largest << 23)
         scale = largest.to(tl.float32, bitcast=True)
     else:
         low, high = e2m1(x, None, None)
         own = _of_bytes(e4m3(bits), LAYOUT)
-        operands = (low.to(tl.float16) * own, high.to(tl.float16) * own)
+        low, high = low.to(tl.float16) * own, high.to(tl.float16) * own
         scale = bits
-    return operands, scale
+    return (low, high), scale
 
 
 @triton.jit
@@ -81,7 +83,10 @@ def _of_bytes(x, LAYOUT: tl.constexpr):
 
 @triton.jit
 def e2m1(x, lower, upper):
-    """e5m2 of the low and of the high halves of bytes, looked up in tables that four neighbours share, or None."""
+    """e5m2 of the low and of the high halves of bytes, looked up in tables that four neighbours share, or None.
+
+    Said to be impure, so that the compiler hands it four neighbours: what is pure, it has done in any order.
+    """
     if PLAIN:
         if lower is None:
             lower, upper = LOWER, UPPER
@@ -89,12 +94,12 @@ def e2m1(x, lower, upper):
         high = _looked_up((x.to(tl.int32) >> 4) & 15, lower, upper)
     elif lower is None:
         low, high = tl.inline_asm_elementwise(
-            LOOKED_UP_ALIKE, "=&r,=&r,r", [x], dtype=(tl.int8, tl.int8), is_pure=True, pack=4
+            LOOKED_UP_ALIKE, "=&r,=&r,r", [x], dtype=(tl.int8, tl.int8), is_pure=False, pack=4
         )
     else:
         low, high = tl.inline_asm_elementwise(
             LOOKED_UP, "=&r,=&r,r,r,r,r,r,r,r,r,r", [x, lower, upper],
-            dtype=(tl.int8, tl.int8), is_pure=True, pack=4,
+            dtype=(tl.int8, tl.int8), is_pure=False, pack=4,
         )  # fmt: skip
     return low.to(tl.float8e5, bitcast=True), high.to(tl.float8e5, bitcast=True)
 
@@ -114,16 +119,23 @@ def e4m3(bits):
 
 
 @triton.jit
-def side_by_side(operands):
-    """Both halves' operands [R, W] as one [R, 2 W], whose dimensions are in the order in which a thread that
-    read 16 bytes of a key holds what a tensor core takes of it: nothing is moved. Queries' are in the same one.
-    """
+def side_by_side(operands, LAYOUT: tl.constexpr):
+    """Both halves' operands [R, W] as one [R, 2 W], in the order (`place_of`) in which a thread that read 16 bytes
+    of a key holds what a tensor core takes of it, so that nothing is moved."""
     low, high = operands
     ROWS: tl.constexpr = low.shape[0]
     WIDTH: tl.constexpr = low.shape[1]
-    WORD: tl.constexpr = 32 // low.dtype.primitive_bitwidth  # operands that a register holds
+    WORD: tl.constexpr = LAYOUT.neighbours
     x = tl.reshape(tl.join(low, high), [ROWS, WIDTH // 16, 16 // WORD, WORD, 2])
     return tl.reshape(tl.permute(x, 0, 4, 2, 1, 3), [ROWS, 2 * WIDTH])
+
+
+@triton.jit
+def place_of(byte, half, LAYOUT: tl.constexpr):
+    """Where bytes' low (0) or high (1) halves stand in what `side_by_side` makes of a key."""
+    WIDTH: tl.constexpr = LAYOUT.bytes
+    WORD: tl.constexpr = LAYOUT.neighbours
+    return half * WIDTH + (byte % 16 // WORD * (WIDTH // 16) + byte // 16) * WORD + byte % WORD
 
 
 @triton.jit
@@ -139,8 +151,10 @@ def crossed(x):
 
 @triton.jit
 def uncrossed(x):
-    """What was found of `crossed` rows [R], in their own order."""
+    """What was found of `crossed` rows [R, N], in their own order."""
     ROWS: tl.constexpr = x.shape[0]
+    WIDTH: tl.constexpr = x.shape[1]
     if ROWS % 64 == 0:
-        x = tl.reshape(tl.permute(tl.reshape(x, [ROWS // 64, 4, 2, 8]), 0, 2, 1, 3), [ROWS])
+        x = tl.permute(tl.reshape(x, [ROWS // 64, 4, 2, 8, WIDTH]), 0, 2, 1, 3, 4)
+        x = tl.reshape(x, [ROWS, WIDTH])
     return x

@@ -61,7 +61,7 @@ def _ready(
     LENGTH: tl.constexpr = LAYOUT.operands[1]
     columns += index * (LENGTH * LAYOUT.columns)
     at = columns + head[:, None] * LENGTH + tl.arange(0, LENGTH)[None, :]
-    tl.store(at, side_by_side(operands))
+    tl.store(at, side_by_side(operands, LAYOUT))
     at = gates + batch * gates_by[0] + query * gates_by[1] + head * gates_by[2]
     unit = tl.load(at, mask=real, other=0.0)
     # What is positive of a product comes twice.

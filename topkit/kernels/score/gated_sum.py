@@ -20,8 +20,8 @@ COLUMNS = tl.constexpr(8)
 @triton.jit
 def shared_unit(unit):
     """The largest power of two in units [H], which are then float16 numbers of less than two."""
-    largest = tl.max(tl.abs(unit), 0).to(tl.int32, bitcast=True)
-    return tl.maximum(largest & 0x7F800000, 0x00800000).to(tl.float32, bitcast=True)
+    exponent = tl.max(tl.abs(unit), 0).to(tl.int32, bitcast=True) & 0x7F800000
+    return tl.minimum(tl.maximum(exponent, 0x00800000), 0x7F000000).to(tl.float32, bitcast=True)
 
 
 @triton.jit

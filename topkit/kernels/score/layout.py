@@ -17,6 +17,8 @@ class Config:
     """Rows of keys a tile, tiles a program, warps, tiles that are on their way at a time.
 
     registers: at most so many a thread where scores are written, or as many as the compiler takes.
+    resident: programs that a multiprocessor holds at once, which are then given as many tiles, at most `tiles`, as
+    fill the GPU with them a whole number of times.
     """
 
     rows: int
@@ -24,6 +26,15 @@ class Config:
     warps: int
     stages: int
     registers: int | None = None
+    resident: int | None = None
+
+    def share(self, tiles: int, lists: int, multiprocessors: int) -> int:
+        """Tiles a program, of lists of so many each."""
+        if self.resident is None:
+            return self.tiles
+        at_once = multiprocessors * self.resident
+        turns = -(-tiles * lists // (at_once * self.tiles))
+        return -(-tiles // max(1, turns * at_once // lists))
 
 
 @dataclass(frozen=True)
@@ -122,15 +133,17 @@ class Layout:
         return self.sharing * self.width
 
     @property
-    def joined(self) -> bool:
-        """Whether both halves of bytes are one operand, in fp4's own order (topkit.kernels.score.fp4_fields)."""
-        return self.blocked and self.gated
+    def operands(self) -> tuple[int, int]:
+        """Of a row of keys: how many, and their length; both halves of fp4's bytes are one."""
+        planes = 1 if self.blocked else self.planes
+        return planes, self.bytes * self.planes // planes
 
     @property
-    def operands(self) -> tuple[int, int]:
-        """Of a row of keys: how many, and their length."""
-        planes = 1 if self.joined else self.planes
-        return planes, self.bytes * self.planes // planes
+    def neighbours(self) -> int:
+        """Operands of fp4 beside each other that a tensor core takes of a thread; with few columns the compiler says."""
+        if self.dtype == "mxfp4":
+            return 4 if self.gated or self.columns <= 8 else 2
+        return 8 if self.columns <= 8 else 2
 
     @property
     def columns(self) -> int:

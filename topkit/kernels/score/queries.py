@@ -17,6 +17,7 @@ from torch import Tensor
 
 from topkit.kernels.backend import has_pdl
 from topkit.kernels.pdl import wait_then_launch
+from topkit.kernels.score.fp4_fields import place_of
 from topkit.kernels.score.layout import Layout
 from topkit.kernels.score.sign_transform import all_set, summed, transform
 
@@ -53,6 +54,7 @@ def _ready(queries, by, summed_up, columns, units, groups, count, LAYOUT: tl.con
     DIM: tl.constexpr = LAYOUT.dim
     BITS: tl.constexpr = LAYOUT.bits
     PLANES: tl.constexpr = LAYOUT.planes
+    LENGTH: tl.constexpr = LAYOUT.operands[1]
     index = tl.program_id(0).to(tl.int64)
     query, group, batch = index % count, index // count % groups, index // count // groups
     queries += batch * by[0] + group * LAYOUT.group * by[1] + query * by[2]
@@ -91,7 +93,10 @@ def _ready(queries, by, summed_up, columns, units, groups, count, LAYOUT: tl.con
             there = (plane * LAYOUT.width + byte % LAYOUT.width)[:, None]
         q = tl.load(summed_up + head * DIM + there, mask=own, other=0.0) / units_of
         digits = _digits(q, (column % 2 == 1)[None, :], BITS)
-        at = (plane * LAYOUT.columns + column)[None, :] * LAYOUT.bytes + byte[:, None]
+        if LAYOUT.blocked:
+            at = column[None, :] * LENGTH + place_of(byte, plane, LAYOUT)[:, None]
+        else:
+            at = (plane * LAYOUT.columns + column)[None, :] * LENGTH + byte[:, None]
         tl.store(columns + at, digits)
     # A score is unit * product + total; a sign is worth twice its bit, minus one.
     if LAYOUT.dtype == "sign":

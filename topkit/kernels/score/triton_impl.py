@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from topkit.kernels import fp4
-from topkit.kernels.backend import has_pdl, interpreted
+from topkit.kernels.backend import has_pdl, interpreted, multiprocessors
 from topkit.kernels.pdl import wait_then_launch
 from topkit.kernels.score.fp4_fields import crossed, fields, scales_of, side_by_side, uncrossed
 from topkit.kernels.score.fp4_queries import ready_packed
@@ -38,8 +38,8 @@ CONFIGS = {
     "mxfp4": Config(128, 8, 4, 3),
     "nvfp4": Config(128, 8, 4, 3),
     "lightning fp8_e4m3": Config(128, 8, 4, 3),
-    # As many bytes a program as fp8's has; five of them fit into a multiprocessor's registers, not four.
-    "lightning mxfp4": Config(128, 16, 4, 3, 96),
+    # A program begins slowly, so it has many tiles; five fit into a multiprocessor's registers, not four.
+    "lightning mxfp4": Config(128, 64, 4, 3, 96, 5),
     "lightning nvfp4": Config(128, 8, 4, 3),
 }
 
@@ -185,14 +185,14 @@ def scores_of(source, x, prepared, batch, group, row, length, LAYOUT: tl.constex
     if LAYOUT.blocked:
         bits = scales_of(scales, tl.minimum(row, length - 1), LAYOUT)
         x, scale = fields(x, bits, LAYOUT)
+        x = crossed(side_by_side(x, LAYOUT))
     elif LAYOUT.dtype != "sign":
         slot = slots_of(row, LAYOUT)
         scale = tl.load(scales + slot, mask=slot < length, other=0)
         if LAYOUT.pow2:
             scale = ((scale.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
     if LAYOUT.gated and LAYOUT.blocked:
-        x = crossed(side_by_side(x))
-        scores = uncrossed(gated_sum(x, columns[0], unit, total, LAYOUT))[:, None]
+        scores = uncrossed(gated_sum(x, columns[0], unit, total, LAYOUT)[:, None])
     elif LAYOUT.gated:
         hits = tl.maximum(tl.dot(x, columns[0]), 0.0, propagate_nan=tl.PropagateNan.ALL)
         scores = tl.sum(hits * unit[None, :], 1)[:, None]
@@ -200,8 +200,7 @@ def scores_of(source, x, prepared, batch, group, row, length, LAYOUT: tl.constex
         COLUMNS: tl.constexpr = LAYOUT.columns
         leading = (tl.arange(0, COLUMNS) % 2 == 0)[None, :]
         if LAYOUT.blocked:
-            products = tl.dot(x[0].to(tl.float16), columns[0])
-            products = tl.dot(x[1].to(tl.float16), columns[1], products)
+            products = uncrossed(tl.dot(x, columns[0]))
             products *= tl.where(leading, 1.0, TRAILING)
         elif BITS == 0:
             products = tl.dot(x.to(tl.float16), columns[0])
@@ -249,7 +248,8 @@ def seen(start, stop, batch, query, length):
     return first, end
 
 
-@triton.jit
+# Tiles change with the length; a kernel for each would be compiled amid decoding.
+@triton.jit(do_not_specialize=["tiles"])
 def _score(
     source, start, stop, out, by, length, groups, tiles,
     LAYOUT: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
@@ -296,10 +296,11 @@ def score_codes(
     tiles = triton.cdiv(triton.cdiv(length, layout.sharing), config.rows)
     if out.numel() == 0:
         return out
+    each = config.share(tiles, rows * groups * count, multiprocessors(codes.device))
     with torch.cuda.device_of(codes):  # Triton launches on the current device
-        _score[(triton.cdiv(tiles, config.tiles), rows * groups, count)](
+        _score[(triton.cdiv(tiles, each), rows * groups, count)](
             source.packed(), *window(start, stop), out, out.stride(), length, groups,
-            config.tiles, layout, config.rows, config.stages, num_warps=config.warps,
+            each, layout, config.rows, config.stages, num_warps=config.warps,
             maxnreg=config.registers, launch_pdl=has_pdl(codes.device),
         )  # fmt: skip
     return out

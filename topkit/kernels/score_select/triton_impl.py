@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from topkit.kernels.backend import has_pdl
+from topkit.kernels.backend import has_pdl, multiprocessors
 from topkit.kernels.pdl import launch_then_wait, wait_then_launch
 from topkit.kernels.score.layout import Config, Layout, Source
 from topkit.kernels.score.triton_impl import (
@@ -80,9 +80,10 @@ def score_select(
             launch_pdl=has_pdl(codes.device),
         )
         threshold(sampled, None, plan, work, spread=False)
-        tiles = triton.cdiv(triton.cdiv(length, layout.sharing), config.rows)
-        _filter[(lists, triton.cdiv(tiles, config.tiles))](
-            inputs, work.state, work.candidates, config.tiles, layout, plan.capacity, config.rows,
+        tiles = -(-length // (layout.sharing * config.rows))
+        each = config.share(tiles, lists, multiprocessors(codes.device))
+        _filter[(lists, triton.cdiv(tiles, each))](
+            inputs, work.state, work.candidates, each, layout, plan.capacity, config.rows,
             config.rows * layout.sharing // (32 * config.warps) if layout.apart else 0,
             config.stages, num_warps=config.warps, launch_pdl=has_pdl(codes.device),
         )  # fmt: skip
@@ -124,7 +125,8 @@ def _sample(inputs, sampled, LAYOUT: tl.constexpr, SAMPLE: tl.constexpr, ROWS: t
     tl.store(sampled + index.to(tl.int64) * SAMPLE + slots_of(nth, LAYOUT), scores)
 
 
-@triton.jit
+# Tiles change with the length; a kernel for each would be compiled amid decoding.
+@triton.jit(do_not_specialize=["tiles"])
 def _filter(
     inputs, state, candidates, tiles,
     LAYOUT: tl.constexpr, CAPACITY: tl.constexpr, ROWS: tl.constexpr, EACH: tl.constexpr,
