@@ -111,6 +111,13 @@ def test_what_lies_in_pieces_is_taken() -> None:
     held(q, k, v, grad.mean().expand_as(grad), torch.full((1, 37), 3, device=DEVICE))
 
 
+def test_starts_may_lie_apart_and_beyond_all_keys() -> None:
+    q, k, v, grad = drawn(rows=2, heads=1, count=20, length=20)
+    kept = torch.full((1, 20), 3, device=DEVICE)
+    held(q, k, v, grad, kept, torch.tensor([0, 1, 7, 1], device=DEVICE)[::2])
+    held(q, k, v, grad, kept, torch.tensor([5, 2**40], device=DEVICE))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types_are_attended_with_their_thresholds(dtype: torch.dtype) -> None:
     q, k, v, grad = (x.to(dtype) for x in drawn(count=20, length=20))

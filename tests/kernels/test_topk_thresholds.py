@@ -122,6 +122,18 @@ def test_padding_is_not_seen() -> None:
     held(q, k, torch.tensor([[4, 6], [0, 3]]), [0, 50])
 
 
+def test_starts_may_lie_apart_and_beyond_all_keys() -> None:
+    """As views of others have them, and as whole numbers of 64 bits; so may what is kept."""
+    q, k = drawn(rows=2, heads=1, count=2)
+    kept = torch.tensor([[4, 2**32], [2**63 - 1, 3]])
+    for apart in (torch.tensor([0, 9, 50, 9])[::2], torch.tensor([40]).expand(2)):
+        cuts = cuts_of(q, k, kept.to(DEVICE), apart.to(DEVICE), backend="triton")
+        want = cuts_of(q, k, kept.to(DEVICE), apart.contiguous().to(DEVICE), backend="torch")
+        torch.testing.assert_close(cuts.high, want.high)
+    beyond = torch.tensor([2**32, 2**63 - 1], device=DEVICE)
+    assert (cuts_of(q, k, kept.to(DEVICE), beyond, backend="triton").high == float("inf")).all()
+
+
 @pytest.mark.parametrize("where", ["query", "key", "all stays"])
 def test_nan_is_refused_when_cuts_are_settled(where: str) -> None:
     q, k = drawn(heads=1)

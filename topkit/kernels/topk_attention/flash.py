@@ -79,6 +79,7 @@ class _Flash(torch.autograd.Function):
         start: Tensor | None,
     ) -> Tensor:
         queries, keys, values = (_rows(x) for x in (queries, keys, values))
+        start = None if start is None else start.contiguous()
         (rows, heads, count, dim), (_, groups, length, wide) = queries.shape, values.shape
         config = configs(queries, values).forward
         blocks = triton.cdiv(count, config.queries)

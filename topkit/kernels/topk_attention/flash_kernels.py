@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from topkit.kernels.gather_attention.triton_impl import dot
+from topkit.kernels.topk_attention.row_places import first_seen
 
 
 @triton.jit
@@ -36,7 +37,7 @@ def attend(
     tied = tl.max(its_last) >= 0
     tl.store(ties + index * tl.num_programs(0) + block, tied.to(tl.int32))
     best = tl.load(top + row, mask=real, other=0.0) * scale
-    first = _first(start, batch)
+    first = first_seen(start, batch)
     place, lowest = ahead + query, ahead + block * M
     highest = ahead + tl.minimum(block * M + M, count) - 1
     keys += batch * keys_by[0] + (head // group) * keys_by[1]
@@ -81,7 +82,7 @@ def of_queries(
     grad, its_out = _tile(by_out, row, DV, real, DV), _tile(out, row, DV, real, DV)
     common = tl.sum(grad.to(tl.float32) * its_out.to(tl.float32), 1)
     tl.store(delta + row, common, mask=real)
-    first = _first(start, batch)
+    first = first_seen(start, batch)
     place, lowest = ahead + query, ahead + block * M
     highest = ahead + tl.minimum(block * M + M, count) - 1
     keys += batch * keys_by[0] + (head // group) * keys_by[1]
@@ -117,7 +118,7 @@ def of_keys_and_values(
     groups = heads // group
     batch, its_group = (index // groups).to(tl.int64), (index % groups).to(tl.int64)
     slot, row, real = _rows(index, begin, length, N)
-    first, ahead = _first(start, batch), length - count
+    first, ahead = first_seen(start, batch), length - count
     seen = real & (slot >= first)
     k = _tile(keys + batch * keys_by[0] + its_group * keys_by[1], slot, keys_by[2], seen, D)
     v = _tile(values + batch * values_by[0] + its_group * values_by[1], slot, values_by[2], seen, DV)  # fmt: skip
@@ -167,14 +168,6 @@ def _weights(scores, slot, place, first, low, high, last, reference, scale, edge
 @triton.jit
 def _stays(scores, slot, place, first, low, high, last):
     return (scores > tl.where(slot <= last, low, high)) & (slot <= place) & (slot >= first)
-
-
-@triton.jit
-def _first(start, batch):
-    first = 0
-    if start is not None:
-        first = tl.load(start + batch).to(tl.int32)
-    return first
 
 
 @triton.jit

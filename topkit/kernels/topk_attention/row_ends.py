@@ -18,17 +18,15 @@ from topkit.kernels.select_topk.keys import (
     float_of,
     keys_of,
 )
+from topkit.kernels.topk_attention.row_places import first_seen, narrowed
 
 
 @triton.jit
 def wanted_of_row(kept, kept_by, start, index, query, ahead, heads):
     """How many keys a query keeps, and the first and the last slot that it sees."""
     batch = (index // heads).to(tl.int64)
-    k = tl.load(kept + batch * kept_by[0] + query * kept_by[1]).to(tl.int32)
-    first = 0
-    if start is not None:
-        first = tl.load(start + batch).to(tl.int32)
-    return k, first, ahead + query
+    k = narrowed(tl.load(kept + batch * kept_by[0] + query * kept_by[1]))
+    return k, first_seen(start, batch), ahead + query
 
 
 @triton.jit(do_not_specialize=["begin"])

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from topkit.kernels.gather_attention.triton_impl import dot
 from topkit.kernels.select_topk.keys import INFINITY, MINUS_INFINITY, keys_of
+from topkit.kernels.topk_attention.row_places import first_seen, narrowed
 
 # What bounds the search, so that the middle of two is a number.
 MOST = tl.constexpr(3e38)
@@ -37,10 +38,8 @@ def floors_of_rows(
     d = tl.arange(0, D)
     queries += batch * queries_by[0] + head * queries_by[1]
     q = tl.load(queries + query.to(tl.int64)[:, None] * queries_by[2] + d[None, :], mask=real[:, None], other=0.0)  # fmt: skip
-    k = tl.load(kept + batch * kept_by[0] + query * kept_by[1], mask=real, other=0).to(tl.int32)
-    first = 0
-    if start is not None:
-        first = tl.load(start + batch).to(tl.int32)
+    k = narrowed(tl.load(kept + batch * kept_by[0] + query * kept_by[1], mask=real, other=0))
+    first = first_seen(start, batch)
     place = ahead + query
     visible = place - first + 1
     sampled += batch * sampled_by[0] + (head // group) * sampled_by[1]

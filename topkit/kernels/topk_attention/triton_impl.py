@@ -30,6 +30,7 @@ from topkit.kernels.topk_attention.row_again import cut_rows_again
 from topkit.kernels.topk_attention.row_append import append_rows
 from topkit.kernels.topk_attention.row_ends import cut_of_row
 from topkit.kernels.topk_attention.row_floors import floors_of_rows
+from topkit.kernels.topk_attention.row_places import first_seen
 from topkit.kernels.topk_attention.sample import MARGIN, SPARSITY, Plan
 
 # Room for candidates: a share of the bytes of queries and keys, and at least so many bytes.
@@ -72,7 +73,7 @@ def cut_rows(
     """
     queries, keys = (x if x.stride(3) == 1 else x.contiguous() for x in (queries, keys))
     plan, shape, device = Plan(keys.shape[2], k), queries.shape[:3], queries.device
-    kept = kept.expand(shape[0], -1)
+    kept, start = kept.expand(shape[0], -1), None if start is None else start.contiguous()
     low = torch.empty(shape, dtype=torch.float32, device=device)
     last = torch.empty(shape, dtype=torch.int32, device=device)
     left = torch.empty(shape.numel(), dtype=torch.int32, device=device)
@@ -181,9 +182,7 @@ def _collect(
     lists += (index.to(tl.int64) * width + local) * (CAPACITY + 1)
     tl.store(lists, 0)
     tl.debug_barrier()  # before others of its threads count there
-    first = 0
-    if start is not None:
-        first = tl.load(start + batch).to(tl.int32)
+    first = first_seen(start, batch)
     place = tl.where(real, ahead + query, -1)
     lowest = ahead + begin + block * M
     highest = ahead + tl.minimum(begin + block * M + M, count) - 1
