@@ -177,6 +177,32 @@ def test_half_types_are_scored_in_float32() -> None:
     torch.testing.assert_close(out.double(), exact, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_autocast_moves_no_key_and_no_gradient(form: str) -> None:
+    """Forward within it, backward within it or without, as both are trained."""
+    inputs = [x.requires_grad_() for x in drawn(dtype=torch.float32, count=40, length=40)]
+    kept, autocast = torch.full((40,), 7), torch.autocast("cpu", torch.bfloat16)
+    want = attended(inputs, kept, backend=form)
+    gradients = torch.autograd.grad(want.sum(), inputs)
+    with autocast:
+        outs = [attended(inputs, kept, backend=form) for _ in range(2)]
+        found = [torch.autograd.grad(outs[0].sum(), inputs)] if form == "tiled" else []
+        cuts = cuts_of(inputs[0], inputs[1], kept[None])
+    found.append(torch.autograd.grad(outs[1].sum(), inputs))
+    assert all(torch.equal(out, want) for out in outs)
+    assert torch.equal(cuts.high, cuts_of(inputs[0], inputs[1], kept[None]).high)
+    for made in found:
+        for one, other in zip(made, gradients, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_blocks_of_inference_are_also_those_of_training() -> None:
+    flex._causal.cache_clear()
+    with torch.inference_mode():
+        mask = flex._causal(200, 200, torch.device("cpu"))
+    assert not mask.kv_indices.is_inference()
+
+
 def test_memory_is_linear_in_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tile holds more scores than TILE, or than one query has."""
     monkeypatch.setattr(tiling, "TILE", 1 << 12)

@@ -51,15 +51,16 @@ def topk_attention(
     kept = _check(queries, keys, values, kept, scale, start)
     checks.one_of("backend", backend, BACKENDS)
     own = _on_a_gpu(backend, queries, values)
-    if own is not None:
+    with reference.uncast(queries):
+        if own is None:
+            form = reference if backend == "torch" else tiled
+            return form.topk_attention(queries, keys, values, kept, scaling=scale, start=start)
         cuts, settle = cuts_begun(queries, keys, kept, start, own.SLACK, most=most)
         out = own.attend(queries, keys, values, cuts, scaling=scale, start=start)
         # The GPU has the attention to do while the host waits for the cuts.
         if settle():
             out = own.attend(queries, keys, values, cuts, scaling=scale, start=start)
         return out
-    form = reference if backend == "torch" else tiled
-    return form.topk_attention(queries, keys, values, kept, scaling=scale, start=start)
 
 
 def keys_kept(

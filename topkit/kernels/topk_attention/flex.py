@@ -82,8 +82,12 @@ def block_mask(start: Tensor | None, count: int, length: int, device: torch.devi
 
 @lru_cache(16)
 def _causal(count: int, length: int, device: torch.device) -> BlockMask:
-    """The blocks of queries that see all earlier keys, which are the same at each layer and step."""
-    return block_mask(None, count, length, device)
+    """The blocks of queries that see all earlier keys, which are the same at each layer and step.
+
+    Also of a step that trains, after one in inference mode: that cannot save tensors that were made in there.
+    """
+    with torch.inference_mode(False):
+        return block_mask(None, count, length, device)
 
 
 def _ends(count: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,11 @@ def products(queries: Tensor, keys: Tensor) -> Tensor:
     return _Products.apply(queries, keys)  # type: ignore[no-any-return]
 
 
+def uncast(tensor: Tensor) -> torch.autocast:
+    """Within it no autocast rounds what decides which keys stay: they are the same in the gradient, outside of it."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 class _Products(torch.autograd.Function):
     """Of half types on a GPU torch multiplies into float32, and knows no derivative of that."""
 
@@ -51,7 +56,8 @@ class _Products(torch.autograd.Function):
             scores = torch.bmm(*pairs, out_dtype=torch.float32)  # pyright: ignore[reportCallIssue]
         else:
             dtype = torch.promote_types(queries.dtype, torch.float32)
-            scores = by_group.to(dtype) @ keys.to(dtype).mT
+            with uncast(queries):
+                scores = by_group.to(dtype) @ keys.to(dtype).mT
         return scores.view(*queries.shape[:3], keys.shape[2])
 
     @staticmethod
@@ -59,8 +65,9 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         queries, keys = ctx.saved_tensors
         of_scores = _by_group(grad, keys)
-        of_queries = (of_scores @ keys.to(grad.dtype)).view_as(queries)
-        of_keys = of_scores.mT @ _by_group(queries, keys).to(grad.dtype)
+        with uncast(grad):
+            of_queries = (of_scores @ keys.to(grad.dtype)).view_as(queries)
+            of_keys = of_scores.mT @ _by_group(queries, keys).to(grad.dtype)
         return of_queries.to(queries.dtype), of_keys.to(keys.dtype)
 
 

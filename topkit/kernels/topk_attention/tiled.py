@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from topkit.kernels.topk_attention.cuts import Cuts, cuts_of_scores, seen_scores, tiles
+from topkit.kernels.topk_attention.reference import uncast
 
 
 def topk_attention(
@@ -55,19 +56,20 @@ class _Tiled(torch.autograd.Function):
         dtype = out.dtype
         of_keys, of_values = (torch.zeros_like(x, dtype=dtype) for x in (keys, values))
         of_queries: list[Tensor] = []
-        for (part, seen), cuts in zip(tiles(queries, keys), ctx.cuts, strict=True):
-            own, its_keys = queries[:, :, part].to(dtype), keys[:, :, :seen].to(dtype)
-            its_values, by_output = values[:, :, :seen].to(dtype), grad[:, :, part].to(dtype)
-            weights = _weights(seen_scores(own, its_keys, ctx.start), cuts, ctx.scaling)
-            flat = _by_group(by_output, values)
-            of_values[:, :, :seen] += _by_group(weights, values).mT @ flat
-            of_weights = (flat @ its_values.mT).view_as(weights)
-            mean = (by_output * out[:, :, part]).sum(-1, keepdim=True)
-            # What was left out has weight zero, and so no gradient.
-            of_scores = ctx.scaling * weights * (of_weights - mean)
-            by_group = _by_group(of_scores, keys)
-            of_queries.append((by_group @ its_keys).view_as(own))
-            of_keys[:, :, :seen] += by_group.mT @ _by_group(own, keys)
+        with uncast(queries):
+            for (part, seen), cuts in zip(tiles(queries, keys), ctx.cuts, strict=True):
+                own, its_keys = queries[:, :, part].to(dtype), keys[:, :, :seen].to(dtype)
+                its_values, by_output = values[:, :, :seen].to(dtype), grad[:, :, part].to(dtype)
+                weights = _weights(seen_scores(own, its_keys, ctx.start), cuts, ctx.scaling)
+                flat = _by_group(by_output, values)
+                of_values[:, :, :seen] += _by_group(weights, values).mT @ flat
+                of_weights = (flat @ its_values.mT).view_as(weights)
+                mean = (by_output * out[:, :, part]).sum(-1, keepdim=True)
+                # What was left out has weight zero, and so no gradient.
+                of_scores = ctx.scaling * weights * (of_weights - mean)
+                by_group = _by_group(of_scores, keys)
+                of_queries.append((by_group @ its_keys).view_as(own))
+                of_keys[:, :, :seen] += by_group.mT @ _by_group(own, keys)
         made = torch.cat(of_queries, 2).to(queries.dtype)
         return made, of_keys.to(keys.dtype), of_values.to(values.dtype), None, None, None
 
