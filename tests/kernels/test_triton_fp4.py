@@ -301,6 +301,54 @@ def test_scales_that_are_no_words_are_read_by_torch(change, said):
         score_codes(**given, backend="triton")
 
 
+def odd(x: Tensor) -> Tensor:
+    """The same vectors, a few bytes between them."""
+    return torch.nn.functional.pad(x, (0, 3))[..., :-3]
+
+
+def shifted_bytes(x: Tensor) -> Tensor:
+    """The same bytes from a place on that is no multiple of 16."""
+    room = torch.zeros(x.numel() + 8, dtype=torch.uint8, device=x.device)[8:]
+    return room.view(x.shape).copy_(x)
+
+
+def test_codes_of_which_a_thread_reads_no_neighbours_are_read_by_torch():
+    given = case("mxfp4")
+    given["codes"], given["scale"] = given["codes"].contiguous(), given["scale"].contiguous()
+    want, given["codes"] = slow(**given), shifted_bytes(given["codes"])
+    assert error(score_codes(**given), want) <= PLAIN
+    with pytest.raises(InputError, match=r"codes of mxfp4 must stand at multiples of 16 bytes"):
+        score_codes(**given, backend="triton")
+
+
+@pytest.mark.parametrize("dtype", fp4.BLOCK)
+def test_queries_may_lie_at_odd_places(dtype):
+    given = lightning(dtype)
+    want = score_lightning(**given, backend="triton")
+    for moved in (odd, shifted_bytes):
+        queries = moved(given["queries"])
+        assert torch.equal(score_lightning(**given | {"queries": queries}, backend="triton"), want)
+
+
+def far(x: Tensor) -> Tensor:
+    """The same heads [1, H, 1, D], the last beyond 2**31 elements, of which no others are touched."""
+    by = 2**31 // (x.shape[1] - 1) // 16 * 16 + 16
+    room = torch.empty((x.shape[1] - 1) * by + x.shape[3], dtype=x.dtype, device=x.device)
+    return room.as_strided(x.shape, (0, by, x.shape[3], 1)).copy_(x)
+
+
+def test_heads_of_a_long_prompt_lie_far_apart():
+    given = lightning("mxfp4", batch=1, count=1)
+    want = score_lightning(**given, backend="triton")
+    moved = given | {"queries": far(given["queries"])}
+    assert torch.equal(score_lightning(**moved, backend="triton"), want)
+    for pool in ("mean", "max"):
+        plain = case("mxfp4", pool, batch=1, groups=1)
+        want = score_codes(**plain, backend="triton")
+        moved = plain | {"queries": far(plain["queries"])}
+        assert torch.equal(score_codes(**moved, backend="triton"), want)
+
+
 REFUSED = {
     "queries of nvfp4 need keys of nvfp4; got mxfp4": lambda a: {"query_scale": a["query_scale"].view(torch.float8_e4m3fn)},
     "packed keys must have scales of blocks": lambda a: {"query_scale": None},

@@ -100,6 +100,14 @@ def unworded(scales: Tensor) -> bool:
     return scales.stride(-1) != 1 or any(place % count for place in places)
 
 
+def askew(codes: Tensor) -> bool:
+    """Whether vectors of packed codes stand at places that are not all multiples of 16 bytes.
+
+    Then a thread is not handed neighbours, which mxfp4's look-up takes for bytes of one block.
+    """
+    return any(place % 16 for place in (codes.data_ptr(), *codes.stride()[:-1]))
+
+
 def factors(scales: Tensor) -> Tensor:
     """Scales of blocks in float32."""
     if scales.dtype != torch.uint8:

@@ -170,6 +170,8 @@ def _unsupported(
         )
     if scale is not None and scale.shape[3] > 1 and fp4.unworded(scale):
         return _UNWORDED.format(name, scale.stride())
+    if scale is not None and scale.dtype == torch.uint8 and fp4.askew(codes):
+        return f"{name} of mxfp4 must stand at multiples of 16 bytes; got strides {codes.stride()}"
     return checks.ungraded(queries=queries, **{scale_name: scale}) or checks.unpacked(
         queries=queries, **{name: codes}
     )

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from topkit.kernels import fp4
 from topkit.kernels.backend import has_pdl
 from topkit.kernels.pdl import wait_then_launch
 from topkit.kernels.score.fp4_fields import fields, scales_of, side_by_side
@@ -30,6 +31,8 @@ def ready_packed(
     float16; units [B, 1, Tq, 2 * padded] float32.
     """
     rows, _, count, _ = queries.shape
+    if fp4.askew(queries):
+        queries = queries.clone(memory_format=torch.contiguous_format)
     kind = torch.float8_e5m2 if layout.dtype == "mxfp4" else torch.float16
     size = layout.planes * layout.bytes * layout.columns
     columns = queries.new_empty(rows, 1, count, size, dtype=kind)
@@ -52,9 +55,10 @@ def _ready(
     query, batch = index % count, index // count
     head, byte = tl.arange(0, LAYOUT.padded), tl.arange(0, LAYOUT.bytes)
     real = head < LAYOUT.group
-    at = queries + batch * by[0] + head[:, None] * by[1] + query * by[2] + byte[None, :]
+    far = head.to(tl.int64)  # of a long prompt, heads are far apart
+    at = queries + batch * by[0] + far[:, None] * by[1] + query * by[2] + byte[None, :]
     x = tl.load(at, mask=real[:, None], other=0)
-    head_or_last = tl.minimum(head, LAYOUT.group - 1)
+    head_or_last = tl.minimum(far, LAYOUT.group - 1)
     words += batch * words_by[0] + query * words_by[2]
     bits = scales_of(words, head_or_last * words_by[1], LAYOUT)
     operands, scale = fields(x, bits, LAYOUT)
@@ -62,7 +66,7 @@ def _ready(
     columns += index * (LENGTH * LAYOUT.columns)
     at = columns + head[:, None] * LENGTH + tl.arange(0, LENGTH)[None, :]
     tl.store(at, side_by_side(operands, LAYOUT))
-    at = gates + batch * gates_by[0] + query * gates_by[1] + head * gates_by[2]
+    at = gates + batch * gates_by[0] + query * gates_by[1] + far * gates_by[2]
     unit = tl.load(at, mask=real, other=0.0)
     # What is positive of a product comes twice.
     unit *= 0.5 / (LAYOUT.group * LAYOUT.dim) ** 0.5 * LAYOUT.worth * LAYOUT.worth

@@ -57,6 +57,7 @@ def _ready(queries, by, summed_up, columns, units, groups, count, LAYOUT: tl.con
     LENGTH: tl.constexpr = LAYOUT.operands[1]
     index = tl.program_id(0).to(tl.int64)
     query, group, batch = index % count, index // count % groups, index // count // groups
+    far = by[1] + tl.zeros([], tl.int64)  # of a long prompt, heads are far apart
     queries += batch * by[0] + group * LAYOUT.group * by[1] + query * by[2]
     summed_up += index * (HEADS * DIM)
     columns += index * (LAYOUT.planes * LAYOUT.bytes * LAYOUT.columns)
@@ -65,10 +66,10 @@ def _ready(queries, by, summed_up, columns, units, groups, count, LAYOUT: tl.con
     for head in tl.static_range(HEADS):
         if LAYOUT.dtype == "sign":
             transform(
-                queries + head * by[1], by[1], LAYOUT.summands, summed_up + head * DIM, LAYOUT.width
+                queries + head * far, far, LAYOUT.summands, summed_up + head * DIM, LAYOUT.width
             )
         else:
-            q = summed(queries + head * by[1], by[1], LAYOUT.summands, dim, True)
+            q = summed(queries + head * far, far, LAYOUT.summands, dim, True)
             tl.store(summed_up + head * DIM + dim, q)
     tl.debug_barrier()  # what one thread wrote another reads
     head = tl.arange(0, LAYOUT.padded)

@@ -133,10 +133,10 @@ def prepare(source, batch, group, query, LAYOUT: tl.constexpr):
     """A group's queries as `score_rows` multiplies them: a number and a sum a head, and columns."""
     queries, by, _, _, _, _, units, units_by, gates, gates_by = source
     if not LAYOUT.made_ready:
-        head = tl.arange(0, LAYOUT.padded)
+        head = tl.arange(0, LAYOUT.padded).to(tl.int64)  # of a long prompt, heads are far apart
         dim = tl.arange(0, LAYOUT.dim)
         real = head < LAYOUT.group
-        queries += batch.to(tl.int64) * by[0] + query * by[2]
+        queries += batch.to(tl.int64) * by[0] + query.to(tl.int64) * by[2]
         at = queries + head[None, :] * by[1] + dim[:, None]
         columns = (tl.load(at, mask=real[None, :], other=0.0, cache_modifier=".cg"),)
         at = units + batch * units_by[0] + head * units_by[1] + query * units_by[2]
@@ -240,7 +240,8 @@ def seen(start, stop, batch, query, length):
     first, end = 0, length
     if start is not None:
         places, by = start
-        first = tl.load(places + batch * by, cache_modifier=".cg").to(tl.int32)
+        first = tl.load(places + batch * by, cache_modifier=".cg")
+        first = tl.minimum(first, length).to(tl.int32)
     if stop is not None:
         places, by = stop
         end = tl.load(places + batch * by[0] + query * by[1], cache_modifier=".cg")
