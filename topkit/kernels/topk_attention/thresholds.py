@@ -92,7 +92,7 @@ def _told_later(numbers: Tensor) -> Callable[[], list[int]]:
     """What gives numbers of a GPU as they are now: it waits for what was launched before, not for what follows."""
     if not numbers.is_cuda:
         return numbers.tolist
-    there = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    there = torch.empty(numbers.shape, dtype=numbers.dtype, device="cpu", pin_memory=True)
     with torch.cuda.device_of(numbers):
         there.copy_(numbers, non_blocking=True)
         done = torch.cuda.Event()
