@@ -160,6 +160,7 @@ def test_shards_of_runs_need_nothing_that_draws(command: str, tmp_path: Path) ->
     assert topkit.verify(out).files >= 2
 
 
+@pytest.mark.slow
 def test_the_core_measures_without_any_extra() -> None:
     code = WITHOUT.format(absent=set(EXTRA_OF)) + (
         f"{CAPTURE}\nprint(topkit.measure(capture, ['exact', 'sign', 'quest'], 4).summary())"

@@ -364,3 +364,15 @@ def test_on_a_gpu_memory_is_linear() -> None:
     torch.cuda.reset_peak_memory_stats()
     attended(inputs, kept).sum().backward()
     assert torch.cuda.max_memory_allocated() - before <= 3 * 6 * inputs[0].nbytes
+
+
+@gpu
+@pytest.mark.gpu
+def test_a_graph_cannot_hold_it() -> None:
+    """It waits for the GPU, which would end the capture with words of CUDA's own."""
+    q, k, v = (torch.randn(1, 2, 512, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    kept = keys_kept("0.05", 512, 512, device="cuda")
+    topk_attention(q, k, v, kept, most=26)  # compiled before
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(InputError, match="outside of the capture"), torch.cuda.graph(graph):
+        topk_attention(q, k, v, kept, most=26)

@@ -23,6 +23,7 @@ from topkit.kernels.topk_attention.cuts import (
 from topkit.kernels.topk_attention.reference import products
 
 NAN = "scores hold NaN; check the queries and keys that made them"
+CAPTURED = "Top-k attention waits for the GPU, which a CUDA graph cannot hold; call it outside of the capture"
 
 
 # Whether cuts that were begun changed when they were settled.
@@ -92,6 +93,8 @@ def _told_later(numbers: Tensor) -> Callable[[], list[int]]:
     """What gives numbers of a GPU as they are now: it waits for what was launched before, not for what follows."""
     if not numbers.is_cuda:
         return numbers.tolist
+    if torch.cuda.is_current_stream_capturing():
+        raise InputError(CAPTURED)
     there = torch.empty(numbers.shape, dtype=numbers.dtype, device="cpu", pin_memory=True)
     with torch.cuda.device_of(numbers):
         there.copy_(numbers, non_blocking=True)
