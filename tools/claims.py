@@ -145,7 +145,7 @@ def page() -> str:
             "finding": claim.name,
             "source": claim.source,
             "verdict": f"**{answer.verdict}**",
-            "asked again by": f"`{claim.command}`" if claim.command else "no command yet",
+            "the whole study": f"`{claim.command}`" if claim.command else "no command yet",
         }
         for claim, answer in answered
     ]

@@ -28,13 +28,13 @@ def curves(*names: str) -> Iterator[Curve]:
 def folders(names: list[str]) -> str:
     """The results that numbers are of, each with the command that repeats it."""
     return (
-        ", ".join(f"`results/{name}` (`{_command(name)}`)" for name in names)
+        ", ".join(f"`results/{name}` (`{command_of(name)}`)" for name in names)
         if names
         else "nothing yet"
     )
 
 
-def _command(name: str) -> str:
+def command_of(name: str) -> str:
     """What made results, by study.json and run.json: a study's name, and what was asked otherwise than it says."""
     folder = RESULTS / name
     about = study_of(folder / STUDY)

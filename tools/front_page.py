@@ -6,25 +6,27 @@ import re
 from functools import cache
 from pathlib import Path
 
-from claimed import Claim, law_runs
+from claimed import MARGIN, Claim, law_runs
 from claims import CLAIMS, ENTROPY, EXACT_EQUALS, RISES, TRAINED
+from committed import command_of
 from papers.table import rows as of_papers
 
 from topkit.cli.listing import markdown
+from topkit.experiments.study import exact_topk
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.curves import load
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.kinds import EXACT
-from topkit.experiments.study.law_report import counted, fitted
+from topkit.experiments.study.law_report import counted, fitted, outcome
 from topkit.experiments.study.models_compared import Comparison, comparisons
 from topkit.experiments.study.reading import load_study
 from topkit.experiments.study.sentences import said
 from topkit.grammar import short
-from topkit.indexers.budget import parse_budget
 from topkit.indexers.spec import parse
 
 RESULTS = Path(__file__).parents[1] / "results"
 ONE_MODEL, TWO_MODELS, ORACLES = "smollm2", "carry-over-quick", "fidelity-vs-accuracy"
+EXACT_TOPK = "exact-topk-smollm2"
 
 
 @cache
@@ -64,11 +66,13 @@ def paper_claims() -> str:
             "Decoding with exact Top-k is as good as full attention, with about 5 % of the keys (8B, 128K).",
             full,
             _as_good_as_full(),
+            EXACT_TOPK,
         ),
         _as_claimed(
             "Accuracy rises with the share of exact keys among those chosen (precision).",
             rises,
             _precision(),
+            ORACLES,
         ),
         _lightning(),
         _heads(),
@@ -79,10 +83,16 @@ def paper_claims() -> str:
     return markdown([dict(zip(heads, line, strict=True)) for line in lines])
 
 
-def _as_claimed(paper: str, claim: Claim, numbers: str = "") -> tuple[str, str, str]:
-    """The verdict of the claims' page stands first, so that the two pages cannot disagree."""
+def _as_claimed(
+    paper: str, claim: Claim, numbers: str = "", results: str = ""
+) -> tuple[str, str, str]:
+    """The verdict of the claims' page stands first, so that the two pages cannot disagree.
+
+    results: those that the numbers are of, whose command is then the one that is named.
+    """
     verdict = f"**{claim.answer().verdict.capitalize()}**"
-    return paper, f"`{claim.command}`", f"{verdict}: {numbers}" if numbers else f"{verdict}."
+    command = command_of(results) if results else claim.command
+    return paper, f"`{command}`", f"{verdict}: {numbers}" if numbers else f"{verdict}."
 
 
 def _budget(one: Findings) -> str:
@@ -159,31 +169,34 @@ def _models(both: Comparison) -> str:
 def _weight() -> str:
     """Of the bundled model, the first that the law's study was run on."""
     law, found = next((law, one) for law, one in law_runs() if one.model == "reference")
-    errors = {name: one.error for name, one in fitted(counted(law, found))}
-    words = [f"from {name} by {said(errors[name], digits=3)}" for name in ("recall", "mass")]
-    _hold(
-        float(errors["ws"].high) < min(float(errors[name].low) for name in ("recall", "mass")),
-        "weight tells",
-    )
+    points = counted(law, found)
+    errors = {name: one.error for name, one in fitted(points)}
+    ws, mass, recall = (said(errors[name], digits=3) for name in ("ws", "mass", "recall"))
+    _hold(float(errors["ws"].high) < min(float(errors[x].low) for x in ("recall", "mass")), "weight explains")  # fmt: skip
+    formula = outcome(law, found, "observed")
+    assert formula is not None
     return (
-        f"**What the answer's key keeps of its weight tells accuracy.** With the bundled model it is enough to know what "
-        f"{law.heads} heads still give to that key after selection: predicted from it, the accuracy of a family left out is "
-        f"wrong by {said(errors['ws'], digits=3)}, {', '.join(words)}."
+        f"**Weight on the answer's key explains accuracy; recall does not.** With the bundled model (`{points[0].task}`, "
+        f"{len({point.family for point in points})} ways to select or to lose keys), a curve fitted to the other ways errs "
+        f"on one left out by {ws} from the weight that {law.heads} heads give to that key after selection, by {mass} from "
+        f"mass and by {recall} from recall over all heads. The weight is measured in the run itself: it explains a loss, and "
+        f"does not forecast it. The formula that was registered beforehand errs by {said(formula.law.error, digits=3)}, where "
+        f"{law.error:g} are allowed."
     )
 
 
 def _as_good_as_full() -> str:
-    """Of the largest model that was asked: what 5 % of the keys keep, over the question and answer, or the answer alone."""
+    """Of SmolLM2: what 5 % of the keys keep, over the question and answer, or the answer alone."""
     words = list[str]()
-    for curve in load_study(RESULTS / "exact-topk-smollm2"):
-        score, dense = (
-            Findings(curve).accuracy[place_of(curve, *cell)]
-            for cell in ((EXACT, parse_budget("5%")), (None, None))
-        )
-        words.append(
-            f"{score.value:.2f} of {dense.value:.2f} sparse from the {curve.sparse_from} on"
-        )
-    return f"with 5 % of 4,096 keys {', '.join(sorted(words))} (135M; [results](docs/claims.md))."
+    made = exact_topk.verdicts(load_study(RESULTS / EXACT_TOPK), MARGIN)
+    for one in made:
+        if str(one.curve.cells[one.place].budget) == "5%":
+            words.append(
+                f"sparse from the {one.curve.sparse_from} on it answers {said(one.exact)}, with all keys {said(one.dense)}, a "
+                f"difference of {said(one.found.gap, True)}"
+            )
+    texts = len(made[0].curve.haystacks)
+    return f"SmolLM2, 5 % of 4,096 keys, {texts} texts: {'; '.join(words)} ([results](docs/claims.md))."
 
 
 def _precision() -> str:

@@ -232,22 +232,33 @@ def points(
     return Predictions("reference", Reading([(7, 5)], [0.5, 1.0]), made, [(0.0, 3), (0.5, 2)])
 
 
+# Of one registered task.
+ONE = replace(LAW, models={"reference": ("niah-word",)})
+
+
 def test_verdicts():
-    held = outcome(LAW, points(0.02), "observed")
+    held = outcome(ONE, points(0.02), "observed")
     assert held is not None and (held.word, held.families) == (HELD, 20)
     assert float(held.law.error.value) == pytest.approx(0.02)
     assert held.law.by_chance == pytest.approx(0.02 * np.sqrt(2 / np.pi))
     low, high = held.law.slope.low, held.law.slope.high
     assert low < 1 < high and held.law.intercept.low < 0 < held.law.intercept.high
-    refuted = outcome(LAW, points(0.08), "shadow")
+    refuted = outcome(ONE, points(0.08), "shadow")
     assert refuted is not None and refuted.word == REFUTED
-    few = outcome(LAW, points(0.08, haystacks=127), "observed")
+    few = outcome(ONE, points(0.08, haystacks=127), "observed")
     assert few is not None and few.word == UNDECIDED and "127 of 128 planned" in few.why
-    narrow = outcome(LAW, points(0.0, families=17), "observed")
+    narrow = outcome(ONE, points(0.0, families=17), "observed")
     assert narrow is not None and narrow.word == UNDECIDED and "17 families" in narrow.why
     # At the registered error itself nothing is refuted.
-    exact = replace(LAW, error=float(held.law.error.value))
+    exact = replace(ONE, error=float(held.law.error.value))
     assert verdict(exact, held.law, 20, 128)[0] == HELD
+
+
+def test_a_registered_task_that_was_not_run_leaves_it_undecided():
+    assert len(LAW.models["reference"]) > 1
+    found = outcome(LAW, points(0.08), "observed")
+    assert found is not None and found.word == UNDECIDED
+    assert found.why.startswith("registered tasks were not run: niah-multivalue:wording=trained")
 
 
 def test_what_the_law_was_chosen_on_is_not_counted():
@@ -296,7 +307,7 @@ def test_rivals_are_fitted_to_other_families_alone():
 
 
 def test_the_section_shows_the_law_beside_its_rivals():
-    text = str(list(blocks(LAW, [points(0.02)])))
+    text = str(list(blocks(ONE, [points(0.02)])))
     assert "one of them" in text and "The 5 answers with a step" in text and "score 0.20" in text
     for words in ("the law, observed", "the law, shadow", "`recall`", "`output_error`", "Observed: held"):  # fmt: skip
         assert words in text

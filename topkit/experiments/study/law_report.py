@@ -68,7 +68,9 @@ def outcome(law: Law, found: Predictions, form: str) -> Outcome | None:
         np.array([point.noise[form] for point in points]),
     )
     count, haystacks = len(set(families)), min(point.haystacks for point in points)
-    word, why = verdict(law, made, count, haystacks)
+    ran = {point.task for point in registered(law, found)}
+    left = [task for task in law.tasks_of(found.model) if task not in ran]
+    word, why = verdict(law, made, count, haystacks, left)
     return Outcome(found.model, form, word, why, made, count, len(points), haystacks)
 
 

@@ -72,9 +72,16 @@ def rival(x: Array, scored: Array, families: Sequence[str]) -> Array:
     return left_out(x, scored, numbered(families)[0])
 
 
-def verdict(law: Law, found: Tested, families: int, haystacks: int) -> tuple[str, str]:
-    """In a word, and why: refuted above the registered error, undecided before what was planned was run."""
+def verdict(
+    law: Law, found: Tested, families: int, haystacks: int, left: Sequence[str] = ()
+) -> tuple[str, str]:
+    """In a word, and why: refuted above the registered error, undecided before what was planned was run.
+
+    left: the model's registered tasks that were not run.
+    """
     error = float(found.error.value)
+    if left:
+        return UNDECIDED, f"registered tasks were not run: {', '.join(left)}"
     if haystacks < law.haystacks:
         return UNDECIDED, f"{haystacks} of {law.haystacks} planned haystacks were run"
     if families < law.families:
