@@ -19,8 +19,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import redirect_stdout
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,33 +38,39 @@ from topkit.experiments.runs import folder, run_file
 from topkit.experiments.study.study import run_study
 from topkit.experiments.tasks import make_task
 
-Run = Callable[..., Any]
 INDEXERS = ("sign", "exact", "quest:page_size=4")
+# A server that has imported all, and done nothing, is what children are forked from: a process that has used torch's
+# threads, loaded a model or drawn a figure leaves its forks what hangs or fails there.
+SERVER = get_context("forkserver")
+SERVER.set_forkserver_preload(["topkit", "topkit.experiments.study.study", "same_numbers"])
 
 
-def commands(capture: Path) -> dict[str, Run]:
-    """A tiny run of each command: a function of `out`, `seed`, `jobs` and `force`."""
-    task = make_task("niah-multikey", wording="trained", questions=2, distractors=3)
-    keys = dict(tasks=task, lengths=384, haystacks=4, budgets=16, pilot=False)
-    few = ["exact", "faiss_ivf", "keep(sign, sink=2)"]
+@dataclass(frozen=True)
+class Command:
+    """A tiny run of a command, made in the process that does it."""
 
-    def measure(**how: Any) -> None:
-        topkit.measure(capture, INDEXERS, "4,9", **how)
+    name: str
+    capture: Path
 
-    def evaluate(**how: Any) -> None:
-        topkit.evaluate("reference", task, 384, 4, INDEXERS[:2], 8, **how)
+    def __call__(self, **how: Any) -> None:
+        task = make_task("niah-multikey", wording="trained", questions=2, distractors=3)
+        if self.name == "measure":
+            topkit.measure(self.capture, INDEXERS, "4,9", **how)
+        elif self.name == "evaluate":
+            topkit.evaluate("reference", task, 384, 4, INDEXERS[:2], 8, **how)
+        else:
+            keys = dict(tasks=task, lengths=384, haystacks=4, budgets=16, pilot=False)
+            run_study("quick", indexers=["exact", "faiss_ivf", "keep(sign, sink=2)"], **keys, **how)
 
-    def study(**how: Any) -> None:
-        run_study("quick", indexers=few, **keys, **how)
 
-    return {"measure": measure, "evaluate": evaluate, "study": study}
-
-
-def started(run: Run, how: dict[str, Any]) -> int:
+def started(run: Command, how: dict[str, Any]) -> Any:
     """A child process that does a run; its exit code is 0 at the end, 2 where it was refused."""
-    child = os.fork()
-    if child:
-        return child
+    child = SERVER.Process(target=_do, args=(run, how))
+    child.start()
+    return child
+
+
+def _do(run: Command, how: dict[str, Any]) -> None:
     code = 3
     try:
         os.setsid()
@@ -78,23 +86,27 @@ def started(run: Run, how: dict[str, Any]) -> int:
         os._exit(code)
 
 
-def killed(child: int, after: float, group: bool) -> bool:
+def killed(child: Any, after: float, group: bool) -> bool:
     """Kill a child after some seconds, with its workers or by itself; whether it was still running."""
-    end = time.monotonic() + after
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            require(status == 0, f"a run that nobody killed ended with {status}")
-            return False
-        time.sleep(0.002)
-    (os.killpg if group else os.kill)(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    child.join(after)
+    if child.exitcode is not None:
+        require(child.exitcode == 0, f"a run that nobody killed ended with {child.exitcode}")
+        return False
+    try:
+        (os.killpg if group else os.kill)(child.pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has no group of its own yet
+        child.kill()
+    child.join()
     return True
 
 
-def to_its_end(run: Run, how: dict[str, Any]) -> int:
-    _, status = os.waitpid(started(run, how), 0)
-    return os.waitstatus_to_exitcode(status)
+def ended(child: Any) -> int:
+    child.join()
+    return child.exitcode
+
+
+def to_its_end(run: Command, how: dict[str, Any]) -> int:
+    return ended(started(run, how))
 
 
 def require(right: bool, what: str) -> None:
@@ -111,7 +123,7 @@ def verify(out: Path) -> None:
 
 
 def round_(
-    run: Run, whole: Path, other: Path, out: Path, jobs: int, seconds: float, rng: random.Random
+    run: Command, whole: Path, other: Path, out: Path, jobs: int, seconds: float, rng: random.Random
 ) -> Iterator[bool]:
     """One folder: killed up to four times, yielding whether each kill met a run, then finished."""
     force = rng.random() < 0.4
@@ -130,14 +142,14 @@ def round_(
 
 
 def shards_round(
-    run: Run, whole: Path, out: Path, shards: int, seconds: float, rng: random.Random
+    run: Command, whole: Path, out: Path, shards: int, seconds: float, rng: random.Random
 ) -> Iterator[bool]:
     """One folder, written by shards at the same time of which one is killed, then finished."""
     every = [{"out": out, "seed": 0, "shard": f"{n}/{shards}"} for n in range(shards)]
     for _ in range(rng.randint(1, 4)):
         children = [started(run, how) for how in every]
         yield killed(children.pop(rng.randrange(shards)), rng.uniform(0, seconds), True)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        codes = [ended(child) for child in children]
         require(not any(codes), f"shards beside a killed one ended with {codes} in {out}")
         verify(out)
     codes = [to_its_end(run, how) for how in every]
@@ -164,9 +176,6 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--jobs", default="1,2")
     parser.add_argument("--shards", type=int, default=2)
     given = parser.parse_args(words)
-    # A forked process hangs where torch has used several threads, and cannot load a model where this one has
-    # loaded it.
-    torch.set_num_threads(1)
     rng, kills, rounds = random.Random(given.seed), 0, 0
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -176,9 +185,8 @@ def main(words: list[str] | None = None) -> None:
         topkit.Capture.from_tensors(queries, keys, values).save(root / "capture")
         kinds = []
         for command in given.commands.split(","):
-            run = commands(root / "capture")[command]
+            run = Command(command, root / "capture")
             whole, other = root / f"{command}-whole", root / f"{command}-other"
-            # Not in this process: what draws a report's figures hangs in a fork of one that has drawn.
             require(to_its_end(run, {"out": other, "seed": 1, "jobs": 1}) == 0, command)
             for jobs in map(int, given.jobs.split(",")):
                 shutil.rmtree(whole, ignore_errors=True)

@@ -58,7 +58,6 @@ def test_rocm_has_no_kernels(mixed: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 # What compiles: kernels of PTX do not for AMD's, and fp8 is not read before sm_89.
 PTX = {
     *("select_topk", "select_mass", "keys 64", "keys 128"),
-    *(f"topk_attention {dim}" for dim in (64, 128)),
     *(f"score {c}" for c in ("sign", "int2", "int4", "int8", "fp8_e4m3", "mxfp4", "nvfp4")),
     *(f"score lightning {c}" for c in ("fp8_e4m3", "mxfp4", "nvfp4")),
 }
@@ -68,7 +67,7 @@ TARGETS = {
     ("cuda", "89"): (set(), 99),
     ("cuda", "90"): (set(), 227),
     ("cuda", "100"): (set(), 227),
-    ("hip", "gfx942"): (PTX, 64),
+    ("hip", "gfx942"): (PTX, 96),  # what compiles; "auto" takes none of it there
 }
 
 
