@@ -249,6 +249,7 @@ def many(count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return records, entries
 
 
+@pytest.mark.slow
 def test_every_file_of_a_large_capture_is_looked_up_once(tmp_path: Path, monkeypatch):
     """Calls are counted: ten times the files, ten times the calls."""
     looked: list[Path] = []

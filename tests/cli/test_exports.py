@@ -95,6 +95,7 @@ def test_what_cannot_be_is_refused(words: list[Any], said: str, call: Call):
     assert (code, out) == (2, "") and said in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_measurement_and_a_comparison_have_numbers_and_a_page(
     call: Call, dump: Path, tmp_path: Path
 ):

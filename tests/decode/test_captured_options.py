@@ -57,6 +57,7 @@ class reads_above(sign):
         return super().pick(queries, codes, k, step, pool)
 
 
+@pytest.mark.slow
 def test_a_step_that_reads_another_layers_choice_goes_kernel_by_kernel(model: Any) -> None:
     with attached(model, reads_above(), cuda_graph=False):
         theirs = forced(model, prompt(), 5)

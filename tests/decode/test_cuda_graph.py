@@ -179,6 +179,7 @@ def test_a_cache_goes_on_in_every_way(model: Any) -> None:
     assert captured >= 6
 
 
+@pytest.mark.slow
 def test_a_crop_between_two_steps(model: Any) -> None:
     def run(_: Any) -> Tensor:
         cache = DynamicCache(config=model.config)

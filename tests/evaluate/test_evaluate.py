@@ -687,6 +687,7 @@ def test_a_plan_deletes_nothing(tmp_path, force):
     assert not list(tmp_path.rglob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_plan_counts_what_is_there(tmp_path):
     out = tmp_path / "run"
     plan = planned(out, "sign", 8, samples=2)
@@ -722,6 +723,7 @@ def test_a_run_tells_each_job(tmp_path):
     assert [(e.verb, e.done, e.jobs) for e in events] == [("evaluating", n, 2) for n in range(3)]
 
 
+@pytest.mark.slow
 def test_the_condensed_tables_stand_for_a_finished_run(tmp_path):
     run(tmp_path, "sign", k=8)
     whole = condensed(tmp_path)
@@ -730,6 +732,7 @@ def test_the_condensed_tables_stand_for_a_finished_run(tmp_path):
     assert [a.equals(b) for a, b in zip(condensed(tmp_path), whole, strict=True)] == [True, True]
 
 
+@pytest.mark.slow
 def test_force_takes_the_condensed_tables_with_the_rows(tmp_path):
     run(tmp_path, "sign", k=8)
     with claim(tmp_path, {}, force=True):

@@ -52,6 +52,7 @@ def test_of_recipes_that_remember(tmp_path: Path) -> None:
     apart(tmp_path, RECIPES)
 
 
+@pytest.mark.slow
 def test_of_indexes_that_rows_share(tmp_path: Path) -> None:
     pytest.importorskip("faiss")
     apart(tmp_path, FAISS)

@@ -119,6 +119,7 @@ def test_other_cells_say_what_an_attached_model_says(sparse_from: str, tmp_path:
     assert [said[name, "5"] for name, _ in said if "lightning" in name] == [said["native()", "5"]]
 
 
+@pytest.mark.slow
 def test_rows_that_end_leave_the_index_of_those_that_talk(tmp_path: Path) -> None:
     """Answers of several questions, which end at different places, are those of each alone."""
     made = tokenizer("byte level")

@@ -27,6 +27,7 @@ print(within - before, resident() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or _glibc() is None, reason="of glibc")
 def test_what_is_freed_stays_until_the_end():
     done = subprocess.run(

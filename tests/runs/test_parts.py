@@ -91,6 +91,7 @@ def test_a_pool_that_is_left_runs_no_more_jobs(tmp_path):
     assert 1 <= counts[-1] < 100
 
 
+@pytest.mark.slow
 def test_workers_leave_with_a_parent_that_is_killed():
     """They hold both ends of their queue, and would wait at it for ever."""
     code = (

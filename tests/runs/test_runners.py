@@ -50,6 +50,7 @@ def test_workers_that_all_die_are_not_begun_for_ever(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == ATTEMPTS
 
 
+@pytest.mark.slow
 def test_what_a_job_raises_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError):
         list(pool(1)(os.listdir, [Job({"n": n}, (__file__,)) for n in range(50)]))

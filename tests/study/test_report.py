@@ -375,6 +375,7 @@ def test_a_report_shows_the_budgets_that_were_chosen(tmp_path):
         write_report(run, k=[32, 7])
 
 
+@pytest.mark.slow
 def test_pictures_of_many_settings_are_written_where_asked_for(tmp_path, monkeypatch):
     drawn = list[str]()
     monkeypatch.setattr(Pictures, "add", lambda _, spec, path: drawn.append(path.name))

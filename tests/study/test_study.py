@@ -104,6 +104,7 @@ def test_every_study_says_what_it_is():
     assert {*OWN, "smollm2-quick", "smollm2"} <= set(abouts())
 
 
+@pytest.mark.slow
 def test_a_study_runs_to_its_report_and_resumes(tmp_path: Path, small: Any):
     out = tmp_path / "run"
     report = run_study(small(), out=out)
@@ -121,6 +122,7 @@ def test_a_study_runs_to_its_report_and_resumes(tmp_path: Path, small: Any):
     assert before == {p: p.stat().st_mtime_ns for p in out.glob("accuracy/*.parquet")}
 
 
+@pytest.mark.slow
 def test_the_words_of_0_1(tmp_path: Path):
     plan: Any = run_study.plan(NAME, "quick", tmp_path / "run", "reference", seed=3, haystacks=2)
     assert [part["jobs"] for part in plan.describe()] == [2]

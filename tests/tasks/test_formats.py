@@ -198,6 +198,7 @@ def book(tmp_path: Path) -> str:
     return str(tmp_path / "book.txt")
 
 
+@pytest.mark.slow
 def test_nolima_puts_a_needle_between_the_lines_of_a_book(tmp_path: Path) -> None:
     path, text = written(tmp_path / "needle_set.json", NEEDLES, False), book(tmp_path)
     task = make_task("nolima", file=path, book=text)

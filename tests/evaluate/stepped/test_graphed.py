@@ -182,6 +182,7 @@ def test_the_softmax_of_the_model(tmp_path: Path, monkeypatch: Any, kind: str) -
         same(mutant, theirs)
 
 
+@pytest.mark.slow
 def test_batches_of_other_sizes_keep_their_own_steps(tmp_path: Path, monkeypatch: Any) -> None:
     made, task = model(), make_task("kv-recall", questions=3, distractors=2)
     given = (made, ["sign()", "exact()"], 8)
@@ -221,6 +222,7 @@ def test_what_is_wrong_is_said_by_the_recipes_name(tmp_path: Path, monkeypatch: 
         run(monkeypatch, tmp_path, model(), [twice(), "sign()"], 4, True)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_captured_runs_kernel_by_kernel(tmp_path: Path, monkeypatch: Any) -> None:
     made, specs = model(), ["exact()", "sign()"]
 
@@ -233,6 +235,7 @@ def test_what_cannot_be_captured_runs_kernel_by_kernel(tmp_path: Path, monkeypat
         same(run(monkeypatch, tmp_path, made, specs, 4, True), plain)
 
 
+@pytest.mark.slow
 def test_weights_that_moved_are_not_read_where_they_stood(tmp_path: Path, monkeypatch: Any) -> None:
     made, specs = model(), ["exact()", "sign()"]
     run(monkeypatch, tmp_path / "a", made, specs, 4, True)
