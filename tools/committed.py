@@ -49,10 +49,16 @@ def command_of(name: str) -> str:
     tasks = {task["task"] for one in asked for task in one["tasks"]}
     if tasks < {task_name(task) for one in own for task, _ in one.settings}:
         words += [word for task in sorted(tasks) for word in ("--task", task)]
+        lengths = sorted({length for one in asked for length in one["lengths"]})
+        if lengths != sorted({n for one in own for n in one.lengths}):
+            words += ["--length", ",".join(map(str, lengths))]
     budgets = {cell["budget"] for one in asked for cell in one["cells"]} - {""}
     if not {str(budget) for one in own for budget in one.budgets} <= budgets:
         words += ["-k", ",".join(sorted(budgets, key=lambda k: float(k.rstrip("%"))))]
+    said_so = [study_of(path) for place in places if (path := place / STUDY).exists()]
+    if any(one.pilot is not None for one in own) and not any("pilot" in one for one in said_so):
+        words += ["--no-pilot"]
     samples = {one["samples"] for one in asked if "samples" in one}
     if len(samples) == 1 and not samples <= {one.at(n) for one in own for _, n in one.settings}:
         words += ["--samples", str(*samples)]
-    return shlex.join(words)
+    return shlex.join([*words, "--out", f"runs/{name}"])

@@ -192,7 +192,7 @@ def _as_good_as_full() -> str:
     for one in made:
         if str(one.curve.cells[one.place].budget) == "5%":
             words.append(
-                f"sparse from the {one.curve.sparse_from} on it answers {said(one.exact)}, with all keys {said(one.dense)}, a "
+                f"sparse from the {one.curve.sparse_from} on, it answers {said(one.exact)}, with all keys {said(one.dense)}, a "
                 f"difference of {said(one.found.gap, True)}"
             )
     texts = len(made[0].curve.haystacks)

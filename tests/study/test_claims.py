@@ -58,7 +58,7 @@ def test_verdicts_follow_the_intervals(tools: Any):
 def test_numbers_name_the_command_that_repeats_them(tools: Any):
     """The study that results are of, with what was asked otherwise than its file says."""
     said = tools.claimed.folders(["fidelity-vs-accuracy", "smollm2"])
-    assert said == "`results/fidelity-vs-accuracy` (`topkit study full`), `results/smollm2` (`topkit study smollm2 --task niah-single:wording=code`)"  # fmt: skip
+    assert said == "`results/fidelity-vs-accuracy` (`topkit study full --out runs/fidelity-vs-accuracy`), `results/smollm2` (`topkit study smollm2 --task niah-single:wording=code --out runs/smollm2`)"  # fmt: skip
     for on in re.findall(r"^- \*\*On\*\*: (.+)\.$", PAGE, re.MULTILINE):
         for name in re.findall(r"`results/([\w-]+)`(?! \(`topkit study )", on):
             raise AssertionError(f"{name} is named without its command")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import lzma
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,19 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from topkit.errors import InputError
-from topkit.experiments.train.corpus import TEXTS, Text, books, keep_tokens, require_books
+from topkit.experiments.model.source import REFERENCE
+from topkit.experiments.train.corpus import (
+    TEXTS,
+    Text,
+    books,
+    keep_tokens,
+    require_books,
+    require_same_books,
+)
 from topkit.experiments.train.deadline import Deadline
+from topkit.experiments.train.prepared import prepared
+from topkit.experiments.train.recipe import Recipe
+from topkit.experiments.train.reference_text import prepare
 
 WORDS = ["a", "b", "c", ".", "?", "x."]
 LATE = Deadline.within(0)
@@ -59,3 +72,42 @@ def test_a_corpus_that_is_not_there_is_refused(tmp_path: Path) -> None:
     for attempt in (lambda: require_books(tmp_path, "train"), lambda: list(books(tmp_path, "x"))):
         with pytest.raises(InputError, match="give the folder that holds the books"):
             attempt()
+
+
+def corpus(folder: Path, *texts: str) -> Path:
+    lines = [json.dumps({"title": "a", "author": "b", "text": text}) + "\n" for text in texts]
+    folder.mkdir(exist_ok=True)
+    with lzma.open(folder / "books-train.jsonl.xz", "wt", encoding="utf-8") as file:
+        file.writelines(lines)
+    return folder
+
+
+def test_tokens_of_other_books_are_not_taken_for_these(tmp_path: Path) -> None:
+    one, out = corpus(tmp_path / "one", "A book."), tmp_path / "out"
+    again = corpus(tmp_path / "again", "A book.")
+    for same in (one, one, again):
+        require_same_books(out, same, 1)
+    for books_of, most in ((corpus(tmp_path / "other", "Another."), 1), (one, None), (None, 1)):
+        with pytest.raises(InputError, match=r"out holds tokens of other books; choose another"):
+            require_same_books(out, books_of, most)
+    # A file that another took the place of, under the same name.
+    corpus(one, "Another.")
+    with pytest.raises(InputError, match="holds tokens of other books"):
+        require_same_books(out, one, 1)
+    unnamed = tmp_path / "unnamed"
+    unnamed.mkdir()
+    np.save(unnamed / "tokens.npy", np.zeros(1))
+    with pytest.raises(InputError, match="does not say which books its tokens are of"):
+        require_same_books(unnamed, again)
+
+
+def test_trainings_ask_whose_tokens_there_are(tmp_path: Path) -> None:
+    one, other = (corpus(tmp_path / text[0], text) for text in ("A book.", "Other one."))
+    assert prepared("reference", None, one, tmp_path / "out", 0) is not None
+    assert prepared("reference", None, one, tmp_path / "out", 0) is not None
+    with pytest.raises(InputError, match="holds tokens of other books"):
+        prepared("reference", None, other, tmp_path / "out", 0)
+    recipe = Recipe()
+    prepare(one, tmp_path / "made", recipe, start_from=REFERENCE)
+    with pytest.raises(InputError, match="holds tokens of other books"):
+        prepare(other, tmp_path / "made", recipe, start_from=REFERENCE)

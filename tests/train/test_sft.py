@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -138,6 +139,15 @@ def test_another_recipe_in_the_same_folder_is_refused(
     for change in ({"ratio": "10%"}, {"attention": "dense"}, {"recipe": replace(RECIPE, steps=5)}):
         with pytest.raises(InputError, match="begun with another recipe"):
             train(start, text, trained, **change)
+
+
+def test_a_model_of_other_books_is_not_taken_for_one_of_these(
+    start: Path, trained: Path, tmp_path: Path
+) -> None:
+    with lzma.open(tmp_path / "books-train.jsonl.xz", "wt") as file:
+        file.write(json.dumps({"title": "a", "author": "b", "text": "Another book."}) + "\n")
+    with pytest.raises(InputError, match="begun with another recipe"):
+        train_sft(start, tmp_path, trained, attention="topk", ratio="20%", recipe=RECIPE)
 
 
 def test_ratios_are_shares_of_the_visible_keys() -> None:

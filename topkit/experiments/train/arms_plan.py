@@ -27,6 +27,7 @@ from topkit.experiments.study.reading import STUDY
 from topkit.experiments.tasks import Haystack, task_name
 from topkit.experiments.tasks import prompt as make_prompt
 from topkit.experiments.train.arms import BEFORE, DENSE, PARTS, TOPK, Arm, Training, Work, make_arm
+from topkit.experiments.train.corpus import corpus_digest
 from topkit.experiments.train.recipe import Sft
 from topkit.experiments.train.sft import ratio_of
 
@@ -123,10 +124,11 @@ def _every(course: Course, accuracy: bool) -> Iterator[Work]:
     for start, folder in zip(study.model, folders(study.model), strict=True):
         own = study.of(start)
         _require_room(own, start)
-        training = _training(course, own, start, folder, accuracy)
+        corpus = corpus_digest(own.corpus)
+        training = _training(course, own, start, folder, corpus, accuracy)
         for arm in _arms(own, start, folder):
             what = {**asdict(arm), "recipe": asdict(training.recipe), "topkit": topkit.__version__}
-            what |= {"corpus": str(training.corpus), "books": training.books, "accuracy": accuracy}
+            what |= {"corpus": corpus, "books": training.books, "accuracy": accuracy}
             what["asked"] = [(task_name(t), n, own.at(n)) for t, n in own.settings]
             what["budgets"] = [str(k) for k in own.budgets]
             yield training, arm, course.out / PARTS / f"{arm.name}-{digest(what)}.json"
@@ -141,12 +143,14 @@ def _require_room(study: Study, start: str) -> None:
             make_prompt(task, tokenizer, length, sample, seed=study.seed[0], haystack=text)
 
 
-def _training(course: Course, study: Study, start: str, folder: str, accuracy: bool) -> Training:
+def _training(
+    course: Course, study: Study, start: str, folder: str, corpus: str, accuracy: bool
+) -> Training:
     said = dict(study.training)
     sizes = {name: said[name] for name in ("steps", "rows", "length", "peak", "warmup", "least") if name in said}  # fmt: skip
     recipe = replace(Sft.of(start), **sizes)
     device = study.device or "cpu"
-    text = {"start": start, "corpus": str(study.corpus), "books": said.get("books")}
+    text = {"start": start, "corpus": corpus, "books": said.get("books")}
     return Training(
         out=course.out,
         models=said.get("models", course.out / MODELS),

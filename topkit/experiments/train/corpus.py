@@ -13,12 +13,15 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from topkit.documents.digest import file_digest
 from topkit.errors import InputError
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.train.deadline import NEVER, Deadline
 
 # Books whose tokens are made and kept at once: a second's work.
 TEXTS = 4
+# Beside tokens: which books they are of.
+SOURCE = "books.json"
 EXCERPT = Path(__file__).parents[2] / "data" / "excerpt.txt"
 
 
@@ -38,6 +41,30 @@ def require_books(corpus: Path | str, split: str) -> Path:
     if not path.is_file():
         raise InputError(f"no {path.name} in {corpus}; give the folder that holds the books")
     return path
+
+
+def corpus_digest(corpus: Path | str | None) -> str:
+    """The sha256 of the training books, or of the excerpt. Raises: as `require_books`."""
+    return file_digest(EXCERPT if corpus is None else require_books(corpus, "train"))
+
+
+def require_same_books(folder: Path, corpus: Path | str | None, most: int | None = None) -> None:
+    """Note which books a folder's tokens are of, where none are.
+
+    most: how many are read (None: all). Raises: InputError for a folder of other books, whose tokens would be taken
+    for these.
+    """
+    made = {"sha256": corpus_digest(corpus), "books": most}
+    path, text = folder / SOURCE, json.dumps(made) + "\n"
+    if path.exists():
+        if path.read_text(encoding="utf-8") != text:
+            raise InputError(f"{folder} holds tokens of other books; choose another folder")
+        return
+    if any(folder.glob("*.npy")):
+        raise InputError(
+            f"{folder} does not say which books its tokens are of; choose another folder"
+        )
+    write_whole(path, lambda to: to.write_text(text, encoding="utf-8"))
 
 
 def _save(values: np.ndarray, path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from topkit.experiments.model.load import resolve
 from topkit.experiments.runs.lock import by_turns
-from topkit.experiments.train.corpus import books, keep_tokens
+from topkit.experiments.train.corpus import books, keep_tokens, require_same_books
 from topkit.experiments.train.deadline import NEVER, Deadline
 from topkit.experiments.train.mixture import Mixture
 
@@ -36,13 +36,15 @@ def prepared(
 
     Of several processes that ask for them, one makes them and the others wait.
     corpus: the folder of books-train.jsonl.xz, of which the first `most` are read (None: all). Returns None where
-    time ran out; a further call goes on.
+    time ran out; a further call goes on. Raises: InputError for a folder with tokens of other books.
     """
     text, file = Path(out) / "text", resolve(name) / "tokenizer.json"
     # A .gguf file holds its tokenizer itself.
     encoder = file.read_text() if file.is_file() else tokenizer.backend_tokenizer.to_str()
+    text.mkdir(parents=True, exist_ok=True)
+    with by_turns(text):
+        require_same_books(text, corpus, most)
     if not (text / "ends.npy").exists():
-        text.mkdir(parents=True, exist_ok=True)
         texts = (book["text"] for book in islice(books(corpus, "train"), most))
         with by_turns(text):
             whole = keep_tokens(texts, Tokenizer.from_str(encoder), text, deadline)

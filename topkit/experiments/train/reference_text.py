@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.tasks.request import random_for
-from topkit.experiments.train.corpus import books, keep_tokens
+from topkit.experiments.train.corpus import books, keep_tokens, require_same_books
 from topkit.experiments.train.deadline import NEVER, Deadline
 from topkit.experiments.train.recipe import Recipe
 from topkit.experiments.train.tokenizer import save_tokenizer, train_tokenizer
@@ -26,9 +26,10 @@ def prepare(
 ) -> bool:
     """Make the tokenizer and the tokens of the training books, once, in `out`; whether they are there.
 
-    Where time ran out before, a further call goes on.
+    Where time ran out before, a further call goes on. Raises: InputError for a folder with tokens of other books.
     """
     folder = out / "text"
+    require_same_books(folder, corpus)
     if (folder / "ends.npy").exists():
         return True
     made = folder / "tokenizer.json"

@@ -22,6 +22,7 @@ from topkit.experiments.model.digests import weights_digest
 from topkit.experiments.model.load import load, require_positions, silence
 from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.train.checkpoint import Checkpoints
+from topkit.experiments.train.corpus import corpus_digest
 from topkit.experiments.train.deadline import Deadline
 from topkit.experiments.train.difference import apply_difference, save_difference
 from topkit.experiments.train.loop import PASS, Loop
@@ -69,7 +70,7 @@ def train_sft(
     if share is not None:
         require_trainable(loaded, share)
     start = {n: x.detach().cpu().to(torch.bfloat16) for n, x in loaded.state_dict().items()}
-    told = _told(name, loaded, attention, share, recipe, books)
+    told = _told(name, loaded, attention, share, recipe, corpus, books)
     _begin(out, told)
     if (out / DONE).exists():
         return True
@@ -149,14 +150,21 @@ def _batches(
 
 
 def _told(
-    name: str, model: Any, attention: str, share: Fraction | None, recipe: Sft, books: int | None
+    name: str,
+    model: Any,
+    attention: str,
+    share: Fraction | None,
+    recipe: Sft,
+    corpus: Path | str | None,
+    books: int | None,
 ) -> dict[str, Any]:
-    """What recipe.json says: all that decides the weights, beside the books themselves."""
+    """What recipe.json says: all that decides the weights."""
     return {
         "model": name,
         "weights": weights_digest(model, torch.bfloat16),
         "attention": attention,
         "ratio": None if share is None else str(share),
+        "corpus": corpus_digest(corpus),
         "books": books,
         **asdict(recipe),
     }
