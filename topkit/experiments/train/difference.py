@@ -46,7 +46,7 @@ def save_difference(
     Raises: InputError where not even the largest changes fit.
     """
     weights = {n: x for n, x in trained.state_dict().items() if n in start}
-    gaps = {n: (x.float() - start[n].float()).cpu() for n, x in distinct(weights).items()}
+    gaps = {n: x.cpu().float() - start[n].cpu().float() for n, x in distinct(weights).items()}
     packed, step = _smallest(gaps, most - 4096 - 256 * len(gaps))
     off = sum(float((_unpacked(packed[n], g.shape) - g).square().sum()) for n, g in gaps.items())
     whole = sum(float(g.square().sum()) for g in gaps.values())
