@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from device import gpu
 from tests.tiny import READS_REFERENCE, folder, prompt, tiny
 from topkit.errors import InputError
 from topkit.experiments.model.attention import switched_attention
@@ -242,19 +243,32 @@ def test_scores_that_are_nan_name_the_step(
 # The difference
 
 
-def test_a_difference_makes_the_model_again(tmp_path: Path, start: Path, trained: Path) -> None:
+def assert_made_again(start: Path, trained: Path, out: Path) -> Path:
+    """The file of a difference, whose model is the trained one but for the error that it names."""
     (file,) = (trained / "difference").iterdir()
     done = json.loads((trained / "done.json").read_text())
     assert file.name == done["difference"] and file.stat().st_size == done["bytes"] <= MOST
-    made = rebuild(start, file, tmp_path / "made")
     before, after = load(start)[0].state_dict(), weights(trained)
-    again = load(made)[0].state_dict()
+    again = load(rebuild(start, file, out))[0].state_dict()
     off = sum(float((again[n] - after[n]).square().sum()) for n in after)
     whole = sum(float((after[n] - before[n]).square().sum()) for n in after)
     assert (off / whole) ** 0.5 == pytest.approx(done["error"], abs=0.03) and done["error"] < 0.1
-    with safe_open(file, "pt") as opened:
+    return file
+
+
+def test_a_difference_makes_the_model_again(tmp_path: Path, start: Path, trained: Path) -> None:
+    with safe_open(assert_made_again(start, trained, tmp_path / "made"), "pt") as opened:
         told = opened.metadata()
     assert (told["attention"], told["ratio"], told["kind"]) == ("topk", "1/5", "difference")
+
+
+@pytest.mark.gpu
+@gpu
+def test_a_difference_of_a_training_on_a_gpu_makes_the_model_again(
+    tmp_path: Path, start: Path, text: Path
+) -> None:
+    assert train(start, text, tmp_path / "trained", device="cuda")
+    assert_made_again(start, tmp_path / "trained", tmp_path / "made")
 
 
 def test_a_difference_is_of_one_start(tmp_path: Path, start: Path, trained: Path) -> None:
