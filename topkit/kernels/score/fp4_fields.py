@@ -43,8 +43,8 @@ LOOKED_UP_ALIKE = tl.constexpr(
 
 @triton.jit
 def scales_of(words, row, LAYOUT: tl.constexpr):
-    """The bits of the scales of rows [R]: [R, BLOCKS], of mxfp4 in a word each [R, 1]."""
-    if LAYOUT.dtype == "mxfp4":
+    """The bits of the scales of rows [R]: [R, BLOCKS], or in words [R, 1]."""
+    if LAYOUT.worded:
         bits = tl.load(words + row[:, None])
     else:
         at = words.to(tl.pointer_type(tl.uint8)) + row[:, None] * LAYOUT.blocks
@@ -59,7 +59,11 @@ def fields(x, bits, LAYOUT: tl.constexpr):
     bits: as `scales_of` reads them. Operands of nvfp4 hold them, and its scale means nothing.
     """
     if LAYOUT.dtype == "mxfp4":
-        bits, largest = of_word(bits, LAYOUT.blocks)
+        if LAYOUT.worded:
+            bits, largest = of_word(bits, LAYOUT.blocks)
+        else:
+            bits = bits.to(tl.int32)
+            largest = tl.max(bits, 1)[:, None]
         lower, upper = tables(bits, largest, LAYOUT)
         low, high = e2m1(x, lower, upper)
         if not LAYOUT.gated:

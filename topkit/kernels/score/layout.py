@@ -72,6 +72,11 @@ class Layout:
         return self.dim // BLOCK[self.dtype]
 
     @property
+    def worded(self) -> bool:
+        """Whether a key's scales are read as one word; two of a key that is not lightning's are taken apart too dearly."""
+        return self.dtype == "mxfp4" and (self.gated or self.blocks == 4)
+
+    @property
     def room(self) -> int:
         """Doublings of mxfp4's largest block (topkit.kernels.score.fp4_fields): few where products are float16."""
         return 1 if self.gated else 13
