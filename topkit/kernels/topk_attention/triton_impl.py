@@ -31,7 +31,7 @@ from topkit.kernels.topk_attention.row_append import append_rows
 from topkit.kernels.topk_attention.row_ends import cut_of_row
 from topkit.kernels.topk_attention.row_floors import floors_of_rows
 from topkit.kernels.topk_attention.row_places import first_seen
-from topkit.kernels.topk_attention.sample import MARGIN, SPARSITY, Plan
+from topkit.kernels.topk_attention.sample import MARGIN, SPARE, SPARSITY, Plan
 
 # Room for candidates: a share of the bytes of queries and keys, and at least so many bytes.
 SHARE, LEAST = 4, 1 << 26
@@ -53,7 +53,7 @@ class Config(NamedTuple):
 # 16 queries a warp: Hopper's products then leave a thread scores of two rows alone.
 CONFIG = Config(64, 128, 4, 3)
 # That of the pass over the sample.
-FLOORS = Config(64, 64, 4, 3)
+FLOORS = Config(64, 64, 4, 2)
 
 
 class Found(NamedTuple):
@@ -95,7 +95,7 @@ def floors(queries: Tensor, keys: Tensor, kept: Tensor, start: Tensor | None, pl
     config = FLOORS
     floors_of_rows[(triton.cdiv(count, config.queries), rows * heads)](
         queries, queries.stride(), sampled, sampled.stride(), places, kept, kept.stride(), start, out,
-        count, ahead, heads, heads // keys.shape[1], MARGIN,
+        count, ahead, heads, heads // keys.shape[1], MARGIN, SPARE,
         dim, config.queries, config.keys, SPARSITY, plan.capacity, _upcast(queries), config.stages,
         num_warps=config.warps,
     )  # fmt: skip
