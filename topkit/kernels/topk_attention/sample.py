@@ -23,30 +23,31 @@ LARGEST = 1 << 13
 
 @dataclass(frozen=True)
 class Plan:
-    """How rows of `length` keys are sampled, of which at most k stay."""
+    """How rows of `length` keys are sampled, of which at most k stay: one key in each stretch of `sparsity`."""
 
     length: int
     k: int
+    sparsity: int = SPARSITY
 
     @property
     def capacity(self) -> int:
         """Candidates that there is room for."""
-        share = self.k / SPARSITY
+        share = self.k / self.sparsity
         rank = share + MARGIN * math.sqrt(share) + SPARE
         rank += rank / 8  # as far above it the floor's rank may lie
-        room = (rank + MARGIN * math.sqrt(rank) + SPARE) * SPARSITY
+        room = (rank + MARGIN * math.sqrt(rank) + SPARE) * self.sparsity
         return 128 * math.ceil(min(room, self.length) / 128)
 
     def places(self, device: torch.device) -> Tensor:
-        """The slots of the sample, one in each stretch of SPARSITY, by a hash: no period of the keys follows it."""
-        return _places(self.length, device)
+        """The slots of the sample, by a hash: no period of the keys follows it."""
+        return _places(self.length, self.sparsity, device)
 
 
 @lru_cache(64)
-def _places(length: int, device: torch.device) -> Tensor:
-    stretch = torch.arange(-(-length // SPARSITY), device=device)
-    inside = (stretch * 0x45D9F3B >> 7) % SPARSITY
-    return (stretch * SPARSITY + inside).clamp_max(length - 1).int()
+def _places(length: int, sparsity: int, device: torch.device) -> Tensor:
+    stretch = torch.arange(-(-length // sparsity), device=device)
+    inside = (stretch * 0x45D9F3B >> 7) % sparsity
+    return (stretch * sparsity + inside).clamp_max(length - 1).int()
 
 
 def unsupported(queries: Tensor, keys: Tensor, k: int) -> str | None:
