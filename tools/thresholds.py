@@ -35,7 +35,6 @@ from topkit.kernels.backend import interpreted
 from topkit.kernels.topk_attention import (
     cuts_of,
     flash,
-    flex,
     keys_kept,
     topk_attention,
     triton_impl,
@@ -152,7 +151,6 @@ def _parts(case: Case, attended: bool) -> None:
         scaling = q.shape[3] ** -0.5
         parts |= {
             "by kernels, both": lambda: case.both(flash.attend(*case.inputs, cuts, scaling=scaling)),
-            "FlexAttention, both": lambda: case.both(flex.attend(*case.inputs, cuts, scaling=scaling)),
             "Top-k attention, both": lambda: case.both(topk_attention(*case.inputs, kept, most=case.most)),
             "flash, both": lambda: case.both(scaled_dot_product_attention(*case.inputs, is_causal=True)),
         }  # fmt: skip
