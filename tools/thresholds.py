@@ -1,10 +1,12 @@
 """Where the time of Top-k attention goes on a GPU: milliseconds of its parts.
 
-    python tools/thresholds.py [--length 32K] [--dim 128] [--heads 8] [--ratio 0.01] [--configs] [--attend] [--tiny]
+    python tools/thresholds.py [--length 32K] [--dim 128] [--heads 8] [--ratio 0.01] [--configs] [--attend]
+                               [--seconds 40] [--tiny]
 
 Of each part: `gpu`, what its kernels take; `host`, how long a call takes to return; and `wall`, a call behind the
-other. Where `wall` is far above `gpu` the GPU waits for the host. --configs: tries configurations of the kernels
-that find thresholds, the best first; --attend: those of the kernels that attend.
+other. Where `wall` is far above `gpu` the GPU waits for the host. --configs: of thresholds alone, with samples of
+other sizes and other configurations of each pass, as they come and then the best first, until so many seconds have
+gone; --attend: configurations of the kernels that attend.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from itertools import product
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +35,23 @@ from topkit.kernels.backend import interpreted
 from topkit.kernels.topk_attention import (
     cuts_of,
     flash,
-    flex,
     keys_kept,
     topk_attention,
     triton_impl,
 )
 from topkit.kernels.topk_attention.sample import Plan
 from topkit.kernels.topk_attention.thresholds import cuts_begun
-from topkit.kernels.topk_attention.triton_impl import Config, Found
+from topkit.kernels.topk_attention.triton_impl import Found
 
 Call = Callable[[], Any]
-# A warp for each 16 queries, as Hopper's products stand.
-GRID = [Config(16 * warps, *rest, warps, stages) for warps, rest, stages in product((4, 8), ((64,), (128,)), (2, 3))]  # fmt: skip
+# A warp for each 16 queries, as Hopper's products stand. Those most likely to be the best come first.
+FLOORS = [(64, 64, 4, 2, 4), (64, 128, 4, 2, 3), (64, 64, 4, 2, 3), (128, 64, 8, 2, 2), (64, 64, 4, 3, 3), (64, 128, 4, 2, 2)]  # fmt: skip
+LISTS = {
+    64: [(64, 128, 4, 3, 4), (128, 128, 8, 3, 2), (64, 64, 4, 3, 5), (64, 128, 4, 2, 4), (64, 128, 4, 3, 3), (128, 64, 8, 3, 2), (64, 64, 4, 3, 4)],
+    128: [(64, 128, 4, 3, 2), (128, 64, 8, 3, 2), (64, 64, 4, 3, 3), (64, 128, 4, 2, 2), (128, 128, 8, 2, 1), (64, 64, 4, 2, 4), (128, 64, 8, 2, 2)],
+}  # fmt: skip
+AGAIN = [(64, 128, 4, 3, 2), (64, 64, 4, 3, 2), (64, 128, 8, 3, 2), (64, 64, 4, 4, 2)]
+SPARSITIES = (16, 32, 64)
 # The three passes are apart, so that one trial is of all of them: forward, of queries, of keys and values.
 TRIALS = [
     [(128, 128, 8, 3), (128, 64, 8, 3), (64, 128, 8, 3)],
@@ -82,6 +89,17 @@ class Case:
     def found(self) -> Found:
         return triton_impl.cut_rows(self.q, self.k, self.kept, None, self.most)
 
+    def floors(self, plan: Plan) -> torch.Tensor:
+        return triton_impl.floors(self.q, self.k, self.kept, None, plan)
+
+    def among(self, plan: Plan, rows: torch.Tensor, found: Found) -> None:
+        found.turn.zero_()
+        found.state.zero_()
+        triton_impl.among(self.q, self.k, self.kept, None, plan, rows, found)
+
+    def again(self, found: Found) -> None:
+        triton_impl.again(self.q, self.k, self.kept, None, 0.0, found)
+
     def both(self, out: torch.Tensor) -> None:
         for x in self.inputs:
             x.grad = None
@@ -96,38 +114,43 @@ def main() -> None:
     parser.add_argument("--ratio", default="0.01")
     parser.add_argument("--configs", action="store_true")
     parser.add_argument("--attend", action="store_true")
+    parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--tiny", action="store_true", help="small, also in Triton's interpreter")
     given = parser.parse_args()
     if not torch.cuda.is_available() and not interpreted():
         raise SystemExit("needs a GPU, or TRITON_INTERPRET=1 with --tiny")
+    until = time.monotonic() + given.seconds
     case = Case(given)
-    print(f"{case.length} keys, dimension {given.dim}, {case.q.shape[1]} heads, k {case.most}; ms")
-    print(f"rows left to be cut again: {int(case.found().state[0])} of {case.kept.numel() * case.q.shape[1]}")  # fmt: skip
-    _parts(case)
+    say(f"{case.length} keys, dimension {given.dim}, {case.q.shape[1]} heads, k {case.most}; ms")
+    say(f"rows left to be cut again: {int(case.found().state[0])} of {case.kept.numel() * case.q.shape[1]}")  # fmt: skip
+    _parts(case, attended=case.device.type == "cuda" and not given.configs)
     if given.configs:
-        _configs(case, given.tiny)
+        _configs(case, given.tiny, until)
     if given.attend:
         _attend(case)
 
 
-def _parts(case: Case) -> None:
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _parts(case: Case, attended: bool) -> None:
     q, k, kept = case.q, case.k, case.kept
     found, other = case.found(), case.found()
-    rows = triton_impl.floors(q, k, kept, None, case.plan)
+    rows = case.floors(case.plan)
     parts: dict[str, Call] = {
-        "floors": lambda: triton_impl.floors(q, k, kept, None, case.plan),
-        "pass over all keys": lambda: triton_impl.among(q, k, kept, None, case.plan, rows, found),
-        "rows cut again": lambda: triton_impl.again(q, k, kept, None, 0.0, other),
+        "floors": lambda: case.floors(case.plan),
+        "pass over all keys": lambda: case.among(case.plan, rows, found),
+        "rows cut again": lambda: case.again(other),
         "all kernels": case.found,
         "thresholds": lambda: cuts_of(q, k, kept, backend="triton", most=case.most),
     }
-    if case.device.type == "cuda":
+    if attended:
         with torch.no_grad():
-            cuts, _ = cuts_begun(q, k, kept, None, flex.SLACK, most=case.most)
+            cuts, _ = cuts_begun(q, k, kept, None, flash.SLACK, most=case.most)
         scaling = q.shape[3] ** -0.5
         parts |= {
             "by kernels, both": lambda: case.both(flash.attend(*case.inputs, cuts, scaling=scaling)),
-            "FlexAttention, both": lambda: case.both(flex.attend(*case.inputs, cuts, scaling=scaling)),
             "Top-k attention, both": lambda: case.both(topk_attention(*case.inputs, kept, most=case.most)),
             "flash, both": lambda: case.both(scaled_dot_product_attention(*case.inputs, is_causal=True)),
         }  # fmt: skip
@@ -135,10 +158,10 @@ def _parts(case: Case) -> None:
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
             wall, host, kernels = _timed(call, case.device)
         gpu = sum(kernels.values())
-        print(f"{name:<22} gpu {gpu:8.3f}  host {host:8.3f}  wall {wall:8.3f}")
+        say(f"{name:<22} gpu {gpu:8.3f}  host {host:8.3f}  wall {wall:8.3f}")
         for kernel, its in sorted(kernels.items(), key=lambda item: -item[1])[:6]:
             if name.endswith("both"):
-                print(f"    {its:8.3f}  {kernel[:90]}")
+                say(f"    {its:8.3f}  {kernel[:90]}")
 
 
 def _timed(call: Call, device: torch.device) -> tuple[float, float, dict[str, float]]:
@@ -170,25 +193,52 @@ def _kernels(call: Call, device: torch.device) -> dict[str, float]:
     return kernels
 
 
-def _configs(case: Case, tiny: bool) -> None:
-    now = triton_impl.CONFIG, triton_impl.FLOORS
-    tried: list[tuple[float, str]] = []
-    q, k, kept = case.q, case.k, case.kept
-    for config in [now[0]] if tiny else GRID:
-        triton_impl.CONFIG = triton_impl.FLOORS = config
+def _configs(case: Case, tiny: bool, until: float) -> None:
+    """Milliseconds of each pass alone: with samples of several sizes, then with other configurations."""
+    now = triton_impl.CONFIGS
+    ours = triton_impl.configs(case.q.shape[3])
+    tried: list[tuple[str, float, str]] = []
+
+    def attempt(name: str, call: Callable[[], Call], what: str) -> None:
         try:
-            rows = triton_impl.floors(q, k, kept, None, case.plan)
-            found = case.found()
-            floors = lambda: triton_impl.floors(q, k, kept, None, case.plan)  # noqa: E731
-            among = lambda rows=rows, found=found: triton_impl.among(q, k, kept, None, case.plan, rows, found)  # noqa: E731  # fmt: skip
-            for name, call in {"floors": floors, "pass": among}.items():
-                took = float(np.median(streamed(call, case.device))) / 1e3
-                tried.append((took, f"{name}  {config}"))
+            took = float(np.median(streamed(call(), case.device))) / 1e3
         except Exception as error:  # what does not fit, whatever the compiler or the driver raises
-            print(f"{config}: {str(error).splitlines()[0][:90]}", file=sys.stderr)
-    triton_impl.CONFIG, triton_impl.FLOORS = now
-    for took, name in sorted(tried, key=lambda one: (one[1].split()[0], one[0])):
-        print(f"{took:8.3f}  {name}")
+            say(f"{name} {what}: {str(error).splitlines()[0][:90]}")
+            return
+        tried.append((name, took, what))
+        say(f"{took:8.3f}  {name}  {what}")
+
+    def among(plan: Plan) -> Call:
+        rows, found = case.floors(plan), case.found()
+        return lambda: case.among(plan, rows, found)
+
+    def again() -> Call:
+        found = case.found()
+        return lambda: case.again(found)
+
+    for sparsity in SPARSITIES:
+        plan = Plan(case.length, case.most, sparsity)
+        what = f"one key in {sparsity}, room for {plan.capacity}"
+        attempt("floors", lambda plan=plan: lambda: case.floors(plan), what)
+        attempt("lists", lambda plan=plan: among(plan), what)
+    passes = {"lists": LISTS[64 if case.q.shape[3] <= 64 else 128], "floors": FLOORS, "again": AGAIN}  # fmt: skip
+    if tiny:
+        passes = {name: [getattr(ours, name)] for name in passes}
+    calls: dict[str, Callable[[], Call]] = {
+        "floors": lambda: lambda: case.floors(case.plan),
+        "lists": lambda: among(case.plan),
+        "again": again,
+    }
+    for row in zip_longest(*passes.values()):
+        for name, one in zip(passes, row, strict=True):
+            if one is None or time.monotonic() > until:
+                continue
+            config = triton_impl.Config(*one)
+            triton_impl.CONFIGS = dict.fromkeys(now, ours._replace(**{name: config}))
+            attempt(name, calls[name], str(config))
+    triton_impl.CONFIGS = now
+    for name, took, what in sorted(tried):
+        say(f"{took:8.3f}  {name}  {what}")
 
 
 def _attend(case: Case) -> None:

@@ -92,7 +92,7 @@ def one_row_each(ttgir: str) -> None:
     """Holds that what appends to a list a row is handed a thread's scores of one row, all of them."""
     layouts = dict(re.findall(r"^(#\w+) = (.*)$", ttgir, re.M))
     for line in ttgir.splitlines():
-        if "elementwise_inline_asm" in line and "atom.relaxed" in line and "add.u64 place" in line:
+        if "elementwise_inline_asm" in line and "add.u64 place" in line:
             layout = re.search(r": tensor<\w+xf32, (#\w+)>, tensor", line)
             assert layout, line
             told = layouts[layout[1]]

@@ -23,7 +23,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         small = flash.Config(16, 16, 1, 1)
         configs = flash.Configs(flash.Config(32, 16, 1, 1), small, small)
         monkeypatch.setattr(flash, "CONFIGS", dict.fromkeys(flash.CONFIGS, configs))
-        monkeypatch.setattr(impl, "CONFIG", impl.Config(16, 128, 1, 1))
+        config = impl.Config(16, 128, 1, 1, 1)
+        configs = impl.Configs(impl.Config(16, 64, 1, 1, 1), config, config)
+        monkeypatch.setattr(impl, "CONFIGS", {128: configs})
 
 
 def drawn(

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from device import CUDA, DEVICE, gpu
 from topkit.errors import InputError
-from topkit.kernels.topk_attention import Cuts, cuts_of, flex, keys_kept, sample
+from topkit.kernels.topk_attention import Cuts, cuts_of, keys_kept, sample
+from topkit.kernels.topk_attention.cuts import SLACK
 from topkit.kernels.topk_attention.sample import Plan
 from topkit.kernels.topk_attention.thresholds import cuts_begun
 
@@ -26,8 +27,9 @@ ROOM = 384
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the interpreter tiles are small, and rows are long that are not."""
     if not CUDA:
-        monkeypatch.setattr(impl, "CONFIG", impl.Config(16, 128, 1, 1))
-        monkeypatch.setattr(impl, "FLOORS", impl.Config(16, 64, 1, 1))
+        config = impl.Config(16, 128, 1, 1, 1)
+        configs = impl.Configs(impl.Config(16, 64, 1, 1, 1), config, config)
+        monkeypatch.setattr(impl, "CONFIGS", {128: configs})
         monkeypatch.setattr(Plan, "capacity", property(lambda plan: ROOM))
 
 
@@ -108,7 +110,7 @@ def test_nothing_one_key_and_all(kept: list[int]) -> None:
 @pytest.mark.parametrize("levels", [1, 3])
 def test_ties_are_cut_by_slot(levels: int) -> None:
     q, k = drawn(heads=1, levels=levels)
-    held(q, k, torch.tensor([[2, 7, 30]]), slack=flex.SLACK)
+    held(q, k, torch.tensor([[2, 7, 30]]), slack=SLACK)
 
 
 def test_a_plateau_is_cut_by_slot() -> None:
@@ -192,7 +194,7 @@ def test_memory_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(impl, "LEAST", 1)
     monkeypatch.setattr(impl, "SHARE", 0)
     held(q, k, torch.full((1, 17), 3))
-    assert max(made) == 4 * impl.CONFIG.queries * (Plan(20, 3).capacity + 1)
+    assert max(made) == 4 * impl.configs(q.shape[3]).lists.queries * (Plan(20, 3).capacity + 1)
 
 
 @pytest.mark.parametrize("by_kernel", [0, 3])
@@ -211,59 +213,83 @@ def test_rows_beyond_those_of_the_kernel_are_cut_again_a_few_at_a_time(
 COMPARED: dict[str, Any] = {
     "setp.geu.f32": lambda x, y: not x < y,
     "setp.geu.and.f32": lambda x, y, also: not x < y and also,
-    "setp.ne.u32": lambda x, y: x != y,
     "setp.le.u32": lambda x, y: x <= y,
+}
+COMPUTED: dict[str, Any] = {
+    "mov": lambda x: x,
+    "cvt": lambda x: x,
+    "add": lambda x, y: x + y,
+    "sub": lambda x, y: x - y,
+    "and": lambda x, y: x & y,
+    "shr": lambda x, y: x >> y,
+    "mad": lambda x, y, z: x * y + z,
+    "selp": lambda x, y, p: x if p else y,
 }
 
 
-def run_ptx(text: str, registers: dict[str, Any], memory: dict[int, Any]) -> None:
-    """One thread's pass through the instructions that `row_append` uses; an address names four bytes."""
+def run_ptx(text: str, threads: list[dict[str, Any]], memory: dict[int, Any]) -> None:
+    """Four threads' pass, in step, through the instructions that `row_append` uses; an address names four bytes."""
     for line in text.strip().strip("{}").split(";"):
         words = line.replace(",", " ").replace("[", " ").replace("]", " ").split()
-        skipped = words and words[0].startswith("@") and not registers[words.pop(0)[1:]]
-        if skipped or not words or words[0].startswith("."):
+        if not words or words[0].startswith("."):
             continue
-        kind, to, *names = words
-        given = [registers[n] if n in registers else int(n) for n in names if n != "+"]
-        if kind == "st.global.b32":
-            memory[registers[to] + given[0]] = given[1]
-        elif kind == "atom.relaxed.gpu.global.add.u32":
-            registers[to] = memory[given[0]]
-            memory[given[0]] += given[1]
-        elif kind in ("mov.u32", "mov.b32"):
-            registers[to] = given[0]
-        elif kind in ("add.u32", "add.u64"):
-            registers[to] = given[0] + given[1]
-        elif kind == "mad.wide.u32":
-            registers[to] = given[0] * given[1] + given[2]
-        else:
-            registers[to] = COMPARED[kind](*given)
+        before = [dict(registers) for registers in threads]
+        for lane, registers in enumerate(threads):
+            kind, to, *names = words[1:] if words[0].startswith("@") else words
+            if words[0].startswith("@") and not registers[words[0][1:]]:
+                continue
+            if kind == "shfl.sync.up.b32":
+                value, valid = to.split("|")
+                registers[valid] = lane >= int(names[1])
+                if registers[valid]:
+                    registers[value] = before[lane - int(names[1])][names[0]]
+                continue
+            if kind == "shfl.sync.idx.b32":
+                registers[to] = before[int(names[1])][names[0]]
+                continue
+            given = [registers[n] if n in registers else int(n) for n in names if n != "+"]
+            if kind == "st.global.b32":
+                place, value = (registers[to], *given) if len(given) == 1 else (registers[to] + given[0], given[1])  # fmt: skip
+                memory[place] = value
+            elif kind in COMPARED:
+                registers[to] = COMPARED[kind](*given)
+            else:
+                registers[to] = COMPUTED[kind.split(".")[0]](*given)
 
 
 @pytest.mark.parametrize("capacity", [100, 13])
-def test_what_a_thread_appends_by_ptx_are_its_scores_that_reach_the_floor(capacity: int) -> None:
-    """The instructions as they stand: two rows a thread, eight threads one after the other."""
+def test_what_threads_append_by_ptx_are_their_scores_that_reach_the_floor(capacity: int) -> None:
+    """The instructions as they stand: two rows, of which four threads hold parts, tile after tile."""
     draw, each, nan = torch.Generator().manual_seed(0), 4, float("nan")
     lists, floors = (1000, 9000), (0.5, -0.25)
-    memory: dict[int, Any] = dict.fromkeys(lists, 0)
+    memory: dict[int, Any] = {}
     want: list[list[float]] = [[], []]
-    for thread in range(8):
-        scores = torch.randn(2, each, generator=draw).tolist()
-        scores[0][1] = nan if thread == 3 else scores[0][1]
-        operands = [scores, [[f] * each for f in floors], [[at] * each for at in lists]]
-        flat = [one for kind in operands for row in kind for one in row]
-        registers = {f"${each + i}": one for i, one in enumerate(flat)} | {"p": False}
-        run_ptx(row_append._append(each, capacity), registers, memory)
-        for row in (0, 1):
-            want[row] += [s for s in scores[row] if not s < floors[row]]
+    came = [0, 0]
+    for tile in range(3):
+        threads: list[dict[str, Any]] = []
+        for thread in range(4):
+            scores = torch.randn(2, each, generator=draw).tolist()
+            scores[0][1] = nan if (tile, thread) == (1, 2) else scores[0][1]
+            operands = [scores, *([[x] * each for x in pair] for pair in (floors, lists, came))]
+            flat = [one for kind in operands for row in kind for one in row]
+            threads.append({f"${2 * each + i}": one for i, one in enumerate(flat)} | {"p": False})
+            for row in (0, 1):
+                want[row] += [s for s in scores[row] if not s < floors[row]]
+        run_ptx(row_append._append(each, capacity), threads, memory)
+        told = [[t[f"${row * each + i}"] for t in threads for i in range(each)] for row in (0, 1)]
+        came = [row[0] for row in told]
+        assert all(len(set(row)) == 1 for row in told)
+        assert came == [len(row) for row in want]  # counted, even where there was no room
     for row, at in enumerate(lists):
-        assert memory[at] == len(want[row])  # counted, even where there was no room
         written = {address - at for address in memory if at < address < at + 8000}
         assert max(written) <= 4 * capacity
         if len(want[row]) <= capacity:
             kept = [memory[at + 4 * (nth + 1)] for nth in range(len(want[row]))]
             assert len(written) == len(kept) and str(kept) == str(want[row])
     assert (max(map(len, want)) > capacity) == (capacity == 13)
+    threads = [{f"${each + i}": (*lists, *came)[i // each] for i in range(4 * each)}] * 4
+    run_ptx(row_append._count(each), threads, memory)
+    assert [memory[at] for at in lists] == came
 
 
 def test_samples_are_spread_and_rows_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +298,7 @@ def test_samples_are_spread_and_rows_have_room(monkeypatch: pytest.MonkeyPatch) 
         places = Plan(length, 10).places(torch.device("cpu"))
         assert (places // sample.SPARSITY).tolist() == list(range(-(-length // sample.SPARSITY)))
         assert int(places.max()) < length
-    for k, capacity in ((1, 640), (41, 768), (328, 1664), (1638, 4096)):
+    for k, capacity in ((1, 640), (41, 768), (328, 1280), (1638, 4096)):
         assert Plan(1 << 15, k).capacity <= capacity
         assert k < Plan(1 << 15, k).capacity <= sample.LARGEST
     assert Plan(100, 50).capacity == 128

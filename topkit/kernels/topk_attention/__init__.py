@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from topkit.kernels.topk_attention.thresholds import cuts_begun, cuts_of
 
 __all__ = ["Cuts", "cuts_of", "keys_kept", "most_kept", "topk_attention"]
 
-BACKENDS = ("auto", "torch", "tiled", "flex", "flash")
+BACKENDS = ("auto", "torch", "tiled", "flash")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -40,17 +39,17 @@ def topk_attention(
     start <= s <= T - Tq + i. Shapes: queries [B, Hq, Tq, D]; keys [B, Hk, T, D], values [B, Hk, T, Dv], Hq a
     multiple of Hk; kept [Tq] or [B or 1, Tq], whole numbers; start [B], the first real slots -> [B, Hq, Tq, Dv]
     in queries' dtype. A query that sees nothing, as padding does, gets zeros.
-    backend: "torch" is the definition, which holds all scores; "tiled", any device; "flash", a GPU,
-    half types by kernels of its own; "flex", a GPU, by FlexAttention, which is compiled first; both sum the scores of half
-    types in float32; "auto", on a GPU the first of these that takes it, else tiled. most: what no query keeps
-    more than, where it is known: a GPU is then not waited for to learn it.
+    backend: "torch" is the definition, which holds all scores; "tiled", any device, dtype and head dimension;
+    "flash", a GPU's kernels: bfloat16 and float16, whose scores they sum in float32, and head dimensions of 16, 32, 64
+    and 128; "auto", flash where it can run, else tiled, as float32 always is. most: what no query keeps more
+    than, where it is known: a GPU is then not waited for to learn it.
     Raises: InputError where shapes, dtypes or devices do not belong together, for scores that hold NaN, and for
-    "flash" and "flex" where they cannot run.
+    "flash" where it cannot run.
     """
     scale = queries.shape[-1] ** -0.5 if scaling is None else scaling
     kept = _check(queries, keys, values, kept, scale, start)
     checks.one_of("backend", backend, BACKENDS)
-    own = _on_a_gpu(backend, queries, values)
+    own = _kernels(backend, queries, values)
     with reference.uncast(queries):
         if own is None:
             form = reference if backend == "torch" else tiled
@@ -137,21 +136,20 @@ def _check(
     return kept
 
 
-def _on_a_gpu(backend: str, queries: Tensor, values: Tensor) -> Any:
-    """The module that attends on a GPU, None for another form.
+def _kernels(backend: str, queries: Tensor, values: Tensor) -> Any:
+    """The module that attends by kernels, None for another form.
 
-    Raises: InputError for "flex" and "flash" where they cannot run.
+    Raises: InputError for "flash" where it cannot run.
     """
-    if backend == "auto" and not queries.is_cuda:
+    if backend not in ("auto", "flash") or (backend == "auto" and not queries.is_cuda):
         return None
-    for name, unsupported in (("flash", _not_by_flash), ("flex", _not_by_flex)):
-        if backend not in (name, "auto"):
-            continue
-        why = unsupported(queries, values)
-        if why is None:
-            return import_module(f"topkit.kernels.topk_attention.{name}")
-        if backend == name:
-            raise InputError(f'backend "{name}": {why}')
+    why = _not_by_flash(queries, values)
+    if why is None:
+        from topkit.kernels.topk_attention import flash
+
+        return flash
+    if backend == "flash":
+        raise InputError(f'backend "flash": {why}')
     return None
 
 
@@ -168,16 +166,4 @@ def _not_by_flash(queries: Tensor, values: Tensor) -> str | None:
             return f"takes head dimensions of 16, 32, 64 and 128; got {width}"
     if queries.shape[0] * queries.shape[1] > checks.MOST_BLOCKS:
         return f"takes at most {checks.MOST_BLOCKS} heads of all rows; got {tuple(queries.shape)}"
-    return None
-
-
-def _not_by_flex(queries: Tensor, values: Tensor) -> str | None:
-    """What FlexAttention does not take, as a sentence."""
-    if not queries.is_cuda:
-        return f"needs tensors on a CUDA GPU; these are on {queries.device}"
-    if queries.dtype == torch.float64:
-        return "takes no float64"
-    for width in (queries.shape[3], values.shape[3]):
-        if width < 16 or width & (width - 1):
-            return f"takes head dimensions that are powers of two from 16 on; got {width}"
     return None

@@ -20,11 +20,12 @@ def cut_rows_again(
     queries, queries_by, keys, keys_by, kept, kept_by, start, left, state, scratch, low, high, last, best,
     limit, slack, count, ahead, heads, group, length,
     D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr, UPCAST: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Cut the rows that are left, `limit` of them at most; of NaN, say so.
 
     Shapes: left [n], places in [B, Hq, Tq]; state [2], how many are left, and whether a score is NaN; scratch
-    [programs, T]. M, a query so many times, is what a product of tensor cores takes.
+    [programs, T], T less than 1024 WIDE. M, a query so many times, is what a product of tensor cores takes.
     """
     scratch += tl.program_id(0).to(tl.int64) * length
     d = tl.arange(0, D)
@@ -35,29 +36,43 @@ def cut_rows_again(
         k, first, place = wanted_of_row(kept, kept_by, start, index, query, ahead, heads)
         its = queries + batch * queries_by[0] + head * queries_by[1] + query.to(tl.int64) * queries_by[2]  # fmt: skip
         q = tl.load(its + tl.zeros([M, 1], tl.int64) + d[None, :])
-        begin, top = first // N * N, tl.full([], LOWEST, tl.int32)
-        for slots in range(begin, place + 1, N):
+        begin = first // N * N
+        for slots in tl.range(begin, place + 1, N, num_stages=STAGES):
             slot = slots + tl.arange(0, N)
             at = batch * keys_by[0] + (head // group) * keys_by[1] + slot.to(tl.int64)[None, :] * keys_by[2]  # fmt: skip
             key = tl.load(keys + at + d[:, None], mask=slot[None, :] <= place, other=0.0)
-            score = keys_of(tl.max(dot(q, key, UPCAST), 0))  # its rows are one and the same
-            score = tl.where((slot >= first) & (slot <= place), score, LOWEST)
-            tl.store(scratch + slot, score, mask=slot <= place)
-            top = tl.maximum(top, tl.max(score))
+            # Its rows are one and the same: who holds the first writes it.
+            there = (tl.arange(0, M) == 0)[:, None] & (slot <= place)[None, :]
+            tl.store(scratch + slot[None, :] + tl.zeros([M, 1], tl.int32), dot(q, key, UPCAST).to(tl.int32, bitcast=True), mask=there)  # fmt: skip
+        tl.debug_barrier()
+        top, visible = _in_order(scratch, begin, first, place + 1, WIDE)
         tl.debug_barrier()
         if top == NOT_A_NUMBER:
             tl.store(state + 1, 1)
         else:
             tl.store(best + row, tl.where(top == LOWEST, float("-inf"), float_of(top)))
-            _cut(scratch, begin, place + 1, k, top, slack, low + row, high + row, last + row, WIDE)
+            _cut(scratch, begin, place + 1, k, top, visible, slack, low + row, high + row, last + row, WIDE)  # fmt: skip
         tl.debug_barrier()  # before the next row is written
 
 
 @triton.jit
-def _cut(scores, begin, end, k, top, slack, low, high, last, WIDE: tl.constexpr):
-    """The cut of a row of scores, in the order of integers."""
+def _in_order(scores, begin, first, end, WIDE: tl.constexpr):
+    """Write what stand there as floats as integers in their order: the greatest, and how many may be chosen."""
+    tops, counts = tl.full([WIDE], LOWEST, tl.int32), tl.zeros([WIDE], tl.int32)
+    for at in range(begin, end, WIDE):
+        slot = at + tl.arange(0, WIDE)
+        x = tl.load(scores + slot, mask=slot < end, other=0).to(tl.float32, bitcast=True)
+        key = tl.where((slot >= first) & (slot < end), keys_of(x), LOWEST)
+        tl.store(scores + slot, key, mask=slot < end)
+        tops = tl.maximum(tops, key)
+        counts += (key > LOWEST).to(tl.int32)
+    return tl.max(tops), tl.sum(counts)
+
+
+@triton.jit
+def _cut(scores, begin, end, k, top, reach, slack, low, high, last, WIDE: tl.constexpr):
+    """The cut of a row of scores, in the order of integers, of which `reach` may be chosen."""
     bottom = tl.full([], LOWEST + 1, tl.int32)
-    reach = _reaching(scores, begin, end, bottom, WIDE)
     if (k <= 0) | (reach <= k):  # nothing stays, or all
         nothing = (k <= 0) | (reach == 0)
         bar = tl.where(nothing, float("inf"), float("-inf"))
@@ -67,12 +82,15 @@ def _cut(scores, begin, end, k, top, slack, low, high, last, WIDE: tl.constexpr)
     else:
         # The greatest that k reach, or any that no more do.
         while (bottom < top) & (reach > k):
-            pivot = middle(bottom, top)
-            count = _reaching(scores, begin, end, pivot, WIDE)
-            if count >= k:
-                bottom, reach = pivot, count
-            else:
-                top = pivot - 1
+            half = middle(bottom, top)
+            under, over = middle(bottom, half), middle(half, top)
+            n0, n1, n2 = _reaching_three(scores, begin, end, under, half, over, WIDE)
+            above = tl.where(n1 >= k, over, tl.where(n0 >= k, half, under)) - 1
+            top = tl.where(n2 >= k, top, above)
+            bottom = tl.where(n1 >= k, half, tl.where(n0 >= k, under, bottom))
+            bottom = tl.where(n2 >= k, over, bottom)
+            reach = tl.where(n1 >= k, n1, tl.where(n0 >= k, n0, reach))
+            reach = tl.where(n2 >= k, n2, reach)
         if reach == k:
             least, next_one = _about(scores, begin, end, bottom, WIDE)
             bar = cut_between(least, next_one)
@@ -106,6 +124,18 @@ def _reaching(scores, begin, end, bar, WIDE: tl.constexpr):
 
 
 @triton.jit
+def _reaching_three(scores, begin, end, one, two, three, WIDE: tl.constexpr):
+    """How many reach each of three bars that ascend: what a row is read for serves all of them."""
+    counts = tl.zeros([WIDE], tl.int32)  # of ten bits each, summed once
+    for at in range(begin, end, WIDE):
+        x = _part(scores, at, end, WIDE)
+        reached = tl.where(x >= one, 1, 0)
+        reached = tl.where(x >= two, 1 + (1 << 10), reached)
+        counts += tl.where(x >= three, 1 + (1 << 10) + (1 << 20), reached)
+    return tl.sum(counts & 1023), tl.sum((counts >> 10) & 1023), tl.sum(counts >> 20)
+
+
+@triton.jit
 def _about(scores, begin, end, bar, WIDE: tl.constexpr):
     """The least that reaches a bar, and the greatest that does not, LOWEST for none."""
     least, below = tl.full([], NOT_A_NUMBER, tl.int32), tl.full([], LOWEST, tl.int32)
@@ -121,9 +151,12 @@ def _slot_of_nth(scores, begin, end, tied, wanted, WIDE: tl.constexpr):
     """The slot of the `wanted`-th score that is `tied`."""
     found, before = tl.full([], -1, tl.int32), tl.full([], 0, tl.int32)
     for at in range(begin, end, WIDE):
-        same = (_part(scores, at, end, WIDE) == tied).to(tl.int32)
-        nth = before + tl.cumsum(same, 0)
-        slot = at + tl.arange(0, WIDE)
-        found = tl.maximum(found, tl.max(tl.where((same > 0) & (nth <= wanted), slot, -1)))
-        before += tl.sum(same)
+        if before < wanted:
+            same = (_part(scores, at, end, WIDE) == tied).to(tl.int32)
+            count = tl.sum(same)
+            if count > 0:
+                nth = before + tl.cumsum(same, 0)
+                slot = at + tl.arange(0, WIDE)
+                found = tl.maximum(found, tl.max(tl.where((same > 0) & (nth <= wanted), slot, -1)))
+            before += count
     return found

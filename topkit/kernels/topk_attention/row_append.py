@@ -10,15 +10,20 @@ import triton.language as tl
 
 from topkit.kernels.warp_append import operands
 
+# The four threads that hold a row, for shuffles among them: up, and from one of them.
+UP, FROM, ALL = "0x1c00", "0x1c1f", "0xffffffff"
+
 
 @triton.jit
-def append_rows(scores, floor, lists, CAPACITY: tl.constexpr, EACH: tl.constexpr):
-    """Append the scores that reach their row's floor, and NaN, to the row's list, in no order.
+def append_rows(scores, floor, lists, came, CAPACITY: tl.constexpr, EACH: tl.constexpr):
+    """Append the scores that reach their row's floor, and NaN, to the row's list, in no order: how many came so far.
 
-    Shapes: scores [M, N], float32; floor [M]; lists [M], pointers to int32: how many came so far, then CAPACITY
-    of them. Those that find no room are counted, and left out.
+    Shapes: scores [M, N], float32; floor [M]; lists [M], pointers to int32: a count, then CAPACITY scores. Those
+    that find no room are counted, and left out. came: `nothing_came` before the first tile, then as returned;
+    `count_rows` writes it where the lists have their counts.
     EACH is how many scores a thread holds of each of two rows, 8 apart, as the results of Hopper's products
-    stand: a thread then counts once for a row. With 0 it counts each score by itself, wherever they stand.
+    stand: the four threads of a row then count together, and no memory is waited for. With 0 each score is
+    counted in memory by itself, wherever they stand.
     """
     if EACH == 0:
         hit = ~(scores < floor[:, None])
@@ -30,10 +35,30 @@ def append_rows(scores, floor, lists, CAPACITY: tl.constexpr, EACH: tl.constexpr
         upper, lower = _halves(scores)
         upper_floor, lower_floor = _halves(tl.broadcast_to(floor[:, None], scores.shape))
         upper_list, lower_list = _halves(tl.broadcast_to(lists.to(tl.int64)[:, None], scores.shape))
-        # Its result is not used: what is, Triton may compute anew in another layout.
+        # Nothing but this takes its results: what else does, Triton may compute anew in another layout. Of the same
+        # number beside each score the compiler keeps the first, which alone is read.
+        came = tl.inline_asm_elementwise(
+            _append(EACH, CAPACITY), _operands(EACH),
+            [upper, lower, upper_floor, lower_floor, upper_list, lower_list, came[0], came[1]],
+            dtype=(tl.int32, tl.int32), is_pure=False, pack=EACH,
+        )  # fmt: skip
+    return came
+
+
+@triton.jit
+def nothing_came(M: tl.constexpr, N: tl.constexpr):
+    """No scores of M rows so far: of rows 0 to 7 of every sixteen, and of rows 8 to 15, beside each score."""
+    zero = tl.zeros([M // 16, 8, N], tl.int32)
+    return zero, zero
+
+
+@triton.jit
+def count_rows(lists, came, N: tl.constexpr, EACH: tl.constexpr):
+    """Write how many scores came of each row before its list."""
+    if EACH > 0:
+        upper, lower = _halves(tl.broadcast_to(lists.to(tl.int64)[:, None], [lists.shape[0], N]))
         tl.inline_asm_elementwise(
-            _append(EACH, CAPACITY), operands("rrrrll", EACH),
-            [upper, lower, upper_floor, lower_floor, upper_list, lower_list],
+            _count(EACH), operands("llrr", EACH), [upper, lower, came[0], came[1]],
             dtype=tl.int32, is_pure=False, pack=EACH,
         )  # fmt: skip
 
@@ -46,45 +71,63 @@ def _halves(x):
 
 
 @triton.constexpr_function
-def _append(each, capacity):
-    """PTX that counts a thread's scores of both rows, takes places for them, and writes them.
+def _count(each):
+    """PTX that writes the counts of two rows: each of a row's threads has the same."""
+    return f"st.global.b32 [${each}], ${3 * each};\nst.global.b32 [${2 * each}], ${4 * each};\nmov.b32 $0, 0;"
 
-    What is taken from all rows is taken before anything is written, so that it is waited for once.
+
+@triton.constexpr_function
+def _operands(each):
+    return operands(["=r", *"rrrrllrr"], each)
+
+
+@triton.constexpr_function
+def _append(each, capacity):
+    """PTX that counts a thread's scores of both rows, takes places behind those of the threads before, and writes.
+
+    The counts of both rows are halves of one register, of which four threads make a sum.
     """
     rows = (0, 1)
-    values = [[f"${(1 + row) * each + i}" for i in range(each)] for row in rows]
-    floors = [f"${(3 + row) * each}" for row in rows]
-    lists = [f"${(5 + row) * each}" for row in rows]
+    values = [[f"${(2 + row) * each + i}" for i in range(each)] for row in rows]
+    floors, lists, came = ([f"${(n + row) * each}" for row in rows] for n in (4, 6, 8))
     # NaN, too, is not below a floor.
     count = "\n".join(
         f"setp.geu.f32 p, {value}, {floors[row]};\n@p add.u32 mine{row}, mine{row}, 1;"
         for row in rows
         for value in values[row]
     )
-    take = "\n".join(
-        f"""setp.ne.u32 p, mine{row}, 0;
-        @p atom.relaxed.gpu.global.add.u32 at{row}, [{lists[row]}], mine{row};"""
-        for row in rows
+    scan = "\n".join(
+        f"shfl.sync.up.b32 more|p, sum, {lanes}, {UP}, {ALL};\n@p add.u32 sum, sum, more;"
+        for lanes in (1, 2)
     )
     write = "\n".join(
-        f"""add.u32 mine{row}, mine{row}, at{row};
+        f"""add.u32 at, before{row}, {came[row]};
+        add.u32 mine{row}, mine{row}, at;
         setp.le.u32 room, mine{row}, {capacity};
-        mad.wide.u32 place, at{row}, 4, {lists[row]};
-        {_written(values[row], floors[row])}"""
+        mad.wide.u32 place, at, 4, {lists[row]};
+        {_written(values[row], floors[row])}
+        add.u32 all{row}, all{row}, {came[row]};"""
         for row in rows
     )
+    tell = "\n".join(f"mov.b32 ${row * each + i}, all{row};" for row in rows for i in range(each))
     return f"""{{
     .reg .pred p, room;
-    .reg .b32 mine<2>, at<2>;
-    .reg .b64 place;
+    .reg .b32 mine<2>, before<2>, all<2>, sum, more, at;
+    .reg .b64 place, step;
     mov.u32 mine0, 0;
     mov.u32 mine1, 0;
-    mov.u32 at0, 0;
-    mov.u32 at1, 0;
     {count}
-    {take}
+    mad.lo.u32 at, mine1, 65536, mine0;
+    mov.b32 sum, at;
+    {scan}
+    shfl.sync.idx.b32 more, sum, 3, {FROM}, {ALL};
+    sub.u32 sum, sum, at;
+    and.b32 before0, sum, 65535;
+    shr.u32 before1, sum, 16;
+    and.b32 all0, more, 65535;
+    shr.u32 all1, more, 16;
     {write}
-    mov.b32 $0, 0;
+    {tell}
     }}"""
 
 
@@ -94,6 +137,8 @@ def _written(values, floor):
     return "\n".join(
         f"""setp.geu.and.f32 p, {value}, {floor}, room;
         @p st.global.b32 [place + 4], {value};
-        @p add.u64 place, place, 4;"""
+        selp.b32 at, 4, 0, p;
+        cvt.u64.u32 step, at;
+        add.u64 place, place, step;"""
         for value in values
     )

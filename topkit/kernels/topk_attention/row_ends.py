@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from topkit.kernels.select_topk.bisect_topk import reached_by
+from topkit.kernels.select_topk.bisect_topk import middle
 from topkit.kernels.select_topk.keys import (
     INFINITY,
     LOWEST,
@@ -29,34 +29,46 @@ def wanted_of_row(kept, kept_by, start, index, query, ahead, heads):
     return k, first_seen(start, batch), ahead + query
 
 
-@triton.jit(do_not_specialize=["begin"])
-def cut_of_row(
+@triton.jit
+def cut_lists(
     lists, kept, kept_by, start, floors, low, high, last, top, left, state,
-    begin, count, ahead, heads, width, CAPACITY: tl.constexpr, SIZE: tl.constexpr,
+    index, begin, count, ahead, heads,
+    M: tl.constexpr, CAPACITY: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The cut of a row, from its list; a row that its list does not tell, or that ties there, is left."""
-    index, query = tl.program_id(1), begin + tl.program_id(0)
-    k, first, place = wanted_of_row(kept, kept_by, start, index, query, ahead, heads)
-    visible = place - first + 1
-    row = index * count + query
-    lists += (index.to(tl.int64) * width + tl.program_id(0)) * (CAPACITY + 1)
-    n, floor = tl.load(lists), tl.load(floors + row)
-    lower, known = tl.full([], LOWEST, tl.int32), n <= CAPACITY
-    upper, highest = lower, lower
-    if known:
-        if n <= SIZE // 2:  # as most often: half the work
-            lower, upper, highest, known = _ends(lists, n, floor, k, visible, SIZE // 2)
+    """The cuts of M queries of a head from `begin` on, from their lists, ROWS at a time.
+
+    A row that its list does not tell, or that ties there, is left. Shapes: lists [M, 1 + CAPACITY]; SIZE is a
+    power of two from CAPACITY on.
+    """
+    batch = (index // heads).to(tl.int64)
+    first = first_seen(start, batch)
+    for some in range(0, M, ROWS):
+        local = some + tl.arange(0, ROWS)
+        query = begin + local
+        real = query < count
+        row = index * count + query
+        k = narrowed(tl.load(kept + batch * kept_by[0] + query * kept_by[1], mask=real, other=0))
+        visible = ahead + query - first + 1
+        its = lists + local * (CAPACITY + 1)
+        n = tl.load(its, mask=real, other=0)
+        floor = tl.load(floors + row, mask=real, other=INFINITY)
+        fits = n <= CAPACITY
+        n = tl.where(fits, n, 0)
+        if tl.max(n) <= SIZE // 2:  # as most often: half the work
+            lower, upper, highest, known = _ends(its, n, floor, k, visible, SIZE // 2)
         else:
-            lower, upper, highest, known = _ends(lists, n, floor, k, visible, SIZE)
-    if known:
+            lower, upper, highest, known = _ends(its, n, floor, k, visible, SIZE)
+        told = real & fits & known
         bar = cut_between(lower, upper)
-        tl.store(low + row, bar)
-        tl.store(high + row, bar)
-        tl.store(last + row, -1)
-        tl.store(top + row, tl.where(highest == LOWEST, float("-inf"), float_of(highest)))
-    else:
-        at = tl.atomic_add(state, 1, sem="relaxed")
-        tl.store(left + at, row)
+        tl.store(low + row, bar, mask=told)
+        tl.store(high + row, bar, mask=told)
+        tl.store(last + row, -1, mask=told)
+        tl.store(
+            top + row, tl.where(highest == LOWEST, float("-inf"), float_of(highest)), mask=told
+        )
+        lost = real & ~told
+        at = tl.atomic_add(state + tl.zeros([ROWS], tl.int32), 1, mask=lost, sem="relaxed")
+        tl.store(left + at, row, mask=lost)
 
 
 @triton.jit
@@ -73,21 +85,35 @@ def cut_between(lower, upper):
 @triton.jit
 def _ends(lists, n, floor, k, visible, SIZE: tl.constexpr):
     """The k-th best key of n, the next, and the best, LOWEST for none; and whether the first two differ, and are a row's own."""
-    at = tl.arange(0, SIZE)
-    x = tl.load(lists + 1 + at, mask=at < n, other=0).to(tl.float32, bitcast=True)
-    key = tl.where(at < n, keys_of(x), LOWEST)
-    highest = tl.max(key)
-    found = tl.sum((key > LOWEST).to(tl.int32))
-    lower = tl.full([], LOWEST, tl.int32)
-    upper, known = lower, highest < NOT_A_NUMBER
-    if known & (k > 0) & (visible > 0):
-        lower = tl.full([], 0, tl.int32)  # all stays, whatever the last is
-        if (k < visible) & ((found > k) | (floor > MINUS_INFINITY + 1)):
-            known = found > k
-            if known:
-                low = tl.min(tl.where(key > LOWEST, key, INFINITY))
-                low, reaching = reached_by(key, low, highest, k, k)
-                lower = tl.min(tl.where(key >= low, key, INFINITY))
-                upper = tl.max(tl.where(key < low, key, LOWEST))
-                known = reaching == k
-    return lower, upper, highest, known
+    at = tl.arange(0, SIZE)[None, :]
+    there = at < n[:, None]
+    x = tl.load(lists[:, None] + 1 + at, mask=there, other=0).to(tl.float32, bitcast=True)
+    key = tl.where(there, keys_of(x), LOWEST)
+    highest = tl.max(key, 1)
+    found = tl.sum((key > LOWEST).to(tl.int32), 1)
+    known = highest < NOT_A_NUMBER
+    some = known & (k > 0) & (visible > 0)
+    sought = some & (k < visible) & ((found > k) | (floor > MINUS_INFINITY + 1))
+    known = known & (~sought | (found > k))
+    sought = sought & (found > k)
+    # The greatest key that k reach, or any that no more do.
+    low, high = tl.min(tl.where(key > LOWEST, key, INFINITY), 1), highest
+    reaching = found
+    going = sought & (low < high)
+    while tl.max(going.to(tl.int32)) > 0:
+        pivot = middle(low, high)
+        count = tl.sum((key >= pivot[:, None]).to(tl.int32), 1)
+        up, down = going & (count >= k), going & (count < k)
+        low, reaching = tl.where(up, pivot, low), tl.where(up, count, reaching)
+        high = tl.where(down, pivot - 1, high)
+        going = sought & (low < high) & (reaching > k)
+    stays = tl.min(tl.where(key >= low[:, None], key, INFINITY), 1)
+    out = tl.max(tl.where(key < low[:, None], key, LOWEST), 1)
+    known = known & (~sought | (reaching == k))
+    # Of some, all stays, whatever the last is.
+    return (
+        tl.where(sought, stays, tl.where(some, 0, LOWEST)),
+        tl.where(sought, out, LOWEST),
+        highest,
+        known,
+    )

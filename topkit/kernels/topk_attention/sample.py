@@ -14,38 +14,40 @@ from topkit.kernels.checks import MOST_BLOCKS
 # Keys for one of the sample.
 SPARSITY = 16
 # How far the rank of the floor in the sample is kept from the wanted one, and how much room there is beyond what
-# is expected: standard deviations.
-MARGIN = 4.5
+# is expected: standard deviations, and whole numbers beyond these. Of independent keys some ten in a million rows
+# are misjudged; the lists of a wider margin are longer in every row.
+MARGIN, SPARE = 3.5, 4
 # Candidates of a row that one program holds.
 LARGEST = 1 << 13
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How rows of `length` keys are sampled, of which at most k stay."""
+    """How rows of `length` keys are sampled, of which at most k stay: one key in each stretch of `sparsity`."""
 
     length: int
     k: int
+    sparsity: int = SPARSITY
 
     @property
     def capacity(self) -> int:
         """Candidates that there is room for."""
-        share = self.k / SPARSITY
-        rank = share + MARGIN * math.sqrt(share) + 8
+        share = self.k / self.sparsity
+        rank = share + MARGIN * math.sqrt(share) + SPARE
         rank += rank / 8  # as far above it the floor's rank may lie
-        room = (rank + MARGIN * math.sqrt(rank) + 4) * SPARSITY
+        room = (rank + MARGIN * math.sqrt(rank) + SPARE) * self.sparsity
         return 128 * math.ceil(min(room, self.length) / 128)
 
     def places(self, device: torch.device) -> Tensor:
-        """The slots of the sample, one in each stretch of SPARSITY, by a hash: no period of the keys follows it."""
-        return _places(self.length, device)
+        """The slots of the sample, by a hash: no period of the keys follows it."""
+        return _places(self.length, self.sparsity, device)
 
 
 @lru_cache(64)
-def _places(length: int, device: torch.device) -> Tensor:
-    stretch = torch.arange(-(-length // SPARSITY), device=device)
-    inside = (stretch * 0x45D9F3B >> 7) % SPARSITY
-    return (stretch * SPARSITY + inside).clamp_max(length - 1).int()
+def _places(length: int, sparsity: int, device: torch.device) -> Tensor:
+    stretch = torch.arange(-(-length // sparsity), device=device)
+    inside = (stretch * 0x45D9F3B >> 7) % sparsity
+    return (stretch * sparsity + inside).clamp_max(length - 1).int()
 
 
 def unsupported(queries: Tensor, keys: Tensor, k: int) -> str | None:

@@ -72,7 +72,7 @@ def cuts_begun(
             return _in_tiles(queries, keys, kept, start, slack), lambda: False
         from topkit.kernels.topk_attention import triton_impl
 
-        cuts, left, state = triton_impl.cut_rows(queries, keys, kept, start, bound, slack)
+        cuts, left, state, _ = triton_impl.cut_rows(queries, keys, kept, start, bound, slack)
         told = _told_later(state)
 
     def settle() -> bool:

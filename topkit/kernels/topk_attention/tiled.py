@@ -58,9 +58,11 @@ class _Tiled(torch.autograd.Function):
         of_queries: list[Tensor] = []
         with uncast(queries):
             for (part, seen), cuts in zip(tiles(queries, keys), ctx.cuts, strict=True):
+                # Scored as they were when they were cut, so that the same keys stay.
+                scores = seen_scores(queries[:, :, part], keys[:, :, :seen], ctx.start)
+                weights = _weights(scores, cuts, ctx.scaling)
                 own, its_keys = queries[:, :, part].to(dtype), keys[:, :, :seen].to(dtype)
                 its_values, by_output = values[:, :, :seen].to(dtype), grad[:, :, part].to(dtype)
-                weights = _weights(seen_scores(own, its_keys, ctx.start), cuts, ctx.scaling)
                 flat = _by_group(by_output, values)
                 of_values[:, :, :seen] += _by_group(weights, values).mT @ flat
                 of_weights = (flat @ its_values.mT).view_as(weights)

@@ -2,10 +2,10 @@
 
 Every SPARSITY-th key is scored, which tells a floor that somewhat more than the wanted keys of a row reach; then
 every key is scored once, in tiles, and what reaches the floor is kept; the wanted one is sought among those.
-Of n visible keys and k wanted, a row costs (1 + 5 / SPARSITY) n products, two comparisons of each score, and about
-k + MARGIN (SPARSITY k)^1/2 + 8 SPARSITY scores written and read: at 32K keys and 1 % of them 780, where all are
+Of n visible keys and k wanted, a row costs (1 + 3 / SPARSITY) n products, two comparisons of each score, and about
+k + MARGIN (SPARSITY k)^1/2 + SPARE SPARSITY scores written and read: at 32K keys and 1 % of them 650, where all are
 32,768. Two histograms in place of the list would need a second pass of products.
-A score is one product over the head dimension, summed as FlexAttention sums it. A row that the sample misjudged,
+A score is one product over the head dimension, as it is where attention makes it again. A row that the sample misjudged,
 and one that ties where it is cut, is cut again by all of its scores. Nothing waits for the GPU.
 """
 
@@ -19,49 +19,70 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from topkit.kernels import backend
-from topkit.kernels.gather_attention.triton_impl import dot
-from topkit.kernels.select_topk.keys import INFINITY, float_of
 from topkit.kernels.topk_attention.cuts import Cuts
 from topkit.kernels.topk_attention.row_again import cut_rows_again
-from topkit.kernels.topk_attention.row_append import append_rows
-from topkit.kernels.topk_attention.row_ends import cut_of_row
 from topkit.kernels.topk_attention.row_floors import floors_of_rows
-from topkit.kernels.topk_attention.row_places import first_seen
-from topkit.kernels.topk_attention.sample import MARGIN, SPARSITY, Plan
+from topkit.kernels.topk_attention.row_lists import cuts_of_rows
+from topkit.kernels.topk_attention.sample import MARGIN, SPARE, Plan
 
 # Room for candidates: a share of the bytes of queries and keys, and at least so many bytes.
 SHARE, LEAST = 4, 1 << 26
+# Scores of lists that a program looks at at a time.
+AT_ONCE = 1 << 12
 # Rows that are cut again without asking the host: it takes many in tiles.
 AGAIN = 1 << 10
-# Programs that do so, a multiprocessor; and scores that one looks at at a time.
-PROGRAMS, WIDE = 2, 1 << 12
+# Scores that a program that does so looks at at a time.
+WIDE = 1 << 12
 
 
 class Config(NamedTuple):
-    """How a pass over keys is cut up."""
+    """How a pass over keys is cut up, and how many programs a multiprocessor is to hold: registers are shared out."""
 
     queries: int
     keys: int
     warps: int
     stages: int
+    resident: int
+
+    @property
+    def registers(self) -> int:
+        """Of a thread."""
+        return min(255, (1 << 16) // (32 * self.warps * self.resident))
 
 
-# 16 queries a warp: Hopper's products then leave a thread scores of two rows alone.
-CONFIG = Config(64, 128, 4, 3)
-# That of the pass over the sample.
-FLOORS = Config(64, 64, 4, 3)
+class Configs(NamedTuple):
+    """Those of the pass over the sample, of that over all keys, and of rows that are cut again."""
+
+    floors: Config
+    lists: Config
+    again: Config
+
+
+# By head dimension, up to it. 16 queries a warp: Hopper's products then leave a thread scores of two rows alone.
+CONFIGS = {
+    64: Configs(Config(64, 64, 4, 2, 4), Config(64, 128, 4, 3, 4), Config(64, 128, 4, 3, 2)),
+    128: Configs(Config(64, 64, 4, 2, 3), Config(64, 128, 4, 3, 2), Config(64, 128, 4, 3, 2)),
+}
+
+
+def configs(dim: int) -> Configs:
+    """Those for a head dimension."""
+    return CONFIGS[min(d for d in CONFIGS if dim <= d)]
 
 
 class Found(NamedTuple):
-    """Cuts; the rows [n] left to be cut again, places in [B, Hq, Tq]; how many these are, and 1 for NaN [2]."""
+    """Cuts; the rows [n] left to be cut again, places in [B, Hq, Tq]; how many these are, and 1 for NaN [2].
+
+    turn [1] is what programs take work by.
+    """
 
     cuts: Cuts
     left: Tensor
     state: Tensor
+    turn: Tensor
 
 
 def cut_rows(
@@ -77,8 +98,9 @@ def cut_rows(
     low = torch.empty(shape, dtype=torch.float32, device=device)
     last = torch.empty(shape, dtype=torch.int32, device=device)
     left = torch.empty(shape.numel(), dtype=torch.int32, device=device)
-    state = torch.zeros(2, dtype=torch.int32, device=device)
-    found = Found(Cuts(low, torch.empty_like(low), last, torch.empty_like(low)), left, state)
+    numbers = torch.zeros(3, dtype=torch.int32, device=device)
+    cuts = Cuts(low, torch.empty_like(low), last, torch.empty_like(low))
+    found = Found(cuts, left, numbers[:2], numbers[2:])
     with torch.cuda.device_of(queries):  # Triton launches on the current device
         rows = floors(queries, keys, kept, start, plan)
         among(queries, keys, kept, start, plan, rows, found)
@@ -92,12 +114,12 @@ def floors(queries: Tensor, keys: Tensor, kept: Tensor, start: Tensor | None, pl
     out = torch.empty(rows, heads, count, dtype=torch.int32, device=queries.device)
     places = plan.places(queries.device)
     sampled = keys[:, :, places]
-    config = FLOORS
+    config = configs(dim).floors
     floors_of_rows[(triton.cdiv(count, config.queries), rows * heads)](
         queries, queries.stride(), sampled, sampled.stride(), places, kept, kept.stride(), start, out,
-        count, ahead, heads, heads // keys.shape[1], MARGIN,
-        dim, config.queries, config.keys, SPARSITY, plan.capacity, _upcast(queries), config.stages,
-        num_warps=config.warps,
+        count, ahead, heads, heads // keys.shape[1], MARGIN, SPARE,
+        dim, config.queries, config.keys, plan.sparsity, plan.capacity, _upcast(queries), config.stages,
+        num_warps=config.warps, maxnreg=config.registers,
     )  # fmt: skip
     return out
 
@@ -111,31 +133,32 @@ def among(
     floors: Tensor,
     out: Found,
 ) -> None:
-    """Fill in the cuts, by what reaches the floors: as many rows at a time as there is room for."""
+    """Fill in the cuts, by what reaches the floors: of as many rows at a time as there is room for.
+
+    It starts where `turn` is zero.
+    """
     (rows, heads, count, dim), length = queries.shape, keys.shape[2]
-    room = max(LEAST, SHARE * (queries.nbytes + keys.nbytes)) // (4 * plan.capacity + 4)
-    config = CONFIG
-    width = max(1, room // (rows * heads * config.queries)) * config.queries
-    width = min(width, triton.cdiv(count, config.queries) * config.queries)
+    config = configs(dim).lists
+    items = triton.cdiv(count, config.queries) * rows * heads
+    room = max(LEAST, SHARE * (queries.nbytes + keys.nbytes))
+    programs = room // (4 * config.queries * (plan.capacity + 1))
+    programs = max(
+        1, min(programs, items, config.resident * backend.multiprocessors(queries.device))
+    )
     lists = torch.empty(
-        rows * heads, width, plan.capacity + 1, dtype=torch.int32, device=queries.device
+        programs, config.queries, plan.capacity + 1, dtype=torch.int32, device=queries.device
     )
     hopper = not backend.interpreted() and backend.capability(queries.device)[0] == 9
     each = config.keys // 4 if hopper and config.queries == 16 * config.warps else 0
     size = max(512, triton.next_power_of_2(plan.capacity))
-    for begin in range(0, count, width):
-        part = min(width, count - begin)
-        _collect[(triton.cdiv(part, config.queries), rows * heads)](
-            queries, queries.stride(), keys, keys.stride(), start, floors, lists,
-            begin, count, length - count, heads, heads // keys.shape[1], width,
-            dim, config.queries, config.keys, plan.capacity, each, _upcast(queries), config.stages,
-            num_warps=config.warps,
-        )  # fmt: skip
-        cut_of_row[(part, rows * heads)](
-            lists, kept, kept.stride(), start, floors, out.cuts.low, out.cuts.high, out.cuts.last,
-            out.cuts.top, out.left, out.state,
-            begin, count, length - count, heads, width, plan.capacity, size, num_warps=max(1, size // 2048),
-        )  # fmt: skip
+    cuts = out.cuts
+    cuts_of_rows[(programs,)](
+        queries, queries.stride(), keys, keys.stride(), kept, kept.stride(), start, floors, lists, out.turn,
+        cuts.low, cuts.high, cuts.last, cuts.top, out.left, out.state,
+        rows * heads, count, length - count, heads, heads // keys.shape[1],
+        dim, config.queries, config.keys, plan.capacity, size, max(1, min(config.queries, AT_ONCE // size)), each,
+        _upcast(queries), config.stages, num_warps=config.warps, maxnreg=config.registers,
+    )  # fmt: skip
 
 
 def again(
@@ -143,56 +166,19 @@ def again(
 ) -> None:
     """Cut the rows that are left, AGAIN of them at most, by all of their scores."""
     (_, heads, count, dim), length = queries.shape, keys.shape[2]
-    programs = min(
-        PROGRAMS * backend.multiprocessors(queries.device), AGAIN, max(1, LEAST // (4 * length))
-    )
+    config = configs(dim).again
+    programs = config.resident * backend.multiprocessors(queries.device)
+    programs = min(programs, AGAIN, max(1, LEAST // (4 * length)))
     scratch = torch.empty(programs, length, dtype=torch.int32, device=queries.device)
-    config = CONFIG
     cut_rows_again[(programs,)](
         queries, queries.stride(), keys, keys.stride(), kept, kept.stride(), start, out.left, out.state, scratch,
         out.cuts.low, out.cuts.high, out.cuts.last, out.cuts.top, AGAIN, slack, count, length - count, heads,
         heads // keys.shape[1], length,
-        dim, config.queries, config.keys, WIDE, _upcast(queries), num_warps=config.warps,
+        dim, config.queries, config.keys, max(WIDE, triton.next_power_of_2(length // 512)), _upcast(queries),
+        config.stages, num_warps=config.warps, maxnreg=config.registers,
     )  # fmt: skip
 
 
 def _upcast(queries: Tensor) -> bool:
     """Triton's interpreter multiplies the bits of bfloat16."""
     return backend.interpreted() and queries.dtype == torch.bfloat16
-
-
-@triton.jit(do_not_specialize=["begin"])
-def _collect(
-    queries, queries_by, keys, keys_by, start, floors, lists,
-    begin, count, ahead, heads, group, width,
-    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, CAPACITY: tl.constexpr, EACH: tl.constexpr,
-    UPCAST: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """Score the keys that M queries of a head see, and append to each one's list what reaches its floor."""
-    index, block = tl.program_id(1), tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
-    batch, head = (index // heads).to(tl.int64), (index % heads).to(tl.int64)
-    local = block * M + tl.arange(0, M)
-    query = begin + local
-    real = query < count
-    d = tl.arange(0, D)
-    queries += batch * queries_by[0] + head * queries_by[1]
-    q = tl.load(queries + query.to(tl.int64)[:, None] * queries_by[2] + d[None, :], mask=real[:, None], other=0.0)  # fmt: skip
-    floor = tl.load(floors + index.to(tl.int64) * count + query, mask=real, other=INFINITY)  # fmt: skip
-    floor = float_of(floor)
-    lists += (index.to(tl.int64) * width + local) * (CAPACITY + 1)
-    tl.store(lists, 0)
-    tl.debug_barrier()  # before others of its threads count there
-    first = first_seen(start, batch)
-    place = tl.where(real, ahead + query, -1)
-    lowest = ahead + begin + block * M
-    highest = ahead + tl.minimum(begin + block * M + M, count) - 1
-    keys += batch * keys_by[0] + (head // group) * keys_by[1]
-    for slots in tl.range(first // N * N, highest + 1, N, num_stages=STAGES):
-        slot = slots + tl.arange(0, N)
-        at = slot.to(tl.int64)[None, :] * keys_by[2] + d[:, None]
-        k = tl.load(keys + at, mask=slot[None, :] <= highest, other=0.0)
-        scores = dot(q, k, UPCAST)
-        if (slots < first) | (slots + N - 1 > lowest) | (lowest + M - 1 > highest):
-            seen = (slot[None, :] >= first) & (slot[None, :] <= place[:, None])
-            scores = tl.where(seen, scores, float("-inf"))
-        append_rows(scores, floor, lists, CAPACITY, EACH)
