@@ -25,14 +25,6 @@ NOTHING = tl.constexpr(-(1 << 23))
 
 
 @triton.jit
-def wanted_of_row(kept, kept_by, start, index, query, ahead, heads):
-    """How many keys a query keeps, and the first and the last slot that it sees."""
-    batch = (index // heads).to(tl.int64)
-    k = narrowed(tl.load(kept + batch * kept_by[0] + query * kept_by[1]))
-    return k, first_seen(start, batch), ahead + query
-
-
-@triton.jit
 def cut_lists(
     lists, kept, kept_by, start, floors, low, high, last, top, left, state,
     index, begin, count, ahead, heads,
