@@ -150,6 +150,62 @@ def test_tiles_are_the_definition(
     assert torch.equal(cuts.keep(scores), best(scores, kept))
 
 
+@pytest.mark.parametrize("slack", [0.0, tiling.SLACK])
+@pytest.mark.parametrize(
+    "row", ["i 1 i 2", "1 -i -i 2", "i i i i", "-i -i -i -i", "-h -h h h i", "h h h i i"]
+)
+def test_infinite_scores_are_cut_as_by_the_definition(row: str, slack: float) -> None:
+    """Infinity is a score that may tie; of minus infinity there is nothing to keep. h is the greatest number."""
+    named = {"i": math.inf, "h": torch.finfo(torch.float32).max}
+    scores = torch.tensor([[[[(-1 if x[0] == "-" else 1) * float(named.get(x.lstrip("-"), x.lstrip("-"))) for x in row.split()]]]])  # fmt: skip
+    for k in range(scores.shape[3] + 1):
+        kept = torch.tensor([[k]])
+        cuts = tiling.cuts_of_scores(scores, kept, slack)
+        assert torch.equal(cuts.keep(scores), best(scores, kept)), k
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_infinite_score_that_stays_is_no_number_and_another_is_nothing(form: str) -> None:
+    q, k, v = drawn(1, 1, 1, 2, 5, 4, dtype=torch.float32)
+    k[..., 1, :], k[..., 3, :] = 3e38 * q[:, :, 0].sign(), -3e38 * q[:, :, 0].sign()
+    out = attended([q[:, :, :1], k, v], torch.tensor([1]), backend=form)
+    assert out.isnan().all()
+    q = -q
+    out = attended([q[:, :, :1], k, v], torch.tensor([1]), backend=form)
+    assert out.isnan().all()
+    q, k = q.clone(), k[:, :, :3]
+    out = attended([q[:, :, :1], k, v[:, :, :3]], torch.tensor([3]), backend=form)
+    assert out.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["auto", *FORMS])
+def test_the_graph_of_a_caller_breaks_at_it(form: str) -> None:
+    """What is compiled is what stands about it, which gives what it gave; a graph that may not break is refused."""
+    from torch._dynamo.exc import Unsupported
+
+    inputs = [x.requires_grad_() for x in drawn(dtype=torch.float32, count=40, length=40)]
+    kept, graphs = torch.full((40,), 4), []
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (topk_attention(q * 2, k, v, kept, backend=form) + 1).square()
+
+    def noted(module: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append([n.target for n in module.graph.nodes if n.op.startswith("call")])
+        return module.forward
+
+    torch.compiler.reset()
+    want, out = call(*inputs), torch.compile(call, backend=noted)(*inputs)
+    assert torch.equal(out, want)
+    both = [torch.autograd.grad(x.sum(), inputs) for x in (out, want)]
+    assert all(torch.equal(one, other) for one, other in zip(*both, strict=True))
+    assert [len(graph) for graph in graphs] == [1, 2]
+    torch.compiler.reset()  # what is compiled would serve
+    whole = torch.compile(call, backend=noted, fullgraph=True)
+    with pytest.raises(Unsupported):
+        whole(*inputs)
+
+
 def test_nothing_flows_through_keys_that_are_left_out() -> None:
     q, k, v = (x.requires_grad_() for x in drawn(rows=1, heads=1, groups=1, count=1, length=9))
     chosen = best(products(q, k).detach(), torch.tensor([[3]]))[0, 0, 0]
@@ -368,6 +424,21 @@ def test_on_a_gpu_memory_is_linear() -> None:
     torch.cuda.reset_peak_memory_stats()
     attended(inputs, kept).sum().backward()
     assert torch.cuda.max_memory_allocated() - before <= 3 * 6 * inputs[0].nbytes
+
+
+@gpu
+@pytest.mark.gpu
+def test_on_a_gpu_a_caller_may_be_compiled() -> None:
+    draw = torch.Generator("cuda").manual_seed(0)
+    inputs = [_eighths((1, 2, 512, 64), draw).bfloat16().requires_grad_() for _ in range(3)]
+    kept = keys_kept("0.05", 512, 512, device="cuda")
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return topk_attention(q * 2, k, v, kept, most=26) * 2
+
+    both = [(out, *torch.autograd.grad(out.sum(), inputs)) for out in (torch.compile(call)(*inputs), call(*inputs))]  # fmt: skip
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @gpu

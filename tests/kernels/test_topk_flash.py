@@ -100,6 +100,17 @@ def test_padding_is_not_seen_whatever_it_holds() -> None:
     held(q, k.nan_to_num(), v.nan_to_num(), grad, kept, start)
 
 
+def test_an_infinite_score_that_stays_is_no_number_in_its_row_alone() -> None:
+    q, k, v, _ = (x.bfloat16() for x in drawn(heads=1, count=20, length=20))
+    q[:, :, 5], k[:, :, 3] = 0, 0
+    q[:, :, 5, 0], k[:, :, 3, 0] = 3, 3e38
+    q[:, :, :5, 0] = q[:, :, 6:, 0] = 0
+    kept = torch.full((20,), 4, device=DEVICE)
+    for form in ("flash", "torch"):
+        out = topk_attention(q, k, v, kept, backend=form)
+        assert out.isnan().any(-1).nonzero()[:, 2].tolist() == [5], form
+
+
 def test_ties_are_cut_by_slot() -> None:
     """Each key stands there three times, its values differ; ties of one tile of queries, and of none in another."""
     q, k, v, grad = drawn(count=50, length=50)

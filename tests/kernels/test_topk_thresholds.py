@@ -118,6 +118,26 @@ def test_a_plateau_is_cut_by_slot() -> None:
     held(q, k[:, :, :1].expand(-1, -1, 701, -1), torch.tensor([[1, 7, 350]]))
 
 
+@pytest.mark.parametrize("slack", [0.0, SLACK])
+def test_infinite_scores_that_tie_are_cut_by_slot(slack: float) -> None:
+    q, k = drawn(heads=1)
+    q[..., 0] = 3
+    k[:, :, ::100, 0] = 3e38
+    held(q, k, torch.tensor([[2, 7, 30]]), slack=slack)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_greatest_numbers_that_tie_are_cut_by_slot(sign: int) -> None:
+    """Beside infinite ones; what lies about a tie is then beyond all numbers."""
+    q, k = drawn(heads=1, count=2, length=30)
+    q, k = torch.zeros_like(q), torch.zeros_like(k)
+    # 2 ** 127 (2 - 2 ** -23), of which bfloat16 holds eight bits at a time.
+    q[..., :3] = 1
+    k[..., :3] = sign * 2.0**127 * torch.tensor([2 - 2**-7, 2**-7 - 2**-15, 2**-15 - 2**-23])
+    q[..., 3], k[:, :, 3, 3] = 3e38, 3
+    held(q, k, torch.tensor([[2, 7]]), slack=SLACK)
+
+
 def test_padding_is_not_seen() -> None:
     q, k = drawn(rows=2, heads=1, count=2)
     k[1, :, :50] = float("nan")

@@ -44,8 +44,27 @@ def topk_attention(
     and 128; "auto", flash where it can run, else tiled, as float32 always is. most: what no query keeps more
     than, where it is known: a GPU is then not waited for to learn it.
     Raises: InputError where shapes, dtypes or devices do not belong together, for scores that hold NaN, and for
-    "flash" where it cannot run.
+    "flash" where it cannot run. Where a caller is compiled by torch, its graph breaks here.
     """
+    options: dict[str, Any] = {"scaling": scaling, "start": start, "backend": backend, "most": most}
+    if torch.compiler.is_compiling():
+        apart: Any = torch.compiler.disable(_attend)
+        return apart(queries, keys, values, kept, **options)
+    return _attend(queries, keys, values, kept, **options)
+
+
+def _attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    kept: Tensor,
+    *,
+    scaling: float | None,
+    start: Tensor | None,
+    backend: str,
+    most: int | None,
+) -> Tensor:
+    """As `topk_attention`; what it launches, and waits for, no graph holds."""
     scale = queries.shape[-1] ** -0.5 if scaling is None else scaling
     kept = _check(queries, keys, values, kept, scale, start)
     checks.one_of("backend", backend, BACKENDS)

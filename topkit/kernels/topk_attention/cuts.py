@@ -102,7 +102,9 @@ def between(last: Tensor, first: Tensor, slot: Tensor, top: Tensor, slack: float
     middle = torch.where(first == lowest, lowest, middle)
     middle = torch.where(last == lowest, -lowest, middle)
     tied = (last == first) & (last > lowest)
-    around = slack * last.abs()
+    # No sum is off by a share of infinity; and a bar below infinity stays so.
+    around = slack * last.abs().masked_fill(last.isinf(), 0.0)
+    above = (last + around).clamp_max(torch.finfo(last.dtype).max)
     low = torch.where(tied, torch.nextafter(last - around, lowest), middle)
-    high = torch.where(tied, last + around, middle)
+    high = torch.where(tied, torch.where(last.isinf(), last, above), middle)
     return Cuts(low, high, torch.where(tied, slot, -1).int(), top)

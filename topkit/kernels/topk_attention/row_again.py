@@ -11,8 +11,12 @@ import triton.language as tl
 
 from topkit.kernels.gather_attention.triton_impl import dot
 from topkit.kernels.select_topk.bisect_topk import middle
-from topkit.kernels.select_topk.keys import LOWEST, NOT_A_NUMBER, float_of, keys_of
-from topkit.kernels.topk_attention.row_ends import cut_between, wanted_of_row
+from topkit.kernels.select_topk.keys import INFINITY, LOWEST, NOT_A_NUMBER, float_of, keys_of
+from topkit.kernels.topk_attention.row_ends import cut_between
+from topkit.kernels.topk_attention.row_places import first_seen, narrowed
+
+# The greatest float that is a number.
+GREATEST = tl.constexpr(3.4028234663852886e38)
 
 
 @triton.jit
@@ -33,7 +37,8 @@ def cut_rows_again(
         row = tl.load(left + nth)
         index, query = row // count, row % count
         batch, head = (index // heads).to(tl.int64), (index % heads).to(tl.int64)
-        k, first, place = wanted_of_row(kept, kept_by, start, index, query, ahead, heads)
+        k = narrowed(tl.load(kept + batch * kept_by[0] + query * kept_by[1]))
+        first, place = first_seen(start, batch), ahead + query
         its = queries + batch * queries_by[0] + head * queries_by[1] + query.to(tl.int64) * queries_by[2]  # fmt: skip
         q = tl.load(its + tl.zeros([M, 1], tl.int64) + d[None, :])
         begin = first // N * N
@@ -99,11 +104,12 @@ def _cut(scores, begin, end, k, top, reach, slack, low, high, last, WIDE: tl.con
             tl.store(last, -1)
         else:
             tied = float_of(bottom)
-            around = slack * tl.abs(tied)
-            under = keys_of(tied - around)
+            # No sum is off by a share of infinity; and a bar below infinity stays so.
+            around = tl.where(bottom == INFINITY, 0.0, slack * tl.abs(tied))
+            under = keys_of(tl.maximum(tied - around, -GREATEST))
             # The next float below; of zero, whose two signs are one place, it is two away.
             tl.store(low, float_of(under - 1 - (under == 0).to(tl.int32)))
-            tl.store(high, tied + around)
+            tl.store(high, tl.where(bottom == INFINITY, tied, tl.minimum(tied + around, GREATEST)))
             wanted = k - _reaching(scores, begin, end, bottom + 1, WIDE)
             tl.store(last, _slot_of_nth(scores, begin, end, bottom, wanted, WIDE))
 

@@ -20,22 +20,17 @@ from topkit.kernels.select_topk.keys import (
 )
 from topkit.kernels.topk_attention.row_places import first_seen, narrowed
 
-
-@triton.jit
-def wanted_of_row(kept, kept_by, start, index, query, ahead, heads):
-    """How many keys a query keeps, and the first and the last slot that it sees."""
-    batch = (index // heads).to(tl.int64)
-    k = narrowed(tl.load(kept + batch * kept_by[0] + query * kept_by[1]))
-    return k, first_seen(start, batch), ahead + query
+# The bits of -inf, which is none of the keys.
+NOTHING = tl.constexpr(-(1 << 23))
 
 
 @triton.jit
 def cut_lists(
     lists, kept, kept_by, start, floors, low, high, last, top, left, state,
     index, begin, count, ahead, heads,
-    M: tl.constexpr, CAPACITY: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr,
+    M: tl.constexpr, CAPACITY: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """The cuts of M queries of a head from `begin` on, from their lists, ROWS at a time.
+    """The cuts of M queries of a head from `begin` on, from their lists, ROWS at a time, each by LANES threads.
 
     A row that its list does not tell, or that ties there, is left. Shapes: lists [M, 1 + CAPACITY]; SIZE is a
     power of two from CAPACITY on.
@@ -55,9 +50,9 @@ def cut_lists(
         fits = n <= CAPACITY
         n = tl.where(fits, n, 0)
         if tl.max(n) <= SIZE // 2:  # as most often: half the work
-            lower, upper, highest, known = _ends(its, n, floor, k, visible, SIZE // 2)
+            lower, upper, highest, known = _ends(its, n, floor, k, visible, SIZE // 2, LANES)
         else:
-            lower, upper, highest, known = _ends(its, n, floor, k, visible, SIZE)
+            lower, upper, highest, known = _ends(its, n, floor, k, visible, SIZE, LANES)
         told = real & fits & known
         bar = cut_between(lower, upper)
         tl.store(low + row, bar, mask=told)
@@ -83,32 +78,34 @@ def cut_between(lower, upper):
 
 
 @triton.jit
-def _ends(lists, n, floor, k, visible, SIZE: tl.constexpr):
+def _ends(lists, n, floor, k, visible, SIZE: tl.constexpr, LANES: tl.constexpr):
     """The k-th best key of n, the next, and the best, LOWEST for none; and whether the first two differ, and are a row's own."""
-    at = tl.arange(0, SIZE)[None, :]
-    there = at < n[:, None]
-    x = tl.load(lists[:, None] + 1 + at, mask=there, other=0).to(tl.float32, bitcast=True)
-    key = tl.where(there, keys_of(x), LOWEST)
-    highest = tl.max(key, 1)
-    found = tl.sum((key > LOWEST).to(tl.int32), 1)
+    # A row's keys stand apart by LANES, so that a warp, or a few, have them all: little is summed across warps.
+    stretch = tl.arange(0, SIZE // LANES)[:, None, None]
+    at = stretch * LANES + tl.arange(0, LANES)[None, None, :]
+    bits = tl.load(lists[None, :, None] + 1 + at, mask=at < n[None, :, None], other=NOTHING)
+    key = keys_of(bits.to(tl.float32, bitcast=True))
+    highest = tl.max(tl.max(key, 0), 1)
+    found = _sum(key > LOWEST)
     known = highest < NOT_A_NUMBER
     some = known & (k > 0) & (visible > 0)
     sought = some & (k < visible) & ((found > k) | (floor > MINUS_INFINITY + 1))
     known = known & (~sought | (found > k))
     sought = sought & (found > k)
     # The greatest key that k reach, or any that no more do.
-    low, high = tl.min(tl.where(key > LOWEST, key, INFINITY), 1), highest
+    low, high = tl.min(tl.min(tl.where(key > LOWEST, key, INFINITY), 0), 1), highest
     reaching = found
     going = sought & (low < high)
     while tl.max(going.to(tl.int32)) > 0:
-        pivot = middle(low, high)
-        count = tl.sum((key >= pivot[:, None]).to(tl.int32), 1)
-        up, down = going & (count >= k), going & (count < k)
-        low, reaching = tl.where(up, pivot, low), tl.where(up, count, reaching)
-        high = tl.where(down, pivot - 1, high)
-        going = sought & (low < high) & (reaching > k)
-    stays = tl.min(tl.where(key >= low[:, None], key, INFINITY), 1)
-    out = tl.max(tl.where(key < low[:, None], key, LOWEST), 1)
+        for _ in tl.static_range(4):  # what asks whether all are done waits for all warps
+            pivot = middle(low, high)
+            count = _sum(key >= pivot[None, :, None])
+            up, down = going & (count >= k), going & (count < k)
+            low, reaching = tl.where(up, pivot, low), tl.where(up, count, reaching)
+            high = tl.where(down, pivot - 1, high)
+            going = sought & (low < high) & (reaching > k)
+    stays = tl.min(tl.min(tl.where(key >= low[None, :, None], key, INFINITY), 0), 1)
+    out = tl.max(tl.max(tl.where(key < low[None, :, None], key, LOWEST), 0), 1)
     known = known & (~sought | (reaching == k))
     # Of some, all stays, whatever the last is.
     return (
@@ -117,3 +114,9 @@ def _ends(lists, n, floor, k, visible, SIZE: tl.constexpr):
         highest,
         known,
     )
+
+
+@triton.jit
+def _sum(which):
+    """How many of each row's."""
+    return tl.sum(tl.sum(which.to(tl.int32), 0), 1)

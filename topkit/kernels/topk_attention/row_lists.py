@@ -22,12 +22,12 @@ def cuts_of_rows(
     low, high, last, top, left, state,
     pairs, count, ahead, heads, group,
     D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, CAPACITY: tl.constexpr, SIZE: tl.constexpr,
-    ROWS: tl.constexpr, EACH: tl.constexpr, UPCAST: tl.constexpr, STAGES: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr, UPCAST: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The cuts of all queries, M of a head at a time, by whichever program is free.
 
     Shapes: lists [programs, M, 1 + CAPACITY], a program's own, so that they are few and stay near; turn [1], zero;
-    floors, low, high, last, top [pairs = B * Hq, Tq]. ROWS lists are cut at a time.
+    floors, low, high, last, top [pairs = B * Hq, Tq]. ROWS lists are cut at a time, each by LANES threads.
     """
     lists += tl.program_id(0).to(tl.int64) * M * (CAPACITY + 1)
     blocks = tl.cdiv(count, M)
@@ -42,7 +42,7 @@ def cuts_of_rows(
         tl.debug_barrier()  # what others of its threads wrote is read
         cut_lists(
             lists, kept, kept_by, start, floors, low, high, last, top, left, state, index, begin, count, ahead, heads,
-            M, CAPACITY, SIZE, ROWS,
+            M, CAPACITY, SIZE, ROWS, LANES,
         )  # fmt: skip
         tl.debug_barrier()  # before the next are written
         item = tl.atomic_add(turn, 1, sem="relaxed")

@@ -31,7 +31,7 @@ from topkit.kernels.topk_attention.sample import MARGIN, SPARE, Plan
 # Room for candidates: a share of the bytes of queries and keys, and at least so many bytes.
 SHARE, LEAST = 4, 1 << 26
 # Scores of lists that a program looks at at a time.
-AT_ONCE = 1 << 12
+AT_ONCE = 1 << 13
 # Rows that are cut again without asking the host: it takes many in tiles.
 AGAIN = 1 << 10
 # Scores that a program that does so looks at at a time.
@@ -151,12 +151,13 @@ def among(
     hopper = not backend.interpreted() and backend.capability(queries.device)[0] == 9
     each = config.keys // 4 if hopper and config.queries == 16 * config.warps else 0
     size = max(512, triton.next_power_of_2(plan.capacity))
+    together = max(1, min(config.warps, AT_ONCE // size))
     cuts = out.cuts
     cuts_of_rows[(programs,)](
         queries, queries.stride(), keys, keys.stride(), kept, kept.stride(), start, floors, lists, out.turn,
         cuts.low, cuts.high, cuts.last, cuts.top, out.left, out.state,
         rows * heads, count, length - count, heads, heads // keys.shape[1],
-        dim, config.queries, config.keys, plan.capacity, size, max(1, min(config.queries, AT_ONCE // size)), each,
+        dim, config.queries, config.keys, plan.capacity, size, together, 32 * config.warps // together, each,
         _upcast(queries), config.stages, num_warps=config.warps, maxnreg=config.registers,
     )  # fmt: skip
 
