@@ -43,69 +43,34 @@ LOOKED_UP_ALIKE = tl.constexpr(
 
 @triton.jit
 def scales_of(words, row, LAYOUT: tl.constexpr):
-    """The bits of the scales of rows [R]: [R, BLOCKS], or in words [R, 1]."""
-    if LAYOUT.worded:
-        bits = tl.load(words + row[:, None])
-    else:
-        at = words.to(tl.pointer_type(tl.uint8)) + row[:, None] * LAYOUT.blocks
-        bits = tl.load(at + tl.arange(0, LAYOUT.blocks)[None, :])
-    return bits
+    """The bits of the scales of rows [R]: [R, BLOCKS]."""
+    at = words.to(tl.pointer_type(tl.uint8)) + row[:, None] * LAYOUT.blocks
+    return tl.load(at + tl.arange(0, LAYOUT.blocks)[None, :])
 
 
 @triton.jit
 def fields(x, bits, LAYOUT: tl.constexpr):
     """Operands of keys' bytes [R, W], those of low halves and of high ones, and a scale of each key [R, 1].
 
-    bits: as `scales_of` reads them. Operands of nvfp4 hold them, and its scale means nothing.
+    bits: of the scales of a key's blocks [R, BLOCKS]. Operands of nvfp4 hold them, and its scale means nothing.
     """
+    bits = bits.to(tl.int32)
     if LAYOUT.dtype == "mxfp4":
-        if LAYOUT.worded:
-            bits, largest = of_word(bits, LAYOUT.blocks)
-        else:
-            bits = bits.to(tl.int32)
-            largest = tl.max(bits, 1)[:, None]
-        lower, upper = tables(bits, largest, LAYOUT)
-        low, high = e2m1(x, lower, upper)
+        largest = tl.max(bits, 1)[:, None]
+        doublings = tl.maximum(bits - largest + LAYOUT.room, -MOST)
+        lower = LOWER + doublings * TWICE_LOWER
+        upper = UPPER + doublings * TWICE_UPPER
+        low, high = e2m1(x, _of_bytes(lower, LAYOUT), _of_bytes(upper, LAYOUT))
         if not LAYOUT.gated:
             low, high = low.to(tl.float16), high.to(tl.float16)
-        scale = e8m0(largest)
+        largest = tl.where(largest == 255, 0x7FC00000, largest << 23)
+        scale = largest.to(tl.float32, bitcast=True)
     else:
         low, high = e2m1(x, None, None)
-        bits = bits.to(tl.int32)
         own = _of_bytes(e4m3(bits), LAYOUT)
         low, high = low.to(tl.float16) * own, high.to(tl.float16) * own
         scale = bits
     return (low, high), scale
-
-
-@triton.jit
-def of_word(word, BLOCKS: tl.constexpr):
-    """The bytes [R, BLOCKS] of words [R, 1], and the largest of each word's [R, 1], which needs no other thread's:
-    of a word and what it is when it is moved up byte by byte, the largest begins with it."""
-    word = word.to(tl.uint32)
-    bytes = (word >> (8 * tl.arange(0, BLOCKS))[None, :]) & 255
-    moved = word << (32 - 8 * BLOCKS)
-    largest = moved
-    for _ in tl.static_range(BLOCKS - 1):
-        moved <<= 8
-        largest = tl.maximum(largest, moved)
-    return bytes.to(tl.int32), (largest >> 24).to(tl.int32)
-
-
-@triton.jit
-def tables(bits, largest, LAYOUT: tl.constexpr):
-    """What each byte's fields are looked up in [R, W]: the lower and the upper half, by the scales of blocks
-    [R, BLOCKS] and the largest of their key's [R, 1]."""
-    doublings = tl.maximum(bits - largest + LAYOUT.room, -MOST)
-    lower = LOWER + doublings * TWICE_LOWER
-    upper = UPPER + doublings * TWICE_UPPER
-    return _of_bytes(lower, LAYOUT), _of_bytes(upper, LAYOUT)
-
-
-@triton.jit
-def e8m0(bits):
-    """float32 of bits of the scales of blocks of mxfp4: all of them, NaN too."""
-    return tl.where(bits == 255, 0x7FC00000, bits << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -13,11 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from topkit.kernels.backend import interpreted
-
-PLAIN = tl.constexpr(interpreted())  # the interpreter reduces by functions of Python's very slowly
-# Of the product with units: as few as a warp multiplies alone, without the three others. Each of four threads that
-# share a row holds two of them, both digits' sums: none needs another's.
+# Of the product with units: as few as a warp multiplies alone, without the three others.
 COLUMNS = tl.constexpr(8)
 
 
@@ -34,8 +30,7 @@ def gated_sum(x, columns, unit, shared, LAYOUT: tl.constexpr):
     # What is positive comes twice, at half of the cost of a maximum; NaN stays.
     if LAYOUT.dtype == "mxfp4":
         products = tl.dot(x, columns, out_dtype=tl.float16)
-        sums = tl.dot(products + tl.abs(products), digits(unit, COLUMNS))
-        sums = any_of(tl.sum(tl.reshape(sums, [x.shape[0], COLUMNS // 2, 2]), 2))
+        sums = tl.sum(tl.dot(products + tl.abs(products), digits(unit, COLUMNS)), 1)
     else:
         products = tl.dot(x, columns)
         sums = tl.sum((products + tl.abs(products)) * unit[None, :], 1)
@@ -44,23 +39,9 @@ def gated_sum(x, columns, unit, shared, LAYOUT: tl.constexpr):
 
 @triton.jit
 def digits(unit, COLUMNS: tl.constexpr):
-    """Units [H] as columns [H, COLUMNS], leading and trailing digits in turns."""
+    """Units [H] as columns [H, COLUMNS], the others zero."""
+    column = tl.arange(0, COLUMNS)[None, :]
     leading = unit.to(tl.float16)
     trailing = (unit - leading.to(tl.float32)).to(tl.float16)
-    first = tl.arange(0, COLUMNS)[None, :] % 2 == 0
-    return tl.where(first, leading[:, None], trailing[:, None])
-
-
-@triton.jit
-def any_of(alike):
-    """One [R] of numbers [R, N] that are all alike in a row: a thread's own."""
-    if PLAIN:
-        one = tl.sum(tl.where(tl.arange(0, alike.shape[1])[None, :] == 0, alike, 0.0), 1)
-    else:
-        one = tl.reduce(alike, 1, _left)
-    return one
-
-
-@triton.jit
-def _left(left, right):
-    return left
+    both = tl.where(column == 0, leading[:, None], trailing[:, None])
+    return tl.where(column < 2, both, 0.0)

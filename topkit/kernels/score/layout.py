@@ -19,7 +19,6 @@ class Config:
     registers: at most so many a thread where scores are written, or as many as the compiler takes.
     resident: programs that a multiprocessor holds at once, which are then given as many tiles, at most `tiles`, as
     fill the GPU with them a whole number of times.
-    in_registers: scored by topkit.kernels.score.in_registers.
     """
 
     rows: int
@@ -28,7 +27,6 @@ class Config:
     stages: int
     registers: int | None = None
     resident: int | None = None
-    in_registers: bool = False
 
     def share(self, tiles: int, lists: int, multiprocessors: int) -> int:
         """Tiles a program, of lists of so many each."""
@@ -70,11 +68,6 @@ class Layout:
     def blocks(self) -> int:
         """Of a key of fp4."""
         return self.dim // BLOCK[self.dtype]
-
-    @property
-    def worded(self) -> bool:
-        """Whether a key's scales are read as one word; two of a key that is not lightning's are taken apart too dearly."""
-        return self.dtype == "mxfp4" and (self.gated or self.blocks == 4)
 
     @property
     def room(self) -> int:

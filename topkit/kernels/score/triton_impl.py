@@ -24,10 +24,8 @@ from topkit.kernels.pdl import wait_then_launch
 from topkit.kernels.score.fp4_fields import crossed, fields, scales_of, side_by_side, uncrossed
 from topkit.kernels.score.fp4_queries import ready_packed
 from topkit.kernels.score.gated_sum import gated_sum
-from topkit.kernels.score.in_registers import score_in_registers
 from topkit.kernels.score.layout import Config, Layout, Source
 from topkit.kernels.score.queries import TRAILING, of_list, ready
-from topkit.kernels.score.window import seen, window
 
 PLAIN = tl.constexpr(interpreted())  # the interpreter has no inline assembly
 # Of programs with fewer tiles more is lost while they start; with more, while the last ones end.
@@ -44,8 +42,6 @@ CONFIGS = {
     "lightning mxfp4": Config(128, 64, 4, 3, 96, 5),
     "lightning nvfp4": Config(128, 8, 4, 3),
 }
-# Where all scores are written, of lists that have a tile's keys.
-WRITTEN = {"lightning mxfp4": Config(64, 32, 4, 1, 64, 8, in_registers=True)}
 
 
 def of_codes(
@@ -162,15 +158,14 @@ def score_rows(source, prepared, batch, group, row, length, LAYOUT: tl.constexpr
 
 @triton.jit
 def codes_of(source, batch, group, row, length, LAYOUT: tl.constexpr):
-    """The codes of rows [R], and with those of fp4 what `scales_of` reads."""
-    _, _, codes, by, scales, scales_by, _, _, _, _ = source
+    """The codes of rows [R]."""
+    _, _, codes, by, _, _, _, _, _, _ = source
     codes += batch.to(tl.int64) * by[0] + group.to(tl.int64) * by[1]
     if LAYOUT.blocked:  # the last key stands for what is beyond it, and is not kept
         row = tl.minimum(row, length - 1)
     at = row[:, None] * LAYOUT.bytes + tl.arange(0, LAYOUT.bytes)[None, :]
     if LAYOUT.blocked:
-        scales += batch.to(tl.int64) * scales_by[0] + group.to(tl.int64) * scales_by[1]
-        x = tl.load(codes + at), scales_of(scales, row, LAYOUT)
+        x = tl.load(codes + at)
     else:
         there = at < length * LAYOUT.width
         x = tl.load(codes + at, mask=there, other=0.0 if LAYOUT.bits == 0 else 0)
@@ -185,11 +180,13 @@ def scores_of(source, x, prepared, batch, group, row, length, LAYOUT: tl.constex
     SHARING: tl.constexpr = LAYOUT.sharing
     BITS: tl.constexpr = LAYOUT.bits
     PLANES: tl.constexpr = LAYOUT.planes
+    if LAYOUT.dtype != "sign":
+        scales += batch.to(tl.int64) * scales_by[0] + group.to(tl.int64) * scales_by[1]
     if LAYOUT.blocked:
-        x, scale = fields(x[0], x[1], LAYOUT)
+        bits = scales_of(scales, tl.minimum(row, length - 1), LAYOUT)
+        x, scale = fields(x, bits, LAYOUT)
         x = crossed(side_by_side(x, LAYOUT))
     elif LAYOUT.dtype != "sign":
-        scales += batch.to(tl.int64) * scales_by[0] + group.to(tl.int64) * scales_by[1]
         slot = slots_of(row, LAYOUT)
         scale = tl.load(scales + slot, mask=slot < length, other=0)
         if LAYOUT.pow2:
@@ -237,6 +234,21 @@ def slots_of(row, LAYOUT: tl.constexpr):
     return row[:, None] * LAYOUT.sharing + tl.arange(0, LAYOUT.sharing)[None, :]
 
 
+@triton.jit
+def seen(start, stop, batch, query, length):
+    """The slots that a query sees: the first, and one past the last."""
+    first, end = 0, length
+    if start is not None:
+        places, by = start
+        first = tl.load(places + batch * by, cache_modifier=".cg")
+        first = tl.minimum(first, length).to(tl.int32)
+    if stop is not None:
+        places, by = stop
+        end = tl.load(places + batch * by[0] + query * by[1], cache_modifier=".cg")
+        end = tl.minimum(end, length).to(tl.int32)
+    return first, end
+
+
 # Tiles change with the length; a kernel for each would be compiled amid decoding.
 @triton.jit(do_not_specialize=["tiles"])
 def _score(
@@ -278,21 +290,26 @@ def score_codes(
     Shapes: as topkit.kernels.score.score_codes; start [B], stop [B or 1, Tq].
     """
     codes, count = source.codes, source.queries.shape[2]
+    config = config or CONFIGS[layout.name]
     rows, groups, length = codes.shape[:3]
-    if config is None:
-        config = WRITTEN.get(layout.name)
-        config = config if config and length >= config.rows else CONFIGS[layout.name]
     heads = groups * layout.group if layout.pool == "none" else groups
     out = codes.new_empty(rows, heads, count, length, dtype=torch.float32)
     tiles = triton.cdiv(triton.cdiv(length, layout.sharing), config.rows)
     if out.numel() == 0:
         return out
     each = config.share(tiles, rows * groups * count, multiprocessors(codes.device))
-    kernel = score_in_registers if config.in_registers else _score
     with torch.cuda.device_of(codes):  # Triton launches on the current device
-        kernel[(triton.cdiv(tiles, each), rows * groups, count)](
+        _score[(triton.cdiv(tiles, each), rows * groups, count)](
             source.packed(), *window(start, stop), out, out.stride(), length, groups,
             each, layout, config.rows, config.stages, num_warps=config.warps,
             maxnreg=config.registers, launch_pdl=has_pdl(codes.device),
         )  # fmt: skip
     return out
+
+
+def window(start: Tensor | None, stop: Tensor | None) -> tuple[Any, Any]:
+    """Start and stop as `seen` takes them: one row of stops serves all rows where there is but one."""
+    begins = None if start is None else (start, start.stride(0))
+    if stop is None:
+        return begins, None
+    return begins, (stop, (stop.stride(0) if stop.shape[0] > 1 else 0, stop.stride(1)))
