@@ -14,7 +14,7 @@ from topkit.experiments.study import exact_topk, stats
 from topkit.experiments.study.course import SPLIT
 from topkit.experiments.study.equality import EQUAL, equality
 from topkit.experiments.study.findings import Findings
-from topkit.experiments.study.heads import mended
+from topkit.experiments.study.heads import mcnemar, mended
 from topkit.experiments.study.kept_model import note_of, require_first
 from topkit.experiments.study.kinds import EXACT, family_of, manner_of, name_of
 from topkit.experiments.study.law import Law, read_law, require_unchanged
@@ -230,11 +230,12 @@ def identities() -> Answer:
 
 def heads() -> Answer:
     """Which KV groups help alone. That few do is no proof that few are needed; that many do would speak against it."""
-    names = there("heads") or there("heads-quick")
+    names = [*(there("heads") or there("heads-quick")), *there("heads-smollm2")]
     found = [(curve, one) for curve in curves(*names) for one in mended(curve)]
     numbers = [
         f"{curve.title}, {short(one.base.indexer)}: {len(one.helping)} of {len(one.groups)} groups are shown to raise "
-        f"{one.score:.2f} towards {one.exact:.2f} by being exact alone"
+        f"{one.score:.2f} towards {one.exact:.2f} by being exact alone ({len(curve.haystacks)} haystacks; of fewer than "
+        f"{least_of(len(one.groups))} that differ nothing can be shown)"
         for curve, one in found
         if one.base.indexer is not None
     ]
@@ -245,6 +246,12 @@ def heads() -> Answer:
     )
     verdict = NOT if shares and max(shares) > 0.25 else UNDECIDED
     return Answer(verdict if found else NOT_RUN, folders(names), numbers if found else [])
+
+
+def least_of(groups: int, level: float = 0.05) -> int:
+    """Haystacks that must differ, all one way, before McNemar's test with Holm's correction shows the first group."""
+    count = np.arange(1, 100)
+    return int(count[mcnemar(count, 0 * count) * groups <= level][0])
 
 
 def retrieval_heads() -> Answer:

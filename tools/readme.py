@@ -123,12 +123,18 @@ def _useless(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return [USELESS_ON_SMOLLM2 if real else USELESS] if marked else []
 
 
+def _dates(rows: Sequence[Mapping[str, str]]) -> str:
+    """The day of all rows, or the first and the last of them."""
+    days = sorted({row["date"] for row in rows})
+    return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+
+
 def speed() -> str:
     """Ratios to plain torch, and where they were measured."""
     rows = [row for row in _cpu() if row["bench"] != "recipes"]
     first = rows[0]
     machine = f"{first['device']}, {first['cores']} threads, torch {first['torch']}"
-    lines = [f"({machine}; medians of {first['date']}.)", *_useless(rows)]
+    lines = [f"({machine}; medians of {_dates(rows)}.)", *_useless(rows)]
     return f"{markdown(table(rows))}\n\n{' '.join(lines)}"
 
 
@@ -137,7 +143,7 @@ def recipes() -> str:
     rows = [row for row in _cpu() if row["bench"] == "recipes"]
     first = rows[0]
     machine = f"{first['device']}, {first['cores']} threads, torch {first['torch']}"
-    return f"{markdown(table(rows))}\n\n({machine}; medians of {first['date']}.)"
+    return f"{markdown(table(rows))}\n\n({machine}; medians of {_dates(rows)}.)"
 
 
 def _cpu() -> list[dict[str, str]]:
@@ -162,7 +168,7 @@ def _gpu(path: Path) -> str:
     first = rows[0]
     versions = f"torch {first['torch']}, triton {first['triton']}, CUDA {first['cuda']}"
     machine = f"{first['device']}, driver {first['driver']}, {versions}; {reached}"
-    lines = [f"({machine}; medians of {first['date']}.)"]
+    lines = [f"({machine}; medians of {_dates(rows)}.)"]
     if note := other_triton(first["triton"]):
         lines.append(f"{note}.")
     if "H200" not in first["device"]:

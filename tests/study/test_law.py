@@ -75,7 +75,7 @@ def test_the_registered_law_is_what_was_published():
     assert names() == ["answer-key"]
     assert (LAW.half, LAW.slope, LAW.heads, LAW.error, LAW.families) == (0.27, 6, 3, 0.05, 18)
     assert set(LAW.models) == {"reference", "smollm2"} and LAW.dense == 0.5
-    for study in ("law", "law-quick"):
+    for study in ("law", "law-quick", "law-short"):
         made = read_study(study)
         assert made.law == LAW and made.shadow and made.observe == "answer-rows"
         for model in made.model:

@@ -29,7 +29,7 @@ OWN = ("quick", "full", "tasks")  # for the bundled model
 # Of one question each, which asks for cells of its own (tests/study/test_exact_topk.py, test_law.py, test_heads.py).
 ASKING = {
     f"{name}{end}" for name in ("exact-topk", "precision", "law", "heads") for end in ("", "-quick")
-} | {"law-third"}
+} | {"law-short", "law-third"}
 SMALL: dict[str, Any] = {
     "tasks": ["niah-multikey:wording=trained,questions=2,distractors=6"],
     "lengths": [640],
