@@ -156,6 +156,15 @@ def test_starts_may_lie_apart_and_beyond_all_keys() -> None:
     assert (cuts_of(q, k, kept.to(DEVICE), beyond, backend="triton").high == float("inf")).all()
 
 
+def test_what_is_below_zero_is_none() -> None:
+    """Also where its lower 32 bits alone are a number of keys, and where it is a tile and more before the first key."""
+    q, k = drawn(rows=2, heads=1, count=2, length=400)
+    kept = torch.tensor([[4, 5 - 2**32], [-3, 30]], device=DEVICE)
+    start = torch.tensor([-300, 3 - 2**32], device=DEVICE)
+    cuts, want = (cuts_of(q, k, kept, start, backend=form) for form in ("triton", "torch"))
+    torch.testing.assert_close(cuts.high, want.high)
+
+
 @pytest.mark.parametrize("where", ["query", "key", "all stays"])
 def test_nan_is_refused_when_cuts_are_settled(where: str) -> None:
     q, k = drawn(heads=1)
@@ -359,6 +368,18 @@ def test_on_a_gpu_exact_scores_give_the_same_cuts() -> None:
     found, want = (cuts_of(q, k, kept, backend=form) for form in ("triton", "torch"))
     for name in ("low", "high", "last"):
         assert torch.equal(getattr(found, name), getattr(want, name)), name
+
+
+@gpu
+@pytest.mark.gpu
+def test_on_a_gpu_a_stream_reads_no_sample_that_another_has_yet_to_place() -> None:
+    one, other = torch.cuda.Stream(), torch.cuda.Stream()
+    with torch.cuda.stream(one):
+        torch.cuda._sleep(10**9)
+        Plan(54321, 9).places(one.device)
+    with torch.cuda.stream(other):
+        found = Plan(54321, 9).places(one.device).cpu()
+    assert torch.equal(found, Plan(54321, 9).places(torch.device("cpu")))
 
 
 @gpu

@@ -81,7 +81,7 @@ def cuts_of_slots(scores: Tensor, slots: Tensor, kept: Tensor, slack: float) -> 
     # The first that is left out may be none.
     ranked = torch.nn.functional.pad(ranked, (0, 1), value=float("-inf"))
     slots = torch.nn.functional.pad(slots, (0, 1), value=-1)
-    count = torch.minimum(kept.expand(scores.shape[:-1]), there.sum(-1))[..., None]
+    count = torch.minimum(kept.expand(scores.shape[:-1]), there.sum(-1)).clamp_min(0)[..., None]
     inner = (count - 1).clamp_min(0)
     stays = ranked.gather(-1, inner).masked_fill(count == 0, float("-inf"))
     return between(

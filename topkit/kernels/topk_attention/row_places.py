@@ -23,5 +23,5 @@ def first_seen(start, batch):
 
 @triton.jit
 def narrowed(number):
-    """A count or a place in 32 bits: what is beyond all keys stays so."""
-    return tl.minimum(number, BEYOND).to(tl.int32)
+    """A count or a place in 32 bits: what is beyond all keys stays so, and below zero there is none."""
+    return tl.maximum(tl.minimum(number, BEYOND), 0).to(tl.int32)
