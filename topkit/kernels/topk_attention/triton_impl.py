@@ -64,7 +64,7 @@ class Configs(NamedTuple):
 # By head dimension, up to it. 16 queries a warp: Hopper's products then leave a thread scores of two rows alone.
 CONFIGS = {
     64: Configs(Config(64, 64, 4, 2, 3), Config(64, 128, 4, 3, 4), Config(64, 128, 8, 3, 2)),
-    128: Configs(Config(64, 64, 4, 2, 3), Config(64, 64, 4, 2, 4), Config(64, 128, 8, 3, 2)),
+    128: Configs(Config(64, 64, 4, 2, 3), Config(64, 64, 4, 2, 4), Config(64, 128, 8, 2, 2)),
 }
 
 
