@@ -88,18 +88,30 @@ def four_neighbours(ttgir: str) -> None:
             assert rows or (blocked and int(blocked[1]) % 4 == 0), told
 
 
+# What appends a score to a list, and what writes two counts.
+APPENDS = r"add\.u64 place|st\.global\.b32 \[\$\d+\], \$"
+
+
 def one_row_each(ttgir: str) -> None:
-    """Holds that what appends to a list a row is handed a thread's scores of one row, all of them."""
+    """Holds that what appends to a list a row is handed a thread's scores of one row, of which four threads have all.
+
+    These stand side by side in their warp, as they shuffle; and so does what counts the row at last.
+    """
     layouts = dict(re.findall(r"^(#\w+) = (.*)$", ttgir, re.M))
     for line in ttgir.splitlines():
-        if "elementwise_inline_asm" in line and "add.u64 place" in line:
-            layout = re.search(r": tensor<\w+xf32, (#\w+)>, tensor", line)
+        if "elementwise_inline_asm" in line and re.search(APPENDS, line):
+            layout = re.search(r": tensor<\w+x(?:f32|i64), (#\w+)>, tensor", line)
             assert layout, line
             told = layouts[layout[1]]
-            places = json.loads(told.partition("register = ")[2].partition("], lane")[0] + "]")
+            held, lanes, warps = (
+                json.loads(re.search(rf"{name} = (\[.*?\])(?:, [lwb]|}})", told)[1])  # pyright: ignore[reportOptionalSubscript]
+                for name in ("register", "lane", "warp")
+            )
             packed = re.search(r"packed_element = (\d+)", line)
-            assert packed and 1 << len(places) == int(packed[1]), (told, line)
-            assert all(place[:2] == [0, 0] for place in places), told
+            assert packed and 1 << len(held) == int(packed[1]), (told, line)
+            assert all(place[:2] == [0, 0] for place in held + lanes[:2]), told
+            # No other thread has a score of the row, nor the same one.
+            assert all(any(place[:2]) for place in lanes[2:] + warps), told
 
 
 JITFunction.run = compiles_only
