@@ -451,3 +451,20 @@ def test_a_graph_cannot_hold_it() -> None:
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(InputError, match="outside of the capture"), torch.cuda.graph(graph):
         topk_attention(q, k, v, kept, most=26)
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("most", [None, 20])
+def test_a_graph_that_was_refused_leaves_nothing_behind(most: int | None) -> None:
+    """Of a length that was not there before: what was remembered in the capture would never have been computed."""
+    draw = torch.Generator("cuda").manual_seed(0)
+    length = 397 if most is None else 399
+    q, k, v = (_eighths((1, 2, length, 64), draw).bfloat16() for _ in range(3))
+    kept = keys_kept("0.05", length, length, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(InputError, match="outside of the capture"), torch.cuda.graph(graph):
+        topk_attention(q, k, v, kept, most=most)
+    out = topk_attention(q, k, v, kept, most=most)
+    exact = attended([x.double() for x in (q, k, v)], kept, backend="torch")
+    torch.testing.assert_close(out.double(), exact, rtol=2e-2, atol=2e-2)

@@ -40,11 +40,13 @@ class Plan:
 
     def places(self, device: torch.device) -> Tensor:
         """The slots of the sample, by a hash: no period of the keys follows it."""
-        return _places(self.length, self.sparsity, device)
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        return _places(self.length, self.sparsity, device, stream)
 
 
 @lru_cache(64)
-def _places(length: int, sparsity: int, device: torch.device) -> Tensor:
+def _places(length: int, sparsity: int, device: torch.device, stream: int) -> Tensor:
+    """Remembered for a stream alone: another would read them before they are there, or after they are let go."""
     stretch = torch.arange(-(-length // sparsity), device=device)
     inside = (stretch * 0x45D9F3B >> 7) % sparsity
     return (stretch * sparsity + inside).clamp_max(length - 1).int()

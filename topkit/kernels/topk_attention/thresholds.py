@@ -44,7 +44,7 @@ def cuts_of(
     Shapes: as `topk_attention`, kept [B or 1, Tq]. slack: how far scores that are computed again may be off,
     relative to a score that is tied. backend: "triton" writes few scores, and takes half types; "torch" selects
     among all of a tile's. most: what no query keeps more than, where it is known.
-    Raises: InputError for scores that hold NaN, and for "triton" where it cannot run.
+    Raises: InputError for scores that hold NaN, for "triton" where it cannot run, and while a CUDA graph is captured.
     """
     cuts, settle = cuts_begun(queries, keys, kept, start, slack, backend, most)
     settle()
@@ -65,6 +65,9 @@ def cuts_begun(
     What attends in between attends again where cuts changed, as where thousands of rows are tied. With `most` the
     host is ahead of the GPU all along.
     """
+    # Before anything is launched: what is remembered would be of a graph that never runs.
+    if queries.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise InputError(CAPTURED)
     with torch.no_grad():
         bound = max(1, int(kept.max())) if most is None else most
         own = sample.unsupported(queries, keys, bound)
@@ -93,8 +96,6 @@ def _told_later(numbers: Tensor) -> Callable[[], list[int]]:
     """What gives numbers of a GPU as they are now: it waits for what was launched before, not for what follows."""
     if not numbers.is_cuda:
         return numbers.tolist
-    if torch.cuda.is_current_stream_capturing():
-        raise InputError(CAPTURED)
     there = torch.empty(numbers.shape, dtype=numbers.dtype, device="cpu", pin_memory=True)
     with torch.cuda.device_of(numbers):
         there.copy_(numbers, non_blocking=True)
