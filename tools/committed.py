@@ -43,7 +43,8 @@ def command_of(name: str) -> str:
     models = said.split(", ") if said else list(study.model)
     if models != list(study.model):
         words += [word for model in models for word in ("--model", model)]
-    own = [study.of(model) for model in models if model in study.model] or [study]
+    # Not `study.of`: which groups a model has only the model tells, which need not be here.
+    own = [study.own.get(model, study) for model in models if model in study.model] or [study]
     places = [folder / run["folder"] for run in about.get(RUNS, [{"folder": "."}])]
     asked = [one for place in places if (run := run_file.read(place)) for one in run["asked"]]
     tasks = {task["task"] for one in asked for task in one["tasks"]}
