@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
@@ -23,6 +24,7 @@ from topkit.experiments.tasks import (
     rule_of,
     task_name,
 )
+from topkit.experiments.tasks.files.placement import distractor_share
 
 TOKENIZER = AutoTokenizer.from_pretrained(REFERENCE, local_files_only=True)
 
@@ -248,12 +250,68 @@ def test_nolimas_depth_is_a_share_of_the_tokens(tmp_path: Path, depth: float) ->
         assert counts[0] / sum(counts) == pytest.approx(depth, abs=0.08)
 
 
+@pytest.mark.parametrize("depth", [0, 0.3, 0.5, 0.7, 1])
+@pytest.mark.parametrize("length", [650, 2048])
+def test_nolimas_distractor_stands_away_from_its_needle(
+    tmp_path: Path, depth: float, length: int
+) -> None:
+    told = "The {1} has no neighbours."
+    one = NEEDLES[0] | {"distractors": {"onehop": told, "twohop": told}}
+    path, text = written(tmp_path / "set.json", [one], False), book(tmp_path)
+    task = make_task("nolima", file=path, book=text, depth=depth)
+    seen = set[str]()
+    for sample in range(4):
+        prompt = task.sample(TOKENIZER, length, sample)
+        body = prompt.text.partition("snippet:\n\n")[2]
+        needle = re.search(r" Actually, \w+ lives next to the (\w+)\.\n", body)
+        assert needle
+        distractor = f" The {needle[1]} has no neighbours.\n"
+        assert body.count(distractor) == 1
+        # Without both, lines of the book one behind the other; an empty line was behind the distractor.
+        alone = body.replace(distractor, "").replace(needle[0], "\n" if needle.start() else "")
+        assert alone in Path(text).read_text() and f"{distractor}\n" in body
+        counts = [
+            len(TOKENIZER(body[: body.index(t)])["input_ids"]) for t in (needle[0], distractor)
+        ]
+        own, away = (count / len(TOKENIZER(body)["input_ids"]) for count in counts)
+        assert abs(own - away) > 0.12 and own == pytest.approx(depth, abs=0.08)
+        if length == 650:  # fewer than 500 tokens of the book
+            fixed = 0.7 if depth < 0.6 else 0.5 if depth == 0.7 else 0.6
+            assert away == pytest.approx(fixed, abs=0.08)
+        else:
+            assert 0.15 < away < 0.87
+        seen.add(f"{away:.2f}")
+    assert length == 650 or len(seen) > 1
+
+
+def test_nolimas_distractors_stand_alike_wherever_they_may() -> None:
+    drawn = np.linspace(0, 1, 2001)
+    for depth, spans in {
+        0.0: [(0.2, 0.8)], 0.3: [(0.5, 0.8)], 0.5: [(0.2, 0.3), (0.7, 0.8)], 1.0: [(0.2, 0.8)],
+    }.items():  # fmt: skip
+        shares = np.array([distractor_share(depth, float(x)) for x in drawn])
+        wide = sum(end - begin for begin, end in spans)
+        for begin, end in spans:
+            inside = (shares >= begin - 1e-9) & (shares <= end + 1e-9)
+            assert inside.mean() == pytest.approx((end - begin) / wide, abs=0.01)
+            assert shares[inside].min() == pytest.approx(begin, abs=0.01)
+            assert shares[inside].max() == pytest.approx(end, abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"id": "x1"}, r"item 1: id must be text that begins with four digits"),
         ({"needle": ...}, r"item 1: needle is missing"),
-        ({"distractors": {"onehop": "Ann slept."}}, r"item 1: distractors cannot be placed here"),
+        (
+            {"distractors": {"onehop": "Ann slept."}},
+            r"item 1: distractors has none for questions of type twohop",
+        ),
+        (
+            {"distractors": {"onehop": "A {3}.", "twohop": "B."}},
+            r"item 1: tests\.T1\.input_args has 2 texts, and none for \{3\}",
+        ),
+        ({"distractors": ["Ann slept."]}, r"item 1: distractors must be "),
         ({"questions": {}}, r"item 1: questions and tests must be one or more"),
         ({"tests": {}}, r"item 1: questions and tests must be one or more"),
         (

@@ -20,7 +20,7 @@ SCHEMA = {
     "system_prompt?": Prose,
     "character_set?": [Prose],
     "task_template?": Prose,
-    "distractors?": object,
+    "distractors?": {str: Prose},
 }
 TEMPLATE = (
     "You will answer a question based on the following book snippet:\n\n{haystack}\n\nUse the information "
@@ -34,7 +34,7 @@ CHARACTER = "{CHAR}"
 
 @dataclass(frozen=True)
 class Needle:
-    """One test: a fact with a gap for a name, where one is, and a question about it."""
+    """One test: a fact with a gap for a name, where one is, a question about it, and what may mislead, or nothing."""
 
     place: str
     kind: str
@@ -44,16 +44,17 @@ class Needle:
     characters: tuple[str, ...]
     system: str
     template: str
+    distractor: str = ""
 
 
 def needles_of(rows: Rows, at: int, remedy: str) -> list[Needle]:
     """The tests of one entry of a set. Raises: InputError naming the entry and what it lacks."""
     read = rows.row(at, SCHEMA, remedy)
     place = f"{rows.path}, {rows.places[at]}"
-    if read.get("distractors"):
+    distractors = read.get("distractors") or dict.fromkeys(read["questions"], "")
+    if lacking := sorted(set(read["questions"]) - set(distractors)):
         raise InputError(
-            f"{place}: distractors cannot be placed here, and without them it is another test; {remedy}, and "
-            "without distractors, as needle_set.json"
+            f"{place}: distractors has none for questions of type {', '.join(lacking)}; {remedy}"
         )
     template = read.get("task_template", TEMPLATE)
     if "{haystack}" not in template:
@@ -61,8 +62,9 @@ def needles_of(rows: Rows, at: int, remedy: str) -> list[Needle]:
     made = []
     for kind, question in read["questions"].items():
         for name, test in read["tests"].items():
-            fact, asked = (_filled(text, test["input_args"]) for text in (read["needle"], question))
-            if gap := re.search(r"\{\d+\}", fact + asked):
+            texts = read["needle"], question, distractors[kind]
+            fact, asked, distractor = (_filled(text, test["input_args"]) for text in texts)
+            if gap := re.search(r"\{\d+\}", fact + asked + distractor):
                 raise InputError(
                     f"{place}: tests.{name}.input_args has {len(test['input_args'])} texts, and none for "
                     f"{gap[0]}; {remedy}"
@@ -75,7 +77,8 @@ def needles_of(rows: Rows, at: int, remedy: str) -> list[Needle]:
                 )
             named = tuple(read.get("character_set", ()))
             system = read.get("system_prompt", "")
-            made.append(Needle(place, kind, fact, asked, answers, named, system, template))
+            own = kind, fact, asked, answers, named, system, template, distractor
+            made.append(Needle(place, *own))
     if not made:
         raise InputError(f"{place}: questions and tests must be one or more each; {remedy}")
     return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from topkit.errors import InputError
 from topkit.experiments.tasks.checks import require_depth
 from topkit.experiments.tasks.encoding import encode
 from topkit.experiments.tasks.files.needle_sets import Needle, named, needles_of, row_of
+from topkit.experiments.tasks.files.placement import distractor_share, placed
 from topkit.experiments.tasks.files.row import Row, encoded
 from topkit.experiments.tasks.files.task import FileTask
 from topkit.experiments.tasks.prompt import Prompt
@@ -67,7 +68,8 @@ class NoLiMa(FileTask):
         text = self._text(request, rng)
         others = [named(needles[(number + n) % len(needles)], rng) for n in self.examples]
         examples = [row_of(other, other.fact) for other in others]
-        row = self._fullest(needle, text, depth, request, examples)
+        away = distractor_share(depth, float(rng.random())) if needle.distractor else 0.0
+        row = self._fullest(needle, text, (depth, away), request, examples)
         return self.asked(row, request, examples)
 
     def _text(self, request: PromptRequest, rng: np.random.Generator) -> str:
@@ -92,37 +94,28 @@ class NoLiMa(FileTask):
         self,
         needle: Needle,
         text: str,
-        depth: float,
+        depths: tuple[float, float],
         request: PromptRequest,
         examples: list[Row],
     ) -> Row:
-        """The row over as much of the text as fits; over none of it, where nothing does."""
+        """The row over as much of the text as fits; over none of it, where nothing does.
+
+        depths: of the needle, and of its distractor.
+        """
         tokenizer, length = request.tokenizer, request.length
 
         def cost(row: Row) -> int:
             return encoded(self.told(row, examples), self.form, tokenizer, self.name)[3]
 
-        alone = row_of(needle, f"{needle.fact}\n")
+        facts = filter(None, (needle.fact, needle.distractor))
+        alone = row_of(needle, "".join(f"{fact}\n" for fact in facts))
         room = length - cost(alone)
         # Twice the room holds every window, and no text has so many letters a token.
         ids = encode(tokenizer, text[: LETTERS * length]) if room > 0 else []
         while room > 0:
-            row = row_of(needle, _placed(needle.fact, ids, room, depth, tokenizer))
+            row = row_of(needle, placed(needle, ids, room, depths, tokenizer))
             used = cost(row)
             if used <= length:
                 return row
             room -= used - length
         return alone
-
-
-def _placed(fact: str, ids: list[int], room: int, depth: float, tokenizer: Any) -> str:
-    """A window of so many tokens with the fact between two of its lines, the first behind the depth."""
-    room = min(room, len(ids))
-    wanted = round(room * depth)
-    place = min(wanted, len(ids) - 1)
-    while place and place + 1 < len(ids) and "\n" not in tokenizer.decode([ids[place]]):
-        place += 1
-    first = max(0, min(place - wanted, len(ids) - room))
-    before = tokenizer.decode(ids[first : place + 1]) if place else ""
-    before = before[: max(before.rfind("\n"), 0)]
-    return f"{before} {fact}\n{tokenizer.decode(ids[place + 1 if place else 0 : first + room])}"
