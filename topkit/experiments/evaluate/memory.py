@@ -140,8 +140,8 @@ def _codes(shape: Shape, asked: Asked, cells: Sequence[Cell], together: int) -> 
             continue
         leaf, rows = _leaf(indexer), len(list(some)) * together
         whole = asked.length * shape.layers * bytes_a_key(leaf, shape, asked.length)
-        total += whole if leaf not in leaves else 0
-        leaves.add(leaf)
+        total += whole if leaf.builds_as() not in leaves else 0
+        leaves.add(leaf.builds_as())
         total += whole * _copies(leaf, shape, asked, rows)
     return int(total)
 
