@@ -51,10 +51,10 @@ def test_one_thread_is_what_a_search_uses(threads, monkeypatch):
     index: Any = faiss_ivf(nlist=4, nprobe=2).build(torch.randn(1, 2, 40, 8), Step())
     seen = []
     graph = index.graphs[0][0].index
-    real = type(graph).search_preassigned
+    real = type(graph).search_preassigned_c
     monkeypatch.setattr(
         type(graph),
-        "search_preassigned",
+        "search_preassigned_c",
         lambda self, *args, **kwargs: (
             seen.append(faiss.omp_get_max_threads()),
             real(self, *args, **kwargs),

@@ -59,6 +59,14 @@ DType = Annotated[
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", min=1, help="Rows in one forward pass.")
 ]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        "--memory",
+        metavar="GB",
+        help="GB that a process may take, of the GPU or, without one, of the host: fewer rows go together where they need more.",
+    ),
+]
 _JOBS = typer.Option("--jobs", min=1, help="Worker processes.")
 Jobs = Annotated[int, _JOBS]
 MaybeJobs = Annotated[int | None, _JOBS]

@@ -331,6 +331,12 @@ class Index(ABC):
         """An independent copy; correct as it is for an index that never writes into its tensors."""
         return copy.copy(self)
 
+    def read_as(self, recipe: Indexer) -> Index:
+        """An independent copy that is searched as `recipe` says, which `builds_as` the recipe of this one."""
+        twin: Any = self.fork()
+        twin.recipe = recipe
+        return twin
+
     def room(self) -> Mapping[str, Tensor] | None:
         """Buffers of the slots with room for one more, None without; of `fixed` recipes."""
         return None
@@ -419,6 +425,10 @@ class Indexer(Named):
     def upstream_layer(self, layer: int) -> int | None:
         """The earlier layer whose Selection it reads at a layer as `upstream`; None: it reads none there."""
         return None
+
+    def builds_as(self) -> Indexer:
+        """The recipe whose index serves this one too, `read_as` this one: itself, unless they differ in the search alone."""
+        return self
 
     def build(self, keys: Tensor, step: Step) -> Index:
         """An Index of keys [B, Hk, T, D], as attention sees them, after RoPE."""

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from topkit.grammar import later
+from topkit.indexers.base import Indexer
 from topkit.indexers.checks import choice, flag, whole
 from topkit.indexers.faiss_base import Hits, Vectors, plain
 from topkit.indexers.faiss_indexer import FaissIndexer
@@ -64,6 +65,9 @@ class faiss_hnsw(FaissIndexer):
         choice(self, "metric", ("l2", "ip"))
         whole(self, "minutes", 1)
 
+    def builds_as(self) -> Indexer:
+        return replace(self, ef_search=1)
+
     def traits(self) -> Traits:
         return replace(super().traits(), causal_codes=False)
 
@@ -100,7 +104,6 @@ class faiss_hnsw(FaissIndexer):
         metric = faiss.METRIC_L2 if self.metric == "l2" else faiss.METRIC_INNER_PRODUCT
         index = faiss.IndexHNSWFlat(width, self.M, metric)
         index.hnsw.efConstruction = self.ef_construction
-        index.hnsw.efSearch = self.ef_search
         return index
 
     def add(self, faiss: Any, graph: Any, keys: Tensor) -> None:
@@ -115,7 +118,8 @@ class faiss_hnsw(FaissIndexer):
         if self.metric == "l2":
             vectors = _beside(vectors, 0)
         # The walk is the same for every n: FAISS ends it by ef_search alone.
-        scores, ids = graph.search(vectors, n)
+        walk = faiss.SearchParametersHNSW(efSearch=self.ef_search)
+        scores, ids = graph.search(vectors, n, params=walk)
         return Hits.of(-scores if self.metric == "l2" else scores, ids, 0)
 
     def remove(self, faiss: Any, graph: Any, adds: list[int]) -> Any:

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from topkit.errors import InputError
+from topkit.indexers.base import Indexer
 from topkit.indexers.checks import flag, whole
 from topkit.indexers.faiss_base import Hits, Vectors, plain
 from topkit.indexers.faiss_gpu import require_device
@@ -50,11 +51,18 @@ class Lists:
         _, lists = self.index.quantizer.search(plain(keys), 1)
         return torch.from_numpy(lists[:, 0])
 
-    def search(self, queries: Tensor, n: int) -> Hits:
+    def search(self, faiss: Any, queries: Tensor, n: int, nprobe: int) -> Hits:
         """The best n keys of the lists whose centroids score best."""
-        vectors = plain(queries)
-        scores, lists = self.index.quantizer.search(vectors, self.index.nprobe)
-        best, ids = self.index.search_preassigned(vectors, n, lists, scores)
+        vectors, nprobe = plain(queries), min(nprobe, self.nlist)
+        scores, lists = self.index.quantizer.search(vectors, nprobe)
+        best = np.empty((len(vectors), n), dtype=np.float32)
+        ids = np.empty_like(best, dtype=np.int64)
+        given = map(faiss.swig_ptr, (lists, scores, best, ids))
+        # Said here, and not by the index: it may serve recipes that probe more, or fewer. FAISS's method for arrays takes none.
+        probes = faiss.SearchParametersIVF(nprobe=nprobe)
+        self.index.search_preassigned_c(
+            len(vectors), faiss.swig_ptr(vectors), n, *given, False, probes
+        )
         return Hits.of(best, ids, self.sizes[lists].sum(1), lists)
 
     def until(self, faiss: Any, length: int) -> Lists:
@@ -78,6 +86,10 @@ class ListsIndexer(FaissIndexer):
 
     nlist: int
     nprobe: int
+
+    def builds_as(self) -> Indexer:
+        # An index on a GPU has its own nprobe.
+        return self if self.on_gpu else cast(Any, replace)(self, nprobe=1)
 
     @abstractmethod
     def trained(self, faiss: Any, keys: Tensor) -> Any:
@@ -144,6 +156,8 @@ class ListsIndexer(FaissIndexer):
         graph.add(keys)
 
     def search(self, faiss: Any, graph: Lists | GpuLists, queries: Tensor, n: int) -> Hits:
+        if isinstance(graph, Lists):
+            return graph.search(faiss, queries, n, self.nprobe)
         return graph.search(queries, n)
 
     def remove(self, faiss: Any, graph: Lists | GpuLists, adds: list[int]) -> Any:

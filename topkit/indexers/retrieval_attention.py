@@ -72,6 +72,9 @@ class retrieval_attention(Indexer):
             estimated=True,
         )
 
+    def builds_as(self) -> Indexer:
+        return replace(self, ef=1)
+
     def build(self, keys: Tensor, step: Step) -> Index:
         newest = step.prefill_queries[:, :, -self.queries :].detach()
         table = linked(newest, keys.detach(), self.nearest, self.degree, step)

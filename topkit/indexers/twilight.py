@@ -70,6 +70,9 @@ class twilight(Combinator):
             estimated=True,
         )
 
+    def builds_as(self) -> Indexer:
+        return replace(self, candidates=1.0)
+
     def build(self, keys: Tensor, step: Step) -> Index:
         codes = ScoredIndex(MinMax())
         codes.append(keys, step)

@@ -55,6 +55,7 @@ def evaluate(
     device: o.Device = None,
     dtype: o.DType = None,
     batch_size: o.BatchSize = None,
+    memory: o.Memory = None,
     jobs: o.MaybeJobs = None,
     runner: o.Runner = None,
     shard: o.Shard = None,
@@ -88,6 +89,7 @@ def evaluate(
         runner=runner,
         shard=shard,
         batch_size=batch_size,
+        memory=memory,
         force=force,
         budget=budget,
     )

@@ -122,6 +122,7 @@ def study(
     device: o.Device = None,
     dtype: o.DType = None,
     batch_size: o.BatchSize = None,
+    memory: o.Memory = None,
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", min=1, help="Worker processes; by default one a core, at most 4."),
@@ -160,6 +161,7 @@ def study(
         device=device,
         dtype=dtype,
         batch_size=batch_size,
+        memory=memory,
         reach=reach,
         margin=margin,
         groups=groups,

@@ -38,9 +38,12 @@ class Built:
 
     def of(self, indexer: Indexer) -> dict[int, Index]:
         if indexer not in self._indices:
+            like = indexer.builds_as()
             if wraps(indexer):
                 base = self.of(indexer.base)
                 indices: dict[int, Index] = {n: Wrapped(indexer, one) for n, one in base.items()}
+            elif like != indexer:
+                indices = {n: one.read_as(indexer) for n, one in self.of(like).items()}
             else:
                 indices = self._built(indexer)
             self._indices[indexer] = indices

@@ -51,6 +51,7 @@ def evaluate(
     runner: str | Runner | None = None,
     shard: str | Shard | None = None,
     budget: ByteBudgets = None,
+    memory: float | None = None,
 ) -> Plan[pa.Table]:
     """Accuracy of a model on the questions of some tasks, for full attention and for each indexer.
 
@@ -62,7 +63,8 @@ def evaluate(
     each; "answer" at the answer's alone, which is what reports read; "rows" keeps every position, "answer-rows" the answer's; False none. shadow: each cell's selections are judged for
     the queries of the unchanged model too. k in per cent counts of the length. runner: serial, pool or ray, with jobs= at one
     time; shard: "0/4" is the first of four shares, which may write to `out` at the same time. budget:
-    "bytes=0.06" or "bytes=64", as `measure` has it, at each length.
+    "bytes=0.06" or "bytes=64", as `measure` has it, at each length. memory: GB that a process may take, of the GPU's, or of
+    the host's without one; fewer rows go together where batch_size would take more.
     Files: out/accuracy, out/fidelity and, of their means, out/curve (Parquet), out/predictions.jsonl,
     out/run.json.
     Returns: the accuracy rows; of a shard, its own.
@@ -88,6 +90,7 @@ def evaluate(
         rows=ROWS if batch_size is None else batch_size,
         text=None if text is None else path_of(text, "a text"),
         threads=workers.threads,
+        memory=memory,
     )
     part = Part(
         tuple(chosen),

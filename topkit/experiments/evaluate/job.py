@@ -10,6 +10,7 @@ import torch
 
 from topkit.experiments.evaluate.accuracy_rows import SCHEMA, accuracy_rows
 from topkit.experiments.evaluate.answers import Haystack
+from topkit.experiments.evaluate.gpu_share import hold_to
 from topkit.experiments.evaluate.identity import identity_of
 from topkit.experiments.evaluate.setting import Setting
 from topkit.experiments.model.load import load_once
@@ -45,6 +46,7 @@ def run_job(setting: Setting, piece: Piece, loaded: tuple | None = None) -> None
     if setting.threads is not None:
         torch.set_num_threads(setting.threads)
     model, tokenizer = loaded or load_once(setting.model, setting.device, setting.dtype)
+    hold_to(setting.memory, model.device)
     prompt = prompt_of(setting, piece.task, piece.length, piece.sample, tokenizer)
     haystack = Haystack(
         model,

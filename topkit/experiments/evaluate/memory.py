@@ -12,6 +12,7 @@ import torch
 from topkit.errors import InputError
 from topkit.experiments.decode.driver import PIECE
 from topkit.experiments.evaluate.built import COPIED, wraps
+from topkit.experiments.evaluate.gpu_share import GRAPHS
 from topkit.experiments.evaluate.shape import Asked, Shape
 from topkit.experiments.evaluate.stepped import ROUND, STEPS, is_fixed
 from topkit.experiments.model.attention_call import LOGITS
@@ -43,7 +44,8 @@ def memory_of(shape: Shape, asked: Asked, cells: Sequence[Cell], rows: int) -> i
     its lists. Questions,
     of as many cells as a pass has rows: the codes that recipes choose from, once, and where rows do not share them
     twice a row with an eighth of room; scores, COPIES times; keys and values of one layer, and all logits, twice,
-    in float32; what is judged of answers' keys and in shadow. What graphs hold on a GPU, from haystack to haystack, comes on top.
+    in float32; what is judged of answers' keys and in shadow. What graphs hold on a GPU, from haystack to haystack,
+    comes on top.
     """
     t = asked.length
     masked = shape.windowed or shape.index_heads > 0
@@ -55,6 +57,14 @@ def memory_of(shape: Shape, asked: Asked, cells: Sequence[Cell], rows: int) -> i
     asking = max(_asking(shape, asked, some) for some in turns)
     held = shape.weights + shape.prefix(t)
     return held + _graphed(shape, asked, turns, shape.device - held) + max(prefill, asking)
+
+
+def graphed(shape: Shape, asked: Asked, cells: Sequence[Cell], rows: int) -> int:
+    """Bytes that the graphs of one turn would hold, of all its rows; 0 where none are made."""
+    if not shape.device or shape.index_heads:
+        return 0
+    turns = dict.fromkeys((tuple(some), n) for some, n in _turns(asked, cells, rows))
+    return max(sum(_both(shape, asked, *turn)) for turn in turns)
 
 
 def require_room(room: int, what: str, needs: Callable[[int], int], rows: int) -> None:
@@ -105,19 +115,30 @@ def _graphed(
     """Bytes that graphs hold: of each turn, where its rows take no more than a quarter of what is free yet.
 
     As `stepped.token_steps.steps_of` makes them, of fixed rows first; a model with an indexer of its own has none.
+    Of memory that is the process's own they hold their share of it, all together.
     """
     if not shape.device or shape.index_heads:
         return 0
     total = 0
     for cells, together in dict.fromkeys((tuple(cells), together) for cells, together in turns):
-        taken = 0
-        for fixed in (True, False):
-            need = _rows(shape, asked, [c for c in cells if is_fixed(c) == fixed], together)
+        needs, taken = _both(shape, asked, cells, together), 0
+        if shape.own:
+            fits = sum(needs) <= GRAPHS * shape.device
+            total = min(total + sum(needs), int(GRAPHS * shape.device)) if fits else total
+            continue
+        for need in needs:
             if 4 * need > free - total - taken:
                 return total
             taken += need
         total += taken
     return total
+
+
+def _both(shape: Shape, asked: Asked, cells: Sequence[Cell], together: int) -> tuple[int, int]:
+    """Bytes of the rows of graphs, and of those between whose graphs hosts choose."""
+    kinds = ([cell for cell in cells if is_fixed(cell) == fixed] for fixed in (True, False))
+    fixed, hosted = (_rows(shape, asked, some, together) for some in kinds)
+    return fixed, hosted
 
 
 def _rows(shape: Shape, asked: Asked, cells: Sequence[Cell], together: int) -> int:
@@ -140,8 +161,8 @@ def _codes(shape: Shape, asked: Asked, cells: Sequence[Cell], together: int) -> 
             continue
         leaf, rows = _leaf(indexer), len(list(some)) * together
         whole = asked.length * shape.layers * bytes_a_key(leaf, shape, asked.length)
-        total += whole if leaf not in leaves else 0
-        leaves.add(leaf)
+        total += whole if leaf.builds_as() not in leaves else 0
+        leaves.add(leaf.builds_as())
         total += whole * _copies(leaf, shape, asked, rows)
     return int(total)
 

@@ -21,7 +21,7 @@ from topkit.experiments.evaluate.missing import without_keys
 from topkit.experiments.evaluate.preflight import require_same
 from topkit.experiments.evaluate.request import Part, Request
 from topkit.experiments.evaluate.setting import Setting
-from topkit.experiments.evaluate.size import Size, require_memory, size_of
+from topkit.experiments.evaluate.size import Size, require_memory, rows_for, size_of
 from topkit.experiments.model.compatibility import probe, unserved
 from topkit.experiments.model.load import positions, require_positions
 from topkit.experiments.model.outline import attending_to_all, outline
@@ -158,6 +158,10 @@ def plan_parts(
     parts, lines = _at_budgets(parts, budgets, records, leave_out)
     notes += lines
     line = outline(model, records, attending_to_all(records, longest))
+    rows = _rows(model, records, parts, setting, tokenizer)
+    if rows < setting.rows:
+        notes.append(f"{rows} rows of {setting.rows} go together, to keep to {setting.memory:g} GB")
+        setting = replace(setting, rows=rows)
     shard.require_no(force, setting.out)
     request = Request(setting, tuple(parts), identity_of(setting, model, tokenizer), force, shard)
     folder.require_same(setting.out, request.identity, request.contents(), force=force)
@@ -208,6 +212,22 @@ def _at_budgets(
             made.append(replace(part, lengths=(length,), cells=equal.cells))
             notes |= dict.fromkeys(equal.notes)
     return made, list(notes)
+
+
+def _rows(
+    model: PreTrainedModel,
+    records: Mapping[int, LayerRecord],
+    parts: Sequence[Part],
+    setting: Setting,
+    tokenizer: Any,
+) -> int:
+    """How many rows go together in all parts, as far as a process may take memory for them."""
+    if setting.memory is None:
+        return setting.rows
+    return min(
+        rows_for(model, records, _prompts(setting, part, tokenizer), part.cells, setting)
+        for part in parts
+    )
 
 
 def _short(part: Part) -> list[str]:

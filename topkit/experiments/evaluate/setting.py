@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from topkit.errors import InputError
@@ -27,7 +28,8 @@ class Setting:
     """What all jobs of a run have in common; a worker loads the model from it.
 
     rows: of one forward pass; threads: of a worker, None where there is one; shadow: each cell's selection is
-    judged for the queries of the unchanged model too.
+    judged for the queries of the unchanged model too; memory: GB that a process may take, of the GPU's, or of the host's
+    without one, which `rows` were cut to; None: all.
     Raises: InputError for a value that has no meaning.
     """
 
@@ -42,12 +44,15 @@ class Setting:
     rows: int = ROWS
     text: Path | None = None
     threads: int | None = None
+    memory: float | None = None
     # The id of the run that the rows are of, once its folder is claimed.
     run: str = ""
 
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise InputError(f"batch_size must be at least 1; got {self.rows}")
+        if self.memory is not None and not 0 < self.memory < inf:
+            raise InputError(f"memory must be a number of GB above 0; got {self.memory!r}")
         if self.sparse_from not in SPARSE_FROM:
             raise InputError(f"sparse_from must be question or answer; got {self.sparse_from!r}")
         if self.observe not in OBSERVED.values():

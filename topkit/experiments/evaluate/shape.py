@@ -18,7 +18,8 @@ class Shape:
 
     width: of a key, and of a value; passing: numbers a token that a layer holds at once; bytes of a number;
     index_heads, index_width, index_k: of the model's own indexer, its key and its lists; device: bytes of the
-    GPU's memory, where graphs may hold some; plain: the softmax has no sinks and no softcap.
+    GPU's memory, where graphs may hold some; plain: the softmax has no sinks and no softcap; own: `device` is what this
+    process was given of it, and no other takes any of that.
     """
 
     weights: int
@@ -35,6 +36,7 @@ class Shape:
     index_k: int = 0
     device: int = 0
     plain: bool = True
+    own: bool = False
 
     @classmethod
     def of(cls, model: PreTrainedModel, records: Mapping[int, LayerRecord]) -> Shape:

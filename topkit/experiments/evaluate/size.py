@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
-from topkit.experiments.evaluate.memory import memory_of, require_room
+from topkit.experiments.evaluate.gpu_share import rows_within, share_of
+from topkit.experiments.evaluate.memory import graphed, memory_of, require_room
 from topkit.experiments.evaluate.setting import EACH, OF_ANSWERS, Setting
 from topkit.experiments.evaluate.shape import Asked, Shape
 from topkit.experiments.model.record import LayerRecord
@@ -52,7 +53,7 @@ def size_of(
     sparse = [cell for cell in cells if cell.indexer is not None]
     heads = sum(one.queries.shape[1] for one in records.values())
     rows = judged = memory = 0
-    shape = Shape.of(model, records)
+    shape = _shape(model, records, setting)
     for prompt in prompts:
         questions = len(prompt.questions)
         rows += haystacks * questions * len(cells)
@@ -81,10 +82,40 @@ def require_memory(
     """
     if model.device.type != "cuda":
         return
-    device, shape = torch.cuda.get_device_properties(model.device), Shape.of(model, records)
+    device, shape = torch.cuda.get_device_properties(model.device), _shape(model, records, setting)
     for prompt in prompts:
         needs = partial(memory_of, shape, asked_of(prompt, setting), cells)
         require_room(device.total_memory, device.name, needs, setting.rows)
+
+
+def rows_for(
+    model: PreTrainedModel,
+    records: Mapping[int, LayerRecord],
+    prompts: Sequence[Prompt],
+    cells: Sequence[Cell],
+    setting: Setting,
+) -> int:
+    """How many rows a pass has, so that a process keeps to the memory that it is given; it follows from nothing else.
+
+    Raises: InputError where one row is too much.
+    """
+    if setting.memory is None:
+        return setting.rows
+    share, rows = share_of(setting.memory, model.device), setting.rows
+    shape = _shape(model, records, setting)
+    for prompt in prompts:
+        asked = asked_of(prompt, setting)
+        needs = partial(memory_of, shape, asked, cells)
+        rows = rows_within(share, rows, needs, partial(graphed, shape, asked, cells))
+    return rows
+
+
+def _shape(model: PreTrainedModel, records: Mapping[int, LayerRecord], setting: Setting) -> Shape:
+    """The shape of a model, on a GPU that is its own as far as a process may take of it."""
+    shape = Shape.of(model, records)
+    if setting.memory is None or not shape.device:
+        return shape
+    return replace(shape, device=share_of(setting.memory, model.device), own=True)
 
 
 def asked_of(prompt: Prompt, setting: Setting) -> Asked:

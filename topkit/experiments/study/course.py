@@ -34,7 +34,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """A study and where it goes. about: what study.json says of it beside what a stage adds."""
+    """A study and where it goes. about: what study.json says of it beside what a stage adds; memory: GB of a process."""
 
     study: Study
     out: Path
@@ -42,6 +42,7 @@ class Course:
     crew: Crew
     shard: Shard = WHOLE
     force: bool = False
+    memory: float | None = None
 
     @property
     def stages(self) -> list[Stage]:

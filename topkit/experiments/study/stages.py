@@ -93,6 +93,7 @@ def evaluation(course: Course, stage: Stage, piloted: bool = False) -> EvaluateP
         rows=study.batch_size,
         text=study.text,
         threads=course.crew.threads,
+        memory=course.memory,
     )
     if stage.split:
         notes, parts = list[str](), _split(study)

@@ -64,6 +64,7 @@ def run_study(
     captures: Any = None,
     corpus: str | Path | None = None,
     groups: Any = None,
+    memory: float | None = None,
 ) -> Plan[Path]:
     """Evaluate a study's cells into OUT and write the report; a rerun computes what is missing.
 
@@ -75,7 +76,7 @@ def run_study(
     of bytes, as `measure` has it; indexers that read more are left out, with a note. captures: folders or
     files of tensors, which lightning-precision and leaderboards measure in place of models and tasks. corpus: the
     folder of books that a study that trains reads; without one, the bundled excerpt. groups: KV groups in which
-    alone each indexer is exact, as "3/1,4/0", or "all".
+    alone each indexer is exact, as "3/1,4/0", or "all". memory: GB that a process may take, as `evaluate` has it.
     Returns: the report's path; of a shard that others outlast, or whose machine cannot draw, OUT.
     Raises: InputError for an unknown study, key or value, for a study whose pilot finds nothing to tell
     indexers apart by, and as `evaluate` does.
@@ -131,6 +132,7 @@ def run_study(
         crew=crew(runner, jobs, study.device or ""),
         shard=share,
         force=force,
+        memory=memory,
     )
     return planner(kind)(course) if kind else plan_of(course)
 

@@ -5,7 +5,7 @@ A capture costs as much Python as two steps, kernel by kernel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from topkit.errors import InputError
 from topkit.experiments.decode.graph_capture import Parts
 from topkit.experiments.evaluate.built import Built
+from topkit.experiments.evaluate.gpu_share import room_for_graphs
 from topkit.experiments.evaluate.stepped.fixed_rows import FixedRows
 from topkit.experiments.evaluate.stepped.groups import Group, groups_of
 from topkit.experiments.model.attention import switched_attention
@@ -104,9 +105,9 @@ def steps_of(
     require_windows(built, room)
     for cells, kind in wanted.items():
         if cells not in kept:
-            if not has_room(built, groups[cells], room):
+            if not has_room(built, groups[cells], room, kept.values()):
                 kept = {own: steps for own, steps in kept.items() if own in wanted}
-            if not has_room(built, groups[cells], room):
+            if not has_room(built, groups[cells], room, kept.values()):
                 raise InputError("caches of all rows do not fit")
             rows = kind(groups[cells], built.prefix, built, room, STEPS)
             kept[cells] = TokenSteps(model, rows, cells)
@@ -135,27 +136,32 @@ def require_windows(built: Built, room: int) -> None:
             raise InputError("a window comes to slide while answers are read")
 
 
-def has_room(built: Built, groups: Sequence[Group], room: int) -> bool:
-    """Whether rows of so many slots take at most a quarter of the memory that is free."""
+def has_room(
+    built: Built, groups: Sequence[Group], room: int, kept: Collection[TokenSteps] = ()
+) -> bool:
+    """Whether rows of so many slots may be made, beside those that are kept."""
     device = next(iter(built.prefix.values())).cache.keys.device
     if device.type != "cuda":
         return True
-    free = torch.cuda.mem_get_info(device)[0]
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return 4 * bytes_of(built, groups, room) <= free
+    held = sum(bytes_of(built, steps.rows.groups, steps.rows.room) for steps in kept)
+    return bytes_of(built, groups, room) <= room_for_graphs(device, held)
 
 
 def bytes_of(built: Built, groups: Sequence[Group], room: int) -> int:
-    """What rows of so many slots take: keys, values and codes of each, and what is noted of STEPS steps."""
+    """What rows of so many slots take: keys, values and codes of each, and what is noted of STEPS steps.
+
+    Codes that stand in the host's memory take none.
+    """
     rows, total = groups[-1].rows.stop, 0.0
     wide = max((k for group in groups for k in group.ks), default=0)
+    there = [g for g in groups if g.replayed is not None and not g.replayed.traits().host]
     for number, past in built.prefix.items():
         keys, values = past.cache.keys, past.cache.values
         assert values is not None
         share = room / past.length
         total += rows * share * (keys.nbytes + values.nbytes + keys.nbytes / keys.shape[3])
         total += STEPS * rows * past.heads * (8 * wide + 8 * keys.shape[3])
-        indices = ((g, built.of(g.indexer)[number]) for g in groups if g.indexer is not None)
+        indices = ((g, built.of(g.indexer)[number]) for g in there if g.indexer is not None)
         total += sum(group.count * share * index.nbytes for group, index in indices)
     return int(total)
 
