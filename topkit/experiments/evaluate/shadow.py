@@ -99,12 +99,12 @@ def in_shadow(
     prompt: int,
     observer: Observer | None,
     choosing: bool = True,
-) -> None:
-    """Let a dense stream read tokens [Q, t], and recipes choose for its queries, or read along alone."""
+) -> Tensor:
+    """Let a dense stream read tokens [Q, t], and recipes choose for its queries, or read along alone: the last logits."""
     listed = any(stream.reads_lists for stream in shadows)
     own = RowsIndex(prefix, [dense], prompt, reading=listed)
     batch = Shadowed(prefix, [dense], shadows=shadows, choosing=choosing, observer=observer)
-    passed(model, batch, [dense, *shadows], own, ids, 1)
+    return passed(model, batch, [dense, *shadows], own, ids, 1)
 
 
 @dataclass(frozen=True)
