@@ -422,6 +422,13 @@ class Indexer(Named):
         """The digests of the one model that it is made for, as it may be loaded; none: it serves any."""
         return frozenset()
 
+    def remembered_from(self, steps: int) -> int:
+        """Of the first so many steps of a stream, a key and a choice each, the first that later choices depend on.
+
+        Of recipes that remember.
+        """
+        return 0
+
     def upstream_layer(self, layer: int) -> int | None:
         """The earlier layer whose Selection it reads at a layer as `upstream`; None: it reads none there."""
         return None

@@ -52,6 +52,10 @@ class previous(Combinator):
     def traits(self) -> Traits:
         return replace(super().traits(), causal_codes=False, remembers=True)
 
+    def remembered_from(self, steps: int) -> int:
+        # What base proposes anew knows nothing of the lists before.
+        return 0 if self.base.traits().remembers else max(steps - 1, 0) // self.every * self.every
+
     def costs(self, shape: Shape) -> Cost:
         s, width = shape, least(self.factor * shape.k, shape.T)
         base = self.base.costs(replace(s, k=width))

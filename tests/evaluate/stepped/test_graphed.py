@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 import topkit
 from tiny import EXPERTS, READS_REFERENCE, lightning_for, tiny
 from topkit.errors import InputError
+from topkit.experiments.evaluate import answers
 from topkit.experiments.evaluate.stepped import fixed_rows, groups, token_steps
 from topkit.experiments.evaluate.stepped.fixed_layer import Layer
 from topkit.experiments.model.load import REFERENCE
@@ -259,7 +260,7 @@ def test_on_a_gpu_one_graph_serves_haystacks_of_two_lengths(
             run(monkeypatch, tmp_path, made, [*FIXED, *HOSTED], [4, 12], on) for on in (True, False)
         )
     for steps in token_steps._kept[made].values():
-        assert set(steps._graphs) == {True}
+        assert set(steps._graphs) == {groups.Way.SPARSE}
     assert len(ours[0]) == len(theirs[0]) and ours[1].num_rows == theirs[1].num_rows
     apart = {
         name: sum(
@@ -280,16 +281,45 @@ def in_shadow(rows: Any, shadow: bool) -> tuple[list[dict], Any]:
     return rows[0], rows[1].filter([one == shadow for one in rows[1]["shadow"].to_pylist()])
 
 
-SHADOWED = ["sign()", "shared(sign())", "exact_group(sign(), layer=1)", HOSTED[0]]
+SHADOWED = [
+    *("sign()", "shared(sign())", "exact_group(sign(), layer=1)", "quest(page_size=4)"),
+    *("degraded(0.6)", "refine(sign(), factor=2)"),
+]
+
+
+def asked_in_passes(monkeypatch: Any) -> list[set[str]]:
+    """To be filled with the recipes that each haystack asks in shadow by whole passes."""
+    own, asked = answers.shadow_streams, list[set[str]]()
+
+    def noting(*given: Any) -> Any:
+        streams = own(*given)
+        asked.append({str(stream.indexer) for stream in streams})
+        return streams
+
+    monkeypatch.setattr(answers, "shadow_streams", noting)
+    return asked
 
 
 @pytest.mark.slow
-def test_answer_rows_and_shadow_beside_steps(tmp_path: Path, monkeypatch: Any) -> None:
-    """What is judged in shadow is no step's, and the same whether the others are stepped."""
-    how: dict[str, Any] = {"observe": "answer-rows", "shadow": True, "lengths": 300}
+@pytest.mark.parametrize(
+    ("observe", "sparse_from"),
+    [("answer-rows", "question"), ("answer-rows", "answer"), ("rows", "question")],
+)
+def test_shadow_is_stepped_with_the_rows_of_whole_passes(
+    tmp_path: Path, monkeypatch: Any, observe: str, sparse_from: str
+) -> None:
+    """And whole passes are left to what cannot be stepped."""
+    how: dict[str, Any] = {"observe": observe, "shadow": True, "sparse_from": sparse_from}
+    others = [HOSTED[0], "sparq()", "previous(sign())", "clusterkv(sink=2, update=4)"]
+    specs, asked = [*SHADOWED, *LISTS[:1], *others], asked_in_passes(monkeypatch)
+    made = model()
     both = [
-        run(monkeypatch, tmp_path, model(), SHADOWED, [4, 12], on, **how) for on in (True, False)
+        run(monkeypatch, tmp_path, made, specs, [4, 12], on, lengths=300, **how)
+        for on in (True, False)
     ]
+    cells = parse_cells(specs, [4], False)
+    passes = {str(cell.indexer) for cell in cells if not groups.is_fixed(cell)}
+    assert asked == [passes, {str(cell.indexer) for cell in cells}] and len(passes) == len(others)
     for shadow in (False, True):
         ours, theirs = (in_shadow(rows, shadow) for rows in both)
         same(ours, theirs)
@@ -299,13 +329,14 @@ def test_answer_rows_and_shadow_beside_steps(tmp_path: Path, monkeypatch: Any) -
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_answers_keys_and_shadow(tmp_path: Path, monkeypatch: Any) -> None:
-    """Graphs' notes give the keys' columns that whole passes give; shadow runs kernel by kernel beside them."""
+    """Graphs' notes give the keys' columns that whole passes give, in shadow too."""
     made = model(head_dim=64).to("cuda")
     how: dict[str, Any] = {"observe": "answer-rows", "shadow": True, "lengths": 300}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         both = [
-            run(monkeypatch, tmp_path, made, SHADOWED, [4, 12], on, **how) for on in (True, False)
+            run(monkeypatch, tmp_path, made, [*SHADOWED, HOSTED[0]], [4, 12], on, **how)
+            for on in (True, False)
         ]
     for shadow in (False, True):
         ours, theirs = (in_shadow(rows, shadow)[1] for rows in both)

@@ -28,9 +28,11 @@ from topkit.experiments.evaluate.shadow import in_shadow, shadow_streams
 from topkit.experiments.evaluate.shared_prefix import forward, prefill
 from topkit.experiments.evaluate.stepped import (
     Graphed,
+    Run,
     in_turn,
     refuse,
     release,
+    side_by_side,
     together,
     worthwhile,
 )
@@ -97,14 +99,12 @@ class Haystack:
             in_turn(self.cells, sparse_from)
         for numbers in alike(self.prompt.questions, most):
             batch = QuestionRows(self.prompt, numbers, self.model.device)
-            if self.shadow:
-                self._judge_in_shadow(batch, sparse_from)
             for cell, said in zip(self.cells, self._asked(batch, sparse_from), strict=True):
                 answers[cell] += [Answer(n, *lists) for n, lists in zip(numbers, said, strict=True)]
         return answers
 
     def _asked(self, batch: QuestionRows, sparse_from: str) -> list[list[tuple[list, ...]]]:
-        """What `_ask` gives: by a graph of the steps, or kernel by kernel where there can be none."""
+        """What `_judged` gives: by a graph of the steps, or kernel by kernel where there can be none."""
         judged = len(self.fidelity)
         if self._graphs:
             try:
@@ -117,7 +117,7 @@ class Haystack:
                     self._need,
                     sparse_from,
                 )
-                said = list(self._ask(batch, sparse_from))
+                said = self._judged(batch, sparse_from)
                 self._graphed.keep()
                 return said
             except (
@@ -128,6 +128,12 @@ class Haystack:
                 refuse(self.model, error)
             finally:
                 self._graphed = None
+        return self._judged(batch, sparse_from)
+
+    def _judged(self, batch: QuestionRows, sparse_from: str) -> list[list[tuple[list, ...]]]:
+        """What `_ask` gives, with what is selected in shadow judged before."""
+        if self.shadow:
+            self._judge_in_shadow(batch, sparse_from)
         return list(self._ask(batch, sparse_from))
 
     def _most(self, number: int) -> int:
@@ -177,21 +183,34 @@ class Haystack:
     def _judge_in_shadow(self, batch: QuestionRows, sparse_from: str) -> None:
         """Judge what every cell selects for the queries of full attention, behind one dense stream."""
         count = len(batch.numbers)
-        shadows = shadow_streams(self.built, self.cells, count, self.context)
+        stepped = [] if self._graphed is None else self._graphed.shadows()
+        others = self.cells[sum(stream.rows for stream in stepped) // count :]
+        shadows = shadow_streams(self.built, others, count, self.context)
         dense = Stream([Cell()] * count, self.context, {}, self.built.seed)
-        through = partial(in_shadow, self.model, self.prefix, dense, shadows)
+
+        def through(ids: Tensor, real: Tensor, steps: str, first: int, choosing: bool) -> None:
+            seen = real, steps, first, True
+            with (
+                self._observed(stepped, batch, *seen) as one,
+                self._observed(shadows, batch, *seen) as other,
+            ):
+                runs = list[Run]()
+                if self._graphed is not None:
+                    runs.append(partial(self._graphed.in_shadow, stepped, ids, one, choosing))
+                if shadows:
+                    own = self.model, self.prefix, dense, shadows, ids, self.asked, other, choosing
+                    runs.append(partial(in_shadow, *own))
+                if runs:
+                    side_by_side(runs, ids.device)
+
         ids, begin = batch.question[:, :-1], len(self.prompt.ids)
         self.asked = begin + batch.question.shape[1]
         if ids.shape[1]:
             real = torch.ones_like(ids, dtype=torch.bool)
             chosen = sparse_from == "question"
-            steps = "question" if chosen else ""
-            with self._observed(shadows, batch, real, steps, begin, shadow=True) as watch:
-                through(ids, self.asked, watch, chosen)
+            through(ids, real, "question" if chosen else "", begin, chosen)
         fed = torch.cat([batch.last, batch.answer[:, :-1]], 1)
-        first = self.asked - 1
-        with self._observed(shadows, batch, batch.real, "answer", first, shadow=True) as watch:
-            through(fed, self.asked, watch)
+        through(fed, batch.real, "answer", self.asked - 1, True)
 
     @contextmanager
     def _observed(

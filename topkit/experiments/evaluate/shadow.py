@@ -99,12 +99,12 @@ def in_shadow(
     prompt: int,
     observer: Observer | None,
     choosing: bool = True,
-) -> None:
-    """Let a dense stream read tokens [Q, t], and recipes choose for its queries, or read along alone."""
+) -> Tensor:
+    """Let a dense stream read tokens [Q, t], and recipes choose for its queries, or read along alone: the last logits."""
     listed = any(stream.reads_lists for stream in shadows)
     own = RowsIndex(prefix, [dense], prompt, reading=listed)
     batch = Shadowed(prefix, [dense], shadows=shadows, choosing=choosing, observer=observer)
-    passed(model, batch, [dense, *shadows], own, ids, 1)
+    return passed(model, batch, [dense, *shadows], own, ids, 1)
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,10 @@ class Shadowed(Batch):
             if asked.layer in stream.indices:
                 # What is not judged matters to those alone that remember it.
                 if self.choosing and (self.observer is not None or stream.remembers):
-                    whole = slice(0, stream.questions)
-                    every = list(self._chosen(stream, prefix, asked, whole, inputs))
+                    own, whole = asked, slice(0, stream.questions)
+                    if self.observer is None:
+                        own = self._remembered(stream, prefix, asked, inputs)
+                    every = list(self._chosen(stream, prefix, own, whole, inputs))
                     cells += stream.by_cell(every, first)
                 elif stream.indices[asked.layer].length < asked.cache.length:
                     stream.read(asked.layer, prefix, asked.cache, inputs, self.choosing)
@@ -133,6 +135,21 @@ class Shadowed(Batch):
         if cells and self.observer is not None:
             self._judge(self.observer, asked, cells)
         return dense_output(asked, prefix)
+
+    def _remembered(
+        self, stream: ShadowStream, prefix: Prefix, asked: Asked, inputs: dict[str, Any]
+    ) -> Asked:
+        """Those of a stream's first queries whose choice it remembers; what came before them is read."""
+        index, new = stream.indices[asked.layer], inputs["values"].shape[2]
+        assert stream.indexer is not None
+        begins = index.length == prefix.length == asked.cache.length - new
+        whole = len(asked.stops) == new and "upstream" not in stream.indexer.needs
+        forgotten = stream.indexer.remembered_from(new) if begins and whole else 0
+        if not forgotten:
+            return asked
+        before = {name: tokens(x, slice(0, forgotten)) for name, x in inputs.items()}
+        stream.read(asked.layer, prefix, asked.cache.until(prefix.length + forgotten), before, True)
+        return asked.of(slice(None), slice(forgotten, new))
 
     def _judge(self, observer: Observer, asked: Asked, cells: Sequence[Sequence[Chosen]]) -> None:
         """Judge what all cells chose at once, as many of them as make no more floats than their choice."""

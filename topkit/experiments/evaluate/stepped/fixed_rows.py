@@ -21,7 +21,7 @@ from topkit.experiments.decode.driver import Driver
 from topkit.experiments.decode.graph_capture import side_by_side
 from topkit.experiments.evaluate.built import Built
 from topkit.experiments.evaluate.stepped.fixed_layer import Layer
-from topkit.experiments.evaluate.stepped.groups import Group, packed, rows_of
+from topkit.experiments.evaluate.stepped.groups import Group, Way, packed, rows_of
 from topkit.experiments.evaluate.streams import Prefix
 from topkit.experiments.model.attention_call import AttentionCall
 from topkit.indexers.base import Cache, Index, Selection, seen_of
@@ -105,28 +105,35 @@ class FixedRows:
         """Tell whose step comes, and at which slot, to what the device does not do."""
 
     @full_precision()
-    def attend(self, call: AttentionCall, sparse: bool) -> Tensor:
-        """The output [R, 1, Hq, Dv] of a layer's attention in a step; all dense, unless it is `sparse`."""
+    def attend(self, call: AttentionCall, way: Way) -> Tensor:
+        """The output [R, 1, Hq, Dv] of a layer's attention in a step.
+
+        In shadow all rows have read the same, and attend as full attention's do; what is noted as output is that
+        over what they select.
+        """
         call, stop = packed(call), self.at[None] + 1
         layer, queries = self.layers[call.layer], call.queries
         scores = self.scores(call, stop)
         if layer.dense:
             output = layer.attend_all(scores, slice(None), stop)
             return output.to(queries.dtype).transpose(1, 2)
-        memo = self._memo(layer, queries, scores, stop) if sparse else {}
+        selects = way is not Way.DENSE
+        memo = self._memo(layer, queries, scores, stop) if selects else {}
         calls = [
-            partial(self._step, n, call, scores, stop, memo, sparse)
+            partial(self._step, n, call, scores, stop, memo, selects)
             for n, group in enumerate(self.groups)
             if group.indexer is not None
         ]
         costs = [cost for some in side_by_side(calls, self.device) for cost in some]
-        dense = self.groups[0].rows if sparse else slice(0, self.count)
-        output = layer.attend_all(scores, dense, stop)
+        dense = self.groups[0].rows if selects else slice(0, self.count)
+        full = output = layer.attend_all(scores, dense, stop)
         if costs:
             output = torch.cat([output, layer.attend_lists(scores, dense.stop)])
             none = self.none.expand(dense.stop)
             every = [x for kind in zip((none, none), *costs, strict=True) for x in kind]
             layer.note(self.place, queries=queries, output=output, costs=torch.cat(every))
+        if way is Way.SHADOW:
+            output = full.repeat(self.count // len(full), 1, 1, 1)
         return output.to(queries.dtype).transpose(1, 2)
 
     def scores(self, call: AttentionCall, stop: Tensor) -> Tensor:
@@ -168,9 +175,9 @@ class FixedRows:
         scores: Tensor,
         stop: Tensor,
         memo: Mapping[str, Tensor],
-        sparse: bool,
+        selects: bool,
     ) -> list[Costs]:
-        """Append a group's key, put what it selects in its rows' lists, and say what that costs."""
+        """Append a group's key; if it `selects`, put that in its rows' lists, and say what it costs."""
         group, layer = self.groups[n], self.layers[call.layer]
         rows, index, indexer = group.rows, layer.indices[n], group.replayed
         assert indexer is not None
@@ -186,7 +193,7 @@ class FixedRows:
             ordered=ordered,
             softmax=layer.softmax,
         )
-        if not sparse:
+        if not selects:
             step = driver.step({"cache": cache, **inputs}, stop, self.at, room=self.room)
             index.append(call.keys[rows], step)
             return []

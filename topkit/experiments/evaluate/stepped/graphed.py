@@ -23,7 +23,7 @@ from topkit.experiments.evaluate.shared_prefix import forward
 from topkit.experiments.evaluate.stepped.beside import Run, side_by_side
 from topkit.experiments.evaluate.stepped.fixed_rows import FixedRows
 from topkit.experiments.evaluate.stepped.fixed_streams import FixedStream, fixed_streams, grow
-from topkit.experiments.evaluate.stepped.groups import is_fixed, is_hosted, refused, together
+from topkit.experiments.evaluate.stepped.groups import Way, is_fixed, is_hosted, refused, together
 from topkit.experiments.evaluate.stepped.hosted import (
     HostedRows,
     HostedStream,
@@ -71,8 +71,7 @@ class Graphed:
 
     def streams(self) -> list[Stream]:
         """The streams of fixed rows, and those whose hosts choose."""
-        streams: list[Stream] = []
-        streams += fixed_streams(self._fixed.rows, self.built, self._fixed.cells, self.context)
+        streams: list[Stream] = [*self.shadows()]
         if self._hosted is not None:
             own = [
                 self.built.stream(list(some), self._questions, self.context)
@@ -80,6 +79,22 @@ class Graphed:
             ]
             streams += hosted_streams(cast("HostedRows", self._hosted.rows), own)
         return streams
+
+    def shadows(self) -> list[FixedStream]:
+        """The streams of fixed rows alone."""
+        return fixed_streams(self._fixed.rows, self.built, self._fixed.cells, self.context)
+
+    def in_shadow(
+        self, streams: Sequence[FixedStream], ids: Tensor, watch: Observer | None, one_by_one: bool
+    ) -> Callable[[], Tensor]:
+        """Let full attention read tokens [Q, t], and the `shadows` select for its queries, if that is watched.
+
+        one_by_one: whether their indexes grow as those that select meanwhile. What is given waits.
+        """
+        rows = ids.repeat(self._fixed.rows.count // len(ids), 1)
+        way = Way.DENSE if watch is None else Way.SHADOW
+        own = None if watch is None else (watch, 0)
+        return self._replayed(self._fixed, streams, rows, 1, own, way, at_once=not one_by_one)
 
     def forward(
         self,
@@ -141,7 +156,7 @@ class Graphed:
                 runs.append(partial(self._whole, [dense], ids, 1, some))
             else:
                 rows = ids.repeat(sum(stream.rows for stream in some) // len(ids), 1)
-                runs.append(partial(self._replayed, steps, some, rows, 1, None, sparse=False))
+                runs.append(partial(self._replayed, steps, some, rows, 1, None, Way.DENSE))
         return side_by_side(runs, self._fixed.rows.device)[0][: len(ids)]
 
     def _replayed(
@@ -151,9 +166,14 @@ class Graphed:
         ids: Tensor,
         last: int,
         watch: tuple[Observer, int] | None,
-        sparse: bool = True,
+        way: Way = Way.SPARSE,
+        at_once: bool | None = None,
     ) -> Callable[[], Tensor]:
-        """Step through tokens [r, t]; what is given waits, and gives the logits [r, last, V] of the last."""
+        """Step through tokens [r, t]; what is given waits, and gives the logits [r, last, V] of the last.
+
+        at_once: whether indexes take them so, as by default those do that select nothing.
+        """
+        at_once = way is Way.DENSE if at_once is None else at_once
         rows, count, length = steps.rows, ids.shape[1], streams[0].length
         places = torch.arange(length, length + count, device=ids.device)
         logits = list[Tensor]()
@@ -161,7 +181,7 @@ class Graphed:
 
         def look(part: slice) -> None:
             stops = places[part] + 1
-            if sparse:
+            if way is not Way.DENSE:
                 require_choices(rows, stops)
             if watch is not None:
                 judge(rows, self.prefix, part.start, stops, *watch)
@@ -169,14 +189,15 @@ class Graphed:
         for n, part in enumerate(parts):
             if n:
                 look(parts[n - 1])
-            logits += self._launched(steps, streams, ids, length, part, last, sparse)
+            logits += self._launched(steps, streams, ids, length, part, last, way)
 
         def finish() -> Tensor:
             look(parts[-1])
             for stream in streams:
                 stream.length = length + count
-                if watch is not None or not sparse:
-                    grow(rows, stream, self.prefix, at_once=not sparse)
+                # Of own words, which come one by one, nobody asks how many bytes they make.
+                if watch is not None or way is Way.DENSE or count > 1:
+                    grow(rows, stream, self.prefix, at_once)
             whole = torch.cat(logits, 1)
             rows.require_finite()
             if whole.amax().isnan():
@@ -193,7 +214,7 @@ class Graphed:
         length: int,
         part: slice,
         last: int,
-        sparse: bool,
+        way: Way,
     ) -> Iterator[Tensor]:
         """Step through a part of the tokens, and give the logits [r, 1, V] of those among the last."""
         rows = steps.rows
@@ -205,7 +226,7 @@ class Graphed:
             rows.read[numbers, length + n] = ids[:, n]
             steps.ids.copy_(rows.read[:, length + n, None])
             rows.stand(streams, length + n)
-            step = steps.step(self.model, sparse)
+            step = steps.step(self.model, way)
             if n >= ids.shape[1] - last:
                 yield step[numbers]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from functools import cached_property
 from typing import Any
 from weakref import WeakSet
@@ -27,6 +28,14 @@ OFFERED = frozenset({"cache", "hidden", "latent", "rope", "upstream"})
 _SEEN = OFFERED | {"values", "upstream", "prefill_queries"}
 # Tokens of a question and its answer from which on whole passes cost less than their steps.
 MOST = 128
+
+
+class Way(Enum):
+    """How rows go through a step: by what they select; dense, selecting nothing; or dense, and selecting beside it."""
+
+    SPARSE = auto()
+    DENSE = auto()
+    SHADOW = auto()
 
 
 def is_fixed(cell: Cell) -> bool:

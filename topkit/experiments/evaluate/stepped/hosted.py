@@ -22,7 +22,7 @@ from topkit.experiments.evaluate.lists import Chosen
 from topkit.experiments.evaluate.stepped.fixed_layer import Layer
 from topkit.experiments.evaluate.stepped.fixed_rows import FixedRows
 from topkit.experiments.evaluate.stepped.fixed_streams import FixedStream
-from topkit.experiments.evaluate.stepped.groups import packed, rows_of
+from topkit.experiments.evaluate.stepped.groups import Way, packed, rows_of
 from topkit.experiments.evaluate.streams import Prefix, Stream
 from topkit.experiments.model.attention_call import AttentionCall
 from topkit.indexers.base import Cache, Index
@@ -80,7 +80,7 @@ class HostedRows(FixedRows):
         return replace(call, keys=keys, values=values)
 
     @full_precision()
-    def attend(self, call: AttentionCall, sparse: bool) -> Tensor:
+    def attend(self, call: AttentionCall, way: Way) -> Tensor:
         call, stop = self._standing(packed(call)), self.at[None] + 1
         layer, queries = self.layers[call.layer], call.queries
         scores = self.scores(call, stop)

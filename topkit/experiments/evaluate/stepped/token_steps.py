@@ -18,7 +18,7 @@ from topkit.experiments.decode.graph_capture import Parts
 from topkit.experiments.evaluate.built import Built
 from topkit.experiments.evaluate.gpu_share import room_for_graphs
 from topkit.experiments.evaluate.stepped.fixed_rows import FixedRows
-from topkit.experiments.evaluate.stepped.groups import Group, groups_of
+from topkit.experiments.evaluate.stepped.groups import Group, Way, groups_of
 from topkit.experiments.model.attention import switched_attention
 from topkit.experiments.runs.cells import Cell, needs
 
@@ -29,7 +29,7 @@ STEPS = 32
 
 
 class TokenSteps:
-    """The steps of a model over fixed rows: all sparse, or all dense."""
+    """The steps of a model over fixed rows, all of them in one way."""
 
     def __init__(self, model: PreTrainedModel, rows: FixedRows, cells: Sequence[Cell]) -> None:
         self.rows, self.cells = rows, tuple(cells)
@@ -38,7 +38,7 @@ class TokenSteps:
         self._read = bool(needs(cells) & {"hidden", "latent", "rope"})
         # Made already, as transformers sees it, which then makes none; nobody has use for one.
         self._mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.device)
-        self._graphs: dict[bool, tuple[Parts, Tensor]] = {}
+        self._graphs: dict[Way, tuple[Parts, Tensor]] = {}
 
     @property
     def lasts(self) -> bool:
@@ -54,22 +54,22 @@ class TokenSteps:
         """Whether there is room for so many slots, and not far too much."""
         return need <= self.rows.room <= 2 * need + ROUND
 
-    def step(self, model: PreTrainedModel, sparse: bool) -> Tensor:
+    def step(self, model: PreTrainedModel, way: Way) -> Tensor:
         """The next token's logits [R, 1, V], which the next step writes over."""
         if self.rows.device.type != "cuda":
-            return self._call(model, sparse)
-        if sparse not in self._graphs:
+            return self._call(model, way)
+        if way not in self._graphs:
             with self.rows.idle():
-                made = Parts.of(lambda: self._call(model, sparse), self.rows.device)
-            self._graphs[sparse] = made
-        graph, logits = self._graphs[sparse]
+                made = Parts.of(lambda: self._call(model, way), self.rows.device)
+            self._graphs[way] = made
+        graph, logits = self._graphs[way]
         graph.replay()
         return logits
 
-    def _call(self, model: PreTrainedModel, sparse: bool) -> Tensor:
+    def _call(self, model: PreTrainedModel, way: Way) -> Tensor:
         def attend(call: Any) -> Tensor:
             call.require_plain(softmax=True)
-            return self.rows.attend(call, sparse)
+            return self.rows.attend(call, way)
 
         with switched_attention(model, attend, inputs=self._read):
             return model(
