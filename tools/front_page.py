@@ -167,21 +167,27 @@ def _models(both: Comparison) -> str:
 
 
 def _weight() -> str:
-    """Of the bundled model, the first that the law's study was run on."""
-    law, found = next((law, one) for law, one in law_runs() if one.model == "reference")
-    points = counted(law, found)
-    errors = {name: one.error for name, one in fitted(points)}
-    ws, mass, recall = (said(errors[name], digits=3) for name in ("ws", "mass", "recall"))
-    _hold(float(errors["ws"].high) < min(float(errors[x].low) for x in ("recall", "mass")), "weight explains")  # fmt: skip
-    formula = outcome(law, found, "observed")
-    assert formula is not None
+    """Of each model that the law was run on."""
+    lines, formulas = list[str](), list[str]()
+    for law, found in law_runs():
+        points = counted(law, found)
+        errors = {name: one.error for name, one in fitted(points)}
+        ws, mass, recall = (said(errors[name], digits=3) for name in ("ws", "mass", "recall"))
+        others = min(float(errors[x].low) for x in ("recall", "mass"))
+        _hold(float(errors["ws"].high) < others, "weight explains")
+        formula = outcome(law, found, "observed")
+        assert formula is not None
+        families = len({point.family for point in points})
+        lines.append(
+            f"with {_named(found.model)} (`{points[0].task}`, {families} ways to select or to lose keys) by {ws}, by {mass} "
+            f"from mass and by {recall} from recall over all heads"
+        )
+        formulas.append(f"{said(formula.law.error, digits=3)} with {_named(found.model)}")
     return (
-        f"**Weight on the answer's key explains accuracy; recall does not.** With the bundled model (`{points[0].task}`, "
-        f"{len({point.family for point in points})} ways to select or to lose keys), a curve fitted to the other ways errs "
-        f"on one left out by {ws} from the weight that {law.heads} heads give to that key after selection, by {mass} from "
-        f"mass and by {recall} from recall over all heads. The weight is measured in the run itself: it explains a loss, and "
-        f"does not forecast it. The formula that was registered beforehand errs by {said(formula.law.error, digits=3)}, where "
-        f"{law.error:g} are allowed."
+        "**Weight on the answer's key explains accuracy; recall does not.** From the weight that "
+        f"{law.heads} heads give to that key after selection, a curve fitted to the other ways to select errs on one left "
+        f"out {'; '.join(lines)}. The weight is measured in the run itself: it explains a loss, and does not forecast it. "
+        f"The formula that was registered beforehand errs by {' and '.join(formulas)}, where {law.error:g} are allowed."
     )
 
 
