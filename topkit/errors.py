@@ -27,6 +27,10 @@ EXTRA_OF = {
 LONGEST = 1500
 
 
+# As torch says it of a host, of CUDA's own calls (a graph, a context), and of cuBLAS: none has an error of its own.
+FULL = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
 class InputError(ValueError):
     """Bad input: what was expected, what came, what to do (exit 2); always one line."""
 
@@ -57,6 +61,13 @@ class GateFailed(RuntimeError):
 
 class Undecided(RuntimeError):
     """The data do not decide the question (exit 3)."""
+
+
+def memory_is_full(error: BaseException) -> bool:
+    """Whether an error says that a host's or a GPU's memory was full."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
 
 
 @contextmanager

@@ -12,7 +12,14 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from topkit.errors import EXTRA_OF, GateFailed, InputError, MissingExtra, Undecided
+from topkit.errors import (
+    EXTRA_OF,
+    GateFailed,
+    InputError,
+    MissingExtra,
+    Undecided,
+    memory_is_full,
+)
 
 DONE, GATE_FAILED, BAD_INPUT, UNDECIDED, FAULT, INTERRUPTED = 0, 1, 2, 3, 70, 130
 
@@ -55,22 +62,12 @@ def exit_code(body: Callable[[], object]) -> int:
 def _of_others(error: Exception) -> int:
     if isinstance(error, UsageProblem):
         return _say(error.format_message(), BAD_INPUT)  # type: ignore[attr-defined]
-    if _is_full(error):
+    if memory_is_full(error):
         return _say("out of memory; lower --batch-size, --jobs or --length", BAD_INPUT)
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF:
         return _say(MissingExtra(error.name), BAD_INPUT)
     traceback.print_exception(error)
     return _say("this is a fault of topkit, not of your command", FAULT)
-
-
-# As torch says it of a host, of CUDA's own calls (a graph, a context), and of cuBLAS: none has an error of its own.
-FULL = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-
-
-def _is_full(error: Exception) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
 
 
 def _of_system(error: OSError) -> str:

@@ -20,6 +20,7 @@ from topkit.errors import InputError
 from topkit.experiments.evaluate import answers
 from topkit.experiments.evaluate.stepped import fixed_rows, groups, token_steps
 from topkit.experiments.evaluate.stepped.fixed_layer import Layer
+from topkit.experiments.evaluate.stepped.graphed import refuse
 from topkit.experiments.model.load import REFERENCE
 from topkit.experiments.runs.cells import parse_cells
 from topkit.experiments.runs.parts import read_table
@@ -234,6 +235,15 @@ def test_what_cannot_be_captured_runs_kernel_by_kernel(tmp_path: Path, monkeypat
     monkeypatch.setattr(fixed_rows.FixedRows, "attend", fail)
     with pytest.warns(UserWarning, match="one kernel at a time.*no graph holds this"):
         same(run(monkeypatch, tmp_path, made, specs, 4, True), plain)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_memory_that_was_full_is_tried_again(full: bool) -> None:
+    made = model()
+    error = torch.OutOfMemoryError("CUDA out of memory.") if full else RuntimeError("no graph")
+    with pytest.warns(UserWarning, match="one kernel at a time"):
+        refuse(made, error)
+    assert (made in groups.refused) == (not full)
 
 
 @pytest.mark.slow

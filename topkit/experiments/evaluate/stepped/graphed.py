@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from topkit.errors import InputError
+from topkit.errors import InputError, memory_is_full
 from topkit.experiments.decode.graph_capture import CannotCapture
 from topkit.experiments.evaluate.batch import Asked, Watch
 from topkit.experiments.evaluate.built import Built
@@ -232,10 +232,14 @@ class Graphed:
 
 
 def refuse(model: PreTrainedModel, error: Exception) -> None:
-    """Step a model no more, and warn that it runs kernel by kernel; but for bad input, which is said there."""
+    """Step a model no more, and warn that it runs kernel by kernel; but for bad input, which is said there.
+
+    A memory that is full, of which another process may leave some, is tried again by the next haystack.
+    """
     if isinstance(error, InputError) and not isinstance(error, CannotCapture):
         return
-    refused.add(model)
+    if not memory_is_full(error):
+        refused.add(model)
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     warnings.warn(
         f"steps of {type(model).__name__} run one kernel at a time, for they cannot be captured in a "
