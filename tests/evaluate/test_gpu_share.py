@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -83,11 +84,11 @@ def test_a_run_keeps_to_what_it_was_given(tmp_path):
     how = {"tokenizer": AutoTokenizer.from_pretrained(REFERENCE), "lengths": 300, "samples": 1}
     given = {"tasks": "niah-single", "indexers": ["sign", "exact"], "k": [4, 8, 16, 32], **how}
     least = (evaluate.plan(model, out=tmp_path / "a", **given).memory - 1) / 1e9
-    plan = evaluate.plan(model, out=tmp_path / "a", memory=least, **given)
+    plan: Any = evaluate.plan(model, out=tmp_path / "a", memory=least, **given)
     cut = plan.request.setting.rows
     assert 1 <= cut < 9 and plan.memory <= least * 1e9
     assert any(f"{cut} rows of 128 go together, to keep to" in line for line in plan.notes)
-    whole = evaluate.plan(model, out=tmp_path / "a", memory=20, **given)
+    whole: Any = evaluate.plan(model, out=tmp_path / "a", memory=20, **given)
     assert whole.request.setting.rows == 128 and len(whole.jobs) < len(plan.jobs)
     table = evaluate(model, out=tmp_path / "a", memory=least, **given)
     assert table.equals(evaluate(model, out=tmp_path / "b", batch_size=cut, **given))

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plainly import best
@@ -247,6 +247,7 @@ def slow_quest(scores_of_page, size, length, k):
 
 
 @settings(deadline=None, max_examples=60)
+@example(24, 1, 20, False, 2)  # two bounds that differ by less than 1e-4
 @given(
     st.integers(1, 45), st.integers(1, 9), st.integers(1, 50), st.booleans(), st.integers(0, 10**6)
 )
@@ -263,7 +264,8 @@ def test_quest_takes_pages_by_the_bound_of_their_extremes(length, size, k, ties,
             inside = group[page * size : (page + 1) * size]
             low, high = ([f(x) for x in zip(*inside, strict=True)] for f in (min, max))
             bounds.append(sum(max(a * lo, a * hi) for a, lo, hi in zip(q, low, high, strict=True)))
-        assert got == slow_quest([round(b, 4) for b in bounds], size, length, k)
+        # Tied bounds are sums of whole numbers, hence equal; others differ by more than float32 rounds off.
+        assert got == slow_quest(bounds, size, length, k)
 
 
 def test_quest_bound_is_never_below_a_key_of_its_page():
