@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -88,7 +90,8 @@ def test_a_haystack_builds_once_what_several_recipes_read(monkeypatch):
     )
     for text in CASES:
         recipe = parse(text)
-        assert built.of(recipe)[0].recipe == recipe
+        index: Any = built.of(recipe)[0]
+        assert index.recipe == recipe
         assert built.of(recipe) is built.of(recipe)
     assert len(made) == len(set(made)) == len(RECIPES)
 
