@@ -18,6 +18,7 @@ from topkit.experiments.evaluate.shape import Asked, Shape
 from topkit.experiments.model.load import REFERENCE
 from topkit.experiments.runs.cells import parse_cells
 from topkit.experiments.runs.plan import WITH_TRANSFORMERS
+from topkit.experiments.study.study import run_study
 
 # SmolLM2 in float32, at 2K, on a GPU of which a process is given 11 GB.
 SMOL = Shape(
@@ -95,7 +96,12 @@ def test_a_run_keeps_to_what_it_was_given(tmp_path):
     assert evaluate.plan(model, out=tmp_path / "a", memory=least, **given).jobs == ()
 
 
-@pytest.mark.parametrize("memory", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("memory", [0, -1, float("nan"), float("inf"), "12"])
 def test_no_memory_is_refused(tmp_path, memory):
     with pytest.raises(InputError, match="memory must be a number of GB above 0"):
         evaluate.plan("reference", "niah-single", 300, 1, out=tmp_path / "a", memory=memory)
+
+
+def test_a_study_that_keeps_to_no_memory_says_so(tmp_path):
+    with pytest.raises(InputError, match="kind lightning-precision keeps to no memory"):
+        run_study.plan("lightning-precision", out=tmp_path, model="reference", memory=8)

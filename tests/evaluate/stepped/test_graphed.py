@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 import topkit
 from tiny import EXPERTS, READS_REFERENCE, lightning_for, tiny
 from topkit.errors import InputError
+from topkit.experiments.decode.graph_capture import CannotCapture
 from topkit.experiments.evaluate import answers
 from topkit.experiments.evaluate.stepped import fixed_rows, groups, token_steps
 from topkit.experiments.evaluate.stepped.fixed_layer import Layer
@@ -237,10 +238,16 @@ def test_what_cannot_be_captured_runs_kernel_by_kernel(tmp_path: Path, monkeypat
         same(run(monkeypatch, tmp_path, made, specs, 4, True), plain)
 
 
+@pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("full", [False, True])
-def test_a_memory_that_was_full_is_tried_again(full: bool) -> None:
+def test_a_memory_that_was_full_is_tried_again(full: bool, captured: bool) -> None:
+    """Also where a capture met it, which is given up with words alone."""
     made = model()
-    error = torch.OutOfMemoryError("CUDA out of memory.") if full else RuntimeError("no graph")
+    error: Exception = RuntimeError("no graph")
+    error = torch.OutOfMemoryError("CUDA out of memory.") if full else error
+    if captured:
+        cause, error = error, CannotCapture(str(error))
+        error.__cause__ = cause
     with pytest.warns(UserWarning, match="one kernel at a time"):
         refuse(made, error)
     assert (made in groups.refused) == (not full)

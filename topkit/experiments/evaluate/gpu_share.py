@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -50,7 +51,9 @@ def hold_to(said: float | None, device: torch.device) -> None:
 
 
 def room_for_graphs(device: torch.device, held: int) -> int:
-    """Bytes that rows of graphs may take more, beside `held` that such rows take already."""
+    """Bytes that rows of graphs may take more, beside `held` that such rows take already; of a host's, any."""
+    if device.type != "cuda":
+        return sys.maxsize
     number = torch.cuda.current_device() if device.index is None else device.index
     if number in _held:
         return int(GRAPHS * _held[number]) - held

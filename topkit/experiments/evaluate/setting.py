@@ -51,7 +51,8 @@ class Setting:
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise InputError(f"batch_size must be at least 1; got {self.rows}")
-        if self.memory is not None and not 0 < self.memory < inf:
+        there = self.memory is not None
+        if there and not (isinstance(self.memory, int | float) and 0 < self.memory < inf):
             raise InputError(f"memory must be a number of GB above 0; got {self.memory!r}")
         if self.sparse_from not in SPARSE_FROM:
             raise InputError(f"sparse_from must be question or answer; got {self.sparse_from!r}")

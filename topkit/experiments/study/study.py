@@ -121,6 +121,10 @@ def run_study(
         raise InputError(
             "captures are of a leaderboard, or of a study of its own kind, as lightning-precision is"
         )
+    if memory is not None and kind:
+        raise InputError(
+            f"a study of kind {kind} keeps to no memory that is said; leave memory out"
+        )
     share = parse_shard(shard)
     if share.whole:
         # What its page lacks is said now, and not when hours have passed.

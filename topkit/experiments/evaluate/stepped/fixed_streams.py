@@ -39,10 +39,13 @@ class FixedStream(Stream):
         self.length = next(iter(prefix.values())).length + length
 
     def fork(self, rows: Tensor | None = None) -> FixedStream:
-        """The same rows, or some, as they are now: to go on from here is to write over what came behind."""
+        """The same rows, or some, as they are now: to go on from here is to write over what came behind.
+
+        How many bytes their indexes hold is asked of the stream itself, whose `sizes` have all its rows.
+        """
         chosen = range(self.rows) if rows is None else rows.tolist()
         cells, numbers = [self.cells[n] for n in chosen], [self.numbers[n] for n in chosen]
-        own: Any = {"numbers": numbers, "length": self.length, "sizes": self.sizes}
+        own: Any = {"numbers": numbers, "length": self.length}
         return FixedStream(cells, self.context, {}, self.seed, **own)
 
 

@@ -238,7 +238,7 @@ def refuse(model: PreTrainedModel, error: Exception) -> None:
     """
     if isinstance(error, InputError) and not isinstance(error, CannotCapture):
         return
-    if not memory_is_full(error):
+    if not any(map(memory_is_full, _with_causes(error))):
         refused.add(model)
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     warnings.warn(
@@ -246,6 +246,13 @@ def refuse(model: PreTrainedModel, error: Exception) -> None:
         f"CUDA graph: {reason}",
         stacklevel=2,
     )
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those behind it: a capture that is given up says why in words alone."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _numbered_from(first: int, watch: Watch) -> Watch:

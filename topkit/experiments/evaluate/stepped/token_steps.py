@@ -29,10 +29,12 @@ STEPS = 32
 
 
 class TokenSteps:
-    """The steps of a model over fixed rows, all of them in one way."""
+    """The steps of a model over fixed rows, all of them in one way; size: bytes that the rows took."""
 
-    def __init__(self, model: PreTrainedModel, rows: FixedRows, cells: Sequence[Cell]) -> None:
-        self.rows, self.cells = rows, tuple(cells)
+    def __init__(
+        self, model: PreTrainedModel, rows: FixedRows, cells: Sequence[Cell], size: int
+    ) -> None:
+        self.rows, self.cells, self.size = rows, tuple(cells), size
         self.addresses = _addresses(model)
         self.ids = torch.zeros(rows.count, 1, dtype=torch.long, device=rows.device)
         self._read = bool(needs(cells) & {"hidden", "latent", "rope"})
@@ -105,12 +107,13 @@ def steps_of(
     require_windows(built, room)
     for cells, kind in wanted.items():
         if cells not in kept:
-            if not has_room(built, groups[cells], room, kept.values()):
+            size = bytes_of(built, groups[cells], room)
+            if not has_room(built, size, kept.values()):
                 kept = {own: steps for own, steps in kept.items() if own in wanted}
-            if not has_room(built, groups[cells], room, kept.values()):
+            if not has_room(built, size, kept.values()):
                 raise InputError("caches of all rows do not fit")
             rows = kind(groups[cells], built.prefix, built, room, STEPS)
-            kept[cells] = TokenSteps(model, rows, cells)
+            kept[cells] = TokenSteps(model, rows, cells, size)
         kept[cells].rows.begin(built.prefix, built)
     return kept
 
@@ -136,15 +139,11 @@ def require_windows(built: Built, room: int) -> None:
             raise InputError("a window comes to slide while answers are read")
 
 
-def has_room(
-    built: Built, groups: Sequence[Group], room: int, kept: Collection[TokenSteps] = ()
-) -> bool:
-    """Whether rows of so many slots may be made, beside those that are kept."""
+def has_room(built: Built, size: int, kept: Collection[TokenSteps]) -> bool:
+    """Whether rows of `size` bytes may be made, beside those that are kept."""
     device = next(iter(built.prefix.values())).cache.keys.device
-    if device.type != "cuda":
-        return True
-    held = sum(bytes_of(built, steps.rows.groups, steps.rows.room) for steps in kept)
-    return bytes_of(built, groups, room) <= room_for_graphs(device, held)
+    # Said when they were made: what is kept may be of recipes that nobody builds of this haystack.
+    return size <= room_for_graphs(device, sum(steps.size for steps in kept))
 
 
 def bytes_of(built: Built, groups: Sequence[Group], room: int) -> int:
