@@ -79,6 +79,7 @@ def test_a_process_takes_some_before_there_are_tensors():
         share_of(0.25, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_a_run_keeps_to_what_it_was_given(tmp_path):
     """Its rows go into run.json: a rerun that is given as much goes on, and the rows are those of that batch size."""
     model = AutoModelForCausalLM.from_pretrained(REFERENCE)

@@ -434,7 +434,10 @@ class Indexer(Named):
         return None
 
     def builds_as(self) -> Indexer:
-        """The recipe whose index serves this one too, `read_as` this one: itself, unless they differ in the search alone."""
+        """The recipe whose index serves this one too, `read_as` this one: itself, unless they differ in the search alone.
+
+        A recipe derived from one that says another here, whose own `build` reads what the search does, says itself again.
+        """
         return self
 
     def build(self, keys: Tensor, step: Step) -> Index:
