@@ -179,14 +179,15 @@ def _weight() -> str:
         assert formula is not None
         families = len({point.family for point in points})
         lines.append(
-            f"with {_named(found.model)} (`{points[0].task}`, {families} ways to select or to lose keys) by {ws}, by {mass} "
-            f"from mass and by {recall} from recall over all heads"
+            f"With {_named(found.model)} (`{points[0].task}`, {families} ways, {formula.haystacks} texts) it errs by {ws} "
+            f"from the weight that {law.heads} heads give to that key after selection, by {mass} from mass and by {recall} "
+            "from recall over all heads."
         )
         formulas.append(f"{said(formula.law.error, digits=3)} with {_named(found.model)}")
     return (
-        "**Weight on the answer's key explains accuracy; recall does not.** From the weight that "
-        f"{law.heads} heads give to that key after selection, a curve fitted to the other ways to select errs on one left "
-        f"out {'; '.join(lines)}. The weight is measured in the run itself: it explains a loss, and does not forecast it. "
+        "**Weight on the answer's key explains accuracy; recall does not.** A curve fitted to all ways to select or to lose "
+        f"keys but one predicts that one. {' '.join(lines)} The weight is measured in the run itself: it explains a loss, and "
+        "does not forecast it. "
         f"The formula that was registered beforehand errs by {' and '.join(formulas)}, where {law.error:g} are allowed."
     )
 

@@ -28,7 +28,7 @@ LONGEST = 1500
 
 
 # As torch says it of a host, of CUDA's own calls (a graph, a context), and of cuBLAS: none has an error of its own.
-FULL = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_FULL = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class InputError(ValueError):
@@ -67,7 +67,7 @@ def memory_is_full(error: BaseException) -> bool:
     """Whether an error says that a host's or a GPU's memory was full."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
 
 
 @contextmanager

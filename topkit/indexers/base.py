@@ -436,7 +436,7 @@ class Indexer(Named):
     def builds_as(self) -> Indexer:
         """The recipe whose index serves this one too, `read_as` this one: itself, unless they differ in the search alone.
 
-        A recipe derived from one that says another here, whose own `build` reads what the search does, says itself again.
+        A subclass whose `build` reads the parameters of the search, too, returns itself.
         """
         return self
 

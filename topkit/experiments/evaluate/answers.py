@@ -183,7 +183,7 @@ class Haystack:
     def _judge_in_shadow(self, batch: QuestionRows, sparse_from: str) -> None:
         """Judge what every cell selects for the queries of full attention, behind one dense stream."""
         count = len(batch.numbers)
-        stepped = [] if self._graphed is None else self._graphed.shadows()
+        stepped = [] if self._graphed is None else self._graphed.fixed()
         others = self.cells[sum(stream.rows for stream in stepped) // count :]
         shadows = shadow_streams(self.built, others, count, self.context)
         dense = Stream([Cell()] * count, self.context, {}, self.built.seed)

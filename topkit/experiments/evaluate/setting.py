@@ -51,9 +51,9 @@ class Setting:
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise InputError(f"batch_size must be at least 1; got {self.rows}")
-        there = self.memory is not None
-        if there and not (isinstance(self.memory, int | float) and 0 < self.memory < inf):
-            raise InputError(f"memory must be a number of GB above 0; got {self.memory!r}")
+        given = self.memory
+        if given is not None and not (isinstance(given, int | float) and 0 < given < inf):
+            raise InputError(f"memory must be a number of GB above 0; got {given!r}")
         if self.sparse_from not in SPARSE_FROM:
             raise InputError(f"sparse_from must be question or answer; got {self.sparse_from!r}")
         if self.observe not in OBSERVED.values():

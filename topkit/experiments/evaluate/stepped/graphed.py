@@ -71,7 +71,7 @@ class Graphed:
 
     def streams(self) -> list[Stream]:
         """The streams of fixed rows, and those whose hosts choose."""
-        streams: list[Stream] = [*self.shadows()]
+        streams: list[Stream] = [*self.fixed()]
         if self._hosted is not None:
             own = [
                 self.built.stream(list(some), self._questions, self.context)
@@ -80,14 +80,14 @@ class Graphed:
             streams += hosted_streams(cast("HostedRows", self._hosted.rows), own)
         return streams
 
-    def shadows(self) -> list[FixedStream]:
-        """The streams of fixed rows alone."""
+    def fixed(self) -> list[FixedStream]:
+        """The streams of fixed rows."""
         return fixed_streams(self._fixed.rows, self.built, self._fixed.cells, self.context)
 
     def in_shadow(
         self, streams: Sequence[FixedStream], ids: Tensor, watch: Observer | None, one_by_one: bool
     ) -> Callable[[], Tensor]:
-        """Let full attention read tokens [Q, t], and the `shadows` select for its queries, if that is watched.
+        """Let full attention read tokens [Q, t], and `fixed` streams select for its queries, if that is watched.
 
         one_by_one: whether their indexes grow as those that select meanwhile. What is given waits.
         """

@@ -32,7 +32,7 @@ def placed(
     """A window of so many tokens with a needle between two of its lines, the first behind its depth.
 
     Its distractor stands in the same manner, with an empty line behind it; depths: of both. In a window of less than
-    500 tokens it stands at .7, .5 or .6: before, around and behind a needle at .6 to .75.
+    500 tokens it stands at .7 where the needle's depth is below .6, at .6 where that is above .75, and at .5 between.
     """
     depth, away = depths
     room = min(room, len(ids))
