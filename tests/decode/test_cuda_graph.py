@@ -28,6 +28,7 @@ from steps import (
     tokens,
 )
 from tiny import lightning_for
+from topkit.experiments.decode.graph_capture import Parts
 from topkit.indexers import growing
 
 pytest.importorskip("triton")
@@ -322,3 +323,20 @@ def test_the_memory_of_a_graph_is_let_go() -> None:
             forced(model, given, 8)
         torch.cuda.synchronize()
         assert torch.cuda.memory_allocated() <= before + (1 << 20)
+
+
+@gpu
+@pytest.mark.gpu
+def test_a_capture_has_the_room_that_torch_keeps_for_later() -> None:
+    """Under a share of the GPU: what a first run leaves behind stands in no graph's way."""
+    device, numbers = torch.device("cuda", torch.cuda.current_device()), 1 << 28
+    torch.cuda.empty_cache()
+    share = torch.cuda.memory_allocated(device) + 7 * numbers
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(share / total, device)
+    try:
+        parts, ones = Parts.of(lambda: torch.ones(numbers, device=device), device)
+        parts.replay()
+        assert ones.sum() == numbers
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)

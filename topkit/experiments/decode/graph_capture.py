@@ -64,6 +64,9 @@ class Parts:
             torch.cuda.synchronize()
             # Workspaces of its own: others may run beside it that were captured on the same stream.
             _let_go_of_workspaces()
+            # What torch holds for later is given back: graphs cannot have it, nor can a capture free it, and a
+            # process that is held to a share of the GPU would find its memory full.
+            torch.cuda.empty_cache()
             try:
                 with torch.cuda.stream(side):
                     parts._begin()
