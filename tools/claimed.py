@@ -17,7 +17,8 @@ from topkit.experiments.study.stats import Interval
 SUPPORTED, NOT, UNDECIDED, NOT_RUN = "supported", "not supported", "undecided", "not run yet"
 MARGIN = 0.01
 SETTING = ("model", "task", "tokens", "sparse from")
-SAME = ("", "", "{} tokens", "sparse from the {}")
+# Where they stand among these, what is said once where all rows have the same.
+SAME = {2: "{} tokens", 3: "sparse from the {}"}
 # Of a comparison at a margin: how many haystacks were run, and how many would decide.
 PLANNED = "run; needed"
 
@@ -58,19 +59,13 @@ def by_setting(
 ) -> list[Block]:
     """A table whose rows begin with the curve's setting: tokens and protocol stand above it where all have the same."""
     settings = [_setting(curve) for curve, _ in rows]
-    same = [
-        len(rows) > 1 and len({setting[n] for setting in settings}) == 1
-        for n in range(len(SETTING))
-    ]
-    same[:2] = False, False
-    alike = [words.format(settings[0][n]) for n, words in enumerate(SAME) if same[n]]
-    heads = [head for n, head in enumerate(SETTING) if not same[n]]
-    cells = [
-        [*(cell for n, cell in enumerate(setting) if not same[n]), *own]
-        for setting, (_, own) in zip(settings, rows, strict=True)
-    ]
+    differ = [n for n in range(len(SETTING)) if n not in SAME or len(rows) < 2 or len({one[n] for one in settings}) > 1]  # fmt: skip
+    alike = [SAME[n].format(settings[0][n]) for n in SAME if n not in differ]
     above = f"{sentence} All rows: {', '.join(alike)}." if alike else sentence
-    return table(above, [*heads, *columns], cells)
+    cells = [
+        [*(one[n] for n in differ), *own] for one, (_, own) in zip(settings, rows, strict=True)
+    ]
+    return table(above, [*(SETTING[n] for n in differ), *columns], cells)
 
 
 def _setting(curve: Curve) -> list[str]:

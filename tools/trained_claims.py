@@ -17,7 +17,7 @@ from topkit.experiments.train.arms import PARTS as PARTS
 from topkit.experiments.train.found import Start, gaps, starts
 from topkit.experiments.train.topk_changes import Beside, Moved, besides, moves
 
-BESIDE = ("start", "task", "trained at", "Top-k-trained", "dense-trained", "difference", "over", "verdict", "over the sweep of k", "by full attention")  # fmt: skip
+BESIDE = ("start", "task", "trained at", "scores: Top-k, dense", "difference", "over", "verdict", "k where better; worse", "by full attention")  # fmt: skip
 MOVED = ("start", "task", "trained", "slot 0 before", "after", "change", "heads still reading", "their weight before", "after")  # fmt: skip
 CHANGED = ("start", "task", "trained", "nats before", "minus before", "minus dense", "verdict")
 ORDERED = ("start", "task", "trained", "heads", "lost at k", "by entropy", "by H / ln n")
@@ -94,14 +94,12 @@ def _of_sft(found: Sequence[Start]) -> list[Block]:
 
 def _beside(start: Start, one: Beside) -> list[str]:
     at, gap = one.at, topk_sft.words(one.tested.gap[one.at])
-    scores = f"{one.ours[at]:.2f}", f"{one.dense[at]:.2f}"
-    sweep = (
-        f"better at {', '.join(one.better) or 'none'}, worse at {', '.join(one.worse) or 'none'}"
-    )
+    scores = f"{one.ours[at]:.2f}, {one.dense[at]:.2f}"
+    sweep = "; ".join(", ".join(cells) or "none" for cells in (one.better, one.worse))
     # A sweep that lacks the ratio is decoded at another k.
     ratio = one.ratio if one.cells[at] == one.ratio else f"{one.ratio}, decoded at {one.cells[at]}"
     where = start.name, one.title, ratio
-    return [*where, *scores, gap, one.tested.units, one.word, sweep, topk_sft.words(one.full)]
+    return [*where, scores, gap, one.tested.units, one.word, sweep, topk_sft.words(one.full)]
 
 
 def _moved(start: Start, one: Moved) -> list[str]:
