@@ -31,7 +31,7 @@ from topkit.experiments.study.stats import Interval
 from topkit.indexers.budget import parse_budget
 
 COMPARED = ("k/N", "full attention", "exact Top-k", "difference", PLANNED, "verdict")
-MENDED = ("poor indexer", "scores: it, exact Top-k", "groups that help alone", "haystacks: run, must differ")  # fmt: skip
+MENDED = ("poor indexer", "scores: it, exact Top-k", "groups that help alone", "run; must differ")  # fmt: skip
 EXACT_TOPK = ("exact-topk", "exact-topk-smollm2", "exact-topk-quick")
 
 
@@ -115,7 +115,7 @@ def heads() -> Answer:
 
 def _mended(curve: Curve, one: Mended) -> list[str]:
     helping, least = f"{len(one.helping)} of {len(one.groups)}", least_of(len(one.groups))
-    scores, counts = f"{one.score:.2f}, {one.exact:.2f}", f"{len(curve.haystacks)}, {least}"
+    scores, counts = f"{one.score:.2f}, {one.exact:.2f}", f"{len(curve.haystacks)}; {least}"
     return [f"`{name_of(one.base)}`", scores, helping, counts]
 
 
@@ -124,8 +124,8 @@ def _of_heads(found: list[Mended]) -> str:
     none = sum(not one.helping for one in found)
     return (
         f"Of the KV groups that were made exact one at a time, at most {len(most.helping)} of {len(most.groups)} are shown to "
-        f"raise a poor indexer; in {none} of {len(found)} cases none is. A group can be shown only where at least so many "
-        "haystacks differ as the last column says."
+        f"raise a poor indexer; in {none} of {len(found)} cases none is. Of the haystacks that were run (*run*) at least "
+        "so many must differ to show a group (*must differ*)."
     )
 
 
