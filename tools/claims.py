@@ -6,13 +6,18 @@ python tools/claims.py [--check]
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import claimed
+import exact_claims
+import fp4_claims
+import law_claims
+import precision_claims
 import trained_claims
-from claimed import Answer, Claim
+from claimed import NOT_RUN, Answer, Claim
 
 from topkit.cli.listing import markdown
+from topkit.experiments.study.blocks import as_markdown
 
 PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
 INTRO = """# Claims
@@ -40,7 +45,7 @@ CLAIMS = (
         "are the two equal within 0.01 at 5 % of the keys and more, the share from which summaries of the paper have "
         "them level?",
         "topkit study exact-topk --out runs/exact-topk",
-        claimed.exact_equals,
+        exact_claims.exact_equals,
     ),
     Claim(
         RISES,
@@ -48,7 +53,7 @@ CLAIMS = (
         "task performance and the fidelity of the approximation go together",
         "does exact Top-k that loses fewer keys, in the same manner, score more?",
         "topkit study precision --out runs/precision",
-        claimed.rises_in_a_manner,
+        precision_claims.rises_in_a_manner,
     ),
     Claim(
         "Accuracy rises with the precision of Top-k: from method to method",
@@ -56,7 +61,7 @@ CLAIMS = (
         "task performance and the fidelity of the approximation go together",
         "over families of real indexers, does accuracy rise with recall, and what predicts a family left out?",
         "topkit study precision --out runs/precision",
-        claimed.rises_over_methods,
+        precision_claims.rises_over_methods,
     ),
     Claim(
         TRAINED,
@@ -82,7 +87,7 @@ CLAIMS = (
         "output's error is tau times the distance of the two parts' means",
         "do the fidelity columns obey this, for any selection?",
         "python -m pytest tests/fidelity/test_identities.py",
-        claimed.identities,
+        precision_claims.identities,
     ),
     Claim(
         "Longer contexts tolerate more sparsity",
@@ -90,7 +95,7 @@ CLAIMS = (
         "the share of keys that can be left out grows with the length of the context",
         "does exact Top-k lose less at 1/32 of the keys in a longer context?",
         "topkit study smollm2 --task niah-single:wording=code --out runs/smollm2",
-        claimed.longer_contexts,
+        exact_claims.longer_contexts,
     ),
     Claim(
         "One missed key breaks an answer",
@@ -98,7 +103,7 @@ CLAIMS = (
         "leaving out even one critical key leads to sharp spikes of error",
         "of answers with a step whose key all reading heads missed, how many are right? (supported below 0.1)",
         "topkit study law --out runs/law",
-        claimed.missed_key,
+        law_claims.missed_key,
     ),
     Claim(
         "Few heads need the full context",
@@ -106,7 +111,7 @@ CLAIMS = (
         "most heads do with a local or sparse view, and few retrieve",
         "how many KV groups raise a poor indexer by being exact alone? (supported: some, and no more than a quarter)",
         "topkit study heads --out runs/heads",
-        claimed.heads,
+        exact_claims.heads,
     ),
     Claim(
         "Retrieval heads change from token to token",
@@ -115,7 +120,7 @@ CLAIMS = (
         "in a dense pass, are the heads that read answers on average those of each step? (not supported above 0.9 of the "
         "steps, supported below)",
         "topkit study law --out runs/law",
-        claimed.retrieval_heads,
+        law_claims.retrieval_heads,
     ),
     Claim(
         "Index keys of fp4 cost GSM8K one to two points",
@@ -123,7 +128,7 @@ CLAIMS = (
         "GSM8K 0.980 with fp8 index keys and 0.965 with fp4; 0.955 and 0.930 on another machine",
         "can numbers like these show a cost, and what would rows of fidelity have said?",
         "topkit study precision --out runs/precision",
-        claimed.fp4_keys,
+        fp4_claims.fp4_keys,
     ),
     Claim(
         "The law of topkit: what the answer's key keeps of its weight predicts the answer",
@@ -132,7 +137,7 @@ CLAIMS = (
         "0.05 on unseen families refutes it",
         "does it hold on tasks, families and a model that it was not chosen on?",
         "topkit study law --out runs/law",
-        claimed.law,
+        law_claims.law,
     ),
 )
 
@@ -153,15 +158,24 @@ def page() -> str:
 
 
 def _section(claim: Claim, answer: Answer) -> str:
-    lines = [
+    about = [
         f"- **Says** ({claim.source}): {claim.says}.",
         f"- **Asked**: {claim.asked}",
-        f"- **On**: {answer.on}.",
-        *(f"- {line}." for line in answer.numbers),
+        *_on(answer.on),
     ]
-    if answer.verdict == claimed.NOT_RUN and claim.command:
-        lines.append(f"- `{claim.command}` answers it; the study with `-quick` behind its name, where there is one, tries it in minutes.")  # fmt: skip
-    return "\n".join([f"## {claim.name}: {answer.verdict}", "", *lines])
+    if answer.verdict == NOT_RUN and claim.command:
+        about.append(f"- `{claim.command}` answers it; the study with `-quick` behind its name, where there is one, tries it in minutes.")  # fmt: skip
+    found = as_markdown(answer.found, "figures")
+    return "\n\n".join(
+        filter(None, [f"## {claim.name}: {answer.verdict}", "\n".join(about), found])
+    )
+
+
+def _on(several: Sequence[str]) -> list[str]:
+    """What was asked: on the line where it is one thing, else a list below it."""
+    if len(several) < 2:
+        return [f"- **On**: {''.join(several) or 'nothing yet'}."]
+    return ["- **On**:", *(f"    - {one}" for one in several)]
 
 
 def main() -> None:

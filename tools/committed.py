@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from topkit.experiments.runs import run_file
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.reading import RUNS, STUDY, load_study, study_of
 from topkit.experiments.study.study_file import read_study
 from topkit.experiments.tasks import task_name
+from topkit.experiments.train.arms import DENSE, PARTS
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -21,17 +25,28 @@ def there(*names: str) -> list[str]:
 
 
 def curves(*names: str) -> Iterator[Curve]:
+    """Those of some results, each with its model, which a study of one model leaves to study.json."""
     for name in there(*names):
-        yield from load_study(RESULTS / name)
+        said = study_of(RESULTS / name / STUDY).get("model", "")
+        for curve in load_study(RESULTS / name):
+            yield replace(curve, model=curve.model or said)
 
 
-def folders(names: list[str]) -> str:
-    """The results that numbers are of, each with the command that repeats it."""
-    return (
-        ", ".join(f"`results/{name}` (`{command_of(name)}`)" for name in names)
-        if names
-        else "nothing yet"
-    )
+def folders(names: Iterable[str]) -> list[str]:
+    """The results that numbers are of, a line each, with the command that repeats it."""
+    return [f"`results/{name}`: `{command_of(name)}`" for name in names]
+
+
+def _of_parts(folder: Path, names: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """What a study that trains asked of its models, as its parts have it: run.json leaves that to them."""
+    for path in (folder / PARTS / name for name in names):
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for one in [*found.get("curves", []), *found.get("heads", [])]:
+            task, _, length = one["title"].rpartition(", ")
+            cells = [{"budget": k.replace(DENSE, "")} for k in one.get("cells", [])]
+            asked = {"tasks": [{"task": task}], "lengths": [int(length.split()[0])], "cells": cells}
+            # Heads are measured on a few of the haystacks.
+            yield {**asked, "samples": len(one["questions"])} if "questions" in one else asked
 
 
 def command_of(name: str) -> str:
@@ -47,6 +62,8 @@ def command_of(name: str) -> str:
     own = [study.own.get(model, study) for model in models if model in study.model] or [study]
     places = [folder / run["folder"] for run in about.get(RUNS, [{"folder": "."}])]
     asked = [one for place in places if (run := run_file.read(place)) for one in run["asked"]]
+    if PARTS in about:
+        asked = list(_of_parts(folder, about[PARTS]))
     tasks = {task["task"] for one in asked for task in one["tasks"]}
     if tasks < {task_name(task) for one in own for task, _ in one.settings}:
         words += [word for task in sorted(tasks) for word in ("--task", task)]
@@ -54,7 +71,7 @@ def command_of(name: str) -> str:
         if lengths != sorted({n for one in own for n in one.lengths}):
             words += ["--length", ",".join(map(str, lengths))]
     budgets = {cell["budget"] for one in asked for cell in one["cells"]} - {""}
-    if not {str(budget) for one in own for budget in one.budgets} <= budgets:
+    if budgets and not {str(budget) for one in own for budget in one.budgets} <= budgets:
         words += ["-k", ",".join(sorted(budgets, key=lambda k: float(k.rstrip("%"))))]
     said_so = [study_of(path) for place in places if (path := place / STUDY).exists()]
     if any(one.pilot is not None for one in own) and not any("pilot" in one for one in said_so):

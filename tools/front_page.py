@@ -6,9 +6,10 @@ import re
 from functools import cache
 from pathlib import Path
 
-from claimed import MARGIN, Claim, law_runs
+from claimed import MARGIN, Claim
 from claims import CLAIMS, ENTROPY, EXACT_EQUALS, RISES, TRAINED
 from committed import command_of
+from law_claims import law_runs
 from papers.table import rows as of_papers
 
 from topkit.cli.listing import markdown
@@ -248,7 +249,7 @@ def place_of(curve: Curve, indexer: object, k: object) -> int:
 
 
 def _named(model: str) -> str:
-    return {"reference": "the bundled model", "smollm2": "SmolLM2"}[model]
+    return {"reference": "the bundled model", "smollm2": "SmolLM2"}.get(model, f"`{model}`")
 
 
 def _hold(true: bool, words: str) -> None:

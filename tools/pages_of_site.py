@@ -13,6 +13,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\]\(([^)#\s]+)")
+STYLE = ROOT / "docs" / "site.css"
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
@@ -33,10 +34,10 @@ def pages() -> list[Path]:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """The theme's files, and the repository's pages in place of those of docs/ alone."""
+    """The theme's files, and the repository's pages and style in place of those of docs/ alone."""
     theme = [file for file in files if file.src_dir != config.docs_dir]
     own = [
         File(str(path.relative_to(ROOT)), str(ROOT), config.site_dir, config.use_directory_urls)
-        for path in pages()
+        for path in [*pages(), STYLE]
     ]
     return Files([*theme, *own])

@@ -17,6 +17,7 @@ from topkit.experiments.study.law_verdict import Tested, assessed, rival, verdic
 from topkit.experiments.study.sentences import said
 from topkit.experiments.study.stats import Interval
 
+UNTESTED = "No task that the law is registered to predict of this model was run with two families and can be counted."
 COLUMNS = ("predicted from", "mean error on a family", "slope", "intercept", "fitted to")
 HOW = (
     "The law has no number that is fitted here: an expected score is full attention's times the product, over the steps "
@@ -96,18 +97,11 @@ def sentences(law: Law, found: Predictions) -> Iterator[str]:
             f"{one.cells} cells of {one.families} families, {one.haystacks} haystacks a task)."
         )
     if not outcomes:
-        yield "No task that the law is registered to predict of this model was run with two families and can be counted."
+        yield UNTESTED
     if curves := list(fitted(counted(law, found))):
         errors = ", ".join(f"{said(made.error, digits=3)} from `{name}`" for name, made in curves)
         yield f"Curves fitted to the other families predict a family with a mean error of {errors}."
-    asked = registered(law, found)
-    lost = {f"{p.task} ({p.dense:.2f})": None for p in asked if p.dense < law.dense}
-    if lost:
-        yield f"Not counted, since full attention scores less than {law.dense:g} on them: {', '.join(lost)}."
-    tasks = dict.fromkeys(point.task for point in found.points)
-    other = [task for task in tasks if task not in {point.task for point in asked}]
-    if other:
-        yield f"Not counted, since the law was chosen on them or is not registered for them: {', '.join(other)}."
+    yield from uncounted(law, found)
     heads = ", ".join(f"{layer}.{head}" for layer, head in found.reading.heads)
     yield (
         f"Reading heads (layer.head): {heads}. At {said(steady(found))} of the steps of the dense pass the head with the "
@@ -116,6 +110,18 @@ def sentences(law: Law, found: Predictions) -> Iterator[str]:
     if found.missed:
         count = sum(count for _, count in found.missed)
         yield f"The {count:,} answers with a step whose key all of them missed score {said(broken(found))}."
+
+
+def uncounted(law: Law, found: Predictions) -> Iterator[str]:
+    """The tasks that were run and that no verdict counts, and why."""
+    asked = registered(law, found)
+    lost = {f"{p.task} ({p.dense:.2f})": None for p in asked if p.dense < law.dense}
+    if lost:
+        yield f"Not counted, since full attention scores less than {law.dense:g} on them: {', '.join(lost)}."
+    tasks = dict.fromkeys(point.task for point in found.points)
+    other = [task for task in tasks if task not in {point.task for point in asked}]
+    if other:
+        yield f"Not counted, since the law was chosen on them or is not registered for them: {', '.join(other)}."
 
 
 def steady(found: Predictions) -> Interval:

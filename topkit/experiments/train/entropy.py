@@ -63,20 +63,20 @@ def sentences(start: Start) -> list[str]:
             change = change_of(start, task, ENTROPY, arm, BEFORE)
             what = "densely" if arm == DENSE else f"at {arm}"
             line = (
-                f"{where}: trained {what}, entropy goes from {before:.2f} nats by {_words(change)}"
+                f"{where}: trained {what}, entropy goes from {before:.2f} nats by {words(change)}"
             )
             if arm != DENSE and DENSE in start.models:
                 beside = change_of(start, task, ENTROPY, arm, DENSE)
-                line += f", beside dense training by {_words(beside)}: {_verdict(beside)}"
+                line += f", beside dense training by {words(beside)}: {verdict(beside)}"
             lines.append(f"{line}.")
         for arm in (BEFORE, *start.ratios):
-            for loss in _losses(start, task)[:1]:
+            for loss in losses(start, task)[:1]:
                 found = predicts(start, task, arm, loss)
                 what = "before training" if arm == BEFORE else f"trained at {arm}"
                 lines.append(
                     f"{where}, {what}: over {found.units} heads entropy orders what is lost at k = "
-                    f"{loss.removeprefix(MASS)} with a rank correlation of {_words(found.recall)}, H / ln n with "
-                    f"{_words(found.mass)}."
+                    f"{loss.removeprefix(MASS)} with a rank correlation of {words(found.recall)}, H / ln n with "
+                    f"{words(found.mass)}."
                 )
     return lines
 
@@ -93,7 +93,8 @@ def predicts(start: Start, task: int, arm: str, loss: str) -> Ordering:
     return ordering(by_head(ENTROPY), by_head(RELATIVE), lost, np.ones(lost.shape[1]))
 
 
-def _losses(start: Start, task: int) -> list[str]:
+def losses(start: Start, task: int) -> list[str]:
+    """The measures of what heads keep at each k, the smallest first."""
     return [name for name in start.measures(task) if name.startswith(MASS)]
 
 
@@ -103,14 +104,16 @@ def change_of(start: Start, task: int, measure: str, arm: str, base: str) -> Int
     return mean((after - before)[None], np.ones(len(after)))[0]
 
 
-def _verdict(change: Interval) -> str:
+def verdict(change: Interval) -> str:
+    """A change of entropy in a word."""
     value, low, high = change
     if np.isnan(low):
         return "one seed shows nothing of another"
     return "lower" if high < 0 else "higher" if low > 0 else f"not shown to differ ({value:+.2f})"
 
 
-def _words(interval: Interval) -> str:
+def words(interval: Interval) -> str:
+    """A number with its sign and interval; of one seed the number alone."""
     value, low, high = interval
     return f"{value:+.2f}" if np.isnan(low) else f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
 
@@ -122,10 +125,10 @@ def _changes(start: Start, task: int) -> Table:
     for arm in start.models:
         nats, share = (start.heads(arm, task, name) for name in (ENTROPY, RELATIVE))
         row = ["before" if arm == BEFORE else arm, f"{nats.mean():.2f}", f"{share.mean():.3f}"]
-        row.append("" if arm == BEFORE else _words(change_of(start, task, ENTROPY, arm, BEFORE)))
+        row.append("" if arm == BEFORE else words(change_of(start, task, ENTROPY, arm, BEFORE)))
         row.append(
             "" if arm in (BEFORE, DENSE) or DENSE not in start.models
-            else _words(change_of(start, task, ENTROPY, arm, DENSE))
+            else words(change_of(start, task, ENTROPY, arm, DENSE))
         )  # fmt: skip
         rows.append([*row, *(f"{x:.2f}" for x in nats.mean((0, 1, 3)))])
     heads = ["trained", "nats", "H / ln n", "minus before", "minus dense"]
@@ -136,11 +139,11 @@ def _predictions(start: Start, task: int) -> Table:
     """A row an attention and k: the mean loss, and the rank correlations."""
     rows: list[list[str]] = []
     for arm in start.models:
-        for loss in _losses(start, task):
+        for loss in losses(start, task):
             found = predicts(start, task, arm, loss)
             lost = 1 - float(start.heads(arm, task, loss).mean())
             what = [arm, loss.removeprefix(MASS), f"{lost:.3f}"]
-            rows.append([*what, _words(found.recall), _words(found.mass)])
+            rows.append([*what, words(found.recall), words(found.mass)])
     return Table(["trained", "k", "lost, mean", "by entropy", "by H / ln n"], rows)
 
 
@@ -172,7 +175,7 @@ def _by_layer(start: Start, task: int, name: str, caption: str) -> Drawn:
 
 
 def _lost(start: Start, task: int, name: str, caption: str) -> Drawn:
-    loss = _losses(start, task)[0]
+    loss = losses(start, task)[0]
     x, y = (start.heads(BEFORE, task, name).mean((0, 1)).flatten() for name in (ENTROPY, loss))
     points = [(float(entropy), 1 - float(kept)) for entropy, kept in zip(x, y, strict=True)]
     lost = f"lost at k = {loss.removeprefix(MASS)}"
