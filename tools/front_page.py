@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -169,28 +170,32 @@ def _models(both: Comparison) -> str:
 
 def _weight() -> str:
     """Of each model that the law was run on."""
-    lines, formulas = list[str](), list[str]()
+    metrics = ("ws", "mass", "recall")
+    errors, formulas, run = {name: list[str]() for name in metrics}, list[str](), list[str]()
     for law, found in law_runs():
-        points = counted(law, found)
-        errors = {name: one.error for name, one in fitted(points)}
-        ws, mass, recall = (said(errors[name], digits=3) for name in ("ws", "mass", "recall"))
-        others = min(float(errors[x].low) for x in ("recall", "mass"))
-        _hold(float(errors["ws"].high) < others, "weight explains")
+        points, model = counted(law, found), _named(found.model)
+        own = {name: one.error for name, one in fitted(points)}
+        _hold(float(own["ws"].high) < float(own["recall"].low), "weight explains")
+        _hold(min(own, key=lambda name: float(own[name].value)) == "ws", "weight explains best")
+        for name in metrics:
+            errors[name].append(said(own[name], digits=3))
         formula = outcome(law, found, "observed")
         assert formula is not None
-        families = len({point.family for point in points})
-        lines.append(
-            f"With {_named(found.model)} (`{points[0].task}`, {families} ways, {formula.haystacks} texts) it errs by {ws} "
-            f"from the weight that {law.heads} heads give to that key after selection, by {mass} from mass and by {recall} "
-            "from recall over all heads."
-        )
-        formulas.append(f"{said(formula.law.error, digits=3)} with {_named(found.model)}")
+        families, tasks = (len({getattr(point, x) for point in points}) for x in ("family", "task"))
+        run.append(f"{model} ({tasks} tasks, {families} ways, {formula.haystacks} texts or more)")
+        formulas.append(f"{said(formula.law.error, digits=3)} ({formula.word})")
+    of = {name: _and(own) for name, own in errors.items()}
     return (
         "**Weight on the answer's key explains accuracy; recall does not.** A curve fitted to all ways to select or to lose "
-        f"keys but one predicts that one. {' '.join(lines)} The weight is measured in the run itself: it explains a loss, and "
-        "does not forecast it. "
-        f"The formula that was registered beforehand errs by {' and '.join(formulas)}, where {law.error:g} are allowed."
+        f"keys but one predicts that one. With {_and(run)} it errs by {of['ws']} from the weight that {law.heads} heads give to "
+        f"that key after selection, by {of['mass']} from mass and by {of['recall']} from recall over all heads. The weight is "
+        "measured in the run itself: it explains a loss, and does not forecast it. The formula that was registered "
+        f"beforehand, constants and all, errs by {_and(formulas)}, where {law.error:g} are allowed."
     )
+
+
+def _and(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
 
 
 def _as_good_as_full() -> str:
@@ -249,7 +254,11 @@ def place_of(curve: Curve, indexer: object, k: object) -> int:
 
 
 def _named(model: str) -> str:
-    return {"reference": "the bundled model", "smollm2": "SmolLM2"}.get(model, f"`{model}`")
+    return {
+        "reference": "the bundled model",
+        "smollm2": "SmolLM2",
+        "third/model": "a third of 4 M parameters",
+    }.get(model, f"`{model}`")
 
 
 def _hold(true: bool, words: str) -> None:

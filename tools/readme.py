@@ -215,7 +215,11 @@ def remedies() -> str:
 
 def leaderboard() -> str:
     """Both models at three budgets and three k; nothing before it was run."""
-    return _leaderboard("leaderboard", "Two models")
+    titles = {
+        "leaderboard": "The bundled model, at three k",
+        "leaderboard-smollm2": "SmolLM2, at three k",
+    }
+    return "\n".join(_leaderboard(name, title) for name, title in titles.items())
 
 
 def leaderboard_quick() -> str:

@@ -14,40 +14,7 @@ from topkit.experiments.evaluate.condensed import CONDENSED, condensed, keep_con
 from topkit.experiments.runs import parts as parts_module
 from topkit.experiments.runs.parts import write_part
 from topkit.experiments.runs.run_file import describe
-
-SETTING = {"task": "t", "length": 64, "sparse_from": "question"}
-
-
-def part(run, name, seed, haystacks=(0,)):
-    """A part of both tables: two cells of which one shares lists, two questions, three heads."""
-    g = np.random.default_rng(seed)
-    accuracy, fidelity = [], []
-    for haystack in haystacks:
-        for question in (0, 1):
-            for indexer, budget in (("dense", ""), ("sign()", "4"), ("shared(sign())", "64")):
-                row = {**SETTING, "haystack": haystack, "indexer": indexer, "budget": budget}
-                scores = {"score": float(g.random()), "nll": float(g.random()), "tokens": 60}
-                text = {"wording": "code", "family": "trained", "rule": "all"}
-                more = {"references": ["a"] * (1 + question), "said": "x" * 50}
-                accuracy.append({**row, **scores, **text, **more, "question": question})
-                if budget:
-                    fidelity += list(judged(g, row, budget == "64"))
-    # The id is the same: of one run.
-    id_ = describe(run, {})
-    write_part(run / "fidelity", name, pa.Table.from_pylist(fidelity), run=id_)
-    write_part(run / "accuracy", name, pa.Table.from_pylist(accuracy), run=id_)
-
-
-def judged(g, row, shared):
-    for steps in ("question", "answer"):
-        for level in ("head", "group") if shared else ("head",):
-            for head in range(3):
-                numbers = {"recall": float(g.random()), "mass": float(g.random()), "kept": 4.0}
-                trivial = bool(g.random() < (1.0 if shared else 0.4))
-                yield {
-                    **row, "steps": steps, "level": level, "layer": 0, "head": head,
-                    "trivial": trivial, **numbers,
-                }  # fmt: skip
+from two_tables import part
 
 
 def test_tables_are_those_of_the_definitions(tmp_path, monkeypatch):

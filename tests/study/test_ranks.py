@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from topkit.experiments.study.ranks import best_of_family, front, holm, paired, ranks
+from topkit.experiments.study.ranks import (
+    best_of_family,
+    front,
+    holm,
+    least_haystacks,
+    paired,
+    ranks,
+)
 
 Array = NDArray[np.float64]
 
@@ -66,6 +73,16 @@ def slow_holm(p: list[float], alpha: float) -> list[bool]:
     while left and p[left[0]] <= alpha / len(left):
         rejected[left.pop(0)] = True
     return rejected
+
+
+@pytest.mark.parametrize("recipes", [2, 3, 24, 40])
+def test_fewer_haystacks_than_the_least_tell_nobody_apart(recipes: int):
+    """The clearest scores there are: one recipe right everywhere, the others nowhere."""
+    least = least_haystacks(recipes)
+    for haystacks, told in ((least - 1, False), (least, True)):
+        scores = np.zeros((recipes, haystacks))
+        scores[0] = 1
+        assert ranks([(scores, np.ones(haystacks))]).above.any() == told
 
 
 @given(st.lists(st.sampled_from([0, 0.001, 0.01, 0.0125, 0.02, 0.025, 0.05, 0.3, 1]), max_size=9))

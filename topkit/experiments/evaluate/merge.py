@@ -9,10 +9,11 @@ from topkit.documents import path_of
 from topkit.errors import InputError
 from topkit.experiments.evaluate.finish import finish
 from topkit.experiments.evaluate.halves import drop_halves
+from topkit.experiments.evaluate.joined_means import join_means, means_alone
 from topkit.experiments.runs import folder, run_file
 from topkit.experiments.runs.cell_parts import name_of, naming
 from topkit.experiments.runs.parts import copy_part, write_part, write_whole
-from topkit.experiments.runs.union import Source, sources
+from topkit.experiments.runs.union import Source, require_alike, sources
 
 # What a study says of itself beside its rows.
 STUDY = "study.json"
@@ -22,7 +23,8 @@ def merge(runs: str | Path | Sequence[str | Path], out: str | Path) -> Path:
     """Join runs of one identity, or studies of several runs, in a folder; an earlier call is gone on with.
 
     Rows that several runs have must be equal, and stand there once. The runs stay as they are, and may
-    still be written to: what they have by now is taken.
+    still be written to: what they have by now is taken. Runs that are kept by their means alone, under RUN/curve,
+    are joined by these: each must have haystacks of its own.
     Returns: the folder.
     Raises: InputError for runs of other identities, a part that is not as its run wrote it, different rows
     of one cell, and a folder that is one of the runs, lies within one, or holds another run.
@@ -69,6 +71,9 @@ def _runs_within(places: Sequence[Path]) -> list[str]:
 
 
 def _merge(places: Sequence[Path], out: Path) -> None:
+    if all(map(means_alone, places)):
+        _merge_means(places, out)
+        return
     sources(places)  # what cannot be joined is refused before anything is written
     described = [folder.require_intact(run) for run in places]
     contents = {name: its for one in described for name, its in one["contents"].items()}
@@ -83,6 +88,18 @@ def _merge(places: Sequence[Path], out: Path) -> None:
         _keep_study(places, out)
         if (out / "accuracy").is_dir():
             finish(out)
+
+
+def _merge_means(places: Sequence[Path], out: Path) -> None:
+    if run_file.read(out) is not None:
+        raise InputError(f"{out} holds a run; means are joined in a new folder")
+    described = {run: folder.require_intact(run) for run in places}
+    require_alike(described)
+    contents = {name: its for one in described.values() for name, its in one["contents"].items()}
+    with folder.claim(out, next(iter(described.values()))["identity"], contents):
+        run = run_file.join(out, list(described.values()))
+        join_means(places, out, run)
+        _keep_study(places, out)
 
 
 def _require_apart(runs: Sequence[Path], out: Path) -> None:

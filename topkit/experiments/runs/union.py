@@ -87,7 +87,7 @@ def _of_run(run: Path, first: dict[Triple, Path]) -> Iterator[Source]:
     parts = sorted((run / leading).glob("*.parquet"))
     if not parts and any((run / "curve").rglob("*.parquet")):
         raise InputError(
-            f"{run} has its means alone, under {run / 'curve'}: rows are needed to join it"
+            f"{run} has its means alone, under {run / 'curve'}, and others have rows: join runs that are kept alike"
         )
     for path in parts:
         # Accuracy is written last: fidelity without it is of a job that was not finished.

@@ -33,6 +33,7 @@ from topkit.experiments.study.citation import citation
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import families as families_of
 from topkit.experiments.study.goals import ACCURACY
+from topkit.experiments.study.ranks import least_haystacks
 from topkit.experiments.study.reading import RUNS, STUDY, Reading, reading, study_of
 from topkit.experiments.study.standings import Standings, standings
 from topkit.experiments.study.surprises import surprises
@@ -113,6 +114,8 @@ def of_model(boards: Sequence[Standings], lead: str, level: int) -> Iterator[Blo
     yield Items([line for goal in figures.goals_of(boards) if (line := front_line(boards, goal))])
     for board in boards:
         yield Heading(_title(board), level + 1)
+        if too_few := _too_few(board):
+            yield Paragraph(too_few)
         yield table(board)
         if beyond(board):
             yield Paragraph(MORE_NOTE)
@@ -164,6 +167,18 @@ def _lead(board: Standings, curves: Sequence[Curve]) -> str:
     return (
         f"{'; '.join(board.settings)}; {board.haystacks} haystacks; k = {', '.join(board.ks)}. Accuracy of full "
         f"attention: {full}; of exact Top-k: {exact}."
+    )
+
+
+def _too_few(board: Standings) -> str:
+    """That no ranks by accuracy could come apart, where there are too few haystacks for so many recipes."""
+    recipes = len(board.goals[ACCURACY].places) if ACCURACY in board.goals else 0
+    least = least_haystacks(recipes)
+    if recipes < 2 or board.haystacks >= least:
+        return ""
+    return (
+        f"Accuracy ranks nobody here: of {recipes} recipes no two can be told apart on {board.haystacks} haystacks, whatever "
+        f"they score; Holm's correction over {recipes * (recipes - 1) // 2} pairs asks for {least} that differ, all one way."
     )
 
 

@@ -9,6 +9,7 @@ better, and questions [H]. The C recipes are the same in all, in one order; hays
 # (scipy comes without types.)
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -95,6 +96,15 @@ def paired(
     few = min(len(questions) for _, questions in strata) < 2
     p = np.ones(len(one)) if few else 2 * scipy_stats.t.sf(t, freedom)
     return np.minimum(np.maximum(p, 2.0 ** (1 - apart)), 1) if counted else p
+
+
+def least_haystacks(recipes: int, level: float = LEVEL) -> int:
+    """How many haystacks must differ, all one way, before `ranks` of counted scores can tell any two recipes apart.
+
+    The least m with 2^(1 - m) <= (1 - level) / pairs, Holm's first level.
+    """
+    pairs = recipes * (recipes - 1) / 2
+    return 1 + math.ceil(math.log2(max(pairs, 1) / (1 - level)))
 
 
 def holm(p: Array, alpha: float) -> NDArray[np.bool_]:
