@@ -24,6 +24,7 @@ from scipy import stats
 
 from topkit.experiments.evaluate import answers
 from topkit.experiments.evaluate.setting import OBSERVED
+from topkit.experiments.model.compatibility import probe, unserved
 from topkit.experiments.model.load import load_once
 from topkit.experiments.study.keys import lengths
 from topkit.experiments.study.study_file import read_study
@@ -39,10 +40,15 @@ def main() -> None:
     model, tokenizer = load_once(given.model, given.device, given.dtype)
     task, own = study.tasks[0]
     length = lengths(given.length)[0] if given.length else (own or study.lengths)[0]
-    cells = [cell for cell in study.of(given.model).cells if cell.indexer is not None]
+    every = [cell for cell in study.of(given.model).cells if cell.indexer is not None]
+    recipes = dict.fromkeys(cell.indexer for cell in every if cell.indexer is not None)
+    reasons = unserved(model, recipes, probe(model, purpose="evaluated", softmax=True))
+    cells = [cell for cell in every if cell.indexer not in reasons]
     print(
         f"{given.model}: {task_name(task)}, {length} tokens, {len(cells)} cells and full attention"
     )
+    for reason in reasons.values():
+        print(f"left out: {reason}")
     rows: list[dict[str, Any]] = []
     for number in range(given.haystacks + 1):
         made = prompt(task, tokenizer, length, number, seed=0)
