@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -225,7 +226,7 @@ def test_figures_show_every_recipe_the_front_and_exact_top_k():
     assert exact["gain"] == pytest.approx(0.95, abs=0.05)
     at = [board_rows(boards, "accuracy", k) for k in (0, 1)]
     assert [{row["k"] for row in its} for its in at] == [{"k = 8"}, {"k = 16"}]
-    for chart, data in ((by_bytes(names, "mass"), "cells"), (by_k(names, "mass"), "mass")):
+    for chart, data in ((by_bytes(names, "mass"), "cells"), (by_k(names, "mass", ["8"]), "mass")):
         spec = filled(compiled(chart), {data: board_rows(boards, "mass", 0)})
         vector = vlc.vega_to_svg(spec)
         assert "sign()" in vector and "mass: attention weight kept" in vector
@@ -236,9 +237,11 @@ def test_several_k_are_drawn_for_both_goals_in_one_figure():
     goals = ("accuracy", "mass")
     data = {goal: [row for k in (0, 1) for row in board_rows(boards, goal, k)] for goal in goals}
     names = families_of([row for rows in data.values() for row in rows])
-    spec = compiled(alt.vconcat(*(by_k(names, goal, True) for goal in goals)))
+    spec = compiled(alt.vconcat(*(by_k(names, goal, ["8", "16"], True) for goal in goals)))
     vector = vlc.vega_to_svg(filled(spec, data))
     assert "accuracy" in vector and "mass: attention weight kept" in vector
+    # In the order of numbers, not of words; twice, for both goals.
+    assert re.findall(r">k = (\d+)<", vector) == ["8", "16"] * 2
 
 
 def test_blocks_say_the_same_in_markdown_and_html(tmp_path: Path):

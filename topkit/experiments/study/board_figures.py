@@ -28,9 +28,11 @@ CAPTION = (
 )
 BY_K = (
     "The same at each k: points are recipes at the budgets of bytes, the step is the Pareto front, whose recipes "
-    "are named."
+    "are named as they ran."
 )
 READS = "share of the keys' bytes that choosing reads, a step and layer"
+# Of a narrow panel.
+READS_SHORT = "share of the keys' bytes read"
 _TICKS = [0, 0.02, 0.04, 0.08, 0.18, 0.4, 1]
 
 
@@ -60,7 +62,7 @@ def board_rows(boards: Sequence[Standings], goal: str, k: int | None = None) -> 
         if np.isfinite(x[n] + y[n]):
             cell = Cell(recipe)
             rows.append(
-                {"name": label_of(cell), "label": shortened(label_of(cell)), "ran": names[n], "kind": "recipe", "family": family(cell), "bytes": bytes_[n],
+                {"name": label_of(cell), "label": shortened(label_of(cell)), "ran": names[n], "point": shortened(names[n]), "kind": "recipe", "family": family(cell), "bytes": bytes_[n],
                  "share": round(float(x[n]), 4), "gain": round(float(y[n]), 4), "front": n in on, "k": at}
             )  # fmt: skip
     ends = {row["name"]: n for n, row in sorted(enumerate(rows), key=lambda at: at[1]["share"])}
@@ -82,19 +84,24 @@ def by_bytes(
 
 
 def at_k(names: Sequence[str], goal: str) -> alt.LayerChart:
-    """The same at one k: points, those of the front named."""
+    """The same at one k: points, those of the front named as they ran."""
     base = alt.Chart(alt.NamedData("cells"))
     return layered(_layers(base, names, goal, "front", False)).properties(width=WIDTH, height=260)  # fmt: skip
 
 
-def by_k(names: Sequence[str], goal: str, legend: bool = False) -> alt.FacetChart:
-    """A column a k."""
+def by_k(
+    names: Sequence[str], goal: str, ks: Sequence[str], legend: bool = False
+) -> alt.FacetChart:
+    """A column a k, in the order of ks."""
     chart = layered(_layers(alt.Chart(), names, goal, "front", legend)).properties(width=300, height=260)  # fmt: skip
-    return chart.facet(alt.Facet("k:N", sort=None, title=None), data=alt.NamedData(goal))
+    return chart.facet(
+        alt.Facet("k:N", sort=[f"k = {k}" for k in ks], title=None), data=alt.NamedData(goal)
+    )
 
 
 def _layers(base: alt.Chart, names: Sequence[str], goal: str, named: str, legend: bool) -> list[alt.Chart]:  # fmt: skip
-    x = alt.X("share:Q", title=READS).scale(type="symlog", constant=0.02, domain=[0, 1], nice=False)
+    title, text = (READS_SHORT, "point:N") if named == "front" else (READS, "label:N")
+    x = alt.X("share:Q", title=title).scale(type="symlog", constant=0.02, domain=[0, 1], nice=False)
     x = x.axis(values=_TICKS, format="~g")
     y = alt.Y("gain:Q", title=WORDS[goal]).scale(nice=True, zero=True)
     recipes = base.transform_filter("datum.kind == 'recipe'")
@@ -120,5 +127,5 @@ def _layers(base: alt.Chart, names: Sequence[str], goal: str, named: str, legend
         step.encode(x, y, order="share:Q"),
         *through,
         dots.encode(x, y, fillOpacity=alt.value(0.7), tooltip=hover, **look),
-        words.mark_text(fontSize=10.5).encode(x, y, text="label:N"),
+        words.mark_text(fontSize=10.5).encode(x, y, text=text),
     ]

@@ -152,7 +152,7 @@ def _by_k(boards: Sequence[Standings], name: str) -> Drawn:
     ]  # fmt: skip
 
     def draw() -> alt.TopLevelMixin:
-        return alt.vconcat(*(figures.by_k(names, goal, True) for goal in goals))
+        return alt.vconcat(*(figures.by_k(names, goal, ks, True) for goal in goals))
 
     data = {goal: [row for n in range(len(ks)) for row in rows[goal, n]] for goal in goals}
     return Drawn(name, draw, data, f"{boards[0].model}. {figures.BY_K}", panels)
