@@ -169,28 +169,27 @@ def _models(both: Comparison) -> str:
 
 
 def _weight() -> str:
-    """Of each model that the law was run on."""
-    metrics = ("ws", "mass", "recall")
-    errors, formulas, run = {name: list[str]() for name in metrics}, list[str](), list[str]()
+    """Of each model that the law was run on: three errors of curves, and that of the formula."""
+    curves, formulas, heads, most = list[str](), list[str](), 0, 0.0
     for law, found in law_runs():
         points, model = counted(law, found), _named(found.model)
         own = {name: one.error for name, one in fitted(points)}
         _hold(float(own["ws"].high) < float(own["recall"].low), "weight explains")
         _hold(min(own, key=lambda name: float(own[name].value)) == "ws", "weight explains best")
-        for name in metrics:
-            errors[name].append(said(own[name], digits=3))
         formula = outcome(law, found, "observed")
         assert formula is not None
         families, tasks = (len({getattr(point, x) for point in points}) for x in ("family", "task"))
-        run.append(f"{model} ({tasks} tasks, {families} ways, {formula.haystacks} texts or more)")
-        formulas.append(f"{said(formula.law.error, digits=3)} ({formula.word})")
-    of = {name: _and(own) for name, own in errors.items()}
+        run = f"{tasks} tasks, at least {formula.haystacks} texts each, {families} ways"
+        errors = _and([said(own[name], digits=3) for name in ("ws", "mass", "recall")])
+        curves.append(f"{errors} with {model} ({run})")
+        formulas.append(f"{said(formula.law.error, digits=3)} with {model} ({formula.word})")
+        heads, most = law.heads, law.error
     return (
-        "**Weight on the answer's key explains accuracy; recall does not.** A curve fitted to all ways to select or to lose "
-        f"keys but one predicts that one. With {_and(run)} it errs by {of['ws']} from the weight that {law.heads} heads give to "
-        f"that key after selection, by {of['mass']} from mass and by {of['recall']} from recall over all heads. The weight is "
-        "measured in the run itself: it explains a loss, and does not forecast it. The formula that was registered "
-        f"beforehand, constants and all, errs by {_and(formulas)}, where {law.error:g} are allowed."
+        "**Weight on the answer's key explains accuracy; recall does not.** Leave out one way to select or to lose keys, fit a "
+        f"curve to the others, and predict the accuracy of the one left out. From the weight that {heads} heads give to the "
+        "answer's key after selection, from mass and from recall, both over all heads, the mean errors are "
+        f"{'; '.join(curves)}. The weight is measured in the run itself: it explains a loss, and does not forecast it. The "
+        f"formula that was registered beforehand, with its constants, errs by {_and(formulas)}; {most:g} was allowed."
     )
 
 
@@ -257,7 +256,7 @@ def _named(model: str) -> str:
     return {
         "reference": "the bundled model",
         "smollm2": "SmolLM2",
-        "third/model": "a third of 4 M parameters",
+        "third/model": "a third model of 4 M parameters",
     }.get(model, f"`{model}`")
 
 

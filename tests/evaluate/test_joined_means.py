@@ -67,7 +67,8 @@ def test_a_haystack_of_two_runs_is_refused(
 
 
 def law_beside(run: Path, law: bytes, rows: pa.Table | None = None) -> Path:
-    rows = rows or pq.read_table(run / "curve" / "haystacks").select(HAYSTACK)
+    if rows is None:
+        rows = pq.read_table(run / "curve" / "haystacks").select(HAYSTACK)
     table = rows.append_column("ws", pa.array([0.5] * len(rows)))
     described = run_file.read(run)
     assert described is not None
@@ -90,9 +91,28 @@ def test_means_and_rows_are_not_mixed(tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
     part(tmp_path / "rows", "b", 2, (1,))
     with pytest.raises(
-        InputError, match=r"means alone.*others have rows: join runs that are kept alike"
+        InputError, match=r"means alone.*`topkit merge` joins runs that all have means alone"
     ):
         topkit.merge([kept(tmp_path / "a", ("a", 1, (0,))), tmp_path / "rows"], tmp_path / "out")
+
+
+def test_a_report_of_several_means_says_what_joins_them(tmp_path: Path) -> None:
+    runs = [kept(tmp_path / "a", ("a", 1, (0,))), kept(tmp_path / "b", ("b", 2, (1,)))]
+    with pytest.raises(InputError, match="`topkit merge` joins"):
+        condensed(*runs)
+
+
+def test_studies_are_joined_with_the_runs_within_them(tmp_path: Path) -> None:
+    """Their split of haystacks, the same in both, once; said again, it is there already."""
+    for name, seed in (("a", 1), ("b", 2)):
+        run = kept(tmp_path / name, (name, seed, (seed,)))
+        kept(run / "heads", ("h", 9, (100,)))
+        (run / "study.json").write_text('{"study": "law"}')
+    for _ in range(2):
+        out = topkit.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    places = {place: condensed(out / place)[0]["haystack"].to_pylist() for place in (".", "heads")}
+    assert {place: set(own) for place, own in places.items()} == {".": {1, 2}, "heads": {100}}
+    assert (out / "study.json").read_text() == '{"study": "law"}'
 
 
 def altered(run: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> Path:

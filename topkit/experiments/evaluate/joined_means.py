@@ -71,7 +71,7 @@ def require_no_other(out: Path, joined: Mapping[str, pa.Table]) -> None:
             raise InputError(f"{out} holds other means ({name}); join these in a new folder")
 
 
-def keep_means(out: Path, joined: Mapping[str, pa.Table], run: str) -> None:
+def keep_means(out: Path, joined: dict[str, pa.Table], run: str) -> None:
     """Write joined tables as those of the run `run`: haystacks last, without which nothing reads the others."""
     for name in reversed(joined):
         if not (out / name / PART).exists():
