@@ -32,6 +32,8 @@ from topkit.indexers.budget import parse_budget
 
 COMPARED = ("k/N", "full attention", "exact Top-k", "difference", PLANNED, "verdict")
 MENDED = ("poor indexer", "scores: it, exact Top-k", "groups that help alone", "run; must differ")  # fmt: skip
+# One beyond the margin's.
+DIGITS = 3
 EXACT_TOPK = ("exact-topk", "exact-topk-smollm2", "exact-topk-quick")
 
 
@@ -52,10 +54,9 @@ def _of_exact(made: list[exact_topk.Verdict]) -> str:
     found = [one.found for one in made]
     low, high = (pick(made, key=lambda one: one.found.gap.value) for pick in (min, max))
     same = sum(abs(float(one.gap.value)) < 1e-9 for one in found)
-    below, above = (
-        sum(map(bool, ends))
-        for ends in zip(*((one.gap.high < 0, one.gap.low > 0) for one in found), strict=True)
-    )
+    # As the table prints them: an end that rounds to nought does not lie beyond it.
+    below = sum(round(float(one.gap.high), DIGITS) < 0 for one in found)
+    above = sum(round(float(one.gap.low), DIGITS) > 0 for one in found)
     return (
         f"Exact Top-k minus full attention, {len(made)} comparisons at a margin of {MARGIN:g}: {tally(one.word for one in found)}. "
         f"In {same} of them the two score the same; in {below} the interval lies below nought, in {above} above. The differences go "
@@ -65,13 +66,12 @@ def _of_exact(made: list[exact_topk.Verdict]) -> str:
 
 
 def _row(one: exact_topk.Verdict) -> list[str]:
-    scores = (said(score, digits=3) for score in (one.dense, one.exact))
+    scores = (said(score, digits=DIGITS) for score in (one.dense, one.exact))
     return [f"{one.share:.1%}", *scores, _gap(one), planned(one.found), one.found.word]
 
 
 def _gap(one: exact_topk.Verdict) -> str:
-    """To a digit beyond the margin's."""
-    return said(one.found.gap, signed=True, digits=3)
+    return said(one.found.gap, signed=True, digits=DIGITS)
 
 
 def longer_contexts() -> Answer:

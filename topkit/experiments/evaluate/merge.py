@@ -9,7 +9,12 @@ from topkit.documents import path_of
 from topkit.errors import InputError
 from topkit.experiments.evaluate.finish import finish
 from topkit.experiments.evaluate.halves import drop_halves
-from topkit.experiments.evaluate.joined_means import join_means, means_alone
+from topkit.experiments.evaluate.joined_means import (
+    joined_means,
+    keep_means,
+    means_alone,
+    require_no_other,
+)
 from topkit.experiments.runs import folder, run_file
 from topkit.experiments.runs.cell_parts import name_of, naming
 from topkit.experiments.runs.parts import copy_part, write_part, write_whole
@@ -91,15 +96,16 @@ def _merge(places: Sequence[Path], out: Path) -> None:
 
 
 def _merge_means(places: Sequence[Path], out: Path) -> None:
-    if run_file.read(out) is not None:
-        raise InputError(f"{out} holds a run; means are joined in a new folder")
     described = {run: folder.require_intact(run) for run in places}
     require_alike(described)
+    means = joined_means(places)  # what cannot be joined is refused before anything is written
     contents = {name: its for one in described.values() for name, its in one["contents"].items()}
     with folder.claim(out, next(iter(described.values()))["identity"], contents):
+        require_no_other(out, means)
         run = run_file.join(out, list(described.values()))
-        join_means(places, out, run)
+        folder.settle(out, run)
         _keep_study(places, out)
+        keep_means(out, means, run)
 
 
 def _require_apart(runs: Sequence[Path], out: Path) -> None:

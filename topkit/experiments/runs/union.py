@@ -87,7 +87,8 @@ def _of_run(run: Path, first: dict[Triple, Path]) -> Iterator[Source]:
     parts = sorted((run / leading).glob("*.parquet"))
     if not parts and any((run / "curve").rglob("*.parquet")):
         raise InputError(
-            f"{run} has its means alone, under {run / 'curve'}, and others have rows: join runs that are kept alike"
+            f"{run} has its means alone, under {run / 'curve'}: rows are not joined with them; `topkit merge` joins runs that "
+            "all have means alone"
         )
     for path in parts:
         # Accuracy is written last: fidelity without it is of a job that was not finished.

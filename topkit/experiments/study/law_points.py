@@ -65,7 +65,8 @@ class Predictions:
 def predictions(model: str, run: Path, split: Path, law: Law) -> Predictions:
     """The points of a run, whose reading heads a split of haystacks of its own shows.
 
-    Controls, and cells that leave nothing to choose, are no points: they would be predicted by anything.
+    Controls, and cells that leave nothing to choose, are no points: they would be predicted by anything. Of a run that was
+    still written to, a haystack counts that both of its kept tables have.
     Raises: InputError for a run without answers' keys, and one kept of another law.
     """
     table, reading = law_table(run, split, law)
@@ -80,7 +81,9 @@ def predictions(model: str, run: Path, split: Path, law: Law) -> Predictions:
             groups.setdefault(key, []).append((row, found))
     points = [_point(key, rows, dense) for key, rows in groups.items()]
     kept = [p for p in points if kind_of(p.cell) in ("real", "oracle")]
-    return Predictions(model, reading, kept, _missed(table.to_pylist()))
+    there = {_haystack(row) for row in scores}
+    seen = [row for row in by_place.values() if _haystack(row) in there]
+    return Predictions(model, reading, kept, _missed(seen))
 
 
 def _missed(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, int]]:
