@@ -63,10 +63,10 @@ def test_equal_blocks_come_by_the_lowest(size):
 @pytest.mark.parametrize(("size", "k"), [(4, 10), (7, 5)])
 def test_the_own_block_grows_as_tokens_come(size, k):
     recipe = parse(f"moba(page_size={size})")
-    one = stream(recipe, 3, 31)
+    one = stream(recipe, 3, 23)
     queries, keys = arrays(one)
     index = one.build(recipe, [1])
-    for length in range(2, 32):
+    for length in range(2, 24):
         one.append(recipe, index, length)
         for head, slots in enumerate(chosen(one, recipe, index, k)):
             assert sorted(slots) == gated(queries[head, length - 1], keys[head, :length], size, k)
@@ -82,6 +82,17 @@ def test_blocks_count_from_the_first_real_key():
             want = gated(queries[head, -1], keys[head // 2, first:], 6, 11)
             slots = [slot - first for slot in got[row, head, 0].tolist() if slot >= 0]
             assert sorted(slots) == want
+
+
+def test_each_of_several_queries_has_its_own_block():
+    recipe = parse("moba(page_size=5)")
+    one = stream(recipe, 4, 33)
+    queries, keys = arrays(one)
+    got = one.ask(recipe, one.build(recipe), 13, 9).indices[0].tolist()
+    for head in range(4):
+        for at in range(24, 33):
+            want = gated(queries[head, at], keys[head, : at + 1], 5, 13)
+            assert sorted(got[head][at - 24]) == want
 
 
 def test_another_block_size_chooses_otherwise():

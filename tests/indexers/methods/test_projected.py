@@ -100,6 +100,21 @@ def test_keys_that_come_one_by_one(tmp_path):
             assert got[head] == best(told, 6)
 
 
+def test_only_keys_that_a_query_sees(tmp_path):
+    maps, recipe = learnt(tmp_path)
+    starts = (0, 7, 28)
+    one = RANDOM(recipe, length=30, start=starts, seed=2)
+    got = one.ask(recipe, one.build(recipe), 8, 2).indices
+    for row, first in enumerate(starts):
+        queries, keys = one.queries[row].double().numpy(), one.keys[row].double().numpy()
+        for head in range(4):
+            to_query, to_key = maps[0, "queries"][head], maps[0, "keys"][head // 2]
+            for stop in (29, 30):
+                told = scores(queries[head, stop - 1], keys[head // 2], to_query, to_key)
+                slots = got[row, head, stop - 29].tolist()
+                assert [slot for slot in slots if slot >= 0] == best(told, 8, range(first, stop))
+
+
 @pytest.mark.parametrize("mistake", ["another head's", "another layer's", "no map", "one side"])
 def test_other_maps_choose_otherwise(tmp_path, mistake):
     maps, recipe = learnt(tmp_path, rank=WIDTH)
