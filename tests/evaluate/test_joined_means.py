@@ -66,10 +66,10 @@ def test_a_haystack_of_two_runs_is_refused(
         topkit.merge(runs, tmp_path / "out")
 
 
-def law_beside(run: Path, law: bytes, rows: pa.Table | None = None) -> Path:
+def law_beside(run: Path, law: bytes, rows: Any = None) -> Path:
     if rows is None:
         rows = pq.read_table(run / "curve" / "haystacks").select(HAYSTACK)
-    table = rows.append_column("ws", pa.array([0.5] * len(rows)))
+    table = rows.append_column("ws", pa.array([0.5] * rows.num_rows))
     described = run_file.read(run)
     assert described is not None
     table = table.replace_schema_metadata({"law": law, "reading": b"{}"})
@@ -108,8 +108,9 @@ def test_studies_are_joined_with_the_runs_within_them(tmp_path: Path) -> None:
         run = kept(tmp_path / name, (name, seed, (seed,)))
         kept(run / "heads", ("h", 9, (100,)))
         (run / "study.json").write_text('{"study": "law"}')
+    out = tmp_path / "out"
     for _ in range(2):
-        out = topkit.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+        topkit.merge([tmp_path / "a", tmp_path / "b"], out)
     places = {place: condensed(out / place)[0]["haystack"].to_pylist() for place in (".", "heads")}
     assert {place: set(own) for place, own in places.items()} == {".": {1, 2}, "heads": {100}}
     assert (out / "study.json").read_text() == '{"study": "law"}'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import pytest
 import yaml
 
 from topkit.errors import InputError
+from topkit.experiments.evaluate.condensed import keep_condensed
+from topkit.experiments.runs import run_file
 from topkit.experiments.runs.cells import Cell
+from topkit.experiments.runs.parts import write_part
 from topkit.experiments.runs.runners import crew
 from topkit.experiments.study.course import Course
 from topkit.experiments.study.kinds import family_of, kind_of, manner_of
@@ -26,7 +30,7 @@ from topkit.experiments.study.law import (
     reading_heads,
     require_unchanged,
 )
-from topkit.experiments.study.law_points import Point, Predictions
+from topkit.experiments.study.law_points import Point, Predictions, predictions
 from topkit.experiments.study.law_report import blocks, counted, outcome, sentences
 from topkit.experiments.study.law_rows import Reading, law_table
 from topkit.experiments.study.law_verdict import (
@@ -45,6 +49,7 @@ from topkit.experiments.study.study_plan import listed
 from topkit.experiments.tasks import task_name
 from topkit.indexers.budget import parse_budget
 from topkit.indexers.spec import parse
+from two_tables import part
 
 LAW = read_law("answer-key")
 
@@ -200,6 +205,32 @@ def test_answers_whose_key_all_reading_heads_missed_are_counted(tmp_path: Path):
     table, _ = law_table(tmp_path / "run", tmp_path / "heads", replace(LAW, heads=2))
     (row,) = table.to_pylist()
     assert (row["missed"], row["missed_score"]) == (1, 0.25)
+
+
+def test_what_a_law_was_kept_of_counts_where_its_haystack_was_kept_too(tmp_path: Path):
+    """As of a run whose tables were made while it was written to, the law's of more haystacks."""
+    part(tmp_path, "a", 1, (0,))
+    keep_condensed(tmp_path)
+    for table in ("accuracy", "fidelity"):
+        shutil.rmtree(tmp_path / table)
+    place = {
+        "task": "t",
+        "length": 64,
+        "sparse_from": "question",
+        "indexer": "sign()",
+        "budget": "4",
+    }
+    half = dict.fromkeys(("law", "ws", "law_shadow", "ws_shadow", "missed_score"), 0.5)
+    rows = [{**place, **half, "haystack": haystack, "missed": 2} for haystack in (0, 7)]
+    about = {"law": LAW.sha256, "reading": Reading([(0, 1)], [1.0]).as_json()}
+    (tmp_path / "curve" / "law").mkdir()
+    table = pa.Table.from_pylist(rows).replace_schema_metadata(about)
+    described = run_file.read(tmp_path)
+    assert described is not None
+    write_part(tmp_path / "curve" / "law", "rows", table, run=described["id"])
+    found = predictions("m", tmp_path, tmp_path / "heads", LAW)
+    assert [point.haystacks for point in found.points] == [1]
+    assert found.missed == [(0.5, 2)]
 
 
 def test_a_task_without_a_known_key_says_so(tmp_path: Path):
