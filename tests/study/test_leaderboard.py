@@ -23,7 +23,7 @@ from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.drawing import compiled, filled
 from topkit.experiments.study.drawing import families as families_of
 from topkit.experiments.study.equal_recipes import KEY_BYTES, LEADERBOARD, RAN, ran
-from topkit.experiments.study.leaderboard import boards_of
+from topkit.experiments.study.leaderboard import boards_of, of_model
 from topkit.experiments.study.page import render
 from topkit.experiments.study.pictures import Pictures
 from topkit.experiments.study.reading import Reading
@@ -113,21 +113,24 @@ RECIPES = {  # mean accuracy, mass, share of the keys' bytes read
 
 
 def known(
-    model: str, recipes: Mapping[str, tuple[float, float, float]], seed: int = 0
+    model: str,
+    recipes: Mapping[str, tuple[float, float, float]],
+    seed: int = 0,
+    haystacks: int = 40,
 ) -> list[Standings]:
-    """Standings whose truth is known: 40 haystacks of four questions at two k."""
+    """Standings whose truth is known: haystacks of four questions at two k."""
     rng = np.random.default_rng(seed)
     every = {"exact()": (0.95, 0.6, 1.0), **recipes}
     cells = [Cell(), *(Cell(parse(spec), Budget(int(k))) for spec in every for k in KS)]
     truth = [1.0, *(row[0] for row in every.values() for _ in KS)]
-    rates = rng.binomial(4, np.array(truth)[:, None], (len(cells), 40)) / 4
+    rates = rng.binomial(4, np.array(truth)[:, None], (len(cells), haystacks)) / 4
     mass = np.array([np.nan, *(row[1] for row in every.values() for _ in KS)])
     read = np.array([np.nan, *(768.0 * 1024 * row[2] for row in every.values() for _ in KS)])
-    shape = (len(cells), 40)
+    shape = (len(cells), haystacks)
     curve = Curve(
-        "niah", 1024, "question", "score", tuple(cells), tuple(range(40)), np.full(40, 4.0), rates,
+        "niah", 1024, "question", "score", tuple(cells), tuple(range(haystacks)), np.full(haystacks, 4.0), rates,
         rates, {}, {"mass": mass[:, None] + rng.normal(0, 0.02, shape), "bytes_read": np.broadcast_to(read[:, None], shape)},
-        4.0, {}, tokens=np.full(40, 1024.0), model=model,
+        4.0, {}, tokens=np.full(haystacks, 1024.0), model=model,
     )  # fmt: skip
     rows = [
         {"recipe": repr(parse(spec)), "bytes": "bytes=0.08", "length": 1024, "k": k, "ran": repr(parse(spec))}
@@ -152,6 +155,20 @@ def test_standings_of_known_recipes():
     assert "exact" not in of and accuracy.values.shape == (6, 2)
     assert set(accuracy.families) == {"quantized", "pages", "window", "control"}
     assert accuracy.of_families.words(accuracy.families.index("quantized")) == "1"
+
+
+@pytest.mark.parametrize("haystacks", [9, 10, 40])
+def test_too_few_haystacks_for_ranks_are_said(haystacks: int):
+    """Of six recipes 15 pairs ask for 10 haystacks, of four families 6 pairs for 8, of which a third chooses."""
+    boards = known("one", RECIPES, haystacks=haystacks)
+    told = [block.text for block in of_model(boards, "", 3) if isinstance(block, Paragraph)]
+    said = [text for text in told if text.startswith("Accuracy ranks nobody here")]
+    assert [text.split(": of ")[1].split(" no two")[0] for text in said] == {
+        9: ["6 recipes", "4 families"],
+        10: ["4 families"],
+        40: [],
+    }[haystacks]
+    assert all("15 pairs asks for 10" in text or "6 pairs asks for 8" in text for text in said)
 
 
 def test_tables_and_front_follow_the_standings():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from topkit.experiments.study.curve import Curve
-from topkit.experiments.study.ranks import Ranks, best_of_family, ranks
+from topkit.experiments.study.ranks import Ranks, Strata, best_of_family, ranks
 from topkit.experiments.study.stats import Array
 
 ACCURACY, MASS, RECALL = "accuracy", "mass", "recall"
@@ -19,7 +19,7 @@ ACCURACY, MASS, RECALL = "accuracy", "mass", "recall"
 class Goal:
     """What recipes reach of one goal: values [C, K] by k, NaN where nothing was judged; ranks of those at `places`.
 
-    families: their names, and their ranks by the best of each.
+    families: their names, and their ranks by the best of each. haystacks: how many rank recipes, and how many families.
     """
 
     values: Array
@@ -27,6 +27,7 @@ class Goal:
     ranks: Ranks
     families: tuple[str, ...]
     of_families: Ranks
+    haystacks: tuple[int, int]
 
     @property
     def means(self) -> Array:
@@ -77,4 +78,9 @@ def goal_of(
         ranks(kept, counted=goal == ACCURACY),
         tuple(names),
         ranks(others, counted=goal == ACCURACY),
+        (_count(kept), _count(others)),
     )
+
+
+def _count(strata: Strata) -> int:
+    return sum(len(questions) for _, questions in strata)

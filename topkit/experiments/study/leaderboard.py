@@ -122,6 +122,8 @@ def of_model(boards: Sequence[Standings], lead: str, level: int) -> Iterator[Blo
         if board.left_out:
             yield Paragraph(f"Not there: {'; '.join(board.left_out)}.")
     yield Heading(f"Families, {first.model}", level + 1)
+    if too_few := _too_few(max(boards, key=_families), families=True):
+        yield Paragraph(too_few)
     yield families(boards)
 
 
@@ -170,16 +172,24 @@ def _lead(board: Standings, curves: Sequence[Curve]) -> str:
     )
 
 
-def _too_few(board: Standings) -> str:
-    """That no ranks by accuracy could come apart, where there are too few haystacks for so many recipes."""
-    recipes = len(board.goals[ACCURACY].places) if ACCURACY in board.goals else 0
-    least = least_haystacks(recipes)
-    if recipes < 2 or board.haystacks >= least:
+def _too_few(board: Standings, families: bool = False) -> str:
+    """That no ranks by accuracy could come apart, where too few haystacks rank so many recipes or families."""
+    goal = board.goals.get(ACCURACY)
+    if goal is None:
+        return ""
+    ranked = len(goal.families if families else goal.places)
+    haystacks, least = goal.haystacks[families], least_haystacks(ranked)
+    if ranked < 2 or haystacks >= least:
         return ""
     return (
-        f"Accuracy ranks nobody here: of {recipes} recipes no two can be told apart on {board.haystacks} haystacks, whatever "
-        f"they score; Holm's correction over {recipes * (recipes - 1) // 2} pairs asks for {least} that differ, all one way."
+        f"Accuracy ranks nobody here: of {ranked} {'families' if families else 'recipes'} no two can be told apart on the "
+        f"{haystacks} haystacks that rank them, whatever they score; Holm's correction over {ranked * (ranked - 1) // 2} "
+        f"pairs asks for {least} that differ, all one way."
     )
+
+
+def _families(board: Standings) -> int:
+    return len(board.goals[ACCURACY].families) if ACCURACY in board.goals else 0
 
 
 def _title(board: Standings) -> str:
