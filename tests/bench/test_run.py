@@ -32,12 +32,12 @@ def replaced(monkeypatch: pytest.MonkeyPatch, name: str, cases: Any) -> None:
     monkeypatch.setitem(run.BENCHES, name, run.Bench(cases, run.BENCHES[name].devices))
 
 
+# Of those that take a second or more each.
+SLOW = ("step", "summary", "report", "generate", "truth", "attach", "kept", "ann", "recipes")
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=pytest.mark.slow) if n in ("step", "summary", "report") else n
-        for n in run.BENCHES
-    ],
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in run.BENCHES]
 )
 def test_a_benchmark_runs_at_toy_size(name: str) -> None:
     seen, saved = [], []

@@ -311,6 +311,7 @@ def test_nan_names_sample_layer_and_head(tmp_path):
         captured(model, tmp_path)
 
 
+@pytest.mark.slow
 def test_reading_a_capture_imports_no_transformers():
     code = "import sys, topkit.experiments.capture.capture; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
