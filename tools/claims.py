@@ -27,7 +27,7 @@ runs in `results/` that its numbers come from, and the commands that repeat them
 ([statistics.md](statistics.md)). `python tools/claims.py` makes this page.
 
 - *Supported*: the intervals show it, on what was asked. *Not supported*: they show the contrary. *Undecided*: neither.
-- Two small models were asked for what stands in their context. A verdict is about them, not about a paper's own models.
+- Two small models, and of the law a third, were asked for what stands in their context. A verdict is about them, not about a paper's own models.
 - HELMET and LongBench v2, on which arXiv 2512.03494 rests, were **not run**: their data could not be had. topkit reads
   their files: `topkit evaluate MODEL --task helmet:file=...` and `longbench-v2:file=...` ([tasks.md](tasks.md))."""
 
