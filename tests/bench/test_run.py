@@ -32,7 +32,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, name: str, cases: Any) -> None:
     monkeypatch.setitem(run.BENCHES, name, run.Bench(cases, run.BENCHES[name].devices))
 
 
-# Of those that take a second or more each.
+# Those that take a second or more.
 SLOW = ("step", "summary", "report", "generate", "truth", "attach", "kept", "ann", "recipes")
 
 

@@ -19,7 +19,8 @@ ACCURACY, MASS, RECALL = "accuracy", "mass", "recall"
 class Goal:
     """What recipes reach of one goal: values [C, K] by k, NaN where nothing was judged; ranks of those at `places`.
 
-    families: their names, and their ranks by the best of each. haystacks: how many rank recipes, and how many families.
+    families: their names, and their ranks by the best of each. haystacks: how many rank the recipes; family_haystacks:
+    how many rank the families, whose best are chosen on the others.
     """
 
     values: Array
@@ -27,7 +28,8 @@ class Goal:
     ranks: Ranks
     families: tuple[str, ...]
     of_families: Ranks
-    haystacks: tuple[int, int]
+    haystacks: int
+    family_haystacks: int
 
     @property
     def means(self) -> Array:
@@ -78,7 +80,8 @@ def goal_of(
         ranks(kept, counted=goal == ACCURACY),
         tuple(names),
         ranks(others, counted=goal == ACCURACY),
-        (_count(kept), _count(others)),
+        _count(kept),
+        _count(others),
     )
 
 

@@ -114,7 +114,7 @@ def of_model(boards: Sequence[Standings], lead: str, level: int) -> Iterator[Blo
     yield Items([line for goal in figures.goals_of(boards) if (line := front_line(boards, goal))])
     for board in boards:
         yield Heading(_title(board), level + 1)
-        if too_few := _too_few(board):
+        if too_few := _too_few_for_recipes(board):
             yield Paragraph(too_few)
         yield table(board)
         if beyond(board):
@@ -122,7 +122,7 @@ def of_model(boards: Sequence[Standings], lead: str, level: int) -> Iterator[Blo
         if board.left_out:
             yield Paragraph(f"Not there: {'; '.join(board.left_out)}.")
     yield Heading(f"Families, {first.model}", level + 1)
-    if too_few := _too_few(max(boards, key=_families), families=True):
+    if too_few := _too_few_for_families(boards):
         yield Paragraph(too_few)
     yield families(boards)
 
@@ -172,24 +172,28 @@ def _lead(board: Standings, curves: Sequence[Curve]) -> str:
     )
 
 
-def _too_few(board: Standings, families: bool = False) -> str:
-    """That no ranks by accuracy could come apart, where too few haystacks rank so many recipes or families."""
+def _too_few_for_recipes(board: Standings) -> str:
     goal = board.goals.get(ACCURACY)
-    if goal is None:
-        return ""
-    ranked = len(goal.families if families else goal.places)
-    haystacks, least = goal.haystacks[families], least_haystacks(ranked)
+    return "" if goal is None else _too_few("recipes", len(goal.places), goal.haystacks)
+
+
+def _too_few_for_families(boards: Sequence[Standings]) -> str:
+    """Of the board with most families: what its haystacks can tell apart, those of the others can."""
+    goals = [board.goals[ACCURACY] for board in boards if ACCURACY in board.goals]
+    goal = max(goals, key=lambda goal: len(goal.families), default=None)
+    return "" if goal is None else _too_few("families", len(goal.families), goal.family_haystacks)
+
+
+def _too_few(what: str, ranked: int, haystacks: int) -> str:
+    """That no ranks by accuracy could come apart, where too few haystacks rank so many."""
+    least = least_haystacks(ranked)
     if ranked < 2 or haystacks >= least:
         return ""
     return (
-        f"Accuracy ranks nobody here: of {ranked} {'families' if families else 'recipes'} no two can be told apart on the "
-        f"{haystacks} haystacks that rank them, whatever they score; Holm's correction over {ranked * (ranked - 1) // 2} "
-        f"pairs asks for {least} that differ, all one way."
+        f"Accuracy ranks nobody here: of {ranked} {what} no two can be told apart on the {haystacks} haystacks that rank "
+        f"them, whatever they score; Holm's correction over {ranked * (ranked - 1) // 2} pairs asks for {least} that differ, "
+        "all one way."
     )
-
-
-def _families(board: Standings) -> int:
-    return len(board.goals[ACCURACY].families) if ACCURACY in board.goals else 0
 
 
 def _title(board: Standings) -> str:
