@@ -219,7 +219,7 @@ def leaderboard() -> str:
         "leaderboard": "The bundled model, at three k",
         "leaderboard-smollm2": "SmolLM2, at three k",
     }
-    return "\n".join(_leaderboard(name, title) for name, title in titles.items())
+    return "\n\n".join(_leaderboard(name, title) for name, title in titles.items()).strip()
 
 
 def leaderboard_quick() -> str:
