@@ -64,19 +64,28 @@ def command_of(name: str) -> str:
     asked = [one for place in places if (run := run_file.read(place)) for one in run["asked"]]
     if PARTS in about:
         asked = list(_of_parts(folder, about[PARTS]))
-    tasks = {task["task"] for one in asked for task in one["tasks"]}
-    if tasks < {task_name(task) for one in own for task, _ in one.settings}:
+    said_so = [study_of(path) for place in places if (path := place / STUDY).exists()]
+    ran = {(task["task"], n) for one in asked for task in one["tasks"] for n in one["lengths"]}
+    all_ = {(task_name(task), n) for one in own for task, n in one.settings}
+    pilots = "; ".join(one["pilot"] for one in said_so if "pilot" in one)
+    if not all(f"{task} at {n:,} tokens is left out" in pilots for task, n in all_ - ran):
+        tasks = {task for task, _ in ran}
         words += [word for task in sorted(tasks) for word in ("--task", task)]
-        lengths = sorted({length for one in asked for length in one["lengths"]})
-        if lengths != sorted({n for one in own for n in one.lengths}):
+        lengths = sorted({n for _, n in ran})
+        if lengths != sorted({n for task, n in all_ if task in tasks}):
             words += ["--length", ",".join(map(str, lengths))]
     budgets = {cell["budget"] for one in asked for cell in one["cells"]} - {""}
     if budgets and not {str(budget) for one in own for budget in one.budgets} <= budgets:
         words += ["-k", ",".join(sorted(budgets, key=lambda k: float(k.rstrip("%"))))]
-    said_so = [study_of(path) for place in places if (path := place / STUDY).exists()]
     if any(one.pilot is not None for one in own) and not any("pilot" in one for one in said_so):
         words += ["--no-pilot"]
     samples = {one["samples"] for one in asked if "samples" in one}
-    if len(samples) == 1 and not samples <= {one.at(n) for one in own for _, n in one.settings}:
-        words += ["--samples", str(*samples)]
+    # Of runs that differ, and of parts: the most.
+    most = (
+        {max(samples, default=0)}
+        if len({one["samples"] for one in asked if "samples" in one})
+        else set()
+    )
+    if most and not samples <= {one.at(n) for one in own for _, n in one.settings}:
+        words += ["--samples", str(*most)]
     return shlex.join([*words, "--out", f"runs/{name}"])

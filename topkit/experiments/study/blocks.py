@@ -81,7 +81,7 @@ def _markdown(block: Block, figures: str) -> str:
             ruled = [columns, ["---"] * len(columns), *rows]
             return "\n".join(f"| {' | '.join(row)} |" for row in ruled)
         case Drawn(name=name, caption=caption):
-            return f"![{caption}]({figures}/{name}.png)\n\n{caption}"
+            return f"![{caption}]({figures}/{name}.svg)\n\n{caption}"
 
 
 def in_page(blocks: Iterable[Block], sheet: Sheet) -> list[dict[str, Any]]:

@@ -1,0 +1,75 @@
+"""tools/rounded.py: means that are committed take less room, and are the same to five digits."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import topkit
+from topkit.experiments.evaluate.condensed import keep_condensed
+from topkit.experiments.evaluate.haystack_means import HAYSTACK
+from two_tables import part
+
+
+@pytest.fixture
+def rounded(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "tools")
+    return importlib.import_module("rounded")
+
+
+def kept(folder: Path, haystacks: tuple[int, ...]) -> Path:
+    """A run's means, without its rows."""
+    folder.mkdir()
+    part(folder, "a", 1, haystacks)
+    keep_condensed(folder)
+    for table in ("accuracy", "fidelity"):
+        shutil.rmtree(folder / table)
+    return folder
+
+
+def test_a_run_rounded_is_the_run_to_five_digits(
+    rounded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = kept(tmp_path / "run", (0, 3)), tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["rounded.py", str(run), str(out)])
+    rounded.main()
+    assert topkit.verify(out).faults == ()
+    before, after = (pq.read_table(p / "curve/haystacks/rows.parquet") for p in (run, out))
+    assert after.schema.equals(before.schema) and after.num_rows == before.num_rows
+    assert after.select(HAYSTACK).equals(before.select(HAYSTACK))
+    for name in ("nll", "mass", "score"):
+        assert after[name].is_null().equals(before[name].is_null())
+        some, same = (table[name].drop_null().to_pylist() for table in (before, after))
+        assert some and same == pytest.approx(some, rel=4e-6)
+
+
+def test_what_is_missing_or_not_finite_stays_and_short_fractions_are_exact(
+    rounded: Any,
+) -> None:
+    values = [1.0, 0.0, -0.75, 1 / 3, float("nan"), float("inf"), None, 1e-300]
+    table = pa.table({"x": pa.array(values, pa.float64()), "n": list(range(8))})
+    found = rounded.rounded(table)
+    (third,) = found["x"].slice(3, 1).to_pylist()
+    assert found["x"].slice(0, 3).to_pylist() == values[:3]
+    assert third != 1 / 3 and abs(third * 3 - 1) < 4e-6
+    assert np.isnan(found["x"][4].as_py()) and found["x"].slice(5, 2).to_pylist() == values[5:7]
+    assert found["n"].equals(table["n"])
+
+
+def test_a_run_with_rows_and_a_folder_that_is_there_are_refused(
+    rounded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = kept(tmp_path / "run", (0,))
+    (tmp_path / "out").mkdir()
+    for asked in ((run, tmp_path / "out"), (tmp_path / "no run", tmp_path / "new")):
+        monkeypatch.setattr(sys, "argv", ["rounded.py", *map(str, asked)])
+        with pytest.raises(SystemExit, match=r"already|no run"):
+            rounded.main()
