@@ -36,6 +36,7 @@ from topkit.experiments.study.law_report import (
     fitted,
     outcome,
     steady,
+    unbroken,
     uncounted,
 )
 from topkit.experiments.study.law_rows import FORMS
@@ -129,7 +130,7 @@ def _reading(found: Predictions) -> list[str]:
         found.model,
         ", ".join(f"{layer}.{head}" for layer, head in found.reading.heads),
         said(steady(found)),
-        _missed(found),
+        _count(found.missed),
         said(broken(found)) if found.missed else "",
     ]
 
@@ -152,20 +153,24 @@ def missed_key() -> Answer:
     found = [(one, broken(one)) for one in of_law if one.missed]
     if not found:
         return Answer(UNDECIDED, folders(_of_law()))
-    rows = [[one.model, _missed(one), said(score)] for one, score in found]
+    rows = [
+        [one.model, _count(one.missed), said(score), *((_count(one.others), said(unbroken(one))) if one.others else ("0", ""))]
+        for one, score in found
+    ]  # fmt: skip
     scores = span((float(score.value) for _, score in found), ".2f")
+    others = span((float(unbroken(one).value) for one, _ in found if one.others), ".2f")
+    beside = f", all other answers of the same runs {others}" if others else ""
     words = (
-        f"With {len(found)} models, answers with a step whose key all reading heads missed score {scores}. That the miss is "
-        "the cause was not tested: full attention fails some of these questions, too."
+        f"With {len(found)} models, answers with a step whose key all reading heads missed score {scores}{beside}. That the miss "
+        "is the cause was not tested: full attention fails some of these questions, too, and poor indexers miss more besides."
     )
     ends = [float(score.high) for _, score in found]
     verdict = SUPPORTED if ends and max(ends) < 0.1 else NOT if ends and min(ends) > 0.5 else UNDECIDED  # fmt: skip
-    return Answer(verdict, folders(_of_law()), table(words, ("model", "such answers", "score"), rows))  # fmt: skip
+    return Answer(verdict, folders(_of_law()), table(words, ("model", "such answers", "score", "other answers", "their score"), rows))  # fmt: skip
 
 
-def _missed(found: Predictions) -> str:
-    """How many answers had a step whose key all reading heads missed."""
-    return f"{sum(count for _, count in found.missed):,}"
+def _count(answers: Sequence[tuple[float, int]]) -> str:
+    return f"{sum(count for _, count in answers):,}"
 
 
 def _rare_loss() -> Answer:

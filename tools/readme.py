@@ -131,7 +131,7 @@ def _dates(rows: Sequence[Mapping[str, str]]) -> str:
 
 def speed() -> str:
     """Ratios to plain torch, and where they were measured."""
-    rows = [row for row in _cpu() if row["bench"] != "recipes"]
+    rows = [row for row in _cpu() if row["bench"] not in ("recipes", "appends")]
     first = rows[0]
     machine = f"{first['device']}, {first['cores']} threads, torch {first['torch']}"
     lines = [f"({machine}; medians of {_dates(rows)}.)", *_useless(rows)]
@@ -140,9 +140,19 @@ def speed() -> str:
 
 def recipes() -> str:
     """How long each recipe chooses, and where that was measured."""
-    rows = [row for row in _cpu() if row["bench"] == "recipes"]
-    first = rows[0]
-    machine = f"{first['device']}, {first['cores']} threads, torch {first['torch']}"
+    return _of_recipes("recipes")
+
+
+def appends() -> str:
+    """How long each recipe takes in a key, and where that was measured."""
+    return _of_recipes("appends")
+
+
+def _of_recipes(bench: str) -> str:
+    rows = [row for row in _cpu() if row["bench"] == bench]
+    first, threads = rows[0], sorted({row["cores"] for row in rows})
+    many = "1 thread" if threads == ["1"] else f"{' or '.join(threads)} threads"
+    machine = f"{first['device']}, {many}, torch {first['torch']}"
     return f"{markdown(table(rows))}\n\n({machine}; medians of {_dates(rows)}.)"
 
 
@@ -262,7 +272,12 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
         "leaderboard-quick": leaderboard_quick,
         "leaderboard-captures": leaderboard_captures,
     },
-    ROOT / "docs" / "speed.md": {"speed": speed, "recipes": recipes, "gpu": gpu},
+    ROOT / "docs" / "speed.md": {
+        "speed": speed,
+        "recipes": recipes,
+        "appends": appends,
+        "gpu": gpu,
+    },
     ROOT / "docs" / "survey.md": {"traits": traits, "remedies": remedies},
 }
 

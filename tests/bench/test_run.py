@@ -33,7 +33,18 @@ def replaced(monkeypatch: pytest.MonkeyPatch, name: str, cases: Any) -> None:
 
 
 # Those that take a second or more.
-SLOW = ("step", "summary", "report", "generate", "truth", "attach", "kept", "ann", "recipes")
+SLOW = (
+    "step",
+    "summary",
+    "report",
+    "generate",
+    "truth",
+    "attach",
+    "kept",
+    "ann",
+    "recipes",
+    "appends",
+)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +119,7 @@ def test_every_benchmark_of_a_device_runs_where_none_is_named(
         replaced(monkeypatch, name, cases)
     counts = []
     run.run_benches(repeats=3, save=lambda rows: counts.append(len(rows)))
-    assert counts == [0] * 12  # all but those of a GPU: truth, measure, ..., recipes, kept
+    assert counts == [0] * 13  # all but those of a GPU: truth, measure, ..., recipes, appends, kept
 
 
 def test_every_limit_is_of_a_case_that_is_run() -> None:

@@ -78,7 +78,7 @@ def test_what_fits_is_given_back():
         ({"seed": 1.0}, "seed must be a whole number"),
         ({"seed": -1}, "seed must be a whole number of at least 0; got -1"),
         ({"seed": 2**63}, "seed must be a number of 64 bits"),
-        ({"share": 1.5}, "share must be a number of at least 0 of at most 1; got 1.5"),
+        ({"share": 1.5}, "share must be a number of at least 0 and at most 1; got 1.5"),
         ({"rope": "zzz"}, "rope must be 'half' or 'interleaved'; got 'zzz'"),
         ({"gpu": 1}, "gpu must be text or null; got 1"),
         ({"yes": 1}, "yes must be true or false; got 1"),

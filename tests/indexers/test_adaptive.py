@@ -92,7 +92,7 @@ def test_misa_with_few_heads_departs_and_asks_again_among_candidates():
         ("misa(block=0)", "block must be a whole number of at least 1; got 0"),
         ("misa(weights='nowhere')", "no weights at 'nowhere'"),
         ("tidaldecode(layers=())", "must name a layer that selects"),
-        ("tidaldecode(layers=(3, 1))", "layers must be layers, ascending"),
+        ("tidaldecode(layers=(3, 1))", "layers must be numbers of layers, ascending"),
         ("indexcache(pattern=SFF)", "letters F .full. and S .shared., F first, as FSSS; got 'SFF'"),
         ("indexcache(pattern='')", "pattern must be letters"),
         ("indexcache(tidaldecode())", "indexcache: tidaldecode.* reuses already"),

@@ -75,8 +75,11 @@ def test_layers_of_other_heads_are_refused_by_name():
     ("text", "said"),
     [
         ("reuse(sign(), every=0)", "every must be a whole number of at least 1; got 0"),
-        ("reuse(sign(), layers=(3, 1))", r"layers must be layers, ascending, .*; got \(3, 1\)"),
-        ("reuse(sign(), layers=(-1, 2))", "layers must be layers"),
+        (
+            "reuse(sign(), layers=(3, 1))",
+            r"layers must be numbers of layers, ascending, .*; got \(3, 1\)",
+        ),
+        ("reuse(sign(), layers=(-1, 2))", "layers must be numbers of layers"),
         ("reuse(keep(reuse(sign())))", "reuses already"),
         ("reuse(sampled())", "would bias"),
         ("shared(reuse(sign()))", "has none; wrap it the other way round"),

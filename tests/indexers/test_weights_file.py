@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from topkit.errors import InputError
+from topkit.indexers.spec import parse
 from topkit.indexers.weights_file import path_of, read_tensors
 
 
@@ -60,3 +61,25 @@ def test_a_bundled_name_stands_before_a_file_of_that_name(
     Path("reference").touch()
     assert path_of("projected", "reference").parent.name == "projected"
     assert path_of("projected", "./reference") == Path("reference")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("loki(calibration={!r})", "loki: no calibration"),
+        ("double_sparsity(calibration={!r})", "double_sparsity: no calibration"),
+        ("hashattention(weights={!r})", "hashattention: no weights"),
+        ("indices(file={!r})", "indices: no file"),
+        ("lightning(weights={!r})", "lightning: no weights"),
+        ("projected(weights={!r})", "projected: no weights"),
+    ],
+)
+def test_a_folder_or_nothing_in_a_files_place_is_refused_in_one_line_with_a_remedy(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    for path in (tmp_path, tmp_path / "nothing", "a\0b", "x" * 5000):
+        with pytest.raises(InputError, match=f"^{said} at '") as caught:
+            parse(text.format(str(path)))
+        told = str(caught.value)
+        assert "\n" not in told and "Errno" not in told and "device" not in told
+        assert told.rpartition("; ")[2].startswith(("give ", "expected "))

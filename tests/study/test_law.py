@@ -211,6 +211,8 @@ def test_what_a_law_was_kept_of_counts_where_its_haystack_was_kept_too(tmp_path:
     """As of a run whose tables were made while it was written to, the law's of more haystacks."""
     part(tmp_path, "a", 1, (0,))
     keep_condensed(tmp_path)
+    rows = pq.read_table(next((tmp_path / "accuracy").glob("*.parquet"))).to_pylist()
+    scores = [row["score"] for row in rows if row["indexer"] == "sign()"]  # of two questions
     for table in ("accuracy", "fidelity"):
         shutil.rmtree(tmp_path / table)
     place = {
@@ -221,7 +223,7 @@ def test_what_a_law_was_kept_of_counts_where_its_haystack_was_kept_too(tmp_path:
         "budget": "4",
     }
     half = dict.fromkeys(("law", "ws", "law_shadow", "ws_shadow", "missed_score"), 0.5)
-    rows = [{**place, **half, "haystack": haystack, "missed": 2} for haystack in (0, 7)]
+    rows = [{**place, **half, "haystack": haystack, "missed": 1} for haystack in (0, 7)]
     about = {"law": LAW.sha256, "reading": Reading([(0, 1)], [1.0]).as_json()}
     (tmp_path / "curve" / "law").mkdir()
     table = pa.Table.from_pylist(rows).replace_schema_metadata(about)
@@ -230,7 +232,16 @@ def test_what_a_law_was_kept_of_counts_where_its_haystack_was_kept_too(tmp_path:
     write_part(tmp_path / "curve" / "law", "rows", table, run=described["id"])
     found = predictions("m", tmp_path, tmp_path / "heads", LAW)
     assert [point.haystacks for point in found.points] == [1]
-    assert found.missed == [(0.5, 2)]
+    assert found.missed == [(0.5, 1)]
+    assert found.others == [(pytest.approx(sum(scores) - 0.5), 1)]
+
+
+def test_what_answers_score_beside_those_with_a_missed_key_is_said():
+    reading = Reading([(0, 1)], [1.0])
+    one = Predictions("m", reading, [], [(0.0, 9), (0.25, 4)], [(1.0, 30), (0.5, 10)])
+    (told,) = [line for line in sentences(LAW, one) if "missed" in line]
+    assert told.startswith("The 13 answers with a step whose key all of them missed score 0.08 [")
+    assert "the 40 others 0.88 [" in told
 
 
 def test_a_task_without_a_known_key_says_so(tmp_path: Path):

@@ -44,8 +44,9 @@ class Number:
         return type(value) in (int, float) and self.least <= cast(float, value) <= self.most
 
     def __str__(self) -> str:
-        bounds = (("of at least", self.least), ("of at most", self.most))
-        return " ".join(["a number", *(f"{w} {x:g}" for w, x in bounds if math.isfinite(x))])
+        bounds = (("at least", self.least), ("at most", self.most))
+        known = " and ".join(f"{word} {x:g}" for word, x in bounds if math.isfinite(x))
+        return f"a number of {known}" if known else "a number"
 
 
 @dataclass(frozen=True)

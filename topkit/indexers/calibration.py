@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from topkit.documents.digest import State, state_of
+from topkit.documents.digest import State
 from topkit.errors import InputError
-from topkit.indexers.weights_file import read_tensors
+from topkit.indexers.weights_file import read_tensors, state_of_file
 
 REMEDY = "give a file that `topkit calibrate` wrote"
 
@@ -53,12 +53,7 @@ class Calibration:
 
 def read(path: str, method: str, table: str) -> Calibration:
     """Read a file once. Raises: InputError naming the file, and what about it is wrong."""
-    try:
-        state = state_of(Path(path))
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"{method}: no calibration at {path[:200]!r}: {why}; {REMEDY}") from None
-    return _read(Path(path), method, table, state)
+    return _read(Path(path), method, table, state_of_file(path, method, "calibration", REMEDY))
 
 
 @lru_cache(maxsize=16)

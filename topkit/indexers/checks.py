@@ -59,7 +59,7 @@ def layers(recipe: Indexer, name: str) -> None:
     known = cast(tuple[Any, ...], value) if isinstance(value, tuple) else (-1,)
     if any(type(n) is not int or n < 0 for n in known) or tuple(sorted(set(known))) != known:
         raise InputError(
-            f"{_named(recipe, name)} must be layers, ascending, as (0, 8); got {value!r}"
+            f"{_named(recipe, name)} must be numbers of layers, ascending, as (0, 8); got {value!r}"
         )
 
 

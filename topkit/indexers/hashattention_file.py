@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from topkit.documents.digest import State, state_of
+from topkit.documents.digest import State
 from topkit.errors import InputError
-from topkit.indexers.weights_file import read_tensors
+from topkit.indexers.weights_file import read_tensors, state_of_file
 
 ACTIVATIONS = ("silu", "relu", "gelu", "tanh")
 _NAME = re.compile(r"([0-9]{1,6})\.(query|key)\.([0-9]{1,3})\.(weight|bias)")
@@ -81,10 +81,7 @@ class HashFile:
 
 def load(path: str, device: torch.device | str = "cpu") -> HashFile:
     """Read a file once a device. Raises: InputError naming the file, and what about it is wrong."""
-    try:
-        state = state_of(Path(path))
-    except (OSError, ValueError) as error:
-        raise InputError(f"hashattention: no weights at {path[:200]!r}: {error}") from None
+    state = state_of_file(path, "hashattention", "weights", _REMEDY)
     return _read(Path(path), state, str(device))
 
 

@@ -13,9 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from topkit.documents.digest import State, state_of
+from topkit.documents.digest import State
 from topkit.errors import InputError
 from topkit.indexers.engine_lists import REMEDY, read_array, read_response
+from topkit.indexers.weights_file import state_of_file
 
 WHOLE = (torch.int32, torch.int64, torch.int16)
 ENGINES = {".json": read_response, ".npy": read_array}
@@ -56,17 +57,11 @@ class IndicesFile:
 
 def read(path: str) -> IndicesFile:
     """Read a file once. Raises: InputError naming the file, and what about it is wrong."""
-    try:
-        state = state_of(Path(path))
-    except (OSError, ValueError) as error:
-        raise InputError(f"indices: no file at {path[:200]!r}: {error}; {REMEDY}") from None
-    return _read(Path(path), state)
+    return _read(Path(path), state_of_file(path, "indices", "file", REMEDY))
 
 
 @lru_cache(maxsize=4)
 def _read(path: Path, _state: State) -> IndicesFile:
-    if not path.is_file():
-        raise _refused(path, "it is no plain file")
     if path.suffix in ENGINES:
         return _of_engine(path)
     tensors = _tensors(path)

@@ -31,8 +31,8 @@ from topkit.kernels.score import score_codes
 class quantized(Scored):
     """Scores float queries against rounded keys, and gives up the digits that rounding drops.
 
-    int8 rounds to the nearest of -127..127; int4 and int2 use all 16 and 4 levels, at odd halves
-    (-1.5, -0.5, 0.5, 1.5), and are packed. scale="pow2" rounds the scale up to a power of two, in
+    int8 rounds to the nearest of -127..127; int4 and int2 cut the range of a key into 16 and 4 equal steps, store
+    the middle of one (-1.5, -0.5, 0.5, 1.5 steps), and are packed. scale="pow2" rounds the scale up to a power of two, in
     one byte, as DeepSeek's ue8m0 does; hadamard=True spreads outliers by an orthonormal rotation, of
     zeros as well up to a power of two; center=True takes off the mean of the keys at build. amax is the
     magnitude below which the scale does not follow a key, 1e-4 in DeepSeek's code.

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from topkit.documents.digest import State, state_of
 from topkit.errors import InputError
 
 _DATA = Path(__file__).parents[1] / "data"
@@ -39,6 +40,20 @@ def path_of(method: str, weights: str) -> Path:
         f"{method}: no weights at {shown!r}; give a file, a bundled name or, in a checkout of topkit, a name in "
         f"weights/{method}"
     )
+
+
+def state_of_file(path: str, method: str, what: str, remedy: str) -> State:
+    """The state of a file that a method reads. Raises: InputError that names it where there is none, or a folder."""
+    try:
+        state = state_of(Path(path))
+        if Path(path).is_file():
+            return state
+        why = "it is a folder" if Path(path).is_dir() else "it is no plain file"
+    except OSError as error:
+        why = error.strerror or str(error)
+    except ValueError as error:  # of a name with a NUL
+        why = str(error)
+    raise InputError(f"{method}: no {what} at {path[:200]!r}: {why}; {remedy}")
 
 
 def read_tensors(

@@ -14,9 +14,9 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[truth|measure|attach|capture|summary|report]...",
-            help="All by default. With --device cuda: truth, score, select, score-select, gather, "
-            "append, dense, decode, kept, step, generate; these run on a CPU, too, with --tiny.",
+            metavar="[truth|measure|attach|capture|decode|encode|noise|build|recipes|appends|summary|report|kept]...",
+            help="All by default. With --device cuda: truth, score, select, score-select, gather, append, dense, "
+            "decode, ann, topk-attention, kept, step, generate; these run on a CPU, too, with --tiny.",
         ),
     ] = None,
     device: o.Device = None,

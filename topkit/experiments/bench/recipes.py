@@ -25,9 +25,10 @@ WITH = {
     "previous": "previous(sign())", "vattention": "vattention(sign(), epsilon=0.1, delta=0.1)",
     "lightning": "lightning(weights='given')", "misa": "misa(weights='given')",
     "indexcache": "indexcache(lightning(weights='given'))", "exact_group": "exact_group(sign())",
+    "reuse": "reuse(sign())",
 }  # fmt: skip
-# Read from files of weights or of calibration, or a choice of another's.
-OF_FILES = ("double_sparsity", "loki", "hashattention", "projected", "indices", "native", "reuse")
+# Weights that come with no model here, and what another chose.
+OF_FILES = ("hashattention", "indices", "native")
 # Times exact's, at most; and what the time of others goes to, by their profiles.
 MOST = 3.0
 EXCEPTIONS = {
@@ -45,13 +46,17 @@ PROMPT = 64
 
 def recipe_cases(session: Session) -> Iterator[Case]:
     """A case for each recipe of the registry whose package is here, at the context that a CPU captures."""
-    every = [
+    for spec in dict.fromkeys([*texts(), *EXCEPTIONS]):
+        yield what_of(spec, session), partial(_beside_exact, session, spec)
+
+
+def texts() -> list[str]:
+    """A recipe of each name whose package is here, and which no file lacks."""
+    return [
         WITH.get(name, f"{name}()")
         for name, recipe in INDEXERS.items()
         if name not in OF_FILES and (not recipe.requires or find_spec(recipe.requires) is not None)
     ]
-    for spec in dict.fromkeys([*every, *EXCEPTIONS]):
-        yield what_of(spec, session), partial(_beside_exact, session, spec)
 
 
 def what_of(spec: str, session: Session) -> str:
@@ -73,24 +78,25 @@ def _beside_exact(session: Session, spec: str) -> Iterator[Row]:
 
 def _select(session: Session, recipe: Indexer) -> Callable[[], Selection]:
     """The select of one query a head over normal keys: inputs of its own are drawn alike."""
-    s = session.scale
-    width = recipe.widths().get("head_dim", s.dim)
+    s, own = session.scale, recipe.widths()
+    width, kv_heads = own.get("head_dim", s.dim), own.get("kv_heads", HEADS)
+    heads = own.get("heads", kv_heads * GROUP)
 
     def drawn(heads: int, count: int) -> Tensor:
         return session.drawn(1, heads, count, width, dtype=torch.float32)
 
     keys, values, queries = (
-        drawn(HEADS, s.captured),
-        drawn(HEADS, s.captured),
-        drawn(HEADS * GROUP, 1),
+        drawn(kv_heads, s.captured),
+        drawn(kv_heads, s.captured),
+        drawn(heads, 1),
     )
-    gates = session.drawn(1, 1, HEADS * GROUP, dtype=torch.float32)
+    gates = session.drawn(1, 1, heads, dtype=torch.float32)
     of_keys = {"cache": Cache(keys, values), "index_keys": keys[:, :1]}
-    prompt = {"values": values, "prefill_queries": drawn(HEADS * GROUP, PROMPT)}
+    prompt = {"values": values, "prefill_queries": drawn(heads, PROMPT)}
     newest = {"index_queries": queries, "index_weights": gates}
 
     def step(inputs: dict[str, Any]) -> Step:
-        one = Step(scaling=width**-0.5, kv_heads=HEADS, inputs=inputs)
+        one = Step(scaling=width**-0.5, kv_heads=kv_heads, inputs=inputs)
         return one.given_to(recipe)
 
     index = recipe.build(keys, step(of_keys | prompt))

@@ -12,6 +12,7 @@ import torch
 from topkit.errors import InputError
 from topkit.experiments.bench.ann import ann_cases
 from topkit.experiments.bench.append import append_cases
+from topkit.experiments.bench.appends import append_key_cases
 from topkit.experiments.bench.attach_speed import attach_cases
 from topkit.experiments.bench.build import build_cases
 from topkit.experiments.bench.capture_speed import capture_cases
@@ -66,6 +67,7 @@ BENCHES: dict[str, Bench] = {
     "noise": Bench(noise_cases, (CPU,)),
     "build": Bench(build_cases, (CPU,)),
     "recipes": Bench(recipe_cases, (CPU,)),
+    "appends": Bench(append_key_cases, (CPU,)),
     "summary": Bench(summary_cases, (CPU,)),
     "report": Bench(report_cases, (CPU,)),
     "score": Bench(score_cases, (CUDA,)),

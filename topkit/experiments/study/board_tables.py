@@ -17,7 +17,10 @@ from topkit.indexers.equal_bytes import NEAR
 # Of recipes whose reads depend on the keys: they may be more than stated.
 MORE = "*"
 UNKNOWN = "not counted"
-MORE_NOTE = f"`{MORE}`: counted, more than {NEAR:.0%} above the budget; what it states is for keys spread evenly."
+MORE_NOTE = (
+    f"`{MORE}`: counted, more than {NEAR:.0%} above the budget: keys are not spread as evenly as its formula has them, or it "
+    "states no cost."
+)
 
 
 def table(board: Standings) -> Table:

@@ -53,13 +53,14 @@ class Predictions:
     """A model's points, and the heads that were found to read its answers.
 
     missed: of each haystack with answers that had a step whose key all reading heads missed, over all cells, what
-    these scored on average and how many they are.
+    these scored on average and how many they are; others: the same of answers without such a step.
     """
 
     model: str
     reading: Reading
     points: Sequence[Point]
     missed: Sequence[tuple[float, int]] = ()
+    others: Sequence[tuple[float, int]] = ()
 
 
 def predictions(model: str, run: Path, split: Path, law: Law) -> Predictions:
@@ -81,17 +82,28 @@ def predictions(model: str, run: Path, split: Path, law: Law) -> Predictions:
             groups.setdefault(key, []).append((row, found))
     points = [_point(key, rows, dense) for key, rows in groups.items()]
     kept = [p for p in points if kind_of(p.cell) in ("real", "oracle")]
-    there = {_haystack(row) for row in scores}
-    seen = [row for row in by_place.values() if _haystack(row) in there]
-    return Predictions(model, reading, kept, _missed(seen))
+    judged = [(row, by_place.get(tuple(row[name] for name in PLACE))) for row in scores]
+    both = [(row, found) for row, found in judged if found is not None]
+    missed = [(_haystack(row), _missed_sum(found), found["missed"]) for row, found in both]
+    others = [
+        (_haystack(row), row["score"] * row["questions"] - _missed_sum(found), row["questions"] - found["missed"])
+        for row, found in both
+    ]  # fmt: skip
+    return Predictions(model, reading, kept, _by_haystack(missed), _by_haystack(others))
 
 
-def _missed(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, int]]:
+def _missed_sum(found: Mapping[str, Any]) -> float:
+    """What the answers of a cell and haystack score together that had a missed key."""
+    return found["missed_score"] * found["missed"] if found["missed"] else 0.0
+
+
+def _by_haystack(rows: Sequence[tuple[tuple[Any, ...], float, int]]) -> list[tuple[float, int]]:
+    """Of each haystack the mean score of some answers, and how many they are, from sums over each of its cells."""
     found: dict[tuple[Any, ...], list[tuple[float, int]]] = {}
-    for row in rows:
-        if row["missed"]:
-            found.setdefault(_haystack(row), []).append((row["missed_score"], row["missed"]))
-    sums = [(sum(score * n for score, n in own), sum(n for _, n in own)) for own in found.values()]
+    for haystack, total, count in rows:
+        if count:
+            found.setdefault(haystack, []).append((total, count))
+    sums = [(sum(t for t, _ in own), sum(n for _, n in own)) for own in found.values()]
     return [(total / count, count) for total, count in sums]
 
 

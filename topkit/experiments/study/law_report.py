@@ -109,7 +109,10 @@ def sentences(law: Law, found: Predictions) -> Iterator[str]:
     )
     if found.missed:
         count = sum(count for _, count in found.missed)
-        yield f"The {count:,} answers with a step whose key all of them missed score {said(broken(found))}."
+        told = f"The {count:,} answers with a step whose key all of them missed score {said(broken(found))}"
+        if found.others:
+            told += f", the {sum(n for _, n in found.others):,} others {said(unbroken(found))}"
+        yield f"{told}."
 
 
 def uncounted(law: Law, found: Predictions) -> Iterator[str]:
@@ -132,7 +135,16 @@ def steady(found: Predictions) -> Interval:
 
 def broken(found: Predictions) -> Interval:
     """What answers score of which all reading heads missed a key, over haystacks."""
-    scores, counts = (np.array(x, dtype=float) for x in zip(*found.missed, strict=True))
+    return _scored(found.missed)
+
+
+def unbroken(found: Predictions) -> Interval:
+    """What all other answers score."""
+    return _scored(found.others)
+
+
+def _scored(by_haystack: Sequence[tuple[float, int]]) -> Interval:
+    scores, counts = (np.array(x, dtype=float) for x in zip(*by_haystack, strict=True))
     return stats.accuracy(scores[None], counts)[0]
 
 
