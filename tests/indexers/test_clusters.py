@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 
@@ -157,3 +158,15 @@ def test_a_step_counts_what_it_reads_of_clusters():
     assert float(found.bytes_read) == there * (16 * 4 + 8) + 4 * 6 * 4
     step = replace(Step(scaling=0.3, kv_heads=2, counted=False), inputs={"cache": Cache(keys)})
     assert index.select(queries, 6, step).bytes_read == 0
+
+
+def test_a_window_that_fills_k_is_said_once():
+    generator = torch.Generator().manual_seed(0)
+    keys, queries = (torch.randn(1, 2, n, 8, generator=generator) for n in (40, 1))
+    spec = "clusterkv(per_cluster=4, sink=5, update=4)"
+    with pytest.warns(UserWarning, match=r"its sinks and its window, 5 keys, fill k = 5, so that"):
+        selected(spec, keys, queries, [40], 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for k in (5, 6):
+            selected(spec, keys, queries, [40], k)

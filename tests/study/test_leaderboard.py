@@ -26,6 +26,7 @@ from topkit.experiments.study.equal_recipes import KEY_BYTES, LEADERBOARD, RAN, 
 from topkit.experiments.study.leaderboard import boards_of, of_model
 from topkit.experiments.study.page import render
 from topkit.experiments.study.pictures import Pictures
+from topkit.experiments.study.preset_files import FOLDER
 from topkit.experiments.study.reading import Reading
 from topkit.experiments.study.report import write_report
 from topkit.experiments.study.sheet import Sheet
@@ -48,6 +49,19 @@ def names(recipe: Any) -> set[str]:
     """A recipe's own name, and those of what is in it."""
     base = getattr(recipe, "base", None)
     return {type(recipe).__name__} | (names(base) if base is not None else set())
+
+
+def test_no_recipes_sinks_and_window_fill_the_shortest_list():
+    """A list of nothing but the ends of the context says nothing of how a recipe chooses."""
+    text = (FOLDER / "leaderboard.yaml").read_text()
+    least = min(int(k) for ks in re.findall(r" budgets: \[(.*)\]", text) for k in ks.split(","))
+    forced = {
+        type(recipe).__name__: getattr(recipe, "sink", 0) + (getattr(recipe, "window", 0) or 0)
+        for recipe, _ in read_study("leaderboard").indexers
+        if recipe.family != "window"
+    }
+    assert least == 8 and forced["squeezed"] == forced["snapkv"] == 4
+    assert {name: keys for name, keys in forced.items() if keys >= least} == {}
 
 
 @pytest.mark.parametrize("name", ["leaderboard", "leaderboard-quick"])

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -171,7 +173,10 @@ class ClusteredIndex(Index):
         return self.select_many(queries, [k], step)[k]
 
     def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
-        return self.recipe.choose(self, queries, ks, step)
+        recipe = self.recipe
+        if self.clusters.count and min(ks) <= recipe.sink + recipe.window:
+            _say_full(recipe, min(ks))
+        return recipe.choose(self, queries, ks, step)
 
     def ranked(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Clusters best first, of equal ones the lowest, and how many keys each has to keep [B, Hs, Tq, C]."""
@@ -205,3 +210,12 @@ class ClusteredIndex(Index):
         members = min(k, clusters.members.shape[2])
         scored, read = there.mean(1), there.sum(1) * each + lists * members * 4
         return {"keys_scored": scored.expand(-1, count), "bytes_read": read.expand(-1, count)}
+
+
+@cache  # said once of each recipe and k
+def _say_full(recipe: Clustered, k: int) -> None:
+    warnings.warn(
+        f"{recipe}: its sinks and its window, {recipe.sink + recipe.window} keys, fill k = {k}, so that no cluster is "
+        "chosen; give a greater k, or a smaller window",
+        stacklevel=2,
+    )
