@@ -35,8 +35,9 @@ smollm2: .venv/.smollm2
 study: .venv/.study
 	$(BIN)/topkit study fidelity-vs-accuracy --preset quick --out runs/study
 
-# Two workers of one thread each. Slow tests are marked; CI runs both.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# Two workers of one thread each. Slow tests are marked; CI runs both. Bytecode is kept, whatever the
+# environment says: each worker reads all tests, and rewriting their asserts takes half of that time.
+TESTS := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 test: .venv/.dev
 	$(TESTS) -m "not slow"
 

@@ -12,3 +12,6 @@ import torch
 # Read when a kernel is decorated, so it is set before any is imported; never where a GPU is.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    from interpreter import hasten
+
+    hasten()

@@ -72,11 +72,11 @@ def model() -> Any:
     "spec",
     [
         "shared(sign())",
-        "sign()",
         *SMALL[:2],
         *(
             pytest.param(spec, marks=pytest.mark.slow)
             for spec in (
+                "sign()",
                 "shared(quantized(dtype='int4', scale='pow2'), how='max')",
                 "quantized(hadamard=True)",
                 *SMALL[2:],

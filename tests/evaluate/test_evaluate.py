@@ -41,7 +41,7 @@ from topkit.indexers import Selection
 from topkit.indexers.lightning_weights import load as load_weights
 from topkit.indexers.stateless import Stateless
 
-LENGTH = 640
+LENGTH = 320
 TASK = make_task("niah-multikey", wording="trained", questions=2, distractors=6)
 
 

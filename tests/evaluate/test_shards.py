@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +113,13 @@ def test_folders_of_shards_are_merged(whole: Path, shards: list[Path], tmp_path:
     assert same(out, whole) and topkit.verify(out).files == 10
 
 
-def test_what_lacks_its_fidelity_is_no_shard_to_join(shards: list[Path], tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(shards[0], tmp_path / "copy"))
-    gone = min((copy / "fidelity").glob("*.parquet"))
+def test_what_lacks_its_fidelity_is_no_shard_to_join(tmp_path: Path) -> None:
+    one, other = tmp_path / "0", tmp_path / "1"
+    for number, out in enumerate((one, other)):
+        topkit.evaluate("reference", TASKS[0], 300, 2, "sign", 8, out=out, shard=f"{number}/2")
+    gone = min((one / "fidelity").glob("*.parquet"))
     gone.unlink()
-    for call in (lambda: topkit.merge([copy], tmp_path / "out"), lambda: load(copy, shards[1])):
+    for call in (lambda: topkit.merge([one], tmp_path / "out"), lambda: load(one, other)):
         with pytest.raises(InputError, match=f"{gone.name} is gone; run the same command again"):
             call()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -27,13 +26,16 @@ def resident() -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-@pytest.mark.parametrize("spec", ["sign()", *(f"quantized(dtype='{d}')" for d in DTYPES)])
-def test_an_index_keeps_its_codes_and_no_decoded_copy(spec):
-    recipe, step = parse(spec), Step(kv_heads=2, ordered=False)
+def test_indexes_keep_their_codes_and_no_decoded_copy():
+    """Of all recipes at once, as looking through all objects takes long."""
+    recipes = [parse(spec) for spec in ("sign()", *(f"quantized(dtype='{d}')" for d in DTYPES))]
+    step = Step(kv_heads=2, ordered=False)
     keys, new, queries = randn(1, 2, 700, 64), randn(1, 2, 1, 64), randn(1, 8, 1, 64)
     before = resident()
-    index = recipe.build(keys, step)
-    for _ in range(3):
-        index.append(new, step)
-        index.select(queries, 9, step)
-    assert resident() - before == index.nbytes
+    indexes = [recipe.build(keys, step) for recipe in recipes]
+    for index in indexes:
+        for _ in range(3):
+            index.append(new, step)
+            index.select(queries, 9, step)
+    sizes = {str(recipe): index.nbytes for recipe, index in zip(recipes, indexes, strict=True)}
+    assert resident() - before == sum(sizes.values()), sizes

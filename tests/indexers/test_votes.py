@@ -104,6 +104,7 @@ NARROW = ["retrieval_attention(degree=4, nearest=3, ef=2)", "retrieval_attention
 
 
 # One graph serves a group's heads, whose copies would each have a graph of their own.
+@pytest.mark.slow
 @parametrize_with_checks(
     NARROW, expected_failed_checks={"repeated_kv_heads": "a graph of each copy"}
 )

@@ -25,7 +25,7 @@ SPECS = (
 )
 G = torch.Generator().manual_seed(0)
 QUERIES, KEYS, VALUES = (
-    torch.randn(shape, generator=G) for shape in ((2, 4, 3, 64), (2, 2, 300, 64), (2, 2, 300, 64))
+    torch.randn(shape, generator=G) for shape in ((2, 4, 3, 64), (2, 2, 120, 64), (2, 2, 120, 64))
 )
 
 

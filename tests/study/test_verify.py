@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,8 +33,19 @@ def capture(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
+    return made(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its report, for copies."""
+    out = made(tmp_path_factory.mktemp("told") / "run")
+    write_report(out)
+    return out
+
+
+def made(out: Path) -> Path:
     """Two haystacks of one question, in full attention and by one indexer."""
-    out = tmp_path / "run"
     out.mkdir()
     setting = {"task": "t", "length": 64, "sparse_from": "question", "question": 0}
     scores = {"exact_match": 1.0, "score": 1.0, "token_accuracy": 1.0, "nll": 0.5, "kl": 0.0}
@@ -118,8 +130,10 @@ def test_what_is_neither_is_refused(tmp_path: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("table", ["accuracy", "fidelity", "curve/haystacks", "curve/heads"])
-def test_a_report_of_rows_that_were_altered_is_refused_by_name(run: Path, table: str) -> None:
-    write_report(run)
+def test_a_report_of_rows_that_were_altered_is_refused_by_name(
+    told: Path, tmp_path: Path, table: str
+) -> None:
+    run = Path(shutil.copytree(told, tmp_path / "run"))
     (run / "report.html").unlink()
     part = harmed(min((run / table).glob("*.parquet")))
     for read in (write_report, load):

@@ -47,22 +47,33 @@ class Stream:
         none = torch.zeros(self.keys.shape[0], dtype=torch.long, device=self.keys.device)
         return none if self.start is None else self.start
 
-    def inputs(self, tokens: slice | Tensor, length: int, stop: Tensor | None) -> dict[str, Any]:
-        """Every input there is: the tokens' own, and the cache of the first `length` slots."""
-        own = {name: x[:, tokens] for name, x in self.tokens.items()}
-        count = next(iter(own.values())).shape[1]
-        where = Step(start=self.start, stop=stop)
-        newest = ends(where, length, count, 0, 8, min(8, length), self.keys.device)
+    def inputs(
+        self, tokens: slice | Tensor, length: int, stop: Tensor | None
+    ) -> dict[str, Callable[[], Any]]:
+        """How to make every input there is: the tokens' own, and the cache of the first `length` slots."""
+
+        def newest() -> Tensor:
+            where = Step(start=self.start, stop=stop)
+            count = self.queries[0, 0, tokens].shape[0]
+            slots = ends(where, length, count, 0, 8, min(8, length), self.keys.device)
+            return slots.expand(self.keys.shape[0], -1, -1, -1)
+
+        def of(name: str) -> Tensor:
+            return self.tokens[name][:, tokens]
+
+        def along(name: str) -> Callable[[], Tensor]:
+            return lambda: self.vectors[name][:, :, tokens]
+
         return {
-            "cache": Cache(self.keys[:, :, :length], self.values[:, :, :length]),
-            "hidden": own["hidden"],
-            "latent": own["latent"],
-            "rope": (own["cos"], own["sin"]),
-            "values": self.values[:, :, tokens],
-            "upstream": Selection(newest.expand(self.keys.shape[0], -1, -1, -1)),
-            "native": newest.expand(self.keys.shape[0], -1, -1, -1)[:, 0],
-            "index_weights": own["index_weights"],
-            **{name: x[:, :, tokens] for name, x in self.vectors.items()},
+            "cache": lambda: Cache(self.keys[:, :, :length], self.values[:, :, :length]),
+            "hidden": lambda: of("hidden"),
+            "latent": lambda: of("latent"),
+            "rope": lambda: (of("cos"), of("sin")),
+            "values": lambda: self.values[:, :, tokens],
+            "upstream": lambda: Selection(newest()),
+            "native": lambda: newest()[:, 0],
+            "index_weights": lambda: of("index_weights"),
+            **{name: along(name) for name in self.vectors},
         }
 
     def step(
@@ -81,9 +92,9 @@ class Stream:
         """
         elsewhere = {"prefill_queries": "build", "upstream": "select", "native": "select"}
         offered = {
-            name: x
-            for name, x in self.inputs(tokens, length, stop).items()
-            if name != without and elsewhere.get(name, call) == call
+            name: made()
+            for name, made in self.inputs(tokens, length, stop).items()
+            if name in indexer.needs and name != without and elsewhere.get(name, call) == call
         }
         return Step(
             layer=self.layer,

@@ -35,16 +35,20 @@ def _layers(names: Sequence[str], legend: bool, base: alt.Chart) -> list[alt.Cha
     dense = base.transform_filter("datum.kind == 'dense'")
     look = by_family(names, legend)
     lines = every.mark_line(strokeWidth=1.1, opacity=0.75).encode(
-        x, y, detail=["name:N", "manner:N"], stroke=look["stroke"], order="kept:Q"
+        x,
+        y,
+        detail=[alt.Detail("name:N"), alt.Detail("manner:N")],
+        stroke=look["stroke"],
+        order=alt.Order("kept:Q"),
     )
     marks = every.properties(name="dots").mark_point(size=45, strokeWidth=1.3)
     # Where each line ends; of a recipe that ran once, where it stands.
     ends = every.transform_filter("datum.last").properties(name="names")
     return [
-        dense.mark_rect(color=INK, opacity=0.08).encode(y=alt.Y("low:Q"), y2="high:Q"),
+        dense.mark_rect(color=INK, opacity=0.08).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
         dense.mark_rule(color=INK, strokeDash=[6, 3], opacity=0.7).encode(y=y),
         every.mark_rule(color=INK, opacity=0.22).encode(x, alt.Y("low:Q"), alt.Y2("high:Q")),
         lines,
-        marks.encode(x, y, fillOpacity=alt.value(0.6), tooltip=hover(), **look),
-        ends.mark_text(fontSize=10.5).encode(x, y, text="label:N"),
+        marks.encode(x, y, fillOpacity=alt.FillOpacityValue(0.6), tooltip=hover(), **look),
+        ends.mark_text(fontSize=10.5).encode(x, y, text=alt.Text("label:N")),
     ]

@@ -120,12 +120,12 @@ def _layers(base: alt.Chart, names: Sequence[str], goal: str, named: str, legend
         alt.Tooltip("gain:Q", title=goal, format=".3f"),
     ]
     through = [] if named == "front" else [
-        lines.encode(x, y, stroke=look["stroke"], detail="name:N", order="share:Q")
+        lines.encode(x, y, stroke=look["stroke"], detail=alt.Detail("name:N"), order=alt.Order("share:Q"))
     ]  # fmt: skip
     return [
         exact.mark_rule(color=INK, strokeDash=[6, 3], opacity=0.7).encode(y=y),
-        step.encode(x, y, order="share:Q"),
+        step.encode(x, y, order=alt.Order("share:Q")),
         *through,
-        dots.encode(x, y, fillOpacity=alt.value(0.7), tooltip=hover, **look),
+        dots.encode(x, y, fillOpacity=alt.FillOpacityValue(0.7), tooltip=hover, **look),
         words.mark_text(fontSize=10.5).encode(x, y, text=text),
     ]

@@ -121,10 +121,13 @@ def _kendall(a: Array, b: Array) -> Array:
 def _of_indexers(a: Array, b: Array, of: NDArray[np.int64], which: NDArray[np.int64]) -> Array:
     """Spearman's over indexers, in each draw those of the families that were drawn."""
     members = [np.flatnonzero(of == family) for family in range(int(of.max()) + 1)]
+    counts = np.bincount(of)[which].sum(1)
     rhos = np.empty(len(a))
-    for draw, families in enumerate(which):
-        places = np.concatenate([members[family] for family in families])
-        rhos[draw] = pearson(_ranks(a[draw : draw + 1, places]), _ranks(b[draw : draw + 1, places]))[0]  # fmt: skip
+    for count in np.unique(counts):  # draws of as many indexers go together
+        draws = np.flatnonzero(counts == count)
+        places = [np.concatenate([members[family] for family in which[draw]]) for draw in draws]
+        one, two = (_ranks(np.take_along_axis(x[draws], np.array(places), 1)) for x in (a, b))
+        rhos[draws] = pearson(one, two)
     return rhos
 
 

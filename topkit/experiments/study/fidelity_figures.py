@@ -52,9 +52,15 @@ def _lines(
     ends = data.transform_filter("datum.last").properties(name="names")
     dots = data.properties(name="dots").mark_point(size=45, strokeWidth=1.3)
     layers = (
-        lines.encode(x, y, detail=line, stroke=look["stroke"], order=order),
-        dots.encode(x, y, fillOpacity=alt.value(0.6), tooltip=shown, **look),
-        ends.mark_text(fontSize=10.5).encode(x, y, text="label:N"),
+        lines.encode(
+            x,
+            y,
+            detail=[alt.Detail(one) for one in line],
+            stroke=look["stroke"],
+            order=alt.Order(order),
+        ),
+        dots.encode(x, y, fillOpacity=alt.FillOpacityValue(0.6), tooltip=shown, **look),
+        ends.mark_text(fontSize=10.5).encode(x, y, text=alt.Text("label:N")),
     )
     return alt.LayerChart(layer=list(layers)).properties(width=WIDTH, height=HEIGHT)
 

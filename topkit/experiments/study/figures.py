@@ -61,7 +61,9 @@ def by_fidelity(names: Sequence[str], metric: str, legend: bool = False) -> alt.
     x = alt.X(f"{metric}:Q", title=WORDS[metric]).scale(zero=True, nice=False)
     x = x.axis(tickCount=6)
     null = alt.Chart(alt.NamedData("lines")).transform_filter(f"datum.line == 'null {metric}'")
-    dotted = null.mark_line(color=INK, strokeDash=[1, 3], strokeWidth=1.4).encode(x="x:Q", y="y:Q")
+    dotted = null.mark_line(color=INK, strokeDash=[1, 3], strokeWidth=1.4).encode(
+        x=alt.X("x:Q"), y=alt.Y("y:Q")
+    )
     layers = [*rules("dense"), dotted, *_oracles(x, metric, legend)]
     return whole([*layers, *points(x, metric, "accuracy", names, legend)])
 
@@ -81,7 +83,7 @@ def rules(*lines: str) -> list[alt.Chart]:
     words = data.properties(name="rulenames").mark_text(align="left", dx=3, dy=-6, fontSize=10.5)
     return [
         data.mark_rule(color=INK, opacity=0.7).encode(y=y, strokeDash=dash),
-        words.encode(x=alt.value(0), y=y, text="words:N"),
+        words.encode(x=alt.XValue(0), y=y, text=alt.Text("words:N")),
     ]
 
 
@@ -100,7 +102,7 @@ def points(x: Any, across: str, gain: str, names: Sequence[str], legend: bool) -
     words = data.properties(name="names").mark_text(fontSize=10.5)
     drawn = [
         marks.encode(x, y, **by_family(names, legend), fillOpacity=_filling(), tooltip=hover()),
-        words.encode(x, y, text="label:N"),
+        words.encode(x, y, text=alt.Text("label:N")),
     ]
     if gain in _ENDS:
         low, high = _ENDS[gain]
@@ -127,7 +129,7 @@ def _filling() -> Any:
 def _front(x: Any) -> alt.Chart:
     data = alt.Chart(alt.NamedData("cells")).transform_filter(f"{_AT} && datum.front")
     line = data.mark_line(color=INK, opacity=0.6, strokeWidth=1.2, interpolate="step-after")
-    return line.encode(x, y="accuracy:Q", order="share:Q")
+    return line.encode(x, y=alt.Y("accuracy:Q"), order=alt.Order("share:Q"))
 
 
 def _oracles(x: Any, metric: str, legend: bool) -> list[alt.Chart]:
@@ -140,6 +142,6 @@ def _oracles(x: Any, metric: str, legend: bool) -> list[alt.Chart]:
     line = data.mark_line(color=INK, opacity=0.5, strokeWidth=1.2)
     dots = data.mark_point(color=INK, opacity=0.5, size=16)
     return [
-        line.encode(x, y="accuracy:Q", strokeDash=dash, order=f"{metric}:Q"),
-        dots.encode(x, y="accuracy:Q", tooltip=hover()),
+        line.encode(x, y=alt.Y("accuracy:Q"), strokeDash=dash, order=alt.Order(f"{metric}:Q")),
+        dots.encode(x, y=alt.Y("accuracy:Q"), tooltip=hover()),
     ]

@@ -109,7 +109,7 @@ def _chart(
         bars.encode(at, alt.Y("low:Q"), alt.Y2("high:Q"), color=colour),
         *([] if points else [
             dots.mark_line(strokeWidth=1.5).encode(
-                at, value, color=colour, opacity=faint, strokeDash=dash, order="x:Q"
+                at, value, color=colour, opacity=faint, strokeDash=dash, order=alt.Order("x:Q")
             )
         ]),
         marks.encode(at, value, color=colour, shape=shape, opacity=faint, tooltip=hover),

@@ -38,8 +38,10 @@ def by_model(names: Sequence[str], words: Sequence[str], goal: str, legend: bool
     texts = data.properties(name="names").mark_text(fontSize=10.5)
     layers = [
         line.encode(x, y),
-        dots.encode(x, y, fillOpacity=alt.value(0.6), tooltip=hover, **by_family(names, legend)),
-        texts.encode(x, y, text="label:N"),
+        dots.encode(
+            x, y, fillOpacity=alt.FillOpacityValue(0.6), tooltip=hover, **by_family(names, legend)
+        ),
+        texts.encode(x, y, text=alt.Text("label:N")),
     ]
     return layered(layers).properties(width=WIDTH, height=420)
 
