@@ -79,7 +79,7 @@ def test_rows_of_exact_top_k_are_the_means_of_its_haystacks():
                 assert row["full attention"].startswith(f"{scores[dense]:.3f} [")
                 assert row["exact Top-k"].startswith(f"{scores[exact]:.3f} [")
                 assert row["difference"].startswith(f"{scores[exact] - scores[dense]:+.3f} [")
-                assert row["run; needed"].partition(";")[0] == f"{len(curve.haystacks)}"
+                assert row["run; needed"].partition(";")[0] == f"{len(curve.haystacks):,}"
                 made += 1
     assert made == len(own) > 0
 
