@@ -202,26 +202,26 @@ def _and(words: Sequence[str]) -> str:
 def _as_good_as_full() -> str:
     """Of SmolLM2: what 5 % of the keys keep, over the question and answer, or the answer alone."""
     words = list[str]()
-    made = exact_topk.verdicts(load_study(RESULTS / EXACT_TOPK), MARGIN)
-    for one in made:
+    for one in exact_topk.verdicts(load_study(RESULTS / EXACT_TOPK), MARGIN):
         if str(one.curve.cells[one.place].budget) == "5%":
+            curve = one.curve
             words.append(
-                f"sparse from the {one.curve.sparse_from} on, it answers {said(one.exact)}, with all keys {said(one.dense)}, a "
-                f"difference of {said(one.found.gap, True, DIGITS)}"
+                f"{said(one.exact)} for {said(one.dense)} ({curve.task.partition(':')[0]}, {curve.length:,} tokens, sparse from the "
+                f"{curve.sparse_from} on, {len(curve.haystacks):,} texts; {said(one.found.gap, True, DIGITS)})"
             )
-    texts = len(made[0].curve.haystacks)
-    return f"SmolLM2, 5 % of 4,096 keys, {texts} texts: {'; '.join(words)}. {_bundled_equal()} ([results](docs/claims.md))."
+    return f"SmolLM2 answers with 5 % of the keys, for with all: {'; '.join(words)}. {_bundled_equal()} ([results](docs/claims.md))."
 
 
 def _bundled_equal() -> str:
     """Of the bundled model: in how many settings 5 % of the keys are shown to be as good as all."""
     made = exact_topk.verdicts(load_study(RESULTS / BUNDLED_EXACT_TOPK), MARGIN)
     own = [one for one in made if str(one.curve.cells[one.place].budget) == "5%"]
-    texts = [f"{len(one.curve.haystacks):,}" for one in own if one.found.word == EQUAL]
-    _hold(bool(texts) and not any(one.found.word == WORSE for one in own), "some are equal")
+    equal = [len(one.curve.haystacks) for one in own if one.found.word == EQUAL]
+    _hold(bool(equal) and not any(one.found.word == WORSE for one in own), "some are equal")
+    rest = "" if len(equal) == len(own) else "; the others are undecided"
     return (
-        f"With the bundled model the two are equal within {MARGIN:g} in {len(texts)} of {len(own)} settings, of {_and(texts)} "
-        "texts; the others are undecided"
+        f"With the bundled model the two are equal within {MARGIN:g} in {len(equal)} of {len(own)} settings, of at least "
+        f"{min(equal):,} texts{rest}"
     )
 
 
