@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from topkit.cli.speed import bench
 from topkit.errors import InputError
 from topkit.experiments.bench import compare, formulas, rows, targets
 from topkit.experiments.bench.machine import machine as machine_of
@@ -34,6 +35,40 @@ def row(**given: Any) -> dict[str, Any]:
         "triton": "3.6.0", "cuda": "13.0", "driver": "580", "date": "2026-11-25",
     }  # fmt: skip
     return dict.fromkeys(rows.COLUMNS) | usual | given
+
+
+# --- the file
+
+
+def test_a_run_of_some_benches_leaves_the_rows_of_others(tmp_path: Path) -> None:
+    path = tmp_path / "here.csv"
+    assert rows.rows_of_others(path, ["step"]) == []
+    rows.write_rows(
+        path, [row(), row(bench="score"), row(bench="kept", median="", error="no room")]
+    )
+    assert [one["bench"] for one in rows.rows_of_others(path, ["step"])] == ["score", "kept"]
+    assert rows.rows_of_others(path, []) == []  # all run
+    before = rows.read_rows(path)
+    rows.write_rows(path, [*rows.rows_of_others(path, ["score"]), row(bench="score")])
+    assert sorted(map(repr, rows.read_rows(path))) == sorted(map(repr, before))
+
+
+def test_what_is_no_table_of_benches_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "notes.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="no table of benchmarks"):
+        rows.rows_of_others(path, ["step"])
+
+
+@pytest.mark.slow
+def test_bench_writes_beside_the_rows_of_others(tmp_path: Path) -> None:
+    path = tmp_path / "here.csv"
+    rows.write_rows(path, [row(bench="noise", what="gone"), row(bench="score", what="other")])
+    bench(["noise"], None, path, None, False, 1, None, True)
+    found = rows.read_rows(path)
+    assert [one["what"] for one in found if one["bench"] == "score"] == ["other"]
+    assert any(one["bench"] == "noise" for one in found)
+    assert "gone" not in {one["what"] for one in found}
 
 
 # --- a row

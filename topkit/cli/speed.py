@@ -12,7 +12,7 @@ from topkit.cli.screen import show
 from topkit.errors import GateFailed, InputError
 from topkit.experiments.bench import compare
 from topkit.experiments.bench.machine import machine, other_triton
-from topkit.experiments.bench.rows import Row, read_rows, shown, write_rows
+from topkit.experiments.bench.rows import Row, read_rows, rows_of_others, shown, write_rows
 from topkit.experiments.bench.table import table
 
 
@@ -26,14 +26,14 @@ def bench(
     layers: int | None,
     as_json: bool,
 ) -> None:
-    """Run benchmarks; rows are written as they come, failures are listed at the end.
+    """Run benchmarks; rows are written as they come, beside those of others, and failures are listed at the end.
 
     Raises: GateFailed where a row failed, where something is slower by more than both spreads or could
     not be timed any more, and where there is nothing to compare.
     """
     import torch
 
-    from topkit.experiments.bench.run import default_path, errors, run_benches
+    from topkit.experiments.bench.run import BENCHES, default_path, errors, run_benches
 
     if tiny and out is not None:
         raise InputError("--tiny writes nothing; leave out --out, or --tiny")
@@ -44,6 +44,15 @@ def bench(
         compare.require_device(before, here["device"])
     if torch.device(where).type == "cuda" and (note := other_triton(here["triton"])):
         typer.echo(note, err=True)
+    to = out or default_path(where)
+    others = [] if tiny else rows_of_others(to, names)
+
+    def save(rows: list[Row]) -> None:
+        if not tiny:
+            order = {name: place for place, name in enumerate(BENCHES)}
+            every = sorted([*others, *rows], key=lambda row: order.get(row["bench"], len(order)))
+            write_rows(to, every)
+
     rows = run_benches(
         names,
         device=where,
@@ -51,7 +60,7 @@ def bench(
         repeats=repeats,
         layers=layers,
         report=_report,
-        save=lambda rows: None if tiny else write_rows(out or default_path(where), rows),
+        save=save,
     )
     pairs = [] if before is None else compare.compared(before, rows)
     if as_json:

@@ -26,7 +26,7 @@ def bench(
             "--out",
             parser=o.file,
             metavar="FILE",
-            help="The CSV to write, by default benchmarks/results/cpu.csv or .../GPU-NAME.csv.",
+            help="The CSV to write, by default benchmarks/results/cpu.csv or .../GPU-NAME.csv; rows of benches that do not run stay.",
         ),
     ] = None,
     compare: Annotated[

@@ -72,17 +72,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     Raises: InputError when there is none, when it is another kind of table, and for rows that no
     benchmark writes.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    names = set(reader.fieldnames or ())
-    lacking = {"bench", "what", "device", "unit", *TIMES} - names
-    if lacking:
-        raise InputError(f"{path} is no table of benchmarks: it lacks {sorted(lacking)}")
-    rows = [_of_today(row, names) for row in rows]
+    rows = _read(path)
     seen = set()
     for row in filter(timed, rows):
         key = ", ".join(row[name] for name in KEY)
@@ -97,6 +87,21 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if not seen:
         raise InputError(f"{path} holds no row that was timed")
     return rows
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    """Rows in today's columns, whatever they hold. Raises: InputError for another kind of table."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    names = set(reader.fieldnames or ())
+    lacking = {"bench", "what", "device", "unit", *TIMES} - names
+    if lacking:
+        raise InputError(f"{path} is no table of benchmarks: it lacks {sorted(lacking)}")
+    return [_of_today(row, names) for row in rows]
 
 
 def _of_today(row: Mapping[str, str | None], names: set[str]) -> dict[str, str]:
@@ -126,6 +131,16 @@ def _is_number(text: str | None) -> bool:
         return math.isfinite(float(text or ""))
     except ValueError:
         return False
+
+
+def rows_of_others(path: Path, names: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV that a run of some benchmarks leaves as they are: none where all run, or there is no file.
+
+    Raises: InputError for what stands there and is no table of benchmarks.
+    """
+    if not names or not path.exists():
+        return []
+    return [row for row in _read(path) if row["bench"] not in names]
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
