@@ -50,6 +50,8 @@ def main() -> None:
     for reason in reasons.values():
         print(f"left out: {reason}")
     rows: list[dict[str, Any]] = []
+    if given.out:
+        write(given.out, rows)  # whatever cannot be written is told before anything is timed
     for number in range(given.haystacks + 1):
         made = prompt(task, tokenizer, length, number, seed=0)
         if answer_keys(made, tokenizer) is None:
@@ -59,15 +61,20 @@ def main() -> None:
             took = evaluated(way, model, made, cells, tokenizer, length, OBSERVED[given.observe])
             if number:
                 rows.append({"haystack": number, "way": way, **took})
+        if given.out:
+            write(given.out, rows)
     for way in WAYS[1:]:
         for clock in ("seconds", "processor_seconds"):
             mean, low, high = ratio(rows, way, clock)
             print(f"{way}, {clock}: {mean:.3f} times as long [{low:.3f}, {high:.3f}]")
-    if given.out:
-        with given.out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """The rows by now: a run that is cut short has those of the haystacks that it did."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def evaluated(
