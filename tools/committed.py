@@ -80,12 +80,6 @@ def command_of(name: str) -> str:
     if any(one.pilot is not None for one in own) and not any("pilot" in one for one in said_so):
         words += ["--no-pilot"]
     samples = {one["samples"] for one in asked if "samples" in one}
-    # Of runs that differ, and of parts: the most.
-    most = (
-        {max(samples, default=0)}
-        if len({one["samples"] for one in asked if "samples" in one})
-        else set()
-    )
-    if most and not samples <= {one.at(n) for one in own for _, n in one.settings}:
-        words += ["--samples", str(*most)]
+    if not samples <= {one.at(n) for one in own for _, n in one.settings}:
+        words += ["--samples", str(max(samples))]  # of runs that differ, and of parts, the most
     return shlex.join([*words, "--out", f"runs/{name}"])

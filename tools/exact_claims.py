@@ -57,11 +57,14 @@ def _of_exact(made: list[exact_topk.Verdict]) -> str:
     # As the table prints them: an end that rounds to nought does not lie beyond it.
     below = sum(round(float(one.gap.high), DIGITS) < 0 for one in found)
     above = sum(round(float(one.gap.low), DIGITS) > 0 for one in found)
+    by_protocol = "; ".join(
+        f"from the {name}: {tally(one.found.word for one in made if one.curve.sparse_from == name)}"
+        for name in sorted({one.curve.sparse_from for one in made})
+    )
     return (
-        f"Exact Top-k minus full attention, {len(made)} comparisons at a margin of {MARGIN:g}: {tally(one.word for one in found)}. "
-        f"In {same} of them the two score the same; in {below} the interval lies below nought, in {above} above. The differences go "
-        f"from {_gap(low)} "
-        f"({where(low.curve)}, {low.share:.1%} of the keys) to {_gap(high)}.{plans(found)}"
+        f"Exact Top-k minus full attention, {len(made)} comparisons at a margin of {MARGIN:g}: {tally(one.word for one in found)} "
+        f"(sparse {by_protocol}). In {same} of them the two score the same; in {below} the interval lies below nought, in {above} "
+        f"above. The differences go from {_gap(low)} ({where(low.curve)}, {low.share:.1%} of the keys) to {_gap(high)}.{plans(found)}"
     )
 
 

@@ -25,11 +25,17 @@ def rounded(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("rounded")
 
 
-def kept(folder: Path, haystacks: tuple[int, ...]) -> Path:
-    """A run's means, without its rows."""
+def whole(folder: Path, haystacks: tuple[int, ...]) -> Path:
+    """A run's means beside its rows."""
     folder.mkdir()
     part(folder, "a", 1, haystacks)
     keep_condensed(folder)
+    return folder
+
+
+def kept(folder: Path, haystacks: tuple[int, ...]) -> Path:
+    """A run's means, without its rows."""
+    whole(folder, haystacks)
     for table in ("accuracy", "fidelity"):
         shutil.rmtree(folder / table)
     return folder
@@ -67,9 +73,15 @@ def test_what_is_missing_or_not_finite_stays_and_short_fractions_are_exact(
 def test_a_run_with_rows_and_a_folder_that_is_there_are_refused(
     rounded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = kept(tmp_path / "run", (0,))
+    run, rows = kept(tmp_path / "run", (0,)), whole(tmp_path / "rows", (0,))
     (tmp_path / "out").mkdir()
-    for asked in ((run, tmp_path / "out"), (tmp_path / "no run", tmp_path / "new")):
-        monkeypatch.setattr(sys, "argv", ["rounded.py", *map(str, asked)])
-        with pytest.raises(SystemExit, match=r"already|no run"):
+    refused = "is no run that is kept by its means alone"
+    for asked, out, said in (
+        (run, "out", "is there already"),
+        (rows, "new", refused),
+        (tmp_path / "none", "new", refused),
+    ):
+        monkeypatch.setattr(sys, "argv", ["rounded.py", str(asked), str(tmp_path / out)])
+        with pytest.raises(SystemExit, match=said):
             rounded.main()
+    assert not (tmp_path / "new").exists()

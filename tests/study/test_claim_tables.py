@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,10 @@ def test_the_sentence_on_exact_top_k_says_what_its_rows_show():
     words = [row["verdict"] for row in rows]
     assert f"{len(rows)} comparisons" in above
     assert all(f"{words.count(word)} {word}" in above for word in set(words))
+    for name in ("answer", "question"):
+        (told,) = re.findall(f"from the {name}: ([^;)]+)[;)]", above)
+        own = Counter(row["verdict"] for row in rows if row["sparse from"] == name)
+        assert sorted(told.split(", ")) == sorted(f"{n} {word}" for word, n in own.items())
     assert f"in {sum(high < 0 for high in highs)} the interval lies below nought" in above
     assert f"from {min(gaps):+.3f} [" in above and f" to {max(gaps):+.3f} [" in above
     ran, needed = ([int(one[n].replace(",", "")) for one in still if len(one) > n] for n in (0, 1))

@@ -299,7 +299,8 @@ def test_a_leaderboard_runs_to_its_page_and_lets_another_join(tmp_path: Path):
     assert "quest(page_size=25)" in told and "quest(page_size=5)" in told
     assert "faiss_sq(bits=8) reads 192 bytes a token, of 40.96" in told
     assert json.loads((out / "study.json").read_text())[LEADERBOARD] is True
-    assert (out / "figures" / "leaderboard-by-bytes-reference.png").exists()
+    shown = re.findall(r"\]\((figures/.*)\)", told)
+    assert shown and all((out / path).is_file() for path in shown)
     before = {path.name for path in (out / "accuracy").glob("*.parquet")}
     report = run_study(file, out=out, device="cpu", indexers=["sign()"])
     assert "sign()" in (out / "leaderboard.md").read_text()

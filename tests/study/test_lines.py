@@ -56,5 +56,8 @@ def test_a_page_of_blocks_holds_figures_and_markup_as_text(tmp_path: Path) -> No
     assert "&lt;script&gt;" in page and "a caption &lt;i&gt;" in page
     data = json.loads(page.split('id="figures">')[1].split("</script>")[0])
     assert list(data["figures"]) == ["one"] and len(data["tables"]) == 1
-    assert (tmp_path / "lines.md").read_text().startswith("# A title\n\n## Seen\n\n- <script>")
+    text = (tmp_path / "lines.md").read_text()
+    assert text.startswith("# A title\n\n## Seen\n\n- <script>")
+    (shown,) = re.findall(r"\]\((.*)\)", text)
+    assert (tmp_path / shown).is_file()
     assert {x.name for x in (tmp_path / "figures").iterdir()} == {"one.png", "one.svg"}
