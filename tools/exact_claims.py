@@ -37,11 +37,11 @@ DIGITS = 3
 EXACT_TOPK = ("exact-topk", "exact-topk-smollm2", "exact-topk-quick")
 
 
-def exact_equals() -> Answer:
-    """At 5 % of the keys and more, where the paper has both nearly level."""
+def exact_equals(sparse_from: str) -> Answer:
+    """At 5 % of the keys and more, where the paper has both nearly level; of one protocol."""
     names = there(*EXACT_TOPK) or there("smollm2", "fidelity-vs-accuracy")
-    made = exact_topk.verdicts(list(curves(*names)), MARGIN)
-    enough = [one for one in made if one.share >= 0.05]
+    own = [curve for curve in curves(*names) if curve.sparse_from == sparse_from]
+    enough = [one for one in exact_topk.verdicts(own, MARGIN) if one.share >= 0.05]
     words = {one.found.word for one in enough}
     verdict = NOT if WORSE in words else SUPPORTED if words == {EQUAL} else UNDECIDED
     if not enough:
@@ -57,13 +57,9 @@ def _of_exact(made: list[exact_topk.Verdict]) -> str:
     # As the table prints them: an end that rounds to nought does not lie beyond it.
     below = sum(round(float(one.gap.high), DIGITS) < 0 for one in found)
     above = sum(round(float(one.gap.low), DIGITS) > 0 for one in found)
-    by_protocol = "; ".join(
-        f"from the {name}: {tally(one.found.word for one in made if one.curve.sparse_from == name)}"
-        for name in sorted({one.curve.sparse_from for one in made})
-    )
     return (
-        f"Exact Top-k minus full attention, {len(made)} comparisons at a margin of {MARGIN:g}: {tally(one.word for one in found)} "
-        f"(sparse {by_protocol}). In {same} of them the two score the same; in {below} the interval lies below nought, in {above} "
+        f"Exact Top-k minus full attention, {len(made)} comparisons at a margin of {MARGIN:g}: {tally(one.word for one in found)}. "
+        f"In {same} of them the two score the same; in {below} the interval lies below nought, in {above} "
         f"above. The differences go from {_gap(low)} ({where(low.curve)}, {low.share:.1%} of the keys) to {_gap(high)}.{plans(found)}"
     )
 
