@@ -103,6 +103,7 @@ CASES: dict[str, Callable[[list[dict[str, Any]]], list[dict[str, Any]]]] = {
         for row in rows
     ],
     "full attention alone": lambda rows: [row for row in rows if row["indexer"] == DENSE],
+    "exact Top-k alone": lambda rows: [r for r in rows if r["indexer"] in (DENSE, "exact()")],
     "without full attention": lambda rows: [row for row in rows if row["indexer"] != DENSE],
     "without exact Top-k": lambda rows: [row for row in rows if row["indexer"] != "exact()"],
     "partial": lambda rows: [r for r in rows if r["indexer"] != "sign()" or r["haystack"] < 1],
@@ -111,6 +112,7 @@ SAID = {
     "one haystack": "[one haystack]",
     "all wrong": "no loss of 0.05 could show",
     "full attention alone": "No indexer was run: nothing is shown of any",
+    "exact Top-k alone": "exact Top-k shown as good as full attention",
     "without exact Top-k": "exact Top-k was not run at k = 32",
     "partial": "haystacks were left out, unfinished",
 }

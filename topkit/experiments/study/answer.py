@@ -69,7 +69,7 @@ class Answer:
     def _holds(self) -> str:
         margin, k, exact = f"{self.findings.margin:g}", self.budget, self.exact
         if not self.real:
-            return "no indexer was run: nothing is shown of any"
+            return self._enough() or "no indexer was run: nothing is shown of any"
         if exact is None:
             return f"nothing is shown: exact Top-k was not run at k = {k}, to which indexers are compared"
         if exact["accuracy"] is None:
@@ -105,14 +105,19 @@ class Answer:
             words.append(f"Full attention scores {said(of.accuracy[dense])}")
         if exact is not None:
             words.append(f"exact Top-k at k = {of.budget} {said(of.accuracy[exact])}")
-        held = self.enough
-        if dense is not None and of.exact:
-            within = f"(within {of.margin:g})"
-            words.append(
-                f"exact Top-k is shown as good as full attention {within} from k = {held} on" if held is not None
-                else f"at no k that was run is exact Top-k shown as good as full attention {within}"
-            )  # fmt: skip
+        if self.real and (told := self._enough()):
+            words.append(told)
         return "; ".join(words) + "." if words else ""
+
+    def _enough(self) -> str:
+        """From which k on exact Top-k is as good as full attention; "" where they are not compared."""
+        of, held = self.findings, self.enough
+        if of.curve.place(None) is None or not of.exact:
+            return ""
+        within = f"(within {of.margin:g})"
+        if held is not None:
+            return f"exact Top-k is shown as good as full attention {within} from k = {held} on"
+        return f"at no k that was run is exact Top-k shown as good as full attention {within}"
 
     @property
     def enough(self) -> Budget | None:
