@@ -6,7 +6,7 @@ A line of QUEUE is `GB|name|command`, with `name@1` for GPU 1 alone; lines may b
 their order, each on the GPU with the most room left (CUDA_VISIBLE_DEVICES), in one thread, and write FOLDER/name.txt;
 FOLDER/log.txt says when each began and how it ended. rooms: GB of each GPU; at most: processes, by default one a core.
 After --begin-until seconds none begins, at --end-at those that run are stopped. It ends with the last command, or, where
-a time is given for it, then.
+a time is given for it, then; with 1 if a line could not run, which the others do not wait for.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
-LOOK, PATIENCE = 0.4, 5.0  # seconds between looks; those that a stopped command has to end
+# Seconds between looks; those that a stopped command has to end; and those after which a line without its end is whole.
+LOOK, PATIENCE, SETTLED = 0.4, 5.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,22 @@ class Asked:
     gpu: int | None = None
 
     @classmethod
-    def of(cls, line: str) -> Asked:
-        parts = line.split("|", 2)
+    def of(cls, line: str, rooms: list[float]) -> Asked:
+        """Raises: ValueError for a line that no GPU, or not the one that it names, can ever run."""
         try:
-            room, (name, _, gpu) = float(parts[0]), parts[1].partition("@")
-            return cls(room, name, parts[2], int(gpu) if gpu else None)
-        except (ValueError, IndexError):
-            sys.exit(
+            room, name, command = line.split("|", 2)
+            name, _, gpu = name.partition("@")
+            asked = cls(float(room), name, command, int(gpu) if gpu else None)
+        except ValueError:
+            raise ValueError(
                 f"a line of the queue is GB|name|command, or GB|name@GPU|command; got {line!r}"
-            )
+            ) from None
+        if asked.gpu is not None and not 0 <= asked.gpu < len(rooms):
+            raise ValueError(f"{name} names GPU {gpu}; there are 0 to {len(rooms) - 1}")
+        most = max(rooms) if asked.gpu is None else rooms[asked.gpu]
+        if asked.room > most:
+            raise ValueError(f"{name} wants {asked.room:g} GB, and there are at most {most:g}")
+        return asked
 
 
 @dataclass
@@ -63,42 +72,85 @@ def place(asked: Asked, rooms: list[float], running: list[Running]) -> int | Non
 
 def main() -> None:
     given = arguments()
-    rooms = [float(room) for room in given.rooms.split(",")]
     given.logs.mkdir(parents=True, exist_ok=True)
-    began, taken, running = time.monotonic(), 0, list[Running]()
     with (given.logs / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
-
-        def say(text: str) -> None:
-            log.write(f"{time.monotonic() - began:8.1f} {text}, {len(running)} run\n")
-
+        queue = Queue(
+            given.queue, [float(room) for room in given.rooms.split(",")], given.logs, log
+        )
         while True:
-            now = time.monotonic() - began
-            for one in [one for one in running if one.process.poll() is not None]:
-                running.remove(one)
-                took = time.monotonic() - one.began
-                say(f"{one.asked.name} ended with {one.process.returncode} after {took:.0f} s")
+            queue.tell_ended()
+            now = queue.seconds
             if given.end_at is not None and now >= given.end_at:
-                say(f"stopped: {', '.join(one.asked.name for one in running) or 'none'}")
-                stop(running)
-                return
+                queue.say(
+                    f"stopped: {', '.join(one.asked.name for one in queue.running) or 'none'}"
+                )
+                stop(queue.running)
+                break
             late = given.begin_until is not None and now >= given.begin_until
-            lines = [line for line in given.queue.read_text().splitlines() if line.strip()]
-            while not late and taken < len(lines) and len(running) < given.at_most:
-                asked = Asked.of(lines[taken])
-                if asked.room > max(rooms):
-                    sys.exit(
-                        f"{asked.name} wants {asked.room:g} GB, and no GPU has more than {max(rooms):g}"
-                    )
-                gpu = place(asked, rooms, running)
-                if gpu is None:
-                    break
-                taken += 1
-                running.append(Running(asked, gpu, begun(asked, gpu, given.logs)))
-                say(f"{asked.name} began on GPU {gpu}")
+            if not late:
+                queue.begin(given.at_most)
             waits = given.end_at is not None or (given.begin_until is not None and not late)
-            if not running and (late or taken == len(lines)) and not waits:
-                return
+            if not queue.running and not waits and (late or queue.taken == len(queue.lines)):
+                break
             time.sleep(LOOK)
+    sys.exit(1 if queue.refused else 0)
+
+
+@dataclass
+class Queue:
+    """A queue's file, what of it was taken, and what runs. refused: lines that cannot run; others go on."""
+
+    path: Path
+    rooms: list[float]
+    logs: Path
+    log: TextIO
+    taken: int = 0
+    refused: int = 0
+    running: list[Running] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def lines(self) -> list[str]:
+        return [line for line in self.path.read_text().splitlines() if line.strip()]
+
+    @property
+    def left(self) -> list[str]:
+        """The lines that were not taken; the last one may be being written, and then has no end yet."""
+        fresh = time.time() - self.path.stat().st_mtime < SETTLED
+        unfinished = fresh and not self.path.read_text().endswith("\n")
+        return self.lines[self.taken : -1 if unfinished else None]
+
+    def say(self, text: str) -> None:
+        self.log.write(f"{self.seconds:8.1f} {text}, {len(self.running)} run\n")
+
+    def tell_ended(self) -> None:
+        for one in [one for one in self.running if one.process.poll() is not None]:
+            self.running.remove(one)
+            took = time.monotonic() - one.began
+            self.say(f"{one.asked.name} ended with {one.process.returncode} after {took:.0f} s")
+
+    def begin(self, at_most: int) -> None:
+        """Begin what has room, in the order of the queue."""
+        for line in self.left:
+            if len(self.running) >= at_most:
+                return
+            try:
+                asked = Asked.of(line, self.rooms)
+            except ValueError as error:
+                self.refused, self.taken = self.refused + 1, self.taken + 1
+                self.say(f"left out: {error}")
+                print(error, file=sys.stderr)
+                continue
+            gpu = place(asked, self.rooms, self.running)
+            if gpu is None:
+                return
+            self.taken += 1
+            self.running.append(Running(asked, gpu, begun(asked, gpu, self.logs)))
+            self.say(f"{asked.name} began on GPU {gpu}")
 
 
 def begun(asked: Asked, gpu: int, logs: Path) -> subprocess.Popen[bytes]:

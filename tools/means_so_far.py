@@ -17,12 +17,11 @@ from pathlib import Path
 
 from topkit.experiments.evaluate.condensed import keep_condensed
 from topkit.experiments.runs import manifest, run_file
-from topkit.experiments.study.course import SPLIT
 from topkit.experiments.study.law import read_law
 from topkit.experiments.study.law_rows import law_table
-from topkit.experiments.study.reading import STUDY, study_of
+from topkit.experiments.study.reading import SPLIT, STUDY, study_of
 
-KEPT = ("run.json", STUDY, "curve", f"{SPLIT}/run.json", f"{SPLIT}/curve")
+KEPT = (run_file.NAME, STUDY, "curve", f"{SPLIT}/{run_file.NAME}", f"{SPLIT}/curve")
 TABLES = ("accuracy", "fidelity")
 
 
@@ -66,7 +65,7 @@ def link(run: Path, to: Path) -> None:
         (to / table).mkdir(parents=True)
         for path in (run / table).glob(manifest.FILES):
             shutil.copy(path, to / table / path.name)
-    for name in ("run.json", STUDY):
+    for name in (run_file.NAME, STUDY):
         if (run / name).exists():
             shutil.copy(run / name, to / name)
     described = run_file.read(run)

@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 
 from topkit.experiments.evaluate.joined_means import CURVES, PART, keep_means, means_alone
 from topkit.experiments.runs import run_file
+from topkit.experiments.study.reading import SPLIT, STUDY
 
 BITS = 18
 # Of the split, whose own curve is kept as it is: it is small.
-BESIDE = ("run.json", "study.json", "heads")
+BESIDE = (run_file.NAME, STUDY, SPLIT)
 
 
 def main() -> None:

@@ -164,7 +164,7 @@ def test_a_window_that_fills_k_is_said_once():
     generator = torch.Generator().manual_seed(0)
     keys, queries = (torch.randn(1, 2, n, 8, generator=generator) for n in (40, 1))
     spec = "clusterkv(per_cluster=4, sink=5, update=4)"
-    with pytest.warns(UserWarning, match=r"its sinks and its window, 5 keys, fill k = 5, so that"):
+    with pytest.warns(UserWarning, match=r"its 5 forced keys fill k = 5, so that no cluster"):
         selected(spec, keys, queries, [40], 5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,10 +58,24 @@ def test_what_runs_at_the_end_is_stopped_with_what_it_began(tmp_path: Path) -> N
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-@pytest.mark.parametrize("line", ["1|a", "much|a|true", "1|a@x|true", "900|a|true"])
-def test_a_line_that_cannot_run_ends_the_queue_and_says_why(line: str, tmp_path: Path) -> None:
-    code, _, told = run(tmp_path, [line])
-    assert code == 1 and ("GB|name|command" in told or "no GPU has more than 138" in told)
+@pytest.mark.parametrize(
+    "line", ["1|a", "much|a|true", "1|a@x|true", "1|a@2|true", "900|a|true", "7|a@1|true"]
+)
+def test_a_line_that_cannot_run_is_told_and_the_others_run(line: str, tmp_path: Path) -> None:
+    code, log, told = run(tmp_path, [line, "1|b|true"], "--rooms", "8,6")
+    assert code == 1 and "b ended with 0" in log and "left out: " in log
+    assert any(why in told for why in ("GB|name|command", "at most 8", "at most 6", "GPU 2"))
+
+
+def test_a_line_that_is_being_written_waits_and_one_without_its_end_is_not_lost(
+    queue: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "queue"
+    path.write_text("1|a|true\n\n1|b|tr")
+    own = queue.Queue(path, [8.0], tmp_path, None)
+    assert own.left == ["1|a|true"] and len(own.lines) == 2
+    os.utime(path, (0, 0))
+    assert own.left == ["1|a|true", "1|b|tr"]
 
 
 def test_the_gpu_with_most_room_is_taken_and_a_named_one_is_kept_to(queue: Any) -> None:

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +24,7 @@ from topkit.indexers.clusters import (
     none,
     own_keys_first,
 )  # fmt: skip
+from topkit.indexers.forced import say_full
 from topkit.indexers.stated_cost import Cost, Shape
 from topkit.indexers.traits import Traits
 from topkit.kernels.compact import compact
@@ -174,8 +173,8 @@ class ClusteredIndex(Index):
 
     def select_many(self, queries: Tensor, ks: Sequence[int], step: Step) -> dict[int, Selection]:
         recipe = self.recipe
-        if self.clusters.count and min(ks) <= recipe.sink + recipe.window:
-            _say_full(recipe, min(ks))
+        if self.clusters.count and min(ks) <= (forced := recipe.sink + recipe.window):
+            say_full(recipe, forced, min(ks), "no cluster is chosen")
         return recipe.choose(self, queries, ks, step)
 
     def ranked(self, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,12 +209,3 @@ class ClusteredIndex(Index):
         members = min(k, clusters.members.shape[2])
         scored, read = there.mean(1), there.sum(1) * each + lists * members * 4
         return {"keys_scored": scored.expand(-1, count), "bytes_read": read.expand(-1, count)}
-
-
-@cache  # said once of each recipe and k
-def _say_full(recipe: Clustered, k: int) -> None:
-    warnings.warn(
-        f"{recipe}: its sinks and its window, {recipe.sink + recipe.window} keys, fill k = {k}, so that no cluster is "
-        "chosen; give a greater k, or a smaller window",
-        stacklevel=2,
-    )

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -15,6 +13,7 @@ from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.candidates import Candidates
 from topkit.indexers.checks import whole
 from topkit.indexers.combinator import Combinator, best_at
+from topkit.indexers.forced import say_full
 from topkit.indexers.traits import Traits, as_written
 from topkit.kernels.force_ends import ends_first, force_ends
 
@@ -73,7 +72,7 @@ class keep(Combinator):
         """The selection, the first and the newest keys in the places of its last."""
         count, width = chosen.indices.shape[-2:]
         if width <= self.sink + self.window and width < length:
-            _say_full(self, width)
+            say_full(self, self.sink + self.window, width, f"{self.base} chooses nothing")
         seen: dict[str, Any] = {"start": step.start, "stop": step.stop, "backend": step.backend}
         if step.at is None:
             device = chosen.indices.device
@@ -81,12 +80,3 @@ class keep(Combinator):
             seen |= {"stop": stop, "backend": "torch"}
         slots = ends_first(chosen.indices, width, self.sink, self.window, **seen)
         return replace(chosen, indices=slots)
-
-
-@cache  # said once of each recipe and k
-def _say_full(recipe: keep, k: int) -> None:
-    warnings.warn(
-        f"{recipe}: its {recipe.sink + recipe.window} forced keys fill k = {k}, so that {recipe.base} "
-        "chooses nothing; give a greater k, or a smaller sink and window",
-        stacklevel=2,
-    )

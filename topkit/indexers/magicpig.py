@@ -14,6 +14,7 @@ from topkit.errors import InputError
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.checks import flag, whole
 from topkit.indexers.exact import chosen_scores
+from topkit.indexers.forced import say_full
 from topkit.indexers.lsh import buckets, chance, collisions
 from topkit.indexers.mean_key import MeanIndex, mean_key
 from topkit.indexers.noise import noise
@@ -139,6 +140,8 @@ class PigIndex(MeanIndex):
     ) -> Selection:
         recipe, width, count = self._recipe, min(k, self.slots), queries.shape[2]
         both = min(width, recipe.sink + recipe.window)
+        if both == width < self.slots:
+            say_full(recipe, recipe.sink + recipe.window, k, "no key is sampled")
         kept = ends(step, self.slots, count, recipe.sink, recipe.window, both, queries.device)
         kept = kept.expand(*drawn.shape[:3], -1)
         room = width - (kept >= 0).sum(-1, keepdim=True)

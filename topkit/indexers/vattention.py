@@ -18,6 +18,7 @@ from topkit.indexers.base import Index, Indexer, Selection, Step
 from topkit.indexers.checks import share, whole
 from topkit.indexers.combinator import Combinator
 from topkit.indexers.exact import chosen_scores, exact
+from topkit.indexers.forced import say_full
 from topkit.indexers.noise import noise
 from topkit.indexers.sampled import others, sampled
 from topkit.indexers.stated_cost import Cost, Shape, least
@@ -133,6 +134,8 @@ class vattention(Combinator):
         """Base's selection, and the ends with the best of the others [B, Hq, Tq, at most width]."""
         length, count = index.length, queries.shape[2]
         ends = self.sink + self.window
+        if ends >= width and width < length:
+            say_full(self, ends, width, "no other key is chosen")
         most = min(length, ends + math.ceil(self.heavy * length))
         proposal = index.select(queries, max(most, 1), step.given_to(self.base))
         slots = proposal.indices
