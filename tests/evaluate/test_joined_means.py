@@ -66,6 +66,34 @@ def test_a_haystack_of_two_runs_is_refused(
         topkit.merge(runs, tmp_path / "out")
 
 
+def test_other_cells_of_the_same_haystacks_are_joined_with_full_attention_once(
+    tmp_path: Path,
+) -> None:
+    one, two = kept(tmp_path / "a", ("a", 1, (0, 3))), kept(tmp_path / "b", ("b", 2, (0, 3)))
+    for name in ("haystacks", "heads"):
+        cells(two, name, {"sign()": "rabitq()", "shared(sign())": "shared(rabitq())"})
+    out = topkit.merge([one, two], tmp_path / "out")
+    assert topkit.verify(out).faults == ()
+    rows, first, second = (condensed(run)[0].to_pylist() for run in (out, one, two))
+    dense = [row for row in rows if row["indexer"] == "dense"]
+    assert dense == [row for row in first if row["indexer"] == "dense"]
+    apart = [row for row in first + second if row["indexer"] != "dense"]
+    assert sorted(rows, key=str) == sorted(dense + apart, key=str)
+
+
+def cells(run: Path, table: str, named: dict[str, str]) -> None:
+    """Give indexers of a table other names."""
+    folder, described = run / "curve" / table, run_file.read(run)
+    assert described is not None
+    rows = pq.read_table(folder / "rows.parquet")
+    names = [named.get(name, name) for name in rows["indexer"].to_pylist()]
+    place = rows.column_names.index("indexer")
+    shutil.rmtree(folder)
+    write_part(
+        folder, "rows", rows.set_column(place, "indexer", pa.array(names)), run=described["id"]
+    )
+
+
 def law_beside(run: Path, law: bytes, rows: Any = None) -> Path:
     if rows is None:
         rows = pq.read_table(run / "curve" / "haystacks").select(HAYSTACK)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from topkit.errors import InputError
 from topkit.experiments.evaluate.haystack_means import HAYSTACK, HEAD, OF_HEADS
+from topkit.experiments.runs.cells import DENSE
 from topkit.experiments.runs.folder_files import TABLES
 from topkit.experiments.runs.group_sums import GroupSums
 from topkit.experiments.runs.parts import write_part
@@ -39,8 +40,9 @@ def means_alone(run: Path) -> bool:
 def joined_means(runs: Sequence[Path]) -> dict[str, pa.Table]:
     """The tables of several runs as those of one, each haystack once.
 
-    Of heads, which are means over haystacks, recall and mass are weighted by how many rows they are of; hit, w and
-    ws are left out where several runs have them of a cell.
+    Cells of one haystack may be of several runs, each of which has full attention too: that of the first is kept. Of
+    heads, which are means over haystacks, recall and mass are weighted by how many rows they are of; hit, w and ws are
+    left out where several runs have them of a cell.
     Raises: InputError for a haystack that two runs have, a table that one of them lacks, and means of another law.
     """
     for name in CURVES:
@@ -51,6 +53,7 @@ def joined_means(runs: Sequence[Path]) -> dict[str, pa.Table]:
         tables = {run: pq.read_table(run / name / PART) for run in runs}
         about = _alike(name, tables)
         if name != HEADS:
+            tables = _full_attention_once(tables)
             _require_once(name, tables)
         several = [table.replace_schema_metadata() for table in tables.values()]
         table = _heads(several) if name == HEADS else _concatenated(several, HAYSTACK)
@@ -111,6 +114,17 @@ def _cell(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def _means(row: Mapping[str, Any]) -> dict[str, str]:
     """A row as text, in which NaN is NaN's equal, and what is not there is as what is null."""
     return {name: repr(value) for name, value in row.items() if value is not None}
+
+
+def _full_attention_once(tables: Mapping[Path, pa.Table]) -> dict[Path, pa.Table]:
+    seen, kept = set[tuple[Any, ...]](), dict[Path, pa.Table]()
+    for run, table in tables.items():
+        cells = list(map(_cell, table.select(HAYSTACK).to_pylist()))
+        dense = [cell[HAYSTACK.index("indexer")] == DENSE for cell in cells]
+        again = [d and cell in seen for d, cell in zip(dense, cells, strict=True)]
+        seen |= {cell for cell, d in zip(cells, dense, strict=True) if d}
+        kept[run] = table.filter(pa.array([not a for a in again], pa.bool_()))
+    return kept
 
 
 def _require_once(name: str, tables: Mapping[Path, pa.Table]) -> None:
