@@ -38,7 +38,7 @@ def each(
 ) -> list[Done]:
     """The results of `do` for all jobs, in as many threads as torch uses where the work is worth it.
 
-    FAISS keeps its number of threads per thread, so that the caller's does not change.
+    The caller's thread is one of them: to wake another takes as long as to link a key into a graph.
     """
     threads = min(torch.get_num_threads(), len(jobs))
     if threads < 2 or multiplications < WORTH * threads:
@@ -51,7 +51,10 @@ def each(
         for n in part:
             done[n] = do(jobs[n])
 
-    for future in [_pool(os.getpid()).submit(turn, part) for part in parts]:
+    others = [_pool(os.getpid()).submit(turn, part) for part in parts[1:]]
+    with one_thread(faiss):
+        turn(parts[0])
+    for future in others:
         future.result()
     return done
 
