@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import topkit
 from topkit.experiments.evaluate.condensed import keep_condensed
 from topkit.experiments.evaluate.haystack_means import HAYSTACK
+from topkit.experiments.runs.run_file import describe
 from two_tables import part
 
 
@@ -68,6 +70,22 @@ def test_what_is_missing_or_not_finite_stays_and_short_fractions_are_exact(
     assert third != 1 / 3 and abs(third * 3 - 1) < 4e-6
     assert np.isnan(found["x"][4].as_py()) and found["x"].slice(5, 2).to_pylist() == values[5:7]
     assert found["n"].equals(table["n"])
+
+
+def test_what_a_study_found_of_its_models_is_kept_to_five_digits(
+    rounded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    (run / "parts").mkdir(parents=True)
+    describe(run, {"kind": "entropy"})
+    found = {"arm": {"seed": 3}, "heads": [{"mass": [[1 / 3, 1e-9 / 7], [2.0, 123456.7]], "n": 8}]}
+    (run / "parts" / "a.json").write_text(json.dumps(found))
+    monkeypatch.setattr(sys, "argv", ["rounded.py", str(run), str(out)])
+    rounded.main()
+    kept = json.loads((out / "parts" / "a.json").read_text())
+    mass = [[0.33333, 1.4286e-10], [2.0, 123460.0]]
+    assert kept == {"arm": {"seed": 3}, "heads": [{"mass": mass, "n": 8}]}
+    assert (out / "run.json").read_bytes() == (run / "run.json").read_bytes()
 
 
 def test_a_run_with_rows_and_a_folder_that_is_there_are_refused(
