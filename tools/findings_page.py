@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from front_page import ONE_MODEL, ORACLES, found, of_two_models, place_of
+from front_page import BOOKS, ONE_MODEL, ORACLES, RULER, found, of_two_models, place_of
 
 from topkit.cli.listing import markdown
 from topkit.experiments.study.findings import Findings
@@ -21,8 +21,8 @@ ORDER = {GOOD: "as good", UNDECIDED: "undecided", WORSE: "worse"}
 
 
 def smollm2() -> str:
-    """What each length shows, exact Top-k by k, and the indexers against it."""
-    lengths = found(ONE_MODEL)
+    """What each length and RULER's task show, exact Top-k by k, the indexers against it; what running text loses."""
+    lengths = [*found(ONE_MODEL), *found(RULER)]
     parts = [told(one) for one in lengths]
     parts += ["**Exact Top-k by the number of keys**", markdown(_exact_by_k(lengths))]
     first = lengths[0]
@@ -33,8 +33,34 @@ def smollm2() -> str:
         *_against_exact(lengths),
         "**The same indexers at other k**",
         markdown(_other_budgets(lengths)),
+        *_running_text(),
     ]
     return "\n\n".join(parts)
+
+
+def _running_text() -> list[str]:
+    """What each indexer at the first budget costs in nats a token, least first."""
+    (one,) = found(BOOKS)
+    curve, more = one.curve, one.nll_to_dense
+    if more is None:
+        return []
+    places = curve.where("real", "control", budget=curve.budget)
+    exact = curve.place(EXACT, curve.budget)
+    places = sorted({*places, *([] if exact is None else [exact])}, key=lambda at: more.value[at])
+    lines = [
+        {
+            "indexer": f"`{name_of(curve.cells[at])}`",
+            "NLL minus full attention's": said(more[at], digits=3, signed=True),
+            "KL": f"{one.losses['kl'].value[at]:.3f}",
+            **{name: f"{curve.mean(name)[at]:.2f}" for name in ("recall", "mass")},
+        }
+        for at in places
+    ]
+    words = (
+        f"**Running text**: 64 tokens of a book behind {curve.length:,}, {len(curve.haystacks)} texts; nats a token at "
+        f"k = {curve.budget}, each with its 95 % interval over texts."
+    )
+    return [words, markdown(lines)]
 
 
 def _exact_by_k(lengths: Sequence[Findings]) -> list[dict[str, str]]:
@@ -161,7 +187,8 @@ def _bullets(sentences: Iterable[str], names: Iterable[str]) -> list[str]:
 
 
 def _tokens(one: Findings) -> str:
-    return f"{one.curve.length:,} tokens"
+    ruler = "RULER, " if one.curve.task.startswith("ruler") else ""
+    return f"{ruler}{one.curve.length:,} tokens"
 
 
 def _verdict(one: Findings, place: int) -> tuple[str, float]:

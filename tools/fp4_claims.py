@@ -64,7 +64,7 @@ def _published() -> list[Block]:
 
 def _compared() -> Iterator[tuple[Curve, int, int, Equality]]:
     """Curves that have keys of 4 bits and of 8 at their budget, with the places of both."""
-    for curve in curves("fidelity-vs-accuracy", "smollm2"):
+    for curve in curves("fidelity-vs-accuracy", "smollm2", "smollm2-ruler"):
         eight, four = (
             curve.place(parse(f"quantized(dtype='{t}')"), curve.budget)
             for t in ("fp8_e4m3", "int4")

@@ -37,6 +37,7 @@ from topkit.indexers.spec import parse
 
 RESULTS = Path(__file__).parents[1] / "results"
 ONE_MODEL, TWO_MODELS, ORACLES = "smollm2", "carry-over-quick", "fidelity-vs-accuracy"
+RULER, BOOKS = "smollm2-ruler", "smollm2-books"
 EXACT_TOPK, BUNDLED_EXACT_TOPK = "exact-topk-smollm2", "exact-topk"
 
 

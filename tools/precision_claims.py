@@ -89,7 +89,7 @@ def _of_gains(made: Sequence[tuple[Curve, dict[Manner, Interval]]]) -> str:
 
 def rises_over_methods() -> Answer:
     """Whether accuracy rises with recall from one family of real indexers to the next, and what predicts it."""
-    names = there(*PRECISION, "smollm2", "fidelity-vs-accuracy")
+    names = there(*PRECISION, "smollm2", "smollm2-ruler", "fidelity-vs-accuracy")
     trends, errors = list[str](), list[dict[str, Interval]]()
     rows = list[tuple[Curve, list[str]]]()
     for curve in curves(*names):
