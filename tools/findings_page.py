@@ -44,9 +44,11 @@ def _running_text() -> list[str]:
     curve, more = one.curve, one.nll_to_dense
     if more is None:
         return []
-    places = curve.where("real", "control", budget=curve.budget)
-    exact = curve.place(EXACT, curve.budget)
-    places = sorted({*places, *([] if exact is None else [exact])}, key=lambda at: more.value[at])
+    places = [
+        *curve.where("real", "control", budget=curve.budget),
+        place_of(curve, EXACT, curve.budget),
+    ]
+    places.sort(key=lambda at: float(more.value[at]))
     lines = [
         {
             "indexer": f"`{name_of(curve.cells[at])}`",

@@ -20,6 +20,7 @@ from committed import command_of
 from exact_claims import DIGITS
 from law_claims import law_runs
 from papers.table import rows as of_papers
+from trained_claims import entropy_in_short, sft_in_short
 
 from topkit.cli.listing import markdown
 from topkit.experiments.study import exact_topk
@@ -39,6 +40,8 @@ RESULTS = Path(__file__).parents[1] / "results"
 ONE_MODEL, TWO_MODELS, ORACLES = "smollm2", "carry-over-quick", "fidelity-vs-accuracy"
 RULER, BOOKS = "smollm2-ruler", "smollm2-books"
 EXACT_TOPK, BUNDLED_EXACT_TOPK = "exact-topk-smollm2", "exact-topk"
+HELPS = "Training with Top-k attention (SFT) helps at small k."
+LOWERS = "That training lowers the entropy of attention."
 
 
 @cache
@@ -80,8 +83,8 @@ def paper_claims() -> str:
         ),
         _lightning(),
         _heads(),
-        _as_claimed("Training with Top-k attention (SFT) helps at small k.", trained),
-        _as_claimed("That training lowers the entropy of attention.", entropy),
+        _as_claimed(HELPS, trained, sft_in_short(), "topk-sft"),
+        _as_claimed(LOWERS, entropy, entropy_in_short(), "entropy"),
     ]
     heads = ("the paper", "command", "here")
     return markdown([dict(zip(heads, line, strict=True)) for line in lines])

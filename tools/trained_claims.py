@@ -33,6 +33,45 @@ def entropy_falls() -> Answer:
     return _answer("entropy", _of_entropy, _entropy_gaps, -1)
 
 
+def sft_in_short() -> str:
+    """Where training through Top-k helps most, of all tasks, ratios and k at which it is shown to."""
+    pairs = [(start, one) for start in _found("topk-sft") for one in besides(start)]
+    shown = [
+        (float(one.tested.gap.value[at]), at, start, one)
+        for start, one in pairs
+        for at in map(one.cells.index, one.better)
+    ]
+    if not shown:
+        return ""
+    _, at, start, one = max(shown, key=lambda told: told[0])
+    worse = sum(len(one.worse) for _, one in pairs)
+    words = tally((one.word for _, one in pairs), "{word} in {count}")
+    return (
+        f"decoded at its own ratio it is {words} of {len(pairs)} pairs; over their sweeps it is shown to help at {len(shown)} k, to "
+        f"harm at {worse or 'none'}: most with {one.cells[at]} of the keys, where {start.name} trained at {one.ratio} answers "
+        f"{one.ours[at]:.2f} of {one.title.split(',')[0]}, trained densely {one.dense[at]:.2f} "
+        f"({topk_sft.words(one.tested.gap[at])}, {one.tested.units}; [results](docs/findings.md#training-through-top-k))."
+    )
+
+
+def entropy_in_short() -> str:
+    """What training through Top-k adds to the entropy, beside dense training."""
+    made = [gap for start in _found("entropy") for gap in _entropy_gaps(start)]
+    if not made:
+        return ""
+    return (
+        f"full attention has {span((float(gap.value) for gap in made), '+.2f')} nats after it, beside dense training: "
+        f"{tally(map(_word, made), '{word} in {count}')} of {len(made)} pairs ([results](docs/findings.md#training-through-top-k))."
+    )
+
+
+def _found(study: str) -> list[Start]:
+    names = there(study) or there(f"{study}-quick")
+    return [
+        one for name in names for one in starts(RESULTS / name, study_of(RESULTS / name / STUDY))
+    ]
+
+
 def _answer(
     study: str,
     told: Callable[[Sequence[Start]], list[Block]],
@@ -40,10 +79,7 @@ def _answer(
     sign: int,
 ) -> Answer:
     """Supported where every interval lies on the claimed side of nought; not, where one lies on the other."""
-    names = there(study) or there(f"{study}-quick")
-    found = [
-        one for name in names for one in starts(RESULTS / name, study_of(RESULTS / name / STUDY))
-    ]
+    names, found = there(study) or there(f"{study}-quick"), _found(study)
     made = [gap for start in found for gap in differences(start)]
     lows = [float(min(sign * gap.low, sign * gap.high)) for gap in made]
     highs = [float(max(sign * gap.low, sign * gap.high)) for gap in made]
