@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import torch
@@ -45,6 +46,14 @@ def interpreted() -> bool:
 def has_pdl(device: torch.device) -> bool:
     """Whether a GPU has programmatic dependent launch: since Hopper."""
     return not interpreted() and capability(device) >= (9, 0)
+
+
+@cache
+def has_gluon(device: torch.device) -> bool:
+    """Whether kernels in Gluon run on a GPU: they are for Hopper, and since Triton 3.6 has what they say."""
+    if interpreted() or capability(device)[0] != 9:
+        return False
+    return tuple(map(int, version("triton").split(".")[:2])) >= (3, 6)
 
 
 @cache
