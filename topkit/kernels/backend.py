@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from importlib.metadata import version
 from importlib.util import find_spec
 
 import torch
@@ -53,7 +52,9 @@ def has_gluon(device: torch.device) -> bool:
     """Whether kernels in Gluon run on a GPU: they are for Hopper, and since Triton 3.6 has what they say."""
     if interpreted() or capability(device)[0] != 9:
         return False
-    return tuple(map(int, version("triton").split(".")[:2])) >= (3, 6)
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
 
 
 @cache
