@@ -4,7 +4,8 @@
 
 On a GPU: microseconds, shares of copy bandwidth, microseconds at first, before a GPU that reaches the limit of its power
 slows down, and how far scores lie from the present kernel's, of the largest; what leaves a stage out scores something
-else. A new form of a stage is tried here before it replaces the old one, and one of the whole kernel (tools/overlapped.py).
+else. A new form of a stage is tried here before it replaces the old one. On Hopper the kernel in Gluon
+(topkit.kernels.score.hopper) is timed first; the stages are those of the kernel of other GPUs.
 """
 
 # A kernel's values are not what Python, and pyright, take them for.
@@ -31,12 +32,12 @@ from topkit.experiments.bench import formulas
 from topkit.experiments.bench.codes import random_codes, random_queries, scores
 from topkit.experiments.bench.scale import Scale
 from topkit.experiments.bench.session import Session
-from topkit.kernels.backend import capability, interpreted
+from topkit.kernels import score as scoring
+from topkit.kernels.backend import has_gluon, interpreted
 from topkit.kernels.score import fp4_fields, gated_sum, triton_impl
 from topkit.kernels.score.layout import Config
 
 KIND = "mxfp4"
-HOPPER = 9
 NOW = triton_impl.CONFIGS[f"lightning {KIND}"]
 
 
@@ -133,7 +134,7 @@ def main() -> None:
         lambda one=one: scores(one, queries, "triton") for one in sets
     ]
     want = calls[0]()
-    own = {name: getattr(triton_impl, name) for name in ("fields", "gated_sum", "score_codes")}
+    own = {name: getattr(triton_impl, name) for name in ("fields", "gated_sum")}
 
     def tried(told: str) -> None:
         try:
@@ -150,17 +151,15 @@ def main() -> None:
             flush=True,
         )
 
+    if not given.tiny and has_gluon(device):
+        tried("in Gluon")
+        scoring.has_gluon = lambda device: False
     name = f"lightning {KIND}"
     for told, parts in FORMS.items():
         wide = parts.get("gated_sum") in WIDE
         triton_impl.CONFIGS[name] = replace(NOW, registers=128) if wide else NOW
         use(own | parts)
         tried(told)
-    if not given.tiny and capability(device)[0] == HOPPER:
-        from overlapped import score_codes
-
-        use(own | {"score_codes": score_codes})
-        tried("overlapped")
     use(own)
     if not given.tiny:
         for field, values in CONFIGS.items():

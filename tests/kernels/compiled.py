@@ -209,6 +209,13 @@ def lightning(dtype: str) -> Callable[[], None]:
         gates = torch.randn(1, 1, 64)
         args = score.of_lightning(queries, keys, gates, query_scale, key_scale)
         score.score_codes(*args, None, None)
+        if backend.has_gluon(keys.device):
+            from topkit.kernels.score import hopper
+
+            hopper.multiprocessors = backend.multiprocessors
+            if hopper.takes(*args):
+                for seen in ((None, None), (torch.tensor([7]), torch.tensor([[900]]))):
+                    hopper.score(args[0], *seen)
         if dtype in fp4.BLOCK:  # heads at places that are no multiples of what a thread reads
             odd = torch.nn.functional.pad(queries, (0, 3))[..., :-3]
             score.of_lightning(odd, keys, gates, query_scale, key_scale)

@@ -15,7 +15,7 @@ import torch
 
 from topkit.errors import InputError
 from topkit.kernels import backend
-from topkit.kernels.backend import LEAST, LEAST_FP8, has_pdl, resolve
+from topkit.kernels.backend import LEAST, LEAST_FP8, has_gluon, has_pdl, resolve
 from topkit.kernels.score.boundary import least_capability
 
 # A machine of several GPUs: Volta, Ampere, Ada, Hopper, Blackwell.
@@ -28,10 +28,10 @@ def mixed(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: GPUS[device.index])
     monkeypatch.setattr(backend, "interpreted", lambda: False)
     monkeypatch.setattr(backend, "_installed", lambda: True)
-    for cached in (has_pdl, backend.capability):
+    for cached in (has_pdl, has_gluon, backend.capability):
         cached.cache_clear()
     yield [SimpleNamespace(is_cuda=True, device=torch.device("cuda", i)) for i in range(len(GPUS))]
-    for cached in (has_pdl, backend.capability):
+    for cached in (has_pdl, has_gluon, backend.capability):
         cached.cache_clear()
 
 
@@ -45,6 +45,16 @@ def test_each_tensor_is_judged_by_its_own_gpu(mixed: Any, order: int) -> None:
         resolve("triton", mixed[1], None, LEAST_FP8)
     with pytest.raises(InputError, match=r"compute capability 8.0 or more; cuda:0 has 7.0"):
         resolve("triton", mixed[0])
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"), [("3.5.1", False), ("3.6.0", True), ("3.10.0+git", True), ("4.0.0", True)]
+)
+def test_gluon_is_for_hopper(
+    mixed: Any, monkeypatch: pytest.MonkeyPatch, there: str, taken: bool
+) -> None:
+    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", there)
+    assert [has_gluon(x.device) for x in mixed] == [False, False, False, taken, False]
 
 
 def test_rocm_has_no_kernels(mixed: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from device import CUDA, DEVICE, gpu
 from topkit.errors import InputError
 from topkit.kernels import fp4
+from topkit.kernels.backend import has_gluon
 from topkit.kernels.codes import hadamard_rotate, scales_stored
 from topkit.kernels.quantize_append import quantize_append
 from topkit.kernels.score import score_codes, score_lightning
@@ -511,6 +512,34 @@ def test_every_form_of_lightning(dtype, dim, heads):
         given = lightning(dtype, heads, dim, length=length)
         want = slow_lightning(**given, dtype=dtype)
         assert error(score_lightning(**given, backend="triton"), want) <= GATED[dtype]
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("one_row", [False, True])
+@pytest.mark.parametrize("window", [False, True])
+@pytest.mark.parametrize("length", [128, 129, 1000, 5003, 500_001])
+def test_hopper_scores_as_other_gpus_do(monkeypatch, length, window, one_row):
+    """Bit for bit, with scales of all sizes, the largest codes, and NaN."""
+    device = torch.device(DEVICE)
+    if not has_gluon(device):
+        pytest.skip("has no kernels in Gluon")
+    given = lightning("mxfp4", 64, 128, length=length, one_row=one_row)
+    scale = given["key_scale"]
+    scale[:, :, 3::7, 1] -= 9
+    scale[:, :, 5::11] //= 2
+    scale[:, :, 17::100, 2] = 255
+    scale[:, :, 18::100] = 0
+    given["keys"][:, :, 20::50] = 0x77
+    given["gates"][1, 1, 5] = math.nan
+    if not window:
+        given |= {"start": None, "stop": None}
+    found = score_lightning(**given, backend="triton")
+    monkeypatch.setattr("topkit.kernels.score.has_gluon", lambda device: False)
+    want = score_lightning(**given, backend="triton")
+    assert torch.equal(found.isnan(), want.isnan())
+    assert torch.equal(found[~want.isnan()], want[~want.isnan()])
+    assert want.isnan().any() and not want.isnan().all()
 
 
 @gpu

@@ -48,6 +48,16 @@ def has_pdl(device: torch.device) -> bool:
 
 
 @cache
+def has_gluon(device: torch.device) -> bool:
+    """Whether kernels in Gluon run on a GPU: they are for Hopper, and since Triton 3.6 has what they say."""
+    if interpreted() or capability(device)[0] != 9:
+        return False
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
+
+
+@cache
 def multiprocessors(device: torch.device) -> int:
     """Of a GPU; a few in Triton's interpreter."""
     return 4 if interpreted() else torch.cuda.get_device_properties(device).multi_processor_count

@@ -7,7 +7,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from topkit.kernels import checks, fp4
-from topkit.kernels.backend import resolve
+from topkit.kernels.backend import has_gluon, resolve
 from topkit.kernels.score import boundary, reference
 from topkit.kernels.score.reference import score
 
@@ -83,4 +83,9 @@ def score_lightning(
     from topkit.kernels.score import triton_impl
 
     source, layout = triton_impl.of_lightning(queries, keys, gates, query_scale, key_scale)
+    if has_gluon(keys.device):
+        from topkit.kernels.score import hopper
+
+        if hopper.takes(source, layout):
+            return hopper.score(source, start, stop)
     return triton_impl.score_codes(source, layout, start, stop)

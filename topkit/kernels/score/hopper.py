@@ -1,16 +1,15 @@
 """Lightning's mxfp4 keys scored by a kernel in Gluon, which says itself when it waits for products.
 
-Half a tile is unpacked while the other half is multiplied, no thread waits for another one's memory, and tiles are
-brought into L2 before they are read. For Hopper; 64 heads, 128 dimensions, and 128 keys or more. Scores are those of
-topkit.kernels.score.triton_impl, bit for bit. Timed by tools/stages.py.
+Half a tile is unpacked while the other half is multiplied, and no thread waits for another one's memory. Programs go
+through the keys side by side; the last eighth is left to programs of few tiles, which begin where others have ended.
+For Hopper; 64 heads, 128 dimensions, and 128 keys or more. Scores are those of topkit.kernels.score.triton_impl, bit
+for bit.
 """
 
 # A kernel's values are not what Python, and pyright, take them for.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false, reportOptionalOperand=false
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
@@ -19,6 +18,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 
+from topkit.kernels.backend import multiprocessors
+from topkit.kernels.checks import MOST_BLOCKS
 from topkit.kernels.pdl import wait_then_launch
 from topkit.kernels.score.fp4_fields import (
     LOOKED_UP,
@@ -29,15 +30,15 @@ from topkit.kernels.score.fp4_fields import (
     UPPER,
 )
 from topkit.kernels.score.layout import Config, Layout, Source
-from topkit.kernels.score.triton_impl import multiprocessors, seen, window
+from topkit.kernels.score.triton_impl import seen, window
 
 HEADS, DIM, ROWS = gl.constexpr(64), gl.constexpr(128), gl.constexpr(128)
 LAYOUT = Layout("mxfp4", DIM.value, HEADS.value, "sum", gated=True)
 ROOM = gl.constexpr(LAYOUT.room)
 # Five programs fit into the registers of a multiprocessor; of a million keys each takes a hundred tiles.
 CONFIG = Config(ROWS.value, 128, 4, 1, None, 5)
-# Tiles between the one that is scored and the one that is brought into L2.
-AHEAD = gl.constexpr(2)
+# Of the tiles, the share that is left to later programs, and how many times as many these are as the first.
+LEFT, LATER = 1 / 8, 2
 # Triton 3.7 has another name for it.
 barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 
@@ -73,30 +74,22 @@ COLUMNS = gl.constexpr(gl.BlockedLayout([1, 16], [4, 8], [4, 1], [1, 0]))
 
 # The same of words, each of which is given four times, as its outputs are bytes.
 OF_WORDS = gl.constexpr(LOOKED_UP.value.replace("$7", "$10").replace("$3", "$6"))
+# Both halves of a word: the largest of its bytes.
 LARGEST = gl.constexpr("""{
     .reg .b32 a, b;
     prmt.b32 a, $1, 0, 0x4240;
     prmt.b32 b, $1, 0, 0x4341;
     max.u16x2 a, a, b;
-    shr.u32 b, a, 16;
-    and.b32 a, a, 0xffff;
-    max.u32 $0, a, b;
+    prmt.b32 b, a, 0, 0x1032;
+    max.u16x2 $0, a, b;
 }""")
+NAN = gl.constexpr(0x00FF00FF)
 # What each of four lanes has.
 OF_FOUR = gl.constexpr(
     "".join(f"shfl.sync.idx.b32 ${lane}, $4, {lane}, 0x1c1f, 0xffffffff;" for lane in range(4))
 )
 OF_FIRST = gl.constexpr("shfl.sync.idx.b32 $0, $1, 0, 0x1c1f, 0xffffffff;")
 BYTE = gl.constexpr("prmt.b32 $0, $1, 0, $2;")
-TILE_INTO_L2 = gl.constexpr("""{
-    .reg .pred first;
-    .reg .b32 thread;
-    mov.u32 thread, %tid.x;
-    setp.eq.u32 first, thread, 0;
-    @first cp.async.bulk.prefetch.L2.global [$1], 8192;
-    mov.u32 $0, 0;
-}""")
-INTO_L2 = gl.constexpr("prefetch.global.L2 [$1]; mov.u32 $0, 0;")
 
 
 @gluon.jit
@@ -110,21 +103,12 @@ def half_of(codes, row, HALF: gl.constexpr):
 
 
 @gluon.jit
-def into_l2(codes, words, row):
-    own = gl.arange(0, ROWS, OWN)
-    at = (codes + row.to(gl.int64) * 64).to(gl.int64) + 0 * own
-    gl.inline_asm_elementwise(TILE_INTO_L2, "=r,l", [at], dtype=gl.int32, is_pure=False, pack=1)
-    at = (words + row).to(gl.int64) + 4 * own
-    gl.inline_asm_elementwise(INTO_L2, "=r,l", [at], dtype=gl.int32, is_pure=False, pack=1)
-
-
-@gluon.jit
 def below_largest(word):
-    """The largest of a row's four scales, and how far each block is below it, of the rows that four lanes have."""
+    """The largest of a row's four scales, twice, and how far each block is below it, of the rows that four lanes have."""
     largest = gl.inline_asm_elementwise(
         LARGEST, "=r,r", [word], dtype=gl.int32, is_pure=True, pack=1
     )
-    below = largest * 0x01010101 - word
+    below = largest * 0x0101 - word
     return largest, gl.inline_asm_elementwise(
         OF_FOUR, "=&r,=&r,=&r,=&r,r", [below],
         dtype=(gl.int32, gl.int32, gl.int32, gl.int32), is_pure=True, pack=1,
@@ -207,30 +191,34 @@ def prepared(columns, units):
     return held.permute((1, 0)), digits, shared
 
 
-@gluon.jit
-def _score(source, start, stop, out, by, length):
-    wait_then_launch()
+# Tiles change with the length; a kernel for each would be compiled amid decoding.
+@gluon.jit(do_not_specialize=["tiles", "left"])
+def _score_tiles(source, start, stop, out, by, length, rows, tiles, left):
     columns, columns_by, codes, codes_by, words, words_by, units, units_by, _, _ = source
-    batch, query = gl.program_id(1).to(gl.int64), gl.program_id(2).to(gl.int64)
+    turn = gl.program_id(1) // rows
+    batch, query = (gl.program_id(1) % rows).to(gl.int64), gl.program_id(2).to(gl.int64)
     columns += batch * columns_by[0] + query * columns_by[2]
     units += batch * units_by[0] + query * units_by[2]
     codes += batch * codes_by[0]
     words += batch * words_by[0]
     out += batch * by[0] + query * by[2]
+    begin, step, beyond = gl.program_id(0), gl.num_programs(0), tiles - left
+    if turn > 0:
+        begin += beyond + (turn - 1) * step
+        step *= gl.num_programs(1) // rows - 1
+        beyond = tiles
     own = gl.arange(0, ROWS, OWN)
     # The last tile ends with the keys, and scores some of the one before again.
     last = length - ROWS
-    begin, step = gl.program_id(0), gl.num_programs(0)
     row = gl.minimum(begin * ROWS, last)
+    # Keys are on their way while queries are made ready.
     x0, x1 = half_of(codes, row, 0), half_of(codes, row, 1)
     word = gl.load(words + row + own)
-    for n in gl.static_range(1, AHEAD):
-        into_l2(codes, words, gl.minimum((begin + n * step) * ROWS, last))
+    wait_then_launch()
     first, end = seen(start, stop, batch, query, length)
     columns, digits, shared = prepared(columns, units)
-    for tile in range(begin, gl.cdiv(length, ROWS), step):
+    for tile in range(begin, beyond, step):
         following = gl.minimum((tile + step) * ROWS, last)
-        into_l2(codes, words, gl.minimum((tile + AHEAD * step) * ROWS, last))
         largest, below = below_largest(word)
         word = gl.load(words + following + own)
         x = operands(x0, below[0], below[1])
@@ -241,33 +229,37 @@ def _score(source, start, stop, out, by, length):
         products1 = multiply(x, columns)
         y0 = sums(hopper.warpgroup_mma_wait(1, [products0]), digits)
         y1 = sums(hopper.warpgroup_mma_wait(0, [products1]), digits)
-        scale = gl.where(largest == 255, 0x7FC00000, largest << 23).to(gl.float32, bitcast=True)
+        scale = gl.where(largest == NAN, 0x7FC00000, largest << 23).to(gl.float32, bitcast=True)
         scores = own_rows(y0, y1) * (scale * shared)
         slot = row + own
-        visible = (slot >= first) & (slot < end)
-        gl.store(out + slot, gl.where(visible, scores, float("-inf")))
+        if start is not None or stop is not None:
+            visible = (slot >= first) & (slot < end)
+            scores = gl.where(visible, scores, float("-inf"))
+        gl.store(out + slot, scores)
         row = following
 
 
-def score_codes(
-    source: Source,
-    layout: Layout,
-    start: Tensor | None,
-    stop: Tensor | None,
-    config: Config | None = None,
-) -> Tensor:
+def takes(source: Source, layout: Layout) -> bool:
+    """Whether keys and heads are those that the kernel is for."""
+    return layout == LAYOUT and source.codes.shape[2] >= ROWS.value
+
+
+def score(source: Source, start: Tensor | None, stop: Tensor | None) -> Tensor:
     """As topkit.kernels.score.triton_impl.score_codes."""
     codes, count = source.codes, source.queries.shape[2]
     rows, _, length, _ = codes.shape
-    if layout != LAYOUT or length < ROWS.value:
-        raise SystemExit(f"needs {LAYOUT} and {ROWS.value} keys; got {layout} and {length}")
     out = codes.new_empty(rows, 1, count, length, dtype=torch.float32)
-    config = config or CONFIG
+    if out.numel() == 0:
+        return out
     tiles = triton.cdiv(length, ROWS.value)
-    each = config.share(tiles, rows * count, multiprocessors(codes.device))
-    grid: Any = (triton.cdiv(tiles, each), rows, count)
-    _score[grid](
-        source.packed(), *window(start, stop), out, out.stride(), length,
-        num_warps=config.warps, launch_pdl=True,
-    )  # fmt: skip
+    programs = triton.cdiv(tiles, CONFIG.share(tiles, rows * count, multiprocessors(codes.device)))
+    left = int(tiles * LEFT) // (programs * LATER) * programs * LATER
+    if rows * (1 + LATER) > MOST_BLOCKS:
+        left = 0
+    turns = 1 + LATER if left else 1
+    with torch.cuda.device_of(codes):  # Triton launches on the current device
+        _score_tiles[(programs, rows * turns, count)](
+            source.packed(), *window(start, stop), out, out.stride(), length, rows, tiles, left,
+            num_warps=CONFIG.warps, launch_pdl=True,
+        )  # fmt: skip
     return out
