@@ -174,7 +174,10 @@ def _count(answers: Sequence[tuple[float, int]]) -> str:
 
 
 def _rare_loss() -> Answer:
-    names, rows = there("fidelity-vs-accuracy", "smollm2", "smollm2-ruler"), list[tuple[Curve, list[str]]]()
+    names, rows = (
+        there("fidelity-vs-accuracy", "smollm2", "smollm2-ruler"),
+        list[tuple[Curve, list[str]]](),
+    )
     for curve in curves(*names):
         place = curve.place(parse("degraded(0.95)"))
         exact = None if place is None else curve.place(EXACT, curve.cells[place].budget)

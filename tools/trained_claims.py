@@ -75,11 +75,12 @@ def _of_sft(found: Sequence[Start]) -> list[Block]:
     blocks = list[Block]()
     if beside:
         made = [one for _, one in beside]
-        gaps = span((float(one.tested.gap.value[one.at]) for one in made), "+.2f")
+        gaps = span((float(one.tested.gap.value[one.at]) for one in made), "+.3f")
         words = (
             "Trained through Top-k beside trained by full attention, both decoded at the ratio of the former: "
             f"{tally((one.word for one in made), '{word} in {count}')} of {len(made)} pairs, by {gaps}. At some k of the sweep "
             f"{sum(bool(one.better) for one in made)} are shown to be better and {sum(bool(one.worse) for one in made)} worse."
+            f"{largest(made)}"
         )
         blocks += table(words, BESIDE, [_beside(*one) for one in beside])
     if moved:
@@ -92,14 +93,27 @@ def _of_sft(found: Sequence[Start]) -> list[Block]:
     return blocks
 
 
+def largest(made: Sequence[Beside]) -> str:
+    """A sentence on the largest gain of the sweep that is shown; "" where none is."""
+    shown = [(one, one.cells.index(k)) for one in made for k in one.better]
+    if not shown:
+        return ""
+    one, at = max(shown, key=lambda gain: float(gain[0].tested.gap.value[gain[1]]))
+    return (
+        f" The largest gain that is shown is at {one.cells[at]} of the keys, on {one.title.rpartition(', ')[0]} after training at "
+        f"{one.ratio}: {one.ours[at]:.3f}, and {one.dense[at]:.3f} after dense training ({topk_sft.words(one.tested.gap[at], 3)}, "
+        f"{one.tested.units})."
+    )
+
+
 def _beside(start: Start, one: Beside) -> list[str]:
-    at, gap = one.at, topk_sft.words(one.tested.gap[one.at])
-    scores = f"{one.ours[at]:.2f}, {one.dense[at]:.2f}"
+    at, gap = one.at, topk_sft.words(one.tested.gap[one.at], 3)
+    scores = f"{one.ours[at]:.3f}, {one.dense[at]:.3f}"
     sweep = "; ".join(", ".join(cells) or "none" for cells in (one.better, one.worse))
     # A sweep that lacks the ratio is decoded at another k.
     ratio = one.ratio if one.cells[at] == one.ratio else f"{one.ratio}, decoded at {one.cells[at]}"
     where = start.name, one.title, ratio
-    return [*where, scores, gap, one.tested.units, one.word, sweep, topk_sft.words(one.full)]
+    return [*where, scores, gap, one.tested.units, one.word, sweep, topk_sft.words(one.full, 3)]
 
 
 def _moved(start: Start, one: Moved) -> list[str]:

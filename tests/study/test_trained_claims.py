@@ -58,14 +58,16 @@ def test_training_through_top_k_is_judged_over_paired_seeds(
 
     answer = results("topk-sft", found).sft_helps()
     assert answer.verdict == verdict
-    assert answer.on == ["`results/topk-sft`: `topkit study topk-sft --model reference --task kv-recall --length 64 -k 1% --samples 2 --out runs/topk-sft`"]  # fmt: skip
+    assert answer.on == ["`results/topk-sft`: `topkit study topk-sft --model reference --corpus BOOKS --task kv-recall --length 64 -k 1% --samples 2 --out runs/topk-sft`"]  # fmt: skip
     above, table = answer.found
     # Student's interval of three seeds that differ by 0.02: 4.303 standard errors of 0.02 / sqrt(3).
-    gap = f"{high:+.2f} [{high - 0.0497:+.2f}, {high + 0.0497:+.2f}]"
-    assert f"{word} in 1 of 1 pairs, by {high:+.2f}" in above.text
+    gap = f"{high:+.3f} [{high - 0.0497:+.3f}, {high + 0.0497:+.3f}]"
+    assert f"{word} in 1 of 1 pairs, by {high:+.3f}" in above.text
+    largest = f"at 1% of the keys, on kv-recall after training at 1%: {0.51 + high:.3f}, and 0.510 after dense training ({gap}, 3 paired seeds)"  # fmt: skip
+    assert (largest in above.text) == (high > 0)
     sweep = f"{'1%' if high > 0 else 'none'}; {'1%' if high < 0 else 'none'}"
-    scores = f"{0.51 + high:.2f}, 0.51"
-    assert table.rows == [["reference", TITLE, "1%", scores, gap, "3 paired seeds", word, sweep, "+0.00 [+0.00, +0.00]"]]  # fmt: skip
+    scores = f"{0.51 + high:.3f}, 0.510"
+    assert table.rows == [["reference", TITLE, "1%", scores, gap, "3 paired seeds", word, sweep, "+0.000 [+0.000, +0.000]"]]  # fmt: skip
 
 
 def test_what_training_moves_is_a_row_for_each_training(results: Any):
@@ -104,7 +106,7 @@ def test_entropy_is_a_row_for_each_training(results: Any):
 
     answer = results("entropy", found).entropy_falls()
     assert answer.verdict == "supported"
-    assert answer.on == ["`results/entropy`: `topkit study entropy --model reference --task kv-recall --length 64 --out runs/entropy`"]  # fmt: skip
+    assert answer.on == ["`results/entropy`: `topkit study entropy --model reference --corpus BOOKS --task kv-recall --length 64 --out runs/entropy`"]  # fmt: skip
     above, changed, told, ordered = answer.found
     assert "by -0.50 nats: lower in 1 of 1 pairs" in above.text
     before = f"{3 + loss.mean():.2f}"
