@@ -120,7 +120,8 @@ CLAIMS = (
         "Few heads need the full context",
         "RTPurbo, arXiv 2605.16928 (not read: as others cite it)",
         "most heads do with a local or sparse view, and few retrieve",
-        "how many KV groups raise a poor indexer by being exact alone? (supported: some, and no more than a quarter)",
+        "how many KV groups raise a poor indexer by being exact alone? (not supported above a quarter of them; that few do alone is no "
+        "proof that few are needed, so it cannot be supported)",
         "topkit study heads --out runs/heads",
         exact_claims.heads,
     ),
