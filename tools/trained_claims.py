@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from claimed import NOT, NOT_RUN, SUPPORTED, UNDECIDED, Answer, span, table, tally
+from claimed import NOT, NOT_RUN, SUPPORTED, UNDECIDED, Answer, lines, span, table, tally
 from committed import RESULTS, folders, there
 
 from topkit.experiments.study.blocks import Block
 from topkit.experiments.study.ordering import Ordering
 from topkit.experiments.study.reading import STUDY, study_of
 from topkit.experiments.study.stats import Interval
+from topkit.experiments.study.study_file import read_study
 from topkit.experiments.train import entropy, topk_sft
 from topkit.experiments.train.arms import BEFORE, DENSE
 from topkit.experiments.train.arms import PARTS as PARTS
@@ -48,7 +49,10 @@ def _answer(
     lows = [float(min(sign * gap.low, sign * gap.high)) for gap in made]
     highs = [float(max(sign * gap.low, sign * gap.high)) for gap in made]
     verdict = SUPPORTED if made and min(lows) > 0 else NOT if made and min(highs) < 0 else UNDECIDED
-    return Answer(verdict if found else NOT_RUN, folders(names), told(found))
+    if not found:
+        return Answer(NOT_RUN, folders(names), told(found))
+    left = [model for model in read_study(study).model if model not in {start.name for start in found}]  # fmt: skip
+    return Answer(verdict, folders(names), [*told(found), *lines(*(f"Not trained: {model}." for model in left))])  # fmt: skip
 
 
 def _sft_gaps(start: Start) -> Iterator[Interval]:
