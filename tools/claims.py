@@ -29,6 +29,7 @@ runs in `results/` that its numbers come from, and the commands that repeat them
 
 - *Supported*: the intervals show it, on what was asked. *Not supported*: they show the contrary. *Undecided*: neither.
 - Two small models, and of the law a third, were asked for what stands in their context. A verdict is about them, not about a paper's own models.
+- BOOKS in a command is the folder of the books that models train on ([studies.md](studies.md#studies-that-train)).
 - HELMET and LongBench v2, on which arXiv 2512.03494 rests, were **not run**: their data could not be had. topkit reads
   their files: `topkit evaluate MODEL --task helmet:file=...` and `longbench-v2:file=...` ([tasks.md](tasks.md))."""
 
@@ -79,7 +80,7 @@ CLAIMS = (
         "Top-k in training as in decoding makes Top-k decoding markedly better",
         "trained by exact Top-k attention, does a model answer more with few keys than one trained alike by full "
         "attention?",
-        "topkit study topk-sft --out runs/topk-sft",
+        "topkit study topk-sft --corpus BOOKS --out runs/topk-sft",
         trained_claims.sft_helps,
     ),
     Claim(
@@ -87,7 +88,7 @@ CLAIMS = (
         ABSTRACT,
         "after training through Top-k the entropy of attention falls on downstream tasks",
         "does the entropy of attention at question and answer fall further with Top-k training than with dense?",
-        "topkit study entropy --out runs/entropy",
+        "topkit study entropy --corpus BOOKS --out runs/entropy",
         trained_claims.entropy_falls,
     ),
     Claim(
@@ -119,7 +120,8 @@ CLAIMS = (
         "Few heads need the full context",
         "RTPurbo, arXiv 2605.16928 (not read: as others cite it)",
         "most heads do with a local or sparse view, and few retrieve",
-        "how many KV groups raise a poor indexer by being exact alone? (supported: some, and no more than a quarter)",
+        "how many KV groups raise a poor indexer by being exact alone? (not supported above a quarter of them; that few do alone is no "
+        "proof that few are needed, so it cannot be supported)",
         "topkit study heads --out runs/heads",
         exact_claims.heads,
     ),

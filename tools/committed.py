@@ -64,6 +64,8 @@ def command_of(name: str) -> str:
     asked = [one for place in places if (run := run_file.read(place)) for one in run["asked"]]
     if PARTS in about:
         asked = list(_of_parts(folder, about[PARTS]))
+        # Its parts are named by the corpus, too; the quick ones do with the excerpt that comes with topkit.
+        words += [] if words[2].endswith("-quick") else ["--corpus", "BOOKS"]
     said_so = [study_of(path) for place in places if (path := place / STUDY).exists()]
     ran = {(task["task"], n) for one in asked for task in one["tasks"] for n in one["lengths"]}
     all_ = {(task_name(task), n) for one in own for task, n in one.settings}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from claimed import (
     MARGIN,
@@ -22,6 +24,7 @@ from claimed import (
 from committed import curves, folders, there
 
 from topkit.experiments.study import exact_topk, stats
+from topkit.experiments.study.blocks import Block
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.equality import EQUAL
 from topkit.experiments.study.heads import Mended, mcnemar, mended
@@ -40,14 +43,38 @@ EXACT_TOPK = ("exact-topk", "exact-topk-smollm2", "exact-topk-quick")
 def exact_equals(sparse_from: str) -> Answer:
     """At 5 % of the keys and more, where the paper has both nearly level; of one protocol."""
     names = there(*EXACT_TOPK) or there("smollm2", "fidelity-vs-accuracy")
-    own = [curve for curve in curves(*names) if curve.sparse_from == sparse_from]
+    every = list(curves(*names))
+    own = [curve for curve in every if curve.sparse_from == sparse_from]
+    asked = {(one.model, one.task, one.length) for one in own}
+    # Of what the other protocol was asked.
+    absent = [one for one in every if (one.model, one.task, one.length) not in asked]
     enough = [one for one in exact_topk.verdicts(own, MARGIN) if one.share >= 0.05]
     words = {one.found.word for one in enough}
     verdict = NOT if WORSE in words else SUPPORTED if words == {EQUAL} else UNDECIDED
     if not enough:
         return Answer(NOT_RUN, folders(names))
     rows = [(one.curve, _row(one)) for one in enough]
-    return Answer(verdict, folders(names), by_setting(_of_exact(enough), COMPARED, rows))
+    found = [
+        *by_setting(_of_exact(enough), COMPARED, rows),
+        *_of_fewer([one for one in exact_topk.verdicts(own, MARGIN) if one.share < 0.05]),
+        *lines(*(f"Not run: {where(replace(one, sparse_from=sparse_from))}." for one in absent)),
+    ]
+    return Answer(verdict, folders(names), found)
+
+
+def _of_fewer(made: list[exact_topk.Verdict]) -> list[Block]:
+    """What a smaller share of the keys loses: a row a curve that has each of the shares."""
+    budgets = list(dict.fromkeys(str(one.curve.cells[one.place].budget) for one in made))
+    rows = list[tuple[Curve, list[str]]]()
+    for title in dict.fromkeys((one.curve.model, one.curve.title) for one in made):
+        own = [one for one in made if (one.curve.model, one.curve.title) == title]
+        by_k = {str(one.curve.cells[one.place].budget): _gap(one) for one in own}
+        rows.append((own[0].curve, [by_k.get(k, "") for k in budgets]))
+    if not rows:
+        return []
+    worse = sum(one.found.word == WORSE for one in made)
+    words = f"The same difference with fewer keys, which no verdict counts: {worse} of {len(made)} are worse."
+    return by_setting(words, budgets, rows)
 
 
 def _of_exact(made: list[exact_topk.Verdict]) -> str:

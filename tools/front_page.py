@@ -20,10 +20,10 @@ from committed import command_of
 from exact_claims import DIGITS
 from law_claims import law_runs
 from papers.table import rows as of_papers
-from trained_claims import entropy_in_short, sft_in_short
 
 from topkit.cli.listing import markdown
 from topkit.experiments.study import exact_topk
+from topkit.experiments.study.blocks import Paragraph
 from topkit.experiments.study.curve import Curve
 from topkit.experiments.study.curves import load
 from topkit.experiments.study.equality import EQUAL
@@ -40,8 +40,6 @@ RESULTS = Path(__file__).parents[1] / "results"
 ONE_MODEL, TWO_MODELS, ORACLES = "smollm2", "carry-over-quick", "fidelity-vs-accuracy"
 RULER, BOOKS = "smollm2-ruler", "smollm2-books"
 EXACT_TOPK, BUNDLED_EXACT_TOPK = "exact-topk-smollm2", "exact-topk"
-HELPS = "Training with Top-k attention (SFT) helps at small k."
-LOWERS = "That training lowers the entropy of attention."
 
 
 @cache
@@ -83,8 +81,10 @@ def paper_claims() -> str:
         ),
         _lightning(),
         _heads(),
-        _as_claimed(HELPS, trained, sft_in_short(), "topk-sft"),
-        _as_claimed(LOWERS, entropy, entropy_in_short(), "entropy"),
+        _as_claimed(
+            "Training with Top-k attention (SFT) helps at small k.", trained, _trained(trained)
+        ),
+        _as_claimed("That training lowers the entropy of attention.", entropy, _trained(entropy)),
     ]
     heads = ("the paper", "command", "here")
     return markdown([dict(zip(heads, line, strict=True)) for line in lines])
@@ -117,6 +117,16 @@ def _as_claimed(
     verdict = f"**{claim.answer().verdict.capitalize()}**"
     command = command_of(results) if results else claim.command
     return paper, f"`{command}`", f"{verdict}: {numbers}" if numbers else f"{verdict}."
+
+
+def _trained(claim: Claim) -> str:
+    """What the claims' page says first of a study that trains, and where more stands; "" before it is run."""
+    told = claim.answer().found
+    if not told:
+        return ""
+    assert isinstance(told[0], Paragraph)
+    text = told[0].text
+    return f"{text[0].lower()}{text[1:]} ([Results](docs/findings.md#training-through-top-k).)"
 
 
 def _budget(one: Findings) -> str:
@@ -226,10 +236,10 @@ def _as_good_as_full() -> str:
         if str(one.curve.cells[one.place].budget) == "5%":
             curve = one.curve
             words.append(
-                f"{said(one.exact)} for {said(one.dense)} ({curve.task.partition(':')[0]}, {curve.length:,} tokens, sparse from the "
+                f"{said(one.exact)} beside {said(one.dense)} ({curve.task.partition(':')[0]}, {curve.length:,} tokens, sparse from the "
                 f"{curve.sparse_from} on, {len(curve.haystacks):,} texts; {said(one.found.gap, True, DIGITS)})"
             )
-    return f"SmolLM2 answers with 5 % of the keys, for with all: {'; '.join(words)}. {_bundled_equal()} ([results](docs/claims.md))."
+    return f"what SmolLM2 answers with 5 % of the keys, beside what it answers with all: {'; '.join(words)}. {_bundled_equal()} ([results](docs/claims.md))."
 
 
 def _bundled_equal() -> str:

@@ -52,6 +52,8 @@ VERDICTS = (
     "verdict",
     "mean error on a family",
     "by chance",
+    "slope",
+    "intercept",
     "cells",
     "families",
     "haystacks a task",
@@ -94,8 +96,9 @@ def _outcomes(law: Law, found: Predictions) -> Iterator[Outcome]:
 
 def _verdict(one: Outcome) -> list[str]:
     error, chance = said(one.law.error, digits=3), f"{one.law.by_chance:.3f}"
+    line = said(one.law.slope), said(one.law.intercept, signed=True)
     counts = f"{one.cells}", f"{one.families}", f"{one.haystacks}"
-    return [one.model, one.form, one.word, error, chance, *counts]
+    return [one.model, one.form, one.word, error, chance, *line, *counts]
 
 
 def _of_verdicts(law: Law, words: Sequence[str], made: Sequence[Outcome]) -> str:
@@ -104,7 +107,8 @@ def _of_verdicts(law: Law, words: Sequence[str], made: Sequence[Outcome]) -> str
     most = sum(float(one.law.error.value) > law.error for one in own)
     return (
         f"The verdict is that of the observed form, on {len(words)} models: {tally(words)}. On {most} of them the mean error is "
-        f"above the {law.error:g} that refutes the law; *by chance* is what sampling of haystacks alone leaves of it."
+        f"above the {law.error:g} that refutes the law; *by chance* is what sampling of haystacks alone leaves of it. "
+        "*Slope* and *intercept* are of the line through the cells: a calibrated law has 1 and 0."
     )
 
 

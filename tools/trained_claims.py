@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from claimed import NOT, NOT_RUN, SUPPORTED, UNDECIDED, Answer, span, table, tally
+from claimed import NOT, NOT_RUN, SUPPORTED, UNDECIDED, Answer, lines, span, table, tally
 from committed import RESULTS, folders, there
 
 from topkit.experiments.study.blocks import Block
 from topkit.experiments.study.ordering import Ordering
 from topkit.experiments.study.reading import STUDY, study_of
 from topkit.experiments.study.stats import Interval
+from topkit.experiments.study.study_file import read_study
 from topkit.experiments.train import entropy, topk_sft
 from topkit.experiments.train.arms import BEFORE, DENSE
 from topkit.experiments.train.arms import PARTS as PARTS
@@ -33,45 +34,6 @@ def entropy_falls() -> Answer:
     return _answer("entropy", _of_entropy, _entropy_gaps, -1)
 
 
-def sft_in_short() -> str:
-    """Where training through Top-k helps most, of all tasks, ratios and k at which it is shown to."""
-    pairs = [(start, one) for start in _found("topk-sft") for one in besides(start)]
-    shown = [
-        (float(one.tested.gap.value[at]), at, start, one)
-        for start, one in pairs
-        for at in map(one.cells.index, one.better)
-    ]
-    if not shown:
-        return ""
-    _, at, start, one = max(shown, key=lambda told: told[0])
-    worse = sum(len(one.worse) for _, one in pairs)
-    words = tally((one.word for _, one in pairs), "{word} in {count}")
-    return (
-        f"decoded at its own ratio it is {words} of {len(pairs)} pairs; over their sweeps it is shown to help at {len(shown)} k, to "
-        f"harm at {worse or 'none'}: most with {one.cells[at]} of the keys, where {start.name} trained at {one.ratio} answers "
-        f"{one.ours[at]:.2f} of {one.title.split(',')[0]}, trained densely {one.dense[at]:.2f} "
-        f"({topk_sft.words(one.tested.gap[at])}, {one.tested.units}; [results](docs/findings.md#training-through-top-k))."
-    )
-
-
-def entropy_in_short() -> str:
-    """What training through Top-k adds to the entropy, beside dense training."""
-    made = [gap for start in _found("entropy") for gap in _entropy_gaps(start)]
-    if not made:
-        return ""
-    return (
-        f"full attention has {span((float(gap.value) for gap in made), '+.2f')} nats after it, beside dense training: "
-        f"{tally(map(_word, made), '{word} in {count}')} of {len(made)} pairs ([results](docs/findings.md#training-through-top-k))."
-    )
-
-
-def _found(study: str) -> list[Start]:
-    names = there(study) or there(f"{study}-quick")
-    return [
-        one for name in names for one in starts(RESULTS / name, study_of(RESULTS / name / STUDY))
-    ]
-
-
 def _answer(
     study: str,
     told: Callable[[Sequence[Start]], list[Block]],
@@ -79,12 +41,18 @@ def _answer(
     sign: int,
 ) -> Answer:
     """Supported where every interval lies on the claimed side of nought; not, where one lies on the other."""
-    names, found = there(study) or there(f"{study}-quick"), _found(study)
+    names = there(study) or there(f"{study}-quick")
+    found = [
+        one for name in names for one in starts(RESULTS / name, study_of(RESULTS / name / STUDY))
+    ]
     made = [gap for start in found for gap in differences(start)]
     lows = [float(min(sign * gap.low, sign * gap.high)) for gap in made]
     highs = [float(max(sign * gap.low, sign * gap.high)) for gap in made]
     verdict = SUPPORTED if made and min(lows) > 0 else NOT if made and min(highs) < 0 else UNDECIDED
-    return Answer(verdict if found else NOT_RUN, folders(names), told(found))
+    if not found:
+        return Answer(NOT_RUN, folders(names), told(found))
+    left = [model for model in read_study(study).model if model not in {start.name for start in found}]  # fmt: skip
+    return Answer(verdict, folders(names), [*told(found), *lines(*(f"Not trained: {model}." for model in left))])  # fmt: skip
 
 
 def _sft_gaps(start: Start) -> Iterator[Interval]:
@@ -111,11 +79,12 @@ def _of_sft(found: Sequence[Start]) -> list[Block]:
     blocks = list[Block]()
     if beside:
         made = [one for _, one in beside]
-        gaps = span((float(one.tested.gap.value[one.at]) for one in made), "+.2f")
+        gaps = span((float(one.tested.gap.value[one.at]) for one in made), "+.3f")
         words = (
             "Trained through Top-k beside trained by full attention, both decoded at the ratio of the former: "
             f"{tally((one.word for one in made), '{word} in {count}')} of {len(made)} pairs, by {gaps}. At some k of the sweep "
             f"{sum(bool(one.better) for one in made)} are shown to be better and {sum(bool(one.worse) for one in made)} worse."
+            f"{largest(made)}"
         )
         blocks += table(words, BESIDE, [_beside(*one) for one in beside])
     if moved:
@@ -128,14 +97,27 @@ def _of_sft(found: Sequence[Start]) -> list[Block]:
     return blocks
 
 
+def largest(made: Sequence[Beside]) -> str:
+    """A sentence on the largest gain of the sweep that is shown; "" where none is."""
+    shown = [(one, one.cells.index(k)) for one in made for k in one.better]
+    if not shown:
+        return ""
+    one, at = max(shown, key=lambda gain: float(gain[0].tested.gap.value[gain[1]]))
+    return (
+        f" The largest gain that is shown is at {one.cells[at]} of the keys, on {one.title.rpartition(', ')[0]} after training at "
+        f"{one.ratio}: {one.ours[at]:.3f}, and {one.dense[at]:.3f} after dense training ({topk_sft.words(one.tested.gap[at], 3)}, "
+        f"{one.tested.units})."
+    )
+
+
 def _beside(start: Start, one: Beside) -> list[str]:
-    at, gap = one.at, topk_sft.words(one.tested.gap[one.at])
-    scores = f"{one.ours[at]:.2f}, {one.dense[at]:.2f}"
+    at, gap = one.at, topk_sft.words(one.tested.gap[one.at], 3)
+    scores = f"{one.ours[at]:.3f}, {one.dense[at]:.3f}"
     sweep = "; ".join(", ".join(cells) or "none" for cells in (one.better, one.worse))
     # A sweep that lacks the ratio is decoded at another k.
     ratio = one.ratio if one.cells[at] == one.ratio else f"{one.ratio}, decoded at {one.cells[at]}"
     where = start.name, one.title, ratio
-    return [*where, scores, gap, one.tested.units, one.word, sweep, topk_sft.words(one.full)]
+    return [*where, scores, gap, one.tested.units, one.word, sweep, topk_sft.words(one.full, 3)]
 
 
 def _moved(start: Start, one: Moved) -> list[str]:

@@ -104,6 +104,28 @@ def test_the_sentence_on_exact_top_k_says_what_its_rows_show(protocol: str):
         assert f" {' to '.join(ends)} {what}" in above
 
 
+@pytest.mark.parametrize("protocol", ["answer", "question"])
+def test_exact_top_k_with_fewer_keys_has_a_row_a_curve_and_what_was_not_run_is_said(protocol: str):
+    name = f"Exact Top-k decoding equals full attention: from the {protocol} on"
+    above, rows = section(name)[1]
+    gaps = {(row["task"], k): row[k] for row in rows for k in ("0.4%", "0.8%", "1.6%") if row["model"] == "smollm2"}  # fmt: skip
+    worse = sum(float(re.findall(r"[+-][\d.]+", row[k])[2]) < -0.01 for row in rows for k in ("0.4%", "0.8%", "1.6%"))  # fmt: skip
+    assert f"{worse} of {3 * len(rows)} are worse" in above
+    curves = load_study(RESULTS / "exact-topk-smollm2")
+    for curve in curves:
+        scores = curve.rates @ curve.questions / curve.questions.sum()
+        at = {(cell.name, str(cell.budget)): n for n, cell in enumerate(curve.cells)}
+        if curve.sparse_from == protocol:
+            for k in ("0.4%", "0.8%", "1.6%"):
+                gap = scores[at["exact()", k]] - scores[at["dense", "None"]]
+                assert gaps.pop((curve.task, k)).startswith(f"{gap:+.3f} [")
+    assert not gaps
+    absent = {one.task for one in curves} - {one.task for one in curves if one.sparse_from == protocol}  # fmt: skip
+    text = PAGE.split(f"\n## {name}: ")[1].split("\n## ")[0]
+    assert text.count("Not run: ") == len(absent)
+    assert all(f"Not run: smollm2, {task}," in text for task in absent)
+
+
 def test_the_sentence_on_manners_of_loss_says_what_its_rows_show():
     above, rows = section("Accuracy rises with the precision of Top-k: in one manner of loss")[0]
     by_manner = [[cell for cell in list(row.values())[2:] if cell] for row in rows]

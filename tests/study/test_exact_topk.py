@@ -93,6 +93,10 @@ def test_a_margin_that_the_sample_cannot_decide_names_the_planners_number():
     needed = haystacks_needed(0.01, 2 / 41)
     with pytest.raises(Undecided, match=f"about {needed:,} haystacks would show it; 40 were run"):
         require_equivalent([few], "exact()", margin=0.01)
+    with pytest.raises(
+        Undecided, match=r"-0\.025 \["
+    ):  # at so small a margin, a digit beyond its own
+        require_equivalent([few], "exact()", margin=0.01)
     with pytest.raises(GateFailed, match="worse"):
         require_equivalent([BOTH], "exact()", margin=0.01, budget="0.4%")
 

@@ -130,6 +130,9 @@ def test_the_page_says_what_is_shown_and_whether_it_is_where_the_answer_is_read(
     lines = [line for b in nothing if isinstance(b, Items) for line in b.lines]
     assert any("In none of 6 groups" in line for line in lines)
     assert any("not known where the answers stand" in line for line in lines)
+    (unread,) = [b for b in nothing if isinstance(b, Drawn)]
+    assert "where it is read" in figure.caption and len(figure.panels) == 2
+    assert "where it is read" not in unread.caption and len(unread.panels) == 1
     assert not any(isinstance(b, Items) for b in blocks([curve({None: [1.0], sign(): [0.0]})]))
 
 

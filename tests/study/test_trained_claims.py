@@ -58,14 +58,17 @@ def test_training_through_top_k_is_judged_over_paired_seeds(
 
     answer = results("topk-sft", found).sft_helps()
     assert answer.verdict == verdict
-    assert answer.on == ["`results/topk-sft`: `topkit study topk-sft --model reference --task kv-recall --length 64 -k 1% --samples 2 --out runs/topk-sft`"]  # fmt: skip
-    above, table = answer.found
+    assert answer.on == ["`results/topk-sft`: `topkit study topk-sft --model reference --corpus BOOKS --task kv-recall --length 64 -k 1% --samples 2 --out runs/topk-sft`"]  # fmt: skip
+    above, table, left = answer.found
+    assert left.text == "Not trained: smollm2."
     # Student's interval of three seeds that differ by 0.02: 4.303 standard errors of 0.02 / sqrt(3).
-    gap = f"{high:+.2f} [{high - 0.0497:+.2f}, {high + 0.0497:+.2f}]"
-    assert f"{word} in 1 of 1 pairs, by {high:+.2f}" in above.text
+    gap = f"{high:+.3f} [{high - 0.0497:+.3f}, {high + 0.0497:+.3f}]"
+    assert f"{word} in 1 of 1 pairs, by {high:+.3f}" in above.text
+    largest = f"at 1% of the keys, on kv-recall after training at 1%: {0.51 + high:.3f}, and 0.510 after dense training ({gap}, 3 paired seeds)"  # fmt: skip
+    assert (largest in above.text) == (high > 0)
     sweep = f"{'1%' if high > 0 else 'none'}; {'1%' if high < 0 else 'none'}"
-    scores = f"{0.51 + high:.2f}, 0.51"
-    assert table.rows == [["reference", TITLE, "1%", scores, gap, "3 paired seeds", word, sweep, "+0.00 [+0.00, +0.00]"]]  # fmt: skip
+    scores = f"{0.51 + high:.3f}, 0.510"
+    assert table.rows == [["reference", TITLE, "1%", scores, gap, "3 paired seeds", word, sweep, "+0.000 [+0.000, +0.000]"]]  # fmt: skip
 
 
 def test_what_training_moves_is_a_row_for_each_training(results: Any):
@@ -79,7 +82,7 @@ def test_what_training_moves_is_a_row_for_each_training(results: Any):
         unseen = {"title": TITLE, "measures": {"sink": sink, "reading": [[[float("nan")] * 10]]}}
         return {"heads": [seen, unseen]}
 
-    above, table = results("topk-sft", found).sft_helps().found
+    above, table, _ = results("topk-sft", found).sft_helps().found
     assert (
         "each of 4 trainings moves: the weight on slot 0 changes by +0.000 to +0.100" in above.text
     )
@@ -104,8 +107,8 @@ def test_entropy_is_a_row_for_each_training(results: Any):
 
     answer = results("entropy", found).entropy_falls()
     assert answer.verdict == "supported"
-    assert answer.on == ["`results/entropy`: `topkit study entropy --model reference --task kv-recall --length 64 --out runs/entropy`"]  # fmt: skip
-    above, changed, told, ordered = answer.found
+    assert answer.on == ["`results/entropy`: `topkit study entropy --model reference --corpus BOOKS --task kv-recall --length 64 --out runs/entropy`"]  # fmt: skip
+    above, changed, told, ordered, _ = answer.found
     assert "by -0.50 nats: lower in 1 of 1 pairs" in above.text
     before = f"{3 + loss.mean():.2f}"
     assert changed.rows == [

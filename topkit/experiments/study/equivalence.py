@@ -73,7 +73,9 @@ def _verdict(intervals: Intervals, place: int, against: str) -> tuple[str, str]:
     gap = intervals.against(base)[place]
     score = float(intervals.accuracy.value[base])
     word = judged(gap, intervals.margin, score)
-    line = f"{words_of(cell)} on {curve.title}: {said(gap, signed=True)} to {AGAINST[against]}"
+    # Of a small margin, one digit beyond its own.
+    gap_said = said(gap, signed=True, digits=2 if intervals.margin >= 0.05 else 3)
+    line = f"{words_of(cell)} on {curve.title}: {gap_said} to {AGAINST[against]}"
     if word == FLOOR:
         line += f", which scores {score:.2f}: no loss of {intervals.margin:g} could show"
     if word == UNDECIDED:

@@ -20,8 +20,12 @@ from topkit.experiments.study.kinds import words_of
 
 CAPTION = (
     "Accuracy minus that of the indexer alone, where exact Top-k selects in one KV group and the indexer everywhere "
-    "else; framed: shown to differ (McNemar, Holm over all groups, 5 %). Last: the mean weight that full attention "
-    "gives to the answer's key, which says where it is read."
+    "else; framed: shown to differ (McNemar, Holm over all groups, 5 %)."
+)
+# Of the last map, which is drawn where it is known where the answers stand.
+READ = (
+    " Last: the mean weight of the answer's key among all keys, which says where it is read (by the queries of exact "
+    "Top-k, where it was run)."
 )
 WIDTH, HEIGHT = 220, 260
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from topkit.experiments.study.blocks import Block, Heading, Items, Paragraph, Table
 from topkit.experiments.study.curve import Curve
-from topkit.experiments.study.group_maps import CAPTION, group_maps
+from topkit.experiments.study.group_maps import CAPTION, READ, group_maps
 from topkit.experiments.study.heads import ALPHA, Group, Mended, mended
 from topkit.experiments.study.kinds import words_of
 from topkit.experiments.study.leaderboard import write_blocks
@@ -43,7 +43,8 @@ def blocks(curves: Sequence[Curve], level: int = 2) -> Iterator[Block]:
         yield Heading(curve.title, level)
         yield Items([_found(one, len(curve.haystacks)) for one in every])
         yield Items([*_agreed(every), *_reading(every)])
-        yield group_maps(f"heads-{curve.slug}", every, f"{curve.title}. {CAPTION}")
+        caption = f"{curve.title}. {CAPTION}{READ if every[0].reading else ''}"
+        yield group_maps(f"heads-{curve.slug}", every, caption)
         for one in every:
             yield Heading(words_of(one.base), level + 1)
             yield _table(one)
