@@ -375,6 +375,13 @@ def test_an_unknown_law_names_the_nearest():
         read_law("answer-kye")
 
 
+def test_a_task_whose_answers_stand_nowhere_is_refused_before_it_runs(tmp_path: Path):
+    words = r"a law weighs the keys of answers, .*those of books:tokens=16 stand; ask a task"
+    with pytest.raises(InputError, match=words):
+        run_study.plan("law-quick", out=tmp_path / "run", tasks=["niah-word", "books:tokens=16"], lengths="512", haystacks=1)  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_law_that_was_changed_after_its_run_is_refused(own: Any, tmp_path: Path):
     path = own()
     first = read_law(path)

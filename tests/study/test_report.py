@@ -6,7 +6,10 @@ import json
 import re
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,15 +22,17 @@ from topkit.experiments.runs.cells import DENSE
 from topkit.experiments.study import pictures
 from topkit.experiments.study.aims import checks
 from topkit.experiments.study.cell_rows import cell_rows
+from topkit.experiments.study.curve import settings_of
 from topkit.experiments.study.curves import curves, load
 from topkit.experiments.study.equivalence import require_equivalent
 from topkit.experiments.study.findings import Findings
+from topkit.experiments.study.first_screen import overview
 from topkit.experiments.study.kinds import EXACT, family_of, kind_of
 from topkit.experiments.study.null import null_of
 from topkit.experiments.study.ordering import Ordering, Prediction
 from topkit.experiments.study.pictures import Pictures
 from topkit.experiments.study.report import MOST_DRAWN, reported, write_report
-from topkit.experiments.study.section import lines_of
+from topkit.experiments.study.section import lines_of, save_by_budget
 from topkit.experiments.study.sentences import FLOOR, judged, orders, predicts
 from topkit.experiments.study.stats import Interval
 from topkit.experiments.study.trivial import note
@@ -394,6 +399,19 @@ def test_pictures_of_many_settings_are_written_where_asked_for(tmp_path, monkeyp
     one = write(tmp_path / "one", pa.Table.from_pylist(rows), none)
     assert reported(one, pictures=False)[1] == [] and not drawn
     assert reported(one)[1] == [] and "accuracy-by-k" in drawn
+
+
+def test_one_task_of_two_protocols_is_two_settings(curve):
+    """A panel and a row each: a line through both would go to and fro."""
+    other = replace(curve, sparse_from="answer")
+    both = [curve.title, other.title]
+    assert settings_of([curve]) == [curve.setting] and settings_of([curve, other]) == both
+    assert [row[0] for row in overview([Findings(curve), Findings(other)], {})] == both
+    drawn = list[str]()
+    sheet: Any = SimpleNamespace(save=lambda *given: drawn.extend(row["setting"] for row in given[-1]["cells"]))  # fmt: skip
+    rows = {id(one): cell_rows(Findings(one)) for one in (curve, other)}
+    save_by_budget([curve, other], rows, sheet, [])
+    assert list(dict.fromkeys(drawn)) == both
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,8 @@ class EvaluatePlan(Plan[pa.Table]):
     loaded: tuple[PreTrainedModel, Any] | None = field(default=None, repr=False)
     # Whether another process that writes to the folder is waited for.
     waits: bool = False
+    # Observed tasks whose answers stand nowhere that is known.
+    keyless: tuple[str, ...] = ()
     verb: ClassVar[str] = "evaluating"
     work: ClassVar[Any] = staticmethod(run_job)
 
@@ -169,7 +171,8 @@ def plan_parts(
     # A length too short for any haystack is refused before anything is touched.
     _require_prompts(left, tokenizer, positions(model))
     prompts = [_prompts(setting, part, tokenizer) for part in parts]
-    notes += _keyless(setting, parts, prompts, tokenizer)
+    keyless = _keyless(setting, parts, prompts, tokenizer)
+    notes += without_keys(keyless)
     shares = []
     pieces = request.pieces(shard)
     for part, its, some, shown in zip(parts, pieces, left, prompts, strict=True):
@@ -191,6 +194,7 @@ def plan_parts(
         shares=tuple(shares),
         loaded=loaded if share else None,
         waits=waits,
+        keyless=keyless,
     )
 
 
@@ -276,16 +280,16 @@ def _require_prompts(left: Sequence[Sequence[Job]], tokenizer: Any, limit: int |
 
 def _keyless(
     setting: Setting, parts: Sequence[Part], prompts: Sequence[Sequence[Prompt]], tokenizer: Any
-) -> list[str]:
-    """The line that names the tasks whose answers stand nowhere that is known, of their first prompts."""
+) -> tuple[str, ...]:
+    """The tasks whose answers stand nowhere that is known, by their first prompts."""
     if not setting.observe or not any(c.indexer for part in parts for c in part.cells):
-        return []
+        return ()
     known = dict[str, bool]()
     for part, shown in zip(parts, prompts, strict=True):
         tasks = [task_name(task) for task in part.tasks for _ in part.lengths]
         for name, made in zip(tasks, shown, strict=True):
             known[name] = known.get(name, False) or answer_keys(made, tokenizer) is not None
-    return without_keys([name for name, its in known.items() if not its])
+    return tuple(name for name, its in known.items() if not its)
 
 
 def _prompts(setting: Setting, part: Part, tokenizer: Any) -> list[Prompt]:

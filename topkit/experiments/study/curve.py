@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -174,3 +174,9 @@ class Curve:
         places = self.where("real") or self.where("oracle", "control")
         budgets = [self.cells[place].budget for place in places]
         return max(dict.fromkeys(budgets), key=budgets.count, default=None)
+
+
+def settings_of(curves: Sequence[Curve]) -> list[str]:
+    """What each is called beside the others: its setting, and from where on it is sparse where that differs."""
+    told = [curve.setting for curve in curves]
+    return told if len(set(told)) == len(told) else [curve.title for curve in curves]

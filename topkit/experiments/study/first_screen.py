@@ -11,6 +11,7 @@ from topkit.experiments.study.answer import Answer
 from topkit.experiments.study.captions import CAPTIONS, alt_of
 from topkit.experiments.study.cell_rows import Row
 from topkit.experiments.study.cost_words import at_cost
+from topkit.experiments.study.curve import settings_of
 from topkit.experiments.study.figures import by_cost
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.section import lines_of
@@ -86,14 +87,15 @@ def _choice(row: Row, answer: Answer) -> Choice:
 def overview(all_findings: Sequence[Findings], rows: Mapping[int, list[Row]]) -> list[list[str]]:
     """A row a setting: what full attention and exact Top-k score, the cheapest that holds, the verdicts."""
     table: list[list[str]] = []
-    for of in all_findings:
+    settings = settings_of([of.curve for of in all_findings])
+    for of, setting in zip(all_findings, settings, strict=True):
         answer, dense = Answer(of, (of,)), of.curve.place(None)
         exact = of.exact.get(of.budget)
         held = answer.holding
         verdicts = [row["verdict"] for row in answer.real]
         table.append(
             [
-                of.curve.setting,
+                setting,
                 answer.budget,
                 "" if dense is None else said(of.accuracy[dense]),
                 "" if exact is None else said(of.accuracy[exact]),

@@ -14,7 +14,7 @@ from topkit.experiments.study import headings
 from topkit.experiments.study.accuracy_by_k import by_budget, by_budget_all
 from topkit.experiments.study.captions import CAPTIONS, alt_of
 from topkit.experiments.study.cell_rows import METRICS, Row
-from topkit.experiments.study.curve import Curve
+from topkit.experiments.study.curve import Curve, settings_of
 from topkit.experiments.study.figures import by_cost, by_fidelity
 from topkit.experiments.study.findings import Findings
 from topkit.experiments.study.head_maps import MOST, HeadMap, all_maps, head_maps, one_map, weakest
@@ -149,7 +149,11 @@ def save_by_budget(
     curves: Sequence[Curve], rows: Mapping[int, list[Row]], sheet: Sheet, names: Sequence[str]
 ) -> None:
     """Have accuracy by k written of all settings, as one picture."""
-    every = [{**row, "setting": curve.setting} for curve in curves for row in rows[id(curve)]]
+    every = [
+        {**row, "setting": setting}
+        for curve, setting in zip(curves, settings_of(curves), strict=True)
+        for row in rows[id(curve)]
+    ]
     # Without a cell that keeps some keys there is no panel, and a picture of none has no size.
     if any(row["kept"] for row in every):
         sheet.save("accuracy-by-k", "k-all", partial(by_budget_all, names), {"cells": every})

@@ -39,6 +39,7 @@ def plan_of(course: Course) -> StudyPlan:
                 require_able(cell.indexer)
     # The last model first, so that the one that runs first is the one that stays loaded.
     made = [evaluation(course, stage) for stage in reversed(course.stages)][::-1]
+    _require_keys(course, made)
     return _plan(course, 0, made, ())
 
 
@@ -62,6 +63,16 @@ def _require_law(course: Course) -> None:
     for run in course.runs:
         if law.kept.is_called(run.model):
             kept_model.require_its_turn(law, run.model, run.out, course.force)
+
+
+def _require_keys(course: Course, evaluations: Sequence[EvaluatePlan]) -> None:
+    """A law weighs the answers' keys, which each of its tasks must have."""
+    without = dict.fromkeys(task for one in evaluations for task in one.keyless)
+    if course.study.law is not None and without:
+        raise InputError(
+            f"a law weighs the keys of answers, and it is not known where those of {', '.join(without)} stand; "
+            "ask a task that says it, as needles do"
+        )
 
 
 def _plan(
