@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,11 @@ def drawn(  # of so many heads that no two keys score alike
     own = [torch.randn(rows, heads, 5, 8, generator=g), torch.randn(rows, 1, length, 8, generator=g), torch.randn(rows, 5, heads, generator=g)]  # fmt: skip
     attention = torch.randn(rows, 4, 5, 6, generator=g), torch.randn(rows, 2, length, 6, generator=g)  # fmt: skip
     return own, Attended(*attention, 0.7, at)
+
+
+def counted(attended: Attended) -> Attended:
+    """Queries that count for more than one, the same in no two rows."""
+    return replace(attended, counts=torch.tensor([[1.0, 6.0, 1.0, 2.5, 1.0], [4.0, 1.0, 1.0, 1.0, 9.0]]))  # fmt: skip
 
 
 def by_hand(own: list[Tensor], a: Attended, keep: int | None) -> Tensor:
@@ -47,14 +53,21 @@ def by_hand(own: list[Tensor], a: Attended, keep: int | None) -> Tensor:
                 kept = sorted(range(at + 1), key=lambda s: -float(index[s].detach()))[:keep]
                 index, target = index[kept], target[kept] / target[kept].sum()
             losses.append((target * (target.log() - index.double().log_softmax(0))).sum())
-    return torch.stack(losses).mean()
+    if a.counts is None:
+        return torch.stack(losses).mean()
+    counts = a.counts.double().flatten()
+    return (torch.stack(losses) * counts).sum() / counts.sum()
 
 
 @pytest.mark.parametrize("keep", [None, 1, 4, 22, 23, 99])
 @pytest.mark.parametrize("tile", [1, 300, 1 << 23])
-def test_it_and_its_gradient_are_the_formula(keep: int | None, tile: int, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("alike", [True, False])
+def test_it_and_its_gradient_are_the_formula(
+    keep: int | None, tile: int, alike: bool, monkeypatch: Any
+) -> None:
     monkeypatch.setitem(module.TILE, "cpu", tile)
     own, attended = drawn()
+    attended = attended if alike else counted(attended)
     quick, slow = ([x.clone().requires_grad_() for x in own] for _ in range(2))
     loss, wanted = (
         divergence(quick[0], quick[1], quick[2], attended, keep),

@@ -31,8 +31,10 @@ from topkit.experiments.tasks.words import NOUNS
 from topkit.experiments.train import corpus as corpora
 from topkit.experiments.train import mixture as mixtures
 from topkit.experiments.train.mixture import ANSWER, ASKED, DIGIT, Mixture
+from topkit.experiments.train.prepared import drawn
 from topkit.experiments.train.reference_text import examples
 from topkit.experiments.train.scores import exact_match, interval, perplexity, rows
+from topkit.experiments.train.stages import batches_of
 from topkit.experiments.train.train import (
     Recipe,
     batches,
@@ -78,6 +80,20 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer: A
     texts = (book["text"] for book in corpora.books(corpus, "train"))
     assert corpora.keep_tokens(texts, tokenizer.backend_tokenizer, folder)
     return Mixture(folder, (REFERENCE / "tokenizer.json").read_text())
+
+
+def test_an_indexer_reads_the_same_batches_whatever_answers_count(mixture: Mixture) -> None:
+    plain = list(drawn(mixture, range(4), 3, 256, 0))
+    once, often = (list(batches_of(mixture, range(4), 3, 256, 0, n)) for n in (1.0, 7.0))
+    for one, other in zip(plain, once, strict=True):
+        assert isinstance(other, torch.Tensor) and torch.equal(one, other)
+    for number, (ids, pair) in enumerate(zip(plain, often, strict=True)):
+        same, counts = pair
+        _, weights = mixture.batch(number, 3, 255)
+        # A query says what follows it; behind the last nothing does.
+        following = torch.from_numpy(weights[:, 1:] == ANSWER)
+        assert torch.equal(ids, same) and following.any()
+        assert torch.equal(counts[:, :-1], 1 + 6.0 * following) and (counts[:, -1] == 1).all()
 
 
 # The model

@@ -104,6 +104,7 @@ def test_a_loss_that_is_nan_stops_and_keeps_the_weights_before_it(
     ("changed", "says"),
     [
         ({"keep": 0}, "keep must be at least 1; got 0"),
+        ({"answers": 0.5}, "answers must count once or more; got 0.5 times"),
         ({"steps": 0, "sparse_steps": 0}, "a training has steps"),
         ({"model_too": True, "sparse_steps": 0}, "the sparse stage, which has no steps"),
     ],
@@ -132,12 +133,14 @@ def test_more_heads_go_on_from_a_files_scores(tmp_path: Path) -> None:
     assert more.loss(ids, 0)[1].item() == pytest.approx(same.loss(ids, 0)[1].item(), rel=1e-4)
 
 
-def test_the_loss_is_that_of_every_query_that_was_drawn() -> None:
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_loss_is_that_of_every_query_that_was_drawn(alike: bool) -> None:
     """From what a pass of the model records, layer by layer."""
     model, ids = tiny(), tokens(1, 30)
+    counts = None if alike else 1.0 + torch.arange(30.0)[None] % 4
     teacher = Teacher(model, heads=3, dim=32, queries=7, seed=5)
     for kept in (None, 4):
-        loss, beside = teacher.loss(ids, 2, kept)
+        loss, beside = teacher.loss(ids, 2, kept, counts)
         random = torch.Generator().manual_seed(5 * 1_000_003 + 2)
         at = torch.randperm(30, generator=random)[:7].sort().values
         records, slow = record(model, ids, torch.arange(30), inputs=True), []
@@ -146,7 +149,8 @@ def test_the_loss_is_that_of_every_query_that_was_drawn() -> None:
             assert hidden is not None and rope is not None
             some = rope[0][:, at], rope[1][:, at]
             own = weights.queries(hidden[:, at], some), weights.keys(hidden, rope)
-            attended = Attended(seen.queries[:, :, at], seen.keys, seen.scaling, at)
+            own_counts = None if counts is None else counts[:, at]
+            attended = Attended(seen.queries[:, :, at], seen.keys, seen.scaling, at, own_counts)
             slow.append(divergence(*own, weights.gates(hidden[:, at]), attended, kept))
         assert loss.item() == pytest.approx(torch.stack(slow).mean().item(), rel=1e-5)
         assert beside.item() == loss.item()

@@ -66,6 +66,12 @@ def train(
     keep: Annotated[
         int, typer.Option("--keep", min=1, help="lightning: keys of the sparse stage.")
     ] = 256,
+    answers: Annotated[
+        float,
+        typer.Option(
+            "--answers", min=1, help="lightning: how often a query counts that an answer follows."
+        ),
+    ] = 1.0,
     train_model: Annotated[
         bool,
         typer.Option(
@@ -160,7 +166,13 @@ def train(
         _projected(model, corpus, out, steps, rank, tiny, stop_after, seed, device)
         return
     if name == "lightning":
-        sizes = {"heads": index_heads, "dim": index_dim, "keep": keep, "seed": seed}
+        sizes = {
+            "heads": index_heads,
+            "dim": index_dim,
+            "keep": keep,
+            "answers": answers,
+            "seed": seed,
+        }
         counts = {"steps": steps, "sparse_steps": sparse_steps}
         sizes |= {key: count for key, count in counts.items() if count is not None}
         how = {"data": data, "start_from": start_from, "stop_after": stop_after, "small": small}

@@ -20,13 +20,15 @@ TILE = {"cpu": 1 << 23, "cuda": 1 << 28}
 class Attended:
     """What some queries of a layer attend to.
 
-    Shapes: queries [B, Hq, n, D]; keys [B, Hk, T, D]; positions [n], in order: query i sees the keys up to its own.
+    Shapes: queries [B, Hq, n, D]; keys [B, Hk, T, D]; positions [n], in order: query i sees the keys up to its own;
+    counts [B, n]: how many times a query counts in a mean, None: once.
     """
 
     queries: Tensor
     keys: Tensor
     scaling: float
     positions: Tensor
+    counts: Tensor | None = None
 
     def summed(self, part: slice, seen: int) -> Tensor:
         """The attention of the queries of a tile to the first keys, summed over heads and L1-normalised [B, t, seen].
@@ -84,7 +86,8 @@ class _Tiled(torch.autograd.Function):
     ) -> Tensor:
         wanted = any(ctx.needs_input_grad)
         grads = [torch.zeros_like(x) for x in (queries, keys, gates)]
-        total, count = queries.new_zeros(()), len(keys) * len(attended.positions)
+        total, counts = queries.new_zeros(()), attended.counts
+        count = len(keys) * len(attended.positions) if counts is None else counts.sum()
         for part, seen in attended.tiles(queries.shape[1]):
             places = (slice(None), slice(None), part), (slice(None), slice(None), slice(seen)), (slice(None), part)  # fmt: skip
             with torch.enable_grad():
@@ -117,4 +120,5 @@ def _of_tile(
         target = target.masked_fill(future, 0)
         target = target / target.sum(-1, keepdim=True).clamp_min(torch.finfo(target.dtype).tiny)
     logs = scores.log_softmax(-1).masked_fill(future, 0)
-    return (torch.special.entr(target).neg() - target * logs).sum()
+    lost = (torch.special.entr(target).neg() - target * logs).sum(-1)
+    return (lost if attended.counts is None else lost * attended.counts[:, part]).sum()

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,14 +22,16 @@ from topkit.experiments.train.checkpoint import Checkpoints
 from topkit.experiments.train.deadline import Deadline
 from topkit.experiments.train.lightning import in_bytes, save_weights
 from topkit.experiments.train.loop import Loop
-from topkit.experiments.train.prepared import drawn, prepared
+from topkit.experiments.train.mixture import ANSWER, Mixture
+from topkit.experiments.train.prepared import drawn, prepared, weighted
 from topkit.experiments.train.teacher import Teacher
 from topkit.indexers.lightning_weights import load as load_weights
 
 # What the batches are: books alone, or with facts and questions woven in.
 DATA = {"books": (1.0, 0.0, 0.0, 0.0, 0.0, 0.0), "mixture": None}
 
-Batches = Callable[[int], Iterable[Tensor]]
+# Token ids, alone or with how many times each token's query counts.
+Batches = Callable[[int], Iterable[Tensor | tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Stages:
 
     In the sparse stage the model stays as it is, unless `model_too`: the indexer is to stand in for Top-k of the
     model that is measured, whose exact sets would change with its weights. queries: random positions of a batch,
-    None for all. Rates rise over a twentieth of a stage and fall as a cosine, to a tenth where a stage follows.
+    None for all; answers: how many times one of them counts whose next token is an answer's. Rates rise over a twentieth of a stage and fall as a cosine, to a tenth where a stage follows.
     """
 
     heads: int = 8
@@ -46,12 +49,15 @@ class Stages:
     sparse_steps: int = 500
     keep: int = 256
     queries: int | None = 1024
+    answers: float = 1.0
     rate: float = 1e-3
     sparse_rate: float = 1e-4
     model_too: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 1 <= self.answers < math.inf:
+            raise InputError(f"answers must count once or more; got {self.answers:g} times")
         for name in ("heads", "dim", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
@@ -95,7 +101,8 @@ def train_weights(
 ) -> Path | None:
     """Train a lightning indexer for each layer of a dense model; a further call goes on where one ended.
 
-    batches: those of token ids [B, T] from a step on, each by its number alone; RoPE must span at most `dim`.
+    batches: those of token ids [B, T] from a step on, each by its number alone, or pairs with how many times each token's
+    query counts; RoPE must span at most `dim`.
     start_from: weights to begin from; small: matrices are kept in int8. Files: folder/name-HASH.safetensors,
     lightning.json, lightning.csv, checkpoints/; of a model that was trained too, model/. Returns None where it
     stopped after so many seconds.
@@ -108,15 +115,18 @@ def train_weights(
     teacher = Teacher(
         model, stages.heads, stages.dim, stages.queries, stages.seed, begin=begin, model_too=stages.model_too,
     )  # fmt: skip
-    _claim(folder, {**asdict(stages), "model": digests[0], "start_from": begin and begin.path.name})
+    # What came later is silent at its default, so that a folder of before goes on.
+    own = {name: x for name, x in asdict(stages).items() if (name, x) != ("answers", 1.0)}
+    _claim(folder, {**own, "model": digests[0], "start_from": begin and begin.path.name})
 
-    def losses(_: Any, ids: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(_: Any, ids: Tensor, number: Tensor, *counts: Tensor) -> tuple[Tensor, Tensor]:
         step = int(number)
-        return teacher.loss(ids, step, stages.keep if stages.sparse(step) else None)
+        return teacher.loss(ids, step, stages.keep if stages.sparse(step) else None, *counts)
 
-    def numbered(start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for number, ids in enumerate(batches(start), start):
-            yield ids, torch.tensor([number])
+    def numbered(start: int) -> Iterator[tuple[Tensor, ...]]:
+        for number, batch in enumerate(batches(start), start):
+            ids, *counts = batch if isinstance(batch, tuple) else (batch,)
+            yield ids, torch.tensor([number]), *counts
 
     done = Loop(
         steps=stages.every,
@@ -137,6 +147,19 @@ def train_weights(
     described = {"heads": stages.heads, "rope": "half", "rope_at": "first", "reads": "hidden"}
     described |= {"data": data} if data else {}
     return save_weights(folder, named, tensors, **described, model=" ".join(digests))
+
+
+def batches_of(
+    mixture: Mixture, numbers: range, rows: int, length: int, workers: int, answers: float
+) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
+    """Token ids [rows, length]; where answers count more than once, with how many times each token's query counts."""
+    if answers == 1:
+        yield from drawn(mixture, numbers, rows, length, workers)
+        return
+    for ids, weights in weighted(mixture, numbers, rows, length - 1, workers):
+        following = np.pad(weights[:, 1:], ((0, 0), (0, 1)))
+        counts = np.where(following == ANSWER, answers, 1.0).astype(np.float32)
+        yield torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(counts)
 
 
 def _optimizer(teacher: Teacher) -> torch.optim.Optimizer:
@@ -190,7 +213,9 @@ def train_for(
     made = mixture if shares is None else replace(mixture, shares=shares)
     return train_weights(
         model,
-        lambda start: drawn(made, range(start, stages.every), rows, length, workers),
+        lambda start: batches_of(
+            made, range(start, stages.every), rows, length, workers, stages.answers
+        ),
         out,
         stages,
         name=f"{Path(name).name}-{data}",

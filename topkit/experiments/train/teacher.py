@@ -66,6 +66,7 @@ class Teacher(nn.Module):
             self.layers[str(number)] = nn.ParameterDict(own)
         self._losses: list[Tensor] = []
         self._positions, self._keep = torch.zeros(0), None
+        self._counts: Tensor | None = None
 
     @property
     def model(self) -> Any:
@@ -83,10 +84,13 @@ class Teacher(nn.Module):
         every: Any = self.layers
         return {f"{n}.{k}": x.detach() for n, own in every.items() for k, x in own.items()}
 
-    def loss(self, ids: Tensor, number: int, keep: int | None = None) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, ids: Tensor, number: int, keep: int | None = None, counts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The loss over token ids [B, T] of the batch of a number, and the mean divergence of all layers.
 
-        keep: in the sparse stage, the keys that are chosen; None in the dense one.
+        keep: in the sparse stage, the keys that are chosen; None in the dense one. counts [B, T]: how many times the
+        query of a token counts, None: once.
         Raises: InputError for a model whose attention cannot be watched, or is not softmax(q k) v.
         """
         length, trains = ids.shape[1], self.model_too and keep is not None
@@ -95,6 +99,7 @@ class Teacher(nn.Module):
         some = self.queries is None or self.queries >= length
         at = torch.arange(length) if some else torch.randperm(length, generator=random)[: self.queries]  # fmt: skip
         self._positions = at.sort().values.to(ids.device)
+        self._counts = None if counts is None else counts[:, self._positions]
         with switched_attention(self.model, self._attend, inputs=True, evaluation=not trains):
             if trains:
                 logits = self.model(ids, use_cache=False).logits[:, :-1].float()
@@ -118,7 +123,7 @@ class Teacher(nn.Module):
             queries = weights.queries(hidden[:, at], (cos[:, at], sin[:, at]))
             keys, gates = weights.keys(hidden, (cos, sin)), weights.gates(hidden[:, at])
             own = call.queries[:, :, at].detach(), call.keys.detach()
-            attended = Attended(*own, call.scaling, at)
+            attended = Attended(*own, call.scaling, at, self._counts)
             self._losses.append(divergence(queries, keys, gates, attended, self._keep))
         if self.model_too and self._keep is not None:
             return _sparse(call, weights, hidden, (cos, sin), self._keep)
