@@ -14,13 +14,14 @@ import topkit
 from tests.tiny import READS_REFERENCE, folder, tiny
 from topkit.errors import InputError
 from topkit.experiments.runs.shards import Shard
+from topkit.experiments.study.blocks import Drawn
 from topkit.experiments.study.stats import Array
 from topkit.experiments.study.study import run_study
 from topkit.experiments.study.study_file import read_study
 from topkit.experiments.train.arms import Arm
 from topkit.experiments.train.arms_plan import own_share
 from topkit.experiments.train.found import Start, gaps
-from topkit.experiments.train.topk_sft import sentences
+from topkit.experiments.train.topk_sft import _blocks, sentences
 
 
 def drawn(seeds: int, gap: float, spread: float = 0.02) -> tuple[Array, Array]:
@@ -81,6 +82,17 @@ def test_sentences_say_what_is_shown_and_no_more() -> None:
     assert "from 0.300 to 0.100 (-0.200 [-0.200, -0.200])" in sink and "of the 6 heads" in sink
     assert "not shown to differ" in sentences(start(0.0))[0]
     assert "worse (" in sentences(start(-0.2))[0]
+
+
+def test_an_accuracy_is_drawn_between_nought_and_one() -> None:
+    """Two seeds far apart leave more than that open."""
+    far = start(0.2, seeds=2)
+    for arm in ("dense", "1%"):
+        far.models[arm][0]["curves"][0]["rates"][1] = [1.0] * 16
+        far.models[arm][1]["curves"][0]["rates"][1] = [0.8] * 16
+    (figure,) = [block for block in _blocks([far]) if isinstance(block, Drawn)]
+    ends = [(row["low"], row["high"]) for row in figure.data["lines"] if "low" in row]
+    assert min(low for low, _ in ends) >= 0 and max(high for _, high in ends) == 1
 
 
 def test_the_presets_train_what_they_say() -> None:

@@ -88,6 +88,8 @@ def _chart(
     at = alt.X("x:Q", title=x).scale(type=scale, nice=False, zero=False, padding=12)
     if scale == "linear":
         at = at.axis(tickMinStep=1, format="~g")
+    else:
+        at = at.axis(labelOverlap=True)
     value = alt.Y("y:Q", title=y).scale(zero=True, nice=True)
     dots = base.transform_filter("datum.kind == 'point'")
     level = base.transform_filter("datum.kind == 'level'").mark_rule(strokeDash=[6, 3], opacity=0.8)

@@ -128,10 +128,9 @@ def _figure(start: Start, task: int, name: str, caption: str) -> Drawn:
         length = start.models[arm][0]["curves"][task]["length"]
         each = mean(scores[:, sparse].T, np.ones(len(scores)))
         shares = (parse_budget(cells[p]).at(length) / length for p in sparse)
-        points = [
-            tuple(map(float, point))
-            for point in zip(shares, each.value, each.low, each.high, strict=True)
-        ]
+        # An accuracy lies between nought and one, whatever few seeds leave open.
+        ends = each.low.clip(0), each.high.clip(max=1)
+        points = [tuple(map(float, point)) for point in zip(shares, each.value, *ends, strict=True)]
         label = "before" if arm == BEFORE else f"trained {trained(arm)}"
         made.append(Series(label, points, level=dense))
     return lines(name, made, caption, x="share of keys kept at decoding", y="accuracy", scale="log")
