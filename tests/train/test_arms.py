@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def start(gap: float, seeds: int = 5) -> Start:
 
 def test_sentences_say_what_is_shown_and_no_more() -> None:
     shown, sink = sentences(start(0.2))[0], sentences(start(0.2))[2]
-    assert "better" in shown and "better at k = 1%, worse at no k" in shown
+    assert re.search(r": better \(\+0\.\d{3} \[", shown)
+    assert re.search(r"better at k = 1% \(\+0\.\d{3}\), worse at no k", shown)
     assert "from 0.300 to 0.100 (-0.200 [-0.200, -0.200])" in sink and "of the 6 heads" in sink
     assert "not shown to differ" in sentences(start(0.0))[0]
     assert "worse (" in sentences(start(-0.2))[0]

@@ -64,9 +64,9 @@ def _said_beside(start: Start, one: Beside) -> str:
     gap, at = one.tested.gap, one.at
     return (
         f"{start.name}, {one.title}: trained at {one.ratio}, decoding by Top-k at k = {one.cells[at]} scores "
-        f"{one.ours[at]:.2f}, dense-trained {one.dense[at]:.2f}: {one.word} "
-        f"({words(gap[at])}, {one.tested.units}). Over the sweep it is better at {_at(one.better)}, worse at "
-        f"{_at(one.worse)}; by full attention the difference is {words(one.full)}."
+        f"{one.ours[at]:.3f}, dense-trained {one.dense[at]:.3f}: {one.word} "
+        f"({words(gap[at], 3)}, {one.tested.units}). Over the sweep it is better at {_at(one, one.better)}, worse at "
+        f"{_at(one, one.worse)}; by full attention the difference is {words(one.full, 3)}."
     )
 
 
@@ -97,8 +97,11 @@ def words(interval: Interval, digits: int = 2) -> str:
     return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
-def _at(cells: Sequence[str]) -> str:
-    return f"k = {', '.join(cells)}" if cells else "no k"
+def _at(one: Beside, cells: Sequence[str]) -> str:
+    """Those k, each with its difference."""
+    gaps = (float(one.tested.gap.value[one.cells.index(cell)]) for cell in cells)
+    told = (f"{cell} ({gap:+.3f})" for cell, gap in zip(cells, gaps, strict=True))
+    return f"k = {', '.join(told)}" if cells else "no k"
 
 
 def _table(start: Start, task: int) -> Table:
