@@ -100,10 +100,13 @@ def _equal() -> tuple[str, str, str]:
         _claim(name).answer().verdict
         for name in (EXACT_EQUALS_FROM_ANSWER, EXACT_EQUALS_FROM_QUESTION)
     )
+    verdicts = f"**{answer.capitalize()}** from the answer on, **{question}** from the question on"
+    if answer == question:
+        verdicts = f"**{answer.capitalize()}**, from the answer on and from the question on alike"
     return (
         "Decoding with exact Top-k is as good as full attention, with about 5 % of the keys (8B, 128K).",
         f"`{command_of(EXACT_TOPK)}`",
-        f"**{answer.capitalize()}** from the answer on, **{question}** from the question on: {_as_good_as_full()}",
+        f"{verdicts}: {_as_good_as_full()}",
     )
 
 
