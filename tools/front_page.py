@@ -100,9 +100,12 @@ def _equal() -> tuple[str, str, str]:
         _claim(name).answer().verdict
         for name in (EXACT_EQUALS_FROM_ANSWER, EXACT_EQUALS_FROM_QUESTION)
     )
-    verdicts = f"**{answer.capitalize()}** from the answer on, **{question}** from the question on"
     if answer == question:
         verdicts = f"**{answer.capitalize()}**, from the answer on and from the question on alike"
+    else:
+        verdicts = (
+            f"**{answer.capitalize()}** from the answer on, **{question}** from the question on"
+        )
     return (
         "Decoding with exact Top-k is as good as full attention, with about 5 % of the keys (8B, 128K).",
         f"`{command_of(EXACT_TOPK)}`",
