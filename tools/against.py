@@ -316,11 +316,9 @@ def compared(
         row["implementation"] = rows.OURS
         spans: dict[Worker, list[float]] = {here: [], there: []}
         try:
-            for turn in range(turns + 1):
-                for worker in (here, there) if turn % 2 else (there, here):
-                    span = worker.time(name)
-                    if turn:  # the first prepares
-                        spans[worker].append(span)
+            for turn in range(turns):
+                for worker in (there, here) if turn % 2 else (here, there):
+                    spans[worker].append(worker.time(name))
         except RuntimeError as error:
             yield row | {"error": str(error)}
             continue

@@ -30,6 +30,7 @@ from steps import (
 from tiny import lightning_for
 from topkit.experiments.decode.graph_capture import Parts
 from topkit.indexers import growing
+from topkit.indexers.lasting import lasting
 
 pytest.importorskip("triton")
 
@@ -340,3 +341,19 @@ def test_a_capture_has_the_room_that_torch_keeps_for_later() -> None:
         assert ones.sum() == numbers
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+@gpu
+@pytest.mark.gpu
+def test_a_graph_holds_what_lasting_functions_gave_it() -> None:
+    """Though other results take its place: a graph reads it where it stood."""
+    device = torch.device("cuda", torch.cuda.current_device())
+
+    @lasting(1)
+    def filled(value: float) -> Tensor:
+        return torch.full((1 << 20,), value, device=device)
+
+    parts, doubled = Parts.of(lambda: 2 * filled(3.0), device)
+    others = [filled(value) for value in (5.0, 7.0)]
+    parts.replay()
+    assert (doubled == 6).all() and len(others) == 2

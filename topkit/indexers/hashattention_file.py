@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn import functional
 
 from topkit.documents.digest import State
 from topkit.errors import InputError
+from topkit.indexers.lasting import lasting
 from topkit.indexers.weights_file import read_tensors, state_of_file
 
 ACTIVATIONS = ("silu", "relu", "gelu", "tanh")
@@ -85,7 +85,7 @@ def load(path: str, device: torch.device | str = "cpu") -> HashFile:
     return _read(Path(path), state, str(device))
 
 
-@lru_cache(maxsize=16)
+@lasting(16)
 def _read(path: Path, _state: State, device: str) -> HashFile:
     metadata, tensors = read_tensors(path, "hashattention", _REMEDY, device)
     tensors = {name: x.float() for name, x in tensors.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn.functional import layer_norm, linear
 
 from topkit.documents.digest import State, state_of
 from topkit.errors import InputError
+from topkit.indexers.lasting import lasting
 from topkit.indexers.lightning_file import REMEDY, decoded, require
 from topkit.indexers.weights_file import path_of, read_tensors
 
@@ -128,7 +128,7 @@ def load(weights: str, device: torch.device | str = "cpu") -> Weights:
     return _read(path.resolve(), state_of(path), str(device))
 
 
-@lru_cache(maxsize=16)
+@lasting(16)
 def _read(path: Path, _state: State, device: str) -> Weights:
     metadata, tensors = read_tensors(path, "lightning", REMEDY, device)
     tensors = decoded(path, tensors)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from topkit.documents.digest import State, state_of
 from topkit.errors import InputError
+from topkit.indexers.lasting import lasting
 from topkit.indexers.weights_file import path_of, read_tensors
 
 KIND = "projected"
@@ -72,7 +72,7 @@ def load(weights: str, device: torch.device | str = "cpu") -> Maps:
     return _read(path.resolve(), state_of(path), str(device))
 
 
-@lru_cache(maxsize=16)
+@lasting(16)
 def _read(path: Path, _state: State, device: str) -> Maps:
     metadata, tensors = read_tensors(path, KIND, _REMEDY, device)
     if metadata.get("kind") != KIND:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tiny import tiny
+from tiny import lightning_for, tiny
 from topkit.experiments.evaluate.built import Built
 from topkit.experiments.evaluate.shared_prefix import prefill
 from topkit.experiments.evaluate.stepped import Graphed, token_steps
@@ -50,3 +51,24 @@ def test_room_is_counted_without_building_what_others_kept(made: Any, monkeypatc
     assert set(map(type, second.built._indices)) == {quantized, exact}
     (size,) = (one.size for one in first._kept.values())
     assert set(held) == {size} and size > 0
+
+
+@torch.no_grad()
+def test_steps_serve_the_next_haystack_until_a_file_of_weights_is_another(
+    made: Any, tmp_path: Path
+) -> None:
+    written = Path(lightning_for(tmp_path).split("'")[1])
+    file = tmp_path / "own.safetensors"
+    file.write_bytes(written.read_bytes())
+
+    def steps() -> Any:
+        one = graphed(made, [f"lightning(weights={str(file)!r}, dtype='fp8')"])
+        one.keep()
+        return one._fixed
+
+    first = steps()
+    assert first._read and steps() is first
+    file.unlink()
+    file.write_bytes(written.read_bytes())
+    second = steps()
+    assert second is not first and steps() is second

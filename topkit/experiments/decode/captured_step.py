@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from topkit.experiments.decode.token_step import TokenStep
 class CapturedStep:
     """What a graph reads and writes, at addresses that stay, and the graph where there is a GPU.
 
-    `slot` [1] is where the step writes; `start` [B] where rows begin; `room` the buffers of all layers.
+    `slot` [1] is where the step writes; `start` [B] where rows begin; `room` the buffers of all layers; `held` what it
+    reads that was made once for many: files of weights.
     """
 
     token: TokenStep
@@ -26,6 +27,7 @@ class CapturedStep:
     room: list[Tensor]
     mask: Tensor
     graph: torch.cuda.CUDAGraph | None = None
+    held: dict[int, object] = field(default_factory=dict)
     output: Any = None
 
     @classmethod

@@ -26,6 +26,7 @@ from topkit.experiments.decode.layer_index import CacheOwner
 from topkit.experiments.decode.reader import Call, Reader
 from topkit.experiments.decode.token_step import TokenStep
 from topkit.experiments.model.attention_call import AttentionCall
+from topkit.indexers.lasting import held
 
 
 class CapturedDecoding(threading.local):
@@ -131,7 +132,8 @@ class CapturedDecoding(threading.local):
 
     def _capture(self, step: CapturedStep) -> CapturedStep:
         if step.slot.device.type == "cuda":
-            step.graph, step.output = capture(lambda: self._call(step), step.slot.device)
+            with held() as step.held:
+                step.graph, step.output = capture(lambda: self._call(step), step.slot.device)
         return step
 
     def _run(self, step: CapturedStep) -> Any:

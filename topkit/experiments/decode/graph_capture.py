@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from topkit.errors import InputError
+from topkit.indexers.lasting import held
 
 # Kernels of a graph that may run at a time, where they do not wait for one another.
 BRANCHES = 8
@@ -49,6 +50,8 @@ class Parts:
     def __init__(self) -> None:
         self.graphs: list[torch.cuda.CUDAGraph] = []
         self.between: list[Callable[[], object]] = []
+        # What its graphs read that was made once for many: files of weights.
+        self.held: dict[int, object] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     @classmethod
@@ -58,9 +61,10 @@ class Parts:
         `call` runs once before: to compile and to make workspaces.
         Raises: CannotCapture where the capture fails; before, what `call` does.
         """
-        with _lock, torch.cuda.device(device):
+        with _lock, torch.cuda.device(device), held() as found:
             side = _warmed(call)
             parts = _here.parts = cls()
+            parts.held = found
             torch.cuda.synchronize()
             # Workspaces of its own: others may run beside it that were captured on the same stream.
             _let_go_of_workspaces()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from topkit.documents.digest import State, state_of
 from topkit.errors import InputError
 from topkit.experiments.decode.graph_capture import Parts
 from topkit.experiments.evaluate.built import Built
@@ -21,6 +22,7 @@ from topkit.experiments.evaluate.stepped.fixed_rows import FixedRows
 from topkit.experiments.evaluate.stepped.groups import Group, Way, groups_of
 from topkit.experiments.model.attention import switched_attention
 from topkit.experiments.runs.cells import Cell, needs
+from topkit.experiments.runs.identity import within
 
 # Slots that buffers are a multiple of, so that haystacks of about one length share them.
 ROUND = 256
@@ -29,12 +31,20 @@ STEPS = 32
 
 
 class TokenSteps:
-    """The steps of a model over fixed rows, all of them in one way; size: bytes that the rows took."""
+    """The steps of a model over fixed rows, all of them in one way.
+
+    files: the states of those that the cells' recipes read; size: bytes that the rows took.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, rows: FixedRows, cells: Sequence[Cell], size: int
+        self,
+        model: PreTrainedModel,
+        rows: FixedRows,
+        cells: Sequence[Cell],
+        files: Sequence[State],
+        size: int,
     ) -> None:
-        self.rows, self.cells, self.size = rows, tuple(cells), size
+        self.rows, self.cells, self.files, self.size = rows, tuple(cells), files, size
         self.addresses = _addresses(model)
         self.ids = torch.zeros(rows.count, 1, dtype=torch.long, device=rows.device)
         self._read = bool(needs(cells) & {"hidden", "latent", "rope"})
@@ -42,15 +52,12 @@ class TokenSteps:
         self._mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.device)
         self._graphs: dict[Way, tuple[Parts, Tensor]] = {}
 
-    @property
-    def lasts(self) -> bool:
-        """Whether nothing but the model stands behind what its graphs read."""
-        return not (self._read and type(self.rows) is FixedRows)
-
-    def serves(self, model: PreTrainedModel, groups: tuple[Group, ...], need: int) -> bool:
+    def serves(
+        self, model: PreTrainedModel, groups: tuple[Group, ...], files: Sequence[State], need: int
+    ) -> bool:
         """Whether these steps are those of a model whose weights stand where they stood, with room enough."""
         same = self.rows.groups == groups and self.addresses == _addresses(model)
-        return same and self.fits(need)
+        return same and self.files == files and self.fits(need)
 
     def fits(self, need: int) -> bool:
         """Whether there is room for so many slots, and not far too much."""
@@ -100,8 +107,10 @@ def steps_of(
     Raises: InputError where there is no memory for them.
     """
     kept, groups = _kept.pop(model, {}), {cells: groups_of(cells, context) for cells in wanted}
+    files = {cells: _files_of(cells) for cells in wanted}
     for cells, steps in list(kept.items()):
-        if not steps.serves(model, groups.get(cells, steps.rows.groups), need):
+        own = groups.get(cells, steps.rows.groups), files.get(cells, steps.files)
+        if not steps.serves(model, *own, need):
             del kept[cells]  # before other buffers are made
     room = max((steps.rows.room for steps in kept.values()), default=-(-need // ROUND) * ROUND)
     require_windows(built, room)
@@ -113,7 +122,7 @@ def steps_of(
             if not has_room(built, size, kept.values()):
                 raise InputError("caches of all rows do not fit")
             rows = kind(groups[cells], built.prefix, built, room, STEPS)
-            kept[cells] = TokenSteps(model, rows, cells, size)
+            kept[cells] = TokenSteps(model, rows, cells, files[cells], size)
         kept[cells].rows.begin(built.prefix, built)
     return kept
 
@@ -125,8 +134,8 @@ def release(model: PreTrainedModel, need: int) -> None:
 
 
 def keep(model: PreTrainedModel, steps: Kept) -> None:
-    """Leave steps to the next haystack; but for those whose graphs read files, which may be let go of."""
-    _kept[model] = {cells: one for cells, one in steps.items() if one.lasts}
+    """Leave steps to the next haystack."""
+    _kept[model] = dict(steps)
 
 
 def require_windows(built: Built, room: int) -> None:
@@ -163,6 +172,12 @@ def bytes_of(built: Built, groups: Sequence[Group], room: int) -> int:
         indices = ((g, built.of(g.indexer)[number]) for g in there if g.indexer is not None)
         total += sum(group.count * share * index.nbytes for group, index in indices)
     return int(total)
+
+
+def _files_of(cells: Sequence[Cell]) -> list[State]:
+    """The states of the files that cells' recipes read."""
+    recipes = dict.fromkeys(cell.indexer for cell in cells if cell.indexer is not None)
+    return [state_of(path) for recipe in recipes for one in within(recipe) for path in one.files()]
 
 
 def _addresses(model: PreTrainedModel) -> tuple[int, ...]:
