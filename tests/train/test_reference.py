@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from topkit.errors import InputError
@@ -40,6 +41,7 @@ from topkit.experiments.train.train import (
     batches,
     new_model,
     train_reference,
+    weighted_loss,
 )
 
 TRAINED = [name for name, wording in WORDINGS.items() if wording.kind != HELD_OUT]
@@ -412,3 +414,23 @@ def test_the_rate_warms_up_and_comes_down(recipe: Recipe) -> None:
     assert lengths == sorted(lengths) and lengths[-1] == recipe.phases[-1].length
     with pytest.raises(InputError, match=f"has {recipe.steps} steps"):
         recipe.phase(recipe.steps)
+
+
+def test_attention_is_causal_and_reads_no_mask_where_the_loss_is_compiled() -> None:
+    """The mask is what transformers makes in a compiled function, and what makes attention slow."""
+    model, given = new_model(Recipe.tiny()).train(), list[Any]()
+
+    def noting(graph: Any, inputs: Any) -> Any:
+        calls = [node.kwargs for node in graph.graph.nodes if "scaled_dot" in str(node.target)]
+        given.extend((call["attn_mask"], call["is_causal"]) for call in calls)
+        return graph
+
+    ids = torch.randint(2, 512, (2, 33), generator=torch.Generator().manual_seed(0))
+    both = ids, torch.ones(2, 33)
+    compiled = torch.compile(weighted_loss, dynamic=False, backend=noting)
+    assert torch.equal(compiled(model, *both)[0], weighted_loss(model, *both)[0])
+    assert given == [(None, True)] * model.config.num_hidden_layers
+    # As transformers itself has it, from no word about a mask.
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    losses = cross_entropy(model.lm_head(hidden).float().mT, ids[:, 1:])
+    torch.testing.assert_close(losses, weighted_loss(model, *both)[0])

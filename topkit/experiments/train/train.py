@@ -57,7 +57,12 @@ def redraw_digits(model: Any, digits: np.ndarray, seed: int) -> None:
 
 def weighted_loss(model: Any, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The weighted mean NLL of ids[:, 1:], and the plain mean over the answers."""
-    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    # No mask, said for each kind of layer: in a function that is compiled transformers would make one [T, T], and
+    # attention by a mask takes several times as long as causal attention.
+    plain = dict.fromkeys(model.config.layer_types)
+    hidden = model.model(
+        input_ids=ids[:, :-1], attention_mask=plain, use_cache=False
+    ).last_hidden_state
     logits = model.lm_head(hidden).float()
     losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     weights = weights[:, 1:].flatten()
