@@ -34,10 +34,11 @@ from topkit.experiments.study.models_compared import Comparison, comparisons
 from topkit.experiments.study.reading import load_study
 from topkit.experiments.study.sentences import WORSE, said
 from topkit.grammar import short
+from topkit.indexers.budget import Budget
 from topkit.indexers.spec import parse
 
 RESULTS = Path(__file__).parents[1] / "results"
-ONE_MODEL, TWO_MODELS, ORACLES = "smollm2", "carry-over-quick", "fidelity-vs-accuracy"
+ONE_MODEL, TWO_MODELS, ORACLES = "smollm2", "carry-over", "fidelity-vs-accuracy"
 RULER, BOOKS = "smollm2-ruler", "smollm2-books"
 EXACT_TOPK, BUNDLED_EXACT_TOPK = "exact-topk-smollm2", "exact-topk"
 
@@ -52,6 +53,15 @@ def found(name: str) -> list[Findings]:
 def of_two_models() -> Comparison:
     (both,) = comparisons(load_study(RESULTS / TWO_MODELS))
     return both
+
+
+def asked_alike(both: Comparison) -> list[tuple[str, Curve, Budget]]:
+    """Each model, the needles that it was asked for in 4,096 tokens, and its k."""
+    found = list[tuple[str, Curve, Budget]]()
+    for model, curves, (k,) in zip(both.models, both.curves, both.budgets, strict=True):
+        (curve,) = (c for c in curves if c.length == 4096 and c.task.startswith("niah"))
+        found.append((model, curve, k))
+    return found
 
 
 def what_was_found() -> str:
@@ -152,7 +162,7 @@ def _budget(one: Findings) -> str:
 
 def _four_bits(both: Comparison) -> str:
     indexer, words = parse("quantized:dtype=int4"), list[str]()
-    for model, (curve,), (k,) in zip(both.models, both.curves, both.budgets, strict=True):
+    for model, curve, k in asked_alike(both):
         gap = Findings(curve).to_exact(place_of(curve, indexer, k))
         assert gap is not None
         _hold(float(gap.low) < 0 < float(gap.high), "int4 and exact Top-k are not told apart")
@@ -196,7 +206,7 @@ def _mass(one: Findings) -> str:
 
 def _models(both: Comparison) -> str:
     indexer, scores = parse("sampled(quantized(dtype=int4))"), list[str]()
-    for model, (curve,), (k,) in zip(both.models, both.curves, both.budgets, strict=True):
+    for model, curve, k in asked_alike(both):
         score = Findings(curve).accuracy[place_of(curve, indexer, k)]
         scores.append(f"{said(score)} with {_named(model)}")
     return (

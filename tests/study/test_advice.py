@@ -211,13 +211,13 @@ def test_of_a_run(tmp_path: Path):
     ],
 )
 def test_bad_input_is_refused(wrong: dict[str, Any], words: str):
-    run = ROOT / "results" / ("carry-over-quick" if "model" in wrong else "fidelity-vs-accuracy")
+    run = ROOT / "results" / ("carry-over" if "model" in wrong else "fidelity-vs-accuracy")
     with pytest.raises(InputError, match=words):
         advise(run, **wrong)
 
 
 def test_of_several_models_one_is_named():
-    run = ROOT / "results" / "carry-over-quick"
+    run = ROOT / "results" / "carry-over"
     with pytest.raises(InputError, match="name one: reference, smollm2"):
         advise(run)
     named = advise(run, model="smollm2")

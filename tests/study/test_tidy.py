@@ -42,7 +42,7 @@ def test_a_table_has_nulls_and_types():
     assert (dense["kind"], dense["indexer"], dense["recall"], dense["to_dense"]) == (
         *("dense", None, None, None),
     )
-    both = topkit.cells(RESULTS / "carry-over-quick")
+    both = topkit.cells(RESULTS / "carry-over")
     assert set(both["model"].to_pylist()) == {"reference", "smollm2"}
     for wrong in ([], RESULTS):
         with pytest.raises(InputError):
@@ -56,7 +56,7 @@ def test_a_run_is_cited_in_a_line(tmp_path: Path):
     line = topkit.cite(place)
     assert line.startswith("topkit 0.2.0, run 9be00d89a9b7, commit dc0e11ed5192-dirty, ")
     assert "\n" not in line and line.endswith("a b")
-    assert topkit.cite(RESULTS / "carry-over-quick").startswith("topkit 0.2.0, run ce5d259cec5e and 7cf0a1218514, commit f4bd22cfffc0, ")  # fmt: skip
+    assert topkit.cite(RESULTS / "carry-over").startswith("topkit 0.2.0, run 7abb7da891be and b3f589dda9ed, commit 6dceb16161ae and 57c3b3d9a41a, ")  # fmt: skip
     for wrong in (tmp_path, []):
         with pytest.raises(InputError, match="holds no run to cite"):
             topkit.cite(wrong)
