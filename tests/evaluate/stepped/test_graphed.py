@@ -26,7 +26,7 @@ from topkit.experiments.model.load import REFERENCE
 from topkit.experiments.runs.cells import parse_cells
 from topkit.experiments.runs.parts import read_table
 from topkit.experiments.tasks import make_task
-from topkit.indexers import Selection
+from topkit.indexers import Selection, lightning_weights
 from topkit.indexers.stateless import Stateless
 from topkit.indexers.traits import Traits
 from topkit.kernels.gather_attention import PLAIN
@@ -361,6 +361,33 @@ def test_on_a_gpu_answers_keys_and_shadow(tmp_path: Path, monkeypatch: Any) -> N
             near, far = (t[name].to_numpy() for t in (ours, theirs))
             assert (np.isnan(near) == np.isnan(far)).all()
             assert (np.nan_to_num(abs(near - far)) > 1e-4).mean() <= 0.005, name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_graphs_that_read_files_serve_all_haystacks(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """What a trained indexer reads stands where it stood, though others take its place."""
+    made, kept = model(head_dim=64).to("cuda"), list[Any]()
+    own = token_steps.steps_of
+
+    def noting(*given: Any) -> Any:
+        for number in range(20):  # more than are kept
+            lightning_weights._read(file, (number, 0, 0), "cuda:0")
+        kept.append(own(*given))
+        return kept[-1]
+
+    monkeypatch.setattr("topkit.experiments.evaluate.stepped.graphed.steps_of", noting)
+    spec = lightning_for(tmp_path, heads=2, dim=32, dtype="fp8")
+    file = Path(spec.split("'")[1])
+    given = (made, [spec, "exact()"], 8)
+    how: dict[str, Any] = {"lengths": 300, "samples": 3}
+    ours, theirs = (run(monkeypatch, tmp_path, *given, on, **how) for on in (True, False))
+    assert len(kept) == 3 and len({id(one) for some in kept for one in some.values()}) == 1
+    for name in ("recall", "mass"):
+        near, far = (t[name].to_numpy() for t in (ours[1], theirs[1]))
+        assert (abs(near - far) > 1e-4).mean() <= 0.005, name
 
 
 @pytest.mark.gpu
