@@ -14,8 +14,10 @@ from scipy import stats as scipy_stats
 import topkit
 from tests.tiny import READS_REFERENCE, folder, tiny
 from topkit.errors import InputError
+from topkit.experiments.runs import run_file
 from topkit.experiments.runs.shards import Shard
 from topkit.experiments.study.blocks import Drawn
+from topkit.experiments.study.own_run import describe_study
 from topkit.experiments.study.stats import Array
 from topkit.experiments.study.study import run_study
 from topkit.experiments.study.study_file import read_study
@@ -171,6 +173,69 @@ def test_shards_share_the_corpus_and_leave_the_parts_of_one_process(
     assert files(out / "parts") == files(whole / "parts")
     # Tokens are made once, and not by each model.
     assert len(list(out.rglob("tokens.npy"))) == len(list(whole.rglob("tokens.npy"))) == 1
+
+
+def found(place: Path, models: dict[str, int], start: str = "m", **more: Any) -> Path:
+    """A study's folder that has the parts of some of its models; a number each stands for what was found."""
+    about = {"study": "entropy", "model": start, "kind": "entropy", "topkit": topkit.__version__}
+    arms = [f"{start}-before", f"{start}-dense-seed-0", f"{start}-topk-5-seed-0"]
+    about |= {"arms": arms, "parts": [f"{arm}-0a.json" for arm in arms], **more}
+    place.mkdir()
+    describe_study(place, about, "cpu", False)
+    (place / "study.json").write_text(json.dumps(about))
+    (place / "parts").mkdir()
+    for arm, number in models.items():
+        (place / "parts" / f"{start}-{arm}-0a.json").write_text(json.dumps({"n": number}))
+    return place
+
+
+def test_shards_and_starts_of_their_own_folders_are_joined(tmp_path: Path) -> None:
+    first = found(tmp_path / "a", {"before": 1, "dense-seed-0": 2})
+    second = found(tmp_path / "b", {"dense-seed-0": 2, "topk-5-seed-0": 3})
+    other = found(tmp_path / "c", {"before": 4}, start="n")
+    out = topkit.merge([first, second, other], tmp_path / "out")
+    said = json.loads((out / "study.json").read_text())
+    names = [*(f"m-{a}-0a.json" for a in ("before", "dense-seed-0", "topk-5-seed-0")), "n-before-0a.json"]  # fmt: skip
+    assert said["model"] == "m, n" and said["parts"][:4] == names and len(said["arms"]) == 6
+    assert {p.name: json.loads(p.read_text())["n"] for p in (out / "parts").iterdir()} == {
+        name: n for n, name in enumerate(names, 1)
+    }
+    assert run_file.read(out)["asked"] == [{"model": "m"}, {"model": "n"}]  # type: ignore[index]
+    # Said again it changes nothing, and a later shard is added, which may be said alone.
+    before = {path: path.stat().st_mtime_ns for path in (out / "parts").iterdir()}
+    topkit.merge([first, second, other], out)
+    topkit.merge([found(tmp_path / "d", {"dense-seed-0": 5}, start="n")], out)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list((out / "parts").iterdir())) == 5
+    assert json.loads((out / "study.json").read_text()) == said
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_what_cannot_be_joined_of_studies_that_train_is_refused(tmp_path: Path) -> None:
+    first = found(tmp_path / "a", {"before": 1})
+    twice = found(tmp_path / "b", {"before": 2})
+    otherwise = found(tmp_path / "c", {"dense-seed-0": 2}, about="x")
+    again = found(tmp_path / "d", {}, parts=[f"m-{n}-0b.json" for n in range(3)])
+    torn = found(tmp_path / "e", {"before": 1})
+    (torn / "study.json").write_text('{"model": ')
+    none = found(tmp_path / "f", {"before": 1})
+    (none / "study.json").unlink()
+    plain = tmp_path / "g"
+    plain.mkdir()
+    for other, message in (
+        (twice, "was trained or evaluated twice"),
+        (otherwise, r"different studies \(about differ\)"),
+        (again, "m-before was trained or asked in two ways"),
+        (torn, "study.json"),
+        (none, "lacks study.json"),
+        (plain, "holds no run"),
+    ):
+        with pytest.raises(InputError, match=message):
+            topkit.merge([first, other], tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    topkit.merge([first], tmp_path / "out")
+    with pytest.raises(InputError, match="trained or evaluated twice"):
+        topkit.merge([twice], tmp_path / "out")
 
 
 def test_shards_deal_each_attention_evenly(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from topkit.documents import path_of
@@ -22,6 +23,8 @@ from topkit.experiments.runs.union import Source, require_alike, sources
 
 # What a study says of itself beside its rows.
 STUDY = "study.json"
+# Kinds of studies whose models are joined by a room above this one, which is therefore named and not imported.
+_OWN = dict.fromkeys(("topk-sft", "entropy"), "topkit.experiments.train.joined_arms")
 
 
 def merge(runs: str | Path | Sequence[str | Path], out: str | Path) -> Path:
@@ -29,7 +32,8 @@ def merge(runs: str | Path | Sequence[str | Path], out: str | Path) -> Path:
 
     Rows that several runs have must be equal, and stand there once. The runs stay as they are, and may
     still be written to: what they have by now is taken. Runs that are kept by their means alone, under RUN/curve,
-    are joined by these: each must have haystacks of its own.
+    are joined by these: each must have haystacks of its own. Of studies that train what was found of each model is
+    joined, and no weights.
     Returns: the folder.
     Raises: InputError for runs of other identities, a part that is not as its run wrote it, different rows
     of one cell, and a folder that is one of the runs, lies within one, or holds another run.
@@ -40,7 +44,12 @@ def merge(runs: str | Path | Sequence[str | Path], out: str | Path) -> Path:
         raise InputError("no run to merge; name the folders of one or more")
     out = path_of(out, "a folder for the run")
     _require_apart(places, out)
-    _require_joinable(places)
+    kinds = [_kind(place) for place in places]
+    own = next((_OWN[kind] for kind in kinds if kind in _OWN), None)
+    if own is not None:
+        import_module(own).merge(places, out)
+        return out
+    _require_joinable(places, kinds)
     within = _runs_within(places)
     for name in within:
         merge([run / name for run in places if (run / name / run_file.NAME).exists()], out / name)
@@ -51,10 +60,14 @@ def merge(runs: str | Path | Sequence[str | Path], out: str | Path) -> Path:
     return out
 
 
-def _require_joinable(places: Sequence[Path]) -> None:
+def _kind(place: Path) -> str | None:
+    """The kind of a study that has rows of its own."""
+    return (run_file.read(place) or {"identity": {}})["identity"].get("kind")
+
+
+def _require_joinable(places: Sequence[Path], kinds: Sequence[str | None]) -> None:
     """Raises: InputError for a study whose rows are its own kind's, which are not joined."""
-    for place in places:
-        kind = (run_file.read(place) or {"identity": {}})["identity"].get("kind")
+    for place, kind in zip(places, kinds, strict=True):
         if kind is not None:
             raise InputError(
                 f"{place} holds a study {kind}, which is not merged: its shards write into one folder"
