@@ -211,8 +211,8 @@ def _models(both: Comparison) -> str:
         scores.append(f"{said(score)} with {_named(model)}")
     return (
         f"**What wins on one model may lose on another.** On a task that each model can nearly do, `{short(indexer)}` "
-        f"answers {' but '.join(scores)}. Over {both.found.indexers} indexers, Spearman's correlation of the two "
-        f"models' orders is {said(both.found.of_indexers)}."
+        f"answers {' but '.join(scores)}, at 4,096 tokens. Over {both.found.indexers} indexers, by their means over three "
+        f"settings a model, Spearman's correlation of the two orders is {said(both.found.of_indexers)}."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +186,16 @@ def found(place: Path, models: dict[str, int], start: str = "m", **more: Any) ->
     (place / "study.json").write_text(json.dumps(about))
     (place / "parts").mkdir()
     for arm, number in models.items():
-        (place / "parts" / f"{start}-{arm}-0a.json").write_text(json.dumps({"n": number}))
+        (place / "parts" / f"{start}-{arm}-0a.json").write_text(
+            json.dumps({"arm": asdict(_arm(arm, start)), "n": number})
+        )
     return place
+
+
+def _arm(name: str, start: str) -> Arm:
+    attention, _, seed = name.partition("-seed-")
+    attention, _, ratio = attention.partition("-")
+    return Arm(start, start, attention, f"{ratio}%" if ratio else "", int(seed or 0))
 
 
 def test_shards_and_starts_of_their_own_folders_are_joined(tmp_path: Path) -> None:
@@ -222,6 +231,14 @@ def test_what_cannot_be_joined_of_studies_that_train_is_refused(tmp_path: Path) 
     (none / "study.json").unlink()
     plain = tmp_path / "g"
     plain.mkdir()
+    above = found(tmp_path / "h", {}, parts=["../up.json", *(f"m-{n}-0a.json" for n in range(2))])
+    few = found(tmp_path / "i", {}, parts=["m-before-0a.json"])
+    half = found(tmp_path / "j", {"dense-seed-0": 2})
+    (half / "parts" / "m-dense-seed-0-0a.json").write_text('{"arm": {"start": "m"')
+    strange = found(tmp_path / "k", {"dense-seed-0": 2})
+    (strange / "parts" / "m-dense-seed-0-0a.json").rename(
+        strange / "parts" / "m-topk-5-seed-0-0a.json"
+    )
     for other, message in (
         (twice, "was trained or evaluated twice"),
         (otherwise, r"different studies \(about differ\)"),
@@ -229,13 +246,33 @@ def test_what_cannot_be_joined_of_studies_that_train_is_refused(tmp_path: Path) 
         (torn, "study.json"),
         (none, "lacks study.json"),
         (plain, "holds no run"),
+        (above, "the name of a JSON file"),
+        (few, "has 3 arms and 1 parts"),
+        (half, "m-dense-seed-0-0a.json"),
+        (strange, "is of another model, m-dense-seed-0"),
     ):
         with pytest.raises(InputError, match=message):
             topkit.merge([first, other], tmp_path / "out")
         assert not (tmp_path / "out").exists()
-    topkit.merge([first], tmp_path / "out")
+    with pytest.raises(InputError, match="nothing was measured"):
+        topkit.merge([found(tmp_path / "l", {})], tmp_path / "out")
+    out = topkit.merge([first], tmp_path / "out")
     with pytest.raises(InputError, match="trained or evaluated twice"):
-        topkit.merge([twice], tmp_path / "out")
+        topkit.merge([twice], out)
+    # As a merge that was killed leaves it.
+    (out / "study.json").unlink()
+    with pytest.raises(InputError, match="trained or evaluated twice"):
+        topkit.merge([twice], out)
+    topkit.merge([first], out)
+    assert (out / "study.json").exists()
+
+
+def test_half_of_a_part_is_named_by_the_report(tmp_path: Path) -> None:
+    place = found(tmp_path / "a", {"before": 1})
+    part = place / "parts" / "m-before-0a.json"
+    part.write_text(part.read_text()[:20])
+    with pytest.raises(InputError, match=r"m-before-0a\.json.*delete it"):
+        topkit.report(place)
 
 
 def test_shards_deal_each_attention_evenly(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tiny import lightning_for, tiny
+from topkit.errors import InputError
 from topkit.experiments.evaluate.built import Built
 from topkit.experiments.evaluate.shared_prefix import prefill
 from topkit.experiments.evaluate.stepped import Graphed, token_steps
@@ -72,3 +73,6 @@ def test_steps_serve_the_next_haystack_until_a_file_of_weights_is_another(
     file.write_bytes(written.read_bytes())
     second = steps()
     assert second is not first and steps() is second
+    file.unlink()
+    with pytest.raises(InputError, match=r"own\.safetensors"):
+        steps()

@@ -62,7 +62,8 @@ def merge(runs: str | Path | Sequence[str | Path], out: str | Path) -> Path:
 
 def _kind(place: Path) -> str | None:
     """The kind of a study that has rows of its own."""
-    return (run_file.read(place) or {"identity": {}})["identity"].get("kind")
+    kind = (run_file.read(place) or {"identity": {}})["identity"].get("kind")
+    return None if kind is None else str(kind)
 
 
 def _require_joinable(places: Sequence[Path], kinds: Sequence[str | None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from topkit.documents import read_json
 from topkit.errors import InputError
 from topkit.experiments.study import stats
 from topkit.experiments.study.ranks import holm
 from topkit.experiments.study.stats import Array, Interval
-from topkit.experiments.train.arms import BEFORE, DENSE, PARTS, TOPK
+from topkit.experiments.train.arms import BEFORE, DENSE, PARTS, TOPK, Arm
+
+_PART = {
+    "arm": {"start": str, "folder": str, "attention": str, "ratio": str, "seed": int},
+    str: object,
+}
+_REMEDY = "delete it, and the study makes it anew"
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def starts(out: Path, study: Mapping[str, Any]) -> list[Start]:
     for name in study[PARTS]:
         path = out / PARTS / name
         if path.exists():
-            read.append(json.loads(path.read_text(encoding="utf-8")))
+            read.append(read_part(path))
         else:
             absent.append(name.rpartition("-")[0])
     made: list[Start] = []
@@ -88,6 +94,14 @@ def starts(out: Path, study: Mapping[str, Any]) -> list[Start]:
     if not made:
         raise InputError(f"{out} holds a study none of whose models was measured; run it first")
     return made
+
+
+def read_part(path: Path) -> dict[str, Any]:
+    """What a job found of its model. Raises: InputError for a file that no job wrote, or half of one."""
+    part: dict[str, Any] = read_json(path, _PART, _REMEDY)
+    if Arm(**part["arm"]).name != path.name.rpartition("-")[0]:
+        raise InputError(f"{path} is of another model, {Arm(**part['arm']).name}; {_REMEDY}")
+    return part
 
 
 def _arm(arm: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from topkit.documents import parse_json, read_bytes
+from topkit.documents import Text, read_json
 from topkit.errors import InputError
 from topkit.experiments.runs import folder, run_file
 from topkit.experiments.runs.lock import locked
@@ -17,27 +17,33 @@ from topkit.experiments.runs.parts import write_whole
 from topkit.experiments.runs.union import require_alike
 from topkit.experiments.study.reading import STUDY
 from topkit.experiments.train.arms import PARTS
+from topkit.experiments.train.found import read_part
 
 # Of study.json, what is joined; the rest must be the same.
-ARMS, MODEL = "arms", "model"
-_SAID = {"model": str, ARMS: [str], PARTS: [str], str: object}
+MODEL, ARMS = "model", "arms"
+_JOINED = (MODEL, ARMS, PARTS)
+_NAME = Text(r"[^/\\\0.][^/\\\0]*\.json", "the name of a JSON file")
+_SAID = {MODEL: str, ARMS: [str], PARTS: [_NAME], str: object}
+_REMEDY = "it is not as a study that trains wrote it"
 
 
 def merge(runs: Sequence[Path], out: Path) -> None:
     """Join studies of one kind, version and device: the models' parts, and what study.json says of them.
 
-    Weights stay where they are. Raises: InputError for studies that say different things, a part that was found
-    twice and differs, and a folder that holds another run.
+    Weights stay where they are. Raises: InputError for studies that say different things, a part that no study
+    wrote or that was found twice and differs, and a folder that holds another run.
     """
     described = {run: _described(run) for run in runs}
     require_alike(described)
-    said = _joined([_said(run) for run in runs], runs)
+    said = _joined({run: _said(run) for run in runs})
     found = _parts(runs, said[PARTS])
+    if not found:
+        raise InputError(f"nothing was measured of a model yet in {', '.join(map(str, runs))}")
     with locked(out) as hold:
         folder.require_same(out, next(iter(described.values()))["identity"])
         if (out / STUDY).exists():  # of an earlier call, which may have joined more
-            said = _joined([_said(out), said], [out, *runs[:1]])
-            _parts([out, *runs], said[PARTS])
+            said = _joined({out: _said(out), runs[0]: said})
+        _parts([out, *runs], said[PARTS])
         run_file.join(out, list(described.values()))
         hold.begun()
         for name, path in found.items():
@@ -55,24 +61,29 @@ def _described(run: Path) -> Mapping[str, Any]:
 
 
 def _said(run: Path) -> dict[str, Any]:
-    path, remedy = run / STUDY, "it is not as a study that trains wrote it"
-    if not path.exists():
-        raise InputError(f"{run} lacks {STUDY}: {remedy}")
-    return parse_json(read_bytes(path, remedy), _SAID, path, remedy)
+    if not (run / STUDY).exists():
+        raise InputError(f"{run} lacks {STUDY}: {_REMEDY}")
+    said: dict[str, Any] = read_json(run / STUDY, _SAID, _REMEDY)
+    if len(said[ARMS]) != len(said[PARTS]):
+        raise InputError(
+            f"{run / STUDY} has {len(said[ARMS])} arms and {len(said[PARTS])} parts: {_REMEDY}"
+        )
+    return said
 
 
-def _joined(said: Sequence[dict[str, Any]], runs: Sequence[Path]) -> dict[str, Any]:
+def _joined(said: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
     """What all say of the study, with the models of all, each once."""
-    first = said[0]
-    joined = (MODEL, ARMS, PARTS)
-    for run, one in zip(runs, said, strict=True):
-        apart = [k for k in {**first, **one} if k not in joined and first.get(k) != one.get(k)]
+    (where, first), *_ = said.items()
+    for run, one in said.items():
+        apart = [k for k in {**first, **one} if k not in _JOINED and first.get(k) != one.get(k)]
         if apart:
             raise InputError(
-                f"{run} and {runs[0]} are different studies ({', '.join(apart)} differ): they are not joined"
+                f"{run} and {where} are different studies ({', '.join(apart)} differ): they are not joined"
             )
-    models = dict.fromkeys(model for one in said for model in one[MODEL].split(", "))
-    both = dict.fromkeys(pair for one in said for pair in zip(one[ARMS], one[PARTS], strict=True))
+    models = dict.fromkeys(model for one in said.values() for model in one[MODEL].split(", "))
+    both = dict.fromkeys(
+        pair for one in said.values() for pair in zip(one[ARMS], one[PARTS], strict=True)
+    )
     arms = [arm for arm, _ in both]
     if len(set(arms)) < len(arms):
         again = next(arm for arm in arms if arms.count(arm) > 1)
@@ -88,13 +99,12 @@ def _parts(runs: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
     for run in runs:
         for name in names:
             path = run / PARTS / name
-            if path.exists() and found.setdefault(name, path) != path:
-                _require_same(path, found[name])
+            if not path.exists():
+                continue
+            read_part(path)
+            if path.read_bytes() != found.setdefault(name, path).read_bytes():
+                raise InputError(
+                    f"{path} and {found[name]} differ: one model was trained or evaluated twice, and rounded "
+                    "otherwise; leave one out"
+                )
     return found
-
-
-def _require_same(one: Path, other: Path) -> None:
-    if one.read_bytes() != other.read_bytes():
-        raise InputError(
-            f"{one} and {other} differ: one model was trained or evaluated twice, and rounded otherwise; leave one out"
-        )

@@ -175,9 +175,13 @@ def bytes_of(built: Built, groups: Sequence[Group], room: int) -> int:
 
 
 def _files_of(cells: Sequence[Cell]) -> list[State]:
-    """The states of the files that cells' recipes read."""
+    """The states of the files that cells' recipes read. Raises: InputError for one that is gone."""
     recipes = dict.fromkeys(cell.indexer for cell in cells if cell.indexer is not None)
-    return [state_of(path) for recipe in recipes for one in within(recipe) for path in one.files()]
+    files = [path for recipe in recipes for one in within(recipe) for path in one.files()]
+    try:
+        return [state_of(path) for path in files]
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}") from error
 
 
 def _addresses(model: PreTrainedModel) -> tuple[int, ...]:
