@@ -52,7 +52,7 @@ def _answer(
     if not found:
         return Answer(NOT_RUN, folders(names), told(found))
     left = [model for model in read_study(study).model if model not in {start.name for start in found}]  # fmt: skip
-    return Answer(verdict, folders(names), [*told(found), *lines(*(f"Not trained, or not measured before it: {model}." for model in left))])  # fmt: skip
+    return Answer(verdict, folders(names), [*told(found), *lines(*(f"Not judged yet: {model}." for model in left))])  # fmt: skip
 
 
 def _sft_gaps(start: Start) -> Iterator[Interval]:

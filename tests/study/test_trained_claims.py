@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from topkit.experiments.train.arms import Arm
 
 ROOT = Path(__file__).parents[2]
 TITLE = "kv-recall, 64 tokens"
@@ -31,9 +34,9 @@ def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, A
             *((how, n) for how in ("dense", "topk") for n in range(3)),
         ]:
             ratio = "1%" if how == "topk" else ""
-            arm = {"start": "reference", "attention": how, "ratio": ratio, "seed": seed}
-            names.append(f"{how}-{seed}.json")
-            part = {"arm": arm, "curves": [], "heads": [], **found(how, seed)}
+            arm = Arm("reference", "reference", how, ratio, seed)
+            names.append(f"{arm.name}-0a.json")
+            part = {"arm": asdict(arm), "curves": [], "heads": [], **found(how, seed)}
             (folder / trained.PARTS / names[-1]).write_text(json.dumps(part))
         said = {"study": study, "model": "reference", trained.PARTS: names}
         (folder / "study.json").write_text(json.dumps(said))
@@ -60,7 +63,7 @@ def test_training_through_top_k_is_judged_over_paired_seeds(
     assert answer.verdict == verdict
     assert answer.on == ["`results/topk-sft`: `topkit study topk-sft --model reference --corpus BOOKS --task kv-recall --length 64 -k 1% --samples 2 --out runs/topk-sft`"]  # fmt: skip
     above, table, left = answer.found
-    assert left.text == "Not trained: smollm2."
+    assert left.text == "Not judged yet: smollm2."
     # Student's interval of three seeds that differ by 0.02: 4.303 standard errors of 0.02 / sqrt(3).
     gap = f"{high:+.3f} [{high - 0.0497:+.3f}, {high + 0.0497:+.3f}]"
     assert f"{word} in 1 of 1 pairs, by {high:+.3f}" in above.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,17 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topkit.documents import read_json
+from topkit.documents import check
 from topkit.errors import InputError
 from topkit.experiments.study import stats
 from topkit.experiments.study.ranks import holm
 from topkit.experiments.study.stats import Array, Interval
 from topkit.experiments.train.arms import BEFORE, DENSE, PARTS, TOPK, Arm
 
-_PART = {
-    "arm": {"start": str, "folder": str, "attention": str, "ratio": str, "seed": int},
-    str: object,
-}
+_PART = {"arm": {"start": str, "folder": str, "attention": str, "ratio": str, "seed": int}}
 _REMEDY = "delete it, and the study makes it anew"
 
 
@@ -98,7 +96,12 @@ def starts(out: Path, study: Mapping[str, Any]) -> list[Start]:
 
 def read_part(path: Path) -> dict[str, Any]:
     """What a job found of its model. Raises: InputError for a file that no job wrote, or half of one."""
-    part: dict[str, Any] = read_json(path, _PART, _REMEDY)
+    try:
+        part: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path} as JSON: {error}; {_REMEDY}") from error
+    # What was found may hold NaN, which `check` refuses.
+    check({"arm": part.get("arm")} if isinstance(part, dict) else part, _PART, path, _REMEDY)
     if Arm(**part["arm"]).name != path.name.rpartition("-")[0]:
         raise InputError(f"{path} is of another model, {Arm(**part['arm']).name}; {_REMEDY}")
     return part
