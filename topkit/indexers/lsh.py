@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from topkit.indexers.base import Step
-from topkit.indexers.lasting import lasting
 from topkit.indexers.noise import salt_of
 from topkit.kernels.counter_noise import counter_noise
 
@@ -65,7 +65,7 @@ def _room(x: Tensor) -> int:
     return _ROOM.get(x.device.type, _ELSEWHERE)
 
 
-@lasting(128)
+@lru_cache(maxsize=128)
 def _planes(seed: int, salt: int, width: int, count: int, device: torch.device) -> Tensor:
     """Normal numbers [width, count] float64, by Box and Muller of hashed ones."""
     stop = torch.arange(2, device=device)[None]

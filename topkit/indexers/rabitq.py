@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar, cast
 
 import torch
@@ -15,7 +16,6 @@ from topkit.errors import InputError
 from topkit.indexers.base import Index, Selection, Step
 from topkit.indexers.checks import flag, whole
 from topkit.indexers.exact import chosen_scores
-from topkit.indexers.lasting import lasting
 from topkit.indexers.mean_key import MeanIndex, about_mean, mean_key
 from topkit.indexers.scored import Codes, Scored, masked, scored
 from topkit.indexers.stated_cost import Cost, Shape, least
@@ -108,7 +108,7 @@ class rabitq(Scored):
         return self.epsilon * queries.float().square().sum(-1, keepdim=True).sqrt() * spread
 
 
-@lasting(64)
+@lru_cache(maxsize=64)
 def rotation(width: int, seed: int, device: torch.device) -> Tensor:
     """A random orthogonal matrix [width, width] float64, uniform among all, of a seed."""
     drawn = torch.randn(
