@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from front_page import BOOKS, ONE_MODEL, ORACLES, RULER, asked_alike, found, of_two_models, place_of
+from front_page import (
+    BOOKS,
+    ONE_MODEL,
+    ORACLES,
+    RULER,
+    found,
+    needles_at_4096,
+    of_two_models,
+    place_of,
+)
 
 from topkit.cli.listing import markdown
 from topkit.experiments.study.findings import Findings
@@ -114,7 +123,7 @@ def _other_budgets(lengths: Sequence[Findings]) -> list[dict[str, str]]:
 def carry_over() -> str:
     """Whether the order of indexers carries over, and how each stands to exact Top-k with both models."""
     both = of_two_models()
-    sides = [(name, Findings(curve), k) for name, curve, k in asked_alike(both)]
+    sides = [(name, Findings(curve), k) for name, curve, k in needles_at_4096(both)]
     rows, failed, worse = list[tuple[float, dict[str, str]]](), list[str](), list[str]()
     for indexer in both.indexers:
         places = [one.curve.place(indexer, k) for _, one, k in sides]

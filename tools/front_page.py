@@ -55,7 +55,7 @@ def of_two_models() -> Comparison:
     return both
 
 
-def asked_alike(both: Comparison) -> list[tuple[str, Curve, Budget]]:
+def needles_at_4096(both: Comparison) -> list[tuple[str, Curve, Budget]]:
     """Each model, the needles that it was asked for in 4,096 tokens, and its k."""
     found = list[tuple[str, Curve, Budget]]()
     for model, curves, (k,) in zip(both.models, both.curves, both.budgets, strict=True):
@@ -162,7 +162,7 @@ def _budget(one: Findings) -> str:
 
 def _four_bits(both: Comparison) -> str:
     indexer, words = parse("quantized:dtype=int4"), list[str]()
-    for model, curve, k in asked_alike(both):
+    for model, curve, k in needles_at_4096(both):
         gap = Findings(curve).to_exact(place_of(curve, indexer, k))
         assert gap is not None
         _hold(float(gap.low) < 0 < float(gap.high), "int4 and exact Top-k are not told apart")
@@ -206,7 +206,7 @@ def _mass(one: Findings) -> str:
 
 def _models(both: Comparison) -> str:
     indexer, scores = parse("sampled(quantized(dtype=int4))"), list[str]()
-    for model, curve, k in asked_alike(both):
+    for model, curve, k in needles_at_4096(both):
         score = Findings(curve).accuracy[place_of(curve, indexer, k)]
         scores.append(f"{said(score)} with {_named(model)}")
     return (
